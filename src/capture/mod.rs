@@ -1,0 +1,8 @@
+//! Capture: live media to parts and segments, undecoded.
+//!
+//! ```text
+//! UDP ─► peer (str0m) ─packets─► track rules (pure) ─frames─► track log ─parts─► disk
+//!                                                                  └─sealed segments─► store
+//! ```
+
+pub mod types;

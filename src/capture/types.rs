@@ -1,0 +1,200 @@
+//! The words that pass between the track rules, the capture log and whoever reads the log.
+
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::TrackKind;
+use crate::time::{MediaSpan, MediaTime, NtpTime};
+
+/// A codec that is archived as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    /// RFC 7741.
+    Vp8,
+    /// RFC 9628.
+    Vp9,
+    /// RFC 6184.
+    H264,
+    /// AOM's "RTP Payload Format For AV1".
+    Av1,
+    /// RFC 7587.
+    Opus,
+    /// G.711 mu-law, RFC 3551.
+    Pcmu,
+    /// G.711 A-law, RFC 3551.
+    Pcma,
+}
+
+impl Codec {
+    /// All codecs.
+    pub const ALL: [Self; 7] = [Self::Vp8, Self::Vp9, Self::H264, Self::Av1, Self::Opus, Self::Pcmu, Self::Pcma];
+
+    /// Sound or picture.
+    #[must_use]
+    pub const fn kind(self) -> TrackKind {
+        match self {
+            Self::Vp8 | Self::Vp9 | Self::H264 | Self::Av1 => TrackKind::Video,
+            Self::Opus | Self::Pcmu | Self::Pcma => TrackKind::Audio,
+        }
+    }
+
+    /// RTP clock rate in Hz.
+    #[must_use]
+    pub const fn clock_rate(self) -> u32 {
+        match self {
+            Self::Vp8 | Self::Vp9 | Self::H264 | Self::Av1 => 90_000,
+            Self::Opus => 48_000,
+            Self::Pcmu | Self::Pcma => 8_000,
+        }
+    }
+
+    /// The name in metrics, manifests and file names.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Vp8 => "vp8",
+            Self::Vp9 => "vp9",
+            Self::H264 => "h264",
+            Self::Av1 => "av1",
+            Self::Opus => "opus",
+            Self::Pcmu => "pcmu",
+            Self::Pcma => "pcma",
+        }
+    }
+
+    /// Whether WebM may carry it; what it may not goes into Matroska.
+    #[must_use]
+    pub const fn in_webm(self) -> bool {
+        matches!(self, Self::Vp8 | Self::Vp9 | Self::Av1 | Self::Opus)
+    }
+}
+
+/// What a decoder must know before the first frame. A change of it begins a new segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackFormat {
+    /// The codec.
+    pub codec: Codec,
+    /// Picture width in pixels; 0 for sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub width: u32,
+    /// Picture height in pixels; 0 for sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub height: u32,
+    /// Channels of sound; 0 for picture.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub channels: u32,
+    /// What the container's `CodecPrivate` holds: `avcC` (H.264), `av1C` (AV1), `OpusHead` (Opus), else empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codec_private: Vec<u8>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// One coded picture, or one packet of sound, as the container wants it: VP8 and VP9 frames as they are,
+/// H.264 with 4-byte lengths (no start codes), AV1 as OBUs with sizes and without temporal delimiters,
+/// Opus packets and G.711 bytes as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// When it is shown or heard, by the track's provisional clock (see `clock`).
+    pub pts: MediaTime,
+    /// How long it lasts, where the frame itself says so (sound).
+    pub duration: Option<MediaSpan>,
+    /// Whether a decoder can begin here. Always true for sound.
+    pub keyframe: bool,
+    /// The coded bytes.
+    pub data: Bytes,
+}
+
+/// Who made media go missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GapCause {
+    /// The publisher sent nothing, or nothing that can be decoded.
+    Publisher,
+    /// Packets were lost and not repaired.
+    Network,
+    /// The media router was away.
+    Router,
+    /// No worker was there: it died, or took over late.
+    Worker,
+    /// There was no room, or the disk failed.
+    Storage,
+}
+
+/// A span of media time that is known to be missing from a track.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Gap {
+    /// End of the last frame before it.
+    #[schemars(with = "i64")]
+    pub from: MediaTime,
+    /// Start of the first frame after it.
+    #[schemars(with = "i64")]
+    pub to: MediaTime,
+    /// Who.
+    pub cause: GapCause,
+}
+
+/// What a sender report says: this RTP time was this NTP time (RFC 3550 section 6.4.1). Kept raw in the
+/// index; the correction is computed over all tracks of a session when the log is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderReport {
+    /// The report's NTP time, by the clock of whoever wrote it (Janus writes its own).
+    pub ntp: NtpTime,
+    /// The report's RTP time on the track's provisional clock, as a frame's `pts` would be.
+    pub pts: MediaTime,
+    /// When it arrived here.
+    pub arrived: MediaTime,
+}
+
+/// What happened to a track's packets. Every packet is counted once, when its fate is final.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct TrackStats {
+    /// Packets that arrived in time, first copies only.
+    pub packets: u64,
+    /// Payload bytes of them.
+    pub bytes: u64,
+    /// Packets that came out of order but in time: most are repaired by retransmission.
+    pub repaired: u64,
+    /// Packets that never came, or came too late.
+    pub lost: u64,
+    /// Second copies.
+    pub duplicate: u64,
+    /// Packets that came when their place was already given up.
+    pub late: u64,
+    /// Packets that are no valid payload of the codec.
+    pub malformed: u64,
+    /// Frames written.
+    pub frames: u64,
+    /// Of them, keyframes.
+    pub keyframes: u64,
+    /// Whole frames dropped because no keyframe had come yet.
+    pub frames_before_keyframe: u64,
+    /// Frames dropped because a packet of them was lost, or because they lean on such a frame.
+    pub frames_damaged: u64,
+    /// Keyframes asked for.
+    pub keyframes_requested: u64,
+}
+
+impl TrackStats {
+    /// Adds another count.
+    pub fn add(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.repaired += other.repaired;
+        self.lost += other.lost;
+        self.duplicate += other.duplicate;
+        self.late += other.late;
+        self.malformed += other.malformed;
+        self.frames += other.frames;
+        self.keyframes += other.keyframes;
+        self.frames_before_keyframe += other.frames_before_keyframe;
+        self.frames_damaged += other.frames_damaged;
+        self.keyframes_requested += other.keyframes_requested;
+    }
+}

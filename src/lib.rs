@@ -1,0 +1,10 @@
+//! `archiver` records routed video sessions without anyone pressing a button.
+//!
+//! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
+
+pub mod capture;
+pub mod fault;
+pub mod ids;
+pub mod router;
+pub mod store;
+pub mod time;

@@ -1,0 +1,3 @@
+//! The `archiver` command.
+
+fn main() {}

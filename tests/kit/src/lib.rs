@@ -1,0 +1,1 @@
+//! Private servers, publishers and media checks for archiver's tests, demo and benches.
