@@ -5,6 +5,9 @@
 pub mod capture;
 pub mod fault;
 pub mod ids;
+pub mod job;
+pub mod metrics;
 pub mod router;
 pub mod store;
+pub mod telemetry;
 pub mod time;

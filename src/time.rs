@@ -180,6 +180,12 @@ pub struct RtpUnwrapper {
 }
 
 impl RtpUnwrapper {
+    /// Nothing seen yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { last: None }
+    }
+
     /// The tick count nearest to the last one whose low 32 bits are `rtp`.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn unwrap(&mut self, rtp: u32) -> i64 {

@@ -5,4 +5,7 @@
 //!                                                                  └─sealed segments─► store
 //! ```
 
+pub mod clock;
+pub mod depacketize;
+pub mod track;
 pub mod types;

@@ -1,0 +1,46 @@
+# The commands of this project. Each installs what it needs first; all work on a fresh Debian 12 machine
+# with a Rust toolchain and root or sudo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+CARGO ?= cargo
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/archiver
+
+# To build; to run; to test with real servers.
+PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev \
+  gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
+  janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
+  iproute2 procps python3-venv
+
+GARAGE := $(CACHE)/garage/bin/garage
+
+.PHONY: help setup demo test lint bench kills soak fuzz garage image clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what is missing: Debian packages, npm and PyPI packages of the tests
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	command -v node >/dev/null && command -v npm >/dev/null || missing="$$missing nodejs npm"; \
+	if [ -n "$$(echo $$missing)" ]; then \
+	  echo "installing: $$(echo $$missing)"; \
+	  $(SUDO) apt-get update -qq; \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+lint: setup ## formatting, clippy and documentation, all warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium
+	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (about 10 minutes)"
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+garage: ## build the S3 server garage once, for the store's contract tests
+	@[ -x "$(GARAGE)" ] || $(CARGO) install garage --version 2.5.0 --locked --debug --root $(CACHE)/garage --target-dir $(CACHE)/garage/target
+	@rm -rf $(CACHE)/garage/target
+
+clean: ## remove what was built
+	$(CARGO) clean

@@ -1,0 +1,182 @@
+//! VP9 (RFC 9628). All spatial layers of a picture become one superframe: they share a timestamp, and the
+//! marker ends the picture.
+
+use super::bits::Bits;
+use super::{Assembled, Edges, PayloadError};
+use crate::capture::types::{Codec, TrackFormat};
+
+struct Descriptor {
+    len: usize,
+    begins: bool,
+    inter: bool,
+    spatial: u8,
+    discardable: bool,
+}
+
+fn byte(payload: &[u8], at: &mut usize) -> Result<u8, PayloadError> {
+    let byte = *payload.get(*at).ok_or(PayloadError::Short)?;
+    *at += 1;
+    Ok(byte)
+}
+
+fn descriptor(payload: &[u8]) -> Result<Descriptor, PayloadError> {
+    let mut at = 0;
+    let first = byte(payload, &mut at)?;
+    let (picture_id, inter, layers, flexible, begins, scalability) = (
+        first & 0x80 != 0,
+        first & 0x40 != 0,
+        first & 0x20 != 0,
+        first & 0x10 != 0,
+        first & 0x08 != 0,
+        first & 0x02 != 0,
+    );
+    if picture_id && byte(payload, &mut at)? & 0x80 != 0 {
+        at += 1;
+    }
+    let mut spatial = 0;
+    if layers {
+        let indices = byte(payload, &mut at)?;
+        spatial = indices >> 1 & 0x07;
+        if !flexible {
+            at += 1; // TL0PICIDX
+        }
+    }
+    if flexible && inter {
+        for reference in 0.. {
+            if reference == 3 {
+                return Err(PayloadError::Invalid);
+            }
+            if byte(payload, &mut at)? & 1 == 0 {
+                break;
+            }
+        }
+    }
+    if scalability {
+        skip_scalability(payload, &mut at)?;
+    }
+    if payload.len() <= at {
+        return Err(PayloadError::Short);
+    }
+    // Z: not a reference for upper spatial layers; that says nothing of later pictures.
+    Ok(Descriptor { len: at, begins, inter, spatial, discardable: false })
+}
+
+/// Scalability structure (RFC 9628 section 4.2.1).
+fn skip_scalability(payload: &[u8], at: &mut usize) -> Result<(), PayloadError> {
+    let head = byte(payload, at)?;
+    let layers = usize::from(head >> 5) + 1;
+    if head & 0x10 != 0 {
+        *at += 4 * layers;
+    }
+    if head & 0x08 != 0 {
+        for _ in 0..byte(payload, at)? {
+            let references = usize::from(byte(payload, at)? >> 2 & 0x03);
+            *at += references;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
+    let d = descriptor(payload)?;
+    Ok(Edges { first: d.begins && d.spatial == 0, last: marker, discardable: d.discardable })
+}
+
+pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
+    // One entry a layer frame: where it begins in `data`.
+    let mut starts = Vec::new();
+    let mut data = Vec::with_capacity(payloads.iter().map(|p| p.len()).sum::<usize>() + 34);
+    let mut keyframe = false;
+    for payload in payloads {
+        let d = descriptor(payload)?;
+        if d.begins {
+            keyframe |= starts.is_empty() && !d.inter;
+            starts.push(data.len());
+        }
+        data.extend_from_slice(&payload[d.len..]);
+    }
+    let format = if keyframe { size(&data)? } else { None };
+    superframe(&mut data, &starts)?;
+    Ok(Assembled { data, keyframe: keyframe && format.is_some(), format, ticks: None })
+}
+
+/// Appends the superframe index (VP9 bitstream specification, annex B) when there is more than one layer.
+#[allow(clippy::cast_possible_truncation)]
+fn superframe(data: &mut Vec<u8>, starts: &[usize]) -> Result<(), PayloadError> {
+    let frames = starts.len();
+    if frames < 2 {
+        return Ok(());
+    }
+    if frames > 8 {
+        return Err(PayloadError::Invalid);
+    }
+    let marker = 0b1100_0000 | 3 << 3 | (frames as u8 - 1);
+    let end = data.len();
+    data.push(marker);
+    for (at, start) in starts.iter().enumerate() {
+        let next = starts.get(at + 1).copied().unwrap_or(end);
+        data.extend_from_slice(&((next - start) as u32).to_le_bytes());
+    }
+    data.push(marker);
+    Ok(())
+}
+
+/// Size from the uncompressed header of a keyframe (VP9 bitstream specification, section 6.2); `None` if
+/// it is no keyframe.
+fn size(frame: &[u8]) -> Result<Option<TrackFormat>, PayloadError> {
+    let mut bits = Bits::new(frame);
+    if bits.take(2)? != 2 {
+        return Err(PayloadError::Invalid);
+    }
+    let profile = u32::from(bits.bit()?) | u32::from(bits.bit()?) << 1;
+    if profile == 3 {
+        bits.bit()?;
+    }
+    let (show_existing, inter) = (bits.bit()?, bits.bit()?);
+    if show_existing || inter {
+        return Ok(None);
+    }
+    bits.take(2)?; // show_frame, error_resilient_mode
+    if bits.take(24)? != 0x49_83_42 {
+        return Err(PayloadError::Invalid);
+    }
+    if profile >= 2 {
+        bits.bit()?;
+    }
+    let rgb = bits.take(3)? == 7;
+    if !rgb {
+        bits.bit()?;
+    }
+    if profile & 1 == 1 {
+        bits.take(if rgb { 1 } else { 3 })?;
+    }
+    let (width, height) = (bits.take(16)? + 1, bits.take(16)? + 1);
+    Ok(Some(TrackFormat { codec: Codec::Vp9, width, height, channels: 0, codec_private: Vec::new() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Profile 0 keyframe header of 640x480.
+    const KEY: [u8; 9] = [0x82, 0x49, 0x83, 0x42, 0x00, 0x27, 0xf0, 0x1d, 0xf0];
+
+    #[test]
+    fn a_keyframe_tells_its_size() {
+        let packet = [&[0x88, 0x81, 0x23][..], &KEY].concat();
+        assert_eq!(edges(&packet, true), Ok(Edges { first: true, last: true, discardable: false }));
+        let frame = assemble(&[&packet]).expect("frame");
+        let format = frame.format.expect("format");
+        assert_eq!((frame.keyframe, format.width, format.height, &frame.data[..]), (true, 640, 480, &KEY[..]));
+    }
+
+    #[test]
+    fn spatial_layers_become_one_superframe() {
+        let low = [&[0x2c, 0x00, 0x00][..], &KEY].concat();
+        let high = [0x6c, 0x02, 0x00, 0xaa, 0xbb];
+        let frame = assemble(&[&low, &high]).expect("frame");
+        assert_eq!(frame.data.len(), 9 + 2 + 10);
+        assert_eq!(frame.data[11], frame.data[20]);
+        assert_eq!(frame.data[12..20], [9, 0, 0, 0, 2, 0, 0, 0]);
+    }
+}

@@ -1,0 +1,491 @@
+//! The media thread: one loop over one socket, all peers and all track rules. It waits for nobody: what
+//! the log thread cannot take at once is kept for a while, and then counted as lost to storage.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::engine::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey, media_time};
+use super::rtc::{PacketIn, Peer, PeerSink};
+use super::socket::{Buffers, Socket};
+use super::writer::{self, Item};
+use super::{PeerError, sdp};
+use crate::capture::track::{Output, RtpInput, TrackRules};
+use crate::capture::types::GapCause;
+use crate::ids::{StreamId, TrackId, TrackKind};
+use crate::time::{ClockAnchor, MediaTime, NtpTime, Wallclock};
+
+/// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
+const RULES_TICK: Duration = Duration::from_millis(50);
+/// How long the thread sleeps when there are no peers.
+const IDLE: Duration = Duration::from_millis(200);
+/// Frames that may wait for the log thread, in items; beyond it they are lost to storage.
+const BACKLOG_ITEMS_MAX: usize = 100_000;
+/// Datagram batches read before anything else is done again.
+const BATCHES_A_TURN_MAX: usize = 64;
+
+struct Capture {
+    options: CaptureOptions,
+    events: mpsc::Sender<CaptureEvent>,
+    tracks: BTreeMap<TrackId, TrackRules>,
+}
+
+struct PeerEntry {
+    peer: Peer,
+    capture: CaptureKey,
+    stream: StreamId,
+    addresses: Vec<SocketAddr>,
+}
+
+pub(super) struct MediaThread {
+    config: EngineConfig,
+    commands: Receiver<Command>,
+    batches: SyncSender<writer::LogCommand>,
+    socket: Socket,
+    buffers: Buffers,
+    anchor: ClockAnchor,
+    captures: HashMap<CaptureKey, Capture>,
+    peers: HashMap<PeerKey, PeerEntry>,
+    by_address: HashMap<SocketAddr, PeerKey>,
+    backlog: Vec<Item>,
+    outputs: Vec<Output>,
+    rules_at: Instant,
+}
+
+/// What a peer's events need from the thread, without the peer itself.
+struct Sink<'a> {
+    socket: &'a Socket,
+    anchor: &'a ClockAnchor,
+    capture_key: CaptureKey,
+    capture: Option<&'a mut Capture>,
+    stream: StreamId,
+    peer: PeerKey,
+    outputs: &'a mut Vec<Output>,
+    backlog: &'a mut Vec<Item>,
+    keyframe_wanted: bool,
+    now: Instant,
+}
+
+impl Sink<'_> {
+    fn rules(&mut self, kind: TrackKind) -> Option<(TrackId, MediaTime, &mut TrackRules)> {
+        let capture = self.capture.as_deref_mut()?;
+        let track = TrackId { stream: self.stream, kind };
+        let now = media_time(self.anchor.wallclock(self.now), capture.options.origin);
+        let rules =
+            capture.tracks.entry(track).or_insert_with(|| TrackRules::new(kind, capture.options.track.clone(), now));
+        Some((track, now, rules))
+    }
+
+    fn collect(&mut self, track: TrackId) {
+        self.keyframe_wanted |= forward(self.capture_key, track, self.outputs, self.backlog);
+    }
+}
+
+/// Moves a track's outputs to the backlog. Returns whether a keyframe is wanted.
+fn forward(capture: CaptureKey, track: TrackId, outputs: &mut Vec<Output>, backlog: &mut Vec<Item>) -> bool {
+    let mut wanted = false;
+    for output in outputs.drain(..) {
+        if matches!(output, Output::RequestKeyframe { .. }) {
+            wanted = true;
+        } else {
+            backlog.push(Item { capture, track, output });
+        }
+    }
+    wanted
+}
+
+impl PeerSink for Sink<'_> {
+    fn transmit(&mut self, to: SocketAddr, bytes: &[u8]) {
+        self.socket.send(to, bytes);
+    }
+
+    fn packet(&mut self, kind: TrackKind, packet: PacketIn) {
+        let Some(origin) = self.capture.as_ref().map(|c| c.options.origin) else { return };
+        let arrived = media_time(self.anchor.wallclock(packet.arrived), origin);
+        let mut outputs = std::mem::take(self.outputs);
+        if let Some((track, _, rules)) = self.rules(kind) {
+            let input = RtpInput {
+                codec: packet.codec,
+                seq: packet.seq,
+                rtp: packet.rtp,
+                marker: packet.marker,
+                payload: bytes::Bytes::from_owner(packet.payload),
+                arrived,
+            };
+            rules.push(input, &mut outputs);
+            *self.outputs = outputs;
+            self.collect(track);
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation)]
+    fn sender_report(&mut self, kind: TrackKind, ntp: NtpTime, rtp: u64) {
+        let mut outputs = std::mem::take(self.outputs);
+        if let Some((track, now, rules)) = self.rules(kind) {
+            rules.sender_report(ntp, rtp as u32, now, &mut outputs);
+            *self.outputs = outputs;
+            self.collect(track);
+        }
+    }
+
+    fn connected(&mut self) {
+        if let Some(capture) = &self.capture {
+            tell(&capture.events, CaptureEvent::Connected { peer: self.peer });
+        }
+    }
+}
+
+/// The driver reads its events at once; a full queue means that it hangs, and then news are lost, not media.
+pub(super) fn tell(events: &mpsc::Sender<CaptureEvent>, event: CaptureEvent) {
+    if let Err(mpsc::error::TrySendError::Full(event)) = events.try_send(event) {
+        tracing::warn!(?event, "the job's driver does not read its events");
+    }
+}
+
+impl MediaThread {
+    pub fn new(
+        config: EngineConfig,
+        commands: Receiver<Command>,
+        batches: SyncSender<writer::LogCommand>,
+    ) -> std::io::Result<Self> {
+        let socket = Socket::bind(config.bind, config.receive_buffer_bytes)?;
+        let anchor = ClockAnchor::now();
+        Ok(Self {
+            config,
+            commands,
+            batches,
+            buffers: socket.buffers(),
+            socket,
+            rules_at: now(),
+            anchor,
+            captures: HashMap::new(),
+            peers: HashMap::new(),
+            by_address: HashMap::new(),
+            backlog: Vec::new(),
+            outputs: Vec::new(),
+        })
+    }
+
+    pub const fn local(&self) -> SocketAddr {
+        self.socket.local()
+    }
+
+    pub fn run(mut self) {
+        loop {
+            let wait = if self.captures.is_empty() { IDLE } else { self.config.batch };
+            let mut next = match self.commands.recv_timeout(wait) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            while let Some(command) = next {
+                if matches!(command, Command::Shutdown) {
+                    return self.end();
+                }
+                self.command(command);
+                next = self.commands.try_recv().ok();
+            }
+            self.receive();
+            self.time_passes();
+            self.flush();
+        }
+        self.end();
+    }
+
+    fn end(mut self) {
+        for key in self.captures.keys().copied().collect::<Vec<_>>() {
+            let (done, _) = oneshot::channel();
+            self.close(key, done);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Open { key, options, events, done } => {
+                let open = writer::LogCommand::Open { key, options: options.clone(), events: events.clone() };
+                self.captures.insert(key, Capture { options: *options, events, tracks: BTreeMap::new() });
+                self.to_log(open);
+                done.send(()).unwrap_or_default();
+            }
+            Command::AddPeer { key, capture, stream, offer, mids, done } => {
+                let answer = self.add_peer(key, capture, stream, &offer, &mids);
+                done.send(answer).unwrap_or_default();
+            }
+            Command::Renegotiate { key, offer, mids, done } => {
+                let offer = self.mapped(&offer);
+                let answer = match self.peers.get_mut(&key) {
+                    None => Err(PeerError::Broken { why: "it has ended".to_owned() }),
+                    Some(entry) => guarded(|| entry.peer.renegotiate(&offer, &mids)),
+                };
+                self.drive(key, |_, _| Ok(()));
+                done.send(answer).unwrap_or_default();
+            }
+            Command::RemovePeer { key, cause } => self.remove_peer(key, cause),
+            Command::Muted { capture, track, muted } => self.muted(capture, track, muted),
+            Command::Close { key, done } => self.close(key, done),
+            Command::Shutdown => {}
+        }
+    }
+
+    fn mapped(&self, offer: &str) -> String {
+        match &self.config.candidate_map {
+            Some(map) => sdp::map_candidates(offer, map.as_ref()),
+            None => offer.to_owned(),
+        }
+    }
+
+    fn add_peer(
+        &mut self,
+        key: PeerKey,
+        capture: CaptureKey,
+        stream: StreamId,
+        offer: &str,
+        mids: &[(String, TrackKind)],
+    ) -> Result<String, PeerError> {
+        let offer = self.mapped(offer);
+        let mut local = self
+            .socket
+            .local_for(sdp::first_candidate(&offer))
+            .map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        if let Some(ip) = self.config.advertise {
+            local.set_ip(ip);
+        }
+        let (peer, answer) = guarded(|| Peer::accept(&offer, mids, local, now()))?;
+        // A keyframe is asked for at subscription: the rules of a new video track do so on their first
+        // tick, also when the router sends nothing until it is asked.
+        self.peers.insert(key, PeerEntry { peer, capture, stream, addresses: Vec::new() });
+        let mut sink_tracks: Vec<TrackKind> = mids.iter().map(|(_, kind)| *kind).collect();
+        sink_tracks.dedup();
+        self.drive(key, |_, sink| {
+            for kind in sink_tracks {
+                sink.rules(kind);
+            }
+            Ok(())
+        });
+        Ok(answer)
+    }
+
+    /// Runs something on a peer, then lets it say what it has to say. A failing or panicking peer ends;
+    /// the others go on.
+    fn drive(&mut self, key: PeerKey, act: impl FnOnce(&mut Peer, &mut Sink<'_>) -> Result<(), PeerError>) {
+        let now = now();
+        let Some(entry) = self.peers.get_mut(&key) else { return };
+        let mut sink = Sink {
+            socket: &self.socket,
+            anchor: &self.anchor,
+            capture_key: entry.capture,
+            capture: self.captures.get_mut(&entry.capture),
+            stream: entry.stream,
+            peer: key,
+            outputs: &mut self.outputs,
+            backlog: &mut self.backlog,
+            keyframe_wanted: false,
+            now,
+        };
+        let result = guarded(|| {
+            act(&mut entry.peer, &mut sink)?;
+            if sink.keyframe_wanted {
+                entry.peer.request_keyframe();
+            }
+            entry.peer.tick(now, &mut sink)
+        });
+        if let Err(error) = result {
+            self.lose_peer(key, error.to_string());
+        }
+    }
+
+    fn receive(&mut self) {
+        for _ in 0..BATCHES_A_TURN_MAX {
+            let now = now();
+            let wallclock = Wallclock::now();
+            let Self { socket, buffers, peers, by_address, captures, anchor, outputs, backlog, .. } = self;
+            let socket = &*socket;
+            let mut failed: Vec<(PeerKey, PeerError)> = Vec::new();
+            let more = socket.receive(buffers, now, wallclock, |from, to, bytes, at| {
+                let Some(key) = find_peer(peers, by_address, from, to, bytes, at) else { return };
+                let Some(entry) = peers.get_mut(&key) else { return };
+                let mut sink = Sink {
+                    socket,
+                    anchor,
+                    capture_key: entry.capture,
+                    capture: captures.get_mut(&entry.capture),
+                    stream: entry.stream,
+                    peer: key,
+                    outputs,
+                    backlog,
+                    keyframe_wanted: false,
+                    now,
+                };
+                let result = guarded(|| {
+                    entry.peer.receive(from, to, bytes, at, &mut sink)?;
+                    if sink.keyframe_wanted {
+                        entry.peer.request_keyframe();
+                        entry.peer.tick(now, &mut sink)?;
+                    }
+                    Ok(())
+                });
+                if let Err(error) = result {
+                    failed.push((key, error));
+                }
+            });
+            for (key, error) in failed {
+                self.lose_peer(key, error.to_string());
+            }
+            match more {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the media socket cannot be read");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn time_passes(&mut self) {
+        let now = now();
+        let due: Vec<PeerKey> =
+            self.peers.iter().filter(|(_, e)| e.peer.next_timeout <= now).map(|(key, _)| *key).collect();
+        for key in due {
+            self.drive(key, |_, _| Ok(()));
+        }
+        if now < self.rules_at {
+            return;
+        }
+        self.rules_at = now + RULES_TICK;
+        let (connect_max, disconnected_max) = (self.config.connect_max, self.config.disconnected_max);
+        let dead: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, e)| e.peer.dead(now, connect_max, disconnected_max))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in dead {
+            self.lose_peer(key, "no working network path".to_owned());
+        }
+        let mut wanted = Vec::new();
+        let wallclock = self.anchor.wallclock(now);
+        for (capture_key, capture) in &mut self.captures {
+            let at = media_time(wallclock, capture.options.origin);
+            for (track, rules) in &mut capture.tracks {
+                rules.tick(at, &mut self.outputs);
+                let stats = rules.take_stats();
+                if forward(*capture_key, *track, &mut self.outputs, &mut self.backlog) {
+                    wanted.push((*capture_key, track.stream));
+                }
+                self.backlog.push(Item::stats(*capture_key, *track, stats));
+            }
+        }
+        for (capture, stream) in wanted {
+            let key = self.peers.iter().find(|(_, e)| e.capture == capture && e.stream == stream).map(|(key, _)| *key);
+            if let Some(key) = key {
+                self.drive(key, |peer, _| {
+                    peer.request_keyframe();
+                    Ok(())
+                });
+            }
+        }
+    }
+
+    fn muted(&mut self, capture_key: CaptureKey, track: TrackId, muted: bool) {
+        let wallclock = self.anchor.wallclock(now());
+        let Some(capture) = self.captures.get_mut(&capture_key) else { return };
+        let at = media_time(wallclock, capture.options.origin);
+        if let Some(rules) = capture.tracks.get_mut(&track) {
+            rules.publisher_muted(muted, at, &mut self.outputs);
+            forward(capture_key, track, &mut self.outputs, &mut self.backlog);
+        }
+    }
+
+    fn lose_peer(&mut self, key: PeerKey, why: String) {
+        if let Some(entry) = self.peers.get(&key)
+            && let Some(capture) = self.captures.get(&entry.capture)
+        {
+            tell(&capture.events, CaptureEvent::PeerLost { peer: key, why });
+        }
+        self.remove_peer(key, GapCause::Router);
+    }
+
+    fn remove_peer(&mut self, key: PeerKey, cause: GapCause) {
+        let Some(entry) = self.peers.remove(&key) else { return };
+        self.by_address.retain(|_, k| *k != key);
+        let wallclock = self.anchor.wallclock(now());
+        let Some(capture) = self.captures.get_mut(&entry.capture) else { return };
+        let at = media_time(wallclock, capture.options.origin);
+        for (track, rules) in capture.tracks.iter_mut().filter(|(track, _)| track.stream == entry.stream) {
+            rules.source_lost(cause, at, &mut self.outputs);
+            forward(entry.capture, *track, &mut self.outputs, &mut self.backlog);
+        }
+    }
+
+    fn close(&mut self, key: CaptureKey, done: oneshot::Sender<()>) {
+        let peers: Vec<PeerKey> = self.peers.iter().filter(|(_, e)| e.capture == key).map(|(k, _)| *k).collect();
+        for peer in peers {
+            self.remove_peer(peer, GapCause::Worker);
+        }
+        if let Some(mut capture) = self.captures.remove(&key) {
+            for (track, rules) in &mut capture.tracks {
+                self.backlog.push(Item::stats(key, *track, rules.take_stats()));
+            }
+        }
+        self.flush();
+        self.to_log(writer::LogCommand::Close { key, done });
+    }
+
+    /// Hands frames to the log thread; while it is busy they wait here, up to a limit.
+    fn flush(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let items = std::mem::take(&mut self.backlog);
+        match self.batches.try_send(writer::LogCommand::Items(items)) {
+            Ok(()) => {}
+            Err(std::sync::mpsc::TrySendError::Full(writer::LogCommand::Items(mut items))) => {
+                if items.len() > BACKLOG_ITEMS_MAX {
+                    let lost = items.len();
+                    items.retain(|item| !item.is_frame());
+                    tracing::error!(frames = lost - items.len(), "the disk is too slow, frames are lost");
+                }
+                self.backlog = items;
+            }
+            Err(_) => tracing::error!("the log thread has ended"),
+        }
+    }
+
+    fn to_log(&self, command: writer::LogCommand) {
+        // Opening and closing must not be lost; they are rare, so waiting for the disk is right here.
+        if self.batches.send(command).is_err() {
+            tracing::error!("the log thread has ended");
+        }
+    }
+}
+
+fn find_peer(
+    peers: &mut HashMap<PeerKey, PeerEntry>,
+    by_address: &mut HashMap<SocketAddr, PeerKey>,
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: &[u8],
+    at: Instant,
+) -> Option<PeerKey> {
+    if let Some(key) = by_address.get(&from) {
+        return Some(*key);
+    }
+    let (key, entry) = peers.iter_mut().find(|(_, e)| e.peer.accepts(from, to, bytes, at))?;
+    entry.addresses.push(from);
+    by_address.insert(from, *key);
+    Some(*key)
+}
+
+/// A panic in one peer's code must not reach the others: it becomes that peer's error.
+fn guarded<T>(act: impl FnOnce() -> Result<T, PeerError>) -> Result<T, PeerError> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| Err(PeerError::Broken { why: "panic, see the log".to_owned() }))
+}
+
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,25 @@
+//! The live end of capture: PeerConnections on one UDP socket, driven by one thread; frames written by
+//! a second one. The number of threads does not grow with the number of streams.
+//!
+//! ```text
+//! socket ─► media thread: peers (str0m), track rules ─batches─► log thread: parts ─sealed─► sync thread: fsync
+//! ```
+
+mod rtc;
+
+/// Why a peer cannot be made or has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The router's offer cannot be used.
+    #[error("the media router's offer cannot be used: {why}")]
+    Offer {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The connection broke.
+    #[error("the connection to the media router broke: {why}")]
+    Broken {
+        /// What happened.
+        why: String,
+    },
+}

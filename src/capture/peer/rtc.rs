@@ -1,0 +1,271 @@
+//! One PeerConnection to the media router, receiving one stream. The only file that knows `str0m`.
+//!
+//! `str0m` is sans-IO: datagrams and time go in, datagrams and events come out. RTP mode is used, so that
+//! packets reach the track rules as they came: the rules can wait for a retransmission far longer than a
+//! live player would.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use str0m::change::SdpOffer;
+use str0m::config::DtlsCert;
+use str0m::crypto::CryptoProvider;
+use str0m::format::Codec as RtcCodec;
+use str0m::media::{KeyframeRequestKind, Mid, Pt};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::Ssrc;
+use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig};
+
+use crate::capture::types::Codec;
+use crate::ids::TrackKind;
+use crate::time::{NtpTime, Wallclock};
+
+use super::PeerError;
+
+/// Longest SDP offer that is read, in bytes. Janus's offers for two m-lines are about 4 KiB.
+const OFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// RTP payload types that may be negotiated in one PeerConnection.
+const PAYLOAD_TYPES_MAX: usize = 128;
+
+/// What a peer has to say after it was fed.
+pub(super) trait PeerSink {
+    /// A datagram to send.
+    fn transmit(&mut self, to: SocketAddr, bytes: &[u8]);
+    /// An RTP packet of a track.
+    fn packet(&mut self, kind: TrackKind, packet: PacketIn);
+    /// A sender report of a track.
+    fn sender_report(&mut self, kind: TrackKind, ntp: NtpTime, rtp: u64);
+    /// ICE and DTLS are up.
+    fn connected(&mut self);
+}
+
+/// An RTP packet, decrypted, with its payload as it came.
+pub(super) struct PacketIn {
+    pub codec: Codec,
+    /// Extended over the wrap.
+    pub seq: u64,
+    pub rtp: u32,
+    pub marker: bool,
+    pub payload: Arc<[u8]>,
+    /// When the kernel got it.
+    pub arrived: Instant,
+}
+
+/// One PeerConnection.
+pub(super) struct Peer {
+    rtc: Rtc,
+    mids: Vec<(Mid, TrackKind)>,
+    ssrcs: HashMap<Ssrc, TrackKind>,
+    codecs: [Option<Codec>; PAYLOAD_TYPES_MAX],
+    /// When `str0m` wants to be called again.
+    pub next_timeout: Instant,
+    /// When ICE lost its last working pair.
+    disconnected_since: Option<Instant>,
+    opened: Instant,
+    connected: bool,
+}
+
+/// Crypto and certificate are made once: a key pair costs more than all else in a handshake.
+static CRYPTO: LazyLock<(Arc<CryptoProvider>, Option<DtlsCert>)> = LazyLock::new(|| {
+    let provider = Arc::new(str0m::crypto::from_feature_flags());
+    let cert = provider.dtls_provider.generate_certificate();
+    (provider, cert)
+});
+
+impl Peer {
+    /// Accepts the router's offer. Returns the peer and the SDP answer.
+    ///
+    /// `mids` tells which mid of the offer carries which track; others are refused by ignoring them.
+    pub fn accept(
+        offer: &str,
+        mids: &[(String, TrackKind)],
+        local: SocketAddr,
+        now: Instant,
+    ) -> Result<(Self, String), PeerError> {
+        let (provider, cert) = &*CRYPTO;
+        let mut config = RtcConfig::new()
+            .set_crypto_provider(Arc::clone(provider))
+            .clear_codecs()
+            .enable_opus(true, false)
+            .enable_pcmu(true, false)
+            .enable_pcma(true, false)
+            .enable_vp8(true)
+            .enable_vp9(true)
+            .enable_h264(true)
+            .enable_av1(true)
+            .set_rtp_mode(true);
+        if let Some(cert) = cert {
+            config = config.set_dtls_cert(cert.clone());
+        }
+        let mut rtc = config.build(now);
+        let candidate = Candidate::host(local, "udp").map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        rtc.add_local_candidate(candidate);
+        let mut peer = Self {
+            rtc,
+            mids: Vec::new(),
+            ssrcs: HashMap::new(),
+            codecs: [None; PAYLOAD_TYPES_MAX],
+            next_timeout: now,
+            disconnected_since: None,
+            opened: now,
+            connected: false,
+        };
+        let answer = peer.renegotiate(offer, mids)?;
+        Ok((peer, answer))
+    }
+
+    /// Accepts a further offer of the same PeerConnection.
+    pub fn renegotiate(&mut self, offer: &str, mids: &[(String, TrackKind)]) -> Result<String, PeerError> {
+        if offer.len() > OFFER_BYTES_MAX {
+            return Err(PeerError::Offer { why: format!("{} bytes are too many", offer.len()) });
+        }
+        let offer = SdpOffer::from_sdp_string(offer).map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        let answer = self.rtc.sdp_api().accept_offer(offer).map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        self.mids = mids.iter().map(|(mid, kind)| (Mid::from(mid.as_str()), *kind)).collect();
+        self.ssrcs.clear();
+        self.learn_codecs();
+        Ok(answer.to_sdp_string())
+    }
+
+    fn learn_codecs(&mut self) {
+        self.codecs = [None; PAYLOAD_TYPES_MAX];
+        for params in self.rtc.codec_config().params() {
+            let codec = match params.spec().codec {
+                RtcCodec::Opus => Codec::Opus,
+                RtcCodec::PCMU => Codec::Pcmu,
+                RtcCodec::PCMA => Codec::Pcma,
+                RtcCodec::H264 => Codec::H264,
+                RtcCodec::Vp8 => Codec::Vp8,
+                RtcCodec::Vp9 => Codec::Vp9,
+                RtcCodec::Av1 => Codec::Av1,
+                _ => continue,
+            };
+            if let Some(slot) = self.codecs.get_mut(usize::from(*params.pt())) {
+                *slot = Some(codec);
+            }
+        }
+    }
+
+    fn codec(&self, pt: Pt) -> Option<Codec> {
+        self.codecs.get(usize::from(*pt)).copied().flatten()
+    }
+
+    /// Whether a datagram from an address that no peer is known for belongs to this one.
+    pub fn accepts(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8], at: Instant) -> bool {
+        Receive::new(Protocol::Udp, from, to, bytes).is_ok_and(|receive| self.rtc.accepts(&Input::Receive(at, receive)))
+    }
+
+    /// Feeds a datagram.
+    pub fn receive(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: &[u8],
+        at: Instant,
+        sink: &mut dyn PeerSink,
+    ) -> Result<(), PeerError> {
+        // What is neither STUN, DTLS nor RTP is somebody's noise.
+        let Ok(receive) = Receive::new(Protocol::Udp, from, to, bytes) else { return Ok(()) };
+        self.rtc.handle_input(Input::Receive(at, receive)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
+        self.poll(sink)
+    }
+
+    /// Lets time pass.
+    pub fn tick(&mut self, now: Instant, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
+        self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
+        self.poll(sink)
+    }
+
+    fn poll(&mut self, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
+        loop {
+            match self.rtc.poll_output().map_err(|e| PeerError::Broken { why: e.to_string() })? {
+                Output::Timeout(at) => {
+                    self.next_timeout = at;
+                    return Ok(());
+                }
+                Output::Transmit(t) => sink.transmit(t.destination, &t.contents),
+                Output::Event(event) => self.event(event, sink),
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event, sink: &mut dyn PeerSink) {
+        match event {
+            Event::Connected => {
+                self.connected = true;
+                sink.connected();
+            }
+            Event::RtpPacket(packet) => {
+                let Some(codec) = self.codec(packet.header.payload_type) else { return };
+                let Some(kind) = self.kind_of(packet.header.ssrc) else { return };
+                if codec.kind() != kind {
+                    return;
+                }
+                sink.packet(
+                    kind,
+                    PacketIn {
+                        codec,
+                        seq: *packet.seq_no,
+                        rtp: packet.header.timestamp,
+                        marker: packet.header.marker,
+                        payload: packet.payload,
+                        arrived: packet.timestamp,
+                    },
+                );
+            }
+            Event::SenderFeedback(feedback) => {
+                let kind = self.mids.iter().find(|(mid, _)| *mid == feedback.mid).map(|(_, kind)| *kind);
+                if let Some(kind) = kind {
+                    let ntp = ntp_of(feedback.sender_info.ntp_time);
+                    sink.sender_report(kind, ntp, feedback.sender_info.rtp_time.numer());
+                }
+            }
+            Event::IceConnectionStateChange(state) => {
+                self.disconnected_since = match state {
+                    IceConnectionState::Disconnected => self.disconnected_since.or(Some(self.next_timeout)),
+                    _ => None,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    fn kind_of(&mut self, ssrc: Ssrc) -> Option<TrackKind> {
+        if let Some(kind) = self.ssrcs.get(&ssrc) {
+            return Some(*kind);
+        }
+        let mid = self.rtc.direct_api().stream_rx(&ssrc)?.mid();
+        let kind = self.mids.iter().find(|(m, _)| *m == mid).map(|(_, kind)| *kind)?;
+        self.ssrcs.insert(ssrc, kind);
+        Some(kind)
+    }
+
+    /// Asks the sender of the picture for a keyframe (PLI).
+    pub fn request_keyframe(&mut self) {
+        let mid = self.mids.iter().find(|(_, kind)| *kind == TrackKind::Video).map(|(mid, _)| *mid);
+        if let Some(mid) = mid
+            && let Some(stream) = self.rtc.direct_api().stream_rx_by_mid(mid, None)
+        {
+            stream.request_keyframe(KeyframeRequestKind::Pli);
+        }
+    }
+
+    /// Whether the connection never came up, or is down for so long that it must be made anew.
+    pub fn dead(&self, now: Instant, connect_max: Duration, disconnected_max: Duration) -> bool {
+        if !self.rtc.is_alive() {
+            return true;
+        }
+        if !self.connected && now.saturating_duration_since(self.opened) > connect_max {
+            return true;
+        }
+        self.disconnected_since.is_some_and(|since| now.saturating_duration_since(since) > disconnected_max)
+    }
+}
+
+fn ntp_of(at: SystemTime) -> NtpTime {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    NtpTime::from_wallclock(Wallclock(i64::try_from(since.as_micros()).unwrap_or(0)))
+}

@@ -1,0 +1,320 @@
+//! One test a rule.
+
+use super::*;
+use proptest::prelude::*;
+
+const KEY: [u8; 10] = [0x10, 0, 0, 0x9d, 0x01, 0x2a, 0x80, 0x02, 0xe0, 0x01];
+
+fn ms(ms: i64) -> MediaTime {
+    MediaTime::from_millis(ms)
+}
+
+/// A VP8 packet: `k` first of a keyframe, `f` first of an inter frame, `c` a continuation.
+fn vp8(what: char, number: u8) -> Bytes {
+    Bytes::from(match what {
+        'k' => [&[0x10][..], &KEY, &[number]].concat(),
+        'f' => vec![0x10, 0x01, number],
+        _ => vec![0x00, number, number],
+    })
+}
+
+struct Track {
+    rules: TrackRules,
+    out: Vec<Output>,
+}
+
+impl Track {
+    fn new(kind: TrackKind) -> Self {
+        Self { rules: TrackRules::new(kind, TrackOptions::default(), ms(0)), out: Vec::new() }
+    }
+
+    fn video(&mut self, seq: u64, frame: u32, what: char, marker: bool, at: i64) -> &mut Self {
+        let payload = vp8(what, u8::try_from(seq % 251).expect("small"));
+        self.rules.push(
+            RtpInput { codec: Codec::Vp8, seq, rtp: frame.wrapping_mul(3000), marker, payload, arrived: ms(at) },
+            &mut self.out,
+        );
+        self
+    }
+
+    fn opus(&mut self, seq: u64, rtp: u32, at: i64) -> &mut Self {
+        let payload = Bytes::from_static(&[0x78, 1, 2]);
+        let input = RtpInput { codec: Codec::Opus, seq, rtp, marker: false, payload, arrived: ms(at) };
+        self.rules.push(input, &mut self.out);
+        self
+    }
+
+    fn frames(&self) -> Vec<i64> {
+        self.out.iter().filter_map(|o| if let Output::Frame(f) = o { Some(f.pts.as_millis()) } else { None }).collect()
+    }
+
+    fn gaps(&self) -> Vec<(i64, i64, GapCause)> {
+        let gap = |o: &Output| match o {
+            Output::Gap(g) => Some((g.from.as_millis(), g.to.as_millis(), g.cause)),
+            _ => None,
+        };
+        self.out.iter().filter_map(gap).collect()
+    }
+
+    fn requests(&self) -> Vec<KeyframeReason> {
+        let reason = |o: &Output| if let Output::RequestKeyframe { reason } = o { Some(*reason) } else { None };
+        self.out.iter().filter_map(reason).collect()
+    }
+}
+
+#[test]
+fn a_picture_begins_with_a_keyframe_and_what_came_before_is_counted() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'f', true, 0).video(2, 1, 'f', true, 33).video(3, 2, 'k', true, 66).video(4, 3, 'f', true, 100);
+    assert_eq!(t.frames(), [66, 100]);
+    assert_eq!(t.rules.take_stats().frames_before_keyframe, 2);
+    assert_eq!(t.requests(), [KeyframeReason::Begin]);
+}
+
+#[test]
+fn a_keyframe_is_asked_for_at_subscription_and_again_each_second_until_it_comes() {
+    let mut t = Track::new(TrackKind::Video);
+    for at in (0..2500).step_by(50) {
+        t.rules.tick(ms(at), &mut t.out);
+    }
+    assert_eq!(t.requests(), [KeyframeReason::Begin; 3]);
+}
+
+#[test]
+fn a_frame_leaves_with_its_last_packet() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', false, 0).video(2, 0, 'c', false, 1);
+    assert_eq!(t.frames(), [0; 0]);
+    t.video(3, 0, 'c', true, 2);
+    assert_eq!(t.frames(), [0]);
+}
+
+#[test]
+fn packets_out_of_order_are_put_in_order() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(3, 1, 'c', true, 34).video(4, 2, 'f', true, 66).video(2, 1, 'f', false, 120);
+    assert_eq!(t.frames(), [0, 33, 66]);
+    let stats = t.rules.take_stats();
+    assert_eq!((stats.packets, stats.repaired, stats.lost), (4, 1, 0));
+}
+
+#[test]
+fn a_missing_packet_is_waited_for_and_then_lost_with_its_frame_only() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(2, 1, 'f', false, 33).video(4, 2, 'f', true, 66).video(5, 3, 'f', true, 100);
+    t.rules.tick(ms(1500), &mut t.out);
+    assert_eq!(t.frames(), [0]);
+    t.rules.tick(ms(1566), &mut t.out);
+    assert_eq!(t.frames(), [0, 66, 100]);
+    let stats = t.rules.take_stats();
+    assert_eq!((stats.lost, stats.frames_damaged, stats.frames), (1, 1, 3));
+    assert_eq!(t.requests(), [KeyframeReason::Loss]);
+    assert!(t.gaps().is_empty(), "33 ms are no gap");
+}
+
+#[test]
+fn a_lost_beginning_takes_the_rest_of_its_frame_along() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(3, 1, 'c', true, 33).video(4, 2, 'f', true, 66);
+    t.rules.tick(ms(1600), &mut t.out);
+    assert_eq!(t.frames(), [0, 66]);
+}
+
+#[test]
+fn a_long_loss_is_a_gap_of_the_network() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(11, 10, 'f', true, 333);
+    t.rules.tick(ms(2000), &mut t.out);
+    assert_eq!(t.gaps(), [(33, 333, GapCause::Network)]);
+    assert_eq!(t.rules.take_stats().lost, 9);
+}
+
+#[test]
+fn second_copies_and_late_packets_are_told_apart_and_dropped() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(1, 0, 'k', true, 1).video(3, 2, 'f', true, 66);
+    t.rules.tick(ms(1600), &mut t.out);
+    t.video(2, 1, 'f', true, 1700);
+    let stats = t.rules.take_stats();
+    assert_eq!((stats.duplicate, stats.late, stats.lost, stats.packets), (1, 1, 1, 2));
+    assert_eq!(t.frames(), [0, 66]);
+}
+
+#[test]
+fn lost_sound_is_counted_and_keeps_its_time() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(2, 960, 20).opus(4, 2880, 60);
+    t.rules.tick(ms(270), &mut t.out);
+    assert_eq!(t.frames(), [0, 20, 60]);
+    assert_eq!(t.rules.take_stats().lost, 1);
+    assert!(t.gaps().is_empty());
+}
+
+#[test]
+fn silence_is_not_a_loss() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(2, 960, 20).opus(3, 960 + 48 * 400, 420);
+    assert_eq!(t.frames(), [0, 20, 420]);
+    assert!(t.gaps().is_empty());
+    assert_eq!(t.rules.take_stats().lost, 0);
+}
+
+#[test]
+fn timestamps_go_on_over_their_wrap() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, u32::MAX - 479, 0).opus(2, 480, 20).opus(3, 1440, 40);
+    assert_eq!(t.frames(), [0, 20, 40]);
+}
+
+#[test]
+fn a_jump_of_timestamps_moves_no_frame() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(2, 960, 20).opus(3, 500_000_000, 40).opus(4, 500_000_960, 60);
+    assert_eq!(t.frames(), [0, 20, 40, 60]);
+}
+
+#[test]
+fn a_pause_that_timestamps_do_not_count_is_a_gap_of_the_publisher() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(2, 960, 20);
+    for i in 0..40_u32 {
+        t.opus(3 + u64::from(i), 1920 + i * 960, 10_000 + i64::from(i) * 20);
+    }
+    assert_eq!(t.gaps(), [(40, 10_000, GapCause::Publisher)]);
+    assert_eq!(t.frames()[..4], [0, 20, 10_000, 10_020]);
+    assert_eq!(t.frames().len(), 42);
+}
+
+#[test]
+fn a_network_that_paused_moves_no_frame() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0);
+    for i in 1..200_u32 {
+        t.opus(1 + u64::from(i), i * 960, if i < 100 { 2000 } else { i64::from(i) * 20 });
+    }
+    assert_eq!(t.frames(), (0..200).map(|i| i * 20).collect::<Vec<_>>());
+    assert!(t.gaps().is_empty());
+}
+
+#[test]
+fn a_muted_track_that_resumes_has_a_gap_of_the_publisher_and_wants_a_keyframe() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    t.rules.publisher_muted(true, ms(50), &mut t.out);
+    t.rules.publisher_muted(false, ms(900), &mut t.out);
+    t.video(2, 30, 'k', true, 1000);
+    assert_eq!(t.gaps(), [(33, 1000, GapCause::Publisher)]);
+    assert_eq!(t.requests(), [KeyframeReason::Resume]);
+}
+
+#[test]
+fn media_that_stalls_without_a_word_is_a_gap_of_the_publisher() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(2, 90, 'f', true, 3000);
+    assert_eq!(t.gaps(), [(33, 3000, GapCause::Publisher)]);
+    assert_eq!(t.requests(), [KeyframeReason::Resume]);
+}
+
+#[test]
+fn another_connection_goes_on_after_a_gap_of_the_router_and_with_a_keyframe() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    t.rules.source_lost(GapCause::Router, ms(100), &mut t.out);
+    t.video(9000, 7, 'f', true, 2000).video(9001, 8, 'k', true, 2033);
+    assert_eq!(t.frames(), [0, 2033]);
+    assert_eq!(t.gaps(), [(33, 2033, GapCause::Router)]);
+}
+
+#[test]
+fn a_track_of_an_earlier_epoch_goes_on_after_a_gap_of_the_worker() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.rules.continue_from(ms(5000), GapCause::Worker);
+    t.opus(77, 960, 7000);
+    assert_eq!(t.gaps(), [(5000, 7000, GapCause::Worker)]);
+}
+
+#[test]
+fn a_change_of_size_is_a_new_format_before_its_frame() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(2, 1, 'k', true, 33);
+    let mut other = vp8('k', 1).to_vec();
+    other[7] = 0x40;
+    let input = RtpInput { codec: Codec::Vp8, seq: 3, rtp: 6000, marker: true, payload: other.into(), arrived: ms(66) };
+    t.rules.push(input, &mut t.out);
+    let widths: Vec<u32> =
+        t.out.iter().filter_map(|o| if let Output::Format(f) = o { Some(f.width) } else { None }).collect();
+    assert_eq!(widths, [640, 576]);
+    assert!(matches!(t.out[t.out.len() - 2], Output::Format(_)));
+}
+
+#[test]
+fn a_sequence_that_starts_anew_is_no_loss() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(40_000, 0, 0).opus(40_001, 960, 20).opus(100, 3_000_000_000, 40).opus(101, 3_000_000_960, 60);
+    assert_eq!(t.frames(), [0, 20, 40, 60]);
+    assert_eq!(t.rules.take_stats().lost, 0);
+}
+
+#[test]
+fn an_invalid_payload_is_counted_and_dropped() {
+    let mut t = Track::new(TrackKind::Video);
+    let input = RtpInput {
+        codec: Codec::Vp8,
+        seq: 1,
+        rtp: 0,
+        marker: true,
+        payload: Bytes::from_static(&[0x80]),
+        arrived: ms(0),
+    };
+    t.rules.push(input, &mut t.out);
+    assert_eq!(t.rules.take_stats().malformed, 1);
+}
+
+#[test]
+fn keyframes_are_not_asked_for_without_a_reason_unless_told_to() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    for at in (0..100_000).step_by(1000) {
+        t.rules.tick(ms(at), &mut t.out);
+    }
+    assert!(t.requests().is_empty());
+    t.rules.options.keyframe_interval_max = Some(Duration::from_secs(30));
+    t.rules.tick(ms(100_000), &mut t.out);
+    assert_eq!(t.requests(), [KeyframeReason::Interval]);
+}
+
+proptest! {
+    /// Whatever the network does, every packet has one fate, and frames leave once and in order.
+    #[test]
+    fn every_packet_is_counted_once_and_frames_are_in_order(
+        fates in proptest::collection::vec((0_u8..20, 0_i64..300, 1_u32..4), 50..300),
+        start in 0_u64..70_000,
+    ) {
+        let mut arrivals = Vec::new();
+        let (mut seq, mut offered) = (start, 0_u64);
+        for (number, (fate, delay, packets)) in fates.iter().enumerate() {
+            let frame = u32::try_from(number).expect("small");
+            for part in 0..*packets {
+                let what = match part { 0 if number % 30 == 0 => 'k', 0 => 'f', _ => 'c' };
+                let sent = i64::from(frame) * 33;
+                let copies = match fate { 0 => 0, 1 => 2, _ => 1 };
+                for copy in 0..copies {
+                    arrivals.push((sent + delay / 10 * i64::from(*fate < 6) + copy, seq, frame, what, part + 1 == *packets));
+                    offered += 1;
+                }
+                seq += 1;
+            }
+        }
+        arrivals.sort_by_key(|a| (a.0, a.1));
+        let mut t = Track::new(TrackKind::Video);
+        for (at, seq, frame, what, marker) in arrivals {
+            t.video(seq, frame, what, marker, at);
+        }
+        t.rules.source_lost(GapCause::Worker, ms(1_000_000), &mut t.out);
+        let stats = t.rules.take_stats();
+        prop_assert_eq!(stats.packets + stats.duplicate + stats.late + stats.malformed, offered);
+        let frames = t.frames();
+        prop_assert!(frames.windows(2).all(|w| w[0] < w[1]), "{:?}", frames);
+        prop_assert_eq!(frames.len() as u64, stats.frames);
+    }
+}

@@ -1,0 +1,186 @@
+//! Every metric there is. Names and labels are a closed list; ids are never labels.
+//!
+//! `README.md` has the same list as a table, and a test compares the two.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::fault::{Blame, FaultKind};
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum EventOutcome {
+    Accepted,
+    Duplicate,
+    SessionBusy,
+    SkippedRelayed,
+    SkippedManual,
+    Ended,
+    Parked,
+    Retried,
+}
+
+/// Label of [`Metrics::events`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EventLabels {
+    /// The outcome.
+    pub outcome: EventOutcome,
+}
+
+/// Label of things that are counted by fault.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct FaultLabels {
+    /// The fault's stable name.
+    pub kind: &'static str,
+    /// Whose doing.
+    pub blame: &'static str,
+}
+
+impl From<FaultKind> for FaultLabels {
+    fn from(kind: FaultKind) -> Self {
+        let blame = match kind.fault().blame {
+            Blame::Ours => "ours",
+            Blame::Source => "source",
+            Blame::Destination => "destination",
+            Blame::Request => "request",
+        };
+        Self { kind: kind.as_str(), blame }
+    }
+}
+
+/// What became of packets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PacketLabels {
+    /// `audio` or `video`.
+    pub kind: &'static str,
+    /// `received`, `repaired`, `lost`, `late`, `duplicate`, `malformed`.
+    pub fate: &'static str,
+}
+
+/// Cause of a gap.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GapLabels {
+    /// `publisher`, `network`, `router`, `worker`, `storage`.
+    pub cause: &'static str,
+}
+
+/// The metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Events by outcome.
+    pub events: Family<EventLabels, Counter>,
+    /// Jobs that run here.
+    pub jobs_active: Gauge<i64, AtomicI64>,
+    /// Places for further jobs.
+    pub capacity_free: Gauge<i64, AtomicI64>,
+    /// Archives made available.
+    pub archives_available: Counter,
+    /// Jobs parked, by fault.
+    pub jobs_parked: Family<FaultLabels, Counter>,
+    /// Faults that were met with a retry, by fault.
+    pub retries: Family<FaultLabels, Counter>,
+    /// Jobs taken over from an expired lease or an earlier run.
+    pub takeovers: Counter,
+    /// Packets by kind and fate.
+    pub packets: Family<PacketLabels, Counter>,
+    /// Missing media by cause, in seconds.
+    pub gap_seconds: Family<GapLabels, Counter<f64, AtomicU64>>,
+    /// Bytes written to capture logs.
+    pub captured_bytes: Counter,
+    /// Segments sealed.
+    pub segments_sealed: Counter,
+    /// Bytes sealed and not yet in the store.
+    pub unshipped_bytes: Gauge<i64, AtomicI64>,
+    /// Bytes in the spool.
+    pub spool_bytes: Gauge<i64, AtomicI64>,
+    /// The session's end to the archive being available, in seconds: the service's promise.
+    pub archive_delay: Histogram,
+    /// Event received to first media on disk, in seconds.
+    pub start_delay: Histogram,
+    /// 1 while the broker is connected.
+    pub broker_connected: Gauge<i64, AtomicI64>,
+}
+
+static ALL: LazyLock<(Metrics, Registry)> = LazyLock::new(build);
+
+/// The metrics of this process.
+#[must_use]
+pub fn metrics() -> &'static Metrics {
+    &ALL.0
+}
+
+/// All metrics in Prometheus' text form (OpenMetrics).
+#[must_use]
+pub fn render() -> String {
+    let mut text = String::new();
+    // Writing into a String cannot fail.
+    prometheus_client::encoding::text::encode(&mut text, &ALL.1).unwrap_or_default();
+    text
+}
+
+fn build() -> (Metrics, Registry) {
+    let metrics = Metrics {
+        events: Family::default(),
+        jobs_active: Gauge::default(),
+        capacity_free: Gauge::default(),
+        archives_available: Counter::default(),
+        jobs_parked: Family::default(),
+        retries: Family::default(),
+        takeovers: Counter::default(),
+        packets: Family::default(),
+        gap_seconds: Family::default(),
+        captured_bytes: Counter::default(),
+        segments_sealed: Counter::default(),
+        unshipped_bytes: Gauge::default(),
+        spool_bytes: Gauge::default(),
+        archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
+        start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
+        broker_connected: Gauge::default(),
+    };
+    let mut registry = Registry::with_prefix("archiver");
+    macro_rules! register {
+        ($($field:ident, $help:literal;)*) => {
+            $(registry.register(stringify!($field), $help, metrics.$field.clone());)*
+        };
+    }
+    register! {
+        events, "events by outcome";
+        jobs_active, "jobs that run on this worker";
+        capacity_free, "places for further jobs on this worker";
+        archives_available, "archives made available";
+        jobs_parked, "jobs parked, by fault kind and blame";
+        retries, "faults that were met with a retry, by fault kind and blame";
+        takeovers, "jobs taken over from an expired lease or an earlier run";
+        packets, "RTP packets by kind and fate";
+        gap_seconds, "missing media in seconds, by cause";
+        captured_bytes, "bytes written to capture logs";
+        segments_sealed, "segments sealed";
+        unshipped_bytes, "bytes sealed and not yet in the store";
+        spool_bytes, "bytes in the spool";
+        archive_delay, "seconds from a session's end to its archive being available";
+        start_delay, "seconds from an event to the first media on disk";
+        broker_connected, "1 while the broker is connected";
+    }
+    (metrics, registry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_rendered_with_its_prefix() {
+        metrics().events.get_or_create(&EventLabels { outcome: EventOutcome::Accepted }).inc();
+        let text = render();
+        assert!(text.contains("archiver_events_total{outcome=\"Accepted\"}"), "{text}");
+        assert!(text.contains("# TYPE archiver_archive_delay histogram"), "{text}");
+    }
+}

@@ -1,0 +1,44 @@
+//! Logs: one line an event, JSON or for people. Secrets, SDP, addresses of clients and signed links are
+//! never logged; ids are fields.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// Coloured where a terminal is, for people.
+    #[default]
+    Pretty,
+}
+
+/// Starts logging to standard error. `filter` is a level or a list of `module=level`.
+///
+/// # Errors
+/// When `filter` cannot be read, or logging was started before.
+pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    // str0m and lapin tell every packet and frame below warn: never useful in an operator's log.
+    let filter = EnvFilter::try_new(format!("{filter},str0m=warn,is=warn,lapin=warn,dimpl=warn,sqlx=warn"))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let out = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => registry.with(out.json().flatten_event(true)).try_init()?,
+        LogFormat::Pretty => registry.with(out.with_target(false)).try_init()?,
+    }
+    log_panics();
+    Ok(())
+}
+
+/// A panic is a defect of ours: it must stand in the log as one, not only on the terminal.
+fn log_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(fault.kind = "bug", place, "panic: {}", info.payload_as_str().unwrap_or("?"));
+        before(info);
+    }));
+}
