@@ -7,5 +7,7 @@
 
 pub mod clock;
 pub mod depacketize;
+pub mod log;
+pub mod spool;
 pub mod track;
 pub mod types;

@@ -1,0 +1,173 @@
+//! The capture log: what live media becomes, and what everything later reads.
+//!
+//! ```text
+//! <spool>/<archive id>/
+//!   job.json                        whose media this is
+//!   history.jsonl                   what happened in the session
+//!   tracks/<stream id>.<kind>/
+//!     index.jsonl                   what is written, line by line: the truth
+//!     e0001-000001.mkv              a segment: Matroska, one cluster a part, media time in its timestamps
+//! ```
+//!
+//! A *part* is written with one `write`, then its line is added to the index: it survives the process.
+//! A *segment* is fsynced and sealed with its SHA-256, then sent to the store: it survives the machine.
+//! What is not in the index does not exist; a torn last line and bytes behind the last part are cut off
+//! when the log is opened again. The index is only ever appended to.
+//!
+//! Every segment plays with ordinary tools; so does a run of them, joined by [`reader::join`].
+
+mod line;
+pub mod mkv;
+pub mod reader;
+mod writer;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capture::types::{Gap, SenderReport, TrackFormat, TrackStats};
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::{Epoch, TrackId};
+use crate::time::MediaTime;
+
+pub use line::{LineFile, read_lines};
+pub use writer::{LogOptions, Opened, TrackLog, UnsyncedSegment};
+
+/// The index's file name.
+pub const INDEX: &str = "index.jsonl";
+/// The session history's file name.
+pub const HISTORY: &str = "history.jsonl";
+/// The folder of the tracks.
+pub const TRACKS: &str = "tracks";
+
+/// One line of a track's index.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum Record {
+    /// A segment was begun.
+    Segment {
+        /// Its number, counted over all epochs.
+        n: u32,
+        /// Who began it.
+        epoch: Epoch,
+        /// Its file, beside the index.
+        file: String,
+        /// Bytes before its first part.
+        header: u64,
+        /// What is in it.
+        format: TrackFormat,
+    },
+    /// A part was written.
+    Part {
+        /// Its segment.
+        n: u32,
+        /// Where it begins in the file.
+        at: u64,
+        /// Its bytes.
+        len: u64,
+        /// Start of its first frame.
+        from: MediaTime,
+        /// End of its last frame.
+        to: MediaTime,
+        /// Frames in it.
+        frames: u32,
+        /// Start of its first keyframe.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<MediaTime>,
+        /// CRC-32 of its bytes.
+        crc: u32,
+        /// What was counted since the line before.
+        #[serde(default)]
+        stats: TrackStats,
+        /// The sender reports since the line before.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        reports: Vec<SenderReport>,
+    },
+    /// Media is missing.
+    Gap(Gap),
+    /// Counts that belong to no part.
+    Stats {
+        /// The counts.
+        stats: TrackStats,
+    },
+    /// A segment is complete and fsynced.
+    Sealed {
+        /// Which.
+        n: u32,
+        /// Bytes of the file.
+        size: u64,
+        /// SHA-256 of the file, in hex.
+        sha256: String,
+    },
+    /// A segment, and the index up to a point, are in the store.
+    Shipped {
+        /// Which.
+        n: u32,
+        /// The object that holds it.
+        key: String,
+        /// The index's bytes that are in the store, from the beginning.
+        index: u64,
+    },
+}
+
+/// A segment that is complete and fsynced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSegment {
+    /// Its track.
+    pub track: TrackId,
+    /// Its number.
+    pub n: u32,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Why a capture log cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file system refused.
+    #[error("the capture log cannot {doing} {path}")]
+    Io {
+        /// The operation.
+        doing: &'static str,
+        /// The file.
+        path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The spool's quota is used up.
+    #[error("the spool is full: {used} of {quota} bytes are used")]
+    Full {
+        /// Bytes used.
+        used: u64,
+        /// Bytes allowed.
+        quota: u64,
+    },
+    /// The files do not fit each other.
+    #[error("the capture log {path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl LogError {
+    pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+impl HasFault for LogError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Io { .. } => FaultKind::SpoolIo,
+            Self::Full { .. } => FaultKind::SpoolFull,
+            Self::Damaged { .. } => FaultKind::LogCorrupt,
+        }
+        .fault()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,340 @@
+//! Reading a capture log: all of it, or as it grows.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::{INDEX, LogError, Record, TRACKS, mkv, read_lines};
+use crate::capture::types::{Frame, Gap, SenderReport, TrackFormat, TrackStats};
+use crate::ids::{Epoch, TrackId};
+use crate::time::MediaTime;
+
+/// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
+const PART_BYTES_MAX: u64 = 32 << 20;
+
+/// A part, as the index tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartIndex {
+    /// Where it begins in the file.
+    pub at: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// Start of its first frame.
+    pub from: MediaTime,
+    /// End of its last frame.
+    pub to: MediaTime,
+    /// Frames in it.
+    pub frames: u32,
+    /// Start of its first keyframe.
+    pub key: Option<MediaTime>,
+    /// CRC-32 of its bytes.
+    pub crc: u32,
+}
+
+/// A segment, as the index tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentIndex {
+    /// Its number.
+    pub n: u32,
+    /// Who wrote it.
+    pub epoch: Epoch,
+    /// Its file's name.
+    pub file: String,
+    /// Bytes before the first part.
+    pub header: u64,
+    /// What is in it.
+    pub format: TrackFormat,
+    /// Its parts.
+    pub parts: Vec<PartIndex>,
+    /// Size and SHA-256 once it is sealed.
+    pub sealed: Option<(u64, String)>,
+    /// The object that holds it.
+    pub shipped: Option<String>,
+}
+
+/// A track's index.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrackIndex {
+    /// The track.
+    pub track: TrackId,
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its segments, by number.
+    pub segments: Vec<SegmentIndex>,
+    /// What is missing.
+    pub gaps: Vec<Gap>,
+    /// All counts.
+    pub stats: TrackStats,
+    /// All sender reports.
+    pub reports: Vec<SenderReport>,
+    /// Bytes of the index that are in the store.
+    pub index_shipped: u64,
+    /// Bytes of the index that were read.
+    read: u64,
+}
+
+impl TrackIndex {
+    /// Reads a track's index from its folder.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(dir: &Path, track: TrackId) -> Result<Self, LogError> {
+        let mut index = Self::of_records(track, dir, Vec::new());
+        index.refresh()?;
+        Ok(index)
+    }
+
+    pub(super) fn of_records(track: TrackId, dir: &Path, records: Vec<Record>) -> Self {
+        let mut index = Self {
+            track,
+            dir: dir.to_owned(),
+            segments: Vec::new(),
+            gaps: Vec::new(),
+            stats: TrackStats::default(),
+            reports: Vec::new(),
+            index_shipped: 0,
+            read: 0,
+        };
+        for record in records {
+            index.add(record);
+        }
+        index
+    }
+
+    /// Reads what was added since the last time. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn refresh(&mut self) -> Result<bool, LogError> {
+        let (records, read) = read_lines::<Record>(&self.dir.join(INDEX), self.read)?;
+        self.read = read;
+        let any = !records.is_empty();
+        for record in records {
+            self.add(record);
+        }
+        Ok(any)
+    }
+
+    /// Bytes of the index that were read: whole lines only.
+    #[must_use]
+    pub const fn read_bytes(&self) -> u64 {
+        self.read
+    }
+
+    fn add(&mut self, record: Record) {
+        match record {
+            Record::Segment { n, epoch, file, header, format } => {
+                // A name is a name: whoever changed the index must not lead the reader elsewhere.
+                if !file.contains('/') && self.segments.last().is_none_or(|s| s.n < n) {
+                    let (parts, sealed, shipped) = (Vec::new(), None, None);
+                    self.segments.push(SegmentIndex { n, epoch, file, header, format, parts, sealed, shipped });
+                }
+            }
+            Record::Part { n, at, len, from, to, frames, key, crc, stats, reports } => {
+                self.stats.add(&stats);
+                self.reports.extend(reports);
+                if let Some(segment) = self.segment_mut(n) {
+                    segment.parts.push(PartIndex { at, len, from, to, frames, key, crc });
+                }
+            }
+            Record::Gap(gap) => self.gaps.push(gap),
+            Record::Stats { stats } => self.stats.add(&stats),
+            Record::Sealed { n, size, sha256 } => {
+                if let Some(segment) = self.segment_mut(n) {
+                    segment.parts.retain(|p| p.at.checked_add(p.len).is_some_and(|end| end <= size));
+                    segment.sealed = Some((size, sha256));
+                }
+            }
+            Record::Shipped { n, key, index } => {
+                self.index_shipped = self.index_shipped.max(index);
+                if let Some(segment) = self.segment_mut(n) {
+                    segment.shipped = Some(key);
+                }
+            }
+        }
+    }
+
+    fn segment_mut(&mut self, n: u32) -> Option<&mut SegmentIndex> {
+        self.segments.iter_mut().rev().find(|s| s.n == n)
+    }
+
+    /// Start of the first frame.
+    #[must_use]
+    pub fn start(&self) -> Option<MediaTime> {
+        self.segments.iter().flat_map(|s| &s.parts).map(|p| p.from).min()
+    }
+
+    /// End of the last frame.
+    #[must_use]
+    pub fn end(&self) -> Option<MediaTime> {
+        self.segments.iter().flat_map(|s| &s.parts).map(|p| p.to).max()
+    }
+
+    /// Frames in all parts.
+    #[must_use]
+    pub fn frames_total(&self) -> u64 {
+        self.segments.iter().flat_map(|s| &s.parts).map(|p| u64::from(p.frames)).sum()
+    }
+
+    /// All frames in order, with the format before the first and where it changes.
+    #[must_use]
+    pub fn frames(&self) -> Frames {
+        Frames {
+            index: self.clone(),
+            segment: 0,
+            part: 0,
+            file: None,
+            queue: std::collections::VecDeque::new(),
+            format: None,
+            last: None,
+            epoch: None,
+            damaged: 0,
+        }
+    }
+}
+
+/// What a reader of a track sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogItem {
+    /// The frames that follow have this format.
+    Format(TrackFormat),
+    /// A frame. Its duration is not stored.
+    Frame(Frame),
+}
+
+/// Walks through a track's frames, one part in memory at a time. Parts that cannot be read are counted and
+/// passed over; frames that an earlier epoch had already are left out.
+#[derive(Debug)]
+pub struct Frames {
+    index: TrackIndex,
+    segment: usize,
+    part: usize,
+    file: Option<(usize, File)>,
+    queue: std::collections::VecDeque<LogItem>,
+    format: Option<TrackFormat>,
+    last: Option<MediaTime>,
+    /// The epoch being read, and the last frame of those before it.
+    epoch: Option<(Epoch, Option<MediaTime>)>,
+    damaged: u64,
+}
+
+impl Frames {
+    /// Parts that could not be read so far.
+    #[must_use]
+    pub const fn damaged_parts(&self) -> u64 {
+        self.damaged
+    }
+
+    fn read_part(&mut self, segment: usize, part: PartIndex) -> Option<Bytes> {
+        if part.len > PART_BYTES_MAX {
+            return None;
+        }
+        if self.file.as_ref().is_none_or(|(open, _)| *open != segment) {
+            let path = self.index.dir.join(&self.index.segments[segment].file);
+            self.file = Some((segment, File::open(path).ok()?));
+        }
+        let (_, file) = self.file.as_mut()?;
+        file.seek(SeekFrom::Start(part.at)).ok()?;
+        let mut bytes = vec![0; usize::try_from(part.len).ok()?];
+        file.read_exact(&mut bytes).ok()?;
+        (crc32fast::hash(&bytes) == part.crc).then(|| Bytes::from(bytes))
+    }
+
+    fn queue_part(&mut self, epoch: Epoch, format: &TrackFormat, bytes: &Bytes) -> Result<(), mkv::BadPart> {
+        if self.epoch.is_none_or(|(reading, _)| reading != epoch) {
+            self.epoch = Some((epoch, self.last));
+        }
+        let before = self.epoch.and_then(|(_, before)| before);
+        for (pts, keyframe, range) in mkv::read_part(bytes)? {
+            if before.is_some_and(|last| pts <= last) {
+                continue;
+            }
+            if self.format.as_ref() != Some(format) {
+                self.format = Some(format.clone());
+                self.queue.push_back(LogItem::Format(format.clone()));
+            }
+            self.last = Some(pts);
+            self.queue.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data: bytes.slice(range) }));
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Frames {
+    type Item = LogItem;
+
+    fn next(&mut self) -> Option<LogItem> {
+        loop {
+            if let Some(item) = self.queue.pop_front() {
+                return Some(item);
+            }
+            let segment = self.index.segments.get(self.segment)?;
+            let Some(part) = segment.parts.get(self.part).copied() else {
+                (self.segment, self.part) = (self.segment + 1, 0);
+                continue;
+            };
+            let (at, epoch, format) = (self.segment, segment.epoch, segment.format.clone());
+            self.part += 1;
+            let read = self.read_part(at, part);
+            if read.is_none_or(|bytes| self.queue_part(epoch, &format, &bytes).is_err()) {
+                self.damaged += 1;
+            }
+        }
+    }
+}
+
+/// An archive's log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogReader {
+    /// The tracks, by id.
+    pub tracks: Vec<TrackIndex>,
+}
+
+impl LogReader {
+    /// Reads the indexes of all tracks in an archive's folder.
+    ///
+    /// # Errors
+    /// When a folder or file cannot be read. No tracks is not an error.
+    pub fn open(archive_dir: &Path) -> Result<Self, LogError> {
+        let root = archive_dir.join(TRACKS);
+        let entries = match std::fs::read_dir(&root) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self { tracks: Vec::new() }),
+            Err(e) => return Err(LogError::io("list", &root)(e)),
+        };
+        let mut tracks = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(LogError::io("list", &root))?;
+            // What is not named like a track is not ours.
+            let Some(track) = entry.file_name().to_str().and_then(|n| n.parse::<TrackId>().ok()) else { continue };
+            tracks.push(TrackIndex::open(&entry.path(), track)?);
+        }
+        tracks.sort_by_key(|t| t.track);
+        Ok(Self { tracks })
+    }
+}
+
+/// Writes a run of segments as one file that ordinary tools play: the first as it is, of the others what
+/// comes behind their headers. All must have the format of the first.
+///
+/// # Errors
+/// When a file cannot be read or written, or a format differs.
+pub fn join(index: &TrackIndex, run: std::ops::Range<usize>, out: &mut dyn Write) -> Result<(), LogError> {
+    let segments = index.segments.get(run).unwrap_or_default();
+    let format = segments.first().map(|s| &s.format);
+    for (at, segment) in segments.iter().enumerate() {
+        let path = index.dir.join(&segment.file);
+        if Some(&segment.format) != format {
+            let what = "the format changes within the run".to_owned();
+            return Err(LogError::Damaged { path: path.display().to_string(), what });
+        }
+        let end = segment.parts.iter().map(|p| p.at + p.len).max().unwrap_or(segment.header);
+        let from = if at == 0 { 0 } else { segment.header };
+        let mut file = File::open(&path).map_err(LogError::io("open", &path))?;
+        file.seek(SeekFrom::Start(from)).map_err(LogError::io("read", &path))?;
+        std::io::copy(&mut file.take(end - from), out).map_err(LogError::io("copy", &path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,374 @@
+//! Writing one track's log. Blocking; owned by the log thread.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::reader::TrackIndex;
+use super::{INDEX, LineFile, LogError, Record, SealedSegment, mkv};
+use crate::capture::spool::Spool;
+use crate::capture::types::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::ids::{Epoch, TrackId};
+use crate::time::{MediaSpan, MediaTime};
+
+/// Sender reports kept of one part. Janus sends one a second or so.
+const REPORTS_MAX: usize = 32;
+/// After a write failed it is tried again so often.
+const RETRY_AFTER: MediaSpan = 1_000_000_000;
+
+/// How parts are cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The longest part in media time: what a dying process loses at most. At most 3 s.
+    pub part_max: Duration,
+    /// The largest part in bytes, so that memory a track stays bounded at any bit rate.
+    pub part_bytes_max: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self { part_max: Duration::from_millis(500), part_bytes_max: 256 << 10 }
+    }
+}
+
+#[derive(Debug)]
+struct Segment {
+    n: u32,
+    file: Arc<File>,
+    path: PathBuf,
+    size: u64,
+    hasher: Sha256,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    bytes: Vec<u8>,
+    first: i64,
+    from: MediaTime,
+    last_start: MediaTime,
+    to: MediaTime,
+    frames: u32,
+    key: Option<MediaTime>,
+}
+
+/// A track's log, open for writing in one epoch.
+#[derive(Debug)]
+pub struct TrackLog {
+    track: TrackId,
+    dir: PathBuf,
+    epoch: Epoch,
+    options: LogOptions,
+    pub(super) spool: Arc<Spool>,
+    index: Arc<LineFile>,
+    format: Option<TrackFormat>,
+    segment: Option<Segment>,
+    next_n: u32,
+    part: Part,
+    stats: TrackStats,
+    reports: Vec<SenderReport>,
+    /// Writing failed: since which media time frames are dropped, and when to try again.
+    failed: Option<(MediaTime, MediaTime)>,
+    first_part_written: bool,
+}
+
+/// What was found when a log was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// End of the last frame that an earlier epoch wrote.
+    pub end: Option<MediaTime>,
+    /// Segments that an earlier epoch left open; they are sealed now.
+    pub sealed: Vec<SealedSegment>,
+}
+
+/// A segment that is written and not yet fsynced.
+#[derive(Debug)]
+pub struct UnsyncedSegment {
+    segment: SealedSegment,
+    file: Arc<File>,
+    path: PathBuf,
+    index: Arc<LineFile>,
+    sha256: String,
+}
+
+impl UnsyncedSegment {
+    /// Fsyncs the segment, then says in the index that it is sealed, then fsyncs the index.
+    ///
+    /// # Errors
+    /// When the disk fails: the segment is then sealed by whoever opens the log next.
+    pub fn sync(self) -> Result<SealedSegment, LogError> {
+        self.file.sync_all().map_err(LogError::io("sync", &self.path))?;
+        let SealedSegment { n, size, .. } = self.segment;
+        self.index.append(&Record::Sealed { n, size, sha256: self.sha256 })?;
+        self.index.sync()?;
+        Ok(self.segment)
+    }
+}
+
+impl TrackLog {
+    /// Opens a track's log, new or left behind by an earlier epoch. What was torn is cut off, what was left
+    /// open is sealed.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn open(
+        archive_dir: &Path,
+        track: TrackId,
+        epoch: Epoch,
+        options: LogOptions,
+        spool: Arc<Spool>,
+    ) -> Result<(Self, Opened), LogError> {
+        let dir = archive_dir.join(super::TRACKS).join(track.to_string());
+        std::fs::create_dir_all(&dir).map_err(LogError::io("create", &dir))?;
+        let (index, records) = LineFile::open::<Record>(&dir.join(INDEX))?;
+        let known = TrackIndex::of_records(track, &dir, records);
+        let mut opened = Opened { end: known.end(), sealed: Vec::new() };
+        for segment in known.segments.iter().filter(|s| s.sealed.is_none()) {
+            if let Some(sealed) = seal_left_open(&dir, segment, &index, track)? {
+                opened.sealed.push(sealed);
+            }
+        }
+        let next_n = known.segments.iter().map(|s| s.n + 1).max().unwrap_or(1);
+        let log = Self {
+            track,
+            dir,
+            epoch,
+            options,
+            spool,
+            index: Arc::new(index),
+            format: None,
+            segment: None,
+            next_n,
+            part: Part::default(),
+            stats: TrackStats::default(),
+            reports: Vec::new(),
+            failed: None,
+            first_part_written: false,
+        };
+        Ok((log, opened))
+    }
+
+    /// The frames that follow have this format. Returns the segment that ends here.
+    ///
+    /// # Errors
+    /// When a part cannot be written; frames are dropped, and writing is tried again.
+    pub fn format(&mut self, format: &TrackFormat) -> Result<Option<UnsyncedSegment>, LogError> {
+        if self.format.as_ref() == Some(format) {
+            return Ok(None);
+        }
+        let ended = self.seal();
+        self.format = Some(format.clone());
+        ended
+    }
+
+    /// Adds a frame. Returns whether a first part was written by it.
+    ///
+    /// # Errors
+    /// As for [`TrackLog::format`].
+    pub fn frame(&mut self, frame: &Frame) -> Result<(), LogError> {
+        if let Some((since, retry)) = self.failed {
+            if frame.pts < retry {
+                return Ok(());
+            }
+            let gap = Gap { from: since, to: frame.pts, cause: GapCause::Storage };
+            if let Err(error) = self.index.append(&Record::Gap(gap)) {
+                self.failed = Some((since, frame.pts + RETRY_AFTER));
+                return Err(error);
+            }
+            self.failed = None;
+        }
+        let units = mkv::units(frame.pts);
+        let part_max = i64::try_from(self.options.part_max.as_nanos()).unwrap_or(i64::MAX);
+        let full = self.part.frames > 0
+            && (frame.pts - self.part.from >= part_max
+                || self.part.bytes.len() + frame.data.len() > self.options.part_bytes_max
+                || units - self.part.first > mkv::PART_UNITS_MAX);
+        if full {
+            self.flush()?;
+        }
+        let part = &mut self.part;
+        if part.frames == 0 {
+            part.bytes.clear();
+            part.bytes.resize(mkv::CLUSTER_HEADER, 0);
+            part.first = units;
+            part.from = frame.pts;
+            part.key = None;
+        }
+        let relative = i16::try_from((units - part.first).max(0)).unwrap_or(i16::MAX);
+        mkv::block(&mut part.bytes, relative, frame.keyframe, &frame.data);
+        if frame.keyframe && part.key.is_none() {
+            part.key = Some(frame.pts);
+        }
+        let step = if part.frames == 0 { 33_000_000 } else { (frame.pts - part.last_start).clamp(0, 200_000_000) };
+        part.last_start = frame.pts;
+        part.to = frame.pts + frame.duration.unwrap_or(step);
+        part.frames += 1;
+        if self.first_part_written { Ok(()) } else { self.flush() }
+    }
+
+    /// Notes that media is missing.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn gap(&mut self, gap: Gap) -> Result<(), LogError> {
+        self.index.append(&Record::Gap(gap))
+    }
+
+    /// Keeps a sender report for the next part's line.
+    pub fn sender_report(&mut self, report: SenderReport) {
+        if self.reports.len() < REPORTS_MAX {
+            self.reports.push(report);
+        }
+    }
+
+    /// Keeps counts for the next part's line.
+    pub fn stats(&mut self, stats: &TrackStats) {
+        self.stats.add(stats);
+    }
+
+    /// Writes the part if it is as old as parts may become.
+    ///
+    /// # Errors
+    /// As for [`TrackLog::format`].
+    pub fn tick(&mut self, now: MediaTime) -> Result<(), LogError> {
+        let part_max = i64::try_from(self.options.part_max.as_nanos()).unwrap_or(i64::MAX);
+        if self.part.frames > 0 && now - self.part.from >= part_max { self.flush() } else { Ok(()) }
+    }
+
+    /// Whether a part was written in this epoch.
+    #[must_use]
+    pub const fn has_media(&self) -> bool {
+        self.first_part_written
+    }
+
+    fn flush(&mut self) -> Result<(), LogError> {
+        if self.part.frames == 0 {
+            return Ok(());
+        }
+        let result = self.write_part();
+        if result.is_err() {
+            // What the file has behind the last indexed part does not exist; a new segment begins beside it.
+            self.failed = Some((self.part.from, self.part.to + RETRY_AFTER));
+            self.segment = None;
+        }
+        self.part.frames = 0;
+        result
+    }
+
+    fn write_part(&mut self) -> Result<(), LogError> {
+        self.spool.charge(self.part.bytes.len() as u64)?;
+        mkv::finish(&mut self.part.bytes, self.part.first);
+        if self.segment.is_none() {
+            self.begin_segment()?;
+        }
+        let segment = self.segment.as_mut().expect("a segment was begun");
+        (&*segment.file).write_all(&self.part.bytes).map_err(LogError::io("write", &segment.path))?;
+        let len = self.part.bytes.len() as u64;
+        self.index.append(&Record::Part {
+            n: segment.n,
+            at: segment.size,
+            len,
+            from: self.part.from,
+            to: self.part.to,
+            frames: self.part.frames,
+            key: self.part.key,
+            crc: crc32fast::hash(&self.part.bytes),
+            stats: std::mem::take(&mut self.stats),
+            reports: std::mem::take(&mut self.reports),
+        })?;
+        segment.hasher.update(&self.part.bytes);
+        segment.size += len;
+        self.first_part_written = true;
+        crate::metrics::metrics().captured_bytes.inc_by(len);
+        Ok(())
+    }
+
+    fn begin_segment(&mut self) -> Result<(), LogError> {
+        let format = self.format.as_ref().expect("the rules give a format before the first frame");
+        let name = format!("e{}-{:06}.mkv", self.epoch, self.next_n);
+        let path = self.dir.join(&name);
+        let n = self.next_n;
+        self.next_n += 1;
+        // Never over a file that is there: whoever wrote it may still need it.
+        let file =
+            OpenOptions::new().create_new(true).append(true).open(&path).map_err(LogError::io("create", &path))?;
+        let header = mkv::header(format);
+        (&file).write_all(&header).map_err(LogError::io("write", &path))?;
+        self.index.append(&Record::Segment {
+            n,
+            epoch: self.epoch,
+            file: name,
+            header: header.len() as u64,
+            format: format.clone(),
+        })?;
+        let mut hasher = Sha256::new();
+        hasher.update(&header);
+        self.segment = Some(Segment { n, file: Arc::new(file), path, size: header.len() as u64, hasher });
+        Ok(())
+    }
+
+    /// Ends the segment that is being written. Its fsync is left to the caller, on another thread.
+    ///
+    /// # Errors
+    /// As for [`TrackLog::format`].
+    pub fn seal(&mut self) -> Result<Option<UnsyncedSegment>, LogError> {
+        self.flush()?;
+        if self.stats != TrackStats::default() {
+            let stats = std::mem::take(&mut self.stats);
+            self.index.append(&Record::Stats { stats })?;
+        }
+        Ok(self.segment.take().map(|s| UnsyncedSegment {
+            segment: SealedSegment { track: self.track, n: s.n, size: s.size },
+            file: s.file,
+            path: s.path,
+            index: Arc::clone(&self.index),
+            sha256: hex(&s.hasher.finalize()),
+        }))
+    }
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
+        write!(text, "{b:02x}").expect("writing to a String does not fail");
+        text
+    })
+}
+
+fn seal_left_open(
+    dir: &Path,
+    segment: &super::reader::SegmentIndex,
+    index: &LineFile,
+    track: TrackId,
+) -> Result<Option<SealedSegment>, LogError> {
+    let path = dir.join(&segment.file);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        // The machine died before the folder's entry was on disk: the segment does not exist.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(LogError::io("open", &path)(e)),
+    };
+    let have = file.metadata().map_err(LogError::io("read", &path))?.len();
+    let whole = segment.parts.iter().map(|p| p.at + p.len).filter(|end| *end <= have).max().unwrap_or(segment.header);
+    if whole > have {
+        return Ok(None);
+    }
+    file.set_len(whole).map_err(LogError::io("truncate", &path))?;
+    let mut hasher = Sha256::new();
+    let mut reader = std::io::BufReader::with_capacity(1 << 18, &file);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match reader.read(&mut buffer).map_err(LogError::io("read", &path))? {
+            0 => break,
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+    file.sync_all().map_err(LogError::io("sync", &path))?;
+    index.append(&Record::Sealed { n: segment.n, size: whole, sha256: hex(&hasher.finalize()) })?;
+    index.sync()?;
+    Ok(Some(SealedSegment { track, n: segment.n, size: whole }))
+}
