@@ -221,6 +221,12 @@ impl ClockAnchor {
         Self { instant: Instant::now(), wallclock: Wallclock::now() }
     }
 
+    /// When the clocks were read.
+    #[must_use]
+    pub const fn instant(&self) -> Instant {
+        self.instant
+    }
+
     /// UTC of a monotonic instant.
     #[must_use]
     pub fn wallclock(&self, at: Instant) -> Wallclock {

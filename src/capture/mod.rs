@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod depacketize;
 pub mod log;
+pub mod peer;
 pub mod spool;
 pub mod track;
 pub mod types;

@@ -1,5 +1,6 @@
 //! The engine's handle: what the job driver may ask of the capture threads.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,9 +15,9 @@ use super::{PeerError, media, writer};
 use crate::capture::log::{LogOptions, SealedSegment};
 use crate::capture::spool::Spool;
 use crate::capture::track::TrackOptions;
-use crate::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
 use crate::capture::types::GapCause;
-use crate::time::{MediaTime, Wallclock};
+use crate::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
+use crate::time::{ClockAnchor, MediaTime, Wallclock};
 
 /// Commands that may wait for the media thread.
 const COMMANDS_MAX: usize = 1024;
@@ -87,6 +88,8 @@ pub struct CaptureOptions {
     pub track: TrackOptions,
     /// All tracks are sealed together, so often.
     pub segment: Duration,
+    /// Where earlier epochs' tracks end: what is missing since then is a gap of the worker.
+    pub earlier: BTreeMap<TrackId, MediaTime>,
 }
 
 /// What a capture has to tell.
@@ -124,7 +127,12 @@ pub enum CaptureEvent {
 }
 
 pub(super) enum Command {
-    Open { key: CaptureKey, options: Box<CaptureOptions>, events: mpsc::Sender<CaptureEvent>, done: oneshot::Sender<()> },
+    Open {
+        key: CaptureKey,
+        options: Box<CaptureOptions>,
+        events: mpsc::Sender<CaptureEvent>,
+        done: oneshot::Sender<()>,
+    },
     AddPeer {
         key: PeerKey,
         capture: CaptureKey,
@@ -133,10 +141,25 @@ pub(super) enum Command {
         mids: Vec<(String, TrackKind)>,
         done: oneshot::Sender<Result<String, PeerError>>,
     },
-    Renegotiate { key: PeerKey, offer: String, mids: Vec<(String, TrackKind)>, done: oneshot::Sender<Result<String, PeerError>> },
-    RemovePeer { key: PeerKey, cause: GapCause },
-    Muted { capture: CaptureKey, track: TrackId, muted: bool },
-    Close { key: CaptureKey, done: oneshot::Sender<()> },
+    Renegotiate {
+        key: PeerKey,
+        offer: String,
+        mids: Vec<(String, TrackKind)>,
+        done: oneshot::Sender<Result<String, PeerError>>,
+    },
+    RemovePeer {
+        key: PeerKey,
+        cause: GapCause,
+    },
+    Muted {
+        capture: CaptureKey,
+        track: TrackId,
+        muted: bool,
+    },
+    Close {
+        key: CaptureKey,
+        done: oneshot::Sender<()>,
+    },
     Shutdown,
 }
 
@@ -159,15 +182,16 @@ impl Engine {
     /// # Errors
     /// When the socket cannot be bound or a thread cannot be started.
     pub fn start(config: EngineConfig, spool: Arc<Spool>) -> std::io::Result<Self> {
+        let anchor = ClockAnchor::now();
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (batches, batch_queue) = sync_channel(BATCHES_MAX);
         let (syncs, sync_queue) = sync_channel(BATCHES_MAX);
-        let media = media::MediaThread::new(config, command_queue, batches)?;
+        let media = media::MediaThread::new(config, command_queue, batches, anchor)?;
         let local = media.local();
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = vec![
             named("media").spawn(move || media.run())?,
-            named("log").spawn(move || writer::run_log(&batch_queue, &syncs, &spool))?,
+            named("log").spawn(move || writer::run_log(&batch_queue, &syncs, &spool, anchor))?,
             named("sync").spawn(move || writer::run_sync(&sync_queue))?,
         ];
         Ok(Self { commands, next_key: AtomicU64::new(1), local, threads })
@@ -192,7 +216,10 @@ impl Engine {
     ///
     /// # Errors
     /// When the threads are gone.
-    pub async fn open(&self, options: CaptureOptions) -> Result<(CaptureKey, mpsc::Receiver<CaptureEvent>), EngineGone> {
+    pub async fn open(
+        &self,
+        options: CaptureOptions,
+    ) -> Result<(CaptureKey, mpsc::Receiver<CaptureEvent>), EngineGone> {
         let key = CaptureKey(self.key());
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (done, opened) = oneshot::channel();

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::engine::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey, media_time};
 use super::rtc::{PacketIn, Peer, PeerSink};
 use super::socket::{Buffers, Socket};
-use super::writer::{self, Item};
+use super::writer::{self, Item, What};
 use super::{PeerError, sdp};
 use crate::capture::track::{Output, RtpInput, TrackRules};
 use crate::capture::types::GapCause;
@@ -75,8 +75,14 @@ impl Sink<'_> {
         let capture = self.capture.as_deref_mut()?;
         let track = TrackId { stream: self.stream, kind };
         let now = media_time(self.anchor.wallclock(self.now), capture.options.origin);
-        let rules =
-            capture.tracks.entry(track).or_insert_with(|| TrackRules::new(kind, capture.options.track.clone(), now));
+        let options = &capture.options;
+        let rules = capture.tracks.entry(track).or_insert_with(|| {
+            let mut rules = TrackRules::new(kind, options.track.clone(), now);
+            if let Some(end) = options.earlier.get(&track) {
+                rules.continue_from(*end, GapCause::Worker);
+            }
+            rules
+        });
         Some((track, now, rules))
     }
 
@@ -92,7 +98,7 @@ fn forward(capture: CaptureKey, track: TrackId, outputs: &mut Vec<Output>, backl
         if matches!(output, Output::RequestKeyframe { .. }) {
             wanted = true;
         } else {
-            backlog.push(Item { capture, track, output });
+            backlog.push(Item { capture, track, what: What::Output(output) });
         }
     }
     wanted
@@ -151,9 +157,9 @@ impl MediaThread {
         config: EngineConfig,
         commands: Receiver<Command>,
         batches: SyncSender<writer::LogCommand>,
+        anchor: ClockAnchor,
     ) -> std::io::Result<Self> {
         let socket = Socket::bind(config.bind, config.receive_buffer_bytes)?;
-        let anchor = ClockAnchor::now();
         Ok(Self {
             config,
             commands,
@@ -247,10 +253,8 @@ impl MediaThread {
         mids: &[(String, TrackKind)],
     ) -> Result<String, PeerError> {
         let offer = self.mapped(offer);
-        let mut local = self
-            .socket
-            .local_for(sdp::first_candidate(&offer))
-            .map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        let mut local =
+            self.socket.local_for(sdp::first_candidate(&offer)).map_err(|e| PeerError::Offer { why: e.to_string() })?;
         if let Some(ip) = self.config.advertise {
             local.set_ip(ip);
         }
@@ -483,7 +487,8 @@ fn find_peer(
 
 /// A panic in one peer's code must not reach the others: it becomes that peer's error.
 fn guarded<T>(act: impl FnOnce() -> Result<T, PeerError>) -> Result<T, PeerError> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| Err(PeerError::Broken { why: "panic, see the log".to_owned() }))
+    catch_unwind(AssertUnwindSafe(act))
+        .unwrap_or_else(|_| Err(PeerError::Broken { why: "panic, see the log".to_owned() }))
 }
 
 fn now() -> Instant {

@@ -5,7 +5,18 @@
 //! socket ─► media thread: peers (str0m), track rules ─batches─► log thread: parts ─sealed─► sync thread: fsync
 //! ```
 
+mod engine;
+mod media;
 mod rtc;
+mod sdp;
+mod socket;
+mod writer;
+
+pub use engine::{
+    CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EVENTS_MAX, Engine, EngineConfig, EngineGone, PeerKey,
+};
+
+use crate::fault::{Fault, FaultKind, HasFault};
 
 /// Why a peer cannot be made or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -22,4 +33,14 @@ pub enum PeerError {
         /// What happened.
         why: String,
     },
+}
+
+impl HasFault for PeerError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Offer { .. } => FaultKind::RouterProtocol,
+            Self::Broken { .. } => FaultKind::RouterUnavailable,
+        }
+        .fault()
+    }
 }
