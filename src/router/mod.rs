@@ -3,6 +3,8 @@
 //! A router knows rooms; in a room are streams; a stream is subscribed to by a PeerConnection of its own.
 //! The router side does signalling only: the offer goes to the capture engine, its answer comes back.
 
+pub mod janus;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,8 @@ pub enum VideoType {
 pub struct StreamInfo {
     /// The stream's id at the router.
     pub router_id: String,
+    /// The stream's id as the platform gave it, where that is not the router's.
+    pub stream_id: Option<String>,
     /// The name that people see.
     pub name: Option<String>,
     /// What the client's token carried.
@@ -75,12 +79,7 @@ pub enum RoomEvent {
         talking: bool,
     },
     /// The router wants a new answer for a running subscription.
-    Renegotiate {
-        /// Which subscription.
-        subscription: SubscriptionId,
-        /// The router's offer.
-        offer: String,
-    },
+    Renegotiate(Offer),
     /// A subscription is dead: its PeerConnection must be made anew.
     SubscriptionLost {
         /// Which.
@@ -111,7 +110,7 @@ pub enum RoomEvent {
 pub struct SubscriptionId(pub u64);
 
 /// A subscription that waits for our answer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
     /// Its name.
     pub subscription: SubscriptionId,

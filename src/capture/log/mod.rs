@@ -29,6 +29,7 @@ use crate::ids::{Epoch, TrackId};
 use crate::time::MediaTime;
 
 pub use line::{LineFile, read_lines};
+pub use reader::LogReader;
 pub use writer::{LogOptions, Opened, TrackLog, UnsyncedSegment};
 
 /// The index's file name.

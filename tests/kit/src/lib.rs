@@ -1,1 +1,12 @@
 //! Private servers, publishers and media checks for archiver's tests, demo and benches.
+//!
+//! Every server is an instance of its own: free ports, its own data folder, an address of its own; it is
+//! ended by its process id when its handle is dropped. Nothing here depends on `archiver`.
+
+pub mod child;
+
+pub mod janus;
+pub mod net;
+pub mod publisher;
+
+pub mod wait;

@@ -1,0 +1,105 @@
+//! Janus's VideoRoom plugin over its WebSocket API.
+//!
+//! Each joined room has a WebSocket and a Janus session of its own, so that rooms cannot disturb each other.
+//! On it are one *observer* handle, which joins as a publisher that publishes nothing (only publishers are
+//! told who comes and goes), and one subscriber handle a stream.
+//!
+//! Janus keeps a session whose WebSocket was lost for `reclaim_session_timeout` seconds, 0 by default: set it
+//! to 30, and a lost WebSocket interrupts no media. Set `min_nack_queue = 1000` too: Janus forgets packets after
+//! 200 ms by default, and then a second retransmission can never be had.
+//!
+//! # What a stream is called
+//! Janus 1.1.2 knows no metadata of a publisher. `display` is either the name, or a JSON object
+//! `{"name": …, "connectionData": …, "streamId": …, "videoType": "camera"|"screen"|"custom"}`; the
+//! `description` of a video track may be such a `videoType` too. A newer Janus's `metadata` object is
+//! read with the same names and goes before `display`.
+
+mod link;
+mod room;
+pub mod wire;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+use serde_json::json;
+
+use super::{MediaRouter, Room, RouterError};
+use crate::ids::RoomId;
+
+/// The marks of an observer's `display`; participants with it are no clients.
+pub(crate) const OBSERVER_PREFIX: &str = "archiver:";
+
+/// How to reach one Janus.
+#[derive(Debug, Clone)]
+pub struct JanusConfig {
+    /// Its name in events and logs.
+    pub name: String,
+    /// `ws://` or `wss://`.
+    pub url: String,
+    /// Janus's `api_secret`.
+    pub api_secret: Option<SecretString>,
+    /// A token for Janus's stored-token authentication.
+    pub token: Option<SecretString>,
+    /// The pin of rooms that have one.
+    pub pin: Option<SecretString>,
+    /// Whether rooms and feeds have names (`string_ids = true`) or numbers.
+    pub string_ids: bool,
+    /// How long Janus may take to answer.
+    pub timeout: Duration,
+    /// How often the participants are listed; also finds what notifications do not tell.
+    pub poll: Duration,
+}
+
+impl JanusConfig {
+    /// A Janus at an address, with the defaults.
+    #[must_use]
+    pub fn new(name: &str, url: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            url: url.to_owned(),
+            api_secret: None,
+            token: None,
+            pin: None,
+            string_ids: true,
+            timeout: Duration::from_secs(5),
+            poll: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A Janus.
+#[derive(Debug, Clone)]
+pub struct JanusRouter {
+    config: JanusConfig,
+}
+
+impl JanusRouter {
+    /// Connects to nothing yet.
+    #[must_use]
+    pub const fn new(config: JanusConfig) -> Self {
+        Self { config }
+    }
+}
+
+#[async_trait]
+impl MediaRouter for JanusRouter {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    async fn probe(&self) -> Result<String, RouterError> {
+        let mut socket = link::Socket::connect(&self.config).await?;
+        let info = socket.ask(json!({ "janus": "info" }), "ask for its version").await?;
+        let session = socket.create_session().await?;
+        socket.attach(session).await?;
+        let version = info.get("version_string").and_then(|v| v.as_str()).unwrap_or("unknown version");
+        Ok(format!("Janus {version} with VideoRoom"))
+    }
+
+    async fn join(&self, room: &RoomId, observer: &str) -> Result<Box<dyn Room>, RouterError> {
+        room::JanusRoom::join(self.config.clone(), room.clone(), format!("{OBSERVER_PREFIX}{observer}"))
+            .await
+            .map(|room| Box::new(room) as Box<dyn Room>)
+    }
+}

@@ -1,0 +1,200 @@
+//! Janus's JSON, read into our types. Pure; what comes is untrusted: fields of a wrong type are as if
+//! they were not there, texts are bounded.
+
+use serde_json::Value;
+
+use super::OBSERVER_PREFIX;
+use crate::ids::TrackKind;
+use crate::router::{RouterError, StreamInfo, TrackInfo, VideoType};
+
+/// Longest name or connection data that is kept, in characters (Vonage's limit for connection data is 1,000).
+const TEXT_CHARS_MAX: usize = 1000;
+/// Tracks of one publisher that are looked at.
+const TRACKS_MAX: usize = 64;
+/// Publishers in one message that are looked at.
+const PUBLISHERS_MAX: usize = 1000;
+
+/// An id that may be a text or a number (`string_ids`).
+#[must_use]
+pub fn id(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() && text.len() <= 255 => Some(text.clone()),
+        Value::Number(number) => number.as_u64().map(|n| n.to_string()),
+        _ => None,
+    }
+}
+
+fn text(value: Option<&Value>) -> Option<String> {
+    let clean: String = value?.as_str()?.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect();
+    (!clean.is_empty()).then_some(clean)
+}
+
+fn video_type(value: Option<&Value>) -> Option<VideoType> {
+    match value?.as_str()? {
+        "camera" => Some(VideoType::Camera),
+        "screen" => Some(VideoType::Screen),
+        "custom" => Some(VideoType::Custom),
+        _ => None,
+    }
+}
+
+fn flag(value: &Value, name: &str) -> bool {
+    value.get(name).and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// Whether a participant is an archiver's observer.
+#[must_use]
+pub fn is_observer(participant: &Value) -> bool {
+    participant.get("display").and_then(Value::as_str).is_some_and(|d| d.starts_with(OBSERVER_PREFIX))
+}
+
+/// The publishers that a message announces.
+#[must_use]
+pub fn publishers(data: &Value) -> Vec<StreamInfo> {
+    let list = data.get("publishers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    list.iter().take(PUBLISHERS_MAX).filter(|p| !is_observer(p)).filter_map(publisher).collect()
+}
+
+fn publisher(value: &Value) -> Option<StreamInfo> {
+    let router_id = id(value.get("id")?)?;
+    let streams = value.get("streams").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let tracks: Vec<TrackInfo> = streams.iter().take(TRACKS_MAX).filter_map(track).collect();
+    let display = value.get("display");
+    let in_display = display.and_then(Value::as_str).and_then(|d| serde_json::from_str::<Value>(d).ok());
+    let in_display = in_display.filter(Value::is_object);
+    let sources = [value.get("metadata").filter(|m| m.is_object()), in_display.as_ref()];
+    let find = |name: &str| sources.iter().flatten().find_map(|s| s.get(name));
+    let described = tracks.iter().find(|t| t.kind == TrackKind::Video).and_then(|t| t.description.as_ref());
+    let described = described.and_then(|d| video_type(Some(&Value::from(d.as_str()))));
+    let name = text(find("name")).or_else(|| if in_display.is_some() { None } else { text(display) });
+    Some(StreamInfo {
+        router_id,
+        stream_id: text(find("streamId")),
+        name,
+        connection_data: text(find("connectionData")),
+        video_type: video_type(find("videoType")).or(described).unwrap_or_default(),
+        tracks,
+    })
+}
+
+fn track(value: &Value) -> Option<TrackInfo> {
+    let kind = match value.get("type")?.as_str()? {
+        "audio" => TrackKind::Audio,
+        "video" => TrackKind::Video,
+        _ => return None,
+    };
+    if flag(value, "disabled") && value.get("codec").is_none() {
+        // Janus keeps the place of a track that was removed.
+        return None;
+    }
+    Some(TrackInfo {
+        mid: text(value.get("mid"))?,
+        kind,
+        codec: text(value.get("codec")).unwrap_or_default().to_lowercase(),
+        description: text(value.get("description")),
+        muted: flag(value, "disabled") || flag(value, "moderated"),
+    })
+}
+
+/// Clients in a list of participants, and the ids of those that publish.
+#[must_use]
+pub fn participants(data: &Value) -> Option<(usize, Vec<String>)> {
+    let list = data.get("participants")?.as_array()?;
+    let clients = list.iter().filter(|p| !is_observer(p));
+    let publishing = clients.clone().filter(|p| flag(p, "publisher")).filter_map(|p| id(p.get("id")?)).collect();
+    Some((clients.count(), publishing))
+}
+
+/// The mids of a subscription's offer, with the track each carries.
+#[must_use]
+pub fn offer_mids(data: &Value) -> Vec<(String, TrackKind)> {
+    let streams = data.get("streams").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mid = |s: &Value| {
+        let track = track(s)?;
+        (s.get("active").and_then(Value::as_bool) != Some(false)).then_some((track.mid, track.kind))
+    };
+    streams.iter().take(TRACKS_MAX).filter_map(mid).collect()
+}
+
+/// The error of an answer, if it is one: of Janus itself or of the plugin.
+#[must_use]
+pub fn error(
+    router: &str,
+    room: Option<&crate::ids::RoomId>,
+    doing: &'static str,
+    answer: &Value,
+) -> Option<RouterError> {
+    let plugin = answer.get("plugindata").and_then(|p| p.get("data"));
+    let (code, reason) = if answer.get("janus").and_then(Value::as_str) == Some("error") {
+        let error = answer.get("error")?;
+        (error.get("code"), error.get("reason"))
+    } else {
+        (Some(plugin?.get("error_code")?), plugin?.get("error"))
+    };
+    let code = code.and_then(Value::as_i64).unwrap_or(0);
+    let what = text(reason).unwrap_or_default();
+    let router = router.to_owned();
+    Some(match (code, room) {
+        (426, Some(room)) => RouterError::RoomNotFound { router, room: room.clone() },
+        (428, _) => RouterError::StreamNotFound { stream: what },
+        (403 | 405 | 429 | 430 | 433, _) => RouterError::Refused { router, doing, code, text: what },
+        _ => RouterError::Protocol { router, doing, what: format!("error {code}: {what}") },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_display_is_a_name_or_carries_what_the_stream_is() {
+        let of =
+            |display: Value| publisher(&json!({ "id": "a", "display": display, "streams": [] })).expect("publisher");
+        assert_eq!(of(json!("Alice")).name.as_deref(), Some("Alice"));
+        let full = of(json!(r#"{"name":"Bob","connectionData":"u=7","videoType":"screen","streamId":"x"}"#));
+        assert_eq!((full.name.as_deref(), full.connection_data.as_deref()), (Some("Bob"), Some("u=7")));
+        assert_eq!((full.video_type, full.stream_id.as_deref()), (VideoType::Screen, Some("x")));
+        assert_eq!(of(json!("a\u{0}b\n")).name.as_deref(), Some("ab"));
+        assert_eq!(of(json!(7)).name, None);
+    }
+
+    #[test]
+    fn metadata_goes_before_display_and_a_description_tells_a_screen() {
+        let value = json!({ "id": 7, "display": "D", "metadata": { "name": "M" }, "streams": [
+            { "type": "video", "mid": "1", "codec": "vp8", "description": "screen" }, { "type": "data", "mid": "2" } ] });
+        let stream = publisher(&value).expect("publisher");
+        assert_eq!((stream.router_id.as_str(), stream.name.as_deref()), ("7", Some("M")));
+        assert_eq!((stream.video_type, stream.tracks.len()), (VideoType::Screen, 1));
+    }
+
+    #[test]
+    fn archivers_are_no_clients() {
+        let data = json!({ "participants": [
+            { "id": "a", "publisher": true }, { "id": "b", "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false } ] });
+        assert_eq!(participants(&data), Some((2, vec!["a".to_owned()])));
+    }
+
+    #[test]
+    fn wrong_types_are_as_if_they_were_not_there() {
+        for value in
+            [json!({}), json!({ "publishers": 7 }), json!({ "publishers": [1, null, { "id": {} }, { "id": "" }] })]
+        {
+            assert!(publishers(&value).is_empty(), "{value}");
+            assert!(offer_mids(&value).is_empty());
+        }
+        assert_eq!(participants(&json!({ "participants": {} })), None);
+    }
+
+    #[test]
+    fn errors_are_told_apart_by_their_codes() {
+        let room = "r".parse().expect("room");
+        let plugin =
+            |code: i64| json!({ "janus": "event", "plugindata": { "data": { "error_code": code, "error": "x" } } });
+        assert!(matches!(error("j", Some(&room), "join", &plugin(426)), Some(RouterError::RoomNotFound { .. })));
+        assert!(matches!(error("j", Some(&room), "join", &plugin(433)), Some(RouterError::Refused { .. })));
+        let core = json!({ "janus": "error", "error": { "code": 403, "reason": "Unauthorized" } });
+        assert!(matches!(error("j", None, "join", &core), Some(RouterError::Refused { code: 403, .. })));
+        assert!(error("j", None, "join", &json!({ "janus": "success" })).is_none());
+    }
+}

@@ -1,0 +1,106 @@
+//! Child processes that end with their handle.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// A server process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts a command; its output goes to `<dir>/<name>.log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(name: &str, dir: &Path, command: &mut Command) -> Result<Self> {
+        let log = dir.join(format!("{name}.log"));
+        let out = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("{name} cannot be started; `make setup` installs it"))?;
+        Ok(Self { child, name: name.to_owned(), log })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal by name, such as `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(sent.is_ok(), "kill is part of every system");
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill9(&mut self) {
+        // An error means that it is gone already.
+        self.child.kill().unwrap_or_default();
+        self.child.wait().map(drop).unwrap_or_default();
+    }
+
+    /// `SIGTERM`, then `kill -9` if it takes longer than `limit`. Returns whether it ended by itself with success.
+    pub fn stop(&mut self, limit: Duration) -> bool {
+        self.signal("TERM");
+        let until = Instant::now() + limit;
+        while Instant::now() < until {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return status.success();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.kill9();
+        false
+    }
+
+    /// Waits until `ready` says yes.
+    ///
+    /// # Errors
+    /// When it ends or takes too long; the end of its log is in the error.
+    pub fn wait_ready(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let until = Instant::now() + limit;
+        while !ready() {
+            if !self.runs() {
+                bail!("{} ended: {}", self.name, self.log_tail());
+            }
+            if Instant::now() > until {
+                bail!("{} was not ready in {limit:?}: {}", self.name, self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// The last 2,000 bytes of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let mut text = Vec::new();
+        if let Ok(mut file) = std::fs::File::open(&self.log) {
+            file.read_to_end(&mut text).map(drop).unwrap_or_default();
+        }
+        String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}

@@ -1,0 +1,213 @@
+//! Coded pictures and sound, encoded once a process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app::{AppSink, AppSrc};
+
+/// Pictures a second.
+pub const FPS: u32 = 30;
+/// Length of the loop in seconds; numbers begin again after it.
+pub const LOOP_SECONDS: u32 = 64;
+/// A keyframe comes so often, in pictures.
+pub const KEYFRAME_EVERY: u32 = 30;
+/// Cells of a picture: the first two rows carry its number and the complement, the next two the publisher's code.
+pub const COLUMNS: u32 = 16;
+/// Rows of cells.
+pub const ROWS: u32 = 12;
+/// Pitch of second 0 in Hz.
+pub const PITCH: f64 = 500.0;
+/// Added a second, in Hz.
+pub const PITCH_STEP: f64 = 50.0;
+/// Length of a beep in seconds.
+pub const BEEP: f64 = 0.1;
+
+/// A picture's codec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum VideoCodec {
+    Vp8,
+    Vp9,
+    H264,
+    Av1,
+}
+
+/// A sound's codec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum AudioCodec {
+    Opus,
+    Pcmu,
+    Pcma,
+}
+
+impl VideoCodec {
+    /// Janus's name for it.
+    #[must_use]
+    pub const fn janus(self) -> &'static str {
+        match self {
+            Self::Vp8 => "vp8",
+            Self::Vp9 => "vp9",
+            Self::H264 => "h264",
+            Self::Av1 => "av1",
+        }
+    }
+
+    fn encoder(self) -> &'static str {
+        match self {
+            Self::Vp8 => {
+                "vp8enc deadline=1 cpu-used=8 keyframe-max-dist=30 target-bitrate=500000 lag-in-frames=0 error-resilient=default"
+            }
+            Self::Vp9 => "vp9enc deadline=1 cpu-used=8 keyframe-max-dist=30 target-bitrate=400000 lag-in-frames=0",
+            Self::H264 => {
+                "x264enc speed-preset=ultrafast tune=zerolatency key-int-max=30 bitrate=500 ! video/x-h264,profile=constrained-baseline,stream-format=byte-stream,alignment=au"
+            }
+            Self::Av1 => {
+                "av1enc usage-profile=realtime cpu-used=10 keyframe-max-dist=30 target-bitrate=300 lag-in-frames=0 ! av1parse ! video/x-av1,stream-format=obu-stream,alignment=tu"
+            }
+        }
+    }
+}
+
+impl AudioCodec {
+    /// Janus's name for it.
+    #[must_use]
+    pub const fn janus(self) -> &'static str {
+        match self {
+            Self::Opus => "opus",
+            Self::Pcmu => "pcmu",
+            Self::Pcma => "pcma",
+        }
+    }
+
+    /// RTP clock rate in Hz, which is also the sample rate here.
+    #[must_use]
+    pub const fn rate(self) -> u32 {
+        match self {
+            Self::Opus => 48_000,
+            Self::Pcmu | Self::Pcma => 8_000,
+        }
+    }
+
+    const fn encoder(self) -> &'static str {
+        match self {
+            Self::Opus => "opusenc frame-size=20 bitrate=32000 audio-type=voice dtx=false",
+            Self::Pcmu => "mulawenc",
+            Self::Pcma => "alawenc",
+        }
+    }
+}
+
+/// An encoded loop: data and whether a decoder can begin there. A picture each 1/30 s, or sound each 20 ms.
+pub type Loop = Arc<Vec<(Vec<u8>, bool)>>;
+
+type Key = (Option<VideoCodec>, Option<AudioCodec>, (u32, u32), u16);
+static LOOPS: LazyLock<Mutex<HashMap<Key, Loop>>> = LazyLock::new(Mutex::default);
+
+fn cached(key: Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Result<Loop> {
+    let mut loops = LOOPS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = loops.get(&key) {
+        return Ok(Arc::clone(found));
+    }
+    let made = Arc::new(make()?);
+    loops.insert(key, Arc::clone(&made));
+    Ok(made)
+}
+
+/// The pictures of a publisher with a code.
+///
+/// # Errors
+/// When GStreamer lacks the encoder.
+pub fn video(codec: VideoCodec, size: (u32, u32), code: u16) -> Result<Loop> {
+    cached((Some(codec), None, size, code), || {
+        let caps = format!("video/x-raw,format=I420,width={},height={},framerate={FPS}/1", size.0, size.1);
+        let frames = (0..FPS * LOOP_SECONDS).map(move |n| picture(size, n, code));
+        encode(&caps, codec.encoder(), frames, u64::from(1_000_000_000 / FPS))
+    })
+}
+
+/// The sound of all publishers.
+///
+/// # Errors
+/// When GStreamer lacks the encoder.
+pub fn audio(codec: AudioCodec) -> Result<Loop> {
+    cached((None, Some(codec), (0, 0), 0), || {
+        let rate = codec.rate();
+        let caps = format!("audio/x-raw,format=S16LE,layout=interleaved,channels=1,rate={rate}");
+        let packets = (0..LOOP_SECONDS * 50).map(move |n| samples(rate, n * rate / 50, rate / 50));
+        encode(&caps, codec.encoder(), packets, 20_000_000)
+    })
+}
+
+/// A picture with its number and the publisher's code in cells, and something that moves below.
+#[must_use]
+pub fn picture((width, height): (u32, u32), number: u32, code: u16) -> Vec<u8> {
+    let luma = (width * height) as usize;
+    let mut data = vec![128_u8; luma * 3 / 2];
+    let rows = [number & 0xffff, !number & 0xffff, u32::from(code), u32::from(!code)];
+    for y in 0..height {
+        for x in 0..width {
+            let (row, column) = (y * ROWS / height, x * COLUMNS / width);
+            let value = match rows.get(row as usize) {
+                Some(bits) if bits >> column & 1 == 1 => 235,
+                Some(_) => 16,
+                None => 60 + u8::try_from((x + y + number * 3) / 2 % 120).unwrap_or(0),
+            };
+            data[(y * width + x) as usize] = value;
+        }
+    }
+    data
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn samples(rate: u32, first: u32, count: u32) -> Vec<u8> {
+    let mut out = Vec::with_capacity(count as usize * 2);
+    for n in first..first + count {
+        let (second, at) = (n / rate, f64::from(n % rate) / f64::from(rate));
+        let pitch = PITCH + PITCH_STEP * f64::from(second);
+        let value = if at < BEEP { (at * pitch * std::f64::consts::TAU).sin() * 12_000.0 } else { 0.0 };
+        out.extend_from_slice(&(value as i16).to_le_bytes());
+    }
+    out
+}
+
+#[allow(clippy::disallowed_methods)]
+fn encode(
+    caps: &str,
+    encoder: &str,
+    input: impl Iterator<Item = Vec<u8>> + Send + 'static,
+    step_ns: u64,
+) -> Result<Vec<(Vec<u8>, bool)>> {
+    gst::init()?;
+    let text =
+        format!("appsrc name=in format=time caps=\"{caps}\" block=true ! {encoder} ! appsink name=out sync=false");
+    let pipeline = gst::parse::launch(&text)?.downcast::<gst::Pipeline>().ok().context("no pipeline")?;
+    let source = pipeline.by_name("in").and_then(|e| e.downcast::<AppSrc>().ok()).context("no appsrc")?;
+    let sink = pipeline.by_name("out").and_then(|e| e.downcast::<AppSink>().ok()).context("no appsink")?;
+    pipeline.set_state(gst::State::Playing)?;
+    let feeder = std::thread::spawn(move || {
+        for (n, data) in (0_u64..).zip(input) {
+            let mut buffer = gst::Buffer::from_mut_slice(data);
+            if let Some(buffer) = buffer.get_mut() {
+                buffer.set_pts(gst::ClockTime::from_nseconds(n * step_ns));
+                buffer.set_duration(gst::ClockTime::from_nseconds(step_ns));
+            }
+            if source.push_buffer(buffer).is_err() {
+                return;
+            }
+        }
+        source.end_of_stream().map(drop).unwrap_or_default();
+    });
+    let mut out = Vec::new();
+    while let Ok(sample) = sink.pull_sample() {
+        let buffer = sample.buffer().context("no buffer")?;
+        let key = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+        out.push((buffer.map_readable()?.to_vec(), key));
+    }
+    pipeline.set_state(gst::State::Null)?;
+    feeder.join().ok().context("the feeder panicked")?;
+    Ok(out)
+}

@@ -1,0 +1,212 @@
+//! A WebRTC publisher that knows what it sent.
+//!
+//! Pictures carry their number as blocks, sound carries a beep a second whose pitch is the number of the
+//! second, so that a finished file can be held against what was sent ([`Truth`]). The media is encoded once a
+//! process and played in a loop; when a keyframe is asked for, the picture skips ahead to the next one.
+
+pub mod media;
+mod rtc;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::janus::Client;
+pub use media::{AudioCodec, VideoCodec};
+
+/// What to publish, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `ws://…` of Janus.
+    pub url: String,
+    /// The room.
+    pub room: String,
+    /// The room's pin.
+    pub pin: Option<String>,
+    /// The feed's id.
+    pub id: String,
+    /// What others see.
+    pub display: String,
+    /// The picture.
+    pub video: Option<VideoCodec>,
+    /// The sound.
+    pub audio: Option<AudioCodec>,
+    /// Width and height.
+    pub size: (u32, u32),
+    /// Tells one publisher's pictures from another's; 0..65,535.
+    pub code: u16,
+    /// The local address to send from; media goes to Janus's.
+    pub local: std::net::IpAddr,
+}
+
+impl Options {
+    /// VP8 at 320x240 and Opus.
+    #[must_use]
+    pub fn new(janus: &crate::janus::Janus, room: &str, id: &str) -> Self {
+        Self {
+            url: janus.url(),
+            room: room.to_owned(),
+            pin: None,
+            id: id.to_owned(),
+            display: format!("The {id}"),
+            video: Some(VideoCodec::Vp8),
+            audio: Some(AudioCodec::Opus),
+            size: (320, 240),
+            code: 1,
+            local: janus.ip(),
+        }
+    }
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Default)]
+pub struct Truth {
+    /// Pictures: number, when it was taken.
+    pub frames: Vec<(u32, Instant)>,
+    /// Seconds of sound whose beep was sent: number, when it began.
+    pub beeps: Vec<(u32, Instant)>,
+    /// Packets of sound.
+    pub audio_packets: u64,
+    /// Keyframes that were asked for.
+    pub keyframe_requests: u64,
+}
+
+#[derive(Debug, Default)]
+struct Switches {
+    stop: AtomicBool,
+    video_off: AtomicBool,
+    audio_off: AtomicBool,
+    connected: AtomicBool,
+}
+
+/// A publisher that publishes until it is dropped.
+#[derive(Debug)]
+pub struct Publisher {
+    switches: Arc<Switches>,
+    truth: Arc<Mutex<Truth>>,
+    thread: Option<JoinHandle<()>>,
+    signalling: Option<tokio::task::JoinHandle<Client>>,
+    leave: tokio::sync::watch::Sender<bool>,
+}
+
+impl Publisher {
+    /// Joins the room and publishes; returns when media flows.
+    ///
+    /// # Errors
+    /// When Janus refuses, or no connection comes up within 10 s.
+    pub async fn start(options: Options) -> Result<Self> {
+        let mut client = Client::connect(&options.url).await?;
+        let mut join = json!({
+            "request": "join", "ptype": "publisher", "room": options.room, "id": options.id, "display": options.display,
+        });
+        if let Some(pin) = &options.pin {
+            join["pin"] = json!(pin);
+        }
+        let joined = client.message(join, None).await?;
+        if joined["plugindata"]["data"]["videoroom"] != "joined" {
+            bail!("not let into the room: {joined}");
+        }
+        let (mut sender, offer) = rtc::Sender::offer(&options)?;
+        let mut publish = json!({ "request": "publish" });
+        if let Some(codec) = options.video {
+            publish["videocodec"] = json!(codec.janus());
+        }
+        if let Some(codec) = options.audio {
+            publish["audiocodec"] = json!(codec.janus());
+        }
+        let answer = client.message(publish, Some(json!({ "type": "offer", "sdp": offer }))).await?;
+        let sdp = answer["jsep"]["sdp"].as_str().with_context(|| format!("no answer: {answer}"))?;
+        sender.answer(sdp)?;
+        let (switches, truth) = (Arc::new(Switches::default()), Arc::new(Mutex::new(Truth::default())));
+        let thread = {
+            let (switches, truth) = (Arc::clone(&switches), Arc::clone(&truth));
+            std::thread::Builder::new().name("publisher".to_owned()).spawn(move || sender.run(&switches, &truth))?
+        };
+        let (leave, leaving) = tokio::sync::watch::channel(false);
+        // Awaited by `leave`; a publisher that is dropped takes its socket with it.
+        #[allow(clippy::disallowed_methods)]
+        let signalling = tokio::spawn(keep_alive(client, leaving));
+        let publisher = Self { switches, truth, thread: Some(thread), signalling: Some(signalling), leave };
+        let until = Instant::now() + Duration::from_secs(10);
+        while !publisher.switches.connected.load(Ordering::Relaxed) {
+            if Instant::now() > until {
+                bail!("no connection to Janus within 10 s");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(publisher)
+    }
+
+    /// What was sent so far.
+    #[must_use]
+    pub fn truth(&self) -> Truth {
+        self.truth.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stops or resumes sending the picture.
+    pub fn mute_video(&self, off: bool) {
+        self.switches.video_off.store(off, Ordering::Relaxed);
+    }
+
+    /// Stops or resumes sending the sound.
+    pub fn mute_audio(&self, off: bool) {
+        self.switches.audio_off.store(off, Ordering::Relaxed);
+    }
+
+    fn stop_media(&mut self) -> Truth {
+        self.switches.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            assert!(thread.join().is_ok(), "the publisher's thread panicked");
+        }
+        self.truth()
+    }
+
+    /// Unpublishes and leaves the room. Returns what was sent.
+    ///
+    /// # Errors
+    /// When Janus is away.
+    pub async fn leave(mut self) -> Result<Truth> {
+        let truth = self.stop_media();
+        self.leave.send(true).unwrap_or_default();
+        if let Some(signalling) = self.signalling.take() {
+            signalling.await?.message(json!({ "request": "leave" }), None).await?;
+        }
+        Ok(truth)
+    }
+
+    /// Vanishes without a word. Returns what was sent.
+    pub fn crash(mut self) -> Truth {
+        let truth = self.stop_media();
+        if let Some(signalling) = self.signalling.take() {
+            signalling.abort();
+        }
+        truth
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.switches.stop.store(true, Ordering::Relaxed);
+        if let Some(signalling) = self.signalling.take() {
+            signalling.abort();
+        }
+    }
+}
+
+async fn keep_alive(mut client: Client, mut leaving: tokio::sync::watch::Receiver<bool>) -> Client {
+    loop {
+        tokio::select! {
+            _ = leaving.changed() => return client,
+            () = tokio::time::sleep(Duration::from_secs(5)) => {
+                client.drain().await;
+                if client.keep_alive().await.is_err() {
+                    return client;
+                }
+            }
+        }
+    }
+}
