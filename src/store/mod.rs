@@ -1,5 +1,12 @@
 //! Where archives and sealed segments go: S3-compatible storage, or a local directory.
 
+mod body;
+pub mod dir;
+mod probe;
+pub mod retry;
+pub mod s3;
+pub mod upload;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

@@ -30,6 +30,7 @@ use crate::time::MediaTime;
 
 pub use line::{LineFile, read_lines};
 pub use reader::LogReader;
+pub(crate) use writer::hex;
 pub use writer::{LogOptions, Opened, TrackLog, UnsyncedSegment};
 
 /// The index's file name.
