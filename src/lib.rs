@@ -6,6 +6,7 @@ pub mod capture;
 pub mod fault;
 pub mod ids;
 pub mod job;
+pub mod media;
 pub mod metrics;
 pub mod router;
 pub mod store;

@@ -1,0 +1,65 @@
+//! GStreamer, and nothing about archives: pipeline fragments as data, a runner, muxing, decoding to verify.
+//!
+//! Fragments are files in `pipelines/`; they are part of the binary, and a folder given by configuration goes
+//! before them, so that an operator can try another element without a build.
+
+pub mod check;
+pub mod fragment;
+pub mod mux;
+mod runner;
+pub mod verify;
+
+use crate::fault::{Fault, FaultKind, HasFault};
+
+/// Why a pipeline did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum MediaError {
+    /// GStreamer cannot be started.
+    #[error("GStreamer cannot be started")]
+    Init(#[source] gstreamer::glib::Error),
+    /// A fragment cannot be read or does not fit.
+    #[error("pipeline fragment {name}: {what}")]
+    Fragment {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// An element reported an error.
+    #[error("element {element}: {what}")]
+    Element {
+        /// Its name.
+        element: String,
+        /// What it said.
+        what: String,
+    },
+    /// A deadline passed.
+    #[error("the pipeline did not {doing} within {seconds} s")]
+    Stalled {
+        /// What it should have done.
+        doing: &'static str,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// The work was called off.
+    #[error("the work was called off")]
+    Cancelled,
+}
+
+impl HasFault for MediaError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Init(_) | Self::Fragment { .. } | Self::Element { .. } => FaultKind::MediaPipeline,
+            Self::Stalled { .. } | Self::Cancelled => FaultKind::MediaStalled,
+        }
+        .fault()
+    }
+}
+
+/// Starts GStreamer once; cheap to repeat.
+///
+/// # Errors
+/// When its registry cannot be made.
+pub fn init() -> Result<(), MediaError> {
+    gstreamer::init().map_err(MediaError::Init)
+}

@@ -1,0 +1,227 @@
+//! One stream's sound and picture into one file, as they are.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app::AppSrc;
+use tokio_util::sync::CancellationToken;
+
+use super::{MediaError, fragment, runner::Pipeline};
+use crate::capture::types::{Codec, Frame, TrackFormat};
+use crate::time::MediaTime;
+
+/// A muxer that takes nothing for so long has stalled.
+const STALL: Duration = Duration::from_secs(30);
+/// A pause of sound longer than this is told to the muxer, which otherwise waits for both inputs.
+const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;
+
+/// One track's frames in order, with times already corrected.
+pub type FrameSource = Box<dyn Iterator<Item = Frame> + Send>;
+
+/// What goes into one file.
+pub struct MuxInput {
+    /// The picture.
+    pub video: Option<(TrackFormat, FrameSource)>,
+    /// The sound.
+    pub audio: Option<(TrackFormat, FrameSource)>,
+    /// The media time that becomes zero in the file.
+    pub start: MediaTime,
+}
+
+/// What came out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Muxed {
+    /// Pictures.
+    pub video_frames: u64,
+    /// Packets of sound.
+    pub audio_frames: u64,
+    /// End of the last frame in the file.
+    pub end: MediaTime,
+}
+
+/// Whether these formats fit WebM; others go into Matroska.
+#[must_use]
+pub fn is_webm(video: Option<Codec>, audio: Option<Codec>) -> bool {
+    video.is_none_or(Codec::in_webm) && audio.is_none_or(Codec::in_webm)
+}
+
+fn caps(format: &TrackFormat) -> gst::Caps {
+    let private = || gst::Buffer::from_slice(format.codec_private.clone());
+    let size = |builder: gst::caps::Builder<gst::caps::NoFeature>| {
+        builder
+            .field("width", format.width.cast_signed())
+            .field("height", format.height.cast_signed())
+            .field("framerate", gst::Fraction::new(0, 1))
+    };
+    let sound = |name: &str, rate: i32| {
+        gst::Caps::builder(name).field("rate", rate).field("channels", format.channels.max(1).cast_signed()).build()
+    };
+    match format.codec {
+        Codec::Vp8 => size(gst::Caps::builder("video/x-vp8")).build(),
+        Codec::Vp9 => size(gst::Caps::builder("video/x-vp9")).build(),
+        Codec::Av1 => size(gst::Caps::builder("video/x-av1"))
+            .field("stream-format", "obu-stream")
+            .field("alignment", "tu")
+            .field("codec_data", private())
+            .build(),
+        Codec::H264 => size(gst::Caps::builder("video/x-h264"))
+            .field("stream-format", "avc")
+            .field("alignment", "au")
+            .field("codec_data", private())
+            .build(),
+        Codec::Opus => gst::Caps::builder("audio/x-opus")
+            .field("rate", 48_000)
+            .field("channels", format.channels.max(1).cast_signed())
+            .field("channel-mapping-family", 0)
+            .field("stream-count", 1)
+            .field("coupled-count", i32::from(format.channels == 2))
+            .field("streamheader", gst::Array::new([private(), opus_tags()]))
+            .build(),
+        Codec::Pcmu => sound("audio/x-mulaw", 8000),
+        Codec::Pcma => sound("audio/x-alaw", 8000),
+    }
+}
+
+/// `OpusTags` (RFC 7845 section 5.2) without comments, which GStreamer wants beside `OpusHead`.
+fn opus_tags() -> gst::Buffer {
+    let mut tags = b"OpusTags".to_vec();
+    tags.extend_from_slice(&8_u32.to_le_bytes());
+    tags.extend_from_slice(b"archiver");
+    tags.extend_from_slice(&0_u32.to_le_bytes());
+    gst::Buffer::from_slice(tags)
+}
+
+struct Feed {
+    source: AppSrc,
+    frames: FrameSource,
+    next: Option<Frame>,
+    last_span: u64,
+    fed: u64,
+}
+
+impl Feed {
+    fn new(source: AppSrc, format: &TrackFormat, mut frames: FrameSource) -> Self {
+        source.set_caps(Some(&caps(format)));
+        let next = frames.next();
+        Self { source, frames, next, last_span: 20_000_000, fed: 0 }
+    }
+
+    /// Pushes the next frame. Returns its end, or `None` when the pipeline takes no more.
+    fn push(&mut self, start: MediaTime) -> Option<MediaTime> {
+        let frame = self.next.take()?;
+        self.next = self.frames.next();
+        let pts = u64::try_from((frame.pts - start).max(0)).unwrap_or(0);
+        let until_next = self.next.as_ref().and_then(|n| u64::try_from(n.pts - frame.pts).ok());
+        let span = match until_next {
+            Some(span) if span <= FRAME_SPAN_MAX_NS => span,
+            _ => self.last_span,
+        };
+        self.last_span = span;
+        let mut buffer = gst::Buffer::from_slice(frame.data);
+        {
+            let buffer = buffer.get_mut().expect("nobody else has the buffer yet");
+            buffer.set_pts(gst::ClockTime::from_nseconds(pts));
+            buffer.set_dts(gst::ClockTime::from_nseconds(pts));
+            buffer.set_duration(gst::ClockTime::from_nseconds(span));
+            if !frame.keyframe {
+                buffer.set_flags(gst::BufferFlags::DELTA_UNIT);
+            }
+        }
+        self.source.push_buffer(buffer).ok()?;
+        self.fed += 1;
+        Some(frame.pts + i64::try_from(span).unwrap_or(0))
+    }
+
+    fn due(&self) -> Option<MediaTime> {
+        self.next.as_ref().map(|f| f.pts)
+    }
+
+    fn end(&self) {
+        // A pipeline that failed takes no end either; its error is on the bus.
+        self.source.end_of_stream().map(drop).unwrap_or_default();
+    }
+}
+
+/// Writes the file. Blocking: to be called on a thread of its own.
+///
+/// # Errors
+/// When an element fails, nothing moves any more, or `cancel` says so. The file is then to be thrown away.
+pub fn mux(
+    input: MuxInput,
+    path: &Path,
+    pipelines: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<Muxed, MediaError> {
+    let codec = |t: &Option<(TrackFormat, FrameSource)>| t.as_ref().map(|(format, _)| format.codec);
+    let muxer = if is_webm(codec(&input.video), codec(&input.audio)) { "mux-webm" } else { "mux-mkv" };
+    let mut text = fragment::load(muxer, pipelines)?.text;
+    for (there, name) in [(input.video.is_some(), "mux-input-video"), (input.audio.is_some(), "mux-input-audio")] {
+        if there {
+            text.push('\n');
+            text.push_str(&fragment::load(name, pipelines)?.text);
+        }
+    }
+    let pipeline = Pipeline::parse(muxer, &text)?;
+    pipeline.named::<gst::Element>("sink")?.set_property("location", path.to_string_lossy().as_ref());
+    let feed = |name: &str, track: Option<(TrackFormat, FrameSource)>| -> Result<Option<Feed>, MediaError> {
+        let Some((format, frames)) = track else { return Ok(None) };
+        Ok(Some(Feed::new(pipeline.named::<AppSrc>(name)?, &format, frames)))
+    };
+    let (video, audio) = (feed("video", input.video)?, feed("audio", input.audio)?);
+    pipeline.start()?;
+    let fed = Arc::new(AtomicU64::new(0));
+    let feeder = {
+        let (fed, cancel, start) = (Arc::clone(&fed), cancel.clone(), input.start);
+        std::thread::Builder::new()
+            .name("mux-feed".to_owned())
+            .spawn(move || feed_all(video, audio, start, &fed, &cancel))
+    };
+    let feeder = feeder.map_err(|e| MediaError::Element { element: "mux-feed".to_owned(), what: e.to_string() })?;
+    let ended = pipeline.wait_end(STALL, cancel, |_| fed.load(Ordering::Relaxed));
+    if ended.is_err() {
+        // A feeder that waits for room is let go by the flush that goes with Null.
+        drop(pipeline);
+    }
+    let muxed = feeder.join().expect("the feeder does not panic");
+    ended.map(|()| muxed)
+}
+
+/// Feeds both inputs in the order of time, so that the muxer never waits for one while the other is full.
+fn feed_all(
+    mut video: Option<Feed>,
+    mut audio: Option<Feed>,
+    start: MediaTime,
+    fed: &AtomicU64,
+    cancel: &CancellationToken,
+) -> Muxed {
+    let mut end = start;
+    while !cancel.is_cancelled() {
+        let (v, a) = (video.as_ref().and_then(Feed::due), audio.as_ref().and_then(Feed::due));
+        let turn = match (v, a) {
+            (None, None) => break,
+            (Some(v), Some(a)) if v <= a => &mut video,
+            (Some(_), None) => &mut video,
+            (_, Some(_)) => &mut audio,
+        };
+        let Some(feed) = turn else { break };
+        match feed.push(start) {
+            Some(at) => end = end.max(at),
+            None => break,
+        }
+        if feed.next.is_none() {
+            feed.end();
+        }
+        fed.fetch_add(1, Ordering::Relaxed);
+    }
+    let count = |feed: &Option<Feed>| {
+        feed.as_ref().map_or(0, |feed| {
+            feed.end();
+            feed.fed
+        })
+    };
+    Muxed { video_frames: count(&video), audio_frames: count(&audio), end }
+}

@@ -1,0 +1,115 @@
+//! Running one pipeline to its end: state changes with deadlines, errors from the bus, always back to Null.
+
+use std::time::{Duration, Instant};
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use tokio_util::sync::CancellationToken;
+
+use super::MediaError;
+
+/// A state change takes at most this long.
+const STATE_MAX: Duration = Duration::from_secs(15);
+/// How often the bus is looked at.
+const POLL: Duration = Duration::from_millis(100);
+
+/// A pipeline that is brought to Null on every path.
+pub(super) struct Pipeline {
+    pipeline: gst::Pipeline,
+}
+
+impl Pipeline {
+    /// Makes a pipeline of a fragment's text.
+    #[allow(clippy::disallowed_methods)] // The one place where launch text is parsed.
+    pub fn parse(name: &str, text: &str) -> Result<Self, MediaError> {
+        super::init()?;
+        let bad = |what: String| MediaError::Fragment { name: name.to_owned(), what };
+        let element = gst::parse::launch(text).map_err(|e| bad(e.to_string()))?;
+        let pipeline = match element.downcast::<gst::Pipeline>() {
+            Ok(pipeline) => pipeline,
+            Err(single) => {
+                let pipeline = gst::Pipeline::new();
+                pipeline.add(&single).map_err(|e| bad(e.to_string()))?;
+                pipeline
+            }
+        };
+        Ok(Self { pipeline })
+    }
+
+    /// An element that the fragment names.
+    pub fn named<T: IsA<gst::Object> + IsA<gst::Element>>(&self, name: &str) -> Result<T, MediaError> {
+        let missing =
+            || MediaError::Fragment { name: name.to_owned(), what: "the fragment has no such element".to_owned() };
+        self.pipeline.by_name(name).and_then(|e| e.downcast::<T>().ok()).ok_or_else(missing)
+    }
+
+    pub const fn inner(&self) -> &gst::Pipeline {
+        &self.pipeline
+    }
+
+    /// Starts it. Does not wait: a pipeline that is fed by the program cannot preroll before it is.
+    pub fn start(&self) -> Result<(), MediaError> {
+        match self.pipeline.set_state(gst::State::Playing) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.bus_error().unwrap_or(MediaError::Element {
+                element: self.pipeline.name().to_string(),
+                what: "it cannot be started".to_owned(),
+            })),
+        }
+    }
+
+    fn bus_error(&self) -> Option<MediaError> {
+        let bus = self.pipeline.bus()?;
+        bus.pop_filtered(&[gst::MessageType::Error]).and_then(|m| error_of(&m))
+    }
+
+    /// Waits for the end of the stream. `progress` tells a number that grows while work is done: the
+    /// deadline `stall` counts from its last growth.
+    pub fn wait_end(
+        &self,
+        stall: Duration,
+        cancel: &CancellationToken,
+        progress: impl Fn(&gst::Pipeline) -> u64,
+    ) -> Result<(), MediaError> {
+        let bus = self.pipeline.bus().expect("a pipeline has a bus");
+        let (mut last, mut moved) = (0, Instant::now());
+        loop {
+            let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
+            let message = bus.timed_pop_filtered(gst::ClockTime::from_mseconds(POLL.as_millis() as u64), &kinds);
+            if let Some(message) = message {
+                return error_of(&message).map_or(Ok(()), Err);
+            }
+            if cancel.is_cancelled() {
+                return Err(MediaError::Cancelled);
+            }
+            let now = progress(&self.pipeline);
+            if now > last {
+                (last, moved) = (now, Instant::now());
+            } else if moved.elapsed() > stall {
+                return Err(MediaError::Stalled { doing: "go on", seconds: stall.as_secs() });
+            }
+        }
+    }
+}
+
+fn error_of(message: &gst::Message) -> Option<MediaError> {
+    match message.view() {
+        gst::MessageView::Error(error) => Some(MediaError::Element {
+            element: error.src().map(|s| s.name().to_string()).unwrap_or_default(),
+            what: format!("{} ({})", error.error(), error.debug().unwrap_or_default()),
+        }),
+        _ => None,
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        if self.pipeline.set_state(gst::State::Null).is_err() {
+            tracing::error!("a pipeline did not go to Null");
+        }
+        let (changed, ..) = self.pipeline.state(Some(gst::ClockTime::from_seconds(STATE_MAX.as_secs())));
+        if changed.is_err() {
+            tracing::error!("a pipeline did not reach Null in time");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Decoding a finished file to nowhere: what cannot be decoded is not an archive.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use tokio_util::sync::CancellationToken;
+
+use super::{MediaError, fragment, runner::Pipeline};
+
+/// A decoder that gives nothing for so long has stalled.
+const STALL: Duration = Duration::from_secs(30);
+
+/// What was decoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Decoded {
+    /// Pictures.
+    pub pictures: u64,
+    /// Buffers of sound.
+    pub sounds: u64,
+    /// The duration that the container tells, in nanoseconds.
+    pub duration_ns: u64,
+}
+
+/// Decodes a file, or its first `limit` of media time. Blocking.
+///
+/// # Errors
+/// When the container or a frame cannot be read, nothing moves any more, or `cancel` says so.
+pub fn decode(
+    path: &Path,
+    limit: Option<Duration>,
+    pipelines: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<Decoded, MediaError> {
+    let fragment = fragment::load("verify", pipelines)?;
+    let pipeline = Pipeline::parse("verify", &fragment.text)?;
+    pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
+    let (pictures, sounds, last) =
+        (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    {
+        let (pictures, sounds, last) = (Arc::clone(&pictures), Arc::clone(&sounds), Arc::clone(&last));
+        let weak = pipeline.inner().downgrade();
+        pipeline.named::<gst::Element>("decode")?.connect_pad_added(move |_, pad| {
+            let Some(pipeline) = weak.upgrade() else { return };
+            let counter = if pad.current_caps().is_some_and(|c| c.to_string().starts_with("video/")) {
+                &pictures
+            } else {
+                &sounds
+            };
+            sink(&pipeline, pad, Arc::clone(counter), Arc::clone(&last));
+        });
+    }
+    pipeline.start()?;
+    let limit = limit.map_or(u64::MAX, |l| u64::try_from(l.as_nanos()).unwrap_or(u64::MAX));
+    let duration = Arc::new(AtomicU64::new(0));
+    let progress = |inner: &gst::Pipeline| {
+        if duration.load(Ordering::Relaxed) == 0
+            && let Some(length) = inner.query_duration::<gst::ClockTime>()
+        {
+            duration.store(length.nseconds(), Ordering::Relaxed);
+        }
+        if last.load(Ordering::Relaxed) >= limit {
+            inner.send_event(gst::event::Eos::new());
+        }
+        pictures.load(Ordering::Relaxed) + sounds.load(Ordering::Relaxed)
+    };
+    pipeline.wait_end(STALL, cancel, progress)?;
+    if duration.load(Ordering::Relaxed) == 0
+        && let Some(length) = pipeline.inner().query_duration::<gst::ClockTime>()
+    {
+        duration.store(length.nseconds(), Ordering::Relaxed);
+    }
+    Ok(Decoded {
+        pictures: pictures.load(Ordering::Relaxed),
+        sounds: sounds.load(Ordering::Relaxed),
+        duration_ns: duration.load(Ordering::Relaxed),
+    })
+}
+
+/// Ends a decoded pad in a sink that only counts. A failure shows as an error on the bus: not linked.
+fn sink(pipeline: &gst::Pipeline, pad: &gst::Pad, counter: Arc<AtomicU64>, last: Arc<AtomicU64>) {
+    let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).property("async", false).build()
+    else {
+        return;
+    };
+    let linked = pipeline.add(&sink).is_ok()
+        && sink.static_pad("sink").is_some_and(|to| pad.link(&to).is_ok())
+        && sink.sync_state_with_parent().is_ok();
+    if !linked {
+        return;
+    }
+    pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(pts) = info.buffer().and_then(|b| b.pts()) {
+            last.fetch_max(pts.nseconds(), Ordering::Relaxed);
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
