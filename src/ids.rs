@@ -318,7 +318,7 @@ impl From<TrackId> for String {
 }
 
 /// The part of a job done by one owner; grows with each owner. Object keys and segment names carry it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Epoch(pub u32);
 

@@ -2,6 +2,7 @@
 //!
 //! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
 
+pub mod archive;
 pub mod capture;
 pub mod fault;
 pub mod ids;

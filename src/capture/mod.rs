@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod depacketize;
+pub mod history;
 pub mod log;
 pub mod peer;
 pub mod spool;

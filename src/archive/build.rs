@@ -1,0 +1,346 @@
+//! Making an individual archive of a finished log: files, ZIP, manifest and report. Blocking, and safe to
+//! repeat: what an earlier try left is written anew, with the same result.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::documents::{
+    FileEntry, Manifest, ObjectEntry, Report, StreamReport, TrackReport, VERSION, VonageFile, VonageManifest,
+};
+use super::keys::{Keys, Kind};
+use super::streams::{self, Plan};
+use super::{ArchiveError, zip};
+use crate::capture::clock::{Correction, corrections};
+use crate::capture::history::{self, What};
+use crate::capture::log::LogReader;
+use crate::capture::log::reader::{TrackIndex, join};
+use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
+use crate::media::{MediaError, mux, verify};
+use crate::router::VideoType;
+use crate::time::{MediaTime, Wallclock};
+
+/// How much of the beginning of each file is decoded to see that it can be.
+const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
+/// A file may be longer or shorter than its log by this much, in nanoseconds.
+const DURATION_TOLERANCE: i64 = 100_000_000;
+
+/// Whose archive it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The archive.
+    pub archive: ArchiveId,
+    /// The job.
+    pub job: JobId,
+    /// The session.
+    pub session: SessionId,
+    /// Whose session.
+    pub application: ApplicationId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Media time zero.
+    pub origin: Wallclock,
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Built {
+    /// The ZIP.
+    pub zip: PathBuf,
+    /// Its bytes.
+    pub size: u64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
+    /// To be put into the store last.
+    pub manifest: Manifest,
+    /// The quality report.
+    pub report: Report,
+}
+
+struct Stream {
+    router_id: Option<String>,
+    name: Option<String>,
+    connection_data: Option<String>,
+    video_type: VideoType,
+    present: Vec<(MediaTime, Option<MediaTime>)>,
+    layers: Vec<(i64, Option<u32>, Option<u32>)>,
+}
+
+/// Makes the archive in `<archive dir>/out/`.
+///
+/// # Errors
+/// See [`ArchiveError`].
+pub fn build(
+    dir: &Path,
+    about: &About,
+    reason: &str,
+    pipelines: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<Built, ArchiveError> {
+    let out = dir.join("out");
+    std::fs::create_dir_all(&out).map_err(ArchiveError::io("created", &out))?;
+    let log = LogReader::open(dir)?;
+    let events = history::read(dir)?;
+    let reports: Vec<(TrackId, &[_])> = log.tracks.iter().map(|t| (t.track, t.reports.as_slice())).collect();
+    let corrections = corrections(&reports);
+    let plans = streams::plan(&log.tracks, &corrections);
+    let people = people(&events);
+    let mut files = Vec::with_capacity(plans.len());
+    for plan in &plans {
+        if cancel.is_cancelled() {
+            return Err(ArchiveError::Cancelled);
+        }
+        files.push(make_file(plan, &out, pipelines, cancel)?);
+    }
+    let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
+    let end = plans.iter().map(|p| p.end).max().unwrap_or(begin);
+    let vonage = vonage_manifest(about, begin, &files, &people);
+    let document = serde_json::to_vec_pretty(&vonage).expect("plain data");
+    let names: Vec<String> = files.iter().map(|f| f.name.clone()).collect();
+    let path = out.join("archive.zip");
+    let manifest_name = format!("{}.json", about.archive);
+    zip::write(&path, &out, &names, (&manifest_name, &document))?;
+    zip::check(&path, &[names, vec![manifest_name]].concat())?;
+    let (sha256, size) = zip::sha256(&path)?;
+    let report = report(about, &log.tracks, &corrections, &people, &events);
+    let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
+    let key = Keys::new(about.application.clone(), about.archive).key(Kind::Zip);
+    let manifest = Manifest {
+        version: VERSION,
+        archive_id: about.archive,
+        job_id: about.job,
+        session_id: about.session.clone(),
+        application_id: about.application.clone(),
+        name: about.name.clone(),
+        reason: reason.to_owned(),
+        origin: about.origin.to_rfc3339(),
+        started_at: begin.to_wallclock(about.origin).to_rfc3339(),
+        duration_s: begin.until(end).as_secs_f64(),
+        epochs,
+        objects: vec![ObjectEntry { key, size, sha256: sha256.clone() }],
+        files,
+    };
+    Ok(Built { zip: path, size, sha256, manifest, report })
+}
+
+fn make_file(
+    plan: &Plan,
+    out: &Path,
+    pipelines: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<FileEntry, ArchiveError> {
+    let path = out.join(&plan.name);
+    let media = |source| match source {
+        MediaError::Cancelled => ArchiveError::Cancelled,
+        source => ArchiveError::Media { file: plan.name.clone(), source },
+    };
+    let mut raw = false;
+    let muxed = match mux::mux(plan.input(), &path, pipelines, cancel) {
+        Ok(muxed) => match check_file(plan, &path, pipelines, cancel) {
+            Ok(()) => muxed,
+            Err(error @ ArchiveError::Cancelled) => return Err(error),
+            Err(error) => {
+                raw = keep_raw(plan, &path, &error)?;
+                muxed
+            }
+        },
+        Err(error @ MediaError::Element { .. }) => {
+            raw = keep_raw(plan, &path, &media(error))?;
+            mux::Muxed::default()
+        }
+        Err(error) => return Err(media(error)),
+    };
+    let (sha256, size) = zip::sha256(&path)?;
+    Ok(FileEntry {
+        name: plan.name.clone(),
+        stream_id: plan.stream,
+        size,
+        sha256,
+        start_ms: plan.start.as_millis(),
+        end_ms: plan.end.as_millis(),
+        video: Plan::codec(&plan.video),
+        audio: Plan::codec(&plan.audio),
+        video_frames: muxed.video_frames,
+        audio_frames: muxed.audio_frames,
+        raw,
+    })
+}
+
+/// A publisher may send what no muxer or decoder takes. That must not cost the others their archive, nor
+/// this one its media: the file is then the log's segments as they are.
+fn keep_raw(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, ArchiveError> {
+    tracing::warn!(file = plan.name, "kept as captured: {}", crate::fault::chain(error));
+    let mut file = std::fs::File::create(path).map_err(ArchiveError::io("created", path))?;
+    for run in [&plan.video, &plan.audio].into_iter().flatten() {
+        join(&run.index, 0..run.index.segments.len(), &mut file)?;
+    }
+    Ok(true)
+}
+
+fn check_file(
+    plan: &Plan,
+    path: &Path,
+    pipelines: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<(), ArchiveError> {
+    let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };
+    let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(|source| match source {
+        MediaError::Cancelled => ArchiveError::Cancelled,
+        source => ArchiveError::Media { file: plan.name.clone(), source },
+    })?;
+    for (run, count, what) in [(&plan.video, decoded.pictures, "picture"), (&plan.audio, decoded.sounds, "sound")] {
+        if run.as_ref().is_some_and(|run| run.frames_expected() > 2) && count == 0 {
+            return Err(invalid(format!("no {what} can be decoded")));
+        }
+    }
+    let expected = plan.end - plan.start;
+    let found = i64::try_from(decoded.duration_ns).unwrap_or(i64::MAX);
+    if (found - expected).abs() > DURATION_TOLERANCE {
+        return Err(invalid(format!("it lasts {} ms instead of {} ms", found / 1_000_000, expected / 1_000_000)));
+    }
+    Ok(())
+}
+
+fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
+    let mut people: BTreeMap<StreamId, Stream> = BTreeMap::new();
+    for event in events {
+        match &event.what {
+            What::Stream { stream, router_id, name, connection_data, video_type } => {
+                let entry = people.entry(*stream).or_insert_with(|| Stream {
+                    router_id: None,
+                    name: None,
+                    connection_data: None,
+                    // Vonage's manifest has the type that a stream had at first.
+                    video_type: *video_type,
+                    present: Vec::new(),
+                    layers: Vec::new(),
+                });
+                entry.router_id = Some(router_id.clone());
+                entry.name.clone_from(name);
+                entry.connection_data.clone_from(connection_data);
+                if entry.present.last().is_none_or(|(_, end)| end.is_some()) {
+                    entry.present.push((event.at, None));
+                }
+            }
+            What::StreamGone { stream } => {
+                if let Some((_, end @ None)) = people.get_mut(stream).and_then(|s| s.present.last_mut()) {
+                    *end = Some(event.at);
+                }
+            }
+            What::Layer { stream, spatial, temporal } => {
+                if let Some(entry) = people.get_mut(stream) {
+                    entry.layers.push((event.at.as_millis(), *spatial, *temporal));
+                }
+            }
+            What::EpochBegan { .. } | What::Muted { .. } | What::RouterLost | What::RouterBack | What::Ended { .. } => {
+            }
+        }
+    }
+    people
+}
+
+fn vonage_manifest(
+    about: &About,
+    begin: MediaTime,
+    files: &[FileEntry],
+    people: &BTreeMap<StreamId, Stream>,
+) -> VonageManifest {
+    let file = |f: &FileEntry| {
+        let person = people.get(&f.stream_id);
+        VonageFile {
+            connection_data: person.and_then(|p| p.connection_data.clone()).unwrap_or_default(),
+            filename: f.name.clone(),
+            size: f.size,
+            start_time_offset: f.start_ms - begin.as_millis(),
+            stop_time_offset: f.end_ms - begin.as_millis(),
+            stream_id: f.stream_id,
+            video_type: person.map(|p| p.video_type).unwrap_or_default(),
+        }
+    };
+    VonageManifest {
+        created_at: begin.to_wallclock(about.origin).as_millis(),
+        id: about.archive,
+        name: about.name.clone().unwrap_or_default(),
+        application_id: about.application.clone(),
+        partner_id: about.application.as_str().parse().ok(),
+        session_id: about.session.clone(),
+        files: files.iter().map(file).collect(),
+    }
+}
+
+fn report(
+    about: &About,
+    tracks: &[TrackIndex],
+    corrections: &BTreeMap<TrackId, Correction>,
+    people: &BTreeMap<StreamId, Stream>,
+    events: &[history::Event],
+) -> Report {
+    let mut ids: Vec<StreamId> = people.keys().copied().chain(tracks.iter().map(|t| t.track.stream)).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let last = events.last().map_or(MediaTime::ZERO, |e| e.at);
+    let stream = |id: &StreamId| {
+        let person = people.get(id);
+        let present = person.map_or(&[][..], |p| &p.present);
+        StreamReport {
+            stream_id: *id,
+            router_id: person.and_then(|p| p.router_id.clone()),
+            name: person.and_then(|p| p.name.clone()),
+            video_type: person.map(|p| p.video_type).unwrap_or_default(),
+            present_ms: present.iter().map(|(a, b)| (a.as_millis(), b.unwrap_or(last).as_millis())).collect(),
+            tracks: tracks.iter().filter(|t| t.track.stream == *id).map(|t| track_report(t, corrections)).collect(),
+            layers: person.map(|p| p.layers.clone()).unwrap_or_default(),
+        }
+    };
+    let gap_s = tracks.iter().flat_map(|t| &t.gaps).map(|g| g.from.until(g.to).as_secs_f64()).sum();
+    let epoch = |e: &history::Event| match e.what {
+        What::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
+        _ => None,
+    };
+    Report {
+        version: VERSION,
+        archive_id: about.archive,
+        streams: ids.iter().map(stream).collect(),
+        gap_s,
+        epochs_ms: events.iter().filter_map(epoch).collect(),
+    }
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn track_report(track: &TrackIndex, corrections: &BTreeMap<TrackId, Correction>) -> TrackReport {
+    let correction = corrections.get(&track.track).cloned().unwrap_or_default();
+    let (start, end) = (track.start().unwrap_or_default(), track.end().unwrap_or_default());
+    let (mut codecs, mut sizes) = (Vec::new(), Vec::new());
+    for segment in track.segments.iter().filter(|s| !s.parts.is_empty()) {
+        let format = &segment.format;
+        if codecs.last() != Some(&format.codec) {
+            codecs.push(format.codec);
+        }
+        let at = segment.parts.first().map_or(0, |p| p.from.as_millis());
+        if format.width > 0 && sizes.last().is_none_or(|(_, w, h)| (*w, *h) != (format.width, format.height)) {
+            sizes.push((at, format.width, format.height));
+        }
+    }
+    let mut frames = track.frames();
+    let damaged_parts = if track.segments.iter().all(|s| s.sealed.is_some()) {
+        0
+    } else {
+        frames.by_ref().for_each(drop);
+        frames.damaged_parts()
+    };
+    let ms = |at: MediaTime| correction.at(at) as f64 / 1e6;
+    TrackReport {
+        kind: track.track.kind,
+        codecs,
+        sizes,
+        start_ms: correction.apply(start).as_millis(),
+        end_ms: correction.apply(end).as_millis(),
+        stats: track.stats,
+        gaps: track.gaps.clone(),
+        correction_ms: (ms(start), ms(end)),
+        sender_reports: (correction.used, correction.refused),
+        damaged_parts,
+    }
+}

@@ -1,0 +1,187 @@
+//! The JSON that goes with an archive: Vonage's manifest inside the ZIP, our own manifest and the quality
+//! report beside it. All have a version; fields are only ever added.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::capture::types::{Codec, Gap, TrackStats};
+use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId, StreamId, TrackKind};
+use crate::router::VideoType;
+
+/// The version of [`Manifest`] and [`Report`].
+pub const VERSION: u32 = 1;
+
+/// Vonage's manifest of individual files (their archiving guide, "individual stream archives").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VonageManifest {
+    /// Milliseconds since 1970 at which the first media came.
+    pub created_at: i64,
+    /// The archive.
+    pub id: ArchiveId,
+    /// Its name, empty if none.
+    pub name: String,
+    /// Unified applications.
+    pub application_id: ApplicationId,
+    /// Legacy projects: the numeric key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partner_id: Option<u64>,
+    /// The session.
+    pub session_id: SessionId,
+    /// The files.
+    pub files: Vec<VonageFile>,
+}
+
+/// One file of [`VonageManifest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VonageFile {
+    /// What the client's token carried.
+    pub connection_data: String,
+    /// In the ZIP.
+    pub filename: String,
+    /// Bytes.
+    pub size: u64,
+    /// Milliseconds from `createdAt`.
+    pub start_time_offset: i64,
+    /// Milliseconds from `createdAt`.
+    pub stop_time_offset: i64,
+    /// The stream.
+    pub stream_id: StreamId,
+    /// What it shows.
+    pub video_type: VideoType,
+}
+
+/// Our manifest: the archive's truth in the store, written last. The catalog can be rebuilt from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The archive.
+    pub archive_id: ArchiveId,
+    /// The job that made it.
+    pub job_id: JobId,
+    /// The session.
+    pub session_id: SessionId,
+    /// Whose session.
+    pub application_id: ApplicationId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Why it ended: one of Vonage's reasons.
+    pub reason: String,
+    /// UTC of media time zero, RFC 3339.
+    pub origin: String,
+    /// UTC of the first media, RFC 3339; the origin if there is none.
+    pub started_at: String,
+    /// Seconds from the first to the last media.
+    pub duration_s: f64,
+    /// The last epoch.
+    pub epochs: u32,
+    /// The objects, without this one.
+    pub objects: Vec<ObjectEntry>,
+    /// The files in the ZIP.
+    pub files: Vec<FileEntry>,
+}
+
+/// An object of an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectEntry {
+    /// Its key.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
+}
+
+/// A file in the ZIP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileEntry {
+    /// In the ZIP.
+    pub name: String,
+    /// The stream.
+    pub stream_id: StreamId,
+    /// Bytes.
+    pub size: u64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
+    /// Milliseconds from the origin.
+    pub start_ms: i64,
+    /// Milliseconds from the origin.
+    pub end_ms: i64,
+    /// The picture's codec.
+    pub video: Option<Codec>,
+    /// The sound's codec.
+    pub audio: Option<Codec>,
+    /// Pictures in it.
+    pub video_frames: u64,
+    /// Packets of sound in it.
+    pub audio_frames: u64,
+    /// It could not be muxed, and holds the capture log's segments as they are.
+    pub raw: bool,
+}
+
+/// The quality report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The archive.
+    pub archive_id: ArchiveId,
+    /// Its streams.
+    pub streams: Vec<StreamReport>,
+    /// Media missing in all tracks together, in seconds.
+    pub gap_s: f64,
+    /// Times at which a worker began to own the job, in milliseconds from the origin.
+    pub epochs_ms: Vec<(Epoch, i64)>,
+}
+
+/// One stream of the report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamReport {
+    /// The stream.
+    pub stream_id: StreamId,
+    /// Its id at the router.
+    pub router_id: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// What it shows.
+    pub video_type: VideoType,
+    /// Spans in which it was published, in milliseconds from the origin.
+    pub present_ms: Vec<(i64, i64)>,
+    /// Its tracks.
+    pub tracks: Vec<TrackReport>,
+    /// Layers the router sent: time in milliseconds from the origin, spatial, temporal.
+    pub layers: Vec<(i64, Option<u32>, Option<u32>)>,
+}
+
+/// One track of the report.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackReport {
+    /// Sound or picture.
+    pub kind: TrackKind,
+    /// Its codecs, in order.
+    pub codecs: Vec<Codec>,
+    /// Sizes of the picture: time in milliseconds from the origin, width, height.
+    pub sizes: Vec<(i64, u32, u32)>,
+    /// Milliseconds from the origin.
+    pub start_ms: i64,
+    /// Milliseconds from the origin.
+    pub end_ms: i64,
+    /// What happened to its packets.
+    pub stats: TrackStats,
+    /// What is missing. Times are in nanoseconds from the origin.
+    pub gaps: Vec<Gap>,
+    /// How far the provisional clock was off at its beginning and end, in milliseconds.
+    pub correction_ms: (f64, f64),
+    /// Sender reports used and refused.
+    pub sender_reports: (usize, usize),
+    /// Parts of the log that could not be read.
+    pub damaged_parts: u64,
+}

@@ -1,0 +1,99 @@
+//! Object keys. An archive's objects stand together under `<applicationId>/<archiveId>/`, as Vonage's do.
+
+use crate::ids::{ApplicationId, ArchiveId, Epoch};
+
+/// An archive's place in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    application: ApplicationId,
+    archive: ArchiveId,
+}
+
+/// What an object of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The ZIP of individual files.
+    Zip,
+    /// Our manifest: the archive's truth.
+    Manifest,
+    /// The quality report.
+    Report,
+    /// Sealed segments of one moment.
+    Bundle(Epoch, u32),
+}
+
+impl Keys {
+    /// The keys of an archive.
+    #[must_use]
+    pub const fn new(application: ApplicationId, archive: ArchiveId) -> Self {
+        Self { application, archive }
+    }
+
+    /// What all its keys begin with.
+    #[must_use]
+    pub fn prefix(&self) -> String {
+        format!("{}/{}/", self.application, self.archive)
+    }
+
+    /// What the keys of its segments begin with.
+    #[must_use]
+    pub fn segments(&self) -> String {
+        format!("{}segments/", self.prefix())
+    }
+
+    /// The key of an object.
+    #[must_use]
+    pub fn key(&self, kind: Kind) -> String {
+        let name = match kind {
+            Kind::Zip => "archive.zip".to_owned(),
+            Kind::Manifest => "manifest.json".to_owned(),
+            Kind::Report => "report.json".to_owned(),
+            Kind::Bundle(epoch, n) => format!("segments/e{epoch}/{n:06}.tar"),
+        };
+        self.prefix() + &name
+    }
+
+    /// Reads a key; `None` if it is not of ours.
+    #[must_use]
+    pub fn parse(key: &str) -> Option<(Self, Kind)> {
+        let mut parts = key.splitn(3, '/');
+        let (application, archive) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let kind = match parts.next()? {
+            "archive.zip" => Kind::Zip,
+            "manifest.json" => Kind::Manifest,
+            "report.json" => Kind::Report,
+            rest => {
+                let (epoch, n) = rest.strip_prefix("segments/e")?.strip_suffix(".tar")?.split_once('/')?;
+                Kind::Bundle(Epoch(epoch.parse().ok()?), n.parse().ok()?)
+            }
+        };
+        let keys = Self { application, archive };
+        (keys.key(kind) == key).then_some((keys, kind))
+    }
+
+    /// The archive.
+    #[must_use]
+    pub const fn archive(&self) -> ArchiveId {
+        self.archive
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_as_they_are_written_and_others_are_not_ours() {
+        let archive: ArchiveId = "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id");
+        let keys = Keys::new("app-1".parse().expect("id"), archive);
+        for kind in [Kind::Zip, Kind::Manifest, Kind::Report, Kind::Bundle(Epoch(3), 17)] {
+            assert_eq!(Keys::parse(&keys.key(kind)), Some((keys.clone(), kind)));
+        }
+        assert_eq!(keys.key(Kind::Bundle(Epoch(3), 17)), format!("app-1/{archive}/segments/e0003/000017.tar"));
+        for other in
+            ["", "a/b/c", "app-1/x/archive.zip", "backup/2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11/archive.zip.part"]
+        {
+            assert_eq!(Keys::parse(other), None, "{other}");
+        }
+    }
+}

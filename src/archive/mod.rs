@@ -1,0 +1,69 @@
+//! What the customer gets: files, manifest, quality report, and where they are in the store.
+
+pub mod build;
+pub mod documents;
+pub mod keys;
+mod streams;
+mod zip;
+
+use crate::capture::log::LogError;
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::media::MediaError;
+
+/// Why an archive cannot be made of a log.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// GStreamer.
+    #[error("file {file} cannot be made")]
+    Media {
+        /// Which.
+        file: String,
+        /// The cause.
+        #[source]
+        source: MediaError,
+    },
+    /// A finished file is not what the log says.
+    #[error("file {file} is not right: {what}")]
+    Invalid {
+        /// Which.
+        file: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A local file.
+    #[error("{path} cannot be {doing}")]
+    Io {
+        /// The operation.
+        doing: &'static str,
+        /// The file.
+        path: String,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was called off.
+    #[error("the work was called off")]
+    Cancelled,
+}
+
+impl ArchiveError {
+    fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+impl HasFault for ArchiveError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Log(e) => e.fault(),
+            Self::Media { source, .. } => source.fault(),
+            Self::Invalid { .. } => FaultKind::ArchiveInvalid.fault(),
+            Self::Io { .. } => FaultKind::SpoolIo.fault(),
+            Self::Cancelled => FaultKind::MediaStalled.fault(),
+        }
+    }
+}

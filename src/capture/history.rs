@@ -1,0 +1,113 @@
+//! What happened in a session, beside its media: who came and went, what they are called, when the router
+//! or a worker was away. One line file an archive, `history.jsonl`.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::log::{HISTORY, LineFile, LogError, read_lines};
+use crate::ids::{Epoch, StreamId, TrackKind, WorkerId};
+use crate::router::VideoType;
+use crate::time::MediaTime;
+
+/// One thing that happened, at a media time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: MediaTime,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum What {
+    /// A worker began to own the job.
+    EpochBegan {
+        /// Its number.
+        epoch: Epoch,
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A stream is there, or is called otherwise than before.
+    Stream {
+        /// Which.
+        stream: StreamId,
+        /// Its id at the router.
+        router_id: String,
+        /// Its name.
+        name: Option<String>,
+        /// What the client's token carried.
+        connection_data: Option<String>,
+        /// What it shows.
+        video_type: VideoType,
+    },
+    /// A stream is gone.
+    StreamGone {
+        /// Which.
+        stream: StreamId,
+    },
+    /// A publisher switched a track off or on.
+    Muted {
+        /// Which stream.
+        stream: StreamId,
+        /// Which track.
+        kind: TrackKind,
+        /// Off or on.
+        muted: bool,
+    },
+    /// The router sends another layer.
+    Layer {
+        /// Which stream.
+        stream: StreamId,
+        /// Simulcast substream or spatial layer.
+        spatial: Option<u32>,
+        /// Temporal layer.
+        temporal: Option<u32>,
+    },
+    /// Signalling with the router was lost.
+    RouterLost,
+    /// Signalling with the router is back.
+    RouterBack,
+    /// The archive ended.
+    Ended {
+        /// Vonage's reason.
+        reason: String,
+    },
+}
+
+/// The history of an archive, open for writing.
+#[derive(Debug)]
+pub struct History {
+    file: LineFile,
+}
+
+impl History {
+    /// Opens or begins an archive's history. Returns what an earlier epoch wrote.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn open(archive_dir: &Path) -> Result<(Self, Vec<Event>), LogError> {
+        std::fs::create_dir_all(archive_dir).map_err(LogError::io("create", archive_dir))?;
+        let (file, events) = LineFile::open(&archive_dir.join(HISTORY))?;
+        Ok((Self { file }, events))
+    }
+
+    /// Adds an event.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn add(&self, at: MediaTime, what: What) -> Result<(), LogError> {
+        self.file.append(&Event { at, what })
+    }
+}
+
+/// Reads an archive's history.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read(archive_dir: &Path) -> Result<Vec<Event>, LogError> {
+    Ok(read_lines(&archive_dir.join(HISTORY), 0)?.0)
+}
