@@ -4,9 +4,8 @@
 //! ended by its process id when its handle is dropped. Nothing here depends on `archiver`.
 
 pub mod child;
-
 pub mod janus;
 pub mod net;
+pub mod proxy;
 pub mod publisher;
-
 pub mod wait;
