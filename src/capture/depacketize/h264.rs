@@ -29,16 +29,25 @@ fn kind(byte: u8) -> u8 {
 
 pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
     let head = *payload.first().ok_or(PayloadError::Short)?;
-    let first = match kind(head) {
-        FU_A => payload.get(1).ok_or(PayloadError::Short)? & 0x80 != 0,
-        1..=23 => true,
-        STAP_A if payload.len() > 3 => true,
-        STAP_A => return Err(PayloadError::Short),
+    let (unit, slice) = match kind(head) {
+        FU_A => {
+            let header = *payload.get(1).ok_or(PayloadError::Short)?;
+            let begins = header & 0x80 != 0;
+            (kind(header), payload.get(2).filter(|_| begins))
+        }
+        1..=23 => (kind(head), payload.get(1)),
+        // A header and a length before its first unit.
+        STAP_A => (kind(*payload.get(3).ok_or(PayloadError::Short)?), payload.get(4)),
         _ => return Err(PayloadError::Unsupported),
     };
-    // A frame may have several slices, each of which looks like a beginning: the rules take a timestamp's
-    // first packet. NRI 0 means that nothing refers to it.
-    Ok(Edges { first, last: marker, discardable: head & 0x60 == 0 })
+    let first = match unit {
+        // The first slice of a picture has first_mb_in_slice 0, which is a single bit (section 7.3.3).
+        1..=5 => slice.is_some_and(|byte| byte & 0x80 != 0),
+        // Parameter sets, SEI and delimiters come before the slices.
+        _ => slice.is_some(),
+    };
+    // NRI 0: no other picture refers to this slice.
+    Ok(Edges { first, last: marker, discardable: unit == 1 && head & 0x60 == 0 })
 }
 
 pub(super) fn assemble(sets: &mut ParameterSets, payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
@@ -114,31 +123,45 @@ impl ParameterSets {
         if self.pps.is_empty() {
             return Err(PayloadError::Invalid);
         }
-        let (width, height) = sps_size(sps)?;
+        let picture = read_sps(sps)?;
         let mut avcc = vec![1, profile[0], profile[1], profile[2], 0xff, 0xe1];
-        let mut push = |nal: &[u8]| -> Result<(), PayloadError> {
-            let len = u16::try_from(nal.len()).map_err(|_| PayloadError::TooLarge)?;
-            avcc.extend_from_slice(&len.to_be_bytes());
-            avcc.extend_from_slice(nal);
-            Ok(())
-        };
-        push(sps)?;
-        avcc_count(&mut avcc, self.pps.len() as u8);
+        put_set(&mut avcc, sps)?;
+        avcc.push(self.pps.len() as u8);
         for pps in &self.pps {
-            let len = u16::try_from(pps.len()).map_err(|_| PayloadError::TooLarge)?;
-            avcc.extend_from_slice(&len.to_be_bytes());
-            avcc.extend_from_slice(pps);
+            put_set(&mut avcc, pps)?;
         }
-        Ok(TrackFormat { codec: Codec::H264, width, height, channels: 0, codec_private: avcc })
+        if matches!(profile[0], 100 | 110 | 122 | 144 | 244) {
+            let [chroma, luma_depth, chroma_depth] = picture.sampling;
+            avcc.extend_from_slice(&[0xfc | chroma & 3, 0xf8 | luma_depth & 7, 0xf8 | chroma_depth & 7, 0]);
+        }
+        Ok(TrackFormat {
+            codec: Codec::H264,
+            width: picture.width,
+            height: picture.height,
+            channels: 0,
+            codec_private: avcc,
+        })
     }
 }
 
-fn avcc_count(avcc: &mut Vec<u8>, count: u8) {
-    avcc.push(count);
+fn put_set(avcc: &mut Vec<u8>, nal: &[u8]) -> Result<(), PayloadError> {
+    let len = u16::try_from(nal.len()).map_err(|_| PayloadError::TooLarge)?;
+    avcc.extend_from_slice(&len.to_be_bytes());
+    avcc.extend_from_slice(nal);
+    Ok(())
 }
 
-/// Picture size from a sequence parameter set (ITU-T H.264 section 7.3.2.1.1).
-fn sps_size(sps: &[u8]) -> Result<(u32, u32), PayloadError> {
+/// What a sequence parameter set says of its pictures.
+struct Picture {
+    width: u32,
+    height: u32,
+    /// chroma_format_idc, bit_depth_luma_minus8, bit_depth_chroma_minus8.
+    sampling: [u8; 3],
+}
+
+/// Reads a sequence parameter set (ITU-T H.264 section 7.3.2.1.1).
+#[allow(clippy::cast_possible_truncation)]
+fn read_sps(sps: &[u8]) -> Result<Picture, PayloadError> {
     // Emulation prevention bytes are not part of the syntax (section 7.4.1.1).
     let mut plain = Vec::with_capacity(sps.len());
     for (at, byte) in sps.iter().enumerate().skip(1) {
@@ -151,13 +174,13 @@ fn sps_size(sps: &[u8]) -> Result<(u32, u32), PayloadError> {
     bits.take(16)?;
     bits.golomb()?;
     let mut chroma = 1;
+    let mut depths = [0, 0];
     if matches!(profile, 100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135) {
         chroma = bits.golomb()?;
         if chroma == 3 {
             bits.bit()?;
         }
-        bits.golomb()?;
-        bits.golomb()?;
+        depths = [bits.golomb()? as u8, bits.golomb()? as u8];
         bits.bit()?;
         if bits.bit()? {
             scaling_lists(&mut bits, if chroma == 3 { 12 } else { 8 })?;
@@ -203,7 +226,9 @@ fn sps_size(sps: &[u8]) -> Result<(u32, u32), PayloadError> {
     let width = whole(w, 16).zip(cut(crop[0], crop[1], unit_x)).and_then(|(w, c)| w.checked_sub(c));
     let height = whole(h, 16 * fields).zip(cut(crop[2], crop[3], unit_y)).and_then(|(h, c)| h.checked_sub(c));
     match (width, height) {
-        (Some(w @ 1..=16_384), Some(h @ 1..=16_384)) => Ok((w, h)),
+        (Some(width @ 1..=16_384), Some(height @ 1..=16_384)) => {
+            Ok(Picture { width, height, sampling: [chroma as u8, depths[0], depths[1]] })
+        }
         _ => Err(PayloadError::Invalid),
     }
 }
@@ -255,6 +280,20 @@ mod tests {
     }
 
     #[test]
+    fn the_codecs_header_is_that_of_another_muxer() {
+        // What FFmpeg's Matroska muxer writes for x264's high profile, 322x242.
+        let avcc = [
+            0x01, 0x64, 0x00, 0x0c, 0xff, 0xe1, 0x00, 0x1b, 0x67, 0x64, 0x00, 0x0c, 0xac, 0xd9, 0x41, 0x50, 0x87, 0x88,
+            0x88, 0xc0, 0x44, 0x00, 0x00, 0x03, 0x00, 0x04, 0x00, 0x00, 0x03, 0x00, 0x50, 0x3c, 0x50, 0xa6, 0x58, 0x01,
+            0x00, 0x06, 0x68, 0xeb, 0xe3, 0xcb, 0x22, 0xc0, 0xfd, 0xf8, 0xf8, 0x00,
+        ];
+        let frame = assemble(&mut ParameterSets::default(), &[&avcc[8..35], &avcc[38..44], &[0x65, 0x88, 1]]);
+        let format = frame.expect("frame").format.expect("format");
+        assert_eq!((format.width, format.height), (322, 242));
+        assert_eq!(format.codec_private, avcc);
+    }
+
+    #[test]
     fn parameter_sets_alone_are_no_picture() {
         let frame = assemble(&mut ParameterSets::default(), &[&SPS_NAL]).expect("frame");
         assert!(frame.data.is_empty() && !frame.keyframe);
@@ -263,6 +302,31 @@ mod tests {
     #[test]
     fn a_keyframe_without_parameter_sets_cannot_be_used() {
         assert_eq!(assemble(&mut ParameterSets::default(), &[&[0x65, 1, 2]]), Err(PayloadError::Invalid));
+    }
+
+    #[test]
+    fn only_the_first_slice_of_a_picture_is_a_beginning() {
+        for (payload, first) in [
+            (&[0x41, 0x9a, 1][..], true),       // single slice, first_mb 0
+            (&[0x41, 0x5a, 1], false),          // a later slice
+            (&[0x7c, 0x85, 0xb8, 1], true),     // FU-A, start of the first slice
+            (&[0x7c, 0x85, 0x40, 1], false),    // FU-A, start of a later slice
+            (&[0x7c, 0x05, 0xb8, 1], false),    // FU-A, middle
+            (&SPS_NAL, true),                   // parameter set
+            (&[0x78, 0, 2, 0x67, 0x42], true),  // STAP-A that begins with one
+            (&[0x78, 0, 2, 0x41, 0x40], false), // STAP-A of later slices
+        ] {
+            assert_eq!(edges(payload, false).map(|e| e.first), Ok(first), "{payload:x?}");
+        }
+    }
+
+    #[test]
+    fn a_slice_that_nothing_refers_to_is_discardable() {
+        let discardable = |payload: &[u8]| edges(payload, true).map(|e| e.discardable);
+        assert_eq!(discardable(&[0x01, 0x9a, 1]), Ok(true));
+        assert_eq!(discardable(&[0x1c, 0x81, 0x9a]), Ok(true));
+        assert_eq!(discardable(&[0x41, 0x9a, 1]), Ok(false));
+        assert_eq!(discardable(&[0x06, 5, 1]), Ok(false), "SEI goes with a picture that is not known yet");
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub struct Edges {
     pub discardable: bool,
 }
 
+/// A packet of sound is a frame by itself.
+const WHOLE: Edges = Edges { first: true, last: true, discardable: true };
+
 /// A frame that was put together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Assembled {
@@ -109,8 +112,9 @@ impl Depacketizer {
             Self::Vp9 => vp9::edges(payload, marker),
             Self::H264(_) => h264::edges(payload, marker),
             Self::Av1 => av1::edges(payload, marker),
-            Self::Opus | Self::G711(_) if payload.is_empty() => Err(PayloadError::Short),
-            Self::Opus | Self::G711(_) => Ok(Edges { first: true, last: true, discardable: true }),
+            Self::Opus => opus_ticks(payload).map(|_| WHOLE),
+            Self::G711(_) if payload.is_empty() => Err(PayloadError::Short),
+            Self::G711(_) => Ok(WHOLE),
         }
     }
 

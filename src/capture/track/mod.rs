@@ -8,6 +8,8 @@
 //!   sparingly: at the beginning, after a loss, and when media resumes.
 //! - Time that passes without media is a gap with a cause, except where the codec says that it is silence.
 
+mod frames;
+mod keyframes;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -16,24 +18,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::clock::{Fit, TrackClock};
-use super::depacketize::{Assembled, Depacketizer};
+use super::clock::{Fit, Pause, TrackClock};
+use super::depacketize::{Depacketizer, Edges};
 use super::types::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::ids::TrackKind;
 use crate::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
+use keyframes::Keyframes;
 use queue::{Held, Placed, Queue};
 
 const MS: MediaSpan = 1_000_000;
-/// What a picture is taken to last when nothing tells: one at 30 a second.
-const PICTURE_SPAN: MediaSpan = 33 * MS;
-/// What a picture lasts at most when the next one is late.
-const PICTURE_SPAN_MAX: MediaSpan = 200 * MS;
-/// A loss shorter than this is counted but makes no gap.
-const LOSS_GAP_MIN: MediaSpan = 100 * MS;
-/// A pause of at least this, which RTP time does not count, is looked at.
-const PAUSE_MIN: MediaSpan = 1_000 * MS;
-/// How long packets are watched after such a pause, to tell a sender that slept from a network that did.
-const PROBATION: MediaSpan = 500 * MS;
+/// A packet of another sequence waits this long for its successor, which proves that the sequence is real.
+const STRAY_MAX: MediaSpan = 1_000 * MS;
+/// How far behind a stray packet its successor may be.
+const STRAY_AHEAD_MAX: u64 = 100;
+/// Packets that come this long after the publisher stopped were sent before.
+const MUTED_LATE_MAX: MediaSpan = 1_000 * MS;
+/// A repaired packet and its neighbour are on the same clock when their RTP times are this near.
+const NEIGHBOUR_MAX: MediaSpan = 10_000 * MS;
 
 /// The limits of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub struct TrackOptions {
     pub audio_hold: Duration,
     /// Time without media after which it is a gap and not a slow picture or silence.
     pub stall: Duration,
-    /// The least time between two requests for a keyframe.
+    /// The least time between two requests for a keyframe. While one does not come, the pauses grow.
     pub keyframe_interval_min: Duration,
     /// A keyframe is asked for when none came for so long; `None` never asks without a reason.
     pub keyframe_interval_max: Option<Duration>,
@@ -115,51 +116,69 @@ pub enum Output {
 pub struct TrackRules {
     kind: TrackKind,
     options: TrackOptions,
-    codec: Option<(Depacketizer, TrackClock)>,
+    source: Option<Source>,
     format: Option<TrackFormat>,
     queue: Queue,
-    /// A frame was damaged: packets are dropped up to the beginning of another one, which must not have
-    /// these ticks.
-    resync: Option<Option<i64>>,
+    /// A packet from elsewhere in the sequence: the first of another one, or nonsense.
+    stray: Option<RtpInput>,
+    /// The first packet after a pause that is being judged.
+    paused_at: u64,
+    /// Packets are dropped up to the beginning of a frame.
+    resync: Option<Resync>,
     needs_keyframe: bool,
-    probation: Option<Probation>,
-    /// End of the last frame that left, and its start.
-    last: Option<(MediaTime, MediaTime)>,
+    keyframes: Keyframes,
+    /// Since when the publisher sends nothing, as the router says.
+    muted: Option<MediaTime>,
+    last: Option<Last>,
     lost_since_frame: u64,
     gap_cause: Option<GapCause>,
-    keyframe_asked: Option<MediaTime>,
-    keyframe_seen: MediaTime,
     stats: TrackStats,
     packets: Vec<Held>,
 }
 
-/// After a pause that RTP time does not count: does RTP time catch up (the network slept), or not (the
-/// sender did)?
+/// How the packets of one codec become frames with times.
+#[derive(Debug)]
+struct Source {
+    depacketizer: Depacketizer,
+    clock: TrackClock,
+}
+
+/// The frame that left last.
 #[derive(Debug, Clone, Copy)]
-struct Probation {
-    began: MediaTime,
-    ticks: i64,
-    late: MediaSpan,
+struct Last {
+    start: MediaTime,
+    end: MediaTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resync {
+    /// The next frame may lack its beginning.
+    Unsure,
+    /// The frame with this RTP time is damaged, and counted.
+    Damaged(u32),
 }
 
 impl TrackRules {
     /// A track that was just subscribed to. A picture's first keyframe is asked for by the next `tick`.
     #[must_use]
     pub fn new(kind: TrackKind, options: TrackOptions, now: MediaTime) -> Self {
+        let mut keyframes = Keyframes::new(options.keyframe_interval_min, options.keyframe_interval_max, now);
+        keyframes.want(KeyframeReason::Begin);
         Self {
             kind,
             options,
-            codec: None,
+            source: None,
             format: None,
             queue: Queue::default(),
-            resync: None,
+            stray: None,
+            paused_at: 0,
+            resync: Some(Resync::Unsure),
             needs_keyframe: kind == TrackKind::Video,
-            probation: None,
+            keyframes,
+            muted: None,
             last: None,
             lost_since_frame: 0,
             gap_cause: None,
-            keyframe_asked: None,
-            keyframe_seen: now,
             stats: TrackStats::default(),
             packets: Vec::new(),
         }
@@ -172,80 +191,50 @@ impl TrackRules {
 
     /// A packet arrived.
     pub fn push(&mut self, input: RtpInput, out: &mut Vec<Output>) {
-        if self.codec.as_ref().is_none_or(|(d, _)| d.codec() != input.codec) {
-            self.change_codec(input.codec);
+        if input.codec.kind() != self.kind {
+            self.stats.malformed += 1;
+            return;
         }
-        let Some((depacketizer, _)) = &self.codec else { return };
-        let edges = match depacketizer.edges(&input.payload, input.marker) {
-            Ok(edges) => edges,
-            // Padding has no payload and takes a place in the sequence all the same.
-            Err(_) if input.payload.is_empty() => {
-                super::depacketize::Edges { first: false, last: false, discardable: true }
-            }
-            Err(_) => {
-                self.stats.malformed += 1;
-                return;
-            }
-        };
+        let other_codec = self.source.as_ref().is_some_and(|s| s.depacketizer.codec() != input.codec);
         let placed = match self.queue.place(input.seq) {
-            Placed::Elsewhere => {
+            Placed::FarAhead if self.expects(&input) => {
+                // The same sequence after a long loss.
                 self.drain(input.arrived, true, out);
-                self.queue.restart();
-                self.resync = None;
+                let missing = self.queue.skip_to(input.seq);
+                self.lose(missing);
+                self.resync = Some(Resync::Unsure);
+                self.keyframes.want(KeyframeReason::Loss);
                 Placed::InOrder
             }
+            Placed::FarAhead | Placed::Elsewhere => return self.elsewhere(input, out),
             placed => placed,
         };
         match placed {
-            Placed::Duplicate => return self.stats.duplicate += 1,
-            Placed::Late => return self.stats.late += 1,
-            Placed::OutOfOrder => self.stats.repaired += 1,
-            Placed::InOrder | Placed::Elsewhere => {}
+            Placed::Duplicate => self.stats.duplicate += 1,
+            // The codec has changed meanwhile.
+            Placed::OutOfOrder if other_codec => self.stats.late += 1,
+            Placed::Late => self.stats.late += 1,
+            placed => {
+                if other_codec {
+                    self.drain(input.arrived, true, out);
+                }
+                self.place(input, placed, out);
+            }
         }
-        let Some((_, clock)) = &mut self.codec else { return };
-        let (ticks, fit) = if placed == Placed::InOrder {
-            clock.observe(input.rtp, input.arrived)
-        } else {
-            // A repaired packet is late by design; it says nothing of the clock.
-            (clock.peek(input.rtp), Fit::Good)
-        };
-        if let Fit::Late { by } = fit
-            && by >= PAUSE_MIN
-            && self.probation.is_none()
-        {
-            self.drain(input.arrived, false, out);
-            self.probation = Some(Probation { began: input.arrived, ticks, late: by });
-        }
-        self.stats.packets += 1;
-        self.stats.bytes += input.payload.len() as u64;
-        let held = Held { ticks, marker: input.marker, edges, payload: input.payload, arrived: input.arrived };
-        self.queue.insert(input.seq, held);
-        self.judge_pause(input.arrived, ticks);
-        self.drain(input.arrived, false, out);
     }
 
     /// Time passed. To be called a few times a second.
     pub fn tick(&mut self, now: MediaTime, out: &mut Vec<Output>) {
-        if let Some(probation) = self.probation
-            && now - probation.began >= PROBATION
-        {
-            self.judge_pause(now, probation.ticks);
+        if self.stray.as_ref().is_some_and(|stray| now - stray.arrived >= STRAY_MAX) {
+            self.drop_stray();
         }
+        self.judge_pause(now, false);
         self.drain(now, false, out);
-        if self.kind == TrackKind::Video {
-            let interval = self.options.keyframe_interval_max.map(span);
-            if self.needs_keyframe {
-                self.ask_keyframe(KeyframeReason::Begin, now, out);
-            } else if interval.is_some_and(|i| now - self.keyframe_seen >= i) {
-                self.ask_keyframe(KeyframeReason::Interval, now, out);
-            }
-        }
     }
 
     /// A sender report came: `rtp` was at `ntp`.
     pub fn sender_report(&mut self, ntp: NtpTime, rtp: u32, arrived: MediaTime, out: &mut Vec<Output>) {
-        let pts = self.codec.as_ref().and_then(|(_, clock)| clock.report_time(rtp));
-        if let Some(pts) = pts {
+        if let Some(pts) = self.source.as_ref().and_then(|source| source.clock.report_time(rtp)) {
             out.push(Output::SenderReport(SenderReport { ntp, pts, arrived }));
         }
     }
@@ -253,238 +242,153 @@ impl TrackRules {
     /// The publisher switched the track off or on. Time without media is the publisher's from then on.
     pub fn publisher_muted(&mut self, muted: bool, now: MediaTime, out: &mut Vec<Output>) {
         if muted {
+            self.muted.get_or_insert(now);
             self.drain(now, false, out);
-            self.gap_cause = Some(GapCause::Publisher);
-        } else if self.kind == TrackKind::Video {
-            self.ask_keyframe(KeyframeReason::Resume, now, out);
+            self.gap_cause.get_or_insert(GapCause::Publisher);
+        } else if self.muted.take().is_some() {
+            self.keyframes.want(KeyframeReason::Resume);
+            self.ask_keyframe(now, out);
         }
     }
 
     /// The source has ended: another PeerConnection may bring the track again, with another sequence. What
-    /// waits for missing packets is given up now, and what is missing until then is put down to `cause`.
+    /// waits for missing packets is given up now, and what is missing until then is put down to `cause`,
+    /// unless the publisher had stopped before.
     pub fn source_lost(&mut self, cause: GapCause, now: MediaTime, out: &mut Vec<Output>) {
-        self.probation = None;
+        self.drop_stray();
         self.drain(now, true, out);
         self.queue.restart();
-        self.resync = None;
-        self.codec = None;
+        self.resync = Some(Resync::Unsure);
+        self.source = None;
         self.needs_keyframe = self.kind == TrackKind::Video;
-        self.keyframe_asked = None;
-        self.gap_cause = Some(cause);
+        self.keyframes.restart();
+        self.keyframes.want(KeyframeReason::Begin);
+        self.gap_cause.get_or_insert(cause);
     }
 
     /// An earlier epoch wrote this track up to `end`: what is missing since then is put down to `cause`.
     pub fn continue_from(&mut self, end: MediaTime, cause: GapCause) {
-        self.last = Some((end, end));
+        self.last = Some(Last { start: end, end });
         self.gap_cause = Some(cause);
     }
 
-    fn change_codec(&mut self, codec: Codec) {
-        // Another payload type: the sequence may go on, but no frame reaches over the change.
+    fn expects(&self, input: &RtpInput) -> bool {
+        self.source.as_ref().is_some_and(|source| source.clock.expects(input.rtp, input.arrived))
+    }
+
+    /// A packet from elsewhere in the sequence. Two of them, one after the other, begin a new sequence; one
+    /// alone is a packet from long ago, or nonsense.
+    fn elsewhere(&mut self, input: RtpInput, out: &mut Vec<Output>) {
+        let Some(stray) = self.stray.take() else {
+            self.stray = Some(input);
+            return;
+        };
+        let follows = input.seq > stray.seq && input.seq - stray.seq <= STRAY_AHEAD_MAX;
+        if !follows {
+            self.stats.late += 1;
+            self.stray = Some(input);
+            return;
+        }
+        self.drain(input.arrived, true, out);
         self.queue.restart();
-        self.resync = None;
-        self.format = None;
-        self.probation = None;
-        self.needs_keyframe = self.kind == TrackKind::Video;
-        self.codec = Some((Depacketizer::new(codec), TrackClock::new(codec.clock_rate())));
+        self.resync = Some(Resync::Unsure);
+        self.keyframes.want(KeyframeReason::Resume);
+        self.push(stray, out);
+        self.push(input, out);
     }
 
-    fn judge_pause(&mut self, now: MediaTime, ticks: i64) {
-        let Some(pause) = self.probation else { return };
-        let Some((_, clock)) = &mut self.codec else { return };
-        let counted = clock.media_time(ticks) - clock.media_time(pause.ticks);
-        if counted >= pause.late / 2 {
-            // The sender went on meanwhile: its packets were only late.
-            self.probation = None;
-        } else if now - pause.began >= PROBATION {
-            clock.anchor_at(pause.ticks, pause.began);
-            self.probation = None;
-            self.gap_cause.get_or_insert(GapCause::Publisher);
+    fn drop_stray(&mut self) {
+        self.stats.late += u64::from(self.stray.take().is_some());
+    }
+
+    /// Puts a packet in its place in the queue, and lets out what is complete with it.
+    fn place(&mut self, input: RtpInput, placed: Placed, out: &mut Vec<Output>) {
+        if self.source.as_ref().is_none_or(|s| s.depacketizer.codec() != input.codec) {
+            self.change_codec(input.codec);
         }
-    }
-
-    fn ask_keyframe(&mut self, reason: KeyframeReason, now: MediaTime, out: &mut Vec<Output>) {
-        let wait = span(self.options.keyframe_interval_min);
-        if self.keyframe_asked.is_some_and(|asked| now - asked < wait) {
-            return;
+        if self.muted.is_some_and(|since| input.arrived - since > MUTED_LATE_MAX) {
+            // Media says more than a router that has not told us yet.
+            self.muted = None;
         }
-        self.keyframe_asked = Some(now);
-        self.stats.keyframes_requested += 1;
-        out.push(Output::RequestKeyframe { reason });
-    }
-
-    fn hold(&self) -> MediaSpan {
-        span(match self.kind {
-            TrackKind::Audio => self.options.audio_hold,
-            TrackKind::Video => self.options.video_hold,
-        })
-    }
-
-    /// Lets out what is complete, and gives up what has waited too long (or all that is missing).
-    fn drain(&mut self, now: MediaTime, give_up: bool, out: &mut Vec<Output>) {
-        if self.probation.is_some() {
-            return;
-        }
-        while let Some(front) = self.queue.get(0) {
-            match front {
-                None => {
-                    if !self.expired(0, now, give_up) {
-                        return;
-                    }
-                    self.give_up(0, now, out);
-                }
-                Some(held) => {
-                    let ticks = held.ticks;
-                    match self.frame_end(ticks) {
-                        FrameEnd::Complete(count) => self.release(count, ticks, now, out),
-                        FrameEnd::Hole(at) if self.expired(at, now, give_up) => self.give_up(at, now, out),
-                        FrameEnd::Unfinished if give_up => self.give_up(self.queue.len(), now, out),
-                        FrameEnd::Hole(_) | FrameEnd::Unfinished => return,
-                    }
-                }
+        let Some(source) = &mut self.source else { return };
+        let edges = match source.depacketizer.edges(&input.payload, input.marker) {
+            Ok(edges) => Some(edges),
+            // Padding has no payload and takes a place in the sequence all the same.
+            Err(_) if input.payload.is_empty() => Some(Edges { first: false, last: false, discardable: true }),
+            Err(_) => None,
+        };
+        let at = if placed == Placed::InOrder {
+            let (at, fit) = source.clock.observe(input.rtp, input.arrived);
+            if let Fit::Late { .. } = fit {
+                self.paused_at = input.seq;
             }
-        }
-    }
-
-    fn expired(&self, hole: usize, now: MediaTime, give_up: bool) -> bool {
-        give_up
-            || self.queue.is_full()
-            || self.queue.first_behind(hole).is_some_and(|arrived| now - arrived >= self.hold())
-    }
-
-    /// How far the frame at the front reaches.
-    fn frame_end(&self, ticks: i64) -> FrameEnd {
-        let mut at = 0;
-        loop {
-            match self.queue.get(at) {
-                None => return FrameEnd::Unfinished,
-                Some(None) => return FrameEnd::Hole(at),
-                Some(Some(held)) if held.ticks != ticks => return FrameEnd::Complete(at),
-                Some(Some(held)) if held.edges.last || held.marker => return FrameEnd::Complete(at + 1),
-                Some(Some(_)) => at += 1,
-            }
-        }
-    }
-
-    /// Gives up the hole at `at`, and with it the packets before it, which are of the same frame.
-    fn give_up(&mut self, at: usize, now: MediaTime, out: &mut Vec<Output>) {
-        let mut holes = 0;
-        while matches!(self.queue.get(at + holes), Some(None)) {
-            holes += 1;
-        }
-        self.packets.clear();
-        let missing = self.queue.take(at + holes, &mut self.packets);
-        self.stats.lost += missing;
-        self.lost_since_frame += missing;
-        if self.kind == TrackKind::Audio {
-            return;
-        }
-        let damaged = self.packets.first().map(|held| held.ticks);
-        if damaged.is_some() {
-            self.stats.frames_damaged += 1;
-        }
-        self.resync = Some(damaged);
-        if missing > 0 {
-            self.ask_keyframe(KeyframeReason::Loss, now, out);
-        }
-    }
-
-    /// A frame is complete: its packets leave the queue.
-    fn release(&mut self, count: usize, ticks: i64, now: MediaTime, out: &mut Vec<Output>) {
-        self.packets.clear();
-        self.queue.take(count, &mut self.packets);
-        let begins = self.packets.first().is_some_and(|held| held.edges.first);
-        if let Some(damaged) = self.resync {
-            // H.264's packets all look like beginnings, so there the first timestamp after a loss is given up.
-            let unclear = self.codec.as_ref().is_some_and(|(d, _)| d.codec() == Codec::H264) && damaged.is_none();
-            let same = damaged == Some(ticks);
-            if same || !begins || unclear {
-                self.stats.frames_damaged += u64::from(!same);
-                self.resync = if unclear && begins { None } else { Some(Some(ticks)) };
-                return;
-            }
-            self.resync = None;
-        }
-        let packets = std::mem::take(&mut self.packets);
-        let Some((depacketizer, clock)) = &mut self.codec else { return };
-        let pts = clock.media_time(ticks);
-        let rate = depacketizer.codec().clock_rate();
-        let payloads: Vec<&[u8]> = packets.iter().map(|h| &*h.payload).filter(|p| !p.is_empty()).collect();
-        if payloads.is_empty() {
-            self.packets = packets;
-            return;
-        }
-        let assembled = if payloads.len() == packets.len() || begins {
-            depacketizer.assemble(&payloads)
+            at
         } else {
-            Err(super::depacketize::PayloadError::Invalid)
+            // A repaired packet is late by design: it says nothing of the clock, but its neighbours do.
+            let neighbours = self.queue.neighbours(input.seq);
+            time_between(neighbours, input.rtp, source.clock.rate())
+                .unwrap_or_else(|| source.clock.media_time(input.rtp))
         };
-        match assembled {
-            Ok(frame) if frame.data.is_empty() => {}
-            Ok(frame) => self.emit(frame, pts, rate, now, out),
-            Err(error) => {
-                tracing::debug!(%error, "a frame cannot be put together");
-                self.stats.frames_damaged += 1;
-            }
+        if edges.is_some() {
+            self.stats.packets += 1;
+            self.stats.bytes += input.payload.len() as u64;
+            self.stats.repaired += u64::from(placed == Placed::OutOfOrder);
+        } else {
+            self.stats.malformed += 1;
         }
-        self.packets = packets;
+        let held = Held {
+            rtp: input.rtp,
+            at,
+            marker: input.marker,
+            after_pause: false,
+            malformed: edges.is_none(),
+            edges: edges.unwrap_or(Edges { first: false, last: input.marker, discardable: false }),
+            payload: input.payload,
+            arrived: input.arrived,
+        };
+        self.queue.insert(input.seq, held);
+        self.judge_pause(input.arrived, false);
+        self.drain(input.arrived, false, out);
     }
 
-    fn emit(&mut self, frame: Assembled, pts: MediaTime, rate: u32, now: MediaTime, out: &mut Vec<Output>) {
-        if self.needs_keyframe {
-            if !frame.keyframe {
-                self.stats.frames_before_keyframe += 1;
-                return self.ask_keyframe(KeyframeReason::Begin, now, out);
-            }
-            self.needs_keyframe = false;
-        }
-        // Times never go back: where a clock was anchored anew a little early, frames follow on.
-        let pts = self.last.map_or(pts, |(_, start)| pts.max(start + 1));
-        let duration = frame.ticks.map(|ticks| ticks_to_span(i64::from(ticks), rate));
-        self.note_gap(pts, frame.keyframe, now, out);
-        if let Some(format) = frame.format
-            && self.format.as_ref() != Some(&format)
-        {
-            self.format = Some(format.clone());
-            out.push(Output::Format(format));
-        }
-        if frame.keyframe {
-            self.keyframe_seen = now;
-            self.stats.keyframes += u64::from(self.kind == TrackKind::Video);
-        }
-        let lasts = duration
-            .unwrap_or_else(|| self.last.map_or(PICTURE_SPAN, |(_, start)| (pts - start).clamp(MS, PICTURE_SPAN_MAX)));
-        self.last = Some((pts + lasts, pts));
-        self.lost_since_frame = 0;
-        self.gap_cause = None;
-        self.stats.frames += 1;
-        out.push(Output::Frame(Frame { pts, duration, keyframe: frame.keyframe, data: Bytes::from(frame.data) }));
+    /// Another payload type: the sequence goes on, and so does the clock if it has the same rate.
+    fn change_codec(&mut self, codec: Codec) {
+        let clock = self.source.take().map(|source| source.clock).filter(|clock| clock.rate() == codec.clock_rate());
+        let clock = clock.unwrap_or_else(|| TrackClock::new(codec.clock_rate()));
+        self.source = Some(Source { depacketizer: Depacketizer::new(codec), clock });
+        self.format = None;
+        self.needs_keyframe = self.kind == TrackKind::Video;
+        self.keyframes.want(KeyframeReason::Begin);
     }
 
-    /// Before a frame is written: is there a gap before it, and whose?
-    fn note_gap(&mut self, pts: MediaTime, keyframe: bool, now: MediaTime, out: &mut Vec<Output>) {
-        let Some((end, _)) = self.last else { return };
-        let missing = pts - end;
-        let cause = match self.gap_cause {
-            Some(cause) if missing >= LOSS_GAP_MIN => cause,
-            None if self.lost_since_frame > 0 && missing >= LOSS_GAP_MIN => GapCause::Network,
-            None if missing >= span(self.options.stall) => GapCause::Publisher,
-            _ => return,
-        };
-        out.push(Output::Gap(Gap { from: end, to: pts, cause }));
-        if self.kind == TrackKind::Video && !keyframe && missing >= span(self.options.stall) {
-            self.ask_keyframe(KeyframeReason::Resume, now, out);
+    fn judge_pause(&mut self, now: MediaTime, at_once: bool) {
+        let Some(source) = &mut self.source else { return };
+        if let Some(Pause::Sender { by }) = source.clock.judge(now, at_once) {
+            self.queue.shift(self.paused_at, by);
+        }
+    }
+
+    fn ask_keyframe(&mut self, now: MediaTime, out: &mut Vec<Output>) {
+        if self.kind == TrackKind::Audio || self.muted.is_some() {
+            return;
+        }
+        if let Some(reason) = self.keyframes.poll(now) {
+            self.stats.keyframes_requested += 1;
+            out.push(Output::RequestKeyframe { reason });
         }
     }
 }
 
-enum FrameEnd {
-    /// So many packets.
-    Complete(usize),
-    /// The packet there is missing.
-    Hole(usize),
-    /// More packets are to come.
-    Unfinished,
+/// The media time of a repaired packet, by that of a neighbour.
+fn time_between(neighbours: (Option<&Held>, Option<&Held>), rtp: u32, rate: u32) -> Option<MediaTime> {
+    let by = |held: &Held| {
+        let away = ticks_to_span(i64::from(rtp.wrapping_sub(held.rtp).cast_signed()), rate);
+        (away.abs() <= NEIGHBOUR_MAX).then(|| held.at + away)
+    };
+    let (before, after) = neighbours;
+    // The same frame's time first: a pause lies between frames, not in them.
+    let same = [before, after].into_iter().flatten().find(|held| held.rtp == rtp).map(|held| held.at);
+    same.or_else(|| before.and_then(by)).or_else(|| after.and_then(by))
 }
 
 fn span(duration: Duration) -> MediaSpan {

@@ -5,32 +5,44 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::capture::depacketize::Edges;
-use crate::time::MediaTime;
+use crate::time::{MediaSpan, MediaTime};
 
-/// Packets that may wait behind a missing one. At 1,200 bytes each about 5 MB.
+/// Packets that may wait behind a missing one, and the most that a frame may have. At 1,200 bytes each
+/// about 5 MB.
 const PACKETS_MAX: usize = 4096;
-/// A sequence number further ahead than this is not a loss but another sequence.
+/// A sequence number further ahead or behind than this is not a loss or a late packet, but a long loss or
+/// another sequence.
 const AHEAD_MAX: u64 = 3000;
+/// A sequence number further ahead than this is no loss at all: 16 bits cannot tell.
+const LOSS_MAX: u64 = 1 << 15;
 /// Given-up places that are remembered, to tell a late packet from a second copy.
 const GIVEN_UP_MAX: usize = 1024;
 
 /// A packet that waits for its neighbours.
 #[derive(Debug, Clone)]
 pub(super) struct Held {
-    pub ticks: i64,
+    pub rtp: u32,
+    /// Its media time.
+    pub at: MediaTime,
     pub marker: bool,
     pub edges: Edges,
+    /// The publisher paused before it.
+    pub after_pause: bool,
+    /// It is no valid payload: its frame is damaged.
+    pub malformed: bool,
     pub payload: Bytes,
     pub arrived: MediaTime,
 }
 
-/// What became of a packet that was offered.
+/// Where a packet belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placed {
     InOrder,
     OutOfOrder,
     Duplicate,
     Late,
+    /// Far ahead, but near enough to be behind a long loss.
+    FarAhead,
     /// It belongs to another sequence: the queue must be restarted.
     Elsewhere,
 }
@@ -56,9 +68,10 @@ impl Queue {
         let at = seq - next;
         let len = self.slots.len() as u64;
         match at {
-            at if at > len + AHEAD_MAX => Placed::Elsewhere,
+            at if at > len + LOSS_MAX => Placed::Elsewhere,
+            at if at > len + AHEAD_MAX => Placed::FarAhead,
             at if at >= len => Placed::InOrder,
-            at if self.slots.get(usize::try_from(at).unwrap_or(usize::MAX)).is_some_and(Option::is_some) => {
+            at if self.get(usize::try_from(at).unwrap_or(usize::MAX)).is_some_and(|slot| slot.is_some()) => {
                 Placed::Duplicate
             }
             _ => Placed::OutOfOrder,
@@ -73,6 +86,22 @@ impl Queue {
             self.slots.push_back(None);
         }
         self.slots[at] = Some(held);
+    }
+
+    /// The packets nearest to a place, before it and after it.
+    pub fn neighbours(&self, seq: u64) -> (Option<&Held>, Option<&Held>) {
+        let at = self.next.and_then(|next| seq.checked_sub(next)).map_or(0, |at| usize::try_from(at).unwrap_or(0));
+        let at = at.min(self.slots.len());
+        (self.slots.range(..at).rev().flatten().next(), self.slots.range(at..).flatten().next())
+    }
+
+    /// Moves the media time of the packets from a number on: before it the publisher paused.
+    pub fn shift(&mut self, from: u64, by: MediaSpan) {
+        let at = self.next.map_or(0, |next| usize::try_from(from.saturating_sub(next)).unwrap_or(usize::MAX));
+        for (number, held) in self.slots.iter_mut().skip(at).flatten().enumerate() {
+            held.at = held.at + by;
+            held.after_pause = number == 0;
+        }
     }
 
     /// Whether so many packets wait that the front one is given up whatever its age.
@@ -111,6 +140,19 @@ impl Queue {
 
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Gives up the places up to a number; nothing waits. Returns how many they were.
+    pub fn skip_to(&mut self, seq: u64) -> u64 {
+        let Some(next) = &mut self.next else { return 0 };
+        let missing = seq.saturating_sub(*next);
+        let remembered = missing.min(GIVEN_UP_MAX as u64);
+        self.given_up.extend(seq - remembered..seq);
+        while self.given_up.len() > GIVEN_UP_MAX {
+            self.given_up.pop_front();
+        }
+        *next += missing;
+        missing
     }
 
     /// Forgets all; the next packet begins a new sequence.

@@ -272,15 +272,211 @@ fn an_invalid_payload_is_counted_and_dropped() {
 
 #[test]
 fn keyframes_are_not_asked_for_without_a_reason_unless_told_to() {
+    for (interval, requests) in [(None, 0), (Some(Duration::from_secs(30)), 2)] {
+        let options = TrackOptions { keyframe_interval_max: interval, ..TrackOptions::default() };
+        let mut t = Track { rules: TrackRules::new(TrackKind::Video, options, ms(0)), out: Vec::new() };
+        let mut answered = 0;
+        for second in 0..65_u32 {
+            let asked = t.requests().len();
+            let what = if second == 0 || asked > answered { 'k' } else { 'f' };
+            answered = asked;
+            t.video(u64::from(second), second * 30, what, true, i64::from(second) * 1000);
+        }
+        assert_eq!(t.requests(), vec![KeyframeReason::Interval; requests]);
+    }
+}
+
+#[test]
+fn a_keyframe_that_does_not_come_is_asked_for_with_growing_pauses() {
     let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0);
-    for at in (0..100_000).step_by(1000) {
-        t.rules.tick(ms(at), &mut t.out);
+    let mut asked = Vec::new();
+    for second in 0..40 {
+        t.rules.tick(ms(second * 1000), &mut t.out);
+        if t.requests().len() > asked.len() {
+            asked.push(second);
+        }
+    }
+    assert_eq!(asked, [0, 1, 2, 4, 8, 16, 31]);
+}
+
+#[test]
+fn a_muted_publisher_is_not_asked_for_keyframes() {
+    let mut t = Track::new(TrackKind::Video);
+    t.rules.publisher_muted(true, ms(0), &mut t.out);
+    for second in 0..10 {
+        t.rules.tick(ms(second * 1000), &mut t.out);
     }
     assert!(t.requests().is_empty());
-    t.rules.options.keyframe_interval_max = Some(Duration::from_secs(30));
-    t.rules.tick(ms(100_000), &mut t.out);
-    assert_eq!(t.requests(), [KeyframeReason::Interval]);
+    t.video(1, 300, 'f', true, 10_000);
+    assert_eq!(t.requests(), [KeyframeReason::Begin], "media says more than the router");
+}
+
+#[test]
+fn a_keyframe_behind_a_loss_makes_a_request_needless() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(3, 2, 'f', true, 66).video(4, 3, 'k', true, 100);
+    t.rules.tick(ms(1600), &mut t.out);
+    assert_eq!((t.frames().len(), t.requests().len()), (3, 0));
+}
+
+#[test]
+fn the_loss_of_a_frame_that_nothing_leans_on_needs_no_keyframe() {
+    for (descriptor, requests) in [(0x30, 0), (0x10, 1)] {
+        let mut t = Track::new(TrackKind::Video);
+        t.video(1, 0, 'k', true, 0);
+        let input = RtpInput {
+            codec: Codec::Vp8,
+            seq: 2,
+            rtp: 3000,
+            marker: false,
+            payload: Bytes::copy_from_slice(&[descriptor, 0x01, 2]),
+            arrived: ms(33),
+        };
+        t.rules.push(input, &mut t.out);
+        t.video(4, 2, 'f', true, 66);
+        t.rules.tick(ms(1600), &mut t.out);
+        assert_eq!((t.frames(), t.requests().len()), (vec![0, 66], requests));
+        assert_eq!(t.rules.take_stats().frames_damaged, 1);
+    }
+}
+
+#[test]
+fn a_frame_with_two_holes_is_damaged_once() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    t.video(2, 1, 'f', false, 33).video(4, 1, 'c', false, 34).video(6, 1, 'c', true, 35).video(7, 2, 'f', true, 66);
+    t.rules.tick(ms(1600), &mut t.out);
+    let stats = t.rules.take_stats();
+    assert_eq!((t.frames(), stats.lost, stats.frames_damaged), (vec![0, 66], 2, 1));
+}
+
+#[test]
+fn a_frame_that_was_joined_in_its_middle_is_dropped() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'c', true, 0).video(2, 1, 'k', true, 33);
+    assert_eq!(t.frames(), [33]);
+}
+
+#[test]
+fn an_invalid_packet_damages_its_frame_and_is_no_loss() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(2, 1, 'f', false, 33);
+    let payload = Bytes::from_static(&[0x80]);
+    let input = RtpInput { codec: Codec::Vp8, seq: 3, rtp: 3000, marker: false, payload, arrived: ms(34) };
+    t.rules.push(input.clone(), &mut t.out);
+    t.rules.push(input, &mut t.out);
+    t.video(4, 1, 'c', true, 35).video(5, 2, 'f', true, 66);
+    let stats = t.rules.take_stats();
+    assert_eq!((stats.packets, stats.malformed, stats.duplicate, stats.lost), (4, 1, 1, 0));
+    assert_eq!((t.frames(), stats.frames_damaged, t.requests()), (vec![0, 66], 1, vec![KeyframeReason::Loss]));
+}
+
+#[test]
+fn padding_takes_a_place_and_is_nothing() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    for seq in [2, 3] {
+        let payload = Bytes::new();
+        t.rules.push(RtpInput { codec: Codec::Vp8, seq, rtp: 0, marker: false, payload, arrived: ms(5) }, &mut t.out);
+    }
+    t.video(4, 1, 'f', true, 33);
+    let stats = t.rules.take_stats();
+    assert_eq!((t.frames(), stats.lost, stats.malformed, stats.frames_damaged), (vec![0, 33], 0, 0, 0));
+}
+
+#[test]
+fn a_frame_without_end_is_given_up_when_it_is_too_large() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', false, 0);
+    for seq in 2..6000 {
+        t.video(seq, 0, 'c', false, 1);
+    }
+    assert!(t.rules.queue.len() <= 4097);
+    assert_eq!((t.frames().len(), t.rules.take_stats().frames_damaged), (0, 1));
+}
+
+#[test]
+fn a_stray_packet_from_far_away_is_late_and_disturbs_nothing() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(50_000, 0, 0).opus(40_000, 77, 10).opus(50_001, 960, 20).opus(90_000, 77_777_777, 30);
+    t.opus(50_002, 1920, 40);
+    t.rules.tick(ms(2000), &mut t.out);
+    let stats = t.rules.take_stats();
+    assert_eq!((t.frames(), stats.late, stats.packets, stats.lost), (vec![0, 20, 40], 2, 3, 0));
+}
+
+#[test]
+fn a_very_long_loss_is_counted_and_is_a_gap_of_the_network() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(2, 960, 20);
+    // 100 s without the network, RTP time goes on.
+    t.opus(5002, 4_800_960, 100_020);
+    assert_eq!(t.gaps(), [(40, 100_020, GapCause::Network)]);
+    assert_eq!(t.rules.take_stats().lost, 4999);
+}
+
+#[test]
+fn a_short_pause_that_timestamps_do_not_count_keeps_the_time_after_it() {
+    let mut t = Track::new(TrackKind::Audio);
+    for i in 0..100_u32 {
+        let at = i64::from(i) * 20 + if i < 50 { 0 } else { 600 };
+        t.opus(u64::from(i), i * 960, at);
+    }
+    assert_eq!(t.gaps(), [(1000, 1600, GapCause::Publisher)]);
+    assert_eq!(t.frames(), (0..100).map(|i| i * 20 + if i < 50 { 0 } else { 600 }).collect::<Vec<_>>());
+}
+
+#[test]
+fn timestamps_that_jump_back_while_a_packet_is_missing_move_no_frame() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 1000, 'k', true, 0).video(3, 1002, 'f', true, 66);
+    t.video(4, 10, 'f', true, 100).video(5, 11, 'f', true, 133).video(2, 1001, 'f', true, 150);
+    assert_eq!(t.frames(), [0, 33, 66, 100, 133]);
+}
+
+#[test]
+fn another_codec_begins_with_its_format_and_a_keyframe_and_keeps_the_clock() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    let vp9 = [&[0x88, 0x81, 0x23][..], &[0x82, 0x49, 0x83, 0x42, 0x00, 0x27, 0xf0, 0x1d, 0xf0]].concat();
+    let inter = vec![0xc8, 0x81, 0x24, 0x86, 0x00];
+    for (seq, payload) in [(2, inter), (3, vp9)] {
+        let rtp = u32::try_from(seq - 1).expect("small") * 3000;
+        let arrived = ms(i64::try_from(seq).expect("small") * 33);
+        let input = RtpInput { codec: Codec::Vp9, seq, rtp, marker: true, payload: payload.into(), arrived };
+        t.rules.push(input, &mut t.out);
+    }
+    // The old codec's packet comes too late.
+    t.rules.push(
+        RtpInput { codec: Codec::Vp8, seq: 1, rtp: 0, marker: true, payload: vp8('k', 1), arrived: ms(120) },
+        &mut t.out,
+    );
+    let codecs: Vec<Codec> =
+        t.out.iter().filter_map(|o| if let Output::Format(f) = o { Some(f.codec) } else { None }).collect();
+    assert_eq!((codecs, t.frames()), (vec![Codec::Vp8, Codec::Vp9], vec![0, 66]));
+    let stats = t.rules.take_stats();
+    assert_eq!((stats.frames_before_keyframe, stats.duplicate, stats.lost), (1, 1, 0));
+}
+
+#[test]
+fn what_the_publisher_had_stopped_before_is_not_put_down_to_the_router() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0);
+    t.rules.publisher_muted(true, ms(20), &mut t.out);
+    t.rules.source_lost(GapCause::Router, ms(500), &mut t.out);
+    t.opus(7, 960, 1000);
+    assert_eq!(t.gaps(), [(20, 1000, GapCause::Publisher)]);
+}
+
+#[test]
+fn reports_are_given_on_the_tracks_own_clock() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.rules.sender_report(NtpTime(1), 5, ms(0), &mut t.out);
+    t.opus(1, 0, 100);
+    t.rules.sender_report(NtpTime(7), 48_000, ms(1105), &mut t.out);
+    let report = SenderReport { ntp: NtpTime(7), pts: ms(1100), arrived: ms(1105) };
+    assert_eq!(t.out.iter().filter(|o| matches!(o, Output::SenderReport(_))).count(), 1);
+    assert_eq!(t.out.last(), Some(&Output::SenderReport(report)));
 }
 
 proptest! {

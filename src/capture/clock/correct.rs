@@ -1,0 +1,368 @@
+//! What the sender reports of a session say about its provisional clocks.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::capture::types::SenderReport;
+use crate::ids::{StreamId, TrackId};
+use crate::time::{MediaSpan, MediaTime};
+
+const MS: MediaSpan = 1_000_000;
+/// A report further from its neighbours' median than this is refused (Janus's can be wrong for a while
+/// after a layer switch, janus-gateway#1300).
+const OUTLIER_MIN: MediaSpan = 1_000 * MS;
+/// A provisional clock is never off by more: it is anchored at arrivals. Drift adds 4 s in 12 h.
+const ABSURD_MIN: MediaSpan = 30_000 * MS;
+/// Neighbours on each side.
+const NEIGHBOURS: usize = 10;
+/// Reports are averaged over this long: enough of them to smooth jitter, short enough to follow 200 ppm.
+const WINDOW: MediaSpan = 30_000 * MS;
+/// Reports on each side of a step, and at least so many.
+const STEP_REPORTS: usize = 5;
+const STEP_REPORTS_MIN: usize = 3;
+/// A step of a clock: it was anchored anew. Smaller ones are lost in jitter, and harm nobody.
+const STEP_MIN: MediaSpan = 40 * MS;
+/// After this long without a report the clock may be another one.
+const SILENCE_MIN: MediaSpan = 15_000 * MS;
+/// Streams whose reports are this much apart from the session's are written by another clock.
+const SAME_CLOCK_MAX: MediaSpan = 100 * MS;
+
+/// What is to be added to a track's provisional times: a line through knots, level before and after them.
+/// It never falls faster than at half of time's speed, so that corrected times never go back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Correction {
+    /// (provisional time, what to add), in the order of time.
+    pub knots: Vec<(MediaTime, MediaSpan)>,
+    /// Reports that were used.
+    pub used: usize,
+    /// Reports that were refused as outliers.
+    pub refused: usize,
+}
+
+impl Correction {
+    /// The span to add at a provisional time.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)]
+    pub fn at(&self, time: MediaTime) -> MediaSpan {
+        let after = self.knots.partition_point(|(at, _)| *at <= time);
+        match (after.checked_sub(1).and_then(|i| self.knots.get(i)), self.knots.get(after)) {
+            (Some((t0, c0)), Some((t1, c1))) => {
+                let share = i128::from(time - *t0) * i128::from(c1 - c0) / i128::from((*t1 - *t0).max(1));
+                c0 + share as i64
+            }
+            (Some((_, c)), None) | (None, Some((_, c))) => *c,
+            (None, None) => 0,
+        }
+    }
+
+    /// The corrected time.
+    #[must_use]
+    pub fn apply(&self, time: MediaTime) -> MediaTime {
+        time + self.at(time)
+    }
+}
+
+/// What the sender reports of a session's tracks say about their clocks. A track without usable reports
+/// has no entry: its times stay as they are.
+///
+/// Reports are taken to be written by one clock for all tracks (the router's), as far as they are in step
+/// with each other; a stream whose reports are not is brought into step only within itself.
+#[must_use]
+pub fn corrections(tracks: &[(TrackId, &[SenderReport])]) -> BTreeMap<TrackId, Correction> {
+    let Some(session) = offset(tracks.iter().flat_map(|(_, reports)| reports.iter())) else {
+        return BTreeMap::new();
+    };
+    let mut streams: BTreeMap<StreamId, MediaSpan> = BTreeMap::new();
+    for (track, _) in tracks {
+        let own = tracks.iter().filter(|(t, _)| t.stream == track.stream).flat_map(|(_, reports)| reports.iter());
+        streams.entry(track.stream).or_insert_with(|| match offset(own) {
+            Some(own) if (own - session).abs() > SAME_CLOCK_MAX => own,
+            _ => session,
+        });
+    }
+    tracks
+        .iter()
+        .filter_map(|(track, reports)| {
+            let offset = streams.get(&track.stream).copied().unwrap_or(session);
+            let points = reports.iter().map(|r| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0)));
+            correction(points.collect()).map(|c| (*track, c))
+        })
+        .collect()
+}
+
+fn ntp(report: &SenderReport) -> MediaSpan {
+    report.ntp.to_wallclock().0.saturating_mul(1000)
+}
+
+/// From the reporter's clock to ours: by its fastest reports, a twentieth of them left out as too fast.
+fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSpan> {
+    let mut offsets: Vec<MediaSpan> = reports.map(|r| r.arrived.0.saturating_sub(ntp(r))).collect();
+    let middle = median(&mut offsets)?;
+    offsets.retain(|offset| offset.abs_diff(middle) <= OUTLIER_MIN.unsigned_abs());
+    offsets.sort_unstable();
+    offsets.get(offsets.len() / 20).copied()
+}
+
+type Point = (MediaTime, MediaSpan);
+
+fn correction(mut points: Vec<Point>) -> Option<Correction> {
+    let all = points.len();
+    points.retain(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
+    points.sort_unstable();
+    let points: Vec<Point> = (0..points.len()).filter(|i| is_usable(&points, *i)).map(|i| points[i]).collect();
+    let mut pieces = pieces(&points).into_iter();
+    let mut knots = knots(pieces.next()?);
+    let mut last = points.first()?.0;
+    let spacing = median(&mut points.windows(2).map(|w| w[1].0 - w[0].0).collect::<Vec<_>>()).unwrap_or(0);
+    for piece in pieces {
+        let begin = points.partition_point(|p| p < &piece[0]);
+        let before = points.get(begin.wrapping_sub(1)).map_or(last, |p| p.0);
+        step(&mut knots, before, piece, spacing);
+        last = piece[0].0;
+    }
+    // Whatever the reports said: never back.
+    for at in 1..knots.len() {
+        let (t0, c0) = knots[at - 1];
+        let (t1, c1) = &mut knots[at];
+        *c1 = (*c1).max(c0 - (*t1 - t0) / 2);
+    }
+    Some(Correction { knots, used: points.len(), refused: all - points.len() })
+}
+
+/// Whether a report is near the median of its neighbours.
+fn is_usable(points: &[Point], at: usize) -> bool {
+    let near = &points[at.saturating_sub(NEIGHBOURS)..(at + NEIGHBOURS + 1).min(points.len())];
+    let middle = median(&mut near.iter().map(|(_, c)| *c).collect::<Vec<_>>());
+    middle.is_some_and(|middle| (points[at].1 - middle).abs() <= OUTLIER_MIN)
+}
+
+/// Cuts the reports where the clock was anchored anew: at steps, and where there was none for long.
+fn pieces(points: &[Point]) -> Vec<&[Point]> {
+    let level = |range: &[Point]| median(&mut range.iter().map(|(_, c)| *c).collect::<Vec<_>>()).unwrap_or(0);
+    let height = |at: usize| -> MediaSpan {
+        let (before, after) = points.split_at(at);
+        let before = &before[before.len().saturating_sub(STEP_REPORTS)..];
+        let after = &after[..after.len().min(STEP_REPORTS)];
+        if before.len().min(after.len()) < STEP_REPORTS_MIN {
+            return 0;
+        }
+        (level(after) - level(before)).abs()
+    };
+    let heights: Vec<MediaSpan> = (0..points.len()).map(height).collect();
+    let mut cuts = vec![0];
+    for at in 1..points.len() {
+        let silence = points[at].0 - points[at - 1].0 >= SILENCE_MIN;
+        let near = &heights[at.saturating_sub(STEP_REPORTS)..(at + STEP_REPORTS).min(heights.len())];
+        let highest = near.iter().copied().max().unwrap_or(0);
+        // Medians make a step look broad: it is where two neighbours differ most.
+        let step = heights[at] >= STEP_MIN && heights[at] == highest && {
+            let jump = |i: usize| (points[i].1 - points[i - 1].1).abs();
+            let from = at.saturating_sub(STEP_REPORTS_MIN).max(1);
+            (from..(at + STEP_REPORTS_MIN).min(points.len())).all(|i| jump(i) <= jump(at))
+        };
+        if silence || step {
+            cuts.push(at);
+        }
+    }
+    cuts.push(points.len());
+    cuts.windows(2).filter(|cut| cut[0] < cut[1]).map(|cut| &points[cut[0]..cut[1]]).collect()
+}
+
+/// A knot for each window of a piece.
+fn knots(piece: &[Point]) -> Vec<Point> {
+    let Some(((first, _), (last, _))) = piece.first().zip(piece.last()) else { return Vec::new() };
+    let windows = ((*last - *first) / WINDOW).max(1);
+    let window_of = |at: MediaTime| ((at - *first) / WINDOW).min(windows - 1);
+    piece
+        .chunk_by(|a, b| window_of(a.0) == window_of(b.0))
+        .filter_map(|inside| {
+            let (mut times, mut spans): (Vec<i64>, Vec<i64>) = inside.iter().map(|(at, c)| (at.0, *c)).unzip();
+            Some((MediaTime(median(&mut times)?), median(&mut spans)?))
+        })
+        .collect()
+}
+
+/// Joins the next piece. The clock was anchored anew somewhere between two reports: soon after the earlier
+/// one if they are far apart.
+fn step(knots: &mut Vec<Point>, before: MediaTime, piece: &[Point], spacing: MediaSpan) {
+    let next = self::knots(piece);
+    let (Some((_, from)), Some((_, to)), Some((begin, _))) =
+        (knots.last().copied(), next.first().copied(), piece.first())
+    else {
+        return;
+    };
+    let at = before + ((*begin - before) / 2).min(spacing);
+    // Downwards at half the speed of time, upwards at once.
+    let end = at + ((from - to) * 2).max(MS);
+    knots.push((at, from));
+    knots.push((end, to));
+    knots.extend(next.into_iter().filter(|(t, _)| *t > end));
+}
+
+/// The middle value.
+fn median(values: &mut [i64]) -> Option<i64> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| *values.select_nth_unstable(middle).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{SessionId, StreamId, TrackKind};
+    use crate::time::{NtpTime, Wallclock};
+    use proptest::prelude::*;
+
+    const T0: i64 = 1_795_000_000_000_000;
+
+    fn ms(ms: i64) -> MediaTime {
+        MediaTime::from_millis(ms)
+    }
+
+    fn track(kind: TrackKind) -> TrackId {
+        let session: SessionId = "s".parse().expect("id");
+        TrackId { stream: StreamId::of_router(&session, "a"), kind }
+    }
+
+    /// A report that was right at `at_ms`, of a track whose provisional clock is off by `off_ms`.
+    fn report(at_ms: i64, off_ms: i64, delay_ms: i64) -> SenderReport {
+        SenderReport {
+            ntp: NtpTime::from_wallclock(Wallclock(T0 + at_ms * 1000)),
+            pts: ms(at_ms + off_ms),
+            arrived: ms(at_ms + delay_ms),
+        }
+    }
+
+    #[test]
+    fn reports_bring_two_tracks_into_step() {
+        let audio: Vec<_> = (0..20).map(|i| report(i * 1000, 0, 30 + i % 3)).collect();
+        let video: Vec<_> = (0..20).map(|i| report(i * 1000, 80, 30 + i % 5)).collect();
+        let (a, v) = (track(TrackKind::Audio), track(TrackKind::Video));
+        let found = corrections(&[(a, &audio), (v, &video)]);
+        let apart = found[&v].apply(ms(5080)) - found[&a].apply(ms(5000));
+        assert!(apart.abs() < MS, "{apart}");
+    }
+
+    #[test]
+    fn a_wrong_report_is_refused_and_counted() {
+        let mut reports: Vec<_> = (0..20).map(|i| report(i * 1000, 10, 30)).collect();
+        reports[7].pts = ms(400_000);
+        let found = &corrections(&[(track(TrackKind::Video), &reports)])[&track(TrackKind::Video)];
+        assert_eq!((found.used, found.refused), (19, 1));
+        assert!((found.at(ms(7000)) - (30 - 10) * MS).abs() < MS);
+    }
+
+    #[test]
+    fn a_clock_that_drifts_is_followed_for_half_an_hour() {
+        // 100 ppm slow: after 1,800 s the provisional clock is 180 ms behind.
+        let reports: Vec<_> = (0..1800)
+            .map(|i| {
+                let mut r = report(i * 1000, 0, 20);
+                r.pts = MediaTime(i * 1_000_000_000 - i * 100_000);
+                r
+            })
+            .collect();
+        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        for i in [0, 500, 1000, 1799_i64] {
+            let right = i * 1_000_000_000 + 20 * MS;
+            let error = found.apply(MediaTime(i * 1_000_000_000 - i * 100_000)).0 - right;
+            assert!(error.abs() < 10 * MS, "at {i} s: {error} ns");
+        }
+    }
+
+    #[test]
+    fn a_step_of_a_clock_is_followed_at_once_and_not_smeared() {
+        // Anchored anew after 60 s, 150 ms later than before; and back after 120 s.
+        for height in [150, -150] {
+            let off = |i: i64| if (60..120).contains(&i) { height } else { 0 };
+            let reports: Vec<_> = (0..180).map(|i| report(i * 1000, off(i), 20 + i * 7 % 9)).collect();
+            let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+            for i in (0..180).filter(|i| (i % 60) > 1 || *i < 2) {
+                let right = (i * 1000 + 20) * MS;
+                let error = found.apply(ms(i * 1000 + off(i))).0 - right;
+                assert!(error.abs() < 5 * MS, "{height}: at {i} s: {error} ns");
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_long_silence_the_clock_may_be_another_one() {
+        let off = |i: i64| if i < 30 { 0 } else { 30 };
+        let seconds = (0..30).chain(90..92);
+        let reports: Vec<_> = seconds.map(|i| report(i * 1000, off(i), 20)).collect();
+        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        for i in [0, 10, 29, 85, 90, 91, 100] {
+            let error = found.apply(ms(i * 1000 + off(i))).0 - (i * 1000 + 20) * MS;
+            assert!(error.abs() < 2 * MS, "at {i} s: {error} ns");
+        }
+    }
+
+    #[test]
+    fn a_stream_whose_reports_are_by_another_clock_is_in_step_within_itself() {
+        let session: SessionId = "s".parse().expect("id");
+        let other = |kind| TrackId { stream: StreamId::of_router(&session, "b"), kind };
+        let right: Vec<_> = (0..60).map(|i| report(i * 1000, 0, 20)).collect();
+        let shifted = |off: i64| -> Vec<SenderReport> {
+            let shift = |mut r: SenderReport| {
+                r.ntp = NtpTime::from_wallclock(Wallclock(r.ntp.to_wallclock().0 + 7_000_000));
+                r
+            };
+            (0..20).map(|i| shift(report(i * 1000, off, 20))).collect()
+        };
+        let (audio, video) = (shifted(0), shifted(60));
+        let found = corrections(&[
+            (track(TrackKind::Audio), &right),
+            (other(TrackKind::Audio), &audio),
+            (other(TrackKind::Video), &video),
+        ]);
+        for (track, off) in [(track(TrackKind::Audio), 0), (other(TrackKind::Audio), 0), (other(TrackKind::Video), 60)]
+        {
+            let error = found[&track].apply(ms(5000 + off)).0 - 5020 * MS;
+            assert!(error.abs() < MS, "{track}: {error} ns");
+        }
+    }
+
+    #[test]
+    fn absurd_reports_alone_change_nothing() {
+        let mut reports: Vec<_> = (0..5).map(|i| report(i * 1000, 0, 20)).collect();
+        for r in &mut reports {
+            r.pts = ms(-90_000_000);
+        }
+        assert!(corrections(&[(track(TrackKind::Audio), &reports)]).is_empty());
+    }
+
+    #[test]
+    fn without_reports_nothing_is_changed() {
+        assert!(corrections(&[(track(TrackKind::Audio), &[])]).is_empty());
+        assert_eq!(Correction::default().apply(ms(5)), ms(5));
+    }
+
+    #[test]
+    fn corrected_times_never_go_back() {
+        let reports: Vec<_> = (0..100).map(|i| report(i * 1000, (i * 7919) % 90, 20)).collect();
+        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        let mut last = MediaTime(i64::MIN);
+        for at in 0..100_000 {
+            let now = found.apply(ms(at));
+            assert!(now >= last, "at {at} ms");
+            last = now;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_reports_say_times_never_go_back(
+            said in proptest::collection::vec((0_i64..400_000, -40_000_i64..40_000, -2_000_i64..2_000), 0..80),
+        ) {
+            let reports: Vec<_> = said.iter().map(|(at, off, delay)| report(*at, *off, *delay)).collect();
+            let found = corrections(&[(track(TrackKind::Audio), &reports)]);
+            let found = found.get(&track(TrackKind::Audio)).cloned().unwrap_or_default();
+            let mut last = MediaTime(i64::MIN);
+            for at in -200..2_300 {
+                let now = found.apply(ms(at * 200));
+                prop_assert!(now >= last, "at {} ms", at * 200);
+                last = now;
+            }
+        }
+    }
+}
