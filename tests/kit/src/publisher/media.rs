@@ -163,7 +163,9 @@ pub fn picture((width, height): (u32, u32), number: u32, code: u16) -> Vec<u8> {
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn samples(rate: u32, first: u32, count: u32) -> Vec<u8> {
+/// Samples of the sound, 16 bits little endian: from the `first` on, `count` of them, at `rate` Hz.
+#[must_use]
+pub fn samples(rate: u32, first: u32, count: u32) -> Vec<u8> {
     let mut out = Vec::with_capacity(count as usize * 2);
     for n in first..first + count {
         let (second, at) = (n / rate, f64::from(n % rate) / f64::from(rate));

@@ -8,13 +8,14 @@ pub mod media;
 mod rtc;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::content::Timeline;
 use crate::janus::Client;
 pub use media::{AudioCodec, VideoCodec};
 
@@ -73,6 +74,35 @@ pub struct Truth {
     pub audio_packets: u64,
     /// Keyframes that were asked for.
     pub keyframe_requests: u64,
+}
+
+/// Seconds since 1970 of an instant; one reading of both clocks serves the whole process.
+#[must_use]
+#[allow(clippy::disallowed_methods)]
+pub fn unix_seconds(at: Instant) -> f64 {
+    static ANCHOR: LazyLock<(Instant, f64)> = LazyLock::new(|| {
+        (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+    });
+    let (instant, seconds) = *ANCHOR;
+    match at.checked_duration_since(instant) {
+        Some(after) => seconds + after.as_secs_f64(),
+        None => seconds - instant.duration_since(at).as_secs_f64(),
+    }
+}
+
+impl Truth {
+    /// The same on the wall clock, to hold a file against.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        let wall = |list: &[(u32, Instant)]| list.iter().map(|(n, at)| (*n, unix_seconds(*at))).collect();
+        Timeline { frames: wall(&self.frames), beeps: wall(&self.beeps) }
+    }
+
+    /// When the first and the last picture were taken.
+    #[must_use]
+    pub fn live_span(&self) -> Option<(Instant, Instant)> {
+        Some((self.frames.first()?.1, self.frames.last()?.1))
+    }
 }
 
 #[derive(Debug, Default)]
