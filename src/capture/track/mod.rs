@@ -324,10 +324,12 @@ impl TrackRules {
             }
             at
         } else {
-            // A repaired packet is late by design: it says nothing of the clock, but its neighbours do.
+            // A repaired packet is late by design: it says nothing of the clock, but its neighbours do, also
+            // when the clock was anchored anew since.
+            let exact = source.clock.media_time(input.rtp);
             let neighbours = self.queue.neighbours(input.seq);
-            time_between(neighbours, input.rtp, source.clock.rate())
-                .unwrap_or_else(|| source.clock.media_time(input.rtp))
+            let about = time_between(neighbours, input.rtp, source.clock.rate()).unwrap_or(exact);
+            if (about - exact).abs() < MS { exact } else { about }
         };
         if edges.is_some() {
             self.stats.packets += 1;

@@ -479,38 +479,78 @@ fn reports_are_given_on_the_tracks_own_clock() {
     assert_eq!(t.out.last(), Some(&Output::SenderReport(report)));
 }
 
+/// What the network does with one packet.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Lost,
+    Once { delay: i64 },
+    Twice { delay: i64, again: i64 },
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        1 => Just(Fate::Lost),
+        // NACK and retransmission, well within the hold.
+        2 => (0_i64..600).prop_map(|delay| Fate::Once { delay }),
+        1 => (0_i64..100, 0_i64..900).prop_map(|(delay, again)| Fate::Twice { delay, again }),
+        12 => (0_i64..3).prop_map(|delay| Fate::Once { delay }),
+    ]
+}
+
 proptest! {
-    /// Whatever the network does, every packet has one fate, and frames leave once and in order.
+    /// Whatever the network does, every packet has one fate, and every frame that arrived whole leaves once,
+    /// in order, at its time.
     #[test]
-    fn every_packet_is_counted_once_and_frames_are_in_order(
-        fates in proptest::collection::vec((0_u8..20, 0_i64..300, 1_u32..4), 50..300),
-        start in 0_u64..70_000,
+    fn every_packet_is_counted_once_and_every_whole_frame_leaves_once_in_order(
+        frames in proptest::collection::vec(proptest::collection::vec(fate(), 1..5), 30..150),
+        first_seq in 0_u64..140_000,
+        first_rtp: u32,
     ) {
         let mut arrivals = Vec::new();
-        let (mut seq, mut offered) = (start, 0_u64);
-        for (number, (fate, delay, packets)) in fates.iter().enumerate() {
-            let frame = u32::try_from(number).expect("small");
-            for part in 0..*packets {
-                let what = match part { 0 if number % 30 == 0 => 'k', 0 => 'f', _ => 'c' };
-                let sent = i64::from(frame) * 33;
-                let copies = match fate { 0 => 0, 1 => 2, _ => 1 };
-                for copy in 0..copies {
-                    arrivals.push((sent + delay / 10 * i64::from(*fate < 6) + copy, seq, frame, what, part + 1 == *packets));
-                    offered += 1;
+        let (mut seq, mut whole, mut missing, mut last_arrived) = (first_seq, Vec::new(), Vec::new(), 0);
+        for (number, fates) in frames.iter().enumerate() {
+            let number = u32::try_from(number).expect("small");
+            let sent = i64::from(number) * 100 / 3;
+            // The first frame always arrives: it is the keyframe that all begins with.
+            let is_whole = number == 0 || fates.iter().all(|fate| !matches!(fate, Fate::Lost));
+            for (part, fate) in fates.iter().enumerate() {
+                let what = match part { 0 if number == 0 => 'k', 0 => 'f', _ => 'c' };
+                let packet = (seq, number, what, part + 1 == fates.len());
+                match fate {
+                    _ if number == 0 => arrivals.push((sent, packet)),
+                    Fate::Lost => missing.push(seq),
+                    Fate::Once { delay } => arrivals.push((sent + delay, packet)),
+                    Fate::Twice { delay, again } => arrivals.extend([(sent + delay, packet), (sent + delay + again, packet)]),
+                }
+                if number == 0 || !matches!(fate, Fate::Lost) {
+                    last_arrived = seq;
                 }
                 seq += 1;
             }
+            if is_whole {
+                whole.push(sent);
+            }
         }
-        arrivals.sort_by_key(|a| (a.0, a.1));
+        missing.retain(|seq| *seq < last_arrived);
+        arrivals.sort_by_key(|(at, packet)| (*at, packet.0));
         let mut t = Track::new(TrackKind::Video);
-        for (at, seq, frame, what, marker) in arrivals {
-            t.video(seq, frame, what, marker, at);
+        let mut next_tick = 0;
+        for (at, (seq, number, what, marker)) in &arrivals {
+            while next_tick <= *at {
+                t.rules.tick(ms(next_tick), &mut t.out);
+                next_tick += 50;
+            }
+            let payload = vp8(*what, 0);
+            let rtp = first_rtp.wrapping_add(number.wrapping_mul(3000));
+            let input = RtpInput { codec: Codec::Vp8, seq: *seq, rtp, marker: *marker, payload, arrived: ms(*at) };
+            t.rules.push(input, &mut t.out);
         }
         t.rules.source_lost(GapCause::Worker, ms(1_000_000), &mut t.out);
         let stats = t.rules.take_stats();
-        prop_assert_eq!(stats.packets + stats.duplicate + stats.late + stats.malformed, offered);
-        let frames = t.frames();
-        prop_assert!(frames.windows(2).all(|w| w[0] < w[1]), "{:?}", frames);
-        prop_assert_eq!(frames.len() as u64, stats.frames);
+        prop_assert_eq!(stats.packets + stats.duplicate + stats.late + stats.malformed, arrivals.len() as u64);
+        prop_assert_eq!((stats.lost, stats.late), (missing.len() as u64, 0));
+        prop_assert_eq!(stats.frames, whole.len() as u64);
+        prop_assert_eq!(t.frames(), whole);
+        prop_assert!(t.gaps().iter().all(|(from, to, cause)| to - from >= 99 && *cause == GapCause::Network));
     }
 }
