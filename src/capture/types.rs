@@ -182,19 +182,19 @@ pub struct TrackStats {
 }
 
 impl TrackStats {
-    /// Adds another count.
+    /// Adds another count. What a damaged index says may be any number.
     pub fn add(&mut self, other: &Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.repaired += other.repaired;
-        self.lost += other.lost;
-        self.duplicate += other.duplicate;
-        self.late += other.late;
-        self.malformed += other.malformed;
-        self.frames += other.frames;
-        self.keyframes += other.keyframes;
-        self.frames_before_keyframe += other.frames_before_keyframe;
-        self.frames_damaged += other.frames_damaged;
-        self.keyframes_requested += other.keyframes_requested;
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.repaired = self.repaired.saturating_add(other.repaired);
+        self.lost = self.lost.saturating_add(other.lost);
+        self.duplicate = self.duplicate.saturating_add(other.duplicate);
+        self.late = self.late.saturating_add(other.late);
+        self.malformed = self.malformed.saturating_add(other.malformed);
+        self.frames = self.frames.saturating_add(other.frames);
+        self.keyframes = self.keyframes.saturating_add(other.keyframes);
+        self.frames_before_keyframe = self.frames_before_keyframe.saturating_add(other.frames_before_keyframe);
+        self.frames_damaged = self.frames_damaged.saturating_add(other.frames_damaged);
+        self.keyframes_requested = self.keyframes_requested.saturating_add(other.keyframes_requested);
     }
 }

@@ -126,8 +126,10 @@ impl TrackIndex {
     fn add(&mut self, record: Record) {
         match record {
             Record::Segment { n, epoch, file, header, format } => {
-                // A name is a name: whoever changed the index must not lead the reader elsewhere.
-                if !file.contains('/') && self.segments.last().is_none_or(|s| s.n < n) {
+                // A name is a segment's name: whoever changed the index must not lead the reader, or the
+                // writer that cuts off torn ends, to another file.
+                let is_segment = file.ends_with(".mkv") && !file.contains('/');
+                if is_segment && self.segments.last().is_none_or(|s| s.n < n) {
                     let (parts, sealed, shipped) = (Vec::new(), None, None);
                     self.segments.push(SegmentIndex { n, epoch, file, header, format, parts, sealed, shipped });
                 }
@@ -330,11 +332,11 @@ pub fn join(index: &TrackIndex, run: std::ops::Range<usize>, out: &mut dyn Write
             let what = "the format changes within the run".to_owned();
             return Err(LogError::Damaged { path: path.display().to_string(), what });
         }
-        let end = segment.parts.iter().map(|p| p.at + p.len).max().unwrap_or(segment.header);
+        let end = segment.parts.iter().map(|p| p.at.saturating_add(p.len)).max().unwrap_or(segment.header);
         let from = if at == 0 { 0 } else { segment.header };
         let mut file = File::open(&path).map_err(LogError::io("open", &path))?;
         file.seek(SeekFrom::Start(from)).map_err(LogError::io("read", &path))?;
-        std::io::copy(&mut file.take(end - from), out).map_err(LogError::io("copy", &path))?;
+        std::io::copy(&mut file.take(end.saturating_sub(from)), out).map_err(LogError::io("copy", &path))?;
     }
     Ok(())
 }

@@ -131,7 +131,7 @@ impl TrackLog {
                 opened.sealed.push(sealed);
             }
         }
-        let next_n = known.segments.iter().map(|s| s.n + 1).max().unwrap_or(1);
+        let next_n = known.segments.iter().map(|s| s.n.saturating_add(1)).max().unwrap_or(1);
         let log = Self {
             track,
             dir,
@@ -353,7 +353,13 @@ fn seal_left_open(
         Err(e) => return Err(LogError::io("open", &path)(e)),
     };
     let have = file.metadata().map_err(LogError::io("read", &path))?.len();
-    let whole = segment.parts.iter().map(|p| p.at + p.len).filter(|end| *end <= have).max().unwrap_or(segment.header);
+    let whole = segment
+        .parts
+        .iter()
+        .map(|p| p.at.saturating_add(p.len))
+        .filter(|end| *end <= have)
+        .max()
+        .unwrap_or(segment.header);
     if whole > have {
         return Ok(None);
     }
