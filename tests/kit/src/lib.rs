@@ -4,6 +4,7 @@
 //! ended by its process id when its handle is dropped. Nothing here depends on `archiver`.
 
 pub mod child;
+pub mod chromium;
 pub mod content;
 pub mod janus;
 pub mod net;

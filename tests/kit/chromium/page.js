@@ -1,0 +1,184 @@
+// The publisher in the page: a canvas with a number in cells, a beep a second, and Janus's own client.
+// Cells, pitches and lengths are those of `publisher/media.rs`.
+'use strict';
+
+const FPS = 30;
+const LOOP_SECONDS = 64;
+const COLUMNS = 16;
+const ROWS = 12;
+const PITCH = 500;
+const PITCH_STEP = 50;
+const BEEP = 0.1;
+
+const truth = { frames: [], beeps: [] };
+const wall = (ms) => (performance.timeOrigin + ms) / 1000;
+let plugin = null;
+let janus = null;
+
+function draw(canvas, context, number, code) {
+  const { width, height } = canvas;
+  const cell = { width: width / COLUMNS, height: height / ROWS };
+  context.fillStyle = `hsl(${number % 360} 40% 50%)`;
+  context.fillRect(0, 0, width, height);
+  context.fillStyle = '#888';
+  context.fillRect((number * 3) % width, cell.height * 6, cell.width * 2, cell.height * 4);
+  [number, ~number, code, ~code].forEach((bits, row) => {
+    for (let column = 0; column < COLUMNS; column++) {
+      context.fillStyle = (bits >> column) & 1 ? '#fff' : '#000';
+      // Whole pixels, so that cells do not bleed into each other.
+      const left = Math.round(column * cell.width);
+      const top = Math.round(row * cell.height);
+      context.fillRect(left, top, Math.round((column + 1) * cell.width) - left, Math.round((row + 1) * cell.height) - top);
+    }
+  });
+}
+
+function pictures({ width, height, code }) {
+  const canvas = document.createElement('canvas');
+  canvas.width = width;
+  canvas.height = height;
+  document.body.append(canvas);
+  const context = canvas.getContext('2d', { alpha: false });
+  const track = canvas.captureStream(0).getVideoTracks()[0];
+  const start = performance.now();
+  let drawn = -1;
+  setInterval(() => {
+    const number = Math.floor(((performance.now() - start) * FPS) / 1000);
+    if (number === drawn) return;
+    drawn = number;
+    draw(canvas, context, number % (FPS * LOOP_SECONDS), code);
+    const at = wall(performance.now());
+    track.requestFrame();
+    if (track.enabled && plugin) truth.frames.push([number % (FPS * LOOP_SECONDS), at]);
+  }, 4);
+  return track;
+}
+
+async function sound() {
+  const context = new AudioContext({ sampleRate: 48000 });
+  await context.resume();
+  const out = context.createMediaStreamDestination();
+  const track = out.stream.getAudioTracks()[0];
+  let second = 0;
+  let next = context.currentTime + 0.5;
+  setInterval(() => {
+    while (next < context.currentTime + 1) {
+      const tone = context.createOscillator();
+      tone.frequency.value = PITCH + PITCH_STEP * (second % LOOP_SECONDS);
+      const volume = context.createGain();
+      volume.gain.value = 0.4;
+      tone.connect(volume).connect(out);
+      tone.start(next);
+      tone.stop(next + BEEP);
+      const at = wall(performance.now() + (next - context.currentTime) * 1000);
+      if (track.enabled && plugin) truth.beeps.push([second % LOOP_SECONDS, at]);
+      second += 1;
+      next += 1;
+    }
+  }, 100);
+  return track;
+}
+
+function attach({ url, apiSecret }) {
+  return new Promise((resolve, reject) => {
+    const fail = (error) => reject(new Error(String(error && error.message ? error.message : error)));
+    Janus.init({
+      debug: ['error'],
+      dependencies: Janus.useDefaultDependencies({ adapter: window.adapter }),
+      callback: () => {
+        janus = new Janus({
+          server: url,
+          apisecret: apiSecret,
+          iceServers: [],
+          destroyOnUnload: false,
+          error: fail,
+          success: () => {
+            const handlers = { resolve: () => {}, connected: () => {} };
+            janus.attach({
+              plugin: 'janus.plugin.videoroom',
+              error: fail,
+              success: (handle) => resolve({ handle, handlers }),
+              webrtcState: (up) => up && handlers.connected(),
+              onmessage: (message, jsep) => handlers.resolve(message, jsep),
+            });
+          },
+        });
+      },
+    });
+  });
+}
+
+async function publish(options) {
+  const { handle, handlers } = await attach(options);
+  const answer = (ask) =>
+    new Promise((resolve, reject) => {
+      handlers.resolve = (message, jsep) => (message.error ? reject(new Error(message.error)) : resolve({ message, jsep }));
+      ask(reject);
+    });
+  const { room, pin, id, display } = options;
+  await answer(() => handle.send({ message: { request: 'join', ptype: 'publisher', room, id, display, ...(pin ? { pin } : {}) } }));
+  const tracks = [];
+  if (options.audio) tracks.push({ type: 'audio', capture: await sound(), recv: false });
+  if (options.video) {
+    tracks.push({
+      type: 'video',
+      capture: pictures(options),
+      recv: false,
+      ...(options.simulcast ? { simulcast: true, simulcastMaxBitrates: { low: 100000, medium: 250000, high: 600000 } } : {}),
+    });
+  }
+  const connected = new Promise((resolve) => (handlers.connected = resolve));
+  const offer = await new Promise((success, error) => handle.createOffer({ tracks, success, error }));
+  const descriptions = (options.descriptions || []).map(({ mid, description }) => ({ mid, description }));
+  const { jsep } = await answer(() =>
+    handle.send({
+      message: {
+        request: 'publish',
+        ...(options.audio ? { audiocodec: 'opus' } : {}),
+        ...(options.video ? { videocodec: 'vp8' } : {}),
+        ...(descriptions.length ? { descriptions } : {}),
+      },
+      jsep: offer,
+    }),
+  );
+  await new Promise((success, error) => handle.handleRemoteJsep({ jsep, success, error }));
+  await connected;
+  plugin = handle;
+  return {};
+}
+
+function mute({ kind, on }) {
+  for (const sender of plugin.webrtcStuff.pc.getSenders()) {
+    if (sender.track && sender.track.kind === kind) sender.track.enabled = !on;
+  }
+  return {};
+}
+
+async function stats() {
+  const rows = [];
+  (await plugin.webrtcStuff.pc.getStats()).forEach((row) => {
+    if (row.type === 'outbound-rtp') {
+      rows.push({
+        kind: row.kind,
+        rid: row.rid || null,
+        width: row.frameWidth || 0,
+        height: row.frameHeight || 0,
+        frames: row.framesSent || 0,
+        packets: row.packetsSent || 0,
+        keyframes: row.keyFramesEncoded || 0,
+        plis: row.pliCount || 0,
+      });
+    }
+  });
+  return rows;
+}
+
+async function leave() {
+  const handle = plugin;
+  plugin = null;
+  await new Promise((resolve) => handle.send({ message: { request: 'leave' }, success: resolve, error: resolve }));
+  await new Promise((resolve) => janus.destroy({ success: resolve, error: resolve }));
+  return truth;
+}
+
+window.publisher = { publish, mute, stats, leave, truth: () => truth };

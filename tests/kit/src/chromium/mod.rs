@@ -1,0 +1,297 @@
+//! A real browser as a publisher: headless Chromium, Janus's own JavaScript client, simulcast.
+//!
+//! `tests/kit/chromium` holds the node script that drives the browser and the page. Their two npm packages are
+//! installed once into the build folder.
+
+mod install;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use crate::content::Timeline;
+use crate::janus::{API_SECRET, Janus};
+
+/// Where Debian's `libjs-janus-gateway` has `janus.js`.
+const JANUS_JS: &str = "/usr/share/javascript/janus-gateway";
+/// Debian's `chromium`.
+const CHROMIUM: &str = "/usr/bin/chromium";
+/// A command that takes longer has failed.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// A browser that takes longer to end is killed.
+const END_MAX: Duration = Duration::from_secs(3);
+
+/// What to publish, and where.
+#[derive(Debug, Clone)]
+pub struct ChromiumOptions {
+    /// `ws://…` of Janus.
+    pub url: String,
+    /// The secret of every request.
+    pub api_secret: String,
+    /// The room.
+    pub room: String,
+    /// The room's pin.
+    pub pin: Option<String>,
+    /// The feed's id.
+    pub id: String,
+    /// What others see.
+    pub display: String,
+    /// Whether to send sound, in Opus.
+    pub audio: bool,
+    /// Whether to send the picture, in VP8.
+    pub video: bool,
+    /// Three layers: the whole size, a half and a quarter of it in each direction.
+    pub simulcast: bool,
+    /// Width and height.
+    pub size: (u32, u32),
+    /// Tells one publisher's pictures from another's; 0..=65,535.
+    pub code: u16,
+    /// What a track is: its mid, and a text for the others. Sound is mid 0, the picture 1 (0 when alone).
+    pub descriptions: Vec<(String, String)>,
+}
+
+impl ChromiumOptions {
+    /// 640x480 in three layers, and sound.
+    #[must_use]
+    pub fn new(janus: &Janus, room: &str, id: &str) -> Self {
+        Self {
+            url: janus.url(),
+            api_secret: API_SECRET.to_owned(),
+            room: room.to_owned(),
+            pin: None,
+            id: id.to_owned(),
+            display: format!("The {id}"),
+            audio: true,
+            video: true,
+            simulcast: true,
+            size: (640, 480),
+            code: 1,
+            descriptions: Vec::new(),
+        }
+    }
+}
+
+/// What the browser says of one layer that it sends.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Layer {
+    /// `audio` or `video`.
+    pub kind: String,
+    /// The layer's name with simulcast.
+    pub rid: Option<String>,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Pictures sent.
+    pub frames: u64,
+    /// RTP packets sent.
+    pub packets: u64,
+    /// Keyframes among the pictures.
+    pub keyframes: u64,
+    /// Keyframes asked for (RTCP PLI).
+    pub plis: u64,
+}
+
+/// A browser that publishes until it is dropped.
+#[derive(Debug)]
+pub struct ChromiumPublisher {
+    node: Child,
+    stdin: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
+    /// The browser's process, which leads a process group.
+    browser: Option<u64>,
+    // The browser's profile; removed with the handle.
+    dir: tempfile::TempDir,
+}
+
+impl ChromiumPublisher {
+    /// Starts the browser and publishes; returns when media flows.
+    ///
+    /// # Errors
+    /// When node, npm's packages, Chromium or janus.js are missing, or when Janus refuses.
+    pub async fn start(options: &ChromiumOptions) -> Result<Self> {
+        let mut publisher = Self::launch().await?;
+        let descriptions: Vec<Value> =
+            options.descriptions.iter().map(|(mid, text)| json!({ "mid": mid, "description": text })).collect();
+        let publish = json!({
+            "do": "publish", "url": options.url, "apiSecret": options.api_secret, "room": options.room, "pin": options.pin,
+            "id": options.id, "display": options.display, "audio": options.audio, "video": options.video,
+            "simulcast": options.simulcast, "width": options.size.0, "height": options.size.1, "code": options.code,
+            "descriptions": descriptions,
+        });
+        publisher.ask(&publish).await?;
+        Ok(publisher)
+    }
+
+    /// Starts the browser, which shows the page and does nothing yet.
+    async fn launch() -> Result<Self> {
+        for file in [CHROMIUM, &format!("{JANUS_JS}/janus.js")] {
+            if !std::path::Path::new(file).exists() {
+                bail!("{file} is missing; `make setup` installs it");
+            }
+        }
+        let modules = tokio::task::spawn_blocking(install::modules).await??;
+        let dir = tempfile::tempdir()?;
+        let log = std::fs::File::create(dir.path().join("node.log"))?;
+        let mut node = Command::new("node")
+            .arg(install::sources().join("publisher.mjs"))
+            .arg(&modules)
+            .args([JANUS_JS, CHROMIUM])
+            .env("TMPDIR", dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .context("node cannot be started; `make setup` installs nodejs")?;
+        let stdin = node.stdin.take();
+        let stdout = node.stdout.take().context("no stdout")?;
+        let mut publisher = Self { node, stdin, answers: BufReader::new(stdout).lines(), browser: None, dir };
+        let ready = publisher.answer().await.with_context(|| publisher.log())?;
+        publisher.browser = ready["pid"].as_u64();
+        Ok(publisher)
+    }
+
+    async fn ask(&mut self, command: &Value) -> Result<Value> {
+        let stdin = self.stdin.as_mut().context("the browser has ended")?;
+        stdin.write_all(format!("{command}\n").as_bytes()).await?;
+        self.answer().await.with_context(|| format!("{}: {}", command["do"], self.log()))
+    }
+
+    async fn answer(&mut self) -> Result<Value> {
+        let line = tokio::time::timeout(ANSWER_MAX, self.answers.next_line()).await.context("the browser hangs")??;
+        let mut answer: Value = serde_json::from_str(&line.context("the browser has ended")?)?;
+        if let Some(error) = answer["error"].as_str() {
+            bail!("in the browser: {error}");
+        }
+        Ok(answer["ok"].take())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("node.log")).unwrap_or_default()
+    }
+
+    /// Stops or resumes the picture; the browser goes on sending black pictures.
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn mute_video(&mut self, on: bool) -> Result<()> {
+        self.ask(&json!({ "do": "mute", "kind": "video", "on": on })).await.map(drop)
+    }
+
+    /// Stops or resumes the sound; the browser goes on sending silence.
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn mute_audio(&mut self, on: bool) -> Result<()> {
+        self.ask(&json!({ "do": "mute", "kind": "audio", "on": on })).await.map(drop)
+    }
+
+    /// What it sends, layer by layer.
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn stats(&mut self) -> Result<Vec<Layer>> {
+        Ok(serde_json::from_value(self.ask(&json!({ "do": "stats" })).await?)?)
+    }
+
+    /// What was drawn and played so far.
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn truth(&mut self) -> Result<Timeline> {
+        timeline(self.ask(&json!({ "do": "truth" })).await?)
+    }
+
+    /// Unpublishes, leaves the room and ends the browser. Returns what was drawn and played.
+    ///
+    /// # Errors
+    /// When the browser has ended before.
+    pub async fn leave(mut self) -> Result<Timeline> {
+        let truth = timeline(self.ask(&json!({ "do": "leave" })).await?)?;
+        self.stdin = None;
+        // Whatever is left then is killed on drop.
+        tokio::time::timeout(END_MAX, self.node.wait()).await.map(drop).unwrap_or_default();
+        Ok(truth)
+    }
+
+    /// Vanishes without a word.
+    pub fn crash(mut self) {
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        if let Some(pid) = self.browser.take() {
+            let mut kill = std::process::Command::new("kill");
+            kill.args(["-KILL", "--", &format!("-{pid}")]).stderr(Stdio::null());
+            // An error means that it has ended by itself.
+            kill.status().map(drop).unwrap_or_default();
+        }
+        self.node.start_kill().unwrap_or_default();
+    }
+}
+
+impl Drop for ChromiumPublisher {
+    fn drop(&mut self) {
+        // The script closes the browser when nobody talks to it any more.
+        self.stdin = None;
+        let until = Instant::now() + END_MAX;
+        while matches!(self.node.try_wait(), Ok(None)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+    }
+}
+
+fn timeline(value: Value) -> Result<Timeline> {
+    #[derive(Deserialize)]
+    struct Truth {
+        frames: Vec<(u32, f64)>,
+        beeps: Vec<(u32, f64)>,
+    }
+    let Truth { frames, beeps } = serde_json::from_value(value)?;
+    Ok(Timeline { frames, beeps })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_browser_publishes_three_layers_and_leaves() {
+        let janus = Janus::start().expect("janus");
+        janus
+            .create_room("r", json!({ "audiocodec": "opus", "videocodec": "vp8", "pin": "secret" }))
+            .await
+            .expect("room");
+        let mut options = ChromiumOptions::new(&janus, "r", "browser");
+        options.pin = Some("wrong".to_owned());
+        assert!(ChromiumPublisher::start(&options).await.is_err());
+        options.pin = Some("secret".to_owned());
+        let mut publisher = ChromiumPublisher::start(&options).await.expect("publish");
+        let pid = publisher.browser.expect("pid");
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let layers = publisher.stats().await.expect("stats");
+            let sent = |width| layers.iter().any(|l| l.width == width && l.frames > 30);
+            let sound = layers.iter().any(|l| l.kind == "audio" && l.packets > 50);
+            if sound && [640, 320, 160].into_iter().all(sent) {
+                break;
+            }
+            assert!(Instant::now() < until, "{layers:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let truth = publisher.leave().await.expect("leave");
+        assert!(truth.frames.len() > 30 && truth.beeps.len() > 1, "{truth:?}");
+        let seconds = truth.frames[truth.frames.len() - 1].1 - truth.frames[0].1;
+        #[allow(clippy::cast_precision_loss)]
+        let rate = truth.frames.len() as f64 / seconds;
+        assert!((20.0..32.0).contains(&rate), "{rate} pictures a second");
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the browser still runs");
+    }
+}
