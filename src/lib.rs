@@ -3,7 +3,10 @@
 //! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
 
 pub mod archive;
+pub mod broker;
 pub mod capture;
+pub mod catalog;
+pub mod event;
 pub mod fault;
 pub mod ids;
 pub mod job;

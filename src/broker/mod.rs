@@ -1,0 +1,152 @@
+//! RabbitMQ. The only module that names `lapin`.
+//!
+//! ```text
+//! archiver.sessions (topic)
+//!   session.started.<region> ─► archiver.started.<region>   quorum; consumed while there is room for a job
+//!   session.ended.<region>   ─► archiver.ended.<region>     quorum; consumed always
+//! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
+//! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
+//! ```
+//!
+//! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
+//! A started event is only taken while there is room: the others stay for other workers. A delivery is acked
+//! when what it asks for is durable in the catalog, never later.
+
+mod consumer;
+mod publisher;
+mod topology;
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::Region;
+
+pub use consumer::{BrokerState, Delivery, Outcome, consume};
+pub use publisher::{Headers, Publisher};
+
+/// A started event's routing key is this and the region.
+pub const STARTED_KEY: &str = "session.started";
+/// An ended event's routing key is this and the region.
+pub const ENDED_KEY: &str = "session.ended";
+
+/// How to reach the broker.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// `amqp://` or `amqps://`, with user and password.
+    pub url: SecretString,
+    /// The region whose queues are consumed.
+    pub region: Region,
+    /// All names of exchanges and queues begin with it.
+    pub prefix: String,
+    /// A connection that is silent for twice this is dead.
+    pub heartbeat: Duration,
+    /// An event that could not be handled comes again after this.
+    pub retry_after: Duration,
+}
+
+impl BrokerConfig {
+    /// A broker with the defaults.
+    #[must_use]
+    pub fn new(url: SecretString, region: Region) -> Self {
+        Self {
+            url,
+            region,
+            prefix: "archiver".to_owned(),
+            heartbeat: Duration::from_secs(10),
+            retry_after: Duration::from_secs(5),
+        }
+    }
+
+    fn uri(&self) -> String {
+        let url = self.url.expose_secret();
+        let joint = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{joint}heartbeat={}&connection_timeout=5000", self.heartbeat.as_secs().max(1))
+    }
+
+    fn name(&self, what: &str) -> String {
+        format!("{}.{what}", self.prefix)
+    }
+
+    fn regional(&self, what: &str) -> String {
+        format!("{}.{what}.{}", self.prefix, self.region)
+    }
+}
+
+/// Why the broker cannot do it.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// No connection, or none any more.
+    #[error("the broker is not available while it should {doing}")]
+    Unavailable {
+        /// The operation.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It refused: login, permission, or a queue that was declared otherwise.
+    #[error("the broker refused to {doing}: {why}")]
+    Refused {
+        /// The operation.
+        doing: &'static str,
+        /// Its words.
+        why: String,
+    },
+    /// No queue takes messages with this routing key.
+    #[error("no queue takes {routing_key}: does a worker of that region run, or has one ever run?")]
+    Unroutable {
+        /// The routing key.
+        routing_key: String,
+    },
+    /// No answer in time.
+    #[error("the broker did not {doing} within {seconds} s")]
+    Timeout {
+        /// The operation.
+        doing: &'static str,
+        /// How long we waited.
+        seconds: u64,
+    },
+}
+
+impl HasFault for BrokerError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Unavailable { .. } | Self::Timeout { .. } => FaultKind::BrokerUnavailable,
+            Self::Refused { .. } => FaultKind::BrokerRefused,
+            Self::Unroutable { .. } => FaultKind::NotFound,
+        }
+        .fault()
+    }
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
+    move |error| match error.kind() {
+        lapin::ErrorKind::ProtocolError(why) => BrokerError::Refused { doing, why: why.to_string() },
+        _ => BrokerError::Unavailable { doing, source: Box::new(error) },
+    }
+}
+
+/// Connects, with a limit: a black hole answers nothing.
+async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError> {
+    const SECONDS: u64 = 10;
+    let properties = lapin::ConnectionProperties::default().with_connection_name("archiver".into());
+    let uri = config.uri();
+    let connecting = lapin::Connection::connect(&uri, properties);
+    tokio::time::timeout(Duration::from_secs(SECONDS), connecting)
+        .await
+        .map_err(|_| BrokerError::Timeout { doing: "take a connection", seconds: SECONDS })?
+        .map_err(failed("take a connection"))
+}
+
+/// Connects and declares everything. For `archiver check`.
+///
+/// # Errors
+/// When the broker is away or refuses.
+pub async fn probe(config: &BrokerConfig) -> Result<(), BrokerError> {
+    let connection = connect(config).await?;
+    let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
+    topology::declare(&channel, config).await?;
+    connection.close(200, "checked".into()).await.map_err(failed("close a connection"))
+}

@@ -1,0 +1,90 @@
+//! Publishing with confirms: what is not confirmed was not published.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use tokio::time::timeout;
+
+use super::{BrokerConfig, BrokerError, connect, failed, topology};
+
+/// A confirm in flight when the broker dies may stay pending for ever.
+const CONFIRM_SECONDS: u64 = 10;
+
+/// Headers of a message.
+pub type Headers = BTreeMap<String, String>;
+
+/// A connection that publishes.
+pub struct Publisher {
+    config: BrokerConfig,
+    connection: Connection,
+    channel: Channel,
+}
+
+impl Publisher {
+    /// Connects and declares exchanges and queues, so that nothing is published into nowhere.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+        let connection = connect(config).await?;
+        let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
+        topology::declare(&channel, config).await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("confirm messages"))?;
+        Ok(Self { config: config.clone(), connection, channel })
+    }
+
+    /// Publishes an event; it is in a queue when this returns.
+    ///
+    /// # Errors
+    /// When no queue takes it, or the broker does not confirm it.
+    pub async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError> {
+        let exchange = self.config.name("sessions");
+        publish(&self.channel, &exchange, routing_key, body, headers).await
+    }
+
+    /// Closes the connection.
+    ///
+    /// # Errors
+    /// When it is lost already.
+    pub async fn close(self) -> Result<(), BrokerError> {
+        self.connection.close(200, "done".into()).await.map_err(failed("close a connection"))
+    }
+}
+
+/// Publishes on a channel with confirms.
+pub(super) async fn publish(
+    channel: &Channel,
+    exchange: &str,
+    routing_key: &str,
+    body: &[u8],
+    headers: &Headers,
+) -> Result<(), BrokerError> {
+    const DOING: &str = "confirm a message";
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
+    }
+    let properties = BasicProperties::default()
+        .with_content_type("application/cloudevents+json".into())
+        .with_delivery_mode(2)
+        .with_headers(table);
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let whole = async {
+        let sent = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await;
+        sent.map_err(failed(DOING))?.await.map_err(failed(DOING))
+    };
+    let confirmation = timeout(Duration::from_secs(CONFIRM_SECONDS), whole)
+        .await
+        .map_err(|_| BrokerError::Timeout { doing: DOING, seconds: CONFIRM_SECONDS })??;
+    match confirmation {
+        Confirmation::Ack(None) => Ok(()),
+        // Returned: RabbitMQ acks what no queue takes.
+        Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable { routing_key: routing_key.to_owned() }),
+        Confirmation::Nack(_) | Confirmation::NotRequested => {
+            Err(BrokerError::Refused { doing: DOING, why: "the queue took it not".to_owned() })
+        }
+    }
+}

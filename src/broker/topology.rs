@@ -1,0 +1,70 @@
+//! Exchanges and queues. Declaring them again is harmless; with other arguments RabbitMQ refuses.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+
+use super::{BrokerConfig, BrokerError, ENDED_KEY, STARTED_KEY, failed};
+
+/// A message that comes more often than this is dead: it kills whoever takes it.
+const DELIVERIES_MAX: i32 = 20;
+
+fn table(entries: Vec<(&str, AMQPValue)>) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in entries {
+        table.insert(name.into(), value);
+    }
+    table
+}
+
+fn text(value: impl Into<String>) -> AMQPValue {
+    AMQPValue::LongString(value.into().into())
+}
+
+/// Declares all exchanges and the region's queues.
+pub(super) async fn declare(channel: &Channel, config: &BrokerConfig) -> Result<(), BrokerError> {
+    const DOING: &str = "declare exchanges and queues";
+    let (sessions, retry, dead) = (config.name("sessions"), config.name("retry"), config.name("dead"));
+    for exchange in [&sessions, &retry, &dead] {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        channel
+            .exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
+            .await
+            .map_err(failed(DOING))?;
+    }
+    let safe = |to: &str| {
+        vec![
+            ("x-queue-type", text("quorum")),
+            ("x-dead-letter-exchange", text(to)),
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+        ]
+    };
+    let region = &config.region;
+    for (queue, key) in [("started", STARTED_KEY), ("ended", ENDED_KEY)] {
+        let mut arguments = safe(&dead);
+        arguments.push(("x-delivery-limit", AMQPValue::LongInt(DELIVERIES_MAX)));
+        bound(channel, &config.regional(queue), arguments, &sessions, &format!("{key}.{region}")).await?;
+    }
+    let mut arguments = safe(&sessions);
+    let wait = i32::try_from(config.retry_after.as_millis()).unwrap_or(i32::MAX);
+    arguments.push(("x-message-ttl", AMQPValue::LongInt(wait)));
+    bound(channel, &config.regional("retry"), arguments, &retry, &format!("*.*.{region}")).await?;
+    bound(channel, &dead, vec![("x-queue-type", text("quorum"))], &dead, "#").await
+}
+
+async fn bound(
+    channel: &Channel,
+    queue: &str,
+    arguments: Vec<(&str, AMQPValue)>,
+    exchange: &str,
+    key: &str,
+) -> Result<(), BrokerError> {
+    const DOING: &str = "declare exchanges and queues";
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.into(), options, table(arguments)).await.map_err(failed(DOING))?;
+    channel
+        .queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions::default(), FieldTable::default())
+        .await
+        .map_err(failed(DOING))
+}

@@ -1,0 +1,255 @@
+//! Archives as developers see them.
+
+use sqlx::Row;
+use sqlx::any::AnyRow;
+
+use super::{Catalog, CatalogError, parsed};
+use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId};
+use crate::time::Wallclock;
+
+/// Vonage's statuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ArchiveStatus {
+    Started,
+    Paused,
+    Stopped,
+    Available,
+    Uploaded,
+    Expired,
+    Failed,
+    Deleted,
+}
+
+impl ArchiveStatus {
+    const ALL: [Self; 8] = [
+        Self::Started,
+        Self::Paused,
+        Self::Stopped,
+        Self::Available,
+        Self::Uploaded,
+        Self::Expired,
+        Self::Failed,
+        Self::Deleted,
+    ];
+
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Available => "available",
+            Self::Uploaded => "uploaded",
+            Self::Expired => "expired",
+            Self::Failed => "failed",
+            Self::Deleted => "deleted",
+        }
+    }
+
+    /// A status never goes back, except between started and paused, and from failed when a replay succeeds.
+    #[must_use]
+    pub const fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (
+                Self::Started | Self::Paused,
+                Self::Started | Self::Paused | Self::Stopped | Self::Available | Self::Failed
+            ) | (Self::Stopped, Self::Stopped | Self::Available | Self::Uploaded | Self::Failed)
+                | (Self::Failed, Self::Stopped | Self::Available | Self::Failed | Self::Deleted)
+                | (Self::Available | Self::Uploaded, Self::Available | Self::Uploaded | Self::Expired | Self::Deleted)
+                | (Self::Expired | Self::Deleted, Self::Deleted)
+        )
+    }
+}
+
+impl std::str::FromStr for ArchiveStatus {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|s| s.as_str() == text)
+            .ok_or_else(|| format!("no archive status is called {text:?}"))
+    }
+}
+
+/// An archive.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveRow {
+    /// Its id.
+    pub archive: ArchiveId,
+    /// The job that makes it.
+    pub job: JobId,
+    /// The session.
+    pub session: SessionId,
+    /// Whose session.
+    pub application: ApplicationId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its status.
+    pub status: ArchiveStatus,
+    /// One of Vonage's reasons, or empty.
+    pub reason: String,
+    /// `individual` or `composed`.
+    pub output_mode: String,
+    /// When it was begun.
+    pub created_at: Wallclock,
+    /// When it last changed.
+    pub updated_at: Wallclock,
+    /// Seconds; 0 while it is being recorded.
+    pub duration_s: i64,
+    /// Bytes; 0 until it is made.
+    pub size: i64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
+    /// Its object.
+    pub object_key: Option<String>,
+}
+
+/// Which archives.
+#[derive(Debug, Clone, Default)]
+pub struct ArchiveFilter {
+    /// Of an application.
+    pub application: Option<ApplicationId>,
+    /// Of a session.
+    pub session: Option<SessionId>,
+    /// With a status; without one, deleted archives are left out.
+    pub status: Option<ArchiveStatus>,
+    /// Pass over so many.
+    pub offset: u32,
+    /// At most so many.
+    pub count: u32,
+}
+
+const COLUMNS: &str = "archive_id, job_id, session_id, application_id, name, status, reason, output_mode, created_at, \
+     updated_at, duration_s, size, sha256, object_key";
+
+fn row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
+    let text = |name: &str| row.try_get::<String, _>(name).unwrap_or_default();
+    let optional = |name: &str| row.try_get::<Option<String>, _>(name).ok().flatten();
+    let number = |name: &str| row.try_get::<i64, _>(name).unwrap_or_default();
+    Ok(ArchiveRow {
+        archive: parsed("archives.archive_id", &text("archive_id"))?,
+        job: parsed("archives.job_id", &text("job_id"))?,
+        session: parsed("archives.session_id", &text("session_id"))?,
+        application: parsed("archives.application_id", &text("application_id"))?,
+        name: optional("name"),
+        status: parsed("archives.status", &text("status"))?,
+        reason: text("reason"),
+        output_mode: text("output_mode"),
+        created_at: Wallclock(number("created_at")),
+        updated_at: Wallclock(number("updated_at")),
+        duration_s: number("duration_s"),
+        size: number("size"),
+        sha256: text("sha256"),
+        object_key: optional("object_key"),
+    })
+}
+
+impl Catalog {
+    /// Writes an archive, new or changed. A status that may not follow the present one is not written, and
+    /// nothing else with it. Returns whether it was.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        let from: Vec<String> = ArchiveStatus::ALL
+            .iter()
+            .filter(|s| s.may_become(archive.status))
+            .map(|s| format!("'{}'", s.as_str()))
+            .collect();
+        let sql = format!(
+            "INSERT INTO archives ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+             ON CONFLICT (archive_id) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
+             updated_at = excluded.updated_at, duration_s = excluded.duration_s, size = excluded.size, \
+             sha256 = excluded.sha256, object_key = excluded.object_key WHERE archives.status IN ({})",
+            from.join(", ")
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(archive.archive.to_string())
+            .bind(archive.job.to_string())
+            .bind(archive.session.as_str())
+            .bind(archive.application.as_str())
+            .bind(archive.name.as_deref())
+            .bind(archive.status.as_str())
+            .bind(archive.reason.as_str())
+            .bind(archive.output_mode.as_str())
+            .bind(archive.created_at.0)
+            .bind(archive.updated_at.0)
+            .bind(archive.duration_s)
+            .bind(archive.size)
+            .bind(archive.sha256.as_str())
+            .bind(archive.object_key.as_deref());
+        Ok(self.limited("write an archive", query.execute(&self.pool)).await?.rows_affected() == 1)
+    }
+
+    /// An archive.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError> {
+        let sql = format!("SELECT {COLUMNS} FROM archives WHERE archive_id = $1");
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(archive.to_string());
+        self.limited("find an archive", query.fetch_optional(&self.pool)).await?.as_ref().map(row).transpose()
+    }
+
+    /// Archives, newest first, and how many there are in all.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn archives(&self, filter: &ArchiveFilter) -> Result<(Vec<ArchiveRow>, i64), CatalogError> {
+        let (mut conditions, mut values) = (Vec::new(), Vec::new());
+        let mut add = |column: &str, value: Option<String>| {
+            if let Some(value) = value {
+                values.push(value);
+                conditions.push(format!("{column} = ${}", values.len()));
+            }
+        };
+        add("application_id", filter.application.as_ref().map(ToString::to_string));
+        add("session_id", filter.session.as_ref().map(ToString::to_string));
+        add("status", filter.status.map(|s| s.as_str().to_owned()));
+        if filter.status.is_none() {
+            conditions.push("status <> 'deleted'".to_owned());
+        }
+        let condition = conditions.join(" AND ");
+        let page = format!(
+            "SELECT {COLUMNS} FROM archives WHERE {condition} ORDER BY created_at DESC, archive_id LIMIT {} OFFSET {}",
+            filter.count, filter.offset
+        );
+        let total = format!("SELECT COUNT(*) AS total FROM archives WHERE {condition}");
+        let (mut page, mut total) = (sqlx::query(sqlx::AssertSqlSafe(page)), sqlx::query(sqlx::AssertSqlSafe(total)));
+        for value in &values {
+            page = page.bind(value.as_str());
+            total = total.bind(value.as_str());
+        }
+        let rows = self.limited("list archives", page.fetch_all(&self.pool)).await?;
+        let total = self.limited("count archives", total.fetch_one(&self.pool)).await?;
+        Ok((rows.iter().map(row).collect::<Result<_, _>>()?, total.try_get("total").unwrap_or(0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ArchiveStatus::*;
+
+    #[test]
+    fn a_status_never_goes_back() {
+        for (from, to, allowed) in [
+            (Started, Paused, true),
+            (Paused, Started, true),
+            (Paused, Stopped, true),
+            (Stopped, Started, false),
+            (Stopped, Available, true),
+            (Available, Stopped, false),
+            (Available, Failed, false),
+            (Failed, Available, true),
+            (Deleted, Available, false),
+            (Available, Deleted, true),
+        ] {
+            assert_eq!(from.may_become(to), allowed, "{from:?} {to:?}");
+        }
+    }
+}

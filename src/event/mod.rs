@@ -1,0 +1,374 @@
+//! The contract of session events: CloudEvents 1.0 in structured JSON, and the policy on them. Pure.
+//!
+//! `fixtures/events/` has the JSON Schema, generated from these types, with valid and invalid samples.
+
+pub mod policy;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::{ApplicationId, EventId, JobId, Region, RoomId, RouterName, SessionId};
+use crate::time::Wallclock;
+
+/// Largest event, in bytes. Real ones have a few hundred.
+pub const EVENT_BYTES_MAX: usize = 64 << 10;
+/// Deepest nesting. Real ones have three levels.
+pub const EVENT_DEPTH_MAX: usize = 16;
+/// Longest archive name in characters (Vonage's SDKs check the same).
+pub const NAME_CHARS_MAX: usize = 80;
+/// Longest custom style sheet in bytes.
+pub const STYLESHEET_BYTES_MAX: usize = 16 << 10;
+
+/// Type of a session's start, version 1.
+pub const STARTED: &str = "archiver.session.started.v1";
+/// Type of a session's end, version 1.
+pub const ENDED: &str = "archiver.session.ended.v1";
+
+/// Where the media of a session flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum MediaMode {
+    /// Through a media router.
+    Routed,
+    /// Between the clients.
+    Relayed,
+}
+
+/// When a session is archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ArchiveMode {
+    /// When somebody asks for it.
+    Manual,
+    /// By itself.
+    Always,
+}
+
+/// What an archive is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputMode {
+    /// One file a stream, in a ZIP.
+    #[default]
+    Individual,
+    /// One MP4.
+    Composed,
+    /// Both.
+    Both,
+}
+
+/// Vonage's six sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum Resolution {
+    #[serde(rename = "640x480")]
+    Sd,
+    #[serde(rename = "480x640")]
+    SdPortrait,
+    #[serde(rename = "1280x720")]
+    Hd,
+    #[serde(rename = "720x1280")]
+    HdPortrait,
+    #[serde(rename = "1920x1080")]
+    Fhd,
+    #[serde(rename = "1080x1920")]
+    FhdPortrait,
+}
+
+/// Vonage's layout types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub enum LayoutType {
+    #[default]
+    BestFit,
+    Pip,
+    VerticalPresentation,
+    HorizontalPresentation,
+    Custom,
+}
+
+/// How a composed archive looks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Layout {
+    /// Its type.
+    #[serde(rename = "type", default)]
+    pub kind: LayoutType,
+    /// Only with, and needed for, `custom`.
+    pub stylesheet: Option<String>,
+    /// Only with `bestFit`.
+    pub screenshare_type: Option<LayoutType>,
+}
+
+/// What the archive should be like.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveOptions {
+    /// 1 to 80 characters.
+    pub name: Option<String>,
+    /// What it is.
+    #[serde(default)]
+    pub output_mode: OutputMode,
+    /// Of a composed archive.
+    pub resolution: Option<Resolution>,
+    /// Of a composed archive.
+    pub layout: Option<Layout>,
+}
+
+/// Where the session's room is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RouterRoom {
+    /// The router's name in the configuration: address and secrets are there, never in an event.
+    pub name: RouterName,
+    /// The room at that router.
+    pub room: RoomId,
+}
+
+/// Data of [`STARTED`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Started {
+    /// The session.
+    pub session_id: SessionId,
+    /// Whose session.
+    pub application_id: ApplicationId,
+    /// Routed or relayed.
+    pub media_mode: MediaMode,
+    /// Manual or always.
+    pub archive_mode: ArchiveMode,
+    /// A hint where the clients are: an IPv4 address.
+    pub location: Option<String>,
+    /// The region whose workers archive it.
+    pub region: Region,
+    /// Where its room is. A relayed session has none.
+    pub router: Option<RouterRoom>,
+    /// What the archive should be like.
+    #[serde(default)]
+    pub archive: ArchiveOptions,
+}
+
+/// Data of [`ENDED`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// The session.
+    pub session_id: SessionId,
+    /// Whose session.
+    pub application_id: ApplicationId,
+    /// The region whose workers archive it.
+    pub region: Region,
+}
+
+/// The envelope (CloudEvents 1.0, JSON event format section 3). Further attributes are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Envelope<T> {
+    /// `1.0`.
+    pub specversion: String,
+    /// Unique for its source: the same id is the same event.
+    pub id: EventId,
+    /// Who sends it.
+    pub source: String,
+    /// [`STARTED`] or [`ENDED`].
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// When it happened, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// What happened.
+    pub data: T,
+}
+
+/// An event that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SessionEvent {
+    /// A session started.
+    Started(Box<Envelope<Started>>),
+    /// A session ended.
+    Ended(Box<Envelope<Ended>>),
+}
+
+impl Envelope<Started> {
+    /// The job that this event names.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        JobId::of_event(&self.data.session_id, &self.id)
+    }
+
+    /// When the session started, by its sender.
+    #[must_use]
+    pub fn started_at(&self) -> Option<Wallclock> {
+        self.time.as_deref().and_then(Wallclock::parse_rfc3339)
+    }
+}
+
+/// Why an event is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EventError {
+    /// Too many bytes, or nested too deeply.
+    #[error("the event {what}")]
+    Oversized {
+        /// What is too much.
+        what: String,
+    },
+    /// Not UTF-8, not JSON, or not an object.
+    #[error("the event is not JSON: {what}")]
+    Malformed {
+        /// Where and why.
+        what: String,
+    },
+    /// Not a version or type that is known.
+    #[error("{what}; this program knows CloudEvents 1.0 with the types {STARTED} and {ENDED}")]
+    Unknown {
+        /// What is not known.
+        what: String,
+    },
+    /// A field is missing, of a wrong type or out of range.
+    #[error("field {field}: {what}")]
+    Invalid {
+        /// Its path.
+        field: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl HasFault for EventError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Oversized { .. } => FaultKind::EventOversized,
+            Self::Malformed { .. } => FaultKind::EventMalformed,
+            Self::Unknown { .. } => FaultKind::EventUnknown,
+            Self::Invalid { .. } => FaultKind::EventInvalid,
+        }
+        .fault()
+    }
+}
+
+fn invalid(field: &str, what: impl Into<String>) -> EventError {
+    EventError::Invalid { field: field.to_owned(), what: what.into() }
+}
+
+/// Reads an event. Bounds are checked before anything is built from it.
+///
+/// # Errors
+/// See [`EventError`].
+pub fn parse(bytes: &[u8]) -> Result<SessionEvent, EventError> {
+    if bytes.len() > EVENT_BYTES_MAX {
+        return Err(EventError::Oversized {
+            what: format!("has {} bytes, at most {EVENT_BYTES_MAX} are read", bytes.len()),
+        });
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| EventError::Malformed { what: format!("{e}") })?;
+    let depth = depth(text);
+    if depth > EVENT_DEPTH_MAX {
+        return Err(EventError::Oversized {
+            what: format!("is nested {depth} levels deep, at most {EVENT_DEPTH_MAX} are read"),
+        });
+    }
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| EventError::Malformed { what: e.to_string() })?;
+    let Some(envelope) = value.as_object() else {
+        return Err(EventError::Malformed { what: "it is not an object".to_owned() });
+    };
+    let attribute = |name: &str| match envelope.get(name) {
+        None => Err(invalid(name, "is missing; a CloudEvent needs specversion, id, source, type and data")),
+        Some(value) => value.as_str().ok_or_else(|| invalid(name, "is not a text")),
+    };
+    let version = attribute("specversion")?;
+    if version != "1.0" {
+        return Err(EventError::Unknown { what: format!("specversion is {version:?}") });
+    }
+    let source = attribute("source")?;
+    if source.is_empty() || source.len() > 1000 {
+        return Err(invalid("source", "has no or too many characters"));
+    }
+    match attribute("type")? {
+        STARTED => {
+            let event: Envelope<Started> = typed(&value)?;
+            check_started(&event.data)?;
+            if event.time.is_some() && event.started_at().is_none() {
+                return Err(invalid("time", "is not a time of RFC 3339"));
+            }
+            Ok(SessionEvent::Started(Box::new(event)))
+        }
+        ENDED => Ok(SessionEvent::Ended(Box::new(typed(&value)?))),
+        other => {
+            Err(EventError::Unknown { what: format!("type is {:?}", other.chars().take(100).collect::<String>()) })
+        }
+    }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Result<T, EventError> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let field = e.path().to_string();
+        let what: String = e.into_inner().to_string().chars().take(300).collect();
+        EventError::Invalid { field, what }
+    })
+}
+
+fn check_started(data: &Started) -> Result<(), EventError> {
+    let archive = &data.archive;
+    if let Some(name) = &archive.name
+        && (name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control))
+    {
+        return Err(invalid(
+            "data.archive.name",
+            format!("has none, more than {NAME_CHARS_MAX}, or control characters"),
+        ));
+    }
+    if let Some(location) = &data.location
+        && location.parse::<std::net::IpAddr>().is_err()
+    {
+        return Err(invalid("data.location", "is not an IP address"));
+    }
+    if data.media_mode == MediaMode::Routed && data.router.is_none() {
+        return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));
+    }
+    if let Some(layout) = &archive.layout {
+        let custom = layout.kind == LayoutType::Custom;
+        if custom != layout.stylesheet.is_some() {
+            return Err(invalid("data.archive.layout.stylesheet", "goes with type custom, and only with it"));
+        }
+        if layout.stylesheet.as_ref().is_some_and(|s| s.len() > STYLESHEET_BYTES_MAX) {
+            return Err(invalid(
+                "data.archive.layout.stylesheet",
+                format!("has more than {STYLESHEET_BYTES_MAX} bytes"),
+            ));
+        }
+        match layout.screenshare_type {
+            Some(LayoutType::Custom) => {
+                return Err(invalid("data.archive.layout.screenshareType", "may not be custom"));
+            }
+            Some(_) if layout.kind != LayoutType::BestFit => {
+                return Err(invalid("data.archive.layout.screenshareType", "goes only with type bestFit"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// How deep brackets are nested outside of texts. Cheap, and done before a parser recurses.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+#[cfg(test)]
+mod tests;
