@@ -6,6 +6,7 @@ pub mod archive;
 pub mod broker;
 pub mod capture;
 pub mod catalog;
+pub mod config;
 pub mod event;
 pub mod fault;
 pub mod ids;

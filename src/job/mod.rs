@@ -6,6 +6,143 @@
 //!     └────────────┴──────────────┴──► parked ──(replay)──► back to where its media stands
 //! ```
 //!
-//! [`presence`] is pure; one driver task owns each job and performs what they say.
+//! [`presence`] is pure; one driver task owns each job. Captures wait for nobody: what must be told to
+//! the catalog goes through the [`ledger`], what must go to the store is shipped beside.
 
+pub mod capture;
+pub mod driver;
+pub mod finalize;
+pub mod ledger;
 pub mod presence;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::build::About;
+use crate::archive::keys::Keys;
+use crate::capture::peer::Engine;
+use crate::capture::spool::Spool;
+use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, JobRow};
+use crate::config::Settings;
+use crate::event::{Envelope, SessionEvent, Started};
+use crate::fault::FaultKind;
+use crate::ids::{RouterName, WorkerId};
+use crate::router::MediaRouter;
+use crate::store::SharedStore;
+use crate::time::Wallclock;
+
+/// What every job of a worker uses.
+pub struct Context {
+    /// The configuration.
+    pub settings: Settings,
+    /// This worker.
+    pub worker: WorkerId,
+    /// The catalog.
+    pub catalog: Catalog,
+    /// The store.
+    pub store: SharedStore,
+    /// The capture threads.
+    pub engine: Engine,
+    /// The local disk.
+    pub spool: Arc<Spool>,
+    /// The media routers, by name.
+    pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+}
+
+/// Why a job cannot go on by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stuck {
+    /// Its fault.
+    pub kind: FaultKind,
+    /// In words.
+    pub detail: String,
+}
+
+impl Stuck {
+    fn of(error: &impl crate::fault::HasFault) -> Self {
+        Self { kind: error.fault().kind, detail: crate::fault::chain(error) }
+    }
+}
+
+/// How a driver's work on a job ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The archive is available.
+    Available,
+    /// It needs a person.
+    Parked(Stuck),
+    /// Another owner has it.
+    Fenced,
+    /// It was handed over: the next owner continues it.
+    HandedOver,
+}
+
+/// One job in the hands of its driver.
+pub struct Job {
+    context: Arc<Context>,
+    row: JobRow,
+    event: Envelope<Started>,
+    dir: PathBuf,
+    keys: Keys,
+    /// The worker stops: seal, hand over.
+    drain: CancellationToken,
+    /// The lease is lost: stop, and touch nothing.
+    fenced: CancellationToken,
+}
+
+impl Job {
+    /// A claimed job. Its event was read when it was accepted, so it can be read again.
+    ///
+    /// # Errors
+    /// When the catalog's copy of the event cannot be read.
+    pub fn new(context: Arc<Context>, row: JobRow, drain: CancellationToken) -> Result<Self, Stuck> {
+        let event = match crate::event::parse(row.event.as_bytes()) {
+            Ok(SessionEvent::Started(event)) => *event,
+            Ok(SessionEvent::Ended(_)) => {
+                return Err(Stuck {
+                    kind: FaultKind::CatalogCorrupt,
+                    detail: "the job's event is no start".to_owned(),
+                });
+            }
+            Err(error) => return Err(Stuck::of(&error)),
+        };
+        let dir = context.spool.archive_dir(row.archive);
+        let keys = Keys::new(row.application.clone(), row.archive);
+        Ok(Self { context, row, event, dir, keys, drain, fenced: CancellationToken::new() })
+    }
+
+    /// Whose archive it is.
+    #[must_use]
+    pub fn about(&self) -> About {
+        About {
+            archive: self.row.archive,
+            job: self.row.job,
+            session: self.row.session.clone(),
+            application: self.row.application.clone(),
+            name: self.event.data.archive.name.clone(),
+            origin: self.row.origin,
+        }
+    }
+
+    fn archive_row(&self, status: ArchiveStatus, reason: &str) -> ArchiveRow {
+        ArchiveRow {
+            archive: self.row.archive,
+            job: self.row.job,
+            session: self.row.session.clone(),
+            application: self.row.application.clone(),
+            name: self.event.data.archive.name.clone(),
+            status,
+            reason: reason.to_owned(),
+            output_mode: "individual".to_owned(),
+            created_at: self.row.created_at,
+            updated_at: Wallclock::now(),
+            duration_s: 0,
+            size: 0,
+            sha256: String::new(),
+            object_key: None,
+        }
+    }
+}

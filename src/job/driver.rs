@@ -1,0 +1,141 @@
+//! The driver of one job: capture, then finalize; parks what cannot go on.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::capture::Captured;
+use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
+use crate::catalog::{ArchiveStatus, CatalogError, Claimed, JobState, NewJob, NewParked};
+use crate::fault::Backoff;
+use crate::ids::EventId;
+use crate::metrics::metrics;
+use crate::store::retry::persist;
+use crate::time::Wallclock;
+
+/// The catalog may be away for long.
+pub const CATALOG: Backoff =
+    Backoff { first: std::time::Duration::from_millis(200), max: std::time::Duration::from_secs(5) };
+
+/// Does everything for a claimed job.
+pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationToken) -> Ended {
+    if claimed.takeover {
+        metrics().takeovers.inc();
+    }
+    let row = claimed.job;
+    tracing::info!(state = row.state.as_str(), takeover = claimed.takeover, "job begins");
+    let job = match Job::new(Arc::clone(&context), row.clone(), drain) {
+        Ok(job) => job,
+        Err(stuck) => return park(&context, &row, stuck, &CancellationToken::new()).await,
+    };
+    let (status, wanted) = watch::channel(None);
+    let (end_sender, end_reason) = watch::channel(row.end_reason.clone());
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(ledger::keep(Arc::clone(&context), row.clone(), wanted, end_sender, job.fenced.clone(), stop.clone()));
+    tasks.close();
+    let ended = stages(&job, &status, end_reason).await;
+    stop.cancel();
+    tasks.wait().await;
+    match ended {
+        Err(stuck) => park(&context, &row, stuck, &job.fenced).await,
+        Ok(Ended::HandedOver) => {
+            if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
+                tracing::warn!("the lease is not given back, it will expire: {}", crate::fault::chain(&error));
+            }
+            Ended::HandedOver
+        }
+        Ok(ended) => ended,
+    }
+}
+
+async fn stages(
+    job: &Job,
+    status: &watch::Sender<Option<crate::catalog::ArchiveRow>>,
+    end_reason: watch::Receiver<Option<String>>,
+) -> Result<Ended, Stuck> {
+    let reason = if job.row.state == JobState::Finalizing {
+        job.row.end_reason.clone().unwrap_or_else(|| "session ended".to_owned())
+    } else {
+        if advance(job, JobState::Capturing, None).await? == Moved::Fenced {
+            return Ok(Ended::Fenced);
+        }
+        match capture::capture(job, status, end_reason).await? {
+            Captured::Ended(reason) => reason,
+            Captured::Fenced => return Ok(Ended::Fenced),
+            Captured::Drained => return Ok(Ended::HandedOver),
+        }
+    };
+    status.send_replace(Some(job.archive_row(ArchiveStatus::Stopped, &reason)));
+    if advance(job, JobState::Finalizing, Some(&reason)).await? == Moved::Fenced {
+        return Ok(Ended::Fenced);
+    }
+    if reason == super::presence::EndReason::RecordedMax.vonage() {
+        follow_on(job).await?;
+    }
+    finalize::finalize(job, &reason).await
+}
+
+#[derive(PartialEq, Eq)]
+pub(super) enum Moved {
+    Yes,
+    Fenced,
+}
+
+/// Moves the job in the catalog, however long that is away.
+pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Moved, Stuck> {
+    let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
+    match persist("move a job in the catalog", CATALOG, &job.fenced, act).await {
+        None | Some(Err(CatalogError::Fenced { .. })) => Ok(Moved::Fenced),
+        Some(Ok(())) => Ok(Moved::Yes),
+        Some(Err(error)) => Err(Stuck::of(&error)),
+    }
+}
+
+/// A session that goes on when its archive has become as long as one may gets a further archive.
+async fn follow_on(job: &Job) -> Result<(), Stuck> {
+    let mut event = job.event.clone();
+    let (base, number) = match event.id.as_str().rsplit_once("~part") {
+        Some((base, number)) => (base.to_owned(), number.parse::<u32>().unwrap_or(1)),
+        None => (event.id.as_str().to_owned(), 1),
+    };
+    let id: Result<EventId, _> = format!("{base}~part{}", number + 1).parse();
+    event.id = id.map_err(|e| Stuck { kind: crate::fault::FaultKind::EventInvalid, detail: e.to_string() })?;
+    let new = NewJob {
+        job: event.job(),
+        session: job.row.session.clone(),
+        application: job.row.application.clone(),
+        region: job.row.region.clone(),
+        event: serde_json::to_string(&event).expect("plain data"),
+    };
+    let accept = || job.context.catalog.accept(&new, Wallclock::now());
+    match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {
+        Some(Err(error)) => Err(Stuck::of(&error)),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+async fn park(context: &Context, row: &crate::catalog::JobRow, stuck: Stuck, fenced: &CancellationToken) -> Ended {
+    tracing::error!(fault.kind = %stuck.kind, "job is parked: {}; {}", stuck.detail, stuck.kind.advice());
+    metrics().jobs_parked.get_or_create(&stuck.kind.into()).inc();
+    let detail = format!("{}; {}", stuck.detail, stuck.kind.advice());
+    let routing_key = format!("{}.{}", crate::broker::STARTED_KEY, row.region);
+    let entry = NewParked {
+        job: Some(row.job),
+        fault: stuck.kind,
+        detail: &detail,
+        routing_key: &routing_key,
+        body: row.event.as_bytes(),
+    };
+    let act = || async {
+        let now = Wallclock::now();
+        context.catalog.park(&entry, now).await?;
+        context.catalog.park_job(row.job, row.epoch, stuck.kind.as_str(), &detail, now).await
+    };
+    match persist("park a job", CATALOG, fenced, act).await {
+        None | Some(Err(_)) => Ended::Fenced,
+        Some(Ok(())) => Ended::Parked(stuck),
+    }
+}

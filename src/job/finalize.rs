@@ -1,0 +1,184 @@
+//! From a finished log to an available archive: build, upload, prove, publish the manifest last, and only then
+//! let go of the local copy. Safe to begin again at any point.
+
+use base64::Engine;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::driver::{CATALOG, Moved, advance};
+use super::{Ended, Job, Stuck};
+use crate::archive::ArchiveError;
+use crate::archive::build::{Built, build};
+use crate::archive::documents::{Manifest, ObjectEntry, Report};
+use crate::archive::keys::Kind;
+use crate::capture::ship;
+use crate::capture::spool::ProvedInStore;
+use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
+use crate::fault::{Backoff, FaultKind, HasFault, Retry, chain};
+use crate::metrics::metrics;
+use crate::store::retry::persist;
+use crate::store::upload::{Upload, UploadError, upload};
+use crate::time::Wallclock;
+
+/// Making the files is tried so often; then a person must look.
+const BUILD_TRIES: u32 = 5;
+const BUILD_RETRY: Backoff =
+    Backoff { first: std::time::Duration::from_secs(1), max: std::time::Duration::from_secs(30) };
+
+/// What a build left for a later try: the ZIP is beside it.
+#[derive(Serialize, Deserialize)]
+struct BuiltFile {
+    size: u64,
+    sha256: String,
+    manifest: Manifest,
+    report: Report,
+}
+
+/// Makes the archive available.
+pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
+    let began = Wallclock::now();
+    if job.row.epoch.0 > 1 {
+        // Earlier owners' segments that are not on this machine come from the store.
+        match ship::restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
+            Ok(_) => {}
+            Err(ship::ShipError::Cancelled) => return Ok(Ended::Fenced),
+            Err(error) => return Err(Stuck::of(&error)),
+        }
+    }
+    let Some(built) = made(job, reason).await? else { return Ok(Ended::Fenced) };
+    let mut manifest = built.manifest;
+    let key = job.keys.key(Kind::Zip);
+    let zip = Upload {
+        key: key.clone(),
+        path: built.zip.clone(),
+        size: built.size,
+        sha256: built.sha256.clone(),
+        content_type: "application/zip",
+        part_bytes: job.context.settings.store.part_size.0,
+        journal: job.dir.join("out/upload.jsonl"),
+    };
+    let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
+    let report = small(job, Kind::Report, report).await?;
+    manifest.objects.push(ObjectEntry { key: report.key.clone(), size: report.size, sha256: report.sha256.clone() });
+    let manifest_upload = small(job, Kind::Manifest, serde_json::to_vec_pretty(&manifest).expect("plain data")).await?;
+    for upload_of in [&zip, &report, &manifest_upload] {
+        match upload(job.context.store.as_ref(), upload_of, &job.fenced, &|_| {}).await {
+            Ok(_) => {}
+            Err(UploadError::Cancelled) => return Ok(Ended::Fenced),
+            Err(error) => return Err(Stuck::of(&error)),
+        }
+    }
+    let row = ArchiveRow {
+        duration_s: manifest.duration_s.round() as i64,
+        size: i64::try_from(built.size).unwrap_or(i64::MAX),
+        sha256: built.sha256,
+        object_key: Some(key),
+        ..job.archive_row(ArchiveStatus::Available, reason)
+    };
+    let publish = || async {
+        job.context.catalog.put_archive(&row).await?;
+        job.context.catalog.resolve_parked(job.row.job).await
+    };
+    match persist("publish an archive", CATALOG, &job.fenced, publish).await {
+        None => return Ok(Ended::Fenced),
+        Some(Err(error)) => return Err(Stuck::of(&error)),
+        Some(Ok(())) => {}
+    }
+    if advance(job, JobState::Available, None).await? == Moved::Fenced {
+        return Ok(Ended::Fenced);
+    }
+    let delay = Wallclock::now().since(began);
+    metrics().archives_available.inc();
+    metrics().archive_delay.observe(delay.as_secs_f64());
+    tracing::info!(
+        size_bytes = row.size,
+        duration_s = row.duration_s,
+        delay_ms = delay.as_millis(),
+        "archive is available"
+    );
+    let (spool, archive) = (std::sync::Arc::clone(&job.context.spool), job.row.archive);
+    // `upload` has read size and checksum of every object back from the store.
+    let removed = tokio::task::spawn_blocking(move || spool.remove(archive, ProvedInStore::after_proof())).await;
+    if let Ok(Err(error)) = removed {
+        tracing::warn!("the local copy stays: {}", chain(&error));
+    }
+    Ok(Ended::Available)
+}
+
+/// What an earlier try made, or makes it. `None` when the job was lost meanwhile.
+async fn made(job: &Job, reason: &str) -> Result<Option<Built>, Stuck> {
+    for attempt in 0.. {
+        let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
+        let (pipelines, cancel) = (job.context.settings.pipelines_dir.clone(), job.fenced.clone());
+        let work = move || -> Result<Built, ArchiveError> {
+            if let Some(built) = found(&dir) {
+                return Ok(built);
+            }
+            let built = build(&dir, &about, &reason, pipelines.as_deref(), &cancel)?;
+            keep(&dir, &built)?;
+            Ok(built)
+        };
+        let error = match tokio::task::spawn_blocking(work).await {
+            Ok(Ok(built)) => return Ok(Some(built)),
+            Ok(Err(ArchiveError::Cancelled)) => return Ok(None),
+            Ok(Err(error)) if error.fault().retry == Retry::Never || attempt + 1 >= BUILD_TRIES => {
+                return Err(Stuck::of(&error));
+            }
+            Ok(Err(error)) => error,
+            Err(panic) => return Err(Stuck { kind: FaultKind::Bug, detail: format!("finalizing panicked: {panic}") }),
+        };
+        tracing::warn!(attempt, "the archive cannot be made, trying again: {}", chain(&error));
+        tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random())).await;
+    }
+    Ok(None)
+}
+
+fn found(dir: &std::path::Path) -> Option<Built> {
+    let kept: BuiltFile = serde_json::from_slice(&std::fs::read(dir.join("out/built.json")).ok()?).ok()?;
+    let zip = dir.join("out/archive.zip");
+    (std::fs::metadata(&zip).ok()?.len() == kept.size).then_some(Built {
+        zip,
+        size: kept.size,
+        sha256: kept.sha256,
+        manifest: kept.manifest,
+        report: kept.report,
+    })
+}
+
+fn keep(dir: &std::path::Path, built: &Built) -> Result<(), ArchiveError> {
+    let kept = BuiltFile {
+        size: built.size,
+        sha256: built.sha256.clone(),
+        manifest: built.manifest.clone(),
+        report: built.report.clone(),
+    };
+    let path = dir.join("out/built.json");
+    let (json, temp) = (serde_json::to_vec(&kept).expect("plain data"), dir.join("out/built.json.tmp"));
+    let io = |source| ArchiveError::Io { doing: "written", path: path.display().to_string(), source };
+    std::fs::write(&temp, json).map_err(io)?;
+    std::fs::rename(&temp, &path).map_err(io)
+}
+
+/// A document of the archive as a file to upload.
+async fn small(job: &Job, kind: Kind, bytes: Vec<u8>) -> Result<Upload, Stuck> {
+    let key = job.keys.key(kind);
+    let name = key.rsplit('/').next().unwrap_or("document").to_owned();
+    let path = job.dir.join("out").join(name);
+    let size = bytes.len() as u64;
+    let sha256 = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(&bytes));
+    let written = tokio::fs::write(&path, bytes).await;
+    written.map_err(|e| Stuck {
+        kind: FaultKind::SpoolIo,
+        detail: format!("{} cannot be written: {e}", path.display()),
+    })?;
+    let part_bytes = job.context.settings.store.part_size.0;
+    Ok(Upload {
+        key,
+        path: path.clone(),
+        size,
+        sha256,
+        content_type: "application/json",
+        part_bytes,
+        journal: path.with_extension("jsonl"),
+    })
+}

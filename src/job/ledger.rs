@@ -1,0 +1,86 @@
+//! What a job tells the catalog while media flows: its lease and its archive's status. A task of its own, so
+//! that a catalog that is away delays nothing; only the newest status matters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::Context;
+use crate::catalog::{ArchiveRow, CatalogError, JobRow};
+use crate::fault::chain;
+use crate::time::Wallclock;
+
+/// Heartbeats in a lease.
+const BEATS_A_LEASE: u32 = 4;
+
+/// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `end_reason` receives what
+/// somebody wants the job to end for. When another owner has the job, `fenced` is cancelled.
+pub async fn keep(
+    context: Arc<Context>,
+    job: JobRow,
+    mut wanted: watch::Receiver<Option<ArchiveRow>>,
+    end_reason: watch::Sender<Option<String>>,
+    fenced: CancellationToken,
+    stop: CancellationToken,
+) {
+    let lease = context.settings.worker.lease.0;
+    let mut beat = interval(lease / BEATS_A_LEASE);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut away_since: Option<Wallclock> = None;
+    let mut unwritten = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {
+                let now = Wallclock::now();
+                match context.catalog.heartbeat(job.job, job.epoch, now, lease).await {
+                    Ok(row) => {
+                        if let Some(since) = away_since.take() {
+                            tracing::info!(away_s = now.since(since).as_secs(), "the catalog is back");
+                        }
+                        end_reason.send_if_modified(|known| {
+                            let new = known.is_none() && row.end_reason.is_some();
+                            if new {
+                                known.clone_from(&row.end_reason);
+                            }
+                            new
+                        });
+                    }
+                    Err(CatalogError::Fenced { .. }) => {
+                        tracing::warn!("another owner has the job");
+                        return fenced.cancel();
+                    }
+                    Err(error) => {
+                        if away_since.is_none() {
+                            tracing::warn!("the lease cannot be kept for now: {}", chain(&error));
+                        }
+                        away_since.get_or_insert(now);
+                        continue;
+                    }
+                }
+            }
+            changed = wanted.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                unwritten = true;
+            }
+        }
+        if unwritten {
+            let row = wanted.borrow_and_update().clone();
+            if let Some(row) = row {
+                // What fails now is tried again with the next beat.
+                unwritten = context.catalog.put_archive(&row).await.is_err();
+            }
+        }
+    }
+}
+
+/// How long a lease may be without a beat before somebody else may have the job.
+#[must_use]
+pub fn beat(lease: Duration) -> Duration {
+    lease / BEATS_A_LEASE
+}
