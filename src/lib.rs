@@ -2,10 +2,12 @@
 //!
 //! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
 
+pub mod api;
 pub mod archive;
 pub mod broker;
 pub mod capture;
 pub mod catalog;
+pub mod cli;
 pub mod config;
 pub mod event;
 pub mod fault;
@@ -13,7 +15,9 @@ pub mod ids;
 pub mod job;
 pub mod media;
 pub mod metrics;
+pub mod ops;
 pub mod router;
 pub mod store;
 pub mod telemetry;
 pub mod time;
+pub mod worker;

@@ -1,3 +1,8 @@
 //! The `archiver` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    archiver::cli::main().await
+}

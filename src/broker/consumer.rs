@@ -115,7 +115,8 @@ async fn session<F: Future<Output = Outcome>>(
     connected();
     tracing::info!(region = %config.region, "events are consumed");
     loop {
-        match (*room.borrow_and_update() > 0, started.is_some()) {
+        let has_room = *room.borrow_and_update() > 0;
+        match (has_room, started.is_some()) {
             (true, false) => started = Some(begin(&channel, &config.regional("started")).await?),
             (false, true) => {
                 if let Some(consumer) = started.take() {
@@ -147,7 +148,8 @@ async fn session<F: Future<Output = Outcome>>(
         };
         // A consumer that ends was cancelled: its queue was deleted, or the connection is gone.
         let delivery = delivery.ok_or_else(lost)?.map_err(failed("deliver an event"))?;
-        take(&channel, config, delivery, is_dead, *room.borrow() > 0, handle).await?;
+        let has_room = *room.borrow() > 0;
+        take(&channel, config, delivery, is_dead, has_room, handle).await?;
     }
 }
 

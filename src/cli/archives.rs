@@ -1,0 +1,248 @@
+//! `archiver archives …`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use clap::Subcommand;
+use futures_util::StreamExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+use super::{say, say_json};
+use crate::archive::documents::Manifest;
+use crate::archive::keys::{Keys, Kind};
+use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
+use crate::config::Settings;
+use crate::ids::{ApplicationId, ArchiveId, SessionId};
+use crate::store::dir::collect;
+use crate::store::{ObjectStore, SharedStore};
+use crate::time::Wallclock;
+
+/// Largest manifest that is read.
+const MANIFEST_BYTES_MAX: usize = 16 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ArchivesCommand {
+    /// List archives, newest first.
+    List {
+        /// Only of this application.
+        #[arg(long)]
+        application: Option<ApplicationId>,
+        /// Only of this session.
+        #[arg(long)]
+        session: Option<SessionId>,
+        /// Only with this status.
+        #[arg(long)]
+        status: Option<ArchiveStatus>,
+        /// Pass over so many.
+        #[arg(long, default_value_t = 0)]
+        offset: u32,
+        /// At most so many.
+        #[arg(long, default_value_t = 50)]
+        count: u32,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an archive: its manifest and where it can be fetched.
+    Show {
+        /// The archive.
+        archive: ArchiveId,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Download an archive's ZIP, manifest and report into a folder, and check them.
+    Download {
+        /// The archive.
+        archive: ArchiveId,
+        /// The folder.
+        #[arg(long, short, default_value = ".")]
+        out: PathBuf,
+    },
+    /// Read an archive in the store from end to end, and compare it with its manifest.
+    Verify {
+        /// The archive.
+        archive: ArchiveId,
+    },
+    /// Delete an archive and all its objects.
+    Delete {
+        /// The archive.
+        archive: ArchiveId,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+async fn found(catalog: &Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
+    catalog
+        .archive(archive)
+        .await?
+        .with_context(|| format!("there is no archive {archive}; see `archiver archives list`"))
+}
+
+async fn manifest(store: &dyn ObjectStore, keys: &Keys) -> Result<Manifest> {
+    let key = keys.key(Kind::Manifest);
+    let bytes = collect(store.get(&key, None).await?, &key, MANIFEST_BYTES_MAX).await?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{key} is no manifest"))
+}
+
+pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result<()> {
+    let catalog = crate::worker::catalog(settings).await?;
+    let store = crate::worker::store(settings).await?;
+    match command {
+        ArchivesCommand::List { application, session, status, offset, count, json } => {
+            let filter = ArchiveFilter { application, session, status, offset, count: count.min(1000) };
+            let (rows, total) = catalog.archives(&filter).await?;
+            if json {
+                return say_json(&serde_json::json!({ "count": total, "items": rows }));
+            }
+            for row in &rows {
+                let (size, name) = (row.size >> 10, row.name.as_deref().unwrap_or(""));
+                say(&format!(
+                    "{}  {:<9} {:>6} s {size:>9} KiB  {}  {} {name}",
+                    row.archive,
+                    row.status.as_str(),
+                    row.duration_s,
+                    row.created_at,
+                    row.session
+                ));
+            }
+            say(&format!("{} of {total}", rows.len()));
+        }
+        ArchivesCommand::Show { archive, json } => show(settings, &catalog, &store, archive, json).await?,
+        ArchivesCommand::Download { archive, out } => {
+            let row = found(&catalog, archive).await?;
+            let keys = Keys::new(row.application.clone(), archive);
+            let manifest = manifest(store.as_ref(), &keys).await.context("the archive is not available yet")?;
+            std::fs::create_dir_all(&out)?;
+            for object in &manifest.objects {
+                let name = object.key.rsplit('/').next().unwrap_or("object");
+                let path = out.join(name);
+                let sha256 = fetch(store.as_ref(), &object.key, object.size, Some(&path)).await?;
+                if sha256 != object.sha256 {
+                    bail!("{} is damaged: its SHA-256 is {sha256} instead of {}", object.key, object.sha256);
+                }
+                say(&path.display().to_string());
+            }
+            let path = out.join("manifest.json");
+            std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
+            say(&path.display().to_string());
+        }
+        ArchivesCommand::Verify { archive } => {
+            let row = found(&catalog, archive).await?;
+            let manifest = manifest(store.as_ref(), &Keys::new(row.application, archive)).await?;
+            for object in &manifest.objects {
+                let sha256 = fetch(store.as_ref(), &object.key, object.size, None).await?;
+                if sha256 != object.sha256 {
+                    bail!("{} is damaged: its SHA-256 is {sha256} instead of {}", object.key, object.sha256);
+                }
+                say(&format!("ok {}", object.key));
+            }
+        }
+        ArchivesCommand::Delete { archive, yes } => {
+            let row = found(&catalog, archive).await?;
+            if !row.status.may_become(ArchiveStatus::Deleted) {
+                bail!(
+                    "archive {archive} is {}: only what is available, uploaded, expired or failed can be deleted",
+                    row.status.as_str()
+                );
+            }
+            if !yes && !confirmed(&format!("delete archive {archive} of session {}?", row.session))? {
+                bail!("nothing was deleted");
+            }
+            let prefix = Keys::new(row.application.clone(), archive).prefix();
+            for object in store.list(&prefix).await? {
+                store.delete(&object.key).await?;
+            }
+            let row = ArchiveRow { status: ArchiveStatus::Deleted, updated_at: Wallclock::now(), ..row };
+            catalog.put_archive(&row).await?;
+            say(&format!("deleted {archive}"));
+        }
+    }
+    Ok(())
+}
+
+async fn show(
+    settings: &Settings,
+    catalog: &Catalog,
+    store: &SharedStore,
+    archive: ArchiveId,
+    json: bool,
+) -> Result<()> {
+    let row = found(catalog, archive).await?;
+    let keys = Keys::new(row.application.clone(), archive);
+    let manifest = manifest(store.as_ref(), &keys).await.ok();
+    let link = match &row.object_key {
+        Some(key) => store.presign_get(key, settings.store.link_valid.0, "archive.zip").await?,
+        None => None,
+    };
+    if json {
+        return say_json(&serde_json::json!({ "archive": row, "manifest": manifest, "url": link }));
+    }
+    say(&format!(
+        "archive   {archive}\nsession   {}\nstatus    {} {}\ncreated   {}",
+        row.session,
+        row.status.as_str(),
+        row.reason,
+        row.created_at
+    ));
+    say(&format!(
+        "duration  {} s\nsize      {} bytes\nobject    {}",
+        row.duration_s,
+        row.size,
+        row.object_key.as_deref().unwrap_or("-")
+    ));
+    for file in manifest.iter().flat_map(|m| &m.files) {
+        let codec = |c: &Option<crate::capture::types::Codec>| c.map_or("-", crate::capture::types::Codec::as_str);
+        say(&format!(
+            "  {}  {}+{}  {}..{} ms",
+            file.name,
+            codec(&file.video),
+            codec(&file.audio),
+            file.start_ms,
+            file.end_ms
+        ));
+    }
+    if let Some(link) = link {
+        say(&format!("link      {link}"));
+    }
+    Ok(())
+}
+
+/// Reads an object, into a file or nowhere. Returns base64 of its SHA-256.
+async fn fetch(store: &dyn ObjectStore, key: &str, size: u64, to: Option<&Path>) -> Result<String> {
+    let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")?;
+    let bar = ProgressBar::new(size).with_style(style).with_message(key.to_owned());
+    let temp = to.map(|path| path.with_extension("download"));
+    let mut file = match &temp {
+        Some(temp) => Some(tokio::fs::File::create(temp).await?),
+        None => None,
+    };
+    let (mut flow, mut hasher) = (store.get(key, None).await?, Sha256::new());
+    while let Some(chunk) = flow.next().await {
+        let chunk = chunk?;
+        hasher.update(&chunk);
+        bar.inc(chunk.len() as u64);
+        if let Some(file) = &mut file {
+            file.write_all(&chunk).await?;
+        }
+    }
+    bar.finish_and_clear();
+    if let (Some(mut file), Some(temp), Some(path)) = (file, temp, to) {
+        file.flush().await?;
+        tokio::fs::rename(temp, path).await?;
+    }
+    Ok(base64::engine::general_purpose::STANDARD.encode(hasher.finalize()))
+}
+
+fn confirmed(question: &str) -> Result<bool> {
+    use std::io::Write;
+    write!(std::io::stderr(), "{question} [y/N] ")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}

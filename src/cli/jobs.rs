@@ -1,0 +1,217 @@
+//! `archiver jobs …`
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+
+use super::{say, say_json};
+use crate::broker::Publisher;
+use crate::catalog::{Catalog, JobState, ParkedRow, ParkedState};
+use crate::config::Settings;
+use crate::fault::FaultKind;
+use crate::ids::{JobId, ParkedId};
+use crate::time::Wallclock;
+
+/// Entries that one command works on.
+const ENTRIES_MAX: u32 = 10_000;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum JobsCommand {
+    /// List running and waiting jobs, then the parked ones.
+    List {
+        /// Only parked ones with this fault.
+        #[arg(long)]
+        fault: Option<FaultKind>,
+        /// Ended ones too.
+        #[arg(long)]
+        all: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a job or a parked entry, with its event and its history.
+    Show {
+        /// A job's or a parked entry's id.
+        id: uuid::Uuid,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publish parked events again. Any number of replays makes one archive.
+    Replay(Which),
+    /// Give parked entries up. Captured media of a discarded job stays in the spool until it is removed by hand.
+    Discard(Which),
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Selection {
+    /// These entries, or the entries of these jobs.
+    ids: Vec<uuid::Uuid>,
+    /// All with this fault.
+    #[arg(long)]
+    fault: Option<FaultKind>,
+    /// All.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    #[command(flatten)]
+    selection: Selection,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+async fn selected(catalog: &Catalog, which: &Selection) -> Result<Vec<ParkedRow>> {
+    let ids = &which.ids;
+    // One that is named may be in any state; of the others, those that wait.
+    let state = ids.is_empty().then_some(ParkedState::Parked);
+    let mut rows = catalog.parked(state, which.fault, ENTRIES_MAX).await?;
+    if !ids.is_empty() {
+        rows.retain(|r| ids.contains(r.parked.as_uuid()) || r.job.is_some_and(|j| ids.contains(j.as_uuid())));
+        if rows.is_empty() {
+            bail!("no parked job has such an id; see `archiver jobs list`");
+        }
+    }
+    Ok(rows)
+}
+
+fn who() -> String {
+    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    format!("{user}@{}", host.trim())
+}
+
+pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()> {
+    let catalog = crate::worker::catalog(settings).await?;
+    match command {
+        JobsCommand::List { fault, all, json } => list(&catalog, fault, all, json).await,
+        JobsCommand::Show { id, json } => show(&catalog, id, json).await,
+        JobsCommand::Replay(which) => {
+            let rows = selected(&catalog, &which.selection).await?;
+            plan("replay", &rows);
+            if which.dry_run {
+                return Ok(());
+            }
+            let publisher = Publisher::connect(&crate::worker::broker_config(settings)?).await?;
+            let (bar, who) = (ProgressBar::new(rows.len() as u64), who());
+            for row in &rows {
+                crate::ops::replay(&publisher, &catalog, row, &who)
+                    .await
+                    .with_context(|| format!("parked job {}", row.parked))?;
+                bar.inc(1);
+            }
+            bar.finish_and_clear();
+            publisher.close().await?;
+            say(&format!("replayed {}", rows.len()));
+            Ok(())
+        }
+        JobsCommand::Discard(which) => {
+            let rows = selected(&catalog, &which.selection).await?;
+            plan("discard", &rows);
+            if which.dry_run {
+                return Ok(());
+            }
+            for row in &rows {
+                let now = Wallclock::now();
+                catalog.mark_parked(row.parked, ParkedState::Discarded, &who(), now).await?;
+                if let Some(job) = row.job {
+                    catalog.discard_job(job, &who(), now).await?;
+                }
+            }
+            say(&format!("discarded {}", rows.len()));
+            Ok(())
+        }
+    }
+}
+
+fn plan(what: &str, rows: &[ParkedRow]) {
+    for row in rows {
+        say(&format!("{what} {}  {:<22} {}", row.parked, row.fault, row.detail));
+    }
+}
+
+async fn list(catalog: &Catalog, fault: Option<FaultKind>, all: bool, json: bool) -> Result<()> {
+    let live = [JobState::Accepted, JobState::Capturing, JobState::Finalizing, JobState::Parked];
+    let jobs = if fault.is_some() { Vec::new() } else { catalog.jobs(if all { &[] } else { &live }, 1000).await? };
+    let state = if all { None } else { Some(ParkedState::Parked) };
+    let parked = catalog.parked(state, fault, 1000).await?;
+    if json {
+        return say_json(&serde_json::json!({ "jobs": jobs, "parked": parked }));
+    }
+    for job in &jobs {
+        let owner = job.owner.as_ref().map_or("-", crate::ids::WorkerId::as_str);
+        say(&format!(
+            "{}  {:<10} epoch {} {owner}  {}  {}",
+            job.job,
+            job.state.as_str(),
+            job.epoch.0,
+            job.created_at,
+            job.session
+        ));
+    }
+    for row in &parked {
+        let job = row.job.map_or("-".to_owned(), |j| j.to_string());
+        say(&format!(
+            "{}  {:<9} {:<22} {}x  {}  job {job}\n    {}",
+            row.parked,
+            row.state.as_str(),
+            row.fault,
+            row.times,
+            row.last_at,
+            row.detail
+        ));
+    }
+    say(&format!("{} jobs, {} parked", jobs.len(), parked.len()));
+    Ok(())
+}
+
+async fn show(catalog: &Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
+    let entry = catalog.parked_entry(ParkedId::from_uuid(id)).await?;
+    let job_id = entry.as_ref().and_then(|e| e.job).unwrap_or(JobId::from_uuid(id));
+    let job = catalog.job(job_id).await?;
+    let history = catalog.job_history(job_id).await?;
+    if entry.is_none() && job.is_none() {
+        bail!("there is no job and no parked job with the id {id}");
+    }
+    if json {
+        return say_json(&serde_json::json!({ "parked": entry, "job": job, "history": history }));
+    }
+    if let Some(entry) = &entry {
+        say(&format!(
+            "parked    {}  {}  {}\nwhy       {}\ntimes     {}, first {}, last {}\nto        {}",
+            entry.parked,
+            entry.state.as_str(),
+            entry.fault,
+            entry.detail,
+            entry.times,
+            entry.first_at,
+            entry.last_at,
+            entry.routing_key
+        ));
+        let body = base64::engine::general_purpose::STANDARD.decode(&entry.body).unwrap_or_default();
+        let text: String = String::from_utf8_lossy(&body).chars().take(4000).collect();
+        say(&format!("event     {text}"));
+        for (at, what, by) in &entry.history {
+            say(&format!("  {at}  {what} by {by}"));
+        }
+    }
+    if let Some(job) = &job {
+        say(&format!(
+            "job       {}\narchive   {}\nsession   {}\nstate     {}, epoch {}",
+            job.job,
+            job.archive,
+            job.session,
+            job.state.as_str(),
+            job.epoch.0
+        ));
+        for (at, what, by) in &history {
+            say(&format!("  {at}  {what} by {by}"));
+        }
+    }
+    Ok(())
+}

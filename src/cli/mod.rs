@@ -1,0 +1,204 @@
+//! The command line.
+
+mod archives;
+mod jobs;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{CommandFactory, Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{ENDED_KEY, Headers, Publisher, STARTED_KEY};
+use crate::capture::peer::EngineConfig;
+use crate::config::Settings;
+use crate::event::SessionEvent;
+
+/// Records routed video sessions by themselves, and loses nothing.
+#[derive(Debug, Parser)]
+#[command(name = "archiver", version, max_term_width = 100)]
+struct Cli {
+    /// The configuration file. Without one, the environment (`ARCHIVER__SECTION__KEY`) and defaults are used.
+    #[arg(long, short, global = true, env = "ARCHIVER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything in one process: take events, record, deliver, answer for health and metrics.
+    Serve,
+    /// Run a worker: the same as `serve` until the API has a process of its own.
+    Worker,
+    /// Look whether configuration, GStreamer, broker, catalog, store, routers and disk can be used.
+    Check {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the running worker whether it lives; for container health checks.
+    Health,
+    /// Publish session events.
+    #[command(subcommand)]
+    Events(EventsCommand),
+    /// List, show, download, verify and delete archives.
+    #[command(subcommand)]
+    Archives(archives::ArchivesCommand),
+    /// List, show, replay and discard jobs.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum EventsCommand {
+    /// Publish a session event from a file (`-` is standard input), with a confirm of the broker.
+    Publish {
+        /// CloudEvents JSON; see `fixtures/events/`.
+        file: PathBuf,
+        /// Publish it although this program would refuse it; it will be parked.
+        #[arg(long)]
+        force: bool,
+        /// The region to publish to when the event cannot be read.
+        #[arg(long)]
+        region: Option<String>,
+    },
+}
+
+/// Runs the command.
+pub async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(code) => code,
+        Err(error) => {
+            say_error(&format!("archiver: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line; a reader that went away is no error.
+pub(crate) fn say(text: &str) {
+    writeln!(std::io::stdout(), "{text}").unwrap_or_default();
+}
+
+fn say_error(text: &str) {
+    writeln!(std::io::stderr(), "{text}").unwrap_or_default();
+}
+
+fn say_json(value: &impl serde::Serialize) -> Result<()> {
+    say(&serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+async fn run(cli: Cli) -> Result<ExitCode> {
+    let environment: BTreeMap<String, String> = std::env::vars().collect();
+    let load = || Settings::load(cli.config.as_deref(), &environment);
+    match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "archiver", &mut std::io::stdout());
+        }
+        Command::Serve | Command::Worker => serve(load()?).await?,
+        Command::Check { json } => return check(&load()?, json).await,
+        Command::Health => health(&load()?).await?,
+        Command::Events(EventsCommand::Publish { file, force, region }) => {
+            publish(&load()?, &file, force, region).await?;
+        }
+        Command::Archives(command) => archives::run(&load()?, command).await?,
+        Command::Jobs(command) => jobs::run(&load()?, command).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Settings) -> Result<()> {
+    crate::telemetry::start(settings.log.format, &settings.log.level)?;
+    let engine = EngineConfig {
+        bind: settings.media.bind,
+        advertise: settings.media.advertise,
+        receive_buffer_bytes: usize::try_from(settings.media.receive_buffer.0).unwrap_or(4 << 20),
+        ..EngineConfig::default()
+    };
+    let stop = CancellationToken::new();
+    let signals = tokio_util::task::TaskTracker::new();
+    signals.spawn(stop_on_signals(stop.clone()));
+    let worked = crate::worker::work(settings, engine, stop.clone()).await;
+    stop.cancel();
+    worked.context("the worker cannot start")
+}
+
+async fn stop_on_signals(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return tracing::error!("signals cannot be received");
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
+    }
+    stop.cancel();
+}
+
+async fn check(settings: &Settings, json: bool) -> Result<ExitCode> {
+    let lines = crate::ops::check::check(settings).await;
+    if json {
+        say_json(&lines)?;
+    } else {
+        for line in &lines {
+            say(&format!("{} {:<28} {}", if line.ok { "ok  " } else { "FAIL" }, line.what, line.text));
+        }
+    }
+    Ok(if lines.iter().all(|l| l.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn health(settings: &Settings) -> Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let bind = settings.http.bind;
+    let ask = async {
+        let mut stream = tokio::net::TcpStream::connect(bind).await?;
+        stream.write_all(b"GET /health/live HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(3), ask).await.context("no answer within 3 s")?;
+    let answer = answer.with_context(|| format!("nothing answers at {bind}"))?;
+    if answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200") {
+        say("ok");
+        return Ok(());
+    }
+    bail!("the worker answers: {}", answer.lines().next().unwrap_or_default())
+}
+
+async fn publish(settings: &Settings, file: &std::path::Path, force: bool, region: Option<String>) -> Result<()> {
+    let body = if file.as_os_str() == "-" {
+        let mut body = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin(), &mut body)?;
+        body
+    } else {
+        std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?
+    };
+    let routing_key = match crate::event::parse(&body) {
+        Ok(SessionEvent::Started(event)) => format!("{STARTED_KEY}.{}", event.data.region),
+        Ok(SessionEvent::Ended(event)) => format!("{ENDED_KEY}.{}", event.data.region),
+        Err(_) if force => {
+            format!("{STARTED_KEY}.{}", region.unwrap_or_else(|| settings.worker.region.to_string()))
+        }
+        Err(error) => bail!("{error}\n(--force publishes it all the same; it will be parked)"),
+    };
+    let config = crate::worker::broker_config(settings)?;
+    let publisher = Publisher::connect(&config).await?;
+    publisher.publish(&routing_key, &body, &Headers::new()).await?;
+    publisher.close().await?;
+    say(&format!("published to {routing_key}"));
+    Ok(())
+}

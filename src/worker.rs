@@ -1,0 +1,353 @@
+//! A worker: takes events while there is room, owns jobs, answers for its health. Shutdown in this order:
+//! leave the queue, seal and hand over the jobs, then the rest.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::broker::{self, BrokerConfig, BrokerState, Delivery, Outcome};
+use crate::capture::peer::{Engine, EngineConfig};
+use crate::capture::spool::Spool;
+use crate::catalog::{Accepted, Catalog, CatalogError, JobState, NewJob, NewParked};
+use crate::config::{Settings, StoreKind};
+use crate::event::policy::{Decision, Skip, decide};
+use crate::event::{SessionEvent, parse};
+use crate::fault::{FaultKind, HasFault, chain};
+use crate::ids::{JobId, RouterName};
+use crate::job::driver::{CATALOG, run};
+use crate::job::{Context, Ended};
+use crate::metrics::{EventLabels, EventOutcome, metrics};
+use crate::router::MediaRouter;
+use crate::router::janus::{JanusConfig, JanusRouter};
+use crate::store::SharedStore;
+use crate::store::dir::DirStore;
+use crate::store::retry::persist;
+use crate::store::s3::{S3Config, S3Store};
+use crate::time::Wallclock;
+
+/// How often jobs without an owner are looked for.
+const CLAIM_EVERY: Duration = Duration::from_secs(1);
+/// Handing over takes at most this long.
+const DRAIN_MAX: Duration = Duration::from_secs(20);
+
+/// What must be there before a worker can work.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigErrors),
+    /// The spool.
+    #[error(transparent)]
+    Spool(#[from] crate::capture::log::LogError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The media socket.
+    #[error("the media socket cannot be opened at {bind}")]
+    Socket {
+        /// Where.
+        bind: std::net::SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The media routers of a configuration.
+#[must_use]
+pub fn routers(settings: &Settings) -> BTreeMap<RouterName, Arc<dyn MediaRouter>> {
+    let router = |section: &crate::config::RouterSection| {
+        let mut config = JanusConfig::new(section.name.as_str(), &section.url);
+        config.api_secret.clone_from(&section.api_secret);
+        config.token.clone_from(&section.token);
+        config.pin.clone_from(&section.pin);
+        config.string_ids = section.string_ids;
+        (section.name.clone(), Arc::new(JanusRouter::new(config)) as Arc<dyn MediaRouter>)
+    };
+    settings.routers.iter().map(router).collect()
+}
+
+/// The store of a configuration.
+///
+/// # Errors
+/// When a directory cannot be made.
+pub async fn store(settings: &Settings) -> Result<SharedStore, crate::store::StoreError> {
+    let section = &settings.store;
+    Ok(match section.kind {
+        StoreKind::Dir => {
+            let path = section.path.clone().unwrap_or_else(|| settings.worker.data_dir.join("archives"));
+            Arc::new(DirStore::open(&path)?)
+        }
+        StoreKind::S3 => Arc::new(
+            S3Store::new(S3Config {
+                bucket: section.bucket.clone(),
+                region: section.region.clone(),
+                endpoint: section.endpoint.clone(),
+                path_style: section.path_style,
+                credentials: section.access_key.clone().zip(section.secret_key.clone()),
+                checksums_always: section.checksums_always,
+                encryption: section.encryption.clone(),
+                kms_key: section.kms_key.clone(),
+            })
+            .await,
+        ),
+    })
+}
+
+/// The broker of a configuration.
+///
+/// # Errors
+/// When it names none.
+pub fn broker_config(settings: &Settings) -> Result<BrokerConfig, crate::config::ConfigErrors> {
+    let Some(url) = settings.broker.url.clone() else {
+        return Err(crate::config::ConfigErrors(vec!["broker.url: is missing".to_owned()]));
+    };
+    let mut config = BrokerConfig::new(url, settings.worker.region.clone());
+    config.prefix.clone_from(&settings.broker.prefix);
+    config.heartbeat = settings.broker.heartbeat.0;
+    config.retry_after = settings.broker.retry_after.0;
+    Ok(config)
+}
+
+/// The catalog of a configuration.
+///
+/// # Errors
+/// When it cannot be reached.
+pub async fn catalog(settings: &Settings) -> Result<Catalog, CatalogError> {
+    use secrecy::ExposeSecret;
+    Catalog::open(settings.catalog_url().expose_secret()).await
+}
+
+/// What happens to a worker, for health and tests.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Whether events come.
+    pub broker: watch::Receiver<BrokerState>,
+    /// Jobs that run here.
+    pub jobs: Arc<AtomicUsize>,
+}
+
+/// Runs a worker until `stop`, then hands its jobs over.
+///
+/// # Errors
+/// When it cannot start. What fails later is met with retries.
+pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationToken) -> Result<(), StartError> {
+    settings.for_worker()?;
+    let broker_config = broker_config(&settings)?;
+    let (dir, quota, percent) = (settings.spool_dir(), settings.spool.quota.0, settings.spool.admission_percent);
+    let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, quota, percent)).await;
+    let spool = Arc::new(spool.expect("opening the spool does not panic")?);
+    let bind = engine.bind;
+    let engine = Engine::start(engine, Arc::clone(&spool)).map_err(|source| StartError::Socket { bind, source })?;
+    let opened = persist("open the catalog", CATALOG, &stop, || catalog(&settings)).await;
+    let Some(catalog) = opened.transpose()? else { return Ok(()) };
+    let context = Arc::new(Context {
+        worker: settings.worker_id(),
+        store: store(&settings).await?,
+        routers: routers(&settings),
+        catalog,
+        engine,
+        spool,
+        settings,
+    });
+    tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
+        store = context.store.describe(), "worker begins");
+    let (state, broker) = watch::channel(BrokerState::Disconnected);
+    let jobs = Arc::new(AtomicUsize::new(0));
+    let status = Status { broker, jobs: Arc::clone(&jobs) };
+    let (room, free) = watch::channel(context.settings.worker.capacity);
+    let nudge = Arc::new(Notify::new());
+    let tasks = TaskTracker::new();
+    let (leave_queue, stop_http) = (stop.child_token(), CancellationToken::new());
+    tasks.spawn(crate::api::serve(context.settings.http.bind, status, stop_http.clone()));
+    tasks.spawn({
+        let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
+        async move {
+            let handle = |delivery| handle(&context, &nudge, delivery);
+            broker::consume(&broker_config, free, &state, &cancel, handle).await;
+        }
+    });
+    own_jobs(&context, &nudge, &room, &jobs, &stop).await;
+    stop_http.cancel();
+    tasks.close();
+    tasks.wait().await;
+    // Dropping the engine writes and seals what is left, which blocks.
+    tokio::task::spawn_blocking(move || drop(context)).await.unwrap_or_default();
+    tracing::info!("worker ends");
+    Ok(())
+}
+
+/// Claims jobs while there is room, and waits for their drivers.
+async fn own_jobs(
+    context: &Arc<Context>,
+    nudge: &Notify,
+    room: &watch::Sender<usize>,
+    jobs: &AtomicUsize,
+    stop: &CancellationToken,
+) {
+    let mut drivers: JoinSet<(JobId, Ended)> = JoinSet::new();
+    let mut owned: Vec<JobId> = Vec::new();
+    let drain = CancellationToken::new();
+    loop {
+        if !stop.is_cancelled() {
+            claim(context, &mut drivers, &mut owned, &drain).await;
+        }
+        let free = context.settings.worker.capacity.saturating_sub(owned.len());
+        let free = if context.spool.admits() && !stop.is_cancelled() { free } else { 0 };
+        room.send_if_modified(|known| std::mem::replace(known, free) != free);
+        jobs.store(owned.len(), Ordering::Relaxed);
+        let m = metrics();
+        m.jobs_active.set(i64::try_from(owned.len()).unwrap_or(0));
+        m.capacity_free.set(i64::try_from(free).unwrap_or(0));
+        m.spool_bytes.set(i64::try_from(context.spool.used()).unwrap_or(0));
+        tokio::select! {
+            Some(done) = drivers.join_next() => match done {
+                Ok((job, ended)) => {
+                    tracing::info!(%job, ?ended, "job ends here");
+                    owned.retain(|j| *j != job);
+                }
+                Err(error) => tracing::error!(fault.kind = "bug", "a driver panicked: {error}"),
+            },
+            () = nudge.notified() => {}
+            () = tokio::time::sleep(CLAIM_EVERY) => {}
+            () = stop.cancelled(), if !drain.is_cancelled() => {
+                tracing::info!(jobs = owned.len(), "handing over");
+                drain.cancel();
+            }
+        }
+        if drain.is_cancelled() {
+            let all = async { while drivers.join_next().await.is_some() {} };
+            if timeout(DRAIN_MAX, all).await.is_err() {
+                tracing::error!("jobs did not hand over in time, their leases will expire");
+            }
+            return;
+        }
+    }
+}
+
+async fn claim(
+    context: &Arc<Context>,
+    drivers: &mut JoinSet<(JobId, Ended)>,
+    owned: &mut Vec<JobId>,
+    drain: &CancellationToken,
+) {
+    let free = context.settings.worker.capacity.saturating_sub(owned.len());
+    if free == 0 {
+        return;
+    }
+    let (now, ttl) = (Wallclock::now(), context.settings.worker.lease.0);
+    let limit = u32::try_from(free + owned.len()).unwrap_or(u32::MAX);
+    let found = context.catalog.claimable(&context.worker, &context.settings.worker.region, now, limit).await;
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => return tracing::debug!("no jobs can be claimed for now: {}", chain(&error)),
+    };
+    for job in found.into_iter().filter(|j| !owned.contains(&j.job)).take(free).collect::<Vec<_>>() {
+        match context.catalog.claim(job.job, &context.worker, Wallclock::now(), ttl).await {
+            Ok(Some(claimed)) => {
+                owned.push(job.job);
+                let span = tracing::info_span!("job", job = %job.job, archive = %job.archive, session = %job.session, epoch = claimed.job.epoch.0);
+                let (context, drain, id) = (Arc::clone(context), drain.clone(), job.job);
+                drivers.spawn(async move { (id, run(context, claimed, drain).await) }.instrument(span));
+            }
+            Ok(None) => {}
+            Err(error) => return tracing::debug!("a job cannot be claimed for now: {}", chain(&error)),
+        }
+    }
+}
+
+fn count(outcome: EventOutcome) {
+    metrics().events.get_or_create(&EventLabels { outcome }).inc();
+}
+
+/// What is done with an event.
+async fn handle(context: &Context, nudge: &Notify, delivery: Delivery) -> Outcome {
+    match decided(context, nudge, &delivery).await {
+        Ok(outcome) => {
+            count(outcome);
+            Outcome::Done
+        }
+        Err(error) => {
+            count(EventOutcome::Retried);
+            tracing::warn!(attempt = delivery.attempt, "an event cannot be handled for now: {}", chain(&error));
+            Outcome::Later
+        }
+    }
+}
+
+async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Result<EventOutcome, CatalogError> {
+    if delivery.dead {
+        let detail = "RabbitMQ gave it up: it was delivered too often without an answer; look at the worker's log";
+        return refused(context, delivery, FaultKind::Bug, detail, None).await;
+    }
+    let event = match parse(&delivery.body) {
+        Ok(event) => event,
+        Err(error) => return refused(context, delivery, error.fault().kind, &error.to_string(), None).await,
+    };
+    let event = match event {
+        SessionEvent::Started(event) => event,
+        SessionEvent::Ended(event) => {
+            let reason = crate::job::capture::session_ended();
+            let (application, session) = (&event.data.application_id, &event.data.session_id);
+            context.catalog.request_end(application, session, reason, Wallclock::now()).await?;
+            return Ok(EventOutcome::Ended);
+        }
+    };
+    match decide(&event.data, |name| context.routers.contains_key(name)) {
+        Decision::Skip(Skip::Relayed) => Ok(EventOutcome::SkippedRelayed),
+        Decision::Skip(Skip::Manual) => Ok(EventOutcome::SkippedManual),
+        Decision::Refuse(kind, detail) => refused(context, delivery, kind, &detail, Some(event.job())).await,
+        Decision::Archive => {
+            let new = NewJob {
+                job: event.job(),
+                session: event.data.session_id.clone(),
+                application: event.data.application_id.clone(),
+                region: event.data.region.clone(),
+                event: String::from_utf8_lossy(&delivery.body).into_owned(),
+            };
+            let outcome = match context.catalog.accept(&new, Wallclock::now()).await? {
+                Accepted::New(job) => {
+                    context.catalog.resolve_parked(job.job).await?;
+                    EventOutcome::Accepted
+                }
+                Accepted::Duplicate(job) => {
+                    // The same event by hand: a parked job goes on from where its media stands.
+                    if job.state == JobState::Parked && delivery.headers.contains_key(crate::ops::REPLAYED_BY) {
+                        context.catalog.unpark_job(job.job, Wallclock::now()).await?;
+                    }
+                    EventOutcome::Duplicate
+                }
+                Accepted::SessionBusy(_) => EventOutcome::SessionBusy,
+            };
+            nudge.notify_one();
+            Ok(outcome)
+        }
+    }
+}
+
+async fn refused(
+    context: &Context,
+    delivery: &Delivery,
+    kind: FaultKind,
+    detail: &str,
+    job: Option<JobId>,
+) -> Result<EventOutcome, CatalogError> {
+    let detail = format!("{detail}; {}", kind.advice());
+    let entry =
+        NewParked { job, fault: kind, detail: &detail, routing_key: &delivery.routing_key, body: &delivery.body };
+    let parked = context.catalog.park(&entry, Wallclock::now()).await?;
+    metrics().jobs_parked.get_or_create(&kind.into()).inc();
+    tracing::warn!(%parked, fault.kind = %kind, "an event is parked: {detail}");
+    Ok(EventOutcome::Parked)
+}
