@@ -1,0 +1,279 @@
+//! A whole deployment of its own: broker, media router, store, and the `archiver` program as a process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::child::Server;
+use crate::janus::{API_SECRET, Janus};
+use crate::net::free_port;
+use crate::rabbitmq::RabbitMq;
+use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
+use crate::wait::wait_for;
+
+/// The application of all sessions here.
+pub const APPLICATION: &str = "78d335fa-323d-0114-9c3d-d6f0d48968cf";
+
+/// A deployment.
+#[derive(Debug)]
+pub struct World {
+    /// The media router, called `janus-1`.
+    pub janus: Janus,
+    /// The broker.
+    pub rabbit: RabbitMq,
+    /// The store.
+    pub s3: S3Server,
+    dir: tempfile::TempDir,
+    binary: PathBuf,
+    worker: Option<Server>,
+    config: PathBuf,
+    events: u32,
+}
+
+impl World {
+    /// Starts everything but the worker. `more` is added to the configuration; `catalog` is a database's
+    /// address, SQLite without one.
+    ///
+    /// # Errors
+    /// When a server cannot be started.
+    pub async fn start(binary: &str, catalog: Option<&str>, more: &str) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let rabbit = tokio::task::spawn_blocking(RabbitMq::start);
+        let janus = tokio::task::spawn_blocking(Janus::start);
+        let s3 = S3Server::start().await?;
+        let (rabbit, janus) = (rabbit.await??, janus.await??);
+        let catalog = catalog.map(|url| format!("[catalog]\nurl = \"{url}\"\n")).unwrap_or_default();
+        let (http, ip) = (free_port(std::net::Ipv4Addr::LOCALHOST.into())?, janus.ip());
+        let text = format!(
+            "[worker]\nid = \"worker-1\"\nregion = \"eu\"\ndata_dir = \"{}\"\n\
+             [broker]\nurl = \"{}\"\n{catalog}\
+             [store]\nkind = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\naccess_key = \"{ACCESS_KEY}\"\nsecret_key = \"{SECRET_KEY}\"\n\
+             [[router]]\nname = \"janus-1\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\n\
+             [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"127.0.0.1:{http}\"\n{more}\n",
+            dir.path().join("data").display(),
+            rabbit.url(),
+            s3.endpoint(),
+            janus.url(),
+        );
+        let config = dir.path().join("archiver.toml");
+        std::fs::write(&config, text)?;
+        Ok(Self { janus, rabbit, s3, dir, binary: PathBuf::from(binary), worker: None, config, events: 0 })
+    }
+
+    /// Starts the worker, or starts it again.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_worker(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.binary);
+        command.arg("serve").env("ARCHIVER_CONFIG", &self.config).env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
+        self.worker = Some(Server::start("worker", self.dir.path(), &mut command)?);
+        Ok(())
+    }
+
+    /// `kill -9`.
+    pub fn kill_worker(&mut self) {
+        self.worker = None;
+    }
+
+    /// `SIGTERM`; returns whether it ended by itself with success.
+    pub fn stop_worker(&mut self, limit: Duration) -> bool {
+        self.worker.take().is_some_and(|mut worker| worker.stop(limit))
+    }
+
+    /// The worker's process.
+    #[must_use]
+    pub fn worker_pid(&self) -> Option<u32> {
+        self.worker.as_ref().map(Server::pid)
+    }
+
+    /// The worker's whole log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("worker.log")).unwrap_or_default()
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// The worker's data folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A scratch folder.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Runs an `archiver` command.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn command(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(Command::new(&self.binary).args(arguments).env("ARCHIVER_CONFIG", &self.config).output()?)
+    }
+
+    /// Runs an `archiver` command that must succeed, and reads its output as JSON.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let out = self.command(arguments)?;
+        if !out.status.success() {
+            bail!("archiver {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        serde_json::from_slice(&out.stdout).with_context(|| format!("archiver {arguments:?}: {:?}", out.stdout))
+    }
+
+    /// A `session.started` event for a session whose room has its name.
+    pub fn started(&mut self, session: &str) -> Value {
+        self.events += 1;
+        json!({
+            "specversion": "1.0", "id": format!("started-{}", self.events), "source": "test",
+            "type": "archiver.session.started.v1",
+            "data": {
+                "sessionId": session, "applicationId": APPLICATION, "mediaMode": "routed", "archiveMode": "always",
+                "region": "eu", "router": { "name": "janus-1", "room": session },
+            },
+        })
+    }
+
+    /// A `session.ended` event.
+    pub fn ended(&mut self, session: &str) -> Value {
+        self.events += 1;
+        json!({
+            "specversion": "1.0", "id": format!("ended-{}", self.events), "source": "test",
+            "type": "archiver.session.ended.v1",
+            "data": { "sessionId": session, "applicationId": APPLICATION, "region": "eu" },
+        })
+    }
+
+    /// Publishes an event with the program's own command.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn publish(&self, event: &Value) -> Result<()> {
+        self.publish_bytes(event.to_string().as_bytes())
+    }
+
+    /// Publishes any bytes.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn publish_bytes(&self, bytes: &[u8]) -> Result<()> {
+        let file = tempfile::NamedTempFile::new_in(self.dir.path())?;
+        std::fs::write(file.path(), bytes)?;
+        let out = self.command(&["events", "publish", "--force", &file.path().to_string_lossy()])?;
+        if !out.status.success() {
+            bail!("{}", String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(())
+    }
+
+    /// All archives of a session.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn archives(&self, session: &str) -> Result<Vec<Value>> {
+        let list = self.json(&["archives", "list", "--json", "--session", session])?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits until a session has an archive with a status, and it is the only one.
+    ///
+    /// # Panics
+    /// When it takes longer than `limit`.
+    pub async fn archive(&self, session: &str, status: &str, limit: Duration) -> Value {
+        let what = format!("an archive of {session} that is {status}");
+        let found = wait_for(&what, limit, || async {
+            let archives = self.archives(session).ok()?;
+            archives.into_iter().find(|a| a["status"] == status)
+        });
+        let found = found.await;
+        let all = self.archives(session).unwrap_or_default();
+        assert_eq!(all.len(), 1, "{all:?}");
+        found
+    }
+
+    /// Waits until media of a session is being recorded.
+    ///
+    /// # Panics
+    /// When it takes longer than `limit`.
+    pub async fn recording(&self, tracks: usize, limit: Duration) {
+        wait_for(&format!("{tracks} tracks in the spool\n{}", self.log()), limit, || async {
+            let mut found = 0;
+            for archive in std::fs::read_dir(self.data().join("spool")).ok()?.flatten() {
+                found += std::fs::read_dir(archive.path().join("tracks")).map_or(0, |d| d.flatten().count());
+            }
+            (found >= tracks).then_some(())
+        })
+        .await;
+    }
+
+    /// Downloads an archive, unpacks it, and returns the folder with its manifest and report.
+    ///
+    /// # Errors
+    /// When it cannot be fetched.
+    pub fn download(&self, archive: &Value) -> Result<Downloaded> {
+        let id = archive["archive"].as_str().context("no id")?;
+        let dir = self.dir.path().join(format!("download-{id}"));
+        let out = self.command(&["archives", "download", id, "--out", &dir.to_string_lossy()])?;
+        if !out.status.success() {
+            bail!("{}", String::from_utf8_lossy(&out.stderr));
+        }
+        let unzip = "import sys,zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])";
+        let status = Command::new("python3").args(["-c", unzip]).arg(dir.join("archive.zip")).arg(&dir).status()?;
+        if !status.success() {
+            bail!("the ZIP cannot be read");
+        }
+        let read = |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&std::fs::read(dir.join(name))?)?) };
+        let (manifest, report) = (read("manifest.json")?, read("report.json")?);
+        let vonage = read(&format!("{id}.json"))?;
+        Ok(Downloaded { dir, manifest, report, vonage })
+    }
+}
+
+/// An archive on this machine.
+#[derive(Debug)]
+pub struct Downloaded {
+    /// Where its files are.
+    pub dir: PathBuf,
+    /// Our manifest.
+    pub manifest: Value,
+    /// The quality report.
+    pub report: Value,
+    /// Vonage's manifest.
+    pub vonage: Value,
+}
+
+impl Downloaded {
+    /// The id of the stream that had an id at the router.
+    #[must_use]
+    pub fn stream(&self, router_id: &str) -> Option<&Value> {
+        self.report["streams"].as_array()?.iter().find(|s| s["routerId"] == router_id)
+    }
+
+    /// The files of a stream with an id at the router, in order.
+    #[must_use]
+    pub fn files(&self, router_id: &str) -> Vec<PathBuf> {
+        let Some(stream) = self.stream(router_id) else { return Vec::new() };
+        let files = self.manifest["files"].as_array().map_or(&[][..], Vec::as_slice);
+        let of_stream = files.iter().filter(|f| f["streamId"] == stream["streamId"]);
+        of_stream.filter_map(|f| f["name"].as_str()).map(|name| self.dir.join(name)).collect()
+    }
+
+    /// A track of a stream's report.
+    #[must_use]
+    pub fn track(&self, router_id: &str, kind: &str) -> Option<&Value> {
+        self.stream(router_id)?["tracks"].as_array()?.iter().find(|t| t["kind"] == kind)
+    }
+}
