@@ -60,6 +60,7 @@ fn percentile(values: &mut [f64], share: f64) -> f64 {
 fn assert_in_step(mut pictures: Vec<f64>, sounds: &[f64]) {
     assert!(!sounds.is_empty(), "no beep was found");
     let middle = percentile(&mut pictures.clone(), 0.5);
+    println!("pictures {middle:.4} sounds {sounds:.4?}");
     for sound in sounds {
         assert!((sound - middle).abs() <= OFFSET_MAX, "a beep is {:.1} ms off", (sound - middle) * 1000.0);
     }
@@ -102,6 +103,7 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
     assert_eq!(archive["reason"], "session ended");
     let archive = world.download(&archive).expect("download");
 
+    println!("{}", serde_json::to_string_pretty(&archive.report).expect("JSON"));
     let file = only_file(&archive, "alice");
     let (mut pictures, sounds) = compare(&file, &alice, 0);
     let alice_at = percentile(&mut pictures, 0.5);
