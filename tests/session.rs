@@ -3,75 +3,37 @@
 
 use std::time::Duration;
 
-use archiver_testkit::content;
-use archiver_testkit::publisher::{Options, Publisher, Truth};
+use archiver_testkit::content::{Content, Matched, Pair, Timeline, apart, percentile};
+use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::{Downloaded, World};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 
-/// How many milliseconds a picture may be from its sound, and one stream from another.
+/// Sound and picture, and one stream and another, may be this far apart, in seconds.
 const OFFSET_MAX: f64 = 0.040;
 
-fn seconds(time: &serde_json::Value) -> f64 {
-    time.as_f64().expect("a number") / 1000.0
-}
-
-/// Every picture that was sent since the first one in the file is in it, once and in order; returns how far the
-/// file's times are from the times of the truth, for pictures and for sound.
-fn compare(file: &std::path::Path, truth: &Truth, allow_lost: usize) -> (Vec<f64>, Vec<f64>) {
-    assert_eq!(content::decode_errors(file).expect("ffmpeg"), "", "{}", file.display());
-    let pictures = content::pictures(file).expect("pictures");
-    assert!(pictures.iter().all(|p| p.number.is_some()), "a picture cannot be read");
-    let origin = truth.frames.first().expect("frames").1;
-    let taken = |at: std::time::Instant| at.duration_since(origin).as_secs_f64();
-    let (mut at, mut lost, mut offsets) = (0, 0, Vec::new());
-    let first = pictures.first().and_then(|p| p.number).expect("a picture");
-    let begin = truth.frames.iter().position(|(n, _)| *n == first).expect("the first picture was sent");
-    for (number, time) in &truth.frames[begin..] {
-        if at >= pictures.len() {
-            break;
-        }
-        if pictures[at].number == Some(*number) {
-            offsets.push(pictures[at].at - taken(*time));
-            at += 1;
-        } else {
-            lost += 1;
-        }
-    }
-    assert_eq!(at, pictures.len(), "pictures that were not sent, or twice, or not in order");
-    assert!(lost <= allow_lost, "{lost} pictures are lost of {}", truth.frames.len());
-    let mut sounds = Vec::new();
-    for beep in content::beeps(file).expect("beeps") {
-        if let Some((_, time)) = truth.beeps.iter().find(|(second, _)| *second == beep.second) {
-            sounds.push(beep.at - taken(*time));
-        }
-    }
-    (offsets, sounds)
-}
-
-fn percentile(values: &mut [f64], share: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let at = ((values.len() - 1) as f64 * share) as usize;
-    values[at]
-}
-
-/// The file is in step: sound against picture within ±40 ms at the 99th percentile.
-fn assert_in_step(mut pictures: Vec<f64>, sounds: &[f64]) {
-    assert!(!sounds.is_empty(), "no beep was found");
-    let middle = percentile(&mut pictures.clone(), 0.5);
-    println!("pictures {middle:.4} sounds {sounds:.4?}");
-    for sound in sounds {
-        assert!((sound - middle).abs() <= OFFSET_MAX, "a beep is {:.1} ms off", (sound - middle) * 1000.0);
-    }
-    let (low, high) = (percentile(&mut pictures, 0.005), percentile(&mut pictures, 0.995));
-    assert!(high - low <= OFFSET_MAX, "pictures are spread over {:.1} ms", (high - low) * 1000.0);
-}
-
-fn only_file(archive: &Downloaded, router_id: &str) -> std::path::PathBuf {
+/// The one file of a stream, decoded and held against what was sent: no decode error, nothing that was not
+/// sent, nothing twice, in order, and sound in step with the picture.
+fn checked(archive: &Downloaded, router_id: &str, truth: &Timeline) -> Matched {
     let files = archive.files(router_id);
     assert_eq!(files.len(), 1, "{files:?}");
-    files[0].clone()
+    let content = Content::read(&files[0]).expect("file");
+    assert!(content.errors.is_empty(), "{router_id}: {:?}", content.errors);
+    let matched = content.against(truth);
+    assert_eq!(matched.strange, 0, "{router_id}: pictures that were never sent, come twice, or out of order");
+    assert!(!matched.frames.is_empty() && !matched.beeps.is_empty(), "{router_id}: nothing was found");
+    let late = percentile(&matched.sound_after_picture().iter().map(|o| o.abs()).collect::<Vec<_>>(), 99.0);
+    assert!(late.is_some_and(|l| l <= OFFSET_MAX), "{router_id}: sound is {late:?} s from its picture");
+    matched
+}
+
+/// A stream's pairs on the session's time line, so that streams can be compared.
+fn in_session(archive: &Downloaded, router_id: &str, pairs: &[Pair]) -> Vec<Pair> {
+    let stream = archive.stream(router_id).expect("stream");
+    let files = archive.manifest["files"].as_array().expect("files");
+    let file = files.iter().find(|f| f["streamId"] == stream["streamId"]).expect("file");
+    let start = file["startMs"].as_f64().expect("a number") / 1000.0;
+    pairs.iter().map(|p| Pair { seen: p.seen + start, ..*p }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,37 +65,20 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
     assert_eq!(archive["reason"], "session ended");
     let archive = world.download(&archive).expect("download");
 
-    println!("{}", serde_json::to_string_pretty(&archive.report).expect("JSON"));
-    let file = only_file(&archive, "alice");
-    let (mut pictures, sounds) = compare(&file, &alice, 0);
-    let alice_at = percentile(&mut pictures, 0.5);
-    assert_in_step(pictures, &sounds);
+    let (alice, late) = (alice.timeline(), late.timeline());
+    let first = checked(&archive, "alice", &alice);
+    assert!(first.missing.is_empty(), "{} pictures are missing", first.missing.len());
     let track = archive.track("alice", "video").expect("track");
-    assert_eq!((&track["stats"]["lost"], &track["stats"]["frames_damaged"]), (&0.into(), &0.into()), "{track}");
+    assert_eq!((&track["stats"]["lost"], &track["stats"]["framesDamaged"]), (&0.into(), &0.into()), "{track}");
+    let second = checked(&archive, "late", &late);
+    assert!(second.missing.is_empty(), "{} pictures are missing", second.missing.len());
+    let off = apart(&in_session(&archive, "alice", &first.frames), &in_session(&archive, "late", &second.frames));
+    let off = percentile(&off.iter().map(|o| o.abs()).collect::<Vec<_>>(), 99.0);
+    assert!(off.is_some_and(|o| o <= OFFSET_MAX), "two streams are {off:?} s apart");
 
-    let file = only_file(&archive, "late");
-    let (mut pictures, sounds) = compare(&file, &late, 0);
-    let late_at = percentile(&mut pictures, 0.5);
-    assert_in_step(pictures, &sounds);
-    // Two streams against each other: each file's start in the session, plus its pictures' place in the file.
-    let start = |id: &str| {
-        let stream = archive.stream(id).expect("stream");
-        let files = archive.manifest["files"].as_array().expect("files");
-        seconds(&files.iter().find(|f| f["streamId"] == stream["streamId"]).expect("file")["startMs"])
-    };
-    let apart = (late.frames[0].1 - alice.frames[0].1).as_secs_f64();
-    let off = (start("late") + late_at) - (start("alice") + alice_at) - apart;
-    assert!(off.abs() <= OFFSET_MAX, "two streams are {:.1} ms apart", off * 1000.0);
-
-    let file = only_file(&archive, "voice");
-    assert_eq!(content::codecs(&file).expect("codecs"), ["opus"]);
-    assert!(!voice.beeps.is_empty() && content::beeps(&file).expect("beeps").len() >= 5);
-    for (id, truth) in [("alice", &alice), ("late", &late)] {
-        let file = only_file(&archive, id);
-        let live = (truth.frames[truth.frames.len() - 1].1 - truth.frames[0].1).as_secs_f64();
-        let lasts = content::duration(&file).expect("duration");
-        println!("{id}: live {live:.2} s, file {lasts:.2} s");
-    }
+    let files = archive.files("voice");
+    let content = Content::read(&files[0]).expect("file");
+    assert!(content.frames.is_empty() && content.beeps.len() >= 5 && !voice.beeps.is_empty());
     let vonage = archive.vonage["files"].as_array().expect("files");
     assert_eq!(vonage.len(), 3);
     assert!(world.stop_worker(Duration::from_secs(20)), "{}", world.log());

@@ -153,7 +153,7 @@ pub struct SenderReport {
 
 /// What happened to a track's packets. Every packet is counted once, when its fate is final.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct TrackStats {
     /// Packets that arrived in time, first copies only.
     pub packets: u64,
