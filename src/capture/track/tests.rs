@@ -553,4 +553,37 @@ proptest! {
         prop_assert_eq!(t.frames(), whole);
         prop_assert!(t.gaps().iter().all(|(from, to, cause)| to - from >= 99 && *cause == GapCause::Network));
     }
+
+    /// Whatever bytes a publisher sends, in whatever order: nothing panics, every packet has one fate, times
+    /// go on. The fuzz target `webrtc_input` does the same for longer.
+    #[test]
+    fn no_packets_make_the_rules_panic_or_lose_count(
+        kind in 0_usize..2,
+        packets in proptest::collection::vec(
+            (0_u64..70_000, any::<u32>(), any::<bool>(), proptest::collection::vec(any::<u8>(), 0..40), 0_i64..3000, 0_usize..4),
+            1..60,
+        ),
+        near in any::<bool>(),
+    ) {
+        let kind = [TrackKind::Video, TrackKind::Audio][kind];
+        let codecs: Vec<Codec> = Codec::ALL.into_iter().filter(|c| c.kind() == kind).collect();
+        let mut t = Track::new(kind);
+        let (fed, mut now) = (packets.len() as u64, 0);
+        for (number, (seq, rtp, marker, payload, passed, codec)) in packets.into_iter().enumerate() {
+            now += passed;
+            let (seq, rtp) = if near { (number as u64 + seq % 3, rtp % 9000) } else { (seq, rtp) };
+            // The codec changes now and then only.
+            let codec = codecs[if codec == 3 { number % codecs.len() } else { 0 }];
+            let input = RtpInput { codec, seq, rtp, marker, payload: payload.into(), arrived: ms(now) };
+            t.rules.push(input, &mut t.out);
+            t.rules.tick(ms(now), &mut t.out);
+        }
+        t.rules.source_lost(GapCause::Worker, ms(now), &mut t.out);
+        let stats = t.rules.take_stats();
+        prop_assert_eq!(stats.packets + stats.duplicate + stats.late + stats.malformed, fed);
+        let starts: Vec<MediaTime> =
+            t.out.iter().filter_map(|o| if let Output::Frame(f) = o { Some(f.pts) } else { None }).collect();
+        prop_assert!(starts.is_sorted_by(|a, b| a < b));
+        prop_assert_eq!(starts.len() as u64, stats.frames);
+    }
 }
