@@ -142,6 +142,18 @@ impl PeerSink for Sink<'_> {
         if let Some(capture) = &self.capture {
             tell(&capture.events, CaptureEvent::Connected { peer: self.peer });
         }
+        // Before, nobody could be asked for a keyframe.
+        let mut outputs = std::mem::take(self.outputs);
+        for kind in [TrackKind::Audio, TrackKind::Video] {
+            let track = TrackId { stream: self.stream, kind };
+            if self.capture.as_ref().is_some_and(|c| c.tracks.contains_key(&track))
+                && let Some((_, now, rules)) = self.rules(kind)
+            {
+                rules.source_began(now, &mut outputs);
+                self.keyframe_wanted |= forward(self.capture_key, track, &mut outputs, self.backlog);
+            }
+        }
+        *self.outputs = outputs;
     }
 }
 

@@ -127,6 +127,8 @@ pub struct TrackRules {
     resync: Option<Resync>,
     needs_keyframe: bool,
     keyframes: Keyframes,
+    /// There is somebody to ask for a keyframe.
+    connected: bool,
     /// Since when the publisher sends nothing, as the router says.
     muted: Option<MediaTime>,
     last: Option<Last>,
@@ -175,6 +177,7 @@ impl TrackRules {
             resync: Some(Resync::Unsure),
             needs_keyframe: kind == TrackKind::Video,
             keyframes,
+            connected: true,
             muted: None,
             last: None,
             lost_since_frame: 0,
@@ -261,9 +264,18 @@ impl TrackRules {
         self.resync = Some(Resync::Unsure);
         self.source = None;
         self.needs_keyframe = self.kind == TrackKind::Video;
-        self.keyframes.restart();
+        self.connected = false;
         self.keyframes.want(KeyframeReason::Begin);
         self.gap_cause.get_or_insert(cause);
+    }
+
+    /// The source is connected, for the first time or again: a keyframe can be asked for now.
+    pub fn source_began(&mut self, now: MediaTime, out: &mut Vec<Output>) {
+        self.connected = true;
+        if self.needs_keyframe {
+            self.keyframes.restart();
+            self.ask_keyframe(now, out);
+        }
     }
 
     /// An earlier epoch wrote this track up to `end`: what is missing since then is put down to `cause`.
@@ -309,6 +321,10 @@ impl TrackRules {
         if self.muted.is_some_and(|since| input.arrived - since > MUTED_LATE_MAX) {
             // Media says more than a router that has not told us yet.
             self.muted = None;
+        }
+        if !self.connected {
+            self.connected = true;
+            self.keyframes.restart();
         }
         let Some(source) = &mut self.source else { return };
         let edges = match source.depacketizer.edges(&input.payload, input.marker) {
@@ -371,7 +387,7 @@ impl TrackRules {
     }
 
     fn ask_keyframe(&mut self, now: MediaTime, out: &mut Vec<Output>) {
-        if self.kind == TrackKind::Audio || self.muted.is_some() {
+        if self.kind == TrackKind::Audio || self.muted.is_some() || !self.connected {
             return;
         }
         if let Some(reason) = self.keyframes.poll(now) {

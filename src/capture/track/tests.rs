@@ -226,6 +226,25 @@ fn another_connection_goes_on_after_a_gap_of_the_router_and_with_a_keyframe() {
 }
 
 #[test]
+fn nobody_is_asked_while_there_is_no_source_and_the_next_one_is_asked_at_once() {
+    for by_packet in [false, true] {
+        let mut t = Track::new(TrackKind::Video);
+        t.video(1, 0, 'k', true, 0);
+        t.rules.source_lost(GapCause::Router, ms(100), &mut t.out);
+        for second in 1..20 {
+            t.rules.tick(ms(second * 1000), &mut t.out);
+        }
+        assert!(t.requests().is_empty());
+        if by_packet {
+            t.video(500, 600, 'f', true, 20_000);
+        } else {
+            t.rules.source_began(ms(20_000), &mut t.out);
+        }
+        assert_eq!(t.requests(), [KeyframeReason::Begin]);
+    }
+}
+
+#[test]
 fn a_track_of_an_earlier_epoch_goes_on_after_a_gap_of_the_worker() {
     let mut t = Track::new(TrackKind::Audio);
     t.rules.continue_from(ms(5000), GapCause::Worker);
