@@ -10,8 +10,12 @@ struct Descriptor {
     begins: bool,
     inter: bool,
     spatial: u8,
-    discardable: bool,
+    /// Sizes of the spatial layers, where the packet tells them.
+    sizes: Option<[(u32, u32); LAYERS_MAX]>,
 }
+
+/// Spatial layers of a picture (RFC 9628 section 4.2: three bits).
+const LAYERS_MAX: usize = 8;
 
 fn byte(payload: &[u8], at: &mut usize) -> Result<u8, PayloadError> {
     let byte = *payload.get(*at).ok_or(PayloadError::Short)?;
@@ -51,22 +55,24 @@ fn descriptor(payload: &[u8]) -> Result<Descriptor, PayloadError> {
             }
         }
     }
-    if scalability {
-        skip_scalability(payload, &mut at)?;
-    }
+    let sizes = if scalability { scalability_structure(payload, &mut at)? } else { None };
     if payload.len() <= at {
         return Err(PayloadError::Short);
     }
-    // Z: not a reference for upper spatial layers; that says nothing of later pictures.
-    Ok(Descriptor { len: at, begins, inter, spatial, discardable: false })
+    Ok(Descriptor { len: at, begins, inter, spatial, sizes })
 }
 
-/// Scalability structure (RFC 9628 section 4.2.1).
-fn skip_scalability(payload: &[u8], at: &mut usize) -> Result<(), PayloadError> {
+/// Scalability structure (RFC 9628 section 4.2.1). Returns the layers' sizes, if it has them.
+fn scalability_structure(payload: &[u8], at: &mut usize) -> Result<Option<[(u32, u32); LAYERS_MAX]>, PayloadError> {
     let head = byte(payload, at)?;
     let layers = usize::from(head >> 5) + 1;
+    let mut sizes = None;
     if head & 0x10 != 0 {
-        *at += 4 * layers;
+        let sizes = sizes.insert([(0, 0); LAYERS_MAX]);
+        for size in sizes.iter_mut().take(layers) {
+            let mut number = || Ok(u32::from(byte(payload, at)?) << 8 | u32::from(byte(payload, at)?));
+            *size = (number()?, number()?);
+        }
     }
     if head & 0x08 != 0 {
         for _ in 0..byte(payload, at)? {
@@ -74,12 +80,13 @@ fn skip_scalability(payload: &[u8], at: &mut usize) -> Result<(), PayloadError> 
             *at += references;
         }
     }
-    Ok(())
+    Ok(sizes)
 }
 
 pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
     let d = descriptor(payload)?;
-    Ok(Edges { first: d.begins && d.spatial == 0, last: marker, discardable: d.discardable })
+    // Z says that upper spatial layers do not lean on a frame; later pictures may.
+    Ok(Edges { first: d.begins && d.spatial == 0, last: marker, discardable: false })
 }
 
 pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
@@ -87,15 +94,24 @@ pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
     let mut starts = Vec::new();
     let mut data = Vec::with_capacity(payloads.iter().map(|p| p.len()).sum::<usize>() + 34);
     let mut keyframe = false;
+    let (mut highest, mut sizes) = (0, None);
     for payload in payloads {
         let d = descriptor(payload)?;
+        highest = highest.max(usize::from(d.spatial));
+        sizes = sizes.or(d.sizes);
         if d.begins {
             keyframe |= starts.is_empty() && !d.inter;
             starts.push(data.len());
         }
         data.extend_from_slice(&payload[d.len..]);
     }
-    let format = if keyframe { size(&data)? } else { None };
+    let mut format = if keyframe { size(&data)? } else { None };
+    // The header is the lowest layer's; the highest one is shown.
+    if let (Some(format), Some((width @ 1.., height @ 1..))) = (&mut format, sizes.map(|sizes| sizes[highest]))
+        && highest > 0
+    {
+        (format.width, format.height) = (width, height);
+    }
     superframe(&mut data, &starts)?;
     Ok(Assembled { data, keyframe: keyframe && format.is_some(), format, ticks: None })
 }
@@ -168,6 +184,19 @@ mod tests {
         let frame = assemble(&[&packet]).expect("frame");
         let format = frame.format.expect("format");
         assert_eq!((frame.keyframe, format.width, format.height, &frame.data[..]), (true, 640, 480, &KEY[..]));
+    }
+
+    #[test]
+    fn the_size_is_that_of_the_highest_layer_that_is_there() {
+        // Two layers: 320x240 and 640x480; L, B, V.
+        let structure = [0x30, 1, 0x40, 0, 0xf0, 2, 0x80, 1, 0xe0];
+        let low = [&[0x2a, 0x00, 0x00][..], &structure, &KEY].concat();
+        let high = [0x6c, 0x02, 0x00, 0xaa, 0xbb];
+        let size = |payloads: &[&[u8]]| assemble(payloads).ok()?.format.map(|f| (f.width, f.height));
+        assert_eq!(size(&[&low, &high]), Some((640, 480)));
+        let small: [u8; 9] = [0x82, 0x49, 0x83, 0x42, 0x00, 0x13, 0xf0, 0x0e, 0xf0];
+        let low = [&[0x2a, 0x00, 0x00][..], &structure, &small].concat();
+        assert_eq!(size(&[&low]), Some((320, 240)));
     }
 
     #[test]
