@@ -318,10 +318,15 @@ impl MediaThread {
         for _ in 0..BATCHES_A_TURN_MAX {
             let now = now();
             let wallclock = Wallclock::now();
+            let advertise = self.config.advertise;
             let Self { socket, buffers, peers, by_address, captures, anchor, outputs, backlog, .. } = self;
             let socket = &*socket;
             let mut failed: Vec<(PeerKey, PeerError)> = Vec::new();
-            let more = socket.receive(buffers, now, wallclock, |from, to, bytes, at| {
+            let more = socket.receive(buffers, now, wallclock, |from, mut to, bytes, at| {
+                if let Some(ip) = advertise {
+                    // ICE knows our side by the address that it told the router.
+                    to.set_ip(ip);
+                }
                 let Some(key) = find_peer(peers, by_address, from, to, bytes, at) else { return };
                 let Some(entry) = peers.get_mut(&key) else { return };
                 let mut sink = Sink {

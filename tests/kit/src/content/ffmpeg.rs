@@ -88,8 +88,10 @@ pub type PictureInfo = (f64, (u32, u32), bool);
 /// All pictures in grey, `COLUMNS * CELL` by `ROWS * CELL` pixels each.
 pub fn pictures(path: &Path) -> Result<(Vec<u8>, Vec<PictureInfo>, Vec<String>)> {
     let filter = format!("showinfo=checksum=0,scale={}:{}:flags=area,format=gray", COLUMNS * CELL, ROWS * CELL);
-    let (out, told, errors) =
-        decode(path, &["-map", "0:v:0", "-fps_mode", "passthrough", "-vf", &filter, "-f", "rawvideo"])?;
+    let (out, told, errors) = decode(
+        path,
+        &["-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "-1", "-vf", &filter, "-f", "rawvideo"],
+    )?;
     let info = told.iter().map(|line| {
         let pts = field(line, "pts_time:")?.parse().ok()?;
         let (width, height) = field(line, " s:")?.split_once('x')?;

@@ -73,10 +73,10 @@ pub struct Counts {
 /// A bad network for UDP between a client and any number of remote addresses.
 ///
 /// The client must know the remote side only by [`UdpProxy::map`], and must tell it nothing but
-/// [`UdpProxy::ip`] as its own address (where nobody listens); else ICE finds the short way around the proxy.
+/// [`UdpProxy::ip`] as its own address; else ICE finds the short way around the proxy.
 #[derive(Debug)]
 pub struct UdpProxy {
-    net: TestNet,
+    nowhere: TestNet,
     shared: Arc<UdpShared>,
     pairs: Mutex<BTreeMap<SocketAddr, (SocketAddr, JoinHandle<()>)>>,
     seed: u64,
@@ -92,7 +92,7 @@ struct UdpShared {
 }
 
 impl UdpProxy {
-    /// Makes an interface for it. The same seed makes the same decisions for the same datagrams.
+    /// The same seed makes the same decisions for the same datagrams.
     ///
     /// # Errors
     /// Without the right to make interfaces.
@@ -104,16 +104,17 @@ impl UdpProxy {
             up: Mutex::default(),
             down: Mutex::default(),
         };
-        Ok(Self { net: TestNet::new()?, shared: Arc::new(shared), pairs: Mutex::default(), seed })
+        Ok(Self { nowhere: TestNet::new()?, shared: Arc::new(shared), pairs: Mutex::default(), seed })
     }
 
-    /// The address to give to the remote side as the client's own.
+    /// The address to give to the remote side as the client's own; nobody is there.
     #[must_use]
     pub const fn ip(&self) -> IpAddr {
-        self.net.ip()
+        self.nowhere.ip()
     }
 
-    /// The address that stands for `remote`; made when asked for first.
+    /// The address that stands for `remote`, which must be on this machine; made when asked for first. It has the
+    /// same IP address, for Janus binds its sockets to the interface of its address and reaches no other one.
     ///
     /// # Panics
     /// When no socket can be had.
@@ -123,7 +124,7 @@ impl UdpProxy {
         if let Some((local, _)) = pairs.get(&remote) {
             return *local;
         }
-        let socket = UdpSocket::bind(SocketAddr::new(self.net.ip(), 0)).expect("a socket");
+        let socket = UdpSocket::bind(SocketAddr::new(remote.ip(), 0)).expect("a socket");
         let local = socket.local_addr().expect("a bound socket has an address");
         let mut pair = UdpPair {
             socket,
@@ -299,7 +300,7 @@ mod tests {
         let proxy = UdpProxy::start(Conditions { up, down }, 7).expect("proxy");
         let at = proxy.map(remote);
         assert_eq!(proxy.map(remote), at);
-        let client = UdpSocket::bind(SocketAddr::new(proxy.ip(), 0)).expect("socket");
+        let client = UdpSocket::bind(SocketAddr::new(remote.ip(), 0)).expect("socket");
         client.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
         let mut seen = Vec::new();
         let mut first = None;
@@ -334,7 +335,7 @@ mod tests {
             let (remote, stop) = echo_udp();
             let conditions = Conditions { up: Path { loss: 0.5, ..Path::default() }, ..Conditions::default() };
             let proxy = UdpProxy::start(conditions, seed).expect("proxy");
-            let client = UdpSocket::bind(SocketAddr::new(proxy.ip(), 0)).expect("socket");
+            let client = UdpSocket::bind(SocketAddr::new(remote.ip(), 0)).expect("socket");
             client.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
             let at = proxy.map(remote);
             for n in 0..64_u8 {
