@@ -1,0 +1,112 @@
+//! What cannot be done is parked with its reason, and replayed by the same road.
+#![allow(missing_docs)]
+
+use std::time::Duration;
+
+use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
+use archiver_testkit::content::Content;
+use archiver_testkit::wait::wait_for;
+use archiver_testkit::world::World;
+use serde_json::{Value, json};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
+
+async fn parked(world: &World, count: usize) -> Vec<Value> {
+    wait_for(&format!("{count} parked jobs"), Duration::from_secs(30), || async {
+        let list = world.json(&["jobs", "list", "--json"]).ok()?;
+        let parked = list["parked"].as_array()?.clone();
+        (parked.len() == count).then_some(parked)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_one_archive() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    let good = world.started("p1");
+    let mut refused: Vec<(&str, Vec<u8>)> = vec![
+        ("event_malformed", b"{".to_vec()),
+        ("event_malformed", b"\x00\xff\xfe".to_vec()),
+        ("event_oversized", b"[".repeat(1000)),
+    ];
+    let mut change = |fault: &'static str, path: &str, value: Value| {
+        let mut event = good.clone();
+        *event.pointer_mut(path).expect("path") = value;
+        refused.push((fault, event.to_string().into_bytes()));
+    };
+    change("event_unknown", "/type", json!("archiver.session.started.v9"));
+    change("event_invalid", "/data/sessionId", json!("../x"));
+    change("policy_relayed_always", "/data/mediaMode", json!("relayed"));
+    change("router_unknown", "/data/router/name", json!("janus-9"));
+    for (_, bytes) in &refused {
+        world.publish_bytes(bytes).expect("publish");
+    }
+    // Skipped ones are not parked.
+    let mut manual = world.started("p2");
+    manual["data"]["archiveMode"] = json!("manual");
+    world.publish(&manual).expect("publish");
+    let entries = parked(&world, refused.len()).await;
+    for (fault, _) in &refused {
+        let entry = entries.iter().find(|e| e["fault"] == *fault).unwrap_or_else(|| panic!("{fault} is not parked"));
+        let id = entry["parked"].as_str().expect("id");
+        let shown = world.command(&["jobs", "show", id]).expect("show");
+        assert!(shown.status.success() && String::from_utf8_lossy(&shown.stdout).contains(fault));
+    }
+    // Replayed unchanged, each is parked again, as the same entry.
+    let dry = world.command(&["jobs", "replay", "--all", "--dry-run"]).expect("replay");
+    assert_eq!(String::from_utf8_lossy(&dry.stdout).lines().count(), refused.len());
+    assert!(world.command(&["jobs", "replay", "--fault", "event_unknown"]).expect("replay").status.success());
+    let again = parked(&world, refused.len()).await;
+    wait_for("the replayed entry to be counted twice", Duration::from_secs(20), || async {
+        let again = world.json(&["jobs", "list", "--json"]).ok()?;
+        again["parked"].as_array()?.iter().find(|e| e["times"] == 2).map(drop)
+    })
+    .await;
+    assert_eq!(again.len(), refused.len());
+    // The router is added to the configuration: the same event now makes an archive, however often it is replayed.
+    let config = std::fs::read_to_string(world.config()).expect("config");
+    let section = config.split("[[router]]").nth(1).expect("router").split("[media]").next().expect("router");
+    let more = format!("{config}\n[[router]]{}", section.replace("janus-1", "janus-9"));
+    std::fs::write(world.config(), more).expect("config");
+    assert!(world.stop_worker(Duration::from_secs(15)));
+    world.start_worker().expect("worker");
+    world.janus.create_room("p1", json!({})).await.expect("room");
+    let mut chrome =
+        ChromiumPublisher::start(&ChromiumOptions::new(&world.janus, "p1", "chrome")).await.expect("chromium");
+    let entry = entries.iter().find(|e| e["fault"] == "router_unknown").expect("entry");
+    let id = entry["parked"].as_str().expect("id");
+    for _ in 0..5 {
+        assert!(world.command(&["jobs", "replay", id]).expect("replay").status.success());
+    }
+    world.recording(2, Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let truth = chrome.truth().await.expect("truth");
+    let ended = world.ended("p1");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("p1", "available", Duration::from_secs(60)).await;
+    for _ in 0..5 {
+        assert!(world.command(&["jobs", "replay", id]).expect("replay").status.success());
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(world.archives("p1").expect("archives").len(), 1);
+    assert!(world.command(&["jobs", "discard", "--all"]).expect("discard").status.success());
+    assert_eq!(parked(&world, 0).await.len(), 0);
+    // A real browser's pictures are all there, in the highest layer, in step with its sound.
+    let archive = world.download(&archive).expect("download");
+    let files = archive.files("chrome");
+    let content = Content::read(&files[0]).expect("file");
+    assert!(content.errors.is_empty(), "{:?}", content.errors);
+    let matched = content.against(&truth);
+    println!(
+        "chromium: {} pictures, {} missing, sound after picture {:.3?}",
+        matched.frames.len(),
+        matched.missing.len(),
+        matched.sound_after_picture()
+    );
+    assert_eq!(matched.strange, 0);
+    assert!(matched.frames.len() > 60);
+    let largest = content.frames.iter().map(|f| f.size.0).max();
+    assert_eq!(largest, content.frames.last().map(|f| f.size.0), "the highest layer was reached and kept");
+    drop(chrome);
+}
