@@ -110,6 +110,9 @@ impl JanusRoom {
             destroyed_told: false,
         };
         let (socket, joined) = task.enter().await?;
+        // Who is there can be subscribed to at once, before the first event is read.
+        let there = joined.publishers.iter().map(|p| (p.router_id.clone(), p.clone()));
+        task.shared().streams.extend(there);
         let control = Arc::new(Control { config, room, requests, shared });
         // Owned by the room: `leave` awaits it, and dropping the room cancels it.
         #[allow(clippy::disallowed_methods)]
