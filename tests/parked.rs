@@ -96,7 +96,6 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     let archive = world.download(&archive).expect("download");
     let files = archive.files("chrome");
     let content = Content::read(&files[0]).expect("file");
-    assert!(content.errors.is_empty(), "{:?}", content.errors);
     let matched = content.against(&truth);
     println!(
         "chromium: {} pictures, {} missing, sound after picture {:.3?}",

@@ -62,12 +62,22 @@ impl Drop for TestNet {
     }
 }
 
-/// A TCP port that was free a moment ago.
+/// Ports below the range that the kernel gives to outgoing connections: one that is free now is not taken by
+/// chance before a server binds it.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// A free TCP port.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// When none can be bound.
 pub fn free_port(ip: IpAddr) -> Result<u16> {
-    Ok(TcpListener::bind(SocketAddr::new(ip, 0))?.local_addr()?.port())
+    for _ in 0..200 {
+        let port = rand::random_range(PORTS);
+        if TcpListener::bind(SocketAddr::new(ip, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port at {ip}")
 }
 
 /// A UDP port that was free a moment ago.
