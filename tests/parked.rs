@@ -72,8 +72,7 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     assert!(world.stop_worker(Duration::from_secs(15)));
     world.start_worker().expect("worker");
     world.janus.create_room("p1", json!({})).await.expect("room");
-    let mut chrome =
-        ChromiumPublisher::start(&ChromiumOptions::new(&world.janus, "p1", "chrome")).await.expect("chromium");
+    let chrome = ChromiumPublisher::start(&ChromiumOptions::new(&world.janus, "p1", "chrome")).await.expect("chromium");
     let entry = entries.iter().find(|e| e["fault"] == "router_unknown").expect("entry");
     let id = entry["parked"].as_str().expect("id");
     for _ in 0..5 {
@@ -81,10 +80,10 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     }
     world.recording(2, Duration::from_secs(20)).await;
     tokio::time::sleep(Duration::from_secs(6)).await;
-    let truth = chrome.truth().await.expect("truth");
     let ended = world.ended("p1");
     world.publish(&ended).expect("publish");
     let archive = world.archive("p1", "available", Duration::from_secs(60)).await;
+    let truth = chrome.leave().await.expect("truth");
     for _ in 0..5 {
         assert!(world.command(&["jobs", "replay", id]).expect("replay").status.success());
     }
@@ -107,5 +106,4 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     assert!(matched.frames.len() > 60);
     let largest = content.frames.iter().map(|f| f.size.0).max();
     assert_eq!(largest, content.frames.last().map(|f| f.size.0), "the highest layer was reached and kept");
-    drop(chrome);
 }
