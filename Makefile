@@ -15,7 +15,7 @@ PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer
 
 GARAGE := $(CACHE)/garage/bin/garage
 
-.PHONY: help setup demo test lint bench kills soak fuzz garage image clean
+.PHONY: help setup demo test lint kills outages fuzz garage clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,21 @@ lint: setup ## formatting, clippy and documentation, all warnings denied
 test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium
 	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (about 10 minutes)"
 	$(CARGO) test --locked --workspace --no-fail-fast
+
+demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
+	$(CARGO) test --locked --quiet --workspace --test demo
+
+kills: setup ## twenty kills of the worker in one session
+	ARCHIVER_KILLS=20 $(CARGO) test --locked --workspace --test faults -- --nocapture killed
+
+outages: setup ## outages of a minute instead of seconds
+	ARCHIVER_OUTAGE=60 $(CARGO) test --locked --workspace --test faults -- --nocapture away
+
+fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
+	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	for target in $$(cd tests/fuzz/targets && ls *.rs | sed 's/\.rs//'); do \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$${FUZZ_SECONDS:-600}; \
+	done
 
 garage: ## build the S3 server garage once, for the store's contract tests
 	@[ -x "$(GARAGE)" ] || $(CARGO) install garage --version 2.5.0 --locked --debug --root $(CACHE)/garage --target-dir $(CACHE)/garage/target

@@ -1,0 +1,145 @@
+//! `make demo`: a whole deployment on this machine, a session of half a minute, its archive, and a picture of it.
+#![allow(missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
+use archiver_testkit::content::{Content, contact_sheet};
+use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::world::{Downloaded, World};
+use serde_json::{Value, json};
+
+/// Files may be this much longer or shorter than their stream was live, in seconds.
+const DURATION_TOLERANCE: f64 = 0.2;
+
+fn say(text: &str) {
+    println!("{text}");
+}
+
+async fn until(start: Instant, seconds: u64) {
+    tokio::time::sleep_until(tokio::time::Instant::from_std(start + Duration::from_secs(seconds))).await;
+}
+
+/// When a stream's media was live, in seconds.
+struct Live {
+    id: &'static str,
+    what: &'static str,
+    seconds: f64,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let out = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/demo");
+    std::fs::remove_dir_all(&out).unwrap_or_default();
+    std::fs::create_dir_all(&out)?;
+    say("starting RabbitMQ, Janus, an S3 server and the archiver …");
+    let mut world = World::start(env!("CARGO_BIN_EXE_archiver"), None, "").await?;
+    world.start_worker()?;
+    let room = "demo-session";
+    world.janus.create_room(room, json!({})).await?;
+    let started = world.started(room);
+    world.publish(&started)?;
+    say("session.started is published; nobody presses a button from here on");
+    let chrome = ChromiumOptions {
+        display: "Chromium".to_owned(),
+        code: 1,
+        ..ChromiumOptions::new(&world.janus, room, "chromium")
+    };
+    let mut chrome = ChromiumPublisher::start(&chrome).await.context("Chromium")?;
+    let start = Instant::now();
+    say("  0 s  a headless Chromium publishes three simulcast layers and sound");
+    let early =
+        Publisher::start(Options { code: 2, display: "Early".to_owned(), ..Options::new(&world.janus, room, "early") })
+            .await?;
+    say("  0 s  early: VP8 and Opus, will leave");
+    let voice = Options { video: None, display: "Voice".to_owned(), ..Options::new(&world.janus, room, "voice") };
+    let voice = Publisher::start(voice).await?;
+    say("  0 s  voice: sound only");
+    until(start, 10).await;
+    let late =
+        Publisher::start(Options { code: 3, display: "Late".to_owned(), ..Options::new(&world.janus, room, "late") })
+            .await?;
+    say(" 10 s  late joins");
+    until(start, 15).await;
+    let early = early.leave().await?;
+    say(" 15 s  early leaves");
+    until(start, 30).await;
+    let truth = chrome.truth().await?;
+    let (late, voice) = (late.leave().await?, voice.leave().await?);
+    chrome.leave().await?;
+    let ended = world.ended(room);
+    world.publish(&ended)?;
+    let end = Instant::now();
+    say(" 30 s  all leave, session.ended is published");
+    let archive = world.archive(room, "available", Duration::from_secs(60)).await;
+    let available = end.elapsed();
+    let archive = world.download(&archive)?;
+    copy(&archive.dir, &out)?;
+    let span = |frames: &[(u32, f64)]| frames.last().map_or(0.0, |l| l.1) - frames.first().map_or(0.0, |f| f.1);
+    let live = [
+        Live { id: "chromium", what: "browser, simulcast", seconds: span(&truth.frames) },
+        Live { id: "early", what: "leaves at 15 s", seconds: span(&early.timeline().frames) },
+        Live { id: "late", what: "joins at 10 s", seconds: span(&late.timeline().frames) },
+        Live { id: "voice", what: "sound only", seconds: f64::from(u32::try_from(voice.audio_packets)?) * 0.02 },
+    ];
+    let rows = table(&archive, &live)?;
+    let files: Vec<(String, PathBuf)> =
+        live.iter().flat_map(|l| archive.files(l.id).into_iter().map(|f| (l.id.to_owned(), f))).collect();
+    let sheet: Vec<(String, &Path)> = files.iter().map(|(name, path)| (name.clone(), path.as_path())).collect();
+    contact_sheet(&sheet, &out.join("contact-sheet.png"))?;
+    let figures = json!({ "endToAvailableMs": u64::try_from(available.as_millis())?, "streams": rows });
+    std::fs::write(out.join("figures.json"), serde_json::to_vec_pretty(&figures)?)?;
+    say(&format!("\nsession end to archive available: {} ms", available.as_millis()));
+    say(&format!("files:         {}", out.display()));
+    say(&format!("contact sheet: {}", out.join("contact-sheet.png").display()));
+    ensure!(world.stop_worker(Duration::from_secs(20)), "the worker did not stop cleanly:\n{}", world.log());
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from)?.flatten() {
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
+fn table(archive: &Downloaded, live: &[Live]) -> Result<Vec<Value>> {
+    say(&format!(
+        "\n{:<10} {:<20} {:<12} {:>8} {:>8} {:>8} {:>6}  file",
+        "stream", "", "codecs", "live s", "file s", "frames", "gaps"
+    ));
+    let mut rows = Vec::new();
+    for stream in live {
+        let files = archive.files(stream.id);
+        ensure!(files.len() == 1, "{} has {} files", stream.id, files.len());
+        let content = Content::read(&files[0])?;
+        ensure!(content.errors.is_empty(), "{}: {:?}", stream.id, content.errors);
+        let span = content.video_span().or(content.audio_span()).context("an empty file")?;
+        let tracks = archive.stream(stream.id).and_then(|s| s["tracks"].as_array()).context("no tracks")?;
+        let codec = |t: &Value| t["codecs"][0].as_str().unwrap_or("?").to_owned();
+        let codecs = tracks.iter().map(codec).collect::<Vec<_>>().join("+");
+        let gaps: usize = tracks.iter().filter_map(|t| t["gaps"].as_array()).map(Vec::len).sum();
+        let (lasts, name) = (span.1 - span.0, files[0].file_name().unwrap_or_default().to_string_lossy().into_owned());
+        say(&format!(
+            "{:<10} {:<20} {codecs:<12} {:>8.2} {lasts:>8.2} {:>8} {gaps:>6}  {name}",
+            stream.id,
+            stream.what,
+            stream.seconds,
+            content.frames.len()
+        ));
+        // The browser's pictures begin when its page begins to draw, a little before it is connected.
+        let tolerance = if stream.id == "chromium" { 1.0 } else { DURATION_TOLERANCE };
+        ensure!(
+            (lasts - stream.seconds).abs() <= tolerance,
+            "{} was live {:.2} s, its file lasts {lasts:.2} s",
+            stream.id,
+            stream.seconds
+        );
+        rows.push(json!({ "stream": stream.id, "codecs": codecs, "liveS": stream.seconds, "fileS": lasts, "frames": content.frames.len(), "gaps": gaps, "file": name }));
+    }
+    Ok(rows)
+}
