@@ -13,5 +13,6 @@ pub mod proxy;
 pub mod publisher;
 pub mod rabbitmq;
 pub mod s3;
+pub mod s3_others;
 pub mod wait;
 pub mod world;

@@ -1,0 +1,218 @@
+//! One contract for every store: a directory, the in-process S3 server, moto, and garage where it was built.
+#![allow(missing_docs)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use archiver::store::dir::{DirStore, collect};
+use archiver::store::s3::{S3Config, S3Store};
+use archiver::store::upload::{Upload, upload};
+use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
+use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
+use archiver_testkit::s3_others::{garage, moto};
+use archiver_testkit::wait::wait_for;
+use base64::Engine;
+use sha2::Digest;
+use tokio_util::sync::CancellationToken;
+
+const MIB: usize = 1 << 20;
+
+fn s3(endpoint: &str, key: &str, secret: &str, region: &str, bucket: &str) -> S3Config {
+    S3Config {
+        bucket: bucket.to_owned(),
+        region: region.to_owned(),
+        endpoint: Some(endpoint.to_owned()),
+        path_style: true,
+        credentials: Some((key.to_owned(), secret.into())),
+        checksums_always: false,
+        encryption: None,
+        kms_key: None,
+    }
+}
+
+async fn read(store: &dyn ObjectStore, key: &str, range: Option<(u64, u64)>) -> Vec<u8> {
+    collect(store.get(key, range).await.expect("get"), key, 64 * MIB).await.expect("body").to_vec()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(sha2::Sha256::digest(bytes))
+}
+
+async fn objects(store: &dyn ObjectStore) {
+    let content: Vec<u8> = (0..100_000_u32).map(|n| u8::try_from(n % 251).expect("small")).collect();
+    let options = PutOptions { sha256: Some(sha256(&content)), ..PutOptions::default() };
+    store.put("app/a/one", Body::bytes(content.clone()), options).await.expect("put");
+    let info = store.head("app/a/one").await.expect("head").expect("there");
+    assert_eq!((info.size, info.sha256), (100_000, Some(sha256(&content))));
+    assert_eq!(read(store, "app/a/one", None).await, content);
+    assert_eq!(read(store, "app/a/one", Some((1000, 50))).await, content[1000..1050]);
+    assert_eq!(store.head("app/a/none").await.expect("head"), None);
+    assert!(matches!(store.get("app/a/none", None).await, Err(StoreError::NotFound { .. })));
+    for key in ["app/b/3", "app/b/1", "app/b/2"] {
+        store.put(key, Body::bytes("x"), PutOptions::default()).await.expect("put");
+    }
+    let listed: Vec<String> = store.list("app/b/").await.expect("list").into_iter().map(|o| o.key).collect();
+    assert_eq!(listed, ["app/b/1", "app/b/2", "app/b/3"]);
+    store.put("app/b/1", Body::bytes("new"), PutOptions::default()).await.expect("put again");
+    assert_eq!(read(store, "app/b/1", None).await, b"new");
+    store.delete("app/b/1").await.expect("delete");
+    store.delete("app/b/1").await.expect("delete again");
+    assert_eq!(store.head("app/b/1").await.expect("head"), None);
+}
+
+async fn multipart(store: &dyn ObjectStore, knows_gone_uploads: bool) {
+    let id = store.create_upload("app/m/big", PutOptions::default()).await.expect("create");
+    let first = store.upload_part("app/m/big", &id, 1, Body::bytes(vec![1; 5 * MIB])).await.expect("part");
+    store.upload_part("app/m/big", &id, 2, Body::bytes(vec![9; 100])).await.expect("part");
+    let second = store.upload_part("app/m/big", &id, 2, Body::bytes(vec![2; 1000])).await.expect("part again");
+    assert_ne!(first.etag, second.etag);
+    store.complete_upload("app/m/big", &id, &[first, second], false).await.expect("complete");
+    let all = read(store, "app/m/big", None).await;
+    assert!(all.len() == 5 * MIB + 1000 && all[5 * MIB..].iter().all(|b| *b == 2));
+    let id = store.create_upload("app/m/given-up", PutOptions::default()).await.expect("create");
+    store.upload_part("app/m/given-up", &id, 1, Body::bytes(vec![1; 1000])).await.expect("part");
+    store.abort_upload("app/m/given-up", &id).await.expect("abort");
+    if knows_gone_uploads {
+        store.abort_upload("app/m/given-up", &id).await.expect("abort again");
+    }
+    assert_eq!(store.head("app/m/given-up").await.expect("head"), None);
+}
+
+/// A file sent in parts by two uploads: the first is called off, the second sends only what is missing.
+async fn resumed(store: &dyn ObjectStore) {
+    let dir = tempfile::tempdir().expect("dir");
+    let content: Vec<u8> = (0..23 * MIB).map(|n| u8::try_from(n / 1000 % 256).expect("small")).collect();
+    let path = dir.path().join("file");
+    std::fs::write(&path, &content).expect("write");
+    let file = Upload {
+        key: "app/u/file".to_owned(),
+        path,
+        size: content.len() as u64,
+        sha256: sha256(&content),
+        content_type: "application/octet-stream",
+        part_bytes: 5 * MIB as u64,
+        journal: dir.path().join("journal"),
+    };
+    let (cancel, sent) = (CancellationToken::new(), AtomicU64::new(0));
+    let call_off = |bytes: u64| {
+        if bytes > 0 && sent.fetch_add(1, Ordering::Relaxed) == 1 {
+            cancel.cancel();
+        }
+    };
+    assert!(upload(store, &file, &cancel, &call_off).await.is_err(), "it was called off after two parts");
+    let again = AtomicU64::new(0);
+    let (count, calm) = (
+        |_: u64| {
+            again.fetch_add(1, Ordering::Relaxed);
+        },
+        CancellationToken::new(),
+    );
+    let info = upload(store, &file, &calm, &count).await.expect("upload");
+    assert_eq!(info.size, content.len() as u64);
+    // One call for what was sent before, one for each part that was missing.
+    assert!(again.load(Ordering::Relaxed) <= 4, "{} of 5 parts were sent again", again.load(Ordering::Relaxed) - 1);
+    assert_eq!(read(store, "app/u/file", None).await, content);
+    // A third time: it is there.
+    upload(store, &file, &calm, &|_| panic!("nothing is to be sent")).await.expect("upload");
+}
+
+async fn contract(store: &dyn ObjectStore, knows_gone_uploads: bool) {
+    let can = store.probe("probe/").await.expect("probe");
+    objects(store).await;
+    multipart(store, knows_gone_uploads).await;
+    resumed(store).await;
+    if can.conditional_put {
+        let options = || PutOptions { if_absent: true, ..PutOptions::default() };
+        store.put("app/c", Body::bytes("1"), options()).await.expect("put");
+        let second = store.put("app/c", Body::bytes("2"), options()).await;
+        assert!(matches!(second, Err(StoreError::Exists { .. })), "{second:?}");
+        assert_eq!(read(store, "app/c", None).await, b"1");
+    }
+    if can.list_uploads {
+        let id = store.create_upload("app/pending", PutOptions::default()).await.expect("create");
+        let found = store.pending_uploads("app/").await.expect("list");
+        assert!(found.iter().any(|p| p.upload_id == id && p.key == "app/pending"), "{found:?}");
+        store.abort_upload("app/pending", &id).await.expect("abort");
+    }
+    println!("{}: {can:?}", store.describe());
+}
+
+/// What only a server can refuse, and its links.
+async fn server(config: S3Config) {
+    let store = S3Store::new(config.clone()).await;
+    let link =
+        store.presign_get("app/a/one", Duration::from_secs(60), "my \"file\".zip").await.expect("sign").expect("link");
+    let out = std::process::Command::new("python3")
+        .args(["-c", "import sys,urllib.request as u; r=u.urlopen(u.Request(sys.argv[1],headers={'Range':'bytes=10-19'})); print(r.status,len(r.read()))"])
+        .arg(&link)
+        .output()
+        .expect("python3");
+    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "206 10", "{}", String::from_utf8_lossy(&out.stderr));
+    let nobody = S3Config { endpoint: Some("http://127.0.0.1:9".to_owned()), ..config };
+    let away = S3Store::new(nobody).await.put("x", Body::bytes("x"), PutOptions::default()).await;
+    assert!(matches!(away, Err(StoreError::Unavailable { .. })), "{away:?}");
+}
+
+/// s3s-fs makes a bucket of any name, so only the others can be asked.
+async fn refuses_other_buckets(config: S3Config) {
+    let bucket = S3Config { bucket: "no-such-bucket".to_owned(), ..config };
+    let refused = S3Store::new(bucket).await.put("x", Body::bytes("x"), PutOptions::default()).await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_keeps_the_contract() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(dir.path()).expect("store");
+    contract(&store, true).await;
+    for key in ["../x", "/x", "a/../../x", "", "a/./b/../c", ".meta/x"] {
+        assert!(store.put(key, Body::bytes("x"), PutOptions::default()).await.is_err(), "{key:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_s3_server_of_the_demo_keeps_the_contract() {
+    let s3_server = S3Server::start().await.expect("server");
+    let config = s3(&s3_server.endpoint(), ACCESS_KEY, SECRET_KEY, "us-east-1", BUCKET);
+    // s3s-fs answers AccessDenied for an upload that is gone, as if it were somebody else's.
+    contract(&S3Store::new(config.clone()).await, false).await;
+    server(config.clone()).await;
+    let wrong = S3Config { credentials: Some((ACCESS_KEY.to_owned(), "wrong".into())), ..config };
+    let refused = S3Store::new(wrong).await.put("x", Body::bytes("x"), PutOptions::default()).await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moto_keeps_the_contract() {
+    let server_process = tokio::task::spawn_blocking(moto).await.expect("task").expect("moto");
+    let made = std::process::Command::new("python3")
+        .args(["-c", "import sys,urllib.request as u; u.urlopen(u.Request(sys.argv[1],method='PUT'))"])
+        .arg(format!("{}/{BUCKET}", server_process.endpoint))
+        .status();
+    assert!(made.is_ok_and(|s| s.success()), "the bucket was not made");
+    let config = s3(
+        &server_process.endpoint,
+        &server_process.access_key,
+        &server_process.secret_key,
+        &server_process.region,
+        BUCKET,
+    );
+    contract(&S3Store::new(config.clone()).await, true).await;
+    server(config.clone()).await;
+    refuses_other_buckets(config).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garage_keeps_the_contract() {
+    let Some(garage) = tokio::task::spawn_blocking(garage).await.expect("task").expect("garage") else {
+        assert!(std::env::var_os("CI").is_none(), "continuous integration builds garage first: .ci/run");
+        return println!("garage is not there: `make garage` builds it once");
+    };
+    let config = s3(&garage.endpoint, &garage.access_key, &garage.secret_key, &garage.region, BUCKET);
+    let store = S3Store::new(config.clone()).await;
+    // The server answers before its bucket is there.
+    wait_for("garage's bucket", Duration::from_secs(20), || async { store.list("x").await.ok() }).await;
+    contract(&store, true).await;
+    server(config.clone()).await;
+    refuses_other_buckets(config).await;
+}
