@@ -178,6 +178,7 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
             broker::consume(&broker_config, free, &state, &cancel, handle).await;
         }
     });
+    tasks.spawn(crate::ops::sweep::keep_sweeping(Arc::clone(&context), stop.clone()));
     own_jobs(&context, &nudge, &room, &jobs, &stop).await;
     stop_http.cancel();
     tasks.close();

@@ -1,6 +1,7 @@
 //! What operators do: look whether everything can be used, replay and discard parked jobs.
 
 pub mod check;
+pub mod sweep;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

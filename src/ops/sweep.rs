@@ -1,0 +1,105 @@
+//! Sweeping multipart uploads that nobody will end: they are invisible, and billed (8 TB were once found so).
+//!
+//! Only ours: the key must be one of an archive that the catalog knows, and whose job has ended. An upload of a
+//! live job is its owner's, however old it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::keys::Keys;
+use crate::catalog::{Catalog, CatalogError, JobState};
+use crate::fault::chain;
+use crate::ids::JobId;
+use crate::job::Context;
+use crate::store::{ObjectStore, PendingUpload, StoreError};
+use crate::time::Wallclock;
+
+/// How often is swept.
+const EVERY: Duration = Duration::from_secs(3600);
+/// A younger upload is left alone, whatever its job's state: clocks differ.
+const AGE_MIN: Duration = Duration::from_secs(3600);
+
+/// Why nothing could be swept.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// Whether an upload is ours and abandoned. `state` is the state of its archive's job, if the catalog knows it.
+#[must_use]
+pub fn is_abandoned(upload: &PendingUpload, state: Option<JobState>, now: Wallclock) -> bool {
+    let old = upload.begun.is_some_and(|begun| now.since(begun) >= AGE_MIN);
+    let ours = Keys::parse(&upload.key).is_some();
+    old && ours && matches!(state, Some(JobState::Available | JobState::Discarded))
+}
+
+/// Gives abandoned uploads up. Returns how many.
+///
+/// # Errors
+/// When store or catalog are away; it is tried again at the next time.
+pub async fn sweep(store: &dyn ObjectStore, catalog: &Catalog, now: Wallclock) -> Result<usize, SweepError> {
+    let mut swept = 0;
+    for upload in store.pending_uploads("").await? {
+        let Some((keys, _)) = Keys::parse(&upload.key) else { continue };
+        let job: Option<JobId> = catalog.archive(keys.archive()).await?.map(|a| a.job);
+        let state = match job {
+            Some(job) => catalog.job(job).await?.map(|j| j.state),
+            None => None,
+        };
+        if is_abandoned(&upload, state, now) {
+            store.abort_upload(&upload.key, &upload.upload_id).await?;
+            tracing::info!(object.key = upload.key, "an abandoned upload was given up");
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// Sweeps now and then until `stop`.
+pub async fn keep_sweeping(context: Arc<Context>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        if let Err(error) = sweep(context.store.as_ref(), &context.catalog, Wallclock::now()).await {
+            tracing::warn!("abandoned uploads are not swept for now: {}", chain(&error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_old_uploads_of_ended_jobs_of_ours_are_swept() {
+        let ours = "app/2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11/archive.zip";
+        let now = Wallclock(100_000_000_000);
+        let upload = |key: &str, age_s: i64| PendingUpload {
+            key: key.to_owned(),
+            upload_id: "u".to_owned(),
+            begun: Some(Wallclock(now.0 - age_s * 1_000_000)),
+        };
+        for (key, age, state, swept) in [
+            (ours, 7200, Some(JobState::Available), true),
+            (ours, 7200, Some(JobState::Discarded), true),
+            (ours, 7200, Some(JobState::Finalizing), false),
+            (ours, 7200, Some(JobState::Parked), false),
+            (ours, 7200, None, false),
+            (ours, 60, Some(JobState::Available), false),
+            ("backup/thing.tar", 7200, Some(JobState::Available), false),
+        ] {
+            assert_eq!(is_abandoned(&upload(key, age), state, now), swept, "{key} {age} {state:?}");
+        }
+        let unknown_age = PendingUpload { begun: None, ..upload(ours, 0) };
+        assert!(!is_abandoned(&unknown_age, Some(JobState::Available), now));
+    }
+}
