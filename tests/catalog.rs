@@ -1,191 +1,548 @@
-//! One suite over both databases: SQLite in a file, and a private PostgreSQL.
-#![allow(missing_docs)]
+//! The catalog's promises, each held on SQLite and on a real PostgreSQL.
+#![allow(missing_docs, clippy::needless_pass_by_value, clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use archiver::catalog::{
-    Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, JobState, NewJob, NewParked, ParkedState,
+    Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
+    NewParked, ParkedState,
 };
-use archiver::fault::FaultKind;
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, WorkerId};
+use archiver::fault::{FaultKind, HasFault, Retry};
+use archiver::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::time::Wallclock;
 use archiver_testkit::postgres::Postgres;
+use archiver_testkit::proxy::{TcpMode, TcpProxy};
+use archiver_testkit::wait::wait_for;
+use tokio::task::JoinSet;
 
-const LEASE: Duration = Duration::from_secs(8);
+const TTL: Duration = Duration::from_secs(8);
+const NOW: Wallclock = Wallclock(1_800_000_000_000_000);
 
-const fn at(seconds: i64) -> Wallclock {
-    Wallclock(1_795_000_000_000_000 + seconds * 1_000_000)
-}
-
-fn new_job(session: &str, event: &str) -> NewJob {
-    let session: SessionId = session.parse().expect("id");
-    let event: EventId = event.parse().expect("id");
-    NewJob {
-        job: JobId::of_event(&session, &event),
-        session,
-        application: "app".parse().expect("id"),
-        region: "eu".parse().expect("id"),
-        event: "{}".to_owned(),
-    }
+fn later(seconds: u64) -> Wallclock {
+    NOW + Duration::from_secs(seconds)
 }
 
 fn worker(name: &str) -> WorkerId {
-    name.parse().expect("id")
+    name.parse().unwrap()
 }
 
-async fn one_job_a_conversation(catalog: &Catalog) {
-    let tasks = (0..20).map(|_| {
-        let (catalog, job) = (catalog.clone(), new_job("s1", "e1"));
-        async move { catalog.accept(&job, at(0)).await.expect("accept") }
-    });
-    let accepted = futures_util::future::join_all(tasks).await;
-    assert_eq!(accepted.iter().filter(|a| matches!(a, Accepted::New(_))).count(), 1);
-    assert!(matches!(catalog.accept(&new_job("s1", "e2"), at(1)).await, Ok(Accepted::SessionBusy(_))));
-    let job = new_job("s1", "e1").job;
-    let claimed = catalog.claim(job, &worker("w1"), at(1), LEASE).await.expect("claim").expect("ours");
-    assert_eq!((claimed.job.epoch, claimed.takeover), (Epoch(1), false));
-    for state in [JobState::Capturing, JobState::Capturing, JobState::Finalizing, JobState::Available] {
-        catalog.advance(job, Epoch(1), state, Some("session ended"), at(2)).await.expect("advance");
+fn event(session: &str, event: &str) -> NewJob {
+    let session: SessionId = session.parse().unwrap();
+    let id: EventId = event.parse().unwrap();
+    NewJob {
+        job: JobId::of_event(&session, &id),
+        session,
+        application: "app".parse().unwrap(),
+        region: "eu".parse().unwrap(),
+        event: format!("{{\"id\":\"{event}\"}}"),
     }
-    assert!(catalog.advance(job, Epoch(1), JobState::Capturing, None, at(3)).await.is_err(), "states never go back");
-    // The session is used again: a new job. The old event again: nothing.
-    assert!(matches!(catalog.accept(&new_job("s1", "e3"), at(4)).await, Ok(Accepted::New(_))));
-    assert!(matches!(catalog.accept(&new_job("s1", "e1"), at(5)).await, Ok(Accepted::Duplicate(_))));
 }
 
-async fn leases(catalog: &Catalog) {
-    let job = new_job("s2", "e1");
-    catalog.accept(&job, at(0)).await.expect("accept");
-    let job = job.job;
-    catalog.claim(job, &worker("w1"), at(0), LEASE).await.expect("claim").expect("ours");
-    assert!(catalog.claim(job, &worker("w2"), at(7), LEASE).await.expect("claim").is_none(), "the lease holds");
-    let again =
-        catalog.claim(job, &worker("w1"), at(1), LEASE).await.expect("claim").expect("a restart takes its own back");
-    assert_eq!((again.job.epoch, again.takeover), (Epoch(2), true));
-    catalog.heartbeat(job, Epoch(2), at(5), LEASE).await.expect("heartbeat");
-    assert!(catalog.claim(job, &worker("w2"), at(12), LEASE).await.expect("claim").is_none(), "it was kept");
-    let claims = (0..8).map(|n| {
+async fn accepted(catalog: &Catalog, session: &str, id: &str) -> JobRow {
+    match catalog.accept(&event(session, id), NOW).await.unwrap() {
+        Accepted::New(job) => job,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn claimed(catalog: &Catalog, job: JobId, who: &str, now: Wallclock) -> Claimed {
+    catalog.claim(job, &worker(who), now, TTL).await.unwrap().expect("free")
+}
+
+fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
+    ArchiveRow {
+        archive: job.archive,
+        job: job.job,
+        session: job.session.clone(),
+        application: job.application.clone(),
+        name: Some("Team Ümlaut".to_owned()),
+        status,
+        reason: "session ended".to_owned(),
+        output_mode: "individual".to_owned(),
+        created_at: NOW,
+        updated_at: at,
+        duration_s: 62,
+        size: 1 << 40,
+        sha256: "c2hh".to_owned(),
+        object_key: None,
+    }
+}
+
+fn fenced<T: std::fmt::Debug>(result: Result<T, CatalogError>) {
+    assert!(matches!(result, Err(CatalogError::Fenced { .. })), "{result:?}");
+}
+
+/// A server for all tests on PostgreSQL of this process would never be dropped; each test has its own.
+macro_rules! on_both {
+    ($($(#[$doc:meta])* $name:ident => $test:path;)*) => {
+        mod sqlite {
+            use super::*;
+
+            $($(#[$doc])* #[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let dir = tempfile::tempdir().unwrap();
+                $test(format!("sqlite:{}", dir.path().join("a new folder/100%/catalog.sqlite").display())).await;
+            })*
+        }
+        /// One server, one database for each test; they run one after another, as a server's start costs most.
+        #[tokio::test(flavor = "multi_thread")]
+        async fn postgres() {
+            let server = Postgres::start().expect("postgres");
+            $(
+                println!("postgres: {}", stringify!($name));
+                let url = server.database(stringify!($name)).expect("database");
+                tokio::spawn($test(url)).await.expect(stringify!($name));
+            )*
+        }
+    };
+}
+
+on_both! {
+    one_event_accepted_by_twenty_tasks_is_one_job => accept_at_once;
+    two_events_of_a_session_accepted_at_once_make_one_job => sessions_at_once;
+    a_session_may_be_used_again_once_its_archive_has_ended => session_reuse;
+    of_many_workers_that_want_an_expired_lease_one_wins => lease_race;
+    a_worker_takes_its_own_job_back_at_once => own_jobs;
+    an_owner_that_was_paused_changes_nothing_any_more => fencing;
+    a_job_moves_forward_only_and_a_repeated_move_is_harmless => states;
+    a_parked_job_goes_on_where_its_media_stands => unparking;
+    an_archive_never_goes_back => statuses;
+    archives_are_listed_newest_first_in_pages => listing;
+    what_is_parked_twice_is_one_entry_with_a_count => parking;
+    marks_of_people_who_act_at_once_all_stay => marks;
+    text_of_any_kind_can_be_stored => hostile_text;
+    tables_are_made_by_many_at_once_and_only_once => migrations;
+}
+
+async fn accept_at_once(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
         let catalog = catalog.clone();
-        async move { catalog.claim(job, &worker(&format!("x{n}")), at(14), LEASE).await.expect("claim") }
-    });
-    let winners = futures_util::future::join_all(claims).await.into_iter().flatten().count();
-    assert_eq!(winners, 1, "an expired lease has one next owner");
-    // The old owner, paused until now, changes nothing any more.
-    for refused in [
-        catalog.heartbeat(job, Epoch(2), at(15), LEASE).await.map(drop),
-        catalog.advance(job, Epoch(2), JobState::Finalizing, None, at(15)).await,
-        catalog.park_job(job, Epoch(2), "bug", "x", at(15)).await,
-    ] {
-        assert!(matches!(refused, Err(CatalogError::Fenced { .. })), "{refused:?}");
+        tasks.spawn(async move { catalog.accept(&event("s", "e"), NOW).await.unwrap() });
     }
+    let all = tasks.join_all().await;
+    assert_eq!(all.iter().filter(|a| matches!(a, Accepted::New(_))).count(), 1, "{all:?}");
+    assert_eq!(all.iter().filter(|a| matches!(a, Accepted::Duplicate(_))).count(), 19, "{all:?}");
+    let jobs = catalog.jobs(&[], 10).await.unwrap();
+    assert_eq!(jobs.len(), 1);
+    let job = &jobs[0];
+    assert_eq!((job.state, job.origin, job.epoch), (JobState::Accepted, NOW, Epoch(0)));
+    assert_eq!((job.event.as_str(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
+    assert_eq!(catalog.job_history(job.job).await.unwrap(), [(NOW, "accepted".to_owned(), "broker".to_owned())]);
+}
+
+async fn sessions_at_once(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for n in 0..20 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move { catalog.accept(&event("s", &format!("e{n}")), NOW).await.unwrap() });
+    }
+    let all = tasks.join_all().await;
+    let new: Vec<JobId> =
+        all.iter().filter_map(|a| if let Accepted::New(j) = a { Some(j.job) } else { None }).collect();
+    assert_eq!(new.len(), 1, "{all:?}");
+    assert!(all.iter().all(|a| match a {
+        Accepted::New(job) | Accepted::SessionBusy(job) => job.job == new[0],
+        Accepted::Duplicate(_) => false,
+    }));
+    // The same name at another application is another session.
+    let other = NewJob { application: "other".parse().unwrap(), ..event("s", "x") };
+    assert!(matches!(catalog.accept(&other, NOW).await.unwrap(), Accepted::New(_)));
+}
+
+async fn session_reuse(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let first = accepted(&catalog, "s", "e1").await;
+    let epoch = claimed(&catalog, first.job, "w", NOW).await.job.epoch;
+    catalog.advance(first.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
     assert!(
-        catalog
-            .request_end(&"app".parse().expect("id"), &"s2".parse().expect("id"), "session ended", at(16))
-            .await
-            .expect("end")
+        matches!(catalog.accept(&event("s", "e2"), NOW).await.unwrap(), Accepted::SessionBusy(j) if j.job == first.job)
     );
-    let row = catalog.heartbeat(job, Epoch(3), at(16), LEASE).await.expect("heartbeat");
-    assert_eq!(row.end_reason.as_deref(), Some("session ended"));
-    catalog.release(job, Epoch(3), at(17)).await.expect("release");
-    let claimable = catalog.claimable(&worker("w9"), &"eu".parse().expect("id"), at(17), 10).await.expect("claimable");
-    assert!(claimable.iter().any(|j| j.job == job));
+    assert!(catalog.request_end(&first.application, &first.session, "session ended", NOW).await.unwrap());
+    assert!(!catalog.request_end(&first.application, &"other".parse().unwrap(), "session ended", NOW).await.unwrap());
+    // A first reason stays; the owner learns it with its heartbeat.
+    assert!(catalog.request_end(&first.application, &first.session, "another", NOW).await.unwrap());
+    let beat = catalog.heartbeat(first.job, epoch, NOW, TTL).await.unwrap();
+    assert_eq!(beat.end_reason.as_deref(), Some("session ended"));
+    // While it ends, a new conversation's event is neither taken for the old one's nor lost: it comes again.
+    let ending = catalog.accept(&event("s", "e2"), NOW).await;
+    assert!(matches!(ending, Err(CatalogError::Ending { job }) if job == first.job), "{ending:?}");
+    // The old one's event is still known.
+    assert!(matches!(catalog.accept(&event("s", "e1"), NOW).await.unwrap(), Accepted::Duplicate(_)));
+    catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    let second = accepted(&catalog, "s", "e2").await;
+    assert_ne!((first.job, first.archive), (second.job, second.archive));
 }
 
-async fn parked(catalog: &Catalog) {
-    let job = new_job("s3", "e1");
-    catalog.accept(&job, at(0)).await.expect("accept");
-    catalog.claim(job.job, &worker("w1"), at(0), LEASE).await.expect("claim").expect("ours");
-    catalog.park_job(job.job, Epoch(1), "archive_invalid", "x", at(1)).await.expect("park");
-    let entry = NewParked {
-        job: Some(job.job),
-        fault: FaultKind::ArchiveInvalid,
-        detail: "x",
-        routing_key: "session.started.eu",
-        body: b"{}",
-    };
-    let id = catalog.park(&entry, at(1)).await.expect("park");
-    assert_eq!(catalog.park(&entry, at(2)).await.expect("park again"), id);
-    let row = catalog.parked_entry(id).await.expect("find").expect("there");
-    assert_eq!((row.times, row.state, row.first_at, row.last_at), (2, ParkedState::Parked, at(1), at(2)));
-    catalog.mark_parked(id, ParkedState::Replayed, "me", at(3)).await.expect("mark");
-    assert!(catalog.unpark_job(job.job, at(3)).await.expect("unpark"));
-    assert!(!catalog.unpark_job(job.job, at(3)).await.expect("unpark again"));
-    catalog.resolve_parked(job.job).await.expect("resolve");
-    let row = catalog.parked_entry(id).await.expect("find").expect("there");
-    assert_eq!((row.state, row.history.len()), (ParkedState::Resolved, 1));
-    assert!(catalog.job_history(job.job).await.expect("history").iter().any(|(_, what, _)| what == "replayed"));
-}
-
-async fn archives(catalog: &Catalog) {
-    for n in 0..30_u32 {
-        let session: SessionId = format!("list-{}", n % 3).parse().expect("id");
-        let job = JobId::of_event(&session, &format!("e{n}").parse().expect("id"));
-        let row = ArchiveRow {
-            archive: ArchiveId::of_job(job),
-            job,
-            session,
-            application: "app-list".parse().expect("id"),
-            name: None,
-            status: ArchiveStatus::Started,
-            reason: String::new(),
-            output_mode: "individual".to_owned(),
-            created_at: at(i64::from(n)),
-            updated_at: at(i64::from(n)),
-            duration_s: 0,
-            size: 0,
-            sha256: String::new(),
-            object_key: None,
-        };
-        assert!(catalog.put_archive(&row).await.expect("put"));
-        let available = ArchiveRow { status: ArchiveStatus::Available, size: 1 << 40, ..row.clone() };
-        assert!(catalog.put_archive(&available).await.expect("put"));
-        assert!(!catalog.put_archive(&row).await.expect("put"), "a status never goes back");
+async fn lease_race(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    let first = claimed(&catalog, job, "w0", NOW).await;
+    assert_eq!((first.job.epoch, first.takeover), (Epoch(1), false));
+    // Nobody takes it while the lease runs.
+    assert!(catalog.claim(job, &worker("w1"), later(7), TTL).await.unwrap().is_none());
+    let region = "eu".parse().unwrap();
+    assert!(catalog.claimable(&worker("w1"), &region, later(7), 10).await.unwrap().is_empty());
+    catalog.heartbeat(job, Epoch(1), later(7), TTL).await.unwrap();
+    assert!(catalog.claim(job, &worker("w1"), later(9), TTL).await.unwrap().is_none());
+    for round in 1..=3_u32 {
+        let now = later(u64::from(round) * 100);
+        assert_eq!(catalog.claimable(&worker("w1"), &region, now, 10).await.unwrap().len(), 1);
+        let mut tasks = JoinSet::new();
+        for n in 0..10 {
+            let catalog = catalog.clone();
+            let who = worker(&format!("w{round}-{n}"));
+            tasks.spawn(async move { catalog.claim(job, &who, now, TTL).await.unwrap() });
+        }
+        let won: Vec<Claimed> = tasks.join_all().await.into_iter().flatten().collect();
+        assert_eq!(won.len(), 1, "{won:?}");
+        assert_eq!((won[0].job.epoch, won[0].takeover), (Epoch(round + 1), true));
+        assert_eq!(catalog.job(job).await.unwrap().unwrap().owner, won[0].job.owner);
     }
+    assert_eq!(catalog.job_history(job).await.unwrap().len(), 1 + 1 + 3);
+}
+
+async fn own_jobs(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    claimed(&catalog, job, "w", NOW).await;
+    let region = "eu".parse().unwrap();
+    let found = catalog.claimable(&worker("w"), &region, later(1), 10).await.unwrap();
+    assert_eq!(found.iter().map(|j| j.job).collect::<Vec<_>>(), [job]);
+    assert!(catalog.claimable(&worker("w"), &"us".parse().unwrap(), later(1), 10).await.unwrap().is_empty());
+    let again = claimed(&catalog, job, "w", later(1)).await;
+    assert_eq!((again.job.epoch, again.takeover), (Epoch(2), true));
+    // A lease that is given back is anybody's at once.
+    catalog.release(job, Epoch(2), later(2)).await.unwrap();
+    assert_eq!(claimed(&catalog, job, "v", later(2)).await.job.epoch, Epoch(3));
+    // Giving back what one no longer has takes it from nobody.
+    catalog.release(job, Epoch(2), later(2)).await.unwrap();
+    assert_eq!(catalog.job(job).await.unwrap().unwrap().owner, Some(worker("v")));
+}
+
+async fn fencing(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    let old = claimed(&catalog, job.job, "old", NOW).await.job;
+    catalog.advance(job.job, old.epoch, JobState::Capturing, None, NOW).await.unwrap();
+    assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Started, NOW), old.epoch).await.unwrap());
+    let new = claimed(&catalog, job.job, "new", later(60)).await.job;
+    assert_eq!(new.state, JobState::Capturing);
+    fenced(catalog.heartbeat(job.job, old.epoch, later(61), TTL).await);
+    fenced(catalog.advance(job.job, old.epoch, JobState::Finalizing, Some("x"), later(61)).await);
+    fenced(catalog.park_job(job.job, old.epoch, "bug", "x", later(61)).await);
+    catalog.release(job.job, old.epoch, later(61)).await.unwrap();
+    assert!(!catalog.put_own_archive(&archive(&job, ArchiveStatus::Failed, later(61)), old.epoch).await.unwrap());
+    let found = catalog.job(job.job).await.unwrap().unwrap();
+    assert_eq!((found.state, found.owner, found.epoch), (JobState::Capturing, Some(worker("new")), new.epoch));
+    assert_eq!(found.lease_expires_at, later(60) + TTL);
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().status, ArchiveStatus::Started);
+    // The new owner's writes pass.
+    assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Stopped, later(62)), new.epoch).await.unwrap());
+    catalog.advance(job.job, new.epoch, JobState::Finalizing, Some("session ended"), later(62)).await.unwrap();
+    fenced(catalog.heartbeat(JobId::of_event(&job.session, &"none".parse().unwrap()), Epoch(1), NOW, TTL).await);
+}
+
+async fn states(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+    for (next, reason) in
+        [(JobState::Capturing, None), (JobState::Finalizing, Some("session ended")), (JobState::Available, None)]
+    {
+        // The second is a try whose first answer was lost.
+        catalog.advance(job, epoch, next, reason, NOW).await.unwrap();
+        catalog.advance(job, epoch, next, reason, NOW).await.unwrap();
+    }
+    let found = catalog.job(job).await.unwrap().unwrap();
+    assert_eq!((found.state, found.end_reason.as_deref()), (JobState::Available, Some("session ended")));
+    for back in [JobState::Accepted, JobState::Capturing, JobState::Finalizing] {
+        fenced(catalog.advance(job, epoch, back, None, NOW).await);
+    }
+    // What is done is not parked by a late error, not claimed, not ended.
+    fenced(catalog.park_job(job, epoch, "bug", "late", NOW).await);
+    assert!(catalog.claim(job, &worker("v"), later(1000), TTL).await.unwrap().is_none());
+    assert!(!catalog.discard_job(job, "me", NOW).await.unwrap());
+    let lines: Vec<String> = catalog.job_history(job).await.unwrap().into_iter().map(|l| l.1).collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(
+        matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(j) if j.state == JobState::Available)
+    );
+}
+
+async fn unparking(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    for (session, reason, expected) in
+        [("begun", None, JobState::Accepted), ("captured", Some("session ended"), JobState::Finalizing)]
+    {
+        let job = accepted(&catalog, session, "e").await.job;
+        let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+        catalog.advance(job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+        if reason.is_some() {
+            catalog.advance(job, epoch, JobState::Finalizing, reason, NOW).await.unwrap();
+        }
+        for _ in 0..2 {
+            catalog.park_job(job, epoch, "store_refused", "no such bucket", NOW).await.unwrap();
+        }
+        let parked = catalog.job(job).await.unwrap().unwrap();
+        assert_eq!((parked.state, parked.fault.as_deref()), (JobState::Parked, Some("store_refused")));
+        assert!(catalog.claim(job, &worker("w"), later(100), TTL).await.unwrap().is_none());
+        assert!(catalog.unpark_job(job, later(1)).await.unwrap());
+        assert!(!catalog.unpark_job(job, later(1)).await.unwrap());
+        let again = claimed(&catalog, job, "w", later(1)).await.job;
+        assert_eq!((again.state, again.epoch, again.fault), (expected, Epoch(2), None));
+    }
+    // A parked job whose session is used again waits for that to end.
+    let old = accepted(&catalog, "again", "e1").await.job;
+    let epoch = claimed(&catalog, old, "w", NOW).await.job.epoch;
+    catalog.park_job(old, epoch, "bug", "x", NOW).await.unwrap();
+    let new = accepted(&catalog, "again", "e2").await.job;
+    let conflict = catalog.unpark_job(old, NOW).await.unwrap_err();
+    assert!(matches!(conflict, CatalogError::Conflict { .. }), "{conflict:?}");
+    let epoch = claimed(&catalog, new, "w", NOW).await.job.epoch;
+    catalog.advance(new, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    assert!(catalog.unpark_job(old, NOW).await.unwrap());
+}
+
+async fn statuses(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    let mut row = archive(&job, ArchiveStatus::Started, NOW);
+    for (status, written) in [
+        (ArchiveStatus::Started, true),
+        (ArchiveStatus::Paused, true),
+        (ArchiveStatus::Started, true),
+        (ArchiveStatus::Stopped, true),
+        (ArchiveStatus::Paused, false),
+        (ArchiveStatus::Available, true),
+        (ArchiveStatus::Available, true),
+        (ArchiveStatus::Failed, false),
+        (ArchiveStatus::Deleted, true),
+        (ArchiveStatus::Available, false),
+    ] {
+        row.status = status;
+        assert_eq!(catalog.put_archive(&row).await.unwrap(), written, "{status:?}");
+    }
+    row.status = ArchiveStatus::Deleted;
+    assert_eq!(catalog.archive(job.archive).await.unwrap(), Some(row));
+    assert_eq!(
+        catalog.archive(ArchiveId::of_job(JobId::of_event(&job.session, &"no".parse().unwrap()))).await.unwrap(),
+        None
+    );
+}
+
+async fn listing(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    for n in 0..30_u64 {
+        let job = accepted(&catalog, &format!("s{}", n % 3), &format!("e{n}")).await;
+        let status = if n % 10 == 0 { ArchiveStatus::Deleted } else { ArchiveStatus::Available };
+        let row = ArchiveRow { created_at: later(n), ..archive(&job, status, NOW) };
+        assert!(catalog.put_archive(&row).await.unwrap());
+        let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+        catalog.advance(job.job, epoch, JobState::Finalizing, None, NOW).await.unwrap();
+    }
+    let page = |offset, count| ArchiveFilter { offset, count, ..ArchiveFilter::default() };
+    let (first, total) = catalog.archives(&page(0, 10)).await.unwrap();
+    let (second, _) = catalog.archives(&page(10, 10)).await.unwrap();
+    assert_eq!((first.len(), second.len(), total), (10, 10, 27));
+    let order: Vec<i64> = first.iter().chain(&second).map(|a| a.created_at.0).collect();
+    assert!(order.is_sorted_by(|a, b| a > b), "{order:?}");
+    assert!(catalog.archives(&page(27, 10)).await.unwrap().0.is_empty());
     let filter = ArchiveFilter {
-        application: Some("app-list".parse().expect("id")),
-        count: 4,
-        offset: 1,
-        ..ArchiveFilter::default()
+        application: Some("app".parse().unwrap()),
+        session: Some("s1".parse().unwrap()),
+        status: Some(ArchiveStatus::Available),
+        ..page(0, 100)
     };
-    let (rows, total) = catalog.archives(&filter).await.expect("list");
-    assert_eq!((rows.len(), total, rows[0].created_at, rows[0].size), (4, 30, at(28), 1 << 40), "newest first");
-    let filter = ArchiveFilter { session: Some("list-1".parse().expect("id")), ..filter };
-    assert_eq!(catalog.archives(&filter).await.expect("list").1, 10);
+    let (found, total) = catalog.archives(&filter).await.unwrap();
+    assert_eq!((found.len(), total), (9, 9));
+    assert!(found.iter().all(|a| a.session.as_str() == "s1"));
+    let deleted = ArchiveFilter { status: Some(ArchiveStatus::Deleted), ..page(0, 100) };
+    assert_eq!(catalog.archives(&deleted).await.unwrap().1, 3);
+    let nobody = ArchiveFilter { application: Some("nobody".parse().unwrap()), ..page(0, 100) };
+    assert_eq!(catalog.archives(&nobody).await.unwrap(), (Vec::new(), 0));
+    assert_eq!(catalog.jobs(&[JobState::Finalizing], 7).await.unwrap().len(), 7);
+    assert!(catalog.jobs(&[JobState::Accepted, JobState::Parked], 7).await.unwrap().is_empty());
 }
 
-async fn suite(catalog: &Catalog) {
-    one_job_a_conversation(catalog).await;
-    leases(catalog).await;
-    parked(catalog).await;
-    archives(catalog).await;
+async fn parking(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = event("s", "e").job;
+    let body = b"{\"broken\": \xff\x00";
+    let entry = |fault, body| NewParked { job: None, fault, detail: "why", routing_key: "session.started.eu", body };
+    let mut tasks = JoinSet::new();
+    for n in 0..10 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move { catalog.park(&entry(FaultKind::EventMalformed, body), later(n)).await.unwrap() });
+    }
+    let ids = tasks.join_all().await;
+    assert!(ids.iter().all(|id| *id == ids[0]));
+    let found = catalog.parked_entry(ids[0]).await.unwrap().unwrap();
+    assert_eq!((found.times, found.state, found.job), (10, ParkedState::Parked, None));
+    assert_eq!(found.fault, "event_malformed");
+    {
+        use base64::Engine;
+        assert_eq!(base64::engine::general_purpose::STANDARD.decode(&found.body).unwrap(), body);
+    }
+    let other = NewParked { job: Some(job), ..entry(FaultKind::EventInvalid, b"x") };
+    let other = catalog.park(&other, later(100)).await.unwrap();
+    assert_eq!(catalog.parked(None, None, 10).await.unwrap().len(), 2);
+    assert_eq!(catalog.parked(None, Some(FaultKind::EventInvalid), 10).await.unwrap()[0].parked, other);
+    assert_eq!(catalog.parked(None, None, 1).await.unwrap()[0].parked, other, "newest first");
+    // Replayed, and refused again: it waits again. Its job done: it needs nobody.
+    catalog.mark_parked(other, ParkedState::Replayed, "ann", later(101)).await.unwrap();
+    assert_eq!(catalog.parked(Some(ParkedState::Replayed), None, 10).await.unwrap().len(), 1);
+    catalog.park(&NewParked { job: Some(job), ..entry(FaultKind::EventInvalid, b"x") }, later(102)).await.unwrap();
+    assert_eq!(catalog.parked(Some(ParkedState::Parked), None, 10).await.unwrap().len(), 2);
+    catalog.resolve_parked(job).await.unwrap();
+    let found = catalog.parked_entry(other).await.unwrap().unwrap();
+    assert_eq!(
+        (found.state, found.times, found.first_at, found.last_at),
+        (ParkedState::Resolved, 2, later(100), later(102))
+    );
+    assert_eq!(found.history, [(later(101), "replayed".to_owned(), "ann".to_owned())]);
+    // What a person gave up stays given up, however often it comes.
+    catalog.mark_parked(ids[0], ParkedState::Discarded, "bob", later(103)).await.unwrap();
+    catalog.park(&entry(FaultKind::EventMalformed, body), later(104)).await.unwrap();
+    assert_eq!(catalog.parked_entry(ids[0]).await.unwrap().unwrap().state, ParkedState::Discarded);
+    // An id that nobody knows is no error.
+    catalog.mark_parked(ParkedId::of_content("no", b""), ParkedState::Replayed, "bob", NOW).await.unwrap();
 }
 
+async fn marks(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let entry = NewParked { job: None, fault: FaultKind::Bug, detail: "", routing_key: "", body: b"x" };
+    let id = catalog.park(&entry, NOW).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for n in 0..20 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move {
+            catalog.mark_parked(id, ParkedState::Replayed, &format!("person {n}"), NOW).await.unwrap();
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(catalog.parked_entry(id).await.unwrap().unwrap().history.len(), 20);
+}
+
+async fn hostile_text(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let text = "a\0b ' \" ; DROP TABLE jobs; -- \u{1F600} $1 ?1 %s \\";
+    let stored = text.replace('\0', "\u{fffd}");
+    let new = NewJob { event: text.to_owned(), ..event("s", "e") };
+    let Accepted::New(job) = catalog.accept(&new, NOW).await.unwrap() else { panic!("new") };
+    assert_eq!(job.event, stored);
+    let row = ArchiveRow {
+        name: Some(text.to_owned()),
+        reason: text.to_owned(),
+        ..archive(&job, ArchiveStatus::Started, NOW)
+    };
+    assert!(catalog.put_archive(&row).await.unwrap());
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().name, Some(stored.clone()));
+    let entry = NewParked { job: None, fault: FaultKind::Bug, detail: text, routing_key: text, body: &[0, 255, 0] };
+    let id = catalog.park(&entry, NOW).await.unwrap();
+    catalog.mark_parked(id, ParkedState::Discarded, text, NOW).await.unwrap();
+    let found = catalog.parked_entry(id).await.unwrap().unwrap();
+    assert_eq!((found.detail, found.history[0].2.clone()), (stored.clone(), stored.clone()));
+    catalog.request_end(&job.application, &job.session, text, NOW).await.unwrap();
+    let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+    catalog.park_job(job.job, epoch, text, text, NOW).await.unwrap();
+    assert_eq!(catalog.job(job.job).await.unwrap().unwrap().detail, Some(stored));
+    // A long one too: an event may have 64 KiB and more.
+    let long = "x".repeat(1 << 20);
+    catalog.note(job.job, &long, "w", later(1)).await.unwrap();
+    assert_eq!(catalog.job_history(job.job).await.unwrap().last().unwrap().1.len(), 1 << 20);
+}
+
+async fn migrations(url: String) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let url = url.clone();
+        tasks.spawn(async move { Catalog::open(&url).await.expect("opens") });
+    }
+    let all = tasks.join_all().await;
+    let job = accepted(&all[0], "s", "e").await.job;
+    for catalog in &all {
+        assert!(catalog.job(job).await.unwrap().is_some());
+        catalog.probe().await.unwrap();
+    }
+    // And again, over tables with something in them.
+    assert!(Catalog::open(&url).await.unwrap().job(job).await.unwrap().is_some());
+}
+
+/// Two processes on one SQLite file (a worker and an operator's command): each waits for the other.
 #[tokio::test(flavor = "multi_thread")]
-async fn sqlite_keeps_the_contract() {
-    let dir = tempfile::tempdir().expect("dir");
+async fn two_users_of_one_sqlite_file_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", dir.path().join("catalog.sqlite").display());
-    let catalog = Catalog::open(&url).await.expect("open");
-    suite(&catalog).await;
-    drop(catalog);
-    // What was written is there after a restart, and the tables are not made again.
-    let again = Catalog::open(&url).await.expect("open");
-    assert!(again.job(new_job("s1", "e1").job).await.expect("job").is_some());
+    let (one, two) = (Catalog::open(&url).await.unwrap(), Catalog::open(&url).await.unwrap());
+    let mut tasks = JoinSet::new();
+    for (who, catalog) in [("a", one.clone()), ("b", two.clone())] {
+        tasks.spawn(async move {
+            for n in 0..50 {
+                let job = accepted(&catalog, &format!("{who}{n}"), "e").await.job;
+                claimed(&catalog, job, who, NOW).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(one.jobs(&[], 1000).await.unwrap().len(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn postgresql_keeps_the_contract_and_comes_back() {
-    let mut postgres = tokio::task::spawn_blocking(Postgres::start).await.expect("task").expect("postgres");
-    let url = postgres.url();
-    // A fleet that starts at once makes the tables once.
-    let opened = futures_util::future::join_all((0..4).map(|_| Catalog::open(&url))).await;
-    let catalog = opened.into_iter().collect::<Result<Vec<_>, _>>().expect("open").remove(0);
-    suite(&catalog).await;
-    postgres.stop();
-    let away = catalog.job(new_job("s1", "e1").job).await;
-    assert!(matches!(away, Err(CatalogError::Unavailable { .. })), "{away:?}");
-    postgres.restart().expect("postgres");
-    archiver_testkit::wait::wait_for("the catalog", Duration::from_secs(20), || async {
-        catalog.job(new_job("s1", "e1").job).await.ok().flatten()
-    })
-    .await;
+async fn a_damaged_database_is_not_taken_for_one_that_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("catalog.sqlite");
+    std::fs::write(&path, "this is no database, and it is long enough to be looked at".repeat(100)).unwrap();
+    let error = Catalog::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
+    assert_eq!(error.fault().kind, FaultKind::CatalogCorrupt, "{error:?}");
+    let error = Catalog::open("sqlite:/proc/nowhere/catalog.sqlite").await.unwrap_err();
+    assert_eq!(error.fault().kind, FaultKind::CatalogUnavailable, "{error:?}");
+    let error = Catalog::open("postgres://archiver@127.0.0.1:1/none").await.unwrap_err();
+    assert_eq!(error.fault().kind, FaultKind::CatalogUnavailable, "{error:?}");
+}
+
+/// What was captured waits for the catalog: it must be told that it is away, and the same handle must work again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_stops_is_unavailable_and_then_works_again() {
+    let mut server = Postgres::start().expect("postgres");
+    let catalog = Catalog::open(&server.url()).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+    server.stop();
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_secs(5) {
+        let error = catalog.heartbeat(job, epoch, NOW, TTL).await.expect_err("it is stopped");
+        let fault = error.fault();
+        assert_eq!((fault.kind, fault.retry), (FaultKind::CatalogUnavailable, Retry::Backoff), "{error:?}");
+    }
+    server.restart().expect("starts again");
+    let beat = catalog.heartbeat(job, epoch, later(1), TTL).await.expect("the same handle works");
+    assert_eq!(beat.lease_expires_at, later(1) + TTL);
+    assert!(matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(_)));
+}
+
+/// A host that vanished: no reset, no answer. Calls end in time, and no connection stays hung.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_does_not_answer_is_given_up_in_time() {
+    let server = Postgres::start().expect("postgres");
+    let proxy = TcpProxy::start([127, 0, 0, 1].into(), server.address()).expect("proxy");
+    let catalog = Catalog::open(&format!("postgres://archiver@{}/postgres", proxy.address())).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    proxy.set(TcpMode::BlackHole);
+    let began = Instant::now();
+    // More than there are connections.
+    let mut tasks = JoinSet::new();
+    for _ in 0..12 {
+        let catalog = Arc::new(catalog.clone());
+        tasks.spawn(async move { catalog.job(job).await.map(drop) });
+    }
+    for result in tasks.join_all().await {
+        assert!(matches!(result, Err(CatalogError::Unavailable { .. })), "{result:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    proxy.set(TcpMode::Forward);
+    wait_for("the catalog is back", Duration::from_secs(25), || async { catalog.job(job).await.ok().flatten() }).await;
 }

@@ -1,10 +1,9 @@
 //! Archives as developers see them.
 
-use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{Catalog, CatalogError, parsed};
-use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId};
+use super::{Catalog, CatalogError, Columns, statement, storable};
+use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
 use crate::time::Wallclock;
 
 /// Vonage's statuses.
@@ -127,63 +126,81 @@ pub struct ArchiveFilter {
 const COLUMNS: &str = "archive_id, job_id, session_id, application_id, name, status, reason, output_mode, created_at, \
      updated_at, duration_s, size, sha256, object_key";
 
-fn row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
-    let text = |name: &str| row.try_get::<String, _>(name).unwrap_or_default();
-    let optional = |name: &str| row.try_get::<Option<String>, _>(name).ok().flatten();
-    let number = |name: &str| row.try_get::<i64, _>(name).unwrap_or_default();
+fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
+    let columns = Columns { row, table: "archives" };
     Ok(ArchiveRow {
-        archive: parsed("archives.archive_id", &text("archive_id"))?,
-        job: parsed("archives.job_id", &text("job_id"))?,
-        session: parsed("archives.session_id", &text("session_id"))?,
-        application: parsed("archives.application_id", &text("application_id"))?,
-        name: optional("name"),
-        status: parsed("archives.status", &text("status"))?,
-        reason: text("reason"),
-        output_mode: text("output_mode"),
-        created_at: Wallclock(number("created_at")),
-        updated_at: Wallclock(number("updated_at")),
-        duration_s: number("duration_s"),
-        size: number("size"),
-        sha256: text("sha256"),
-        object_key: optional("object_key"),
+        archive: columns.parsed("archive_id")?,
+        job: columns.parsed("job_id")?,
+        session: columns.parsed("session_id")?,
+        application: columns.parsed("application_id")?,
+        name: columns.get("name")?,
+        status: columns.parsed("status")?,
+        reason: columns.text("reason")?,
+        output_mode: columns.text("output_mode")?,
+        created_at: Wallclock(columns.number("created_at")?),
+        updated_at: Wallclock(columns.number("updated_at")?),
+        duration_s: columns.number("duration_s")?,
+        size: columns.number("size")?,
+        sha256: columns.text("sha256")?,
+        object_key: columns.get("object_key")?,
     })
 }
 
 impl Catalog {
-    /// Writes an archive, new or changed. A status that may not follow the present one is not written, and
-    /// nothing else with it. Returns whether it was.
+    /// Writes an archive, new or changed, as a person or the API does: without a lease. A status that may not
+    /// follow the present one is not written, and nothing else with it. Returns whether it was.
     ///
     /// # Errors
     /// When the catalog is away.
     pub async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        self.put(archive, None).await
+    }
+
+    /// Writes an archive as the owner of its job does. Neither a status that may not follow the present one is
+    /// written, nor anything of an owner whose epoch has passed. Returns whether it was.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError> {
+        self.put(archive, Some(epoch)).await
+    }
+
+    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>) -> Result<bool, CatalogError> {
         let from: Vec<String> = ArchiveStatus::ALL
             .iter()
             .filter(|s| s.may_become(archive.status))
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
-        let sql = format!(
-            "INSERT INTO archives ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+        let fence = match epoch {
+            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $15 AND jobs.epoch = $16)",
+            None => "1 = 1",
+        };
+        let mut put = statement(format!(
+            "INSERT INTO archives ({COLUMNS}) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 \
+             WHERE {fence} \
              ON CONFLICT (archive_id) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
              updated_at = excluded.updated_at, duration_s = excluded.duration_s, size = excluded.size, \
              sha256 = excluded.sha256, object_key = excluded.object_key WHERE archives.status IN ({})",
             from.join(", ")
-        );
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(archive.archive.to_string())
-            .bind(archive.job.to_string())
-            .bind(archive.session.as_str())
-            .bind(archive.application.as_str())
-            .bind(archive.name.as_deref())
-            .bind(archive.status.as_str())
-            .bind(archive.reason.as_str())
-            .bind(archive.output_mode.as_str())
-            .bind(archive.created_at.0)
-            .bind(archive.updated_at.0)
-            .bind(archive.duration_s)
-            .bind(archive.size)
-            .bind(archive.sha256.as_str())
-            .bind(archive.object_key.as_deref());
-        Ok(self.limited("write an archive", query.execute(&self.pool)).await?.rows_affected() == 1)
+        ))
+        .bind(archive.archive.to_string())
+        .bind(archive.job.to_string())
+        .bind(archive.session.to_string())
+        .bind(archive.application.to_string())
+        .bind(archive.name.as_deref().map(storable))
+        .bind(archive.status.as_str())
+        .bind(storable(&archive.reason))
+        .bind(storable(&archive.output_mode))
+        .bind(archive.created_at.0)
+        .bind(archive.updated_at.0)
+        .bind(archive.duration_s)
+        .bind(archive.size)
+        .bind(archive.sha256.clone())
+        .bind(archive.object_key.clone());
+        if let Some(epoch) = epoch {
+            put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
+        }
+        Ok(self.execute("write an archive", put).await? == 1)
     }
 
     /// An archive.
@@ -191,9 +208,9 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError> {
-        let sql = format!("SELECT {COLUMNS} FROM archives WHERE archive_id = $1");
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(archive.to_string());
-        self.limited("find an archive", query.fetch_optional(&self.pool)).await?.as_ref().map(row).transpose()
+        let select =
+            statement(format!("SELECT {COLUMNS} FROM archives WHERE archive_id = $1")).bind(archive.to_string());
+        self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
     }
 
     /// Archives, newest first, and how many there are in all.
@@ -215,19 +232,19 @@ impl Catalog {
             conditions.push("status <> 'deleted'".to_owned());
         }
         let condition = conditions.join(" AND ");
-        let page = format!(
+        let mut page = statement(format!(
             "SELECT {COLUMNS} FROM archives WHERE {condition} ORDER BY created_at DESC, archive_id LIMIT {} OFFSET {}",
             filter.count, filter.offset
-        );
-        let total = format!("SELECT COUNT(*) AS total FROM archives WHERE {condition}");
-        let (mut page, mut total) = (sqlx::query(sqlx::AssertSqlSafe(page)), sqlx::query(sqlx::AssertSqlSafe(total)));
-        for value in &values {
-            page = page.bind(value.as_str());
-            total = total.bind(value.as_str());
+        ));
+        let mut total = statement(format!("SELECT COUNT(*) AS total FROM archives WHERE {condition}"));
+        for value in values {
+            page = page.bind(value.clone());
+            total = total.bind(value);
         }
-        let rows = self.limited("list archives", page.fetch_all(&self.pool)).await?;
-        let total = self.limited("count archives", total.fetch_one(&self.pool)).await?;
-        Ok((rows.iter().map(row).collect::<Result<_, _>>()?, total.try_get("total").unwrap_or(0)))
+        let rows = self.rows("list archives", page).await?;
+        let total = self.row("count archives", total).await?;
+        let total = total.map_or(Ok(0), |row| Columns { row: &row, table: "archives" }.number("total"))?;
+        Ok((rows.iter().map(archive_row).collect::<Result<_, _>>()?, total))
     }
 }
 

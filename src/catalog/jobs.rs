@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Connection};
 
-use super::{Catalog, CatalogError, parsed};
+use super::{Catalog, CatalogError, Columns, Statement, parsed, statement, storable};
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use crate::time::Wallclock;
 
@@ -146,28 +146,46 @@ pub struct Claimed {
 const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, event, state, origin, owner, \
      lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at";
 
-fn row(row: &AnyRow) -> Result<JobRow, CatalogError> {
-    let text = |name: &str| row.try_get::<String, _>(name).unwrap_or_default();
-    let optional = |name: &str| row.try_get::<Option<String>, _>(name).ok().flatten();
-    let number = |name: &str| row.try_get::<i64, _>(name).unwrap_or_default();
+const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
+/// The states of which a session has at most one job; the index `jobs_active_session` holds it.
+const ACTIVE: &str = "('accepted', 'capturing')";
+
+fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
+    let columns = Columns { row, table: "jobs" };
+    let owner: Option<String> = columns.get("owner")?;
     Ok(JobRow {
-        job: parsed("jobs.job_id", &text("job_id"))?,
-        archive: parsed("jobs.archive_id", &text("archive_id"))?,
-        session: parsed("jobs.session_id", &text("session_id"))?,
-        application: parsed("jobs.application_id", &text("application_id"))?,
-        region: parsed("jobs.region", &text("region"))?,
-        event: text("event"),
-        state: parsed("jobs.state", &text("state"))?,
-        origin: Wallclock(number("origin")),
-        owner: optional("owner").map(|o| parsed("jobs.owner", &o)).transpose()?,
-        lease_expires_at: Wallclock(number("lease_expires_at")),
-        epoch: Epoch(u32::try_from(number("epoch")).unwrap_or(u32::MAX)),
-        end_reason: optional("end_reason"),
-        fault: optional("fault"),
-        detail: optional("detail"),
-        created_at: Wallclock(number("created_at")),
-        updated_at: Wallclock(number("updated_at")),
+        job: columns.parsed("job_id")?,
+        archive: columns.parsed("archive_id")?,
+        session: columns.parsed("session_id")?,
+        application: columns.parsed("application_id")?,
+        region: columns.parsed("region")?,
+        event: columns.text("event")?,
+        state: columns.parsed("state")?,
+        origin: Wallclock(columns.number("origin")?),
+        owner: owner.map(|o| parsed("owner", &o)).transpose()?,
+        lease_expires_at: Wallclock(columns.number("lease_expires_at")?),
+        epoch: Epoch(
+            u32::try_from(columns.number("epoch")?)
+                .map_err(|e| CatalogError::Corrupt { column: "epoch", what: e.to_string() })?,
+        ),
+        end_reason: columns.get("end_reason")?,
+        fault: columns.get("fault")?,
+        detail: columns.get("detail")?,
+        created_at: Wallclock(columns.number("created_at")?),
+        updated_at: Wallclock(columns.number("updated_at")?),
     })
+}
+
+fn select_job(job: JobId) -> Statement {
+    statement(format!("SELECT {COLUMNS} FROM jobs WHERE job_id = $1")).bind(job.to_string())
+}
+
+fn history_line(job: JobId, what: &str, who: &str, now: Wallclock) -> Statement {
+    statement("INSERT INTO job_history (job_id, at, what, who) VALUES ($1, $2, $3, $4)")
+        .bind(job.to_string())
+        .bind(now.0)
+        .bind(storable(what))
+        .bind(storable(who))
 }
 
 fn micros(duration: Duration) -> i64 {
@@ -178,46 +196,60 @@ impl Catalog {
     /// Makes a job durable. The same event, or another of the same conversation, makes no second one.
     ///
     /// # Errors
-    /// When the catalog is away.
+    /// [`CatalogError::Ending`] when the session is used again while its last job is asked to end: the event must
+    /// come again, for it begins a conversation of its own. Else when the catalog is away.
     pub async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
-        let archive = ArchiveId::of_job(new.job);
-        let sql = format!(
-            "INSERT INTO jobs ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9) \
-             ON CONFLICT DO NOTHING"
-        );
-        let insert = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(new.job.to_string())
-            .bind(archive.to_string())
-            .bind(new.session.as_str())
-            .bind(new.application.as_str())
-            .bind(new.region.as_str())
-            .bind(new.event.as_str())
-            .bind(now.0)
-            .bind(now.0)
-            .bind(now.0);
-        let inserted = self.limited("accept a job", insert.execute(&self.pool)).await?.rows_affected() == 1;
-        let known = self.job(new.job).await?;
-        match (inserted, known) {
-            (true, Some(job)) => {
-                self.note(new.job, "accepted", "broker", now).await?;
-                Ok(Accepted::New(job))
-            }
-            (_, Some(job)) => Ok(Accepted::Duplicate(job)),
-            (_, None) => {
-                let sql = format!(
-                    "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND state IN ('accepted', 'capturing')"
-                );
-                let query =
-                    sqlx::query(sqlx::AssertSqlSafe(sql)).bind(new.application.as_str()).bind(new.session.as_str());
-                match self.limited("find a session's job", query.fetch_optional(&self.pool)).await? {
-                    Some(found) => Ok(Accepted::SessionBusy(row(&found)?)),
-                    // It ended between the two statements: the event is delivered again.
-                    None => Err(CatalogError::Unavailable {
-                        doing: "accept a job",
-                        source: "the session's job has just ended".into(),
-                    }),
+        let insert = statement(format!(
+            "INSERT INTO jobs ({COLUMNS}) VALUES \
+             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9) ON CONFLICT DO NOTHING"
+        ))
+        .bind(new.job.to_string())
+        .bind(ArchiveId::of_job(new.job).to_string())
+        .bind(new.session.to_string())
+        .bind(new.application.to_string())
+        .bind(new.region.to_string())
+        .bind(storable(&new.event))
+        .bind(now.0)
+        .bind(now.0)
+        .bind(now.0);
+        let note = history_line(new.job, "accepted", "broker", now);
+        let known = select_job(new.job);
+        let of_session = statement(format!(
+            "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND state IN {ACTIVE}"
+        ))
+        .bind(new.application.to_string())
+        .bind(new.session.to_string());
+        let found = self.run("accept a job", |c: &mut AnyConnection| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                let inserted = insert.execute(&mut *transaction).await?.rows_affected() == 1;
+                if inserted {
+                    note.execute(&mut *transaction).await?;
+                }
+                let known = known.fetch_optional(&mut *transaction).await?;
+                let busy = match known {
+                    Some(_) => None,
+                    None => of_session.fetch_optional(&mut *transaction).await?,
+                };
+                transaction.commit().await?;
+                Ok((inserted, known, busy))
+            })
+        });
+        match found.await? {
+            (true, Some(job), _) => Ok(Accepted::New(job_row(&job)?)),
+            (false, Some(job), _) => Ok(Accepted::Duplicate(job_row(&job)?)),
+            (_, None, Some(busy)) => {
+                let busy = job_row(&busy)?;
+                match busy.end_reason {
+                    Some(_) => Err(CatalogError::Ending { job: busy.job }),
+                    None => Ok(Accepted::SessionBusy(busy)),
                 }
             }
+            // It ended between the two statements: the event is delivered again.
+            (_, None, None) => Err(CatalogError::Unavailable {
+                doing: "accept a job",
+                source: "the session's job has just ended".into(),
+            }),
         }
     }
 
@@ -226,9 +258,7 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn job(&self, job: JobId) -> Result<Option<JobRow>, CatalogError> {
-        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE job_id = $1");
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(job.to_string());
-        self.limited("find a job", query.fetch_optional(&self.pool)).await?.as_ref().map(row).transpose()
+        self.row("find a job", select_job(job)).await?.as_ref().map(job_row).transpose()
     }
 
     /// Jobs, newest first, of the given states (all if empty).
@@ -239,8 +269,7 @@ impl Catalog {
         let list: Vec<String> = states.iter().map(|s| format!("'{}'", s.as_str())).collect();
         let filter = if list.is_empty() { String::new() } else { format!("WHERE state IN ({})", list.join(", ")) };
         let sql = format!("SELECT {COLUMNS} FROM jobs {filter} ORDER BY created_at DESC LIMIT {limit}");
-        let rows = self.limited("list jobs", sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool)).await?;
-        rows.iter().map(row).collect()
+        self.rows("list jobs", statement(sql)).await?.iter().map(job_row).collect()
     }
 
     /// Takes a live job that nobody owns, whose lease has expired, or that is ours (of this worker's earlier
@@ -256,30 +285,36 @@ impl Catalog {
         ttl: Duration,
     ) -> Result<Option<Claimed>, CatalogError> {
         let Some(before) = self.job(job).await? else { return Ok(None) };
-        let query = sqlx::query(
+        // Whoever else claims it first raises the epoch, and this changes nothing.
+        let take = statement(format!(
             "UPDATE jobs SET owner = $1, lease_expires_at = $2, epoch = epoch + 1, updated_at = $3 \
-             WHERE job_id = $4 AND epoch = $5 AND state IN ('accepted', 'capturing', 'finalizing') \
-             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7)",
-        )
-        .bind(worker.as_str())
-        .bind(now.0 + micros(ttl))
+             WHERE job_id = $4 AND epoch = $5 AND state IN {LIVE} \
+             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7)"
+        ))
+        .bind(worker.to_string())
+        .bind(now.0.saturating_add(micros(ttl)))
         .bind(now.0)
         .bind(job.to_string())
         .bind(i64::from(before.epoch.0))
-        .bind(worker.as_str())
+        .bind(worker.to_string())
         .bind(now.0);
-        if self.limited("claim a job", query.execute(&self.pool)).await?.rows_affected() == 0 {
-            return Ok(None);
-        }
-        let takeover = before.epoch.0 > 0;
-        let job = JobRow {
-            owner: Some(worker.clone()),
-            epoch: Epoch(before.epoch.0 + 1),
-            lease_expires_at: Wallclock(now.0 + micros(ttl)),
-            ..before
-        };
-        self.note(job.job, &format!("claimed, epoch {}", job.epoch.0), worker.as_str(), now).await?;
-        Ok(Some(Claimed { job, takeover }))
+        let note = history_line(job, &format!("claimed, epoch {}", before.epoch.0 + 1), worker.as_str(), now);
+        let read = select_job(job);
+        let taken = self.run("claim a job", |c: &mut AnyConnection| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                if take.execute(&mut *transaction).await?.rows_affected() == 0 {
+                    return Ok(None);
+                }
+                note.execute(&mut *transaction).await?;
+                // Read again: the last owner may have moved it after the first look.
+                let row = read.fetch_one(&mut *transaction).await?;
+                transaction.commit().await?;
+                Ok(Some(row))
+            })
+        });
+        let Some(row) = taken.await? else { return Ok(None) };
+        Ok(Some(Claimed { job: job_row(&row)?, takeover: before.epoch.0 > 0 }))
     }
 
     /// Live jobs that this worker may claim: its own, those without an owner, those with an expired lease.
@@ -293,13 +328,14 @@ impl Catalog {
         now: Wallclock,
         limit: u32,
     ) -> Result<Vec<JobRow>, CatalogError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM jobs WHERE state IN ('accepted', 'capturing', 'finalizing') AND region = $1 \
+        let select = statement(format!(
+            "SELECT {COLUMNS} FROM jobs WHERE state IN {LIVE} AND region = $1 \
              AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3) ORDER BY created_at LIMIT {limit}"
-        );
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(region.as_str()).bind(worker.as_str()).bind(now.0);
-        let rows = self.limited("find jobs to claim", query.fetch_all(&self.pool)).await?;
-        rows.iter().map(row).collect()
+        ))
+        .bind(region.to_string())
+        .bind(worker.to_string())
+        .bind(now.0);
+        self.rows("find jobs to claim", select).await?.iter().map(job_row).collect()
     }
 
     /// Keeps a lease. Returns the job as it is now: somebody may want it to end.
@@ -313,13 +349,13 @@ impl Catalog {
         now: Wallclock,
         ttl: Duration,
     ) -> Result<JobRow, CatalogError> {
-        let query = sqlx::query("UPDATE jobs SET lease_expires_at = $1 WHERE job_id = $2 AND epoch = $3")
-            .bind(now.0 + micros(ttl))
+        let keep = statement("UPDATE jobs SET lease_expires_at = $1 WHERE job_id = $2 AND epoch = $3")
+            .bind(now.0.saturating_add(micros(ttl)))
             .bind(job.to_string())
             .bind(i64::from(epoch.0));
-        let kept = self.limited("keep a lease", query.execute(&self.pool)).await?.rows_affected();
+        let kept = self.execute("keep a lease", keep).await?;
         match self.job(job).await? {
-            Some(found) if kept == 1 => Ok(found),
+            Some(found) if kept == 1 && found.epoch == epoch => Ok(found),
             _ => Err(CatalogError::Fenced { job }),
         }
     }
@@ -329,13 +365,14 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away. A lease that was lost is not an error.
     pub async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {
-        let query = sqlx::query(
-            "UPDATE jobs SET owner = NULL, lease_expires_at = 0, updated_at = $1 WHERE job_id = $2 AND epoch = $3",
+        let release = statement(
+            "UPDATE jobs SET owner = NULL, lease_expires_at = 0, updated_at = $1 \
+             WHERE job_id = $2 AND epoch = $3 AND owner IS NOT NULL",
         )
         .bind(now.0)
         .bind(job.to_string())
         .bind(i64::from(epoch.0));
-        self.limited("release a job", query.execute(&self.pool)).await.map(drop)
+        self.change("release a job", release, history_line(job, "released", "worker", now)).await.map(drop)
     }
 
     /// Moves a job that we own. Repeating it is harmless.
@@ -352,26 +389,26 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         let from: Vec<String> = [JobState::Accepted, JobState::Capturing, JobState::Finalizing]
             .iter()
-            .filter(|s| s.may_become(next) || **s == next)
+            .filter(|s| s.may_become(next))
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
-        let sql = format!(
+        let moving = statement(format!(
             "UPDATE jobs SET state = $1, updated_at = $2, end_reason = COALESCE($3, end_reason) \
              WHERE job_id = $4 AND epoch = $5 AND state IN ({})",
             if from.is_empty() { "''".to_owned() } else { from.join(", ") }
-        );
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(next.as_str())
-            .bind(now.0)
-            .bind(reason)
-            .bind(job.to_string())
-            .bind(i64::from(epoch.0));
-        let moved = self.limited("move a job", query.execute(&self.pool)).await?.rows_affected() == 1;
-        let there = self.job(job).await?.is_some_and(|j| j.state == next && j.epoch == epoch);
-        match (moved, there) {
-            (true, _) => self.note(job, next.as_str(), "worker", now).await,
-            (false, true) => Ok(()),
-            (false, false) => Err(CatalogError::Fenced { job }),
+        ))
+        .bind(next.as_str())
+        .bind(now.0)
+        .bind(reason.map(storable))
+        .bind(job.to_string())
+        .bind(i64::from(epoch.0));
+        if self.change("move a job", moving, history_line(job, next.as_str(), "worker", now)).await? {
+            return Ok(());
+        }
+        // An earlier try may have been heard although its answer was lost.
+        match self.job(job).await? {
+            Some(found) if found.state == next && found.epoch == epoch => Ok(()),
+            _ => Err(CatalogError::Fenced { job }),
         }
     }
 
@@ -387,18 +424,22 @@ impl Catalog {
         detail: &str,
         now: Wallclock,
     ) -> Result<(), CatalogError> {
-        let query = sqlx::query(
-            "UPDATE jobs SET state = 'parked', fault = $1, detail = $2, owner = NULL, lease_expires_at = 0, updated_at = $3 \
-             WHERE job_id = $4 AND epoch = $5",
-        )
-        .bind(fault)
-        .bind(detail)
+        let park = statement(format!(
+            "UPDATE jobs SET state = 'parked', fault = $1, detail = $2, owner = NULL, lease_expires_at = 0, \
+             updated_at = $3 WHERE job_id = $4 AND epoch = $5 AND state IN {LIVE}"
+        ))
+        .bind(storable(fault))
+        .bind(storable(detail))
         .bind(now.0)
         .bind(job.to_string())
         .bind(i64::from(epoch.0));
-        match self.limited("park a job", query.execute(&self.pool)).await?.rows_affected() {
-            0 => Err(CatalogError::Fenced { job }),
-            _ => self.note(job, &format!("parked: {fault}"), "worker", now).await,
+        let note = history_line(job, &format!("parked: {fault}"), "worker", now);
+        if self.change("park a job", park, note).await? {
+            return Ok(());
+        }
+        match self.job(job).await? {
+            Some(found) if found.state == JobState::Parked && found.epoch == epoch => Ok(()),
+            _ => Err(CatalogError::Fenced { job }),
         }
     }
 
@@ -406,19 +447,15 @@ impl Catalog {
     /// `accepted`. Returns whether it was parked.
     ///
     /// # Errors
-    /// When the catalog is away.
+    /// [`CatalogError::Conflict`] while another job of the same session runs; else when the catalog is away.
     pub async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
-        let query = sqlx::query(
+        let unpark = statement(
             "UPDATE jobs SET state = CASE WHEN end_reason IS NULL THEN 'accepted' ELSE 'finalizing' END, \
              fault = NULL, detail = NULL, updated_at = $1 WHERE job_id = $2 AND state = 'parked'",
         )
         .bind(now.0)
         .bind(job.to_string());
-        let moved = self.limited("replay a job", query.execute(&self.pool)).await?.rows_affected() == 1;
-        if moved {
-            self.note(job, "replayed", "broker", now).await?;
-        }
-        Ok(moved)
+        self.change("replay a job", unpark, history_line(job, "replayed", "broker", now)).await
     }
 
     /// A person gives a parked job up.
@@ -426,15 +463,11 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
-        let query =
-            sqlx::query("UPDATE jobs SET state = 'discarded', updated_at = $1 WHERE job_id = $2 AND state = 'parked'")
+        let discard =
+            statement("UPDATE jobs SET state = 'discarded', updated_at = $1 WHERE job_id = $2 AND state = 'parked'")
                 .bind(now.0)
                 .bind(job.to_string());
-        let moved = self.limited("discard a job", query.execute(&self.pool)).await?.rows_affected() == 1;
-        if moved {
-            self.note(job, "discarded", who, now).await?;
-        }
-        Ok(moved)
+        self.change("discard a job", discard, history_line(job, "discarded", who, now)).await
     }
 
     /// Somebody wants a session's running archive to end. Its owner reads it with the next heartbeat.
@@ -449,15 +482,15 @@ impl Catalog {
         reason: &str,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
-        let query = sqlx::query(
+        let request = statement(format!(
             "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 \
-             WHERE application_id = $3 AND session_id = $4 AND state IN ('accepted', 'capturing')",
-        )
-        .bind(reason)
+             WHERE application_id = $3 AND session_id = $4 AND state IN {ACTIVE}"
+        ))
+        .bind(storable(reason))
         .bind(now.0)
-        .bind(application.as_str())
-        .bind(session.as_str());
-        Ok(self.limited("end a session", query.execute(&self.pool)).await?.rows_affected() > 0)
+        .bind(application.to_string())
+        .bind(session.to_string());
+        Ok(self.execute("end a session", request).await? > 0)
     }
 
     /// Adds a line to a job's history.
@@ -465,12 +498,7 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError> {
-        let query = sqlx::query("INSERT INTO job_history (job_id, at, what, who) VALUES ($1, $2, $3, $4)")
-            .bind(job.to_string())
-            .bind(now.0)
-            .bind(what)
-            .bind(who);
-        self.limited("note what happened", query.execute(&self.pool)).await.map(drop)
+        self.execute("note what happened", history_line(job, what, who, now)).await.map(drop)
     }
 
     /// A job's history, oldest first: when, what, who.
@@ -478,16 +506,12 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
-        let query =
-            sqlx::query("SELECT at, what, who FROM job_history WHERE job_id = $1 ORDER BY at").bind(job.to_string());
-        let rows = self.limited("read a job's history", query.fetch_all(&self.pool)).await?;
+        let select =
+            statement("SELECT at, what, who FROM job_history WHERE job_id = $1 ORDER BY at").bind(job.to_string());
         let line = |row: &AnyRow| {
-            (
-                Wallclock(row.try_get("at").unwrap_or(0)),
-                row.try_get("what").unwrap_or_default(),
-                row.try_get("who").unwrap_or_default(),
-            )
+            let columns = Columns { row, table: "job_history" };
+            Ok((Wallclock(columns.number("at")?), columns.text("what")?, columns.text("who")?))
         };
-        Ok(rows.iter().map(line).collect())
+        self.rows("read a job's history", select).await?.iter().map(line).collect()
     }
 }

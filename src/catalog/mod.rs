@@ -5,14 +5,17 @@
 //! was taken over, changes nothing any more (fencing).
 
 mod archives;
+mod failure;
 mod jobs;
 mod parked;
 
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::AnyPool;
-use sqlx::any::{AnyPoolOptions, install_default_drivers};
+use futures_util::future::BoxFuture;
+use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow, install_default_drivers};
+use sqlx::query::Query;
+use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor};
 use tokio::time::timeout;
 
 use crate::fault::{Fault, FaultKind, HasFault};
@@ -25,6 +28,11 @@ pub use parked::{NewParked, ParkedRow, ParkedState};
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
 /// Connections to PostgreSQL; SQLite has one writer anyway.
 const CONNECTIONS_MAX: u32 = 8;
+/// SQLite has no lock for migrations: of two processes that make the tables of one file at the same time, one
+/// fails, and finds them made when it tries again.
+const MIGRATION_TRIES: u32 = 5;
+/// Between these tries.
+const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/catalog/migrations");
 
@@ -48,6 +56,30 @@ pub enum CatalogError {
         /// The value.
         what: String,
     },
+    /// The database is damaged, its tables are not those of this program, or it refuses a value of ours.
+    #[error("the catalog's data or tables are not what they should be to {doing}")]
+    Broken {
+        /// The operation.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A rule of the tables forbids it, such as one running job for a session.
+    #[error("another row is in the way to {doing}")]
+    Conflict {
+        /// The operation.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The session is used again while its last job is about to end. A moment later it can be accepted.
+    #[error("the session's job {job} is about to end")]
+    Ending {
+        /// The job that ends.
+        job: crate::ids::JobId,
+    },
     /// The lease was lost: another owner has a later epoch.
     #[error("job {job} belongs to another owner now")]
     Fenced {
@@ -60,8 +92,8 @@ impl HasFault for CatalogError {
     fn fault(&self) -> Fault {
         match self {
             Self::Unavailable { .. } => FaultKind::CatalogUnavailable,
-            Self::Corrupt { .. } => FaultKind::CatalogCorrupt,
-            Self::Fenced { .. } => FaultKind::Conflict,
+            Self::Corrupt { .. } | Self::Broken { .. } => FaultKind::CatalogCorrupt,
+            Self::Conflict { .. } | Self::Ending { .. } | Self::Fenced { .. } => FaultKind::Conflict,
         }
         .fault()
     }
@@ -74,8 +106,12 @@ pub struct Catalog {
     postgres: bool,
 }
 
-fn unavailable(doing: &'static str) -> impl FnOnce(sqlx::Error) -> CatalogError {
-    move |source| CatalogError::Unavailable { doing, source: Box::new(source) }
+/// A statement with its values.
+type Statement = Query<'static, Any, AnyArguments>;
+
+/// A statement of constant text and the names of states; values are always bound.
+fn statement(sql: impl Into<String>) -> Statement {
+    sqlx::query(sqlx::AssertSqlSafe(sql.into()))
 }
 
 impl Catalog {
@@ -87,15 +123,7 @@ impl Catalog {
         install_default_drivers();
         let postgres = url.starts_with("postgres");
         let url = match url.strip_prefix("sqlite:") {
-            // `mode=rwc` makes the file.
-            Some(path) => {
-                if let Some(parent) = Path::new(path).parent() {
-                    tokio::fs::create_dir_all(parent)
-                        .await
-                        .map_err(|e| CatalogError::Unavailable { doing: "make its folder", source: Box::new(e) })?;
-                }
-                format!("sqlite://{path}?mode=rwc")
-            }
+            Some(path) => sqlite_url(path).await?,
             None => url.to_owned(),
         };
         let pool = AnyPoolOptions::new()
@@ -105,23 +133,53 @@ impl Catalog {
                 Box::pin(async move {
                     if !postgres {
                         // What was accepted must survive a power cut; readers must not block the writer.
-                        for pragma in ["journal_mode = WAL", "synchronous = FULL", "busy_timeout = 5000"] {
-                            sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA {pragma}")))
-                                .execute(&mut *connection)
-                                .await?;
+                        for pragma in [
+                            "PRAGMA busy_timeout = 5000",
+                            "PRAGMA journal_mode = WAL",
+                            "PRAGMA synchronous = FULL",
+                            "PRAGMA foreign_keys = ON",
+                        ] {
+                            connection.execute(pragma).await?;
                         }
                     }
                     Ok(())
                 })
             })
             .connect_lazy(&url)
-            .map_err(unavailable("read its address"))?;
+            .map_err(|e| failure::of("read its address", e))?;
         let catalog = Self { pool, postgres };
-        let migrate = async { MIGRATIONS.run(&catalog.pool).await };
-        match timeout(STATEMENT_MAX * 3, migrate).await {
-            Ok(Ok(())) => Ok(catalog),
-            Ok(Err(e)) => Err(CatalogError::Unavailable { doing: "bring its tables up to date", source: Box::new(e) }),
-            Err(e) => Err(CatalogError::Unavailable { doing: "bring its tables up to date", source: Box::new(e) }),
+        catalog.first_look(&url).await?;
+        catalog.migrate().await?;
+        Ok(catalog)
+    }
+
+    /// One connection without the pool, which tries again until its time is over and then tells only that: a wrong
+    /// password or a damaged file is told as what it is, and at once.
+    async fn first_look(&self, url: &str) -> Result<(), CatalogError> {
+        let doing = "open it";
+        let schema = if self.postgres { "SELECT 1" } else { "SELECT COUNT(*) FROM sqlite_schema" };
+        let look = async {
+            let mut connection = AnyConnection::connect(url).await?;
+            connection.execute(schema).await?;
+            connection.close().await
+        };
+        match timeout(STATEMENT_MAX, look).await {
+            Ok(looked) => looked.map_err(|e| failure::of(doing, e)),
+            Err(elapsed) => Err(CatalogError::Unavailable { doing, source: Box::new(elapsed) }),
+        }
+    }
+
+    async fn migrate(&self) -> Result<(), CatalogError> {
+        let doing = "bring its tables up to date";
+        let mut tries = if self.postgres { 1 } else { MIGRATION_TRIES };
+        loop {
+            tries -= 1;
+            match timeout(STATEMENT_MAX * 3, MIGRATIONS.run(&self.pool)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(_)) if tries > 0 => tokio::time::sleep(MIGRATION_PAUSE).await,
+                Ok(Err(error)) => return Err(failure::of_migration(doing, error)),
+                Err(elapsed) => return Err(CatalogError::Unavailable { doing, source: Box::new(elapsed) }),
+            }
         }
     }
 
@@ -130,20 +188,104 @@ impl Catalog {
     /// # Errors
     /// When it does not.
     pub async fn probe(&self) -> Result<&'static str, CatalogError> {
-        self.limited("answer", async { sqlx::query("SELECT 1").execute(&self.pool).await }).await?;
+        self.execute("answer", statement("SELECT 1")).await?;
         Ok(if self.postgres { "PostgreSQL" } else { "SQLite" })
     }
 
-    /// Runs statements with a limit.
-    async fn limited<T>(
+    /// Runs statements on one connection, with a limit. A connection that does not answer in time is closed: its
+    /// server may be gone without a word, and the pool would wait for it as long as TCP does.
+    async fn run<T: Send>(
         &self,
         doing: &'static str,
-        statements: impl Future<Output = Result<T, sqlx::Error>>,
+        statements: impl for<'c> FnOnce(&'c mut AnyConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
     ) -> Result<T, CatalogError> {
-        match timeout(STATEMENT_MAX, statements).await {
-            Ok(result) => result.map_err(unavailable(doing)),
-            Err(elapsed) => Err(CatalogError::Unavailable { doing, source: Box::new(elapsed) }),
+        let mut connection = self.pool.acquire().await.map_err(|e| failure::of(doing, e))?;
+        match timeout(STATEMENT_MAX, statements(&mut connection)).await {
+            Ok(result) => result.map_err(|e| failure::of(doing, e)),
+            Err(elapsed) => {
+                connection.close_on_drop();
+                Err(CatalogError::Unavailable { doing, source: Box::new(elapsed) })
+            }
         }
+    }
+
+    /// Runs one statement; returns how many rows it changed.
+    async fn execute(&self, doing: &'static str, one: Statement) -> Result<u64, CatalogError> {
+        self.run(doing, |c| Box::pin(async move { Ok(one.execute(c).await?.rows_affected()) })).await
+    }
+
+    /// Reads rows.
+    async fn rows(&self, doing: &'static str, one: Statement) -> Result<Vec<AnyRow>, CatalogError> {
+        self.run(doing, |c| Box::pin(one.fetch_all(c))).await
+    }
+
+    /// Reads a row, if there is one.
+    async fn row(&self, doing: &'static str, one: Statement) -> Result<Option<AnyRow>, CatalogError> {
+        self.run(doing, |c| Box::pin(one.fetch_optional(c))).await
+    }
+
+    /// Runs a statement and, if it changed something, a second one, in one transaction: a change of a job and its
+    /// line in the history. Returns whether it changed something.
+    ///
+    /// A transaction begins with a write: on SQLite one that begins by reading cannot wait for its turn to write.
+    async fn change(&self, doing: &'static str, first: Statement, then: Statement) -> Result<bool, CatalogError> {
+        self.run(doing, |c| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                let changed = first.execute(&mut *transaction).await?.rows_affected() > 0;
+                if changed {
+                    then.execute(&mut *transaction).await?;
+                }
+                transaction.commit().await?;
+                Ok(changed)
+            })
+        })
+        .await
+    }
+}
+
+/// The address of an SQLite file that is made if it is not there, and its folder too.
+async fn sqlite_url(path: &str) -> Result<String, CatalogError> {
+    let failed = |e: std::io::Error| CatalogError::Unavailable { doing: "make its folder", source: Box::new(e) };
+    let path = std::path::absolute(Path::new(path)).map_err(failed)?;
+    if let Some(parent) = path.parent() {
+        tokio::fs::create_dir_all(parent).await.map_err(failed)?;
+    }
+    // The path becomes part of a URL, where these mean something else.
+    let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+    Ok(format!("sqlite://{path}?mode=rwc"))
+}
+
+/// Text from outside as both databases can hold it: PostgreSQL refuses NUL.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// The columns of a row that we wrote. One that is not there, or of another type, is told, never replaced.
+struct Columns<'r> {
+    row: &'r AnyRow,
+    table: &'static str,
+}
+
+impl Columns<'_> {
+    fn get<'r, T>(&'r self, column: &'static str) -> Result<T, CatalogError>
+    where
+        T: sqlx::Decode<'r, Any> + sqlx::Type<Any>,
+    {
+        let what = |e: sqlx::Error| format!("something unreadable ({e}, table {})", self.table);
+        sqlx::Row::try_get(self.row, column).map_err(|e| CatalogError::Corrupt { column, what: what(e) })
+    }
+
+    fn text(&self, column: &'static str) -> Result<String, CatalogError> {
+        self.get(column)
+    }
+
+    fn number(&self, column: &'static str) -> Result<i64, CatalogError> {
+        self.get(column)
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, column: &'static str) -> Result<T, CatalogError> {
+        parsed(column, &self.text(column)?)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Parked jobs: what was refused or failed for good, with its event, its reason, its history.
 
 use serde::Serialize;
-use sqlx::Row;
 use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Connection};
 
-use super::{Catalog, CatalogError, parsed};
+use super::{Catalog, CatalogError, Columns, parsed, statement, storable};
 use crate::fault::FaultKind;
 use crate::ids::{JobId, ParkedId};
 use crate::time::Wallclock;
@@ -76,23 +76,26 @@ pub struct ParkedRow {
 
 const COLUMNS: &str = "parked_id, job_id, fault, detail, routing_key, body, state, times, first_at, last_at, history";
 
-fn row(row: &AnyRow) -> Result<ParkedRow, CatalogError> {
-    let text = |name: &str| row.try_get::<String, _>(name).unwrap_or_default();
-    let job = row.try_get::<Option<String>, _>("job_id").ok().flatten();
-    let number = |name: &str| row.try_get::<i64, _>(name).unwrap_or_default();
+fn parked_row(row: &AnyRow) -> Result<ParkedRow, CatalogError> {
+    let columns = Columns { row, table: "parked" };
+    let job: Option<String> = columns.get("job_id")?;
     Ok(ParkedRow {
-        parked: parsed("parked.parked_id", &text("parked_id"))?,
-        job: job.map(|j| parsed("parked.job_id", &j)).transpose()?,
-        fault: text("fault"),
-        detail: text("detail"),
-        routing_key: text("routing_key"),
-        body: text("body"),
-        state: parsed("parked.state", &text("state"))?,
-        times: number("times"),
-        first_at: Wallclock(number("first_at")),
-        last_at: Wallclock(number("last_at")),
-        history: serde_json::from_str(&text("history")).unwrap_or_default(),
+        parked: columns.parsed("parked_id")?,
+        job: job.map(|j| parsed("job_id", &j)).transpose()?,
+        fault: columns.text("fault")?,
+        detail: columns.text("detail")?,
+        routing_key: columns.text("routing_key")?,
+        body: columns.text("body")?,
+        state: columns.parsed("state")?,
+        times: columns.number("times")?,
+        first_at: Wallclock(columns.number("first_at")?),
+        last_at: Wallclock(columns.number("last_at")?),
+        history: history(&columns.text("history")?)?,
     })
+}
+
+fn history(text: &str) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
+    serde_json::from_str(text).map_err(|e| CatalogError::Corrupt { column: "history", what: e.to_string() })
 }
 
 /// Something to park.
@@ -119,21 +122,20 @@ impl Catalog {
     pub async fn park(&self, new: &NewParked<'_>, now: Wallclock) -> Result<ParkedId, CatalogError> {
         use base64::Engine;
         let id = ParkedId::of_content(new.fault.as_str(), new.body);
-        let sql = format!(
+        let park = statement(format!(
             "INSERT INTO parked ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, 'parked', 1, $7, $8, '[]') \
              ON CONFLICT (parked_id) DO UPDATE SET times = parked.times + 1, last_at = excluded.last_at, \
              detail = excluded.detail, state = CASE WHEN parked.state = 'discarded' THEN 'discarded' ELSE 'parked' END"
-        );
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(id.to_string())
-            .bind(new.job.map(|j| j.to_string()))
-            .bind(new.fault.as_str())
-            .bind(new.detail)
-            .bind(new.routing_key)
-            .bind(base64::engine::general_purpose::STANDARD.encode(new.body))
-            .bind(now.0)
-            .bind(now.0);
-        self.limited("park an event", query.execute(&self.pool)).await?;
+        ))
+        .bind(id.to_string())
+        .bind(new.job.map(|j| j.to_string()))
+        .bind(new.fault.as_str())
+        .bind(storable(new.detail))
+        .bind(storable(new.routing_key))
+        .bind(base64::engine::general_purpose::STANDARD.encode(new.body))
+        .bind(now.0)
+        .bind(now.0);
+        self.execute("park an event", park).await?;
         Ok(id)
     }
 
@@ -150,13 +152,11 @@ impl Catalog {
         let mut conditions = vec!["1 = 1".to_owned()];
         conditions.extend(state.map(|s| format!("state = '{}'", s.as_str())));
         conditions.extend(fault.map(|f| format!("fault = '{}'", f.as_str())));
-        let sql = format!(
+        let select = format!(
             "SELECT {COLUMNS} FROM parked WHERE {} ORDER BY last_at DESC LIMIT {limit}",
             conditions.join(" AND ")
         );
-        let rows =
-            self.limited("list parked jobs", sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool)).await?;
-        rows.iter().map(row).collect()
+        self.rows("list parked jobs", statement(select)).await?.iter().map(parked_row).collect()
     }
 
     /// A parked entry.
@@ -164,9 +164,8 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn parked_entry(&self, id: ParkedId) -> Result<Option<ParkedRow>, CatalogError> {
-        let sql = format!("SELECT {COLUMNS} FROM parked WHERE parked_id = $1");
-        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string());
-        self.limited("find a parked job", query.fetch_optional(&self.pool)).await?.as_ref().map(row).transpose()
+        let select = statement(format!("SELECT {COLUMNS} FROM parked WHERE parked_id = $1")).bind(id.to_string());
+        self.row("find a parked job", select).await?.as_ref().map(parked_row).transpose()
     }
 
     /// Changes an entry's state, and notes who did it.
@@ -180,15 +179,27 @@ impl Catalog {
         who: &str,
         now: Wallclock,
     ) -> Result<(), CatalogError> {
-        let Some(entry) = self.parked_entry(id).await? else { return Ok(()) };
-        let mut history = entry.history;
-        history.push((now, state.as_str().to_owned(), who.to_owned()));
-        let history = serde_json::to_string(&history).expect("plain data");
-        let query = sqlx::query("UPDATE parked SET state = $1, history = $2 WHERE parked_id = $3")
-            .bind(state.as_str())
-            .bind(history)
-            .bind(id.to_string());
-        self.limited("mark a parked job", query.execute(&self.pool)).await.map(drop)
+        // The first statement locks the row, so that two people who act at once both stay in the history.
+        let lock =
+            statement("UPDATE parked SET state = $1 WHERE parked_id = $2").bind(state.as_str()).bind(id.to_string());
+        let read = statement("SELECT history FROM parked WHERE parked_id = $1").bind(id.to_string());
+        let line = (now, state.as_str().to_owned(), storable(who));
+        let marked = self.run("mark a parked job", |c: &mut AnyConnection| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                if lock.execute(&mut *transaction).await?.rows_affected() == 1 {
+                    let row = read.fetch_one(&mut *transaction).await?;
+                    let text: String = sqlx::Row::try_get(&row, "history")?;
+                    let mut lines = history(&text).map_err(|e| sqlx::Error::Decode(Box::new(e)))?;
+                    lines.push(line);
+                    let text = serde_json::to_string(&lines).expect("plain data");
+                    let write = statement("UPDATE parked SET history = $1 WHERE parked_id = $2");
+                    write.bind(text).bind(id.to_string()).execute(&mut *transaction).await?;
+                }
+                transaction.commit().await
+            })
+        });
+        marked.await
     }
 
     /// A job made its archive: its entries need nobody any more.
@@ -196,9 +207,9 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn resolve_parked(&self, job: JobId) -> Result<(), CatalogError> {
-        let query =
-            sqlx::query("UPDATE parked SET state = 'resolved' WHERE job_id = $1 AND state IN ('parked', 'replayed')")
+        let resolve =
+            statement("UPDATE parked SET state = 'resolved' WHERE job_id = $1 AND state IN ('parked', 'replayed')")
                 .bind(job.to_string());
-        self.limited("resolve parked jobs", query.execute(&self.pool)).await.map(drop)
+        self.execute("resolve parked jobs", resolve).await.map(drop)
     }
 }

@@ -76,7 +76,7 @@ pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
         ..job.archive_row(ArchiveStatus::Available, reason)
     };
     let publish = || async {
-        job.context.catalog.put_archive(&row).await?;
+        job.context.catalog.put_own_archive(&row, job.row.epoch).await?;
         job.context.catalog.resolve_parked(job.row.job).await
     };
     match persist("publish an archive", CATALOG, &job.fenced, publish).await {

@@ -73,7 +73,7 @@ pub async fn keep(
             let row = wanted.borrow_and_update().clone();
             if let Some(row) = row {
                 // What fails now is tried again with the next beat.
-                unwritten = context.catalog.put_archive(&row).await.is_err();
+                unwritten = context.catalog.put_own_archive(&row, job.epoch).await.is_err();
             }
         }
     }

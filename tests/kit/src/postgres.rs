@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -11,6 +11,8 @@ use crate::child::Server;
 use crate::net::free_port;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// An immediate shutdown ends each backend; PostgreSQL itself gives them 5 s.
+const STOP_MAX: Duration = Duration::from_secs(8);
 
 /// A running server.
 #[derive(Debug)]
@@ -73,7 +75,8 @@ impl Postgres {
             .arg(self.dir.path().join("data"))
             .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-k", ""])
             .args(["-c", "fsync=off"]);
-        let mut server = Server::start("postgres", &std::env::temp_dir(), &mut command)?;
+        // Its log is beside its data, so that two instances do not share one.
+        let mut server = Server::start("postgres", self.dir.path(), &mut command)?;
         let address = SocketAddr::new(LOOPBACK, self.port);
         let (bin, port) = (self.bin.join("pg_isready"), self.port.to_string());
         server.wait_ready(Duration::from_secs(30), || {
@@ -84,13 +87,40 @@ impl Postgres {
         Ok(())
     }
 
-    /// Stops it; connections break.
+    /// Stops it at once, as a crash does: connections break, and the next start recovers.
     pub fn stop(&mut self) {
-        if let Some(server) = self.server.take() {
+        if let Some(mut server) = self.server.take() {
             server.signal("QUIT");
+            // A backend that outlives its parent would write to the data of the next start.
+            let until = Instant::now() + STOP_MAX;
+            while server.runs() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(20));
+            }
             drop(server);
+            // There only if it had to be killed.
             std::fs::remove_file(self.dir.path().join("data/postmaster.pid")).unwrap_or_default();
         }
+    }
+
+    /// Its address, to put a proxy in front of it.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        SocketAddr::new(LOOPBACK, self.port)
+    }
+
+    /// Makes a further, empty database and returns its address.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn database(&self, name: &str) -> Result<String> {
+        let port = self.port.to_string();
+        let made = Command::new(self.bin.join("createdb"))
+            .args(["-h", "127.0.0.1", "-p", &port, "-U", "archiver", name])
+            .output()?;
+        if !made.status.success() {
+            bail!("createdb: {}", String::from_utf8_lossy(&made.stderr));
+        }
+        Ok(format!("postgres://archiver@127.0.0.1:{port}/{name}"))
     }
 
     /// `postgres://…`.
