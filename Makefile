@@ -49,8 +49,11 @@ outages: setup ## outages of a minute instead of seconds
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
-	for target in $$(cd tests/fuzz/targets && ls *.rs | sed 's/\.rs//'); do \
-	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target tests/fuzz/corpus/$$target tests/fuzz/seeds/$$target -- -max_total_time=$${FUZZ_SECONDS:-600}; \
+	for target in events index webrtc_input; do \
+	  mkdir -p tests/fuzz/corpus/$$target; seeds=tests/fuzz/seeds/$$target; \
+	  [ $$target = events ] && seeds=fixtures/events/valid; \
+	  RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/fuzz $(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
+	    tests/fuzz/corpus/$$target $$seeds -- -max_total_time=$${FUZZ_SECONDS:-600} -max_len=66000; \
 	done
 
 garage: ## build the S3 server garage once, for the store's contract tests
