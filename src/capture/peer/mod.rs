@@ -7,6 +7,7 @@
 
 mod engine;
 mod media;
+mod nack;
 mod rtc;
 mod sdp;
 mod socket;

@@ -23,9 +23,14 @@ use crate::ids::TrackKind;
 use crate::time::{NtpTime, Wallclock};
 
 use super::PeerError;
+use super::nack::Nacks;
 
 /// Longest SDP offer that is read, in bytes. Janus's offers for two m-lines are about 4 KiB.
 const OFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// How often the picture's reception is reported. Janus keeps no packet to send it again before a report has told
+/// it the round trip time, so the first one after its own first sender report must not wait for long.
+const REPORTS: Duration = Duration::from_millis(300);
 
 /// RTP payload types that may be negotiated in one PeerConnection.
 const PAYLOAD_TYPES_MAX: usize = 128;
@@ -60,7 +65,10 @@ pub(super) struct Peer {
     mids: Vec<(Mid, TrackKind)>,
     ssrcs: HashMap<Ssrc, TrackKind>,
     codecs: [Option<Codec>; PAYLOAD_TYPES_MAX],
-    /// When `str0m` wants to be called again.
+    /// Which packets of the picture are missing, and the flow they belong to.
+    nacks: Nacks,
+    nacks_of: Option<Ssrc>,
+    /// When it is to be called again.
     pub next_timeout: Instant,
     /// When ICE lost its last working pair.
     disconnected_since: Option<Instant>,
@@ -96,6 +104,7 @@ impl Peer {
             .enable_vp9(true)
             .enable_h264(true)
             .enable_av1(true)
+            .set_rtcp_report_interval_video(REPORTS)
             .set_rtp_mode(true);
         if let Some(cert) = cert {
             config = config.set_dtls_cert(cert.clone());
@@ -108,6 +117,8 @@ impl Peer {
             mids: Vec::new(),
             ssrcs: HashMap::new(),
             codecs: [None; PAYLOAD_TYPES_MAX],
+            nacks: Nacks::default(),
+            nacks_of: None,
             next_timeout: now,
             disconnected_since: None,
             opened: now,
@@ -170,13 +181,43 @@ impl Peer {
         // What is neither STUN, DTLS nor RTP is somebody's noise.
         let Ok(receive) = Receive::new(Protocol::Udp, from, to, bytes) else { return Ok(()) };
         self.rtc.handle_input(Input::Receive(at, receive)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
-        self.poll(sink)
+        self.poll(sink)?;
+        self.ask_again(at, sink)
     }
 
     /// Lets time pass.
     pub fn tick(&mut self, now: Instant, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
         self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
-        self.poll(sink)
+        self.poll(sink)?;
+        self.ask_again(now, sink)
+    }
+
+    /// Lets `str0m` send its requests for missing packets when it is time, and only then.
+    fn ask_again(&mut self, now: Instant, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
+        if let Some(ssrc) = self.nacks_of
+            && self.nacks.due(now)
+        {
+            self.suppress_nacks(ssrc, false);
+            self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
+            self.poll(sink)?;
+            self.suppress_nacks(ssrc, true);
+            self.poll(sink)?;
+        }
+        if let Some(at) = self.nacks.next() {
+            self.next_timeout = self.next_timeout.min(at);
+        }
+        Ok(())
+    }
+
+    fn suppress_nacks(&mut self, ssrc: Ssrc, suppress: bool) {
+        let mut api = self.rtc.direct_api();
+        let Some(stream) = api.stream_rx(&ssrc) else { return };
+        stream.suppress_nack(suppress);
+        let mid = stream.mid();
+        // Only a look-up by mid tells `str0m` that it may have to ask again.
+        if let Some(stream) = api.stream_rx_by_mid(mid, None) {
+            stream.suppress_nack(suppress);
+        }
     }
 
     fn poll(&mut self, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
@@ -203,6 +244,14 @@ impl Peer {
                 let Some(kind) = self.kind_of(packet.header.ssrc) else { return };
                 if codec.kind() != kind {
                     return;
+                }
+                if kind == TrackKind::Video {
+                    if self.nacks_of != Some(packet.header.ssrc) {
+                        self.nacks.reset();
+                        self.nacks_of = Some(packet.header.ssrc);
+                        self.suppress_nacks(packet.header.ssrc, true);
+                    }
+                    self.nacks.seen(*packet.seq_no, packet.timestamp);
                 }
                 sink.packet(
                     kind,

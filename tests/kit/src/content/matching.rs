@@ -43,12 +43,17 @@ pub struct Matched {
     pub before: usize,
     /// Pictures sent after the last found one.
     pub after: usize,
-    /// Pictures of the file that were never sent, come twice or out of order, or cannot be read.
+    /// Pictures that are in the file at their time, but do not show their number: an earlier one that they build on
+    /// is missing. They are neither found nor missing.
+    pub damaged: usize,
+    /// Other pictures of the file that were never sent, come twice or out of order, or cannot be read.
     pub strange: usize,
 }
 
 /// The same number comes again only after so many seconds, more or less.
 const WINDOW: f64 = 1.0;
+/// A picture without a readable number is taken for the one that belongs there when it is so near, in seconds.
+const SAME_PLACE: f64 = 0.012;
 
 impl Content {
     /// Finds each picture and beep in the truth.
@@ -56,9 +61,8 @@ impl Content {
     pub fn against(&self, truth: &Timeline) -> Matched {
         let mut matched = Matched::default();
         let seen: Vec<(u32, f64)> = self.frames.iter().filter_map(|f| Some((u32::from(f.number?), f.pts))).collect();
-        matched.strange = self.frames.len() - seen.len();
-        let (pairs, strange) = match_up(&truth.frames, &seen);
-        matched.strange += strange;
+        let pairs = match_up(&truth.frames, &seen);
+        matched.strange = self.frames.len() - pairs.len();
         let found: Vec<usize> = pairs.iter().map(|p| p.0).collect();
         if let (Some(first), Some(last)) = (found.first(), found.last()) {
             let mut is_found = vec![false; truth.frames.len()];
@@ -70,16 +74,16 @@ impl Content {
             matched.after = truth.frames.len();
         }
         matched.frames = pairs.into_iter().map(|p| p.1).collect();
+        matched.find_damaged(self);
         let heard: Vec<(u32, f64)> = self.beeps.iter().map(|b| (b.second, b.at)).collect();
-        matched.beeps = match_up(&truth.beeps, &heard).0.into_iter().map(|p| p.1).collect();
+        matched.beeps = match_up(&truth.beeps, &heard).into_iter().map(|p| p.1).collect();
         matched
     }
 }
 
-/// Finds the shift on which most agree, then pairs in order. Returns index in the truth and pair, and how many
-/// found no partner.
+/// Finds the shift on which most agree, then pairs in order. Returns index in the truth, and pair.
 #[allow(clippy::cast_possible_truncation)]
-fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> (Vec<(usize, Pair)>, usize) {
+fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> Vec<(usize, Pair)> {
     let mut places: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (n, (number, _)) in sent.iter().enumerate() {
         places.entry(*number).or_default().push(n);
@@ -95,7 +99,7 @@ fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> (Vec<(usize, Pair)>, us
     // A shift near the border of two bins votes for both.
     let weight = |bin: i64| [bin - 1, bin, bin + 1].iter().filter_map(|b| votes.get(b)).sum::<usize>();
     let Some(bin) = votes.keys().copied().max_by_key(|bin| (weight(*bin), votes[bin])) else {
-        return (Vec::new(), seen.len());
+        return Vec::new();
     };
     #[allow(clippy::cast_precision_loss)]
     let shift = bin as f64 * WINDOW / 2.0;
@@ -107,16 +111,34 @@ fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> (Vec<(usize, Pair)>, us
             pairs.push((place, Pair { sent: sent[place].1, seen: *at }));
         }
     }
-    let strange = seen.len() - pairs.len();
-    (pairs, strange)
+    pairs
 }
 
 impl Matched {
-    /// Share of the pictures sent between the first and the last found one that are in the file.
+    /// Moves missing pictures whose place in the file is taken by a strange one to the damaged ones.
+    fn find_damaged(&mut self, content: &Content) {
+        let zeros: Vec<f64> = self.frames.iter().map(Pair::zero).collect();
+        let Some(zero) = percentile(&zeros, 50.0) else { return };
+        // Both are in the order of the file.
+        let mut found = self.frames.iter().peekable();
+        let mut strange: Vec<f64> = content.frames.iter().map(|f| f.pts).collect();
+        #[allow(clippy::float_cmp)]
+        strange.retain(|pts| found.next_if(|f| f.seen == *pts).is_none());
+        self.missing.retain(|sent| {
+            let place = strange.iter().position(|pts| (sent - zero - pts).abs() < SAME_PLACE);
+            place.map(|place| strange.swap_remove(place)).is_none()
+        });
+        let damaged = self.strange - strange.len();
+        self.damaged = damaged;
+        self.strange -= damaged;
+    }
+
+    /// Share of the pictures sent between the first and the last found one that are in the file, damaged ones too.
     #[must_use]
     #[allow(clippy::cast_precision_loss)]
     pub fn share(&self) -> f64 {
-        self.frames.len() as f64 / (self.frames.len() + self.missing.len()).max(1) as f64
+        let there = self.frames.len() + self.damaged;
+        there as f64 / (there + self.missing.len()).max(1) as f64
     }
 
     /// For each beep, how much later it is in the file than the picture taken at the same time; in seconds, negative when earlier.
