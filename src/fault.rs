@@ -113,8 +113,6 @@ fault_kinds! {
     MediaStalled = "media_stalled", Ours, Backoff, "the machine is overloaded, or an element hangs; try again";
     /// A finished file is not what the log says it should be.
     ArchiveInvalid = "archive_invalid", Ours, Never, "captured media is safe: `archiver jobs replay` makes the archive again";
-    /// Nobody published anything: there is nothing to archive.
-    NothingPublished = "nothing_published", Source, Never, "nothing to do if nobody spoke; else check the router's events";
     /// The configuration is wrong.
     ConfigInvalid = "config_invalid", Request, Never, "mend the named keys";
     /// A thing that was asked for is not there.

@@ -70,8 +70,12 @@ async fn a_worker_that_is_killed_again_and_again_makes_one_archive() {
     let matched = content.against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
     // Where pictures are missing in the file, by the times of sending, and when the worker was killed.
-    let holes: Vec<(f64, f64)> =
-        matched.frames.windows(2).filter(|w| w[1].sent - w[0].sent > HOLE_MIN).map(|w| (w[0].sent, w[1].sent)).collect();
+    let holes: Vec<(f64, f64)> = matched
+        .frames
+        .windows(2)
+        .filter(|w| w[1].sent - w[0].sent > HOLE_MIN)
+        .map(|w| (w[0].sent, w[1].sent))
+        .collect();
     let kill_times: Vec<f64> = killed.iter().map(|at| archiver_testkit::publisher::unix_seconds(*at)).collect();
     for (from, to) in &holes {
         let at = kill_times.iter().find(|at| (from - 0.1..=to + 0.1).contains(at));

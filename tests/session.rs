@@ -88,3 +88,34 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
     let id = archive.manifest["archiveId"].as_str().expect("id");
     assert!(world.command(&["archives", "verify", id]).expect("verify").status.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_by_itself_when_all_have_left_or_nobody_ever_published() {
+    let limits = "[limits]\nno_clients = \"3s\"\nnever_published = \"4s\"\n";
+    let mut world = World::start(BINARY, None, limits).await.expect("world");
+    world.start_worker().expect("worker");
+    for session in ["left", "empty"] {
+        world.janus.create_room(session, serde_json::json!({})).await.expect("room");
+        let started = world.started(session);
+        world.publish(&started).expect("publish");
+    }
+    let alice = Publisher::start(Options::new(&world.janus, "left", "alice")).await.expect("alice");
+    world.recording(2, Duration::from_secs(15)).await;
+    let empty = world.archive("empty", "available", Duration::from_secs(30)).await;
+    assert_eq!((&empty["reason"], &empty["durationS"]), (&"maximum idle time exceeded".into(), &0.into()));
+    assert!(world.download(&empty).expect("download").vonage["files"].as_array().expect("files").is_empty());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let truth = alice.leave().await.expect("leave").timeline();
+    let left = world.archive("left", "available", Duration::from_secs(30)).await;
+    assert_eq!(left["reason"], "session ended");
+    let archive = world.download(&left).expect("download");
+    assert!(checked(&archive, "alice", &truth).missing.is_empty());
+    // The session is used again: another archive.
+    let again = world.started("left");
+    world.publish(&again).expect("publish");
+    let archives = archiver_testkit::wait::wait_for("a second archive", Duration::from_secs(30), || async {
+        let archives = world.archives("left").ok()?;
+        (archives.len() == 2 && archives.iter().all(|a| a["status"] == "available")).then_some(archives)
+    });
+    assert_ne!(archives.await[0]["archive"], left["archive"]);
+}
