@@ -56,18 +56,22 @@ impl VideoCodec {
         }
     }
 
-    fn encoder(self) -> &'static str {
+    /// The encoder with its settings: so many kbit/s, and a keyframe at least every `distance` pictures.
+    pub(super) fn encoder(self, kilobits: u32, distance: u32) -> String {
+        let bits = kilobits * 1000;
         match self {
-            Self::Vp8 => {
-                "vp8enc deadline=1 cpu-used=8 keyframe-max-dist=30 target-bitrate=500000 lag-in-frames=0 error-resilient=default"
-            }
-            Self::Vp9 => "vp9enc deadline=1 cpu-used=8 keyframe-max-dist=30 target-bitrate=400000 lag-in-frames=0",
-            Self::H264 => {
-                "x264enc speed-preset=ultrafast tune=zerolatency key-int-max=30 bitrate=500 ! video/x-h264,profile=constrained-baseline,stream-format=byte-stream,alignment=au"
-            }
-            Self::Av1 => {
-                "av1enc usage-profile=realtime cpu-used=10 keyframe-max-dist=30 target-bitrate=300 lag-in-frames=0 ! av1parse ! video/x-av1,stream-format=obu-stream,alignment=tu"
-            }
+            Self::Vp8 => format!(
+                "vp8enc deadline=1 cpu-used=8 keyframe-max-dist={distance} target-bitrate={bits} lag-in-frames=0 end-usage=cbr error-resilient=default"
+            ),
+            Self::Vp9 => format!(
+                "vp9enc deadline=1 cpu-used=8 keyframe-max-dist={distance} target-bitrate={bits} lag-in-frames=0"
+            ),
+            Self::H264 => format!(
+                "x264enc speed-preset=ultrafast tune=zerolatency key-int-max={distance} bitrate={kilobits} ! video/x-h264,profile=constrained-baseline,stream-format=byte-stream,alignment=au"
+            ),
+            Self::Av1 => format!(
+                "av1enc usage-profile=realtime cpu-used=10 keyframe-max-dist={distance} target-bitrate={kilobits} lag-in-frames=0 ! av1parse ! video/x-av1,stream-format=obu-stream,alignment=tu"
+            ),
         }
     }
 }
@@ -104,7 +108,7 @@ impl AudioCodec {
 /// An encoded loop: data and whether a decoder can begin there. A picture each 1/30 s, or sound each 20 ms.
 pub type Loop = Arc<Vec<(Vec<u8>, bool)>>;
 
-type Key = (Option<VideoCodec>, Option<AudioCodec>, (u32, u32), u16);
+type Key = (Option<VideoCodec>, Option<AudioCodec>, (u32, u32), u16, u32);
 static LOOPS: LazyLock<Mutex<HashMap<Key, Loop>>> = LazyLock::new(Mutex::default);
 
 fn cached(key: Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Result<Loop> {
@@ -117,15 +121,15 @@ fn cached(key: Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Resu
     Ok(made)
 }
 
-/// The pictures of a publisher with a code.
+/// The pictures of a publisher with a code, at so many kbit/s.
 ///
 /// # Errors
 /// When GStreamer lacks the encoder.
-pub fn video(codec: VideoCodec, size: (u32, u32), code: u16) -> Result<Loop> {
-    cached((Some(codec), None, size, code), || {
+pub fn video(codec: VideoCodec, size: (u32, u32), code: u16, kilobits: u32) -> Result<Loop> {
+    cached((Some(codec), None, size, code, kilobits), || {
         let caps = format!("video/x-raw,format=I420,width={},height={},framerate={FPS}/1", size.0, size.1);
         let frames = (0..FPS * LOOP_SECONDS).map(move |n| picture(size, n, code));
-        encode(&caps, codec.encoder(), frames, u64::from(1_000_000_000 / FPS))
+        encode(&caps, &codec.encoder(kilobits, KEYFRAME_EVERY), frames, u64::from(1_000_000_000 / FPS))
     })
 }
 
@@ -134,7 +138,7 @@ pub fn video(codec: VideoCodec, size: (u32, u32), code: u16) -> Result<Loop> {
 /// # Errors
 /// When GStreamer lacks the encoder.
 pub fn audio(codec: AudioCodec) -> Result<Loop> {
-    cached((None, Some(codec), (0, 0), 0), || {
+    cached((None, Some(codec), (0, 0), 0, 0), || {
         let rate = codec.rate();
         let caps = format!("audio/x-raw,format=S16LE,layout=interleaved,channels=1,rate={rate}");
         let packets = (0..LOOP_SECONDS * 50).map(move |n| samples(rate, n * rate / 50, rate / 50));

@@ -2,21 +2,24 @@
 //!
 //! Pictures carry their number as blocks, sound carries a beep a second whose pitch is the number of the
 //! second, so that a finished file can be held against what was sent ([`Truth`]). The media is encoded once a
-//! process and played in a loop; when a keyframe is asked for, the picture skips ahead to the next one.
+//! process and played in a loop; when a keyframe is asked for, the picture skips ahead to the next one. Or it is
+//! encoded live ([`Options::live`]), which costs more and gives keyframes only when they are asked for.
 
+mod live;
 pub mod media;
+mod pool;
 mod rtc;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::content::Timeline;
 use crate::janus::Client;
+use crate::proxy::UdpProxy;
 pub use media::{AudioCodec, VideoCodec};
 
 /// What to publish, and where.
@@ -40,8 +43,19 @@ pub struct Options {
     pub size: (u32, u32),
     /// Tells one publisher's pictures from another's; 0..65,535.
     pub code: u16,
+    /// Bits a second of the picture, in thousands.
+    pub kilobits: u32,
+    /// Encodes each picture when it is due. Keyframes come only when they are asked for, and numbers begin again
+    /// after 65,536 pictures.
+    pub live: bool,
+    /// Sends no Opus packets while there is silence, but one each 400 ms.
+    pub dtx: bool,
+    /// What the tracks are, for the others: sound, picture.
+    pub descriptions: (Option<String>, Option<String>),
     /// The local address to send from; media goes to Janus's.
     pub local: std::net::IpAddr,
+    /// A bad network to send through.
+    pub proxy: Option<Arc<UdpProxy>>,
 }
 
 impl Options {
@@ -58,7 +72,12 @@ impl Options {
             audio: Some(AudioCodec::Opus),
             size: (320, 240),
             code: 1,
+            kilobits: 400,
+            live: false,
+            dtx: false,
+            descriptions: (None, None),
             local: janus.ip(),
+            proxy: None,
         }
     }
 }
@@ -111,6 +130,8 @@ struct Switches {
     video_off: AtomicBool,
     audio_off: AtomicBool,
     connected: AtomicBool,
+    ended: AtomicBool,
+    size: Mutex<Option<(u32, u32)>>,
 }
 
 /// A publisher that publishes until it is dropped.
@@ -118,7 +139,6 @@ struct Switches {
 pub struct Publisher {
     switches: Arc<Switches>,
     truth: Arc<Mutex<Truth>>,
-    thread: Option<JoinHandle<()>>,
     signalling: Option<tokio::task::JoinHandle<Client>>,
     leave: tokio::sync::watch::Sender<bool>,
 }
@@ -140,8 +160,21 @@ impl Publisher {
         if joined["plugindata"]["data"]["videoroom"] != "joined" {
             bail!("not let into the room: {joined}");
         }
-        let (mut sender, offer) = rtc::Sender::offer(&options)?;
+        // The first one of its kind encodes the loop.
+        let (mut sender, offer) = {
+            let options = options.clone();
+            tokio::task::spawn_blocking(move || rtc::Sender::offer(&options)).await??
+        };
+        let (audio_mid, video_mid) = sender.mids();
+        let described = [(audio_mid, &options.descriptions.0), (video_mid, &options.descriptions.1)];
+        let descriptions: Vec<Value> = described
+            .into_iter()
+            .filter_map(|(mid, text)| Some(json!({ "mid": mid?, "description": text.as_ref()? })))
+            .collect();
         let mut publish = json!({ "request": "publish" });
+        if !descriptions.is_empty() {
+            publish["descriptions"] = json!(descriptions);
+        }
         if let Some(codec) = options.video {
             publish["videocodec"] = json!(codec.janus());
         }
@@ -152,15 +185,12 @@ impl Publisher {
         let sdp = answer["jsep"]["sdp"].as_str().with_context(|| format!("no answer: {answer}"))?;
         sender.answer(sdp)?;
         let (switches, truth) = (Arc::new(Switches::default()), Arc::new(Mutex::new(Truth::default())));
-        let thread = {
-            let (switches, truth) = (Arc::clone(&switches), Arc::clone(&truth));
-            std::thread::Builder::new().name("publisher".to_owned()).spawn(move || sender.run(&switches, &truth))?
-        };
+        pool::drive(rtc::Running::new(sender, Arc::clone(&switches), Arc::clone(&truth)))?;
         let (leave, leaving) = tokio::sync::watch::channel(false);
         // Awaited by `leave`; a publisher that is dropped takes its socket with it.
         #[allow(clippy::disallowed_methods)]
         let signalling = tokio::spawn(keep_alive(client, leaving));
-        let publisher = Self { switches, truth, thread: Some(thread), signalling: Some(signalling), leave };
+        let publisher = Self { switches, truth, signalling: Some(signalling), leave };
         let until = Instant::now() + Duration::from_secs(10);
         while !publisher.switches.connected.load(Ordering::Relaxed) {
             if Instant::now() > until {
@@ -187,10 +217,27 @@ impl Publisher {
         self.switches.audio_off.store(off, Ordering::Relaxed);
     }
 
-    fn stop_media(&mut self) -> Truth {
+    /// Changes the picture's size, with a keyframe.
+    pub fn resize(&self, size: (u32, u32)) {
+        *self.switches.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
+    }
+
+    /// Whether its connection is up.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.switches.ended.load(Ordering::Relaxed)
+    }
+
+    /// Pictures sent so far.
+    #[must_use]
+    pub fn frames_sent(&self) -> usize {
+        self.truth.lock().unwrap_or_else(PoisonError::into_inner).frames.len()
+    }
+
+    async fn stop_media(&mut self) -> Truth {
         self.switches.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            assert!(thread.join().is_ok(), "the publisher's thread panicked");
+        while self.is_live() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.truth()
     }
@@ -200,7 +247,7 @@ impl Publisher {
     /// # Errors
     /// When Janus is away.
     pub async fn leave(mut self) -> Result<Truth> {
-        let truth = self.stop_media();
+        let truth = self.stop_media().await;
         self.leave.send(true).unwrap_or_default();
         if let Some(signalling) = self.signalling.take() {
             signalling.await?.message(json!({ "request": "leave" }), None).await?;
@@ -210,7 +257,11 @@ impl Publisher {
 
     /// Vanishes without a word. Returns what was sent.
     pub fn crash(mut self) -> Truth {
-        let truth = self.stop_media();
+        self.switches.stop.store(true, Ordering::Relaxed);
+        while self.is_live() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let truth = self.truth();
         if let Some(signalling) = self.signalling.take() {
             signalling.abort();
         }
@@ -240,3 +291,6 @@ async fn keep_alive(mut client: Client, mut leaving: tokio::sync::watch::Receive
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

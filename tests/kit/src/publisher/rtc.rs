@@ -1,8 +1,9 @@
 //! The sending PeerConnection.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,221 +13,321 @@ use str0m::media::{Direction, Frequency, MediaKind, MediaTime, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
+use super::live::Live;
 use super::media::{self, AudioCodec, FPS, Loop, VideoCodec};
 use super::{Options, Switches, Truth};
 
+/// Opus packets that carry nothing but silence are so short, in bytes.
+const SILENCE_BYTES: usize = 3;
+/// With DTX one of so many of them is sent (RFC 7587 section 3.1.3: one each 400 ms).
+const DTX_EVERY: u64 = 20;
+
+/// A PeerConnection that has made its offer.
 pub(super) struct Sender {
     rtc: Rtc,
     socket: UdpSocket,
+    /// What the other side knows as our address.
     local: SocketAddr,
     pending: Option<SdpPendingOffer>,
     video: Option<Flow>,
     audio: Option<Flow>,
+    options: Options,
+}
+
+/// A PeerConnection that is driven by a thread.
+pub(super) struct Running {
+    sender: Sender,
+    switches: Arc<Switches>,
+    truth: Arc<Mutex<Truth>>,
+    connected: bool,
+    timeout: Instant,
+    buffer: Vec<u8>,
+}
+
+enum Source {
+    Loop(Loop),
+    Live(Box<Live>),
 }
 
 struct Flow {
     mid: Mid,
     codec: Codec,
     rate: u32,
-    media: Loop,
-    /// Next entry of the loop.
-    next: usize,
-    /// Entries sent or skipped since the start, which give the RTP time.
+    source: Source,
+    /// The picture or packet that is next.
+    number: u32,
+    /// After so many the numbers begin again.
+    numbers: u32,
+    keyframe_wanted: bool,
+    /// RTP time.
     ticks: u64,
     step: Duration,
     ticks_a_step: u64,
+    silent: u64,
     due: Instant,
 }
 
 impl Sender {
+    /// Binds a socket, prepares the media and makes the offer.
     pub fn offer(options: &Options) -> Result<(Self, String)> {
-        let mut config = RtcConfig::new().clear_codecs();
-        config = match options.video {
-            Some(VideoCodec::Vp8) => config.enable_vp8(true),
-            Some(VideoCodec::Vp9) => config.enable_vp9(true),
-            Some(VideoCodec::H264) => config.enable_h264(true),
-            Some(VideoCodec::Av1) => config.enable_av1(true),
-            None => config,
-        };
-        config = match options.audio {
-            Some(AudioCodec::Opus) => config.enable_opus(true, false),
-            Some(AudioCodec::Pcmu) => config.enable_pcmu(true, false),
-            Some(AudioCodec::Pcma) => config.enable_pcma(true, false),
-            None => config,
-        };
-        let mut rtc = config.build(Instant::now());
+        let mut rtc = codecs(options).build(Instant::now());
         let socket = UdpSocket::bind(SocketAddr::new(options.local, 0))?;
-        let local = socket.local_addr()?;
+        socket.set_nonblocking(true)?;
+        let mut local = socket.local_addr()?;
+        if let Some(proxy) = &options.proxy {
+            local.set_ip(proxy.ip());
+        }
         rtc.add_local_candidate(Candidate::host(local, "udp")?);
         let mut changes = rtc.sdp_api();
-        let now = Instant::now();
-        let mut flow = |kind, codec, rate, media, step: Duration, ticks_a_step| Flow {
-            mid: changes.add_media(kind, Direction::SendOnly, Some("stream".to_owned()), None, None),
-            codec,
-            rate,
-            media,
-            next: 0,
-            ticks: 0,
-            step,
-            ticks_a_step,
-            due: now,
-        };
-        let audio = match options.audio {
-            None => None,
-            Some(codec) => {
-                let name = match codec {
-                    AudioCodec::Opus => Codec::Opus,
-                    AudioCodec::Pcmu => Codec::PCMU,
-                    AudioCodec::Pcma => Codec::PCMA,
-                };
-                let step = Duration::from_millis(20);
-                Some(flow(
-                    MediaKind::Audio,
-                    name,
-                    codec.rate(),
-                    media::audio(codec)?,
-                    step,
-                    u64::from(codec.rate() / 50),
-                ))
-            }
-        };
-        let video = match options.video {
-            None => None,
-            Some(codec) => {
-                let name = match codec {
-                    VideoCodec::Vp8 => Codec::Vp8,
-                    VideoCodec::Vp9 => Codec::Vp9,
-                    VideoCodec::H264 => Codec::H264,
-                    VideoCodec::Av1 => Codec::Av1,
-                };
-                let media = media::video(codec, options.size, options.code)?;
-                Some(flow(MediaKind::Video, name, 90_000, media, Duration::from_secs(1) / FPS, u64::from(90_000 / FPS)))
-            }
-        };
+        let mut mid = |kind| changes.add_media(kind, Direction::SendOnly, Some("stream".to_owned()), None, None);
+        let mut audio = None;
+        if let Some(codec) = options.audio {
+            let name = match codec {
+                AudioCodec::Opus => Codec::Opus,
+                AudioCodec::Pcmu => Codec::PCMU,
+                AudioCodec::Pcma => Codec::PCMA,
+            };
+            let source = Source::Loop(media::audio(codec)?);
+            audio = Some(Flow::new(mid(MediaKind::Audio), name, codec.rate(), source, Duration::from_millis(20)));
+        }
+        let mut video = None;
+        if let Some(codec) = options.video {
+            let name = match codec {
+                VideoCodec::Vp8 => Codec::Vp8,
+                VideoCodec::Vp9 => Codec::Vp9,
+                VideoCodec::H264 => Codec::H264,
+                VideoCodec::Av1 => Codec::Av1,
+            };
+            let source = pictures(options, options.size)?;
+            video = Some(Flow::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS));
+        }
         let (offer, pending) = changes.apply().context("nothing to publish")?;
-        Ok((Self { rtc, socket, local, pending: Some(pending), video, audio }, offer.to_sdp_string()))
+        let options = options.clone();
+        Ok((Self { rtc, socket, local, pending: Some(pending), video, audio, options }, offer.to_sdp_string()))
     }
 
+    /// The mids of the offer, sound first.
+    pub fn mids(&self) -> (Option<String>, Option<String>) {
+        let mid = |flow: &Option<Flow>| flow.as_ref().map(|f| f.mid.to_string());
+        (mid(&self.audio), mid(&self.video))
+    }
+
+    /// Takes Janus's answer.
     pub fn answer(&mut self, sdp: &str) -> Result<()> {
         let pending = self.pending.take().context("there was no offer")?;
-        self.rtc.sdp_api().accept_answer(pending, SdpAnswer::from_sdp_string(sdp)?)?;
+        let sdp = match &self.options.proxy {
+            Some(proxy) => map_candidates(sdp, |remote| proxy.map(remote)),
+            None => sdp.to_owned(),
+        };
+        self.rtc.sdp_api().accept_answer(pending, SdpAnswer::from_sdp_string(&sdp)?)?;
         Ok(())
     }
 
-    pub fn run(mut self, switches: &Switches, truth: &Mutex<Truth>) {
-        let mut buffer = vec![0; 2000];
-        let mut connected = false;
-        while !switches.stop.load(Ordering::Relaxed) && self.rtc.is_alive() {
-            let now = Instant::now();
-            let mut wake = now + Duration::from_millis(50);
-            match self.poll(truth) {
-                Ok((timeout, now_connected)) => {
-                    if now_connected && !connected {
-                        connected = true;
-                        for flow in [&mut self.video, &mut self.audio].into_iter().flatten() {
-                            flow.due = now;
-                        }
-                        switches.connected.store(true, Ordering::Relaxed);
-                    }
-                    wake = wake.min(timeout);
-                }
-                Err(_) => return,
-            }
-            if connected {
-                for flow in [&self.video, &self.audio].into_iter().flatten() {
-                    wake = wake.min(flow.due);
-                }
-            }
-            let wait = wake.saturating_duration_since(Instant::now());
-            let received = if wait.is_zero() {
-                None
-            } else {
-                self.socket.set_read_timeout(Some(wait.max(Duration::from_millis(1)))).unwrap_or_default();
-                self.socket.recv_from(&mut buffer).ok()
-            };
-            let now = Instant::now();
-            let input = match received {
-                Some((len, from)) => match Receive::new(Protocol::Udp, from, self.local, &buffer[..len]) {
-                    Ok(receive) => Input::Receive(now, receive),
-                    Err(_) => continue,
-                },
-                None => Input::Timeout(now),
-            };
-            if self.rtc.handle_input(input).is_err() {
-                return;
-            }
-            if connected {
-                self.send_due(now, switches, truth);
-            }
-        }
-    }
-
-    fn poll(&mut self, truth: &Mutex<Truth>) -> Result<(Instant, bool)> {
+    fn poll(&mut self, truth: &Mutex<Truth>) -> Result<Instant> {
         loop {
             match self.rtc.poll_output()? {
-                Output::Timeout(at) => return Ok((at, self.rtc.is_connected())),
+                Output::Timeout(at) => return Ok(at),
                 Output::Transmit(t) => {
                     // What the kernel does not take is lost, as on any network.
                     self.socket.send_to(&t.contents, t.destination).map(drop).unwrap_or_default();
                 }
                 Output::Event(Event::KeyframeRequest(_)) => {
-                    truth.lock().unwrap_or_else(PoisonError::into_inner).keyframe_requests += 1;
+                    locked(truth).keyframe_requests += 1;
                     if let Some(video) = &mut self.video {
-                        video.skip_to_keyframe();
+                        video.keyframe_wanted = true;
                     }
                 }
                 Output::Event(_) => {}
             }
         }
     }
+}
 
-    fn send_due(&mut self, now: Instant, switches: &Switches, truth: &Mutex<Truth>) {
-        while let Some(video) = self.video.as_mut().filter(|f| f.due <= now) {
-            let number = u32::try_from(video.next).unwrap_or(0);
-            let taken = video.due;
-            if video.send(&mut self.rtc, taken, switches.video_off.load(Ordering::Relaxed)) {
-                truth.lock().unwrap_or_else(PoisonError::into_inner).frames.push((number, taken));
+impl Running {
+    pub fn new(sender: Sender, switches: Arc<Switches>, truth: Arc<Mutex<Truth>>) -> Self {
+        Self { sender, switches, truth, connected: false, timeout: Instant::now(), buffer: vec![0; 2000] }
+    }
+
+    /// Does what is to be done now. Returns when it wants to be called again; none when it has ended.
+    pub fn turn(&mut self) -> Option<Instant> {
+        let again = if self.switches.stop.load(Ordering::Relaxed) { None } else { self.work().ok().flatten() };
+        if again.is_none() {
+            self.switches.ended.store(true, Ordering::Relaxed);
+        }
+        again
+    }
+
+    fn work(&mut self) -> Result<Option<Instant>> {
+        while let Ok((len, from)) = self.sender.socket.recv_from(&mut self.buffer) {
+            // What is neither STUN, DTLS nor RTP is somebody's noise.
+            let Ok(receive) = Receive::new(Protocol::Udp, from, self.sender.local, &self.buffer[..len]) else {
+                continue;
+            };
+            self.sender.rtc.handle_input(Input::Receive(Instant::now(), receive))?;
+            self.timeout = self.sender.poll(&self.truth)?;
+        }
+        let now = Instant::now();
+        if self.timeout <= now {
+            self.sender.rtc.handle_input(Input::Timeout(now))?;
+            self.timeout = self.sender.poll(&self.truth)?;
+        }
+        if !self.sender.rtc.is_alive() {
+            return Ok(None);
+        }
+        if !self.connected && self.sender.rtc.is_connected() {
+            self.connected = true;
+            let Sender { video, audio, .. } = &mut self.sender;
+            [video, audio].into_iter().flatten().for_each(|flow| flow.due = now);
+            self.switches.connected.store(true, Ordering::Relaxed);
+        }
+        let mut wake = self.timeout;
+        if self.connected {
+            self.send_due(now)?;
+            for flow in [&self.sender.video, &self.sender.audio].into_iter().flatten() {
+                wake = wake.min(flow.due);
             }
         }
-        while let Some(audio) = self.audio.as_mut().filter(|f| f.due <= now) {
-            let (packet, taken) = (audio.next, audio.due);
-            if audio.send(&mut self.rtc, taken, switches.audio_off.load(Ordering::Relaxed)) {
-                let mut truth = truth.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Some(wake))
+    }
+
+    fn send_due(&mut self, now: Instant) -> Result<()> {
+        let resize = locked(&self.switches.size).take();
+        if let (Some(size), Some(video)) = (resize, &mut self.sender.video) {
+            video.source = pictures(&self.sender.options, size)?;
+            video.keyframe_wanted = true;
+        }
+        let off = |switch: &std::sync::atomic::AtomicBool| switch.load(Ordering::Relaxed);
+        while let Some(video) = self.sender.video.as_mut().filter(|f| f.due <= now) {
+            let taken = video.due;
+            if let Some(number) = video.send(&mut self.sender.rtc, off(&self.switches.video_off), false)? {
+                locked(&self.truth).frames.push((number, taken));
+            }
+            self.timeout = self.sender.poll(&self.truth)?;
+        }
+        while let Some(audio) = self.sender.audio.as_mut().filter(|f| f.due <= now) {
+            let taken = audio.due;
+            let dtx = self.sender.options.dtx;
+            if let Some(number) = audio.send(&mut self.sender.rtc, off(&self.switches.audio_off), dtx)? {
+                let mut truth = locked(&self.truth);
                 truth.audio_packets += 1;
-                if packet % 50 == 0 {
-                    truth.beeps.push((u32::try_from(packet / 50).unwrap_or(0), taken));
+                if number.is_multiple_of(50) {
+                    truth.beeps.push((number / 50, taken));
                 }
             }
+            self.timeout = self.sender.poll(&self.truth)?;
         }
+        Ok(())
     }
 }
 
 impl Flow {
-    /// Sends what is due, or lets its time pass. Returns whether it was sent.
-    fn send(&mut self, rtc: &mut Rtc, taken: Instant, off: bool) -> bool {
-        let (data, _) = self.media[self.next].clone();
+    fn new(mid: Mid, codec: Codec, rate: u32, source: Source, step: Duration) -> Self {
+        let numbers = match &source {
+            Source::Loop(media) => u32::try_from(media.len()).unwrap_or(u32::MAX),
+            // Sixteen cells of the picture hold its number.
+            Source::Live(_) => 1 << 16,
+        };
+        let ticks_a_step = u64::from(rate) * u64::try_from(step.as_nanos()).unwrap_or(0);
+        Self {
+            mid,
+            codec,
+            rate,
+            source,
+            number: 0,
+            numbers,
+            keyframe_wanted: true,
+            ticks: 0,
+            step,
+            ticks_a_step: (ticks_a_step + 500_000_000) / 1_000_000_000,
+            silent: 0,
+            due: Instant::now(),
+        }
+    }
+
+    /// Sends what is due, or lets its time pass. Returns its number if it was sent.
+    fn send(&mut self, rtc: &mut Rtc, off: bool, dtx: bool) -> Result<Option<u32>> {
         let time = MediaTime::new(self.ticks, Frequency::new(self.rate).unwrap_or(Frequency::NINETY_KHZ));
-        self.next = (self.next + 1) % self.media.len();
+        let taken = self.due;
         self.ticks += self.ticks_a_step;
         self.due += self.step;
         if off {
-            return false;
+            // Whoever comes back begins with a keyframe.
+            self.keyframe_wanted = true;
+            self.number = (self.number + 1) % self.numbers;
+            return Ok(None);
         }
-        let Some(writer) = rtc.writer(self.mid) else { return false };
-        let Some(pt) = writer.payload_params().find(|p| p.spec().codec == self.codec).map(|p| p.pt()) else {
-            return false;
-        };
-        let sent = writer.write(pt, taken, time, data).is_ok();
-        // Each write wants a poll; what comes out is sent by the next turn of the loop.
-        sent && rtc.handle_input(Input::Timeout(Instant::now())).is_ok()
-    }
-
-    fn skip_to_keyframe(&mut self) {
-        for _ in 0..self.media.len() {
-            if self.media[self.next].1 {
-                return;
+        let keyframe = std::mem::take(&mut self.keyframe_wanted);
+        let data = match &mut self.source {
+            Source::Live(live) => live.encode(self.number, keyframe)?,
+            Source::Loop(media) => {
+                while keyframe && !media[self.number as usize].1 {
+                    self.number = (self.number + 1) % self.numbers;
+                }
+                media[self.number as usize].0.clone()
             }
-            self.next = (self.next + 1) % self.media.len();
+        };
+        let number = self.number;
+        self.number = (self.number + 1) % self.numbers;
+        self.silent = if data.len() <= SILENCE_BYTES { self.silent + 1 } else { 0 };
+        if dtx && self.silent > 0 && !self.silent.is_multiple_of(DTX_EVERY) {
+            return Ok(None);
         }
+        let Some(writer) = rtc.writer(self.mid) else { return Ok(None) };
+        let Some(pt) = writer.payload_params().find(|p| p.spec().codec == self.codec).map(|p| p.pt()) else {
+            return Ok(None);
+        };
+        writer.write(pt, taken, time, data)?;
+        rtc.handle_input(Input::Timeout(Instant::now()))?;
+        Ok(Some(number))
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn codecs(options: &Options) -> RtcConfig {
+    let config = RtcConfig::new().clear_codecs();
+    let config = match options.video {
+        Some(VideoCodec::Vp8) => config.enable_vp8(true),
+        Some(VideoCodec::Vp9) => config.enable_vp9(true),
+        Some(VideoCodec::H264) => config.enable_h264(true),
+        Some(VideoCodec::Av1) => config.enable_av1(true),
+        None => config,
+    };
+    match options.audio {
+        Some(AudioCodec::Opus) => config.enable_opus(true, false),
+        Some(AudioCodec::Pcmu) => config.enable_pcmu(true, false),
+        Some(AudioCodec::Pcma) => config.enable_pcma(true, false),
+        None => config,
+    }
+}
+
+fn pictures(options: &Options, size: (u32, u32)) -> Result<Source> {
+    let codec = options.video.context("no video")?;
+    Ok(if options.live {
+        Source::Live(Box::new(Live::new(codec, size, options.code, options.kilobits)?))
+    } else {
+        Source::Loop(media::video(codec, size, options.code, options.kilobits)?)
+    })
+}
+
+/// The same SDP with the address of each UDP candidate (RFC 8839 section 5.1) replaced.
+fn map_candidates(sdp: &str, map: impl Fn(SocketAddr) -> SocketAddr) -> String {
+    let mut known: BTreeMap<SocketAddr, SocketAddr> = BTreeMap::new();
+    let mut mapped = String::with_capacity(sdp.len());
+    for line in sdp.lines() {
+        let mut fields: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        if line.starts_with("a=candidate:")
+            && fields.len() > 5
+            && fields[2].eq_ignore_ascii_case("udp")
+            && let Ok(remote) = format!("{}:{}", fields[4], fields[5]).parse()
+        {
+            let to = *known.entry(remote).or_insert_with(|| map(remote));
+            (fields[4], fields[5]) = (to.ip().to_string(), to.port().to_string());
+        }
+        mapped.push_str(&fields.join(" "));
+        mapped.push_str("\r\n");
+    }
+    mapped
 }
