@@ -94,8 +94,14 @@ impl Socket {
         }
     }
 
-    /// Sends a request and waits for its answer. Other messages wait in `early`.
+    /// Sends a request and waits for its answer; one that says no is an error.
     pub async fn ask(&mut self, request: Value, doing: &'static str) -> Result<Value, RouterError> {
+        let answer = self.answer_to(request, doing).await?;
+        wire::error(&self.config.name, None, doing, &answer).map_or(Ok(answer), Err)
+    }
+
+    /// Sends a request and waits for its answer, whatever that says. Other messages wait in `early`.
+    pub async fn answer_to(&mut self, request: Value, doing: &'static str) -> Result<Value, RouterError> {
         let request = self.complete(request);
         let transaction = request["transaction"].clone();
         self.send(&request).await?;
@@ -112,8 +118,7 @@ impl Socket {
                 }
             }
         };
-        let answer = timeout(limit, answer).await.map_err(|_| late(&self.config, doing))??;
-        wire::error(&self.config.name, None, doing, &answer).map_or(Ok(answer), Err)
+        timeout(limit, answer).await.map_err(|_| late(&self.config, doing))?
     }
 
     /// Makes a Janus session.

@@ -14,8 +14,10 @@
 //! `description` of a video track may be such a `videoType` too. A newer Janus's `metadata` object is
 //! read with the same names and goes before `display`.
 
+mod control;
 mod link;
 mod room;
+mod roster;
 pub mod wire;
 
 use std::time::Duration;

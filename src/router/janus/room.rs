@@ -1,21 +1,22 @@
 //! A joined room: one task owns the WebSocket; commands and events go through bounded queues.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::link::{PLUGIN, Socket, data_id, late};
+use super::control::{Control, Request, Shared, data, room_value, with_pin};
+use super::link::{Socket, late};
+use super::roster::Roster;
 use super::{JanusConfig, wire};
 use crate::fault::Backoff;
-use crate::ids::{RoomId, TrackKind};
+use crate::ids::RoomId;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, RouterError, StreamInfo, SubscriptionId};
 
 /// Events that may wait for the driver; then Janus has to wait.
@@ -26,40 +27,9 @@ const REQUESTS_MAX: usize = 256;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Between two tries to reconnect.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
-/// A lower simulcast layer is sent when the wanted one paused for so long, in microseconds: Janus's
-/// 250 ms flap with a shared screen that changes seldom.
-const FALLBACK_US: u64 = 2_000_000;
 
 /// Who waits for an answer, for what, and until when.
 type Pending = (oneshot::Sender<Result<Value, RouterError>>, &'static str, Instant);
-
-struct Request {
-    body: Value,
-    answer: oneshot::Sender<Result<Value, RouterError>>,
-    doing: &'static str,
-}
-
-#[derive(Debug, Clone)]
-struct Subscription {
-    handle: u64,
-    mids: Vec<(String, TrackKind)>,
-}
-
-/// What the task and the commands share. The lock is held for look-ups only.
-#[derive(Default)]
-struct Shared {
-    session: Option<u64>,
-    streams: BTreeMap<String, StreamInfo>,
-    subscriptions: BTreeMap<SubscriptionId, Subscription>,
-    next_subscription: u64,
-}
-
-struct Control {
-    config: JanusConfig,
-    room: RoomId,
-    requests: mpsc::Sender<Request>,
-    shared: Arc<Mutex<Shared>>,
-}
 
 /// A joined room.
 pub(super) struct JanusRoom {
@@ -67,24 +37,6 @@ pub(super) struct JanusRoom {
     control: Arc<Control>,
     cancel: CancellationToken,
     task: Option<JoinHandle<()>>,
-}
-
-fn room_value(config: &JanusConfig, room: &str) -> Value {
-    match room.parse::<u64>() {
-        Ok(number) if !config.string_ids => json!(number),
-        _ => json!(room),
-    }
-}
-
-fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
-    if let Some(pin) = &config.pin {
-        body["pin"] = json!(pin.expose_secret());
-    }
-    body
-}
-
-fn data(message: &Value) -> Option<&Value> {
-    message.get("plugindata")?.get("data")
 }
 
 impl JanusRoom {
@@ -105,9 +57,11 @@ impl JanusRoom {
             observer: 0,
             pending: HashMap::new(),
             next: 0,
-            present: BTreeMap::new(),
+            roster: Roster::default(),
             clients: None,
             destroyed_told: false,
+            subscriptions_died: false,
+            unanswered_polls: 0,
         };
         let (socket, joined) = task.enter().await?;
         // Who is there can be subscribed to at once, before the first event is read.
@@ -154,6 +108,14 @@ struct Joined {
     subscriptions_live: bool,
 }
 
+/// Why a connection is not served any more.
+enum Ended {
+    /// We were told to leave.
+    Cancelled,
+    /// We are not in the room any more, or missed something: enter it anew on the same connection.
+    Rejoin,
+}
+
 struct Task {
     config: JanusConfig,
     room: RoomId,
@@ -165,9 +127,12 @@ struct Task {
     observer: u64,
     pending: HashMap<String, Pending>,
     next: u64,
-    present: BTreeMap<String, StreamInfo>,
+    roster: Roster,
     clients: Option<usize>,
     destroyed_told: bool,
+    /// A new session was made, and the driver was not told yet that the earlier subscriptions went with the old one.
+    subscriptions_died: bool,
+    unanswered_polls: u32,
 }
 
 impl Task {
@@ -184,8 +149,7 @@ impl Task {
         {
             // The observer is still in the room; what changed meanwhile is in the list of participants, and
             // publishers that came meanwhile are only told to who joins: so join anew on a second handle.
-            let publishers = self.join_observer(&mut socket, session).await?;
-            return Ok((socket, Joined { publishers, subscriptions_live: true }));
+            return self.entered(socket, session).await;
         }
         let session = socket.create_session().await?;
         {
@@ -193,8 +157,16 @@ impl Task {
             shared.session = Some(session);
             shared.subscriptions.clear();
         }
+        // The room may not be there yet: the next try then claims this session, which has no subscriptions.
+        self.subscriptions_died = true;
+        self.observer = 0;
+        self.entered(socket, session).await
+    }
+
+    async fn entered(&mut self, mut socket: Socket, session: u64) -> Result<(Socket, Joined), RouterError> {
         let publishers = self.join_observer(&mut socket, session).await?;
-        Ok((socket, Joined { publishers, subscriptions_live: false }))
+        let subscriptions_live = !std::mem::take(&mut self.subscriptions_died);
+        Ok((socket, Joined { publishers, subscriptions_live }))
     }
 
     async fn join_observer(&mut self, socket: &mut Socket, session: u64) -> Result<Vec<StreamInfo>, RouterError> {
@@ -211,45 +183,67 @@ impl Task {
         });
         let body = with_pin(&self.config, body);
         let request = json!({ "janus": "message", "session_id": session, "handle_id": self.observer, "body": body });
-        let answer = socket.ask(request, DOING).await?;
+        // Only with the room's name can the error say that the room is missing.
+        let answer = socket.answer_to(request, DOING).await?;
         if let Some(error) = wire::error(&self.config.name, Some(&self.room), DOING, &answer) {
             return Err(error);
         }
-        Ok(data(&answer).map(wire::publishers).unwrap_or_default())
+        let joined = data(&answer);
+        self.roster.entered_as(joined.and_then(|d| d.get("id")).and_then(wire::id));
+        Ok(joined.map(wire::publishers).unwrap_or_default())
     }
 
     async fn run(mut self, mut socket: Socket, mut joined: Joined) {
-        let mut first = true;
         loop {
-            if !first {
-                self.tell(RoomEvent::Reconnected { subscriptions_live: joined.subscriptions_live }).await;
-            }
-            first = false;
             self.destroyed_told = false;
+            self.clients = None;
             self.announce(joined.publishers).await;
-            let ended = self.serve(&mut socket).await;
-            self.pending.clear();
-            if self.cancel.is_cancelled() {
-                return self.say_goodbye(socket).await;
-            }
-            if let Err(error) = ended {
-                tracing::warn!(router = self.config.name, room = %self.room, "{}", crate::fault::chain(&error));
-            }
-            self.tell(RoomEvent::Disconnected).await;
-            match self.reconnect().await {
-                Some(again) => (socket, joined) = again,
-                None => return,
-            }
+            let ended = match self.serve(&mut socket).await {
+                Ok(Ended::Rejoin) => self.rejoin(&mut socket).await,
+                Ok(Ended::Cancelled) => return self.say_goodbye(socket).await,
+                Err(error) => Err(error),
+            };
+            let again = match ended {
+                Ok(publishers) => {
+                    joined = Joined { publishers, subscriptions_live: true };
+                    continue;
+                }
+                Err(RouterError::RoomNotFound { .. }) => {
+                    self.tell_destroyed().await;
+                    self.reconnect().await
+                }
+                Err(error) => {
+                    tracing::warn!(router = self.config.name, room = %self.room, "{}", crate::fault::chain(&error));
+                    self.reconnect().await
+                }
+            };
+            let Some(again) = again else { return };
+            (socket, joined) = again;
+            self.tell(RoomEvent::Reconnected { subscriptions_live: joined.subscriptions_live }).await;
         }
     }
 
+    async fn rejoin(&mut self, socket: &mut Socket) -> Result<Vec<StreamInfo>, RouterError> {
+        tracing::info!(router = self.config.name, room = %self.room, "entering the room anew");
+        let session = self.shared().session.unwrap_or(0);
+        self.join_observer(socket, session).await
+    }
+
     async fn reconnect(&mut self) -> Option<(Socket, Joined)> {
+        // Dropped, they tell those who wait that there will be no answer.
+        self.pending.clear();
+        self.tell(RoomEvent::Disconnected).await;
+        let cancel = self.cancel.clone();
         for attempt in 0.. {
-            tokio::select! {
-                () = self.cancel.cancelled() => return None,
-                () = sleep(RECONNECT.delay(attempt, rand::random())) => {}
-            }
-            match self.enter().await {
+            let entered = async {
+                sleep(RECONNECT.delay(attempt, rand::random())).await;
+                self.enter().await
+            };
+            let entered = tokio::select! {
+                () = cancel.cancelled() => return None,
+                entered = entered => entered,
+            };
+            match entered {
                 Ok(entered) => return Some(entered),
                 Err(RouterError::RoomNotFound { .. }) => self.tell_destroyed().await,
                 Err(error) => {
@@ -276,7 +270,16 @@ impl Task {
         self.events.send(event).await.unwrap_or_default();
     }
 
+    /// Says what may be left out when the driver is far behind.
+    fn mention(&self, event: RoomEvent) {
+        if self.events.capacity() > EVENTS_MAX / 2 {
+            self.events.try_send(event).unwrap_or_default();
+        }
+    }
+
     async fn tell_destroyed(&mut self) {
+        self.announce(Vec::new()).await;
+        self.clients = None;
         if !std::mem::replace(&mut self.destroyed_told, true) {
             self.tell(RoomEvent::RoomDestroyed).await;
         }
@@ -284,47 +287,47 @@ impl Task {
 
     /// The room's whole list of publishers: who is not in it is gone.
     async fn announce(&mut self, publishers: Vec<StreamInfo>) {
-        let listed: HashSet<&str> = publishers.iter().map(|p| p.router_id.as_str()).collect();
-        let gone: Vec<String> = self.present.keys().filter(|id| !listed.contains(id.as_str())).cloned().collect();
-        for router_id in gone {
+        for router_id in self.roster.not_in(&publishers) {
             self.stream_gone(router_id).await;
         }
-        self.present.clear();
+        self.roster.clear();
         for publisher in publishers {
             self.stream_present(publisher).await;
         }
     }
 
     async fn stream_present(&mut self, stream: StreamInfo) {
-        if self.present.get(&stream.router_id) == Some(&stream) {
-            return;
+        if self.roster.present(&stream) {
+            self.shared().streams.insert(stream.router_id.clone(), stream.clone());
+            self.tell(RoomEvent::StreamPresent(stream)).await;
         }
-        self.present.insert(stream.router_id.clone(), stream.clone());
-        self.shared().streams.insert(stream.router_id.clone(), stream.clone());
-        self.tell(RoomEvent::StreamPresent(stream)).await;
     }
 
     async fn stream_gone(&mut self, router_id: String) {
         self.shared().streams.remove(&router_id);
-        if self.present.remove(&router_id).is_some() {
+        if self.roster.gone(&router_id) {
             self.tell(RoomEvent::StreamGone { router_id }).await;
         }
     }
 
-    async fn serve(&mut self, socket: &mut Socket) -> Result<(), RouterError> {
+    async fn serve(&mut self, socket: &mut Socket) -> Result<Ended, RouterError> {
         let mut keepalive = interval(KEEPALIVE);
         let mut poll = interval(self.config.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let session = self.shared().session.unwrap_or(0);
-        let mut unanswered_polls = 0;
+        self.unanswered_polls = 0;
         while let Some(message) = socket.early.pop_front() {
-            self.message(message, &mut unanswered_polls).await?;
+            self.message(message).await?;
         }
         loop {
             tokio::select! {
-                () = self.cancel.cancelled() => return Ok(()),
-                message = socket.next() => self.message(message?, &mut unanswered_polls).await?,
-                Some(request) = self.requests.recv() => self.request(socket, session, request).await?,
+                () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
+                message = socket.next() => {
+                    if self.message(message?).await? {
+                        return Ok(Ended::Rejoin);
+                    }
+                }
+                Some(request) = self.requests.recv(), if self.pending.len() < REQUESTS_MAX => self.request(socket, session, request).await?,
                 _ = keepalive.tick() => {
                     let body = json!({ "janus": "keepalive", "session_id": session, "transaction": "keepalive" });
                     let body = socket.complete(body);
@@ -333,10 +336,10 @@ impl Task {
                 _ = poll.tick() => {
                     self.expire();
                     // A connection that swallows everything is noticed here, long before TCP does.
-                    if unanswered_polls >= 3 {
+                    if self.unanswered_polls >= 3 {
                         return Err(late(&self.config, "list the participants"));
                     }
-                    unanswered_polls += 1;
+                    self.unanswered_polls += 1;
                     let body = json!({ "request": "listparticipants", "room": room_value(&self.config, self.room.as_str()) });
                     let body = socket.complete(json!({
                         "janus": "message", "session_id": session, "handle_id": self.observer,
@@ -372,21 +375,21 @@ impl Task {
         }
     }
 
-    async fn message(&mut self, message: Value, unanswered_polls: &mut u32) -> Result<(), RouterError> {
+    /// One message; says whether the room must be entered anew.
+    async fn message(&mut self, message: Value) -> Result<bool, RouterError> {
         let kind = message.get("janus").and_then(Value::as_str).unwrap_or_default();
         let transaction = message.get("transaction").and_then(Value::as_str).unwrap_or_default();
         if kind == "ack" {
-            return Ok(());
+            return Ok(false);
         }
         if transaction == "participants" {
-            *unanswered_polls = 0;
-            self.participants(&message).await;
-            return Ok(());
+            self.unanswered_polls = 0;
+            return self.participants(&message).await;
         }
         if let Some((answer, doing, _)) = self.pending.remove(transaction) {
             let error = wire::error(&self.config.name, Some(&self.room), doing, &message);
             answer.send(error.map_or(Ok(message), Err)).unwrap_or_default();
-            return Ok(());
+            return Ok(false);
         }
         let sender = message.get("sender").and_then(Value::as_u64).unwrap_or(0);
         match kind {
@@ -403,28 +406,33 @@ impl Task {
             }
             _ => {}
         }
-        Ok(())
+        Ok(false)
     }
 
-    async fn participants(&mut self, message: &Value) {
-        if let Some(RouterError::RoomNotFound { .. }) =
-            wire::error(&self.config.name, Some(&self.room), "list the participants", message)
-        {
-            let all: Vec<String> = self.present.keys().cloned().collect();
-            for router_id in all {
-                self.stream_gone(router_id).await;
+    async fn participants(&mut self, message: &Value) -> Result<bool, RouterError> {
+        match wire::error(&self.config.name, Some(&self.room), "list the participants", message) {
+            Some(RouterError::RoomNotFound { .. }) => {
+                // The connection is good: the poll finds the room when it is there again.
+                self.tell_destroyed().await;
+                return Ok(false);
             }
-            return self.tell_destroyed().await;
+            // The session or our handle is gone.
+            Some(error) => return Err(error),
+            None => {}
         }
-        let Some((clients, publishing)) = data(message).and_then(wire::participants) else { return };
-        if self.clients != Some(clients) {
-            self.clients = Some(clients);
-            self.tell(RoomEvent::Clients { count: clients }).await;
-        }
-        let gone: Vec<String> = self.present.keys().filter(|id| !publishing.contains(id)).cloned().collect();
-        for router_id in gone {
+        let Some(listed) = data(message).and_then(wire::participants) else { return Ok(false) };
+        let found = self.roster.listed(&listed);
+        for router_id in found.gone {
             self.stream_gone(router_id).await;
         }
+        if found.rejoin {
+            return Ok(true);
+        }
+        if self.clients != Some(listed.clients) {
+            self.clients = Some(listed.clients);
+            self.tell(RoomEvent::Clients { count: listed.clients }).await;
+        }
+        Ok(false)
     }
 
     async fn observed(&mut self, message: &Value) {
@@ -437,11 +445,14 @@ impl Task {
                 self.stream_gone(router_id).await;
             }
         }
+        if let Some(stream) = wire::moderation(data).and_then(|m| self.roster.moderated(&m)) {
+            self.stream_present(stream).await;
+        }
         match data.get("videoroom").and_then(Value::as_str) {
             Some("destroyed") => self.tell_destroyed().await,
             Some(what @ ("talking" | "stopped-talking")) => {
                 if let Some(router_id) = data.get("id").and_then(wire::id) {
-                    self.tell(RoomEvent::Talking { router_id, talking: what == "talking" }).await;
+                    self.mention(RoomEvent::Talking { router_id, talking: what == "talking" });
                 }
             }
             _ => {}
@@ -475,122 +486,6 @@ impl Task {
         if let Some(subscription) = self.by_handle(handle) {
             self.shared().subscriptions.remove(&subscription);
             self.tell(RoomEvent::SubscriptionLost { subscription }).await;
-        }
-    }
-}
-
-impl Control {
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn ask(&self, body: Value, doing: &'static str) -> Result<Value, RouterError> {
-        let (answer, answered) = oneshot::channel();
-        let request = Request { body, answer, doing };
-        let whole = async {
-            self.requests.send(request).await.map_err(|_| late(&self.config, doing))?;
-            // Dropped when the WebSocket is lost.
-            answered.await.map_err(|_| late(&self.config, doing))?
-        };
-        timeout(self.config.timeout * 2, whole).await.map_err(|_| late(&self.config, doing))?
-    }
-
-    async fn message(
-        &self,
-        handle: u64,
-        body: Value,
-        jsep: Option<Value>,
-        doing: &'static str,
-    ) -> Result<Value, RouterError> {
-        let mut request = json!({ "janus": "message", "handle_id": handle, "body": body });
-        if let Some(jsep) = jsep {
-            request["jsep"] = jsep;
-        }
-        self.ask(request, doing).await
-    }
-
-    fn subscription(&self, subscription: SubscriptionId) -> Result<Subscription, RouterError> {
-        let found = self.shared().subscriptions.get(&subscription).cloned();
-        found.ok_or_else(|| RouterError::StreamNotFound { stream: format!("subscription {}", subscription.0) })
-    }
-
-    async fn detach(&self, handle: u64) {
-        if let Err(error) = self.ask(json!({ "janus": "detach", "handle_id": handle }), "end a subscription").await {
-            tracing::debug!(router = self.config.name, "{error}");
-        }
-    }
-}
-
-#[async_trait]
-impl RoomControl for Control {
-    async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError> {
-        const DOING: &str = "subscribe to a stream";
-        let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
-        let stream = self.shared().streams.get(router_id).cloned().ok_or_else(missing)?;
-        let feed = room_value(&self.config, router_id);
-        let wanted: Vec<Value> = [TrackKind::Audio, TrackKind::Video]
-            .iter()
-            .filter_map(|kind| stream.tracks.iter().find(|t| t.kind == *kind))
-            .map(|track| json!({ "feed": feed, "mid": track.mid }))
-            .collect();
-        if wanted.is_empty() {
-            return Err(missing());
-        }
-        let attach = self.ask(json!({ "janus": "attach", "plugin": PLUGIN }), DOING).await?;
-        let unexpected = |what: &str| RouterError::Protocol {
-            router: self.config.name.clone(),
-            doing: DOING,
-            what: what.to_owned(),
-        };
-        let handle = data_id(&attach).ok_or_else(|| unexpected("attach gave no id"))?;
-        let body = json!({
-            "request": "join", "ptype": "subscriber",
-            "room": room_value(&self.config, self.room.as_str()), "streams": wanted,
-        });
-        let answer = match self.message(handle, with_pin(&self.config, body), None, DOING).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.detach(handle).await;
-                return Err(error);
-            }
-        };
-        let sdp = answer.get("jsep").and_then(|j| j.get("sdp")).and_then(Value::as_str);
-        let sdp = sdp.ok_or_else(|| unexpected("there is no offer"))?.to_owned();
-        let mids = data(&answer).map(wire::offer_mids).unwrap_or_default();
-        let mut shared = self.shared();
-        shared.next_subscription += 1;
-        let subscription = SubscriptionId(shared.next_subscription);
-        shared.subscriptions.insert(subscription, Subscription { handle, mids: mids.clone() });
-        Ok(Offer { subscription, sdp, mids })
-    }
-
-    async fn answer(&self, subscription: SubscriptionId, sdp: String) -> Result<(), RouterError> {
-        let handle = self.subscription(subscription)?.handle;
-        let jsep = json!({ "type": "answer", "sdp": sdp });
-        self.message(handle, json!({ "request": "start" }), Some(jsep), "start a subscription").await.map(drop)
-    }
-
-    async fn prefer_highest_layer(&self, subscription: SubscriptionId) -> Result<(), RouterError> {
-        let known = self.subscription(subscription)?;
-        let streams: Vec<Value> = known
-            .mids
-            .iter()
-            .filter(|(_, kind)| *kind == TrackKind::Video)
-            .map(|(mid, _)| {
-                json!({ "mid": mid, "substream": 2, "temporal": 2, "spatial_layer": 2, "temporal_layer": 2, "fallback": FALLBACK_US })
-            })
-            .collect();
-        if streams.is_empty() {
-            return Ok(());
-        }
-        let body = json!({ "request": "configure", "streams": streams });
-        self.message(known.handle, body, None, "choose a layer").await.map(drop)
-    }
-
-    async fn unsubscribe(&self, subscription: SubscriptionId) {
-        let known = self.shared().subscriptions.remove(&subscription);
-        if let Some(known) = known {
-            self.detach(known.handle).await;
         }
     }
 }

@@ -96,13 +96,55 @@ fn track(value: &Value) -> Option<TrackInfo> {
     })
 }
 
-/// Clients in a list of participants, and the ids of those that publish.
+/// Who is in a room.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Participants {
+    /// How many clients, publishing or not.
+    pub clients: usize,
+    /// The ids of the clients that publish.
+    pub publishing: Vec<String>,
+    /// The ids of archivers.
+    pub observers: Vec<String>,
+}
+
+/// Reads a list of participants.
 #[must_use]
-pub fn participants(data: &Value) -> Option<(usize, Vec<String>)> {
-    let list = data.get("participants")?.as_array()?;
-    let clients = list.iter().filter(|p| !is_observer(p));
-    let publishing = clients.clone().filter(|p| flag(p, "publisher")).filter_map(|p| id(p.get("id")?)).collect();
-    Some((clients.count(), publishing))
+pub fn participants(data: &Value) -> Option<Participants> {
+    let mut found = Participants::default();
+    for participant in data.get("participants")?.as_array()? {
+        let id = participant.get("id").and_then(id);
+        if is_observer(participant) {
+            found.observers.extend(id);
+            continue;
+        }
+        found.clients += 1;
+        if flag(participant, "publisher") {
+            found.publishing.extend(id);
+        }
+    }
+    Some(found)
+}
+
+/// A track that a moderator switched off or on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moderation {
+    /// The stream.
+    pub router_id: String,
+    /// The track.
+    pub mid: String,
+    /// Whether it is off now.
+    pub muted: bool,
+}
+
+/// What a moderator did, if a message tells of it.
+#[must_use]
+pub fn moderation(data: &Value) -> Option<Moderation> {
+    let muted = match data.get("moderation")?.as_str()? {
+        "muted" => true,
+        "unmuted" => false,
+        _ => return None,
+    };
+    Some(Moderation { router_id: id(data.get("id")?)?, mid: text(data.get("mid"))?, muted })
 }
 
 /// The mids of a subscription's offer, with the track each carries.
@@ -172,7 +214,18 @@ mod tests {
     fn archivers_are_no_clients() {
         let data = json!({ "participants": [
             { "id": "a", "publisher": true }, { "id": "b", "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false } ] });
-        assert_eq!(participants(&data), Some((2, vec!["a".to_owned()])));
+        let expected = Participants { clients: 2, publishing: vec!["a".to_owned()], observers: vec!["c".to_owned()] };
+        assert_eq!(participants(&data), Some(expected));
+    }
+
+    #[test]
+    fn moderation_names_stream_and_track() {
+        let data = |how: &str| json!({ "videoroom": "event", "id": 7, "mid": "1", "moderation": how });
+        let muted = Moderation { router_id: "7".to_owned(), mid: "1".to_owned(), muted: true };
+        assert_eq!(moderation(&data("muted")), Some(muted.clone()));
+        assert_eq!(moderation(&data("unmuted")), Some(Moderation { muted: false, ..muted }));
+        assert_eq!(moderation(&data("else")), None);
+        assert_eq!(moderation(&json!({ "moderation": "muted", "id": 7, "mid": {} })), None);
     }
 
     #[test]

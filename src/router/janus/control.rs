@@ -1,0 +1,187 @@
+//! Commands to a joined room. They go to the room's task, which owns the WebSocket.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::link::{PLUGIN, data_id, late};
+use super::{JanusConfig, wire};
+use crate::ids::{RoomId, TrackKind};
+use crate::router::{Offer, RoomControl, RouterError, StreamInfo, SubscriptionId};
+
+/// A lower simulcast layer is sent when the wanted one paused for so long, in microseconds: Janus's
+/// 250 ms flap with a shared screen that changes seldom.
+const FALLBACK_US: u64 = 2_000_000;
+
+/// One request, and who waits for its answer.
+pub(super) struct Request {
+    pub body: Value,
+    pub answer: oneshot::Sender<Result<Value, RouterError>>,
+    pub doing: &'static str,
+}
+
+/// A subscriber handle.
+#[derive(Debug, Clone)]
+pub(super) struct Subscription {
+    pub handle: u64,
+    pub mids: Vec<(String, TrackKind)>,
+}
+
+/// What the task and the commands share. The lock is held for look-ups only.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub session: Option<u64>,
+    pub streams: BTreeMap<String, StreamInfo>,
+    pub subscriptions: BTreeMap<SubscriptionId, Subscription>,
+    next_subscription: u64,
+}
+
+/// What `RoomControl` is for Janus.
+pub(super) struct Control {
+    pub config: JanusConfig,
+    pub room: RoomId,
+    pub requests: mpsc::Sender<Request>,
+    pub shared: Arc<Mutex<Shared>>,
+}
+
+/// A room's or feed's id as this Janus wants it.
+pub(super) fn room_value(config: &JanusConfig, room: &str) -> Value {
+    match room.parse::<u64>() {
+        Ok(number) if !config.string_ids => json!(number),
+        _ => json!(room),
+    }
+}
+
+/// Adds the pin, if there is one.
+pub(super) fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
+    if let Some(pin) = &config.pin {
+        body["pin"] = json!(pin.expose_secret());
+    }
+    body
+}
+
+/// What the plugin says.
+pub(super) fn data(message: &Value) -> Option<&Value> {
+    message.get("plugindata")?.get("data")
+}
+
+impl Control {
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask(&self, body: Value, doing: &'static str) -> Result<Value, RouterError> {
+        let (answer, answered) = oneshot::channel();
+        let request = Request { body, answer, doing };
+        let whole = async {
+            self.requests.send(request).await.map_err(|_| late(&self.config, doing))?;
+            // Dropped when the WebSocket is lost.
+            answered.await.map_err(|_| late(&self.config, doing))?
+        };
+        timeout(self.config.timeout * 2, whole).await.map_err(|_| late(&self.config, doing))?
+    }
+
+    async fn message(
+        &self,
+        handle: u64,
+        body: Value,
+        jsep: Option<Value>,
+        doing: &'static str,
+    ) -> Result<Value, RouterError> {
+        let mut request = json!({ "janus": "message", "handle_id": handle, "body": body });
+        if let Some(jsep) = jsep {
+            request["jsep"] = jsep;
+        }
+        self.ask(request, doing).await
+    }
+
+    fn subscription(&self, subscription: SubscriptionId) -> Result<Subscription, RouterError> {
+        let found = self.shared().subscriptions.get(&subscription).cloned();
+        found.ok_or_else(|| RouterError::StreamNotFound { stream: format!("subscription {}", subscription.0) })
+    }
+
+    async fn detach(&self, handle: u64) {
+        if let Err(error) = self.ask(json!({ "janus": "detach", "handle_id": handle }), "end a subscription").await {
+            tracing::debug!(router = self.config.name, "{error}");
+        }
+    }
+}
+
+#[async_trait]
+impl RoomControl for Control {
+    async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError> {
+        const DOING: &str = "subscribe to a stream";
+        let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
+        let stream = self.shared().streams.get(router_id).cloned().ok_or_else(missing)?;
+        let feed = room_value(&self.config, router_id);
+        let wanted: Vec<Value> = [TrackKind::Audio, TrackKind::Video]
+            .iter()
+            .filter_map(|kind| stream.tracks.iter().find(|t| t.kind == *kind))
+            .map(|track| json!({ "feed": feed, "mid": track.mid }))
+            .collect();
+        if wanted.is_empty() {
+            return Err(missing());
+        }
+        let attach = self.ask(json!({ "janus": "attach", "plugin": PLUGIN }), DOING).await?;
+        let unexpected = |what: &str| RouterError::Protocol {
+            router: self.config.name.clone(),
+            doing: DOING,
+            what: what.to_owned(),
+        };
+        let handle = data_id(&attach).ok_or_else(|| unexpected("attach gave no id"))?;
+        let body = json!({
+            "request": "join", "ptype": "subscriber",
+            "room": room_value(&self.config, self.room.as_str()), "streams": wanted,
+        });
+        let answer = match self.message(handle, with_pin(&self.config, body), None, DOING).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.detach(handle).await;
+                return Err(error);
+            }
+        };
+        let sdp = answer.get("jsep").and_then(|j| j.get("sdp")).and_then(Value::as_str);
+        let sdp = sdp.ok_or_else(|| unexpected("there is no offer"))?.to_owned();
+        let mids = data(&answer).map(wire::offer_mids).unwrap_or_default();
+        let mut shared = self.shared();
+        shared.next_subscription += 1;
+        let subscription = SubscriptionId(shared.next_subscription);
+        shared.subscriptions.insert(subscription, Subscription { handle, mids: mids.clone() });
+        Ok(Offer { subscription, sdp, mids })
+    }
+
+    async fn answer(&self, subscription: SubscriptionId, sdp: String) -> Result<(), RouterError> {
+        let handle = self.subscription(subscription)?.handle;
+        let jsep = json!({ "type": "answer", "sdp": sdp });
+        self.message(handle, json!({ "request": "start" }), Some(jsep), "start a subscription").await.map(drop)
+    }
+
+    async fn prefer_highest_layer(&self, subscription: SubscriptionId) -> Result<(), RouterError> {
+        let known = self.subscription(subscription)?;
+        let streams: Vec<Value> = known
+            .mids
+            .iter()
+            .filter(|(_, kind)| *kind == TrackKind::Video)
+            .map(|(mid, _)| {
+                json!({ "mid": mid, "substream": 2, "temporal": 2, "spatial_layer": 2, "temporal_layer": 2, "fallback": FALLBACK_US })
+            })
+            .collect();
+        if streams.is_empty() {
+            return Ok(());
+        }
+        let body = json!({ "request": "configure", "streams": streams });
+        self.message(known.handle, body, None, "choose a layer").await.map(drop)
+    }
+
+    async fn unsubscribe(&self, subscription: SubscriptionId) {
+        let known = self.shared().subscriptions.remove(&subscription);
+        if let Some(known) = known {
+            self.detach(known.handle).await;
+        }
+    }
+}
