@@ -40,6 +40,9 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Print the configuration that results from file and environment, without secrets, and look at nothing else.
+        #[arg(long)]
+        print_config: bool,
     },
     /// Ask the running worker whether it lives; for container health checks.
     Health,
@@ -108,7 +111,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "archiver", &mut std::io::stdout());
         }
         Command::Serve | Command::Worker => serve(load()?).await?,
-        Command::Check { json } => return check(&load()?, json).await,
+        Command::Check { print_config: true, .. } => say(load()?.to_string().trim()),
+        Command::Check { json, .. } => return check(&load()?, json).await,
         Command::Health => health(&load()?).await?,
         Command::Events(EventsCommand::Publish { file, force, region }) => {
             publish(&load()?, &file, force, region).await?;

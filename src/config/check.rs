@@ -1,0 +1,184 @@
+//! Rules of values: what is allowed, told with the key and the value.
+
+use std::ops::RangeInclusive;
+
+use secrecy::ExposeSecret;
+use url::Url;
+
+use super::values::Shown;
+use super::{Settings, Span, StoreKind};
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const MIB: u64 = 1 << 20;
+
+struct Rules<'e> {
+    errors: &'e mut Vec<String>,
+}
+
+impl Rules<'_> {
+    fn hold(&mut self, ok: bool, text: impl FnOnce() -> String) {
+        if !ok {
+            self.errors.push(text());
+        }
+    }
+
+    fn span(&mut self, key: &str, span: Span, allowed: RangeInclusive<u64>, words: &str) {
+        let ms = u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX);
+        self.hold(allowed.contains(&ms), || {
+            format!("{key} = {}: allowed is {words}", span.shown().unwrap_or_default())
+        });
+    }
+
+    fn number(&mut self, key: &str, number: u64, allowed: RangeInclusive<u64>) {
+        self.hold(allowed.contains(&number), || {
+            format!("{key} = {number}: allowed is {} to {}", allowed.start(), allowed.end())
+        });
+    }
+
+    /// An address that may be shown, and therefore has no password.
+    fn open_address(&mut self, key: &str, text: &str, schemes: &[&str], instead: &str) {
+        if Url::parse(text).is_ok_and(|url| !url.username().is_empty() || url.password().is_some()) {
+            self.errors.push(format!("{key}: has a user or password; use {instead}"));
+        } else {
+            self.address(key, text, schemes, &format!(" = {text:?}"));
+        }
+    }
+
+    fn address(&mut self, key: &str, text: &str, schemes: &[&str], shown: &str) {
+        let ok = Url::parse(text).is_ok_and(|url| schemes.contains(&url.scheme()) && url.has_host());
+        let allowed: Vec<String> = schemes.iter().map(|s| format!("{s}://host")).collect();
+        self.hold(ok, || format!("{key}{shown}: is not an address such as {}", allowed.join(" or ")));
+    }
+}
+
+/// Adds what is wrong.
+pub(super) fn check(settings: &Settings, errors: &mut Vec<String>) {
+    let mut rules = Rules { errors };
+    worker_and_services(settings, &mut rules);
+    store(settings, &mut rules);
+    routers(settings, &mut rules);
+    media(settings, &mut rules);
+    limits(settings, &mut rules);
+    let level = &settings.log.level;
+    rules.hold(level.split(',').all(is_directive), || {
+        format!("log.level = {level:?}: allowed is off, error, warn, info, debug, trace, or a list of module=level")
+    });
+}
+
+fn worker_and_services(settings: &Settings, rules: &mut Rules) {
+    rules.number("worker.capacity", settings.worker.capacity as u64, 1..=1000);
+    rules.span("worker.lease", settings.worker.lease, 2 * SECOND..=2 * MINUTE, "2s to 2m");
+    rules.hold(!settings.worker.data_dir.as_os_str().is_empty(), || "worker.data_dir = \"\": is empty".to_owned());
+    if let Some(url) = &settings.broker.url {
+        rules.address("broker.url", url.expose_secret(), &["amqp", "amqps"], "");
+    }
+    let prefix = &settings.broker.prefix;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    rules.hold((1..=64).contains(&prefix.len()) && prefix.chars().all(plain), || {
+        format!("broker.prefix = {prefix:?}: allowed are 1 to 64 letters, digits and -_.")
+    });
+    rules.span("broker.heartbeat", settings.broker.heartbeat, SECOND..=5 * MINUTE, "1s to 5m");
+    rules.span("broker.retry_after", settings.broker.retry_after, 100..=HOUR, "100ms to 1h");
+    if let Some(url) = &settings.catalog.url {
+        let url = url.expose_secret();
+        match url.strip_prefix("sqlite:") {
+            Some(path) => {
+                let in_memory = path.is_empty() || path.contains(":memory:");
+                rules.hold(!in_memory && !path.contains('?'), || {
+                    "catalog.url: sqlite: needs the path of a file, without options".to_owned()
+                });
+            }
+            None => {
+                let ok = Url::parse(url)
+                    .is_ok_and(|url| ["postgres", "postgresql"].contains(&url.scheme()) && url.has_host());
+                rules.hold(ok, || "catalog.url: is neither postgres://host/database nor sqlite:/path".to_owned());
+            }
+        }
+    }
+}
+
+fn store(settings: &Settings, rules: &mut Rules) {
+    let store = &settings.store;
+    let part = store.part_size.0;
+    rules.hold((crate::store::upload::PART_BYTES_MIN..=5 << 30).contains(&part), || {
+        format!("store.part_size = {}: allowed is 5MiB to 5GiB", store.part_size.shown().unwrap_or_default())
+    });
+    rules.span("store.link_valid", store.link_valid, SECOND..=7 * 24 * HOUR, "1s to 168h");
+    if let Some(endpoint) = &store.endpoint {
+        rules.open_address("store.endpoint", endpoint, &["http", "https"], "access_key and secret_key");
+    }
+    if let Some(encryption) = &store.encryption {
+        rules.hold(["AES256", "aws:kms"].contains(&encryption.as_str()), || {
+            format!("store.encryption = {encryption:?}: allowed is AES256 or aws:kms")
+        });
+    }
+    if store.kms_key.is_some() {
+        rules.hold(store.encryption.as_deref() == Some("aws:kms"), || {
+            "store.kms_key: is used only with store.encryption = \"aws:kms\"".to_owned()
+        });
+    }
+    if store.kind == StoreKind::S3 {
+        rules.hold(!store.bucket.is_empty(), || "store.bucket: is missing, store.kind is s3".to_owned());
+        rules.hold(!store.region.is_empty(), || "store.region = \"\": is empty".to_owned());
+        rules.hold(store.access_key.is_some() == store.secret_key.is_some(), || {
+            "store.access_key and store.secret_key: go together".to_owned()
+        });
+    }
+}
+
+fn routers(settings: &Settings, rules: &mut Rules) {
+    for (n, router) in settings.routers.iter().enumerate() {
+        let key = format!("router {}.url", router.name);
+        rules.open_address(&key, &router.url, &["ws", "wss"], "api_secret or token");
+        let twice = settings.routers[..n].iter().any(|r| r.name == router.name);
+        rules.hold(!twice, || format!("router {}: is there more than once", router.name));
+    }
+}
+
+fn media(settings: &Settings, rules: &mut Rules) {
+    let quota = settings.spool.quota;
+    rules.hold(quota.0 >= 100 * MIB, || {
+        format!("spool.quota = {}: allowed is 100MiB and more", quota.shown().unwrap_or_default())
+    });
+    rules.number("spool.admission_percent", u64::from(settings.spool.admission_percent), 1..=95);
+    let buffer = settings.media.receive_buffer;
+    rules.hold((64 << 10..=1 << 30).contains(&buffer.0), || {
+        format!("media.receive_buffer = {}: allowed is 64KiB to 1GiB", buffer.shown().unwrap_or_default())
+    });
+    let capture = &settings.capture;
+    rules.span("capture.part", capture.part, 50..=SECOND, "50ms to 1s, for a dying process loses so much");
+    rules.span("capture.segment", capture.segment, SECOND..=MINUTE, "1s to 60s, for a dying machine loses so much");
+    rules.span("capture.video_hold", capture.video_hold, 0..=10 * SECOND, "0s to 10s");
+    rules.span("capture.audio_hold", capture.audio_hold, 0..=10 * SECOND, "0s to 10s");
+    rules.span("capture.stall", capture.stall, 500..=MINUTE, "500ms to 60s");
+    let (least, most) = (capture.keyframe_interval_min, capture.keyframe_interval_max);
+    rules.span("capture.keyframe_interval_min", least, 100..=MINUTE, "100ms to 60s");
+    rules.hold(most.0.is_zero() || most.0 >= least.0, || {
+        format!(
+            "capture.keyframe_interval_max = {}: allowed is 0s, or keyframe_interval_min and more",
+            most.shown().unwrap_or_default()
+        )
+    });
+    rules.number("capture.streams_max", capture.streams_max as u64, 1..=500);
+}
+
+fn limits(settings: &Settings, rules: &mut Rules) {
+    let limits = &settings.limits;
+    for (key, span) in [
+        ("limits.no_clients", limits.no_clients),
+        ("limits.never_published", limits.never_published),
+        ("limits.nobody_publishing", limits.nobody_publishing),
+        ("limits.recorded_max", limits.recorded_max),
+        ("limits.total_max", limits.total_max),
+    ] {
+        rules.span(key, span, SECOND..=30 * 24 * HOUR, "1s to 720h");
+    }
+}
+
+/// Whether it is a level, or a module with one: anything else would be taken for a module's name and switch all off.
+fn is_directive(text: &str) -> bool {
+    let level = text.trim().rsplit_once('=').map_or(text, |(_, level)| level).trim().to_lowercase();
+    ["off", "error", "warn", "info", "debug", "trace"].contains(&level.as_str())
+}

@@ -1,0 +1,186 @@
+//! Configuration: a TOML file, then the environment (`ARCHIVER__SECTION__KEY`), then the command line. Every
+//! bad value is reported, none is silently replaced. Secrets may be in files of their own (`<key>_file`), and are
+//! in no message.
+
+mod check;
+mod sections;
+mod source;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::WorkerId;
+use crate::job::presence::Limits;
+
+pub use sections::{
+    BrokerSection, CaptureSection, CatalogSection, HttpSection, LimitsSection, LogSection, MediaSection, RouterSection,
+    SpoolSection, StoreKind, StoreSection, WorkerSection,
+};
+pub use values::{ByteCount, Span};
+
+/// All that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errors = if self.0.len() == 1 { "error" } else { "errors" };
+        write!(f, "the configuration has {} {errors}:", self.0.len())?;
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl HasFault for ConfigErrors {
+    fn fault(&self) -> Fault {
+        FaultKind::ConfigInvalid.fault()
+    }
+}
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// `[worker]`.
+    pub worker: WorkerSection,
+    /// `[broker]`.
+    pub broker: BrokerSection,
+    /// `[catalog]`.
+    pub catalog: CatalogSection,
+    /// `[store]`.
+    pub store: StoreSection,
+    /// `[[router]]`.
+    pub routers: Vec<RouterSection>,
+    /// `[spool]`.
+    pub spool: SpoolSection,
+    /// `[media]`.
+    pub media: MediaSection,
+    /// `[capture]`.
+    pub capture: CaptureSection,
+    /// `[limits]`.
+    pub limits: LimitsSection,
+    /// `[http]`.
+    pub http: HttpSection,
+    /// `[log]`.
+    pub log: LogSection,
+    /// Pipeline fragments of the operator's own go before those of this build.
+    pub pipelines_dir: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the file (none is an empty one) and the environment, and checks everything.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Self, ConfigErrors> {
+        let Some(path) = path else { return Self::read("", environment) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigErrors(vec![format!("{} cannot be read: {e}", path.display())]))?;
+        Self::read(&text, environment)
+    }
+
+    fn read(text: &str, environment: &BTreeMap<String, String>) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let mut source = source::Source::new(text, environment, &mut errors)?;
+        let settings = Self {
+            pipelines_dir: source.take_path("pipelines_dir", &mut errors),
+            worker: source.take("worker", &mut errors),
+            broker: source.take("broker", &mut errors),
+            catalog: source.take("catalog", &mut errors),
+            store: source.take("store", &mut errors),
+            routers: source.take_routers(&mut errors),
+            spool: source.take("spool", &mut errors),
+            media: source.take("media", &mut errors),
+            capture: source.take("capture", &mut errors),
+            limits: source.take("limits", &mut errors),
+            http: source.take("http", &mut errors),
+            log: source.take("log", &mut errors),
+        };
+        source.end(&mut errors);
+        check::check(&settings, &mut errors);
+        if errors.is_empty() { Ok(settings) } else { Err(ConfigErrors(errors)) }
+    }
+
+    /// What serving needs beyond being valid.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn for_worker(&self) -> Result<(), ConfigErrors> {
+        let mut errors = Vec::new();
+        if self.broker.url.is_none() {
+            errors.push("broker.url: is missing, such as amqp://guest:guest@localhost:5672/%2f".to_owned());
+        }
+        if self.routers.is_empty() {
+            errors.push("[[router]]: there is none; a worker needs a media router to record from".to_owned());
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
+    }
+
+    /// This worker's name: as configured, or the machine's.
+    #[must_use]
+    pub fn worker_id(&self) -> WorkerId {
+        self.worker.id.clone().unwrap_or_else(|| {
+            let name = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+            name.trim().parse().unwrap_or_else(|_| "worker".parse().expect("a valid name"))
+        })
+    }
+
+    /// The spool's folder.
+    #[must_use]
+    pub fn spool_dir(&self) -> PathBuf {
+        self.spool.dir.clone().unwrap_or_else(|| self.worker.data_dir.join("spool"))
+    }
+
+    /// The catalog's address.
+    #[must_use]
+    pub fn catalog_url(&self) -> SecretString {
+        let default = || format!("sqlite:{}", self.worker.data_dir.join("catalog.sqlite").display()).into();
+        self.catalog.url.clone().unwrap_or_else(default)
+    }
+
+    /// The limits of an archive.
+    #[must_use]
+    pub const fn job_limits(&self) -> Limits {
+        Limits {
+            no_clients: self.limits.no_clients.0,
+            never_published: self.limits.never_published.0,
+            nobody_publishing: self.limits.nobody_publishing.0,
+            recorded_max: self.limits.recorded_max.0,
+            total_max: self.limits.total_max.0,
+        }
+    }
+}
+
+/// As a file that says the same: with all defaults, without secrets.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut section = |name: &str, values: Vec<(&str, Option<String>)>| {
+            writeln!(f, "\n{name}")?;
+            values.into_iter().try_for_each(|(key, value)| match value {
+                Some(value) => writeln!(f, "{key} = {value}"),
+                None => writeln!(f, "# {key} ="),
+            })
+        };
+        section("# whole configuration", vec![("pipelines_dir", values::Shown::shown(&self.pipelines_dir))])?;
+        section("[worker]", self.worker.shown())?;
+        section("[broker]", self.broker.shown())?;
+        section("[catalog]", self.catalog.shown())?;
+        section("[store]", self.store.shown())?;
+        for router in &self.routers {
+            section("[[router]]", router.shown())?;
+        }
+        section("[spool]", self.spool.shown())?;
+        section("[media]", self.media.shown())?;
+        section("[capture]", self.capture.shown())?;
+        section("[limits]", self.limits.shown())?;
+        section("[http]", self.http.shown())?;
+        section("[log]", self.log.shown())
+    }
+}

@@ -1,0 +1,165 @@
+//! Values of the configuration: how they are read, and how they are shown.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+
+use super::StoreKind;
+use crate::ids::{Region, RouterName, WorkerId};
+use crate::telemetry::LogFormat;
+
+/// A duration, written `500ms`, `60s`, `10m`, `4h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || "is not a duration such as 500ms, 60s, 10m or 4h".to_owned();
+        let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u64 = text[..split].parse().map_err(|_| bad())?;
+        let ms = match &text[split..] {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(bad()),
+        };
+        number.checked_mul(ms).map(|ms| Self(Duration::from_millis(ms))).ok_or_else(bad)
+    }
+}
+
+/// A number of bytes, written `500MB`, `50GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteCount(pub u64);
+
+impl FromStr for ByteCount {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || "is not a size such as 16MiB or 50GB".to_owned();
+        let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u64 = text[..split].parse().map_err(|_| bad())?;
+        let unit = match &text[split..] {
+            "B" => 1,
+            "KB" => 1000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(bad()),
+        };
+        number.checked_mul(unit).map(Self).ok_or_else(bad)
+    }
+}
+
+macro_rules! from_text {
+    ($($name:ident, $such_as:literal;)*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(from)
+                    .map_err(|_| serde::de::Error::custom(concat!("is not a text such as ", $such_as)))?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+from_text! {
+    Span, "\"500ms\", \"60s\", \"10m\" or \"4h\"";
+    ByteCount, "\"16MiB\" or \"50GB\"";
+}
+
+/// A value as it stands in a file; `None` where there is none. Secrets are never shown.
+pub(super) trait Shown {
+    /// As TOML.
+    fn shown(&self) -> Option<String>;
+}
+
+fn quoted(text: &str) -> Option<String> {
+    Some(toml::Value::String(text.to_owned()).to_string())
+}
+
+macro_rules! shown_as_text {
+    ($($name:ty),*) => {$(
+        impl Shown for $name {
+            fn shown(&self) -> Option<String> {
+                quoted(&self.to_string())
+            }
+        }
+    )*};
+}
+macro_rules! shown_as_it_is {
+    ($($name:ty),*) => {$(
+        impl Shown for $name {
+            fn shown(&self) -> Option<String> {
+                Some(self.to_string())
+            }
+        }
+    )*};
+}
+shown_as_text!(String, SocketAddr, IpAddr, WorkerId, Region, RouterName);
+shown_as_it_is!(bool, usize, u8);
+
+impl<T: Shown> Shown for Option<T> {
+    fn shown(&self) -> Option<String> {
+        self.as_ref().and_then(Shown::shown)
+    }
+}
+
+impl Shown for SecretString {
+    fn shown(&self) -> Option<String> {
+        quoted("(hidden)")
+    }
+}
+
+impl Shown for PathBuf {
+    fn shown(&self) -> Option<String> {
+        quoted(&self.to_string_lossy())
+    }
+}
+
+impl Shown for StoreKind {
+    fn shown(&self) -> Option<String> {
+        quoted(match self {
+            Self::Dir => "dir",
+            Self::S3 => "s3",
+        })
+    }
+}
+
+impl Shown for LogFormat {
+    fn shown(&self) -> Option<String> {
+        quoted(match self {
+            Self::Json => "json",
+            Self::Pretty => "pretty",
+        })
+    }
+}
+
+/// The number in the largest unit that divides it.
+fn in_units(number: u64, units: &[(u64, &str)]) -> Option<String> {
+    let (unit, name) = units.iter().find(|(unit, _)| number > 0 && number.is_multiple_of(*unit)).or(units.last())?;
+    quoted(&format!("{}{name}", number / unit))
+}
+
+impl Shown for Span {
+    fn shown(&self) -> Option<String> {
+        let ms = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        if ms == 0 {
+            return quoted("0s");
+        }
+        in_units(ms, &[(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")])
+    }
+}
+
+impl Shown for ByteCount {
+    fn shown(&self) -> Option<String> {
+        in_units(self.0, &[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")])
+    }
+}
