@@ -277,7 +277,7 @@ async fn handle(context: &Context, nudge: &Notify, delivery: Delivery) -> Outcom
     match decided(context, nudge, &delivery).await {
         Ok(outcome) => {
             count(outcome);
-            Outcome::Done
+            if outcome == EventOutcome::Accepted { Outcome::Accepted } else { Outcome::Done }
         }
         Err(error) => {
             count(EventOutcome::Retried);

@@ -1,20 +1,19 @@
 //! Consuming, for ever: a loop that rebuilds connection, channel, topology and consumers after anything.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, ConfirmSelectOptions,
-};
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 use tokio::sync::watch;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::publisher::{Headers, publish};
-use super::{BrokerConfig, BrokerError, connect, failed, topology};
+use super::{BrokerConfig, BrokerError, failed, open};
 use crate::fault::{Backoff, chain};
 use crate::metrics::metrics;
 
@@ -26,6 +25,12 @@ const PREFETCH: u16 = 1;
 const WATCH: Duration = Duration::from_secs(2);
 /// An ack or a cancel that takes longer means that the connection is dead.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// A connection that lived this long was a good one: the next back-off begins anew.
+const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// After an accepted job the worker says how much room is left; it is waited for this long before more is taken.
+const ROOM_NEWS_MAX: Duration = Duration::from_secs(3);
+/// An event that made the handler panic goes back after this; the delivery limit ends it.
+const AFTER_PANIC: Duration = Duration::from_millis(250);
 /// Our own count of tries: RabbitMQ's `x-death` cannot be trusted after a republish.
 const ATTEMPT: &str = "archiver-attempt";
 
@@ -56,14 +61,19 @@ pub struct Delivery {
 /// What a handler made of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// What it asks for is durable.
+    /// What it asks for is durable, and takes no room here.
     Done,
+    /// A job is durable that takes one place of this worker's room.
+    Accepted,
     /// Not now: it comes again after a while.
     Later,
 }
 
 /// Consumes until `cancel` says so. `room` is the number of jobs that may still be accepted: started events
-/// are only taken while it is not zero.
+/// are only taken while it is not zero. A handler that panics costs the event one of its deliveries, nothing else.
+///
+/// Dead letters have a connection of their own: should their queue be without a leader, events come all the
+/// same. `state` tells of events only.
 pub async fn consume<F: Future<Output = Outcome>>(
     config: &BrokerConfig,
     room: watch::Receiver<usize>,
@@ -71,23 +81,50 @@ pub async fn consume<F: Future<Output = Outcome>>(
     cancel: &CancellationToken,
     handle: impl Fn(Delivery) -> F,
 ) {
+    let dead_state = watch::Sender::new(BrokerState::Disconnected);
+    tokio::join!(
+        supervise(config, Source::Events, room.clone(), state, cancel, &handle),
+        supervise(config, Source::DeadLetters, room, &dead_state, cancel, &handle),
+    );
+}
+
+/// What a connection consumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Events,
+    DeadLetters,
+}
+
+async fn supervise<F: Future<Output = Outcome>>(
+    config: &BrokerConfig,
+    source: Source,
+    room: watch::Receiver<usize>,
+    state: &watch::Sender<BrokerState>,
+    cancel: &CancellationToken,
+    handle: &impl Fn(Delivery) -> F,
+) {
+    let tell = |now: BrokerState| {
+        if source == Source::Events {
+            metrics().broker_connected.set(i64::from(now == BrokerState::Connected));
+        }
+        state.send_replace(now)
+    };
     let mut attempt = 0;
     while !cancel.is_cancelled() {
+        let begun = Instant::now();
         let connected = || {
-            state.send_replace(BrokerState::Connected);
-            metrics().broker_connected.set(1);
+            tell(BrokerState::Connected);
         };
         let ended = tokio::select! {
             () = cancel.cancelled() => return,
-            ended = session(config, room.clone(), cancel, &handle, connected) => ended,
+            ended = session(config, source, room.clone(), cancel, handle, connected) => ended,
         };
-        let was_connected = state.send_replace(BrokerState::Disconnected) == BrokerState::Connected;
-        metrics().broker_connected.set(0);
-        if was_connected {
+        let was_connected = tell(BrokerState::Disconnected) == BrokerState::Connected;
+        if was_connected && begun.elapsed() > GOOD_AFTER {
             attempt = 0;
         }
         if let Err(error) = ended {
-            tracing::warn!(attempt, "no events for now: {}", chain(&error));
+            tracing::warn!(attempt, ?source, "nothing is delivered for now: {}", chain(&error));
         }
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -98,47 +135,47 @@ pub async fn consume<F: Future<Output = Outcome>>(
 
 async fn session<F: Future<Output = Outcome>>(
     config: &BrokerConfig,
+    source: Source,
     mut room: watch::Receiver<usize>,
     cancel: &CancellationToken,
     handle: &impl Fn(Delivery) -> F,
     connected: impl Fn(),
 ) -> Result<(), BrokerError> {
-    let connection = connect(config).await?;
-    let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
-    topology::declare(&channel, config).await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("confirm messages"))?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(failed("limit deliveries"))?;
-    let mut ended = begin(&channel, &config.regional("ended")).await?;
-    let mut dead = begin(&channel, &config.name("dead")).await?;
+    let (connection, channel) = open(config).await?;
+    answered("limit deliveries", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+    let is_dead = source == Source::DeadLetters;
+    let always = if is_dead { config.name("dead") } else { config.regional("ended") };
+    let mut always = begin(&channel, &always).await?;
     let mut started: Option<Consumer> = None;
     let mut watchdog = interval(WATCH);
+    // Jobs accepted since the worker last told its room, and until when its news are waited for.
+    let (mut accepted, mut news_until) = (0, Instant::now());
     connected();
-    tracing::info!(region = %config.region, "events are consumed");
+    tracing::info!(region = %config.region, ?source, "consuming");
     loop {
-        let has_room = *room.borrow_and_update() > 0;
-        match (has_room, started.is_some()) {
-            (true, false) => started = Some(begin(&channel, &config.regional("started")).await?),
-            (false, true) => {
-                if let Some(consumer) = started.take() {
-                    let stop = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-                    answered("stop a consumer", stop).await?;
-                }
-            }
-            _ => {}
+        if Instant::now() >= news_until {
+            accepted = 0;
         }
-        let (delivery, is_dead) = tokio::select! {
+        let has_room = !is_dead && *room.borrow() > accepted;
+        match (has_room, started.take()) {
+            (true, None) => started = Some(begin(&channel, &config.regional("started")).await?),
+            (false, Some(consumer)) => leave(&channel, consumer).await?,
+            (_, as_it_is) => started = as_it_is,
+        }
+        let delivery = tokio::select! {
             () = cancel.cancelled() => {
                 return answered("close", connection.close(200, "stopping".into())).await;
             }
-            delivery = ended.next() => (delivery, false),
-            delivery = dead.next() => (delivery, true),
-            delivery = next(started.as_mut()) => (delivery, false),
+            delivery = always.next() => delivery,
+            delivery = next(started.as_mut()) => delivery,
             changed = room.changed() => {
                 if changed.is_err() {
                     return Ok(());
                 }
+                accepted = 0;
                 continue;
             }
+            () = sleep_until(news_until), if accepted > 0 => continue,
             _ = watchdog.tick() => {
                 if !connection.status().connected() || !channel.status().connected() {
                     return Err(lost());
@@ -148,9 +185,43 @@ async fn session<F: Future<Output = Outcome>>(
         };
         // A consumer that ends was cancelled: its queue was deleted, or the connection is gone.
         let delivery = delivery.ok_or_else(lost)?.map_err(failed("deliver an event"))?;
-        let has_room = *room.borrow() > 0;
-        take(&channel, config, delivery, is_dead, has_room, handle).await?;
+        let has_room = *room.borrow() > accepted;
+        let taken = Taken { channel: &channel, config, delivery, is_dead };
+        if !has_room && taken.is_started() {
+            // The last place was taken while this one was on its way: it is for another worker.
+            taken.give_back().await?;
+        } else if let Some(outcome) = taken.handle(handle).await? {
+            if outcome == Outcome::Accepted {
+                (accepted, news_until) = (accepted + 1, Instant::now() + ROOM_NEWS_MAX);
+                if *room.borrow() <= accepted
+                    && let Some(consumer) = started.take()
+                {
+                    // Before the ack: nothing more is under way then that would have to go back, and each way
+                    // back counts against the event's delivery limit.
+                    leave(&channel, consumer).await?;
+                }
+            }
+            taken.ack().await?;
+        }
     }
+}
+
+/// Stops a consumer. What was under way to it goes back to the queue at once: an event that nobody answers
+/// would stay with this worker until the connection ends.
+async fn leave(channel: &Channel, mut consumer: Consumer) -> Result<(), BrokerError> {
+    let stop = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+    answered("stop a consumer", stop).await?;
+    let rest = async {
+        while let Some(delivery) = consumer.next().await {
+            requeue(&delivery?).await?;
+        }
+        Ok(())
+    };
+    answered("take events back", rest).await
+}
+
+async fn requeue(delivery: &lapin::message::Delivery) -> lapin::Result<()> {
+    delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await.map(drop)
 }
 
 fn lost() -> BrokerError {
@@ -177,43 +248,73 @@ async fn answered<T>(doing: &'static str, asked: impl Future<Output = lapin::Res
         .map_err(failed(doing))
 }
 
-async fn take<F: Future<Output = Outcome>>(
-    channel: &Channel,
-    config: &BrokerConfig,
+/// A delivery that waits for its answer.
+struct Taken<'a> {
+    channel: &'a Channel,
+    config: &'a BrokerConfig,
     delivery: lapin::message::Delivery,
     is_dead: bool,
-    has_room: bool,
-    handle: &impl Fn(Delivery) -> F,
-) -> Result<(), BrokerError> {
-    let mut headers = Headers::new();
-    for (name, value) in delivery.properties.headers().iter().flat_map(FieldTable::inner) {
-        if let AMQPValue::LongString(text) = value {
-            headers.insert(name.to_string(), String::from_utf8_lossy(text.as_bytes()).into_owned());
+}
+
+impl Taken<'_> {
+    fn is_started(&self) -> bool {
+        !self.is_dead && self.delivery.routing_key.as_str().starts_with(super::STARTED_KEY)
+    }
+
+    /// Hands it to the handler. `None` when it is answered already: it went back, to come again.
+    async fn handle<F: Future<Output = Outcome>>(
+        &self,
+        handle: &impl Fn(Delivery) -> F,
+    ) -> Result<Option<Outcome>, BrokerError> {
+        let mut headers = self.headers();
+        let attempt = headers.get(ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(0_u32);
+        let routing_key = self.delivery.routing_key.to_string();
+        let event = Delivery {
+            body: self.delivery.data.clone(),
+            routing_key: routing_key.clone(),
+            headers: headers.clone(),
+            attempt,
+            dead: self.is_dead,
+        };
+        // The first call is inside too: a handler may panic before its first await.
+        let handled = AssertUnwindSafe(async { handle(event).await }).catch_unwind().await;
+        match handled {
+            Ok(Outcome::Later) if self.is_dead => {
+                sleep(self.config.retry_after).await;
+                self.give_back().await?;
+                Ok(None)
+            }
+            Ok(Outcome::Later) => {
+                headers.insert(ATTEMPT.to_owned(), attempt.saturating_add(1).to_string());
+                let exchange = self.config.name("retry");
+                publish(self.channel, &exchange, &routing_key, &self.delivery.data, &headers).await?;
+                Ok(Some(Outcome::Later))
+            }
+            Ok(outcome) => Ok(Some(outcome)),
+            Err(_panic) => {
+                tracing::error!(fault.kind = "bug", routing_key, "the handler panicked at an event");
+                sleep(if self.is_dead { self.config.retry_after } else { AFTER_PANIC }).await;
+                self.give_back().await?;
+                Ok(None)
+            }
         }
     }
-    let routing_key = delivery.routing_key.to_string();
-    if !has_room && !is_dead && routing_key.starts_with(super::STARTED_KEY) {
-        // The last place was taken while this one was on its way: it is for another worker.
-        let back = delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() });
-        return answered("take an event back", back).await.map(drop);
-    }
-    let attempt = headers.get(ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(0);
-    let event = Delivery {
-        body: delivery.data,
-        routing_key: routing_key.clone(),
-        headers: headers.clone(),
-        attempt,
-        dead: is_dead,
-    };
-    let body = event.body.clone();
-    if handle(event).await == Outcome::Later {
-        headers.insert(ATTEMPT.to_owned(), (attempt + 1).to_string());
-        if is_dead {
-            sleep(config.retry_after).await;
-            let back = delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() });
-            return answered("take an event back", back).await.map(drop);
+
+    fn headers(&self) -> Headers {
+        let mut headers = Headers::new();
+        for (name, value) in self.delivery.properties.headers().iter().flat_map(FieldTable::inner) {
+            if let AMQPValue::LongString(text) = value {
+                headers.insert(name.to_string(), String::from_utf8_lossy(text.as_bytes()).into_owned());
+            }
         }
-        publish(channel, &config.name("retry"), &routing_key, &body, &headers).await?;
+        headers
     }
-    answered("take an ack", delivery.acker.ack(BasicAckOptions::default())).await.map(drop)
+
+    async fn give_back(&self) -> Result<(), BrokerError> {
+        answered("take an event back", requeue(&self.delivery)).await
+    }
+
+    async fn ack(&self) -> Result<(), BrokerError> {
+        answered("take an ack", self.delivery.acker.ack(BasicAckOptions::default())).await.map(drop)
+    }
 }

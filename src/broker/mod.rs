@@ -122,22 +122,34 @@ impl HasFault for BrokerError {
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
+    use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+    // A node that shuts down says so; that is no refusal.
+    const SHUT_DOWN: AMQPErrorKind = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
     move |error| match error.kind() {
-        lapin::ErrorKind::ProtocolError(why) => BrokerError::Refused { doing, why: why.to_string() },
+        lapin::ErrorKind::ProtocolError(why) if *why.kind() != SHUT_DOWN => {
+            BrokerError::Refused { doing, why: why.to_string() }
+        }
         _ => BrokerError::Unavailable { doing, source: Box::new(error) },
     }
 }
 
-/// Connects, with a limit: a black hole answers nothing.
-async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError> {
+/// Connects, declares everything and asks for confirms, with a limit: a black hole answers nothing.
+async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
+    const DOING: &str = "take a connection";
     const SECONDS: u64 = 10;
     let properties = lapin::ConnectionProperties::default().with_connection_name("archiver".into());
     let uri = config.uri();
-    let connecting = lapin::Connection::connect(&uri, properties);
-    tokio::time::timeout(Duration::from_secs(SECONDS), connecting)
+    let opening = async {
+        let connection = lapin::Connection::connect(&uri, properties).await.map_err(failed(DOING))?;
+        let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
+        topology::declare(&channel, config).await?;
+        let confirms = channel.confirm_select(lapin::options::ConfirmSelectOptions::default());
+        confirms.await.map_err(failed("confirm messages"))?;
+        Ok((connection, channel))
+    };
+    tokio::time::timeout(Duration::from_secs(SECONDS), opening)
         .await
-        .map_err(|_| BrokerError::Timeout { doing: "take a connection", seconds: SECONDS })?
-        .map_err(failed("take a connection"))
+        .map_err(|_| BrokerError::Timeout { doing: DOING, seconds: SECONDS })?
 }
 
 /// Connects and declares everything. For `archiver check`.
@@ -145,8 +157,6 @@ async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError
 /// # Errors
 /// When the broker is away or refuses.
 pub async fn probe(config: &BrokerConfig) -> Result<(), BrokerError> {
-    let connection = connect(config).await?;
-    let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
-    topology::declare(&channel, config).await?;
+    let (connection, _) = open(config).await?;
     connection.close(200, "checked".into()).await.map_err(failed("close a connection"))
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::time::timeout;
 
-use super::{BrokerConfig, BrokerError, connect, failed, topology};
+use super::{BrokerConfig, BrokerError, failed, open};
 
 /// A confirm in flight when the broker dies may stay pending for ever.
 const CONFIRM_SECONDS: u64 = 10;
@@ -29,10 +29,7 @@ impl Publisher {
     /// # Errors
     /// When the broker is away or refuses.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let connection = connect(config).await?;
-        let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
-        topology::declare(&channel, config).await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("confirm messages"))?;
+        let (connection, channel) = open(config).await?;
         Ok(Self { config: config.clone(), connection, channel })
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -42,6 +43,21 @@ impl RabbitMq {
         Ok(rabbit)
     }
 
+    /// One node for all tests that run at the same time and use names of their own; it ends with the last.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn shared() -> Result<Arc<Self>> {
+        static SHARED: Mutex<Weak<RabbitMq>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = shared.upgrade() {
+            return Ok(node);
+        }
+        let node = Arc::new(Self::start()?);
+        *shared = Arc::downgrade(&node);
+        Ok(node)
+    }
+
     /// Kills it if it runs, and starts it again with its data and ports.
     ///
     /// # Errors
@@ -80,11 +96,25 @@ impl RabbitMq {
 
     /// `kill -9`, of the node itself and not only of the script that started it.
     pub fn kill9(&mut self) {
-        if let Ok(pid) = std::fs::read_to_string(self.dir.path().join("pid")) {
-            Command::new("kill").args(["-9", pid.trim()]).status().map(drop).unwrap_or_default();
-        }
+        self.signal("-9");
         std::fs::remove_file(self.dir.path().join("pid")).unwrap_or_default();
         self.server = None;
+    }
+
+    /// Freezes the node (`SIGSTOP`): connections stay, nothing is answered.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a frozen node go on.
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        if let Ok(pid) = std::fs::read_to_string(self.dir.path().join("pid")) {
+            Command::new("kill").args([signal, pid.trim()]).status().map(drop).unwrap_or_default();
+        }
     }
 
     /// `amqp://…`.
