@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use archiver::store::dir::{DirStore, collect};
+use archiver::store::download::{Download, DownloadError, download};
 use archiver::store::s3::{S3Config, S3Store};
-use archiver::store::upload::{Upload, upload};
+use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
-use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
+use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Fault, S3Server, SECRET_KEY};
 use archiver_testkit::s3_others::{garage, moto};
 use archiver_testkit::wait::wait_for;
 use base64::Engine;
@@ -165,7 +166,7 @@ async fn a_directory_keeps_the_contract() {
     let dir = tempfile::tempdir().expect("dir");
     let store = DirStore::open(dir.path()).expect("store");
     contract(&store, true).await;
-    for key in ["../x", "/x", "a/../../x", "", "a/./b/../c", ".meta/x"] {
+    for key in ["../x", "/x", "a/../../x", "", "a/./b/../c", ".meta/x", "a//b", "a/", "a/.b", "a\0b"] {
         assert!(store.put(key, Body::bytes("x"), PutOptions::default()).await.is_err(), "{key:?}");
     }
 }
@@ -215,4 +216,180 @@ async fn garage_keeps_the_contract() {
     contract(&store, true).await;
     server(config.clone()).await;
     refuses_other_buckets(config).await;
+}
+
+/// A file of 23 MiB, which is five parts.
+fn file_of_five_parts(dir: &std::path::Path) -> (Vec<u8>, Upload) {
+    let content: Vec<u8> = (0..23 * MIB).map(|n| u8::try_from(n / 1000 % 256).expect("small")).collect();
+    let path = dir.join("file");
+    std::fs::write(&path, &content).expect("write");
+    let file = Upload {
+        key: "app/f/file".to_owned(),
+        path,
+        size: content.len() as u64,
+        sha256: sha256(&content),
+        content_type: "application/octet-stream",
+        part_bytes: 5 * MIB as u64,
+        journal: dir.join("journal"),
+    };
+    (content, file)
+}
+
+/// Sends the file and returns how many bytes were sent anew, those of earlier parts included.
+async fn send(store: &dyn ObjectStore, file: &Upload) -> u64 {
+    let sent = AtomicU64::new(0);
+    let count = |bytes: u64| {
+        sent.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let calm = CancellationToken::new();
+    let sending = upload(store, file, &calm, &count);
+    let info = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("in time").expect("upload");
+    assert_eq!((info.size, info.sha256.as_ref()), (file.size, Some(&file.sha256)));
+    sent.into_inner()
+}
+
+/// Calls the upload off when `bytes` have been sent.
+async fn send_a_little(store: &dyn ObjectStore, file: &Upload, bytes: u64) {
+    let (cancel, sent) = (CancellationToken::new(), AtomicU64::new(0));
+    let call_off = |more: u64| {
+        if sent.fetch_add(more, Ordering::Relaxed) + more >= bytes {
+            cancel.cancel();
+        }
+    };
+    let ended = upload(store, file, &cancel, &call_off).await;
+    assert!(matches!(ended, Err(UploadError::Cancelled)), "{ended:?}");
+}
+
+async fn faulty() -> (S3Server, S3Store) {
+    let server = S3Server::start().await.expect("server");
+    let store = S3Store::new(s3(&server.endpoint(), ACCESS_KEY, SECRET_KEY, "us-east-1", BUCKET)).await;
+    (server, store)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_passes_through_every_fault_of_a_server() {
+    for (fault, matching) in [
+        (S3Fault::Unavailable, ""),
+        (S3Fault::Cut, "partNumber=3"),
+        (S3Fault::LostAnswer, "partNumber=2"),
+        (S3Fault::LostAnswer, "POST /archives/app/f/file?uploadId"),
+        (S3Fault::ErrorIn200, "POST /archives/app/f/file?uploadId"),
+        (S3Fault::Unavailable, "HEAD"),
+    ] {
+        let (server, store) = faulty().await;
+        let dir = tempfile::tempdir().expect("dir");
+        let (content, file) = file_of_five_parts(dir.path());
+        // More often than the SDK tries by itself.
+        server.inject(fault, matching, 3);
+        assert_eq!(send(&store, &file).await, file.size, "{fault:?} {matching}: no part was sent for nothing");
+        assert_eq!(read(&store, &file.key, None).await, content, "{fault:?} {matching}");
+        assert!(file.path.exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_in_mid_upload_gets_only_what_it_has_not() {
+    let (mut server, store) = faulty().await;
+    let dir = tempfile::tempdir().expect("dir");
+    let (content, file) = file_of_five_parts(dir.path());
+    send_a_little(&store, &file, 10 * MIB as u64).await;
+    server.stop().await;
+    let away = store.head(&file.key).await;
+    assert!(matches!(away, Err(StoreError::Unavailable { .. })), "{away:?}");
+    let (server, ()) = tokio::join!(
+        async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            server.restart().await.expect("restart");
+            server
+        },
+        async {
+            send(&store, &file).await;
+        }
+    );
+    assert_eq!(read(&store, &file.key, None).await, content);
+    // begin, five parts of which one or two were under way when it was called off, complete, and some looks.
+    println!("{} requests for an upload with a restart in it", server.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_the_store_has_lost_begins_anew() {
+    let dir = tempfile::tempdir().expect("dir");
+    let stores: [(&str, Box<dyn ObjectStore>, Option<S3Server>); 2] = {
+        let (server, store) = faulty().await;
+        let local = DirStore::open(&dir.path().join("store")).expect("store");
+        [("dir", Box::new(local), None), ("s3s-fs", Box::new(store), Some(server))]
+    };
+    for (name, store, _server) in stores {
+        let dir = tempfile::tempdir().expect("dir");
+        let (content, file) = file_of_five_parts(dir.path());
+        send_a_little(store.as_ref(), &file, 10 * MIB as u64).await;
+        let begun = archiver::store::upload::unfinished(&file.journal).expect("journal");
+        let [(key, upload_id)] = begun.as_slice() else { panic!("{name}: {begun:?}") };
+        store.abort_upload(key, upload_id).await.expect("abort");
+        send(store.as_ref(), &file).await;
+        assert_eq!(read(store.as_ref(), &file.key, None).await, content, "{name}");
+        assert_eq!(archiver::store::upload::unfinished(&file.journal).expect("journal"), [], "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_made_again_is_sent_from_its_beginning_and_the_old_upload_is_given_up() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(&dir.path().join("store")).expect("store");
+    let (mut content, mut file) = file_of_five_parts(dir.path());
+    send_a_little(&store, &file, 10 * MIB as u64).await;
+    content.reverse();
+    std::fs::write(&file.path, &content).expect("write");
+    file.sha256 = sha256(&content);
+    assert_eq!(send(&store, &file).await, file.size);
+    assert_eq!(read(&store, &file.key, None).await, content);
+    assert_eq!(store.pending_uploads("").await.expect("list"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changes_or_lies_is_not_proved() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(&dir.path().join("store")).expect("store");
+    let (_, file) = file_of_five_parts(dir.path());
+    let (calm, lie) = (CancellationToken::new(), sha256(b"something else"));
+    let short = Upload { size: file.size - 1, ..file.clone() };
+    let ended = upload(&store, &short, &calm, &|_| {}).await;
+    assert!(matches!(ended, Err(UploadError::Changed(_))), "{ended:?}");
+    for part_bytes in [5 * MIB as u64, 64 * MIB as u64] {
+        let lying = Upload { sha256: lie.clone(), part_bytes, ..file.clone() };
+        let ended = upload(&store, &lying, &calm, &|_| {}).await;
+        assert!(matches!(ended, Err(UploadError::Store(StoreError::Corrupt { .. }))), "{ended:?}");
+        assert_eq!(store.head(&file.key).await.expect("head"), None);
+    }
+    assert_eq!(store.pending_uploads("").await.expect("list"), [], "nothing waits for the sweeper");
+    let left: Vec<_> = std::fs::read_dir(dir.path().join("store/.uploads")).expect("folder").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_goes_on_where_it_broke_off_and_is_checked() {
+    let (server, store) = faulty().await;
+    let dir = tempfile::tempdir().expect("dir");
+    let (content, file) = file_of_five_parts(dir.path());
+    send(&store, &file).await;
+    let path = dir.path().join("fetched");
+    let wanted = Download { key: file.key.clone(), size: file.size, sha256: file.sha256.clone(), path: path.clone() };
+    let calm = CancellationToken::new();
+    // What an earlier run left.
+    std::fs::write(dir.path().join("fetched.download"), &content[..7 * MIB]).expect("write");
+    server.inject(S3Fault::Cut, "GET", 3);
+    let told = std::sync::Mutex::new(Vec::new());
+    let tell = |bytes: u64| told.lock().expect("lock").push(bytes);
+    download(&store, &wanted, &calm, &tell).await.expect("download");
+    assert_eq!(std::fs::read(&path).expect("read"), content);
+    let told = told.into_inner().expect("lock");
+    assert_eq!((told[0], told.iter().sum::<u64>()), (7 * MIB as u64, file.size), "only the rest was fetched");
+    // A damaged beginning is found out, and the next call begins anew.
+    std::fs::write(dir.path().join("fetched.download"), vec![0; MIB]).expect("write");
+    let ended = download(&store, &wanted, &calm, &|_| {}).await;
+    assert!(matches!(ended, Err(DownloadError::Store(StoreError::Corrupt { .. }))), "{ended:?}");
+    download(&store, &wanted, &calm, &|_| {}).await.expect("download");
+    let none = Download { key: "app/none".to_owned(), ..wanted };
+    let ended = download(&store, &none, &calm, &|_| {}).await;
+    assert!(matches!(ended, Err(DownloadError::Store(StoreError::NotFound { .. }))), "{ended:?}");
 }

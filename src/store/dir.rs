@@ -3,16 +3,18 @@
 //! Objects are files; each appears whole, by a rename after an fsync. What S3 keeps as metadata is in
 //! `.meta/<key>.json`, unfinished multipart uploads are in `.uploads/<id>/`.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::durable::{self, Temp};
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
 };
@@ -27,10 +29,13 @@ pub struct DirStore {
     root: PathBuf,
 }
 
+/// What S3 keeps as metadata. It is written after its object, so that it never vouches for an older one.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
-    sha256: Option<String>,
+    /// Base64, of what was really written.
+    sha256: String,
     etag: String,
+    size: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,89 +50,104 @@ fn local(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Sto
     move |source| StoreError::Local { doing, path, source }
 }
 
+/// An object under way: written and synced, not yet at its place.
+struct Written {
+    temp: Temp,
+    meta: Meta,
+}
+
+/// A key is a relative path of plain names; names with a dot in front are the store's own.
+fn is_plain(key: &str) -> bool {
+    !key.contains('\0') && key.split('/').all(|name| !name.is_empty() && !name.starts_with('.'))
+}
+
+fn refused(key: &str, code: &str, why: &'static str) -> StoreError {
+    StoreError::Refused { doing: "use", key: key.to_owned(), code: code.to_owned(), source: why.into() }
+}
+
 impl DirStore {
-    /// Uses a directory, which is made if it is not there.
+    /// Uses a directory, which is made if it is not there. What a killed process left half written is removed.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(root).map_err(local("create", root))?;
+        std::fs::create_dir_all(root.join(UPLOADS)).map_err(local("create", root))?;
+        durable::remove_stale(&root.join(UPLOADS)).map_err(local("tidy", root))?;
         Ok(Self { root: root.to_owned() })
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
-        let relative = Path::new(key);
-        let plain = relative.components().all(|c| matches!(c, Component::Normal(_)));
-        if key.is_empty() || !plain || key.starts_with('.') || key.contains('\0') {
-            let source = "a key is a relative path without dots".into();
-            return Err(StoreError::Refused {
-                doing: "use",
-                key: key.to_owned(),
-                code: "InvalidKey".to_owned(),
-                source,
-            });
+        if is_plain(key) {
+            return Ok(self.root.join(key));
         }
-        Ok(self.root.join(relative))
+        Err(refused(key, "InvalidKey", "a key is a relative path of names that do not begin with a dot"))
     }
 
     fn meta_path(&self, key: &str) -> PathBuf {
         self.root.join(META).join(format!("{key}.json"))
     }
 
-    fn upload_dir(&self, key: &str, upload_id: &str) -> Result<PathBuf, StoreError> {
+    /// The folder and the description of an upload of this key.
+    async fn begun(&self, key: &str, upload_id: &str) -> Result<(PathBuf, Upload), StoreError> {
         let gone = || StoreError::NoSuchUpload { key: key.to_owned(), upload_id: upload_id.to_owned() };
         let id = uuid::Uuid::parse_str(upload_id).map_err(|_| gone())?;
         let dir = self.root.join(UPLOADS).join(id.to_string());
-        if dir.is_dir() { Ok(dir) } else { Err(gone()) }
+        let about = tokio::fs::read(dir.join("upload.json")).await.map_err(|_| gone())?;
+        let upload = serde_json::from_slice::<Upload>(&about).map_err(|_| gone())?;
+        if upload.key == key { Ok((dir, upload)) } else { Err(gone()) }
     }
 
-    /// Writes a body beside its place, fsyncs it, and returns where, with its MD5-like tag (SHA-256 here).
-    async fn write_temp(&self, body: &Body) -> Result<(PathBuf, String), StoreError> {
+    /// Writes a body beside its place and fsyncs it. What does not have the SHA-256 that it should is refused.
+    async fn write_temp(&self, key: &str, body: &Body, sha256: Option<&str>) -> Result<Written, StoreError> {
         let dir = self.root.join(UPLOADS);
         tokio::fs::create_dir_all(&dir).await.map_err(local("create", &dir))?;
-        let temp = dir.join(format!("{}.part", uuid::Uuid::new_v4()));
-        let mut file = tokio::fs::File::create(&temp).await.map_err(local("create", &temp))?;
-        let (mut flow, mut hasher) = (body.flow(), Sha256::new());
+        let temp = Temp::in_folder(&dir);
+        let path = temp.path();
+        let mut file = tokio::fs::File::create(path).await.map_err(local("create", path))?;
+        let (mut flow, mut hasher, mut size) = (body.flow(), Sha256::new(), 0);
         while let Some(chunk) = flow.next().await {
-            let chunk = chunk.map_err(local("read the body for", &temp))?;
+            let chunk = chunk.map_err(local("read the body for", path))?;
             hasher.update(&chunk);
-            file.write_all(&chunk).await.map_err(local("write", &temp))?;
+            size += chunk.len() as u64;
+            file.write_all(&chunk).await.map_err(local("write", path))?;
         }
-        file.sync_all().await.map_err(local("sync", &temp))?;
-        Ok((temp, crate::capture::log::hex(&hasher.finalize())))
+        file.flush().await.map_err(local("write", path))?;
+        file.sync_all().await.map_err(local("sync", path))?;
+        let digest = hasher.finalize();
+        let found = base64::engine::general_purpose::STANDARD.encode(digest);
+        if let Some(expected) = sha256.filter(|expected| **expected != found) {
+            let expected = expected.to_owned();
+            return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
+        }
+        Ok(Written { temp, meta: Meta { sha256: found, etag: crate::capture::log::hex(&digest), size } })
     }
 
-    async fn publish(
-        &self,
-        key: &str,
-        temp: &Path,
-        etag: String,
-        sha256: Option<String>,
-        if_absent: bool,
-    ) -> Result<ObjectInfo, StoreError> {
-        let path = self.path(key)?;
-        let parent = path.parent().unwrap_or(&self.root).to_owned();
-        tokio::fs::create_dir_all(&parent).await.map_err(local("create", &parent))?;
-        let meta_path = self.meta_path(key);
-        let meta_parent = meta_path.parent().unwrap_or(&self.root).to_owned();
-        tokio::fs::create_dir_all(&meta_parent).await.map_err(local("create", &meta_parent))?;
-        if if_absent {
-            // A hard link fails when the name is taken: the check and the act are one.
-            match tokio::fs::hard_link(temp, &path).await {
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    tokio::fs::remove_file(temp).await.map_err(local("remove", temp))?;
-                    return Err(StoreError::Exists { key: key.to_owned() });
+    /// Gives what was written its name, durably.
+    async fn publish(&self, key: &str, written: Written, if_absent: bool) -> Result<ObjectInfo, StoreError> {
+        let (root, path, meta_path) = (self.root.clone(), self.path(key)?, self.meta_path(key));
+        let (key_owned, place) = (key.to_owned(), path.clone());
+        let work = move || {
+            let Written { temp, meta } = written;
+            let parent = path.parent().unwrap_or(&root);
+            std::fs::create_dir_all(parent).map_err(local("create", parent))?;
+            if if_absent {
+                // A hard link fails when the name is taken: the check and the act are one.
+                match std::fs::hard_link(temp.path(), &path) {
+                    Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                        return Err(StoreError::Exists { key: key_owned });
+                    }
+                    linked => linked.map_err(local("link", &path))?,
                 }
-                linked => linked.map_err(local("link", &path))?,
+            } else {
+                std::fs::rename(temp.path(), &path).map_err(local("rename", &path))?;
+                temp.keep();
             }
-            tokio::fs::remove_file(temp).await.map_err(local("remove", temp))?;
-        } else {
-            tokio::fs::rename(temp, &path).await.map_err(local("rename", &path))?;
-        }
-        let meta = serde_json::to_vec(&Meta { sha256, etag }).expect("plain data");
-        tokio::fs::write(&meta_path, meta).await.map_err(local("write", &meta_path))?;
-        let folder = tokio::fs::File::open(&parent).await.map_err(local("open", &parent))?;
-        folder.sync_all().await.map_err(local("sync", &parent))?;
+            durable::sync_folders(&root, parent).map_err(local("sync", parent))?;
+            let json = serde_json::to_vec(&meta).expect("plain data");
+            durable::replace(&root, &root.join(UPLOADS), &meta_path, &json).map_err(local("write", &meta_path))
+        };
+        let published = tokio::task::spawn_blocking(work).await;
+        published.unwrap_or_else(|e| Err(local("publish", &place)(std::io::Error::other(e))))?;
         self.head(key).await?.ok_or_else(|| StoreError::NotFound { key: key.to_owned() })
     }
 }
@@ -145,8 +165,8 @@ impl ObjectStore for DirStore {
 
     async fn put(&self, key: &str, body: Body, options: PutOptions) -> Result<ObjectInfo, StoreError> {
         self.path(key)?;
-        let (temp, etag) = self.write_temp(&body).await?;
-        self.publish(key, &temp, etag, options.sha256, options.if_absent).await
+        let written = self.write_temp(key, &body, options.sha256.as_deref()).await?;
+        self.publish(key, written, options.if_absent).await
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
@@ -161,11 +181,12 @@ impl ObjectStore for DirStore {
         };
         let meta = tokio::fs::read(self.meta_path(key)).await.ok();
         let meta = meta.and_then(|bytes| serde_json::from_slice::<Meta>(&bytes).ok());
+        let meta = meta.filter(|meta| meta.size == found.len());
         Ok(Some(ObjectInfo {
             key: key.to_owned(),
             size: found.len(),
             etag: meta.as_ref().map(|m| m.etag.clone()),
-            sha256: meta.and_then(|m| m.sha256),
+            sha256: meta.map(|m| m.sha256),
             modified: modified(&found),
         }))
     }
@@ -180,8 +201,13 @@ impl ObjectStore for DirStore {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        let root = self.root.clone();
-        let keys = tokio::task::spawn_blocking(move || keys_below(&root, &root)).await;
+        // Only the folder that the prefix leads to is walked, not the whole store.
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+        if !folder.is_empty() && !is_plain(folder) {
+            return Ok(Vec::new());
+        }
+        let (root, from) = (self.root.clone(), self.root.join(folder));
+        let keys = tokio::task::spawn_blocking(move || keys_below(&root, &from)).await;
         let mut keys = keys.expect("walking a folder does not panic").map_err(local("list", &self.root))?;
         keys.retain(|key| key.starts_with(prefix));
         keys.sort();
@@ -206,12 +232,13 @@ impl ObjectStore for DirStore {
     async fn create_upload(&self, key: &str, options: PutOptions) -> Result<String, StoreError> {
         self.path(key)?;
         let id = uuid::Uuid::new_v4().to_string();
-        let dir = self.root.join(UPLOADS).join(&id);
-        tokio::fs::create_dir_all(&dir).await.map_err(local("create", &dir))?;
+        let temps = self.root.join(UPLOADS);
         let upload = Upload { key: key.to_owned(), begun: Wallclock::now(), sha256: options.sha256 };
-        let about = dir.join("upload.json");
-        let json = serde_json::to_vec(&upload).expect("plain data");
-        tokio::fs::write(&about, json).await.map_err(local("write", &about))?;
+        let about = temps.join(&id).join("upload.json");
+        let (root, json) = (self.root.clone(), serde_json::to_vec(&upload).expect("plain data"));
+        let path = about.clone();
+        let written = tokio::task::spawn_blocking(move || durable::replace(&root, &temps, &about, &json)).await;
+        written.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(local("write", &path))?;
         Ok(id)
     }
 
@@ -222,11 +249,15 @@ impl ObjectStore for DirStore {
         number: i32,
         body: Body,
     ) -> Result<UploadedPart, StoreError> {
-        let dir = self.upload_dir(key, upload_id)?;
-        let (temp, etag) = self.write_temp(&body).await?;
+        let (dir, _) = self.begun(key, upload_id).await?;
+        if !(1..=10_000).contains(&number) {
+            return Err(refused(key, "InvalidArgument", "a part's number is 1..=10,000"));
+        }
+        let Written { temp, meta } = self.write_temp(key, &body, None).await?;
         let path = dir.join(format!("{number:05}"));
-        tokio::fs::rename(&temp, &path).await.map_err(local("rename", &path))?;
-        Ok(UploadedPart { number, etag, size: body.len() })
+        tokio::fs::rename(temp.path(), &path).await.map_err(local("rename", &path))?;
+        temp.keep();
+        Ok(UploadedPart { number, etag: meta.etag, size: meta.size })
     }
 
     async fn complete_upload(
@@ -236,30 +267,26 @@ impl ObjectStore for DirStore {
         parts: &[UploadedPart],
         if_absent: bool,
     ) -> Result<ObjectInfo, StoreError> {
-        let dir = self.upload_dir(key, upload_id)?;
-        let about = dir.join("upload.json");
-        let about = tokio::fs::read(&about).await.map_err(local("read", &about))?;
-        let sha256 = serde_json::from_slice::<Upload>(&about).ok().and_then(|u| u.sha256);
+        let (dir, about) = self.begun(key, upload_id).await?;
         let mut body = Body::default();
         for part in parts {
             let path = dir.join(format!("{:05}", part.number));
-            let len = tokio::fs::metadata(&path).await.map_err(local("read", &path))?.len();
-            if len != part.size {
-                let (expected, found) = (part.size.to_string(), len.to_string());
-                return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
+            let len = tokio::fs::metadata(&path).await.map(|m| m.len()).ok();
+            if len != Some(part.size) {
+                return Err(refused(key, "InvalidPart", "a part is not there, or not the one that was sent"));
             }
-            body.pieces.extend(Body::file(&path, 0, len).pieces);
+            body.pieces.extend(Body::file(&path, 0, part.size).pieces);
         }
-        let (temp, etag) = self.write_temp(&body).await?;
-        let info = self.publish(key, &temp, etag, sha256, if_absent).await?;
+        let written = self.write_temp(key, &body, about.sha256.as_deref()).await?;
+        let info = self.publish(key, written, if_absent).await?;
         tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir))?;
         Ok(info)
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), StoreError> {
-        match self.upload_dir(key, upload_id) {
+        match self.begun(key, upload_id).await {
             Err(_) => Ok(()),
-            Ok(dir) => tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir)),
+            Ok((dir, _)) => tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir)),
         }
     }
 
@@ -289,17 +316,24 @@ impl ObjectStore for DirStore {
     }
 }
 
+/// The keys of all objects in a folder. What vanishes meanwhile was not there; links are not followed.
 fn keys_below(root: &Path, dir: &Path) -> std::io::Result<Vec<String>> {
     let mut keys = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        if hidden {
+    let entries = match std::fs::read_dir(dir) {
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(keys);
+        }
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
-        if path.is_dir() {
+        let (path, kind) = (entry.path(), entry.file_type()?);
+        if kind.is_dir() {
             keys.extend(keys_below(root, &path)?);
-        } else if let Some(key) = path.strip_prefix(root).ok().and_then(Path::to_str) {
+        } else if let Some(key) = path.strip_prefix(root).ok().and_then(Path::to_str).filter(|_| kind.is_file()) {
             keys.push(key.to_owned());
         }
     }

@@ -2,6 +2,8 @@
 
 mod body;
 pub mod dir;
+pub mod download;
+mod durable;
 mod probe;
 pub mod retry;
 pub mod s3;

@@ -1,6 +1,9 @@
 //! Sending a finished file: in one piece or in parts, resumed after a restart, and proved.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -9,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::retry::{STORE, persist};
 use super::{Body, ObjectInfo, ObjectStore, PutOptions, StoreError, UploadedPart};
 use crate::capture::log::{LineFile, LogError};
+use crate::fault::{Fault, FaultKind, HasFault, chain};
 
 /// Smallest part but the last that S3 takes, and the default.
 pub const PART_BYTES_MIN: u64 = 5 << 20;
@@ -18,6 +22,9 @@ pub const PART_BYTES: u64 = 16 << 20;
 pub const PARTS_MAX: u64 = 10_000;
 /// Parts under way at a time.
 const PARTS_AT_A_TIME: usize = 3;
+/// A step of a multipart upload that is refused so often in a row is begun anew: some stores answer
+/// `AccessDenied` for an upload that is gone (s3s-fs), and refusals that concern the bucket show at the new beginning.
+const REFUSALS_MAX: u32 = 4;
 
 /// How a file is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,17 +72,21 @@ pub enum UploadError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] LogError),
+    /// The file is not the one that was to be sent: its size or its time has changed.
+    #[error("{0:?} has changed since it was finished")]
+    Changed(PathBuf),
     /// It was called off.
     #[error("the upload was called off")]
     Cancelled,
 }
 
-impl crate::fault::HasFault for UploadError {
-    fn fault(&self) -> crate::fault::Fault {
+impl HasFault for UploadError {
+    fn fault(&self) -> Fault {
         match self {
             Self::Store(e) => e.fault(),
             Self::Journal(e) => e.fault(),
-            Self::Cancelled => crate::fault::FaultKind::StoreUnavailable.fault(),
+            Self::Changed(_) => FaultKind::SpoolIo.fault(),
+            Self::Cancelled => FaultKind::StoreUnavailable.fault(),
         }
     }
 }
@@ -99,8 +110,25 @@ pub struct Upload {
     pub journal: PathBuf,
 }
 
+/// A file to send, as it was when its upload was called for.
+struct Sending<'a> {
+    store: &'a dyn ObjectStore,
+    upload: &'a Upload,
+    cancel: &'a CancellationToken,
+    progress: &'a (dyn Fn(u64) + Send + Sync),
+    modified: Option<SystemTime>,
+}
+
+/// How a step ended that need not be tried again.
+enum Step<T> {
+    Done(T),
+    /// The store has lost the upload.
+    Lost,
+    Failed(UploadError),
+}
+
 /// Sends a file and proves that the store has it. Tries again until it succeeds, is refused for good, or
-/// is called off; may be called again after a restart, and sends only what is missing.
+/// is called off; may be called again after a restart, and sends only what is missing. The file is never removed.
 ///
 /// # Errors
 /// See [`UploadError`].
@@ -110,126 +138,211 @@ pub async fn upload(
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<ObjectInfo, UploadError> {
-    if let Some(there) = prove(store, upload, cancel).await? {
+    // Only a short cut: if the store cannot say now, what follows waits for it.
+    if let Ok(Some(there)) = store.head(&upload.key).await
+        && is_same(&there, upload)
+    {
         return Ok(there);
     }
-    let options = || PutOptions {
-        content_type: Some(upload.content_type),
-        sha256: Some(upload.sha256.clone()),
-        if_absent: false,
-    };
+    let sending = Sending { store, upload, cancel, progress, modified: modified(&upload.path).await };
     match plan(upload.size, upload.part_bytes) {
-        Plan::Single => {
-            let put = || store.put(&upload.key, Body::file(&upload.path, 0, upload.size), options());
-            persist("upload a file", STORE, cancel, put).await.ok_or(UploadError::Cancelled)??;
-            progress(upload.size);
-        }
+        Plan::Single => sending.whole().await?,
         Plan::Parts { part_bytes, count } => {
             // A store may forget an upload (R2 after 7 days, a person at any time): then it begins anew.
-            while !send_parts(store, upload, part_bytes, count, options(), cancel, progress).await? {}
-        }
-    }
-    match prove(store, upload, cancel).await? {
-        Some(there) => Ok(there),
-        None => Err(StoreError::Corrupt {
-            key: upload.key.clone(),
-            expected: format!("{} bytes with SHA-256 {}", upload.size, upload.sha256),
-            found: "something else, or nothing".to_owned(),
-        }
-        .into()),
-    }
-}
-
-/// Whether the store has exactly this file.
-async fn prove(
-    store: &dyn ObjectStore,
-    upload: &Upload,
-    cancel: &CancellationToken,
-) -> Result<Option<ObjectInfo>, UploadError> {
-    let found = persist("look at an object", STORE, cancel, || store.head(&upload.key))
-        .await
-        .ok_or(UploadError::Cancelled)??;
-    Ok(found.filter(|o| o.size == upload.size && o.sha256.as_deref() == Some(&upload.sha256)))
-}
-
-async fn send_parts(
-    store: &dyn ObjectStore,
-    upload: &Upload,
-    part_bytes: u64,
-    count: u64,
-    options: PutOptions,
-    cancel: &CancellationToken,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<bool, UploadError> {
-    let (journal, entries) = LineFile::open::<Entry>(&upload.journal)?;
-    let (upload_id, mut done) = match resume(&entries, upload, part_bytes) {
-        Some(found) => found,
-        None => {
-            let create = || store.create_upload(&upload.key, options.clone());
-            let upload_id = persist("begin an upload", STORE, cancel, create).await.ok_or(UploadError::Cancelled)??;
-            journal.append(&Entry::Begun {
-                key: upload.key.clone(),
-                upload_id: upload_id.clone(),
-                part_bytes,
-                size: upload.size,
-                sha256: upload.sha256.clone(),
-            })?;
-            journal.sync()?;
-            (upload_id, Vec::new())
-        }
-    };
-    progress(done.iter().map(|p| p.size).sum());
-    let sent: Vec<i32> = done.iter().map(|part| part.number).collect();
-    let missing = (1..=count).filter(|n| !i32::try_from(*n).is_ok_and(|n| sent.contains(&n)));
-    let send = |n: u64| {
-        let upload_id = upload_id.as_str();
-        async move {
-            let from = (n - 1) * part_bytes;
-            let len = part_bytes.min(upload.size - from);
-            let number = i32::try_from(n).unwrap_or(i32::MAX);
-            let part = || store.upload_part(&upload.key, upload_id, number, Body::file(&upload.path, from, len));
-            let part = persist("upload a part", STORE, cancel, part).await.ok_or(UploadError::Cancelled)?;
-            part.map_err(UploadError::from)
-        }
-    };
-    let mut sending = futures_util::stream::iter(missing).map(send).buffer_unordered(PARTS_AT_A_TIME);
-    loop {
-        match sending.try_next().await {
-            Ok(Some(part)) => {
-                journal.append(&Entry::Part(part.clone()))?;
-                progress(part.size);
-                done.push(part);
+            for attempt in 0.. {
+                if sending.parts(part_bytes, count).await? {
+                    break;
+                }
+                tokio::select! {
+                    () = cancel.cancelled() => return Err(UploadError::Cancelled),
+                    () = tokio::time::sleep(STORE.delay(attempt, rand::random())) => {}
+                }
             }
-            Ok(None) => break,
-            Err(UploadError::Store(StoreError::NoSuchUpload { upload_id, .. })) => {
+        }
+    }
+    sending.prove().await
+}
+
+async fn modified(path: &Path) -> Option<SystemTime> {
+    tokio::fs::metadata(path).await.and_then(|m| m.modified()).ok()
+}
+
+/// Whether an object is exactly this file.
+fn is_same(there: &ObjectInfo, upload: &Upload) -> bool {
+    there.size == upload.size && there.sha256.as_deref() == Some(&upload.sha256)
+}
+
+impl Sending<'_> {
+    fn options(&self) -> PutOptions {
+        let (content_type, sha256) = (Some(self.upload.content_type), Some(self.upload.sha256.clone()));
+        PutOptions { content_type, sha256, if_absent: false }
+    }
+
+    /// Tries one step for as long as it takes. `Ok(None)` when the store has lost the upload, or has refused the
+    /// step `refusals_max` times.
+    async fn step<T, F>(
+        &self,
+        what: &str,
+        refusals_max: u32,
+        mut act: impl FnMut() -> F,
+    ) -> Result<Option<T>, UploadError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let refusals = AtomicU32::new(0);
+        let tried = persist(what, STORE, self.cancel, || {
+            let (act, refusals) = (act(), &refusals);
+            async move {
+                if self.has_changed().await {
+                    return Ok(Step::Failed(UploadError::Changed(self.upload.path.clone())));
+                }
+                match act.await {
+                    Ok(done) => Ok(Step::Done(done)),
+                    Err(StoreError::NoSuchUpload { .. }) => Ok(Step::Lost),
+                    Err(error @ StoreError::Corrupt { .. }) => Ok(Step::Failed(error.into())),
+                    Err(StoreError::Refused { .. }) if refusals.fetch_add(1, Ordering::Relaxed) + 1 >= refusals_max => {
+                        Ok(Step::Lost)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+        });
+        match tried.await.ok_or(UploadError::Cancelled)?? {
+            Step::Done(done) => Ok(Some(done)),
+            Step::Lost => Ok(None),
+            Step::Failed(error) => Err(error),
+        }
+    }
+
+    /// Only what the file system says for sure counts: a disk that fails is met by the try itself.
+    async fn has_changed(&self) -> bool {
+        let Ok(now) = tokio::fs::metadata(&self.upload.path).await else { return false };
+        now.len() != self.upload.size || now.modified().ok() != self.modified
+    }
+
+    async fn whole(&self) -> Result<(), UploadError> {
+        let upload = self.upload;
+        let put = || self.store.put(&upload.key, Body::file(&upload.path, 0, upload.size), self.options());
+        if self.step("upload a file", u32::MAX, put).await?.is_some() {
+            (self.progress)(upload.size);
+        }
+        Ok(())
+    }
+
+    /// Sends the parts that are missing and puts all together. `false` when it must begin anew.
+    async fn parts(&self, part_bytes: u64, count: u64) -> Result<bool, UploadError> {
+        let (journal, entries) = LineFile::open::<Entry>(&self.upload.journal)?;
+        let (upload_id, done) = match resume(&entries, self.upload, part_bytes) {
+            Some(found) => found,
+            None => {
+                for (key, upload_id) in open_uploads(entries) {
+                    self.give_up(&journal, &key, upload_id).await?;
+                }
+                (self.begin(&journal, part_bytes).await?, Vec::new())
+            }
+        };
+        (self.progress)(done.iter().map(|p| p.size).sum());
+        let ended = self.send_missing(&journal, &upload_id, part_bytes, count, done).await;
+        match ended {
+            Ok(true) => {
                 journal.append(&Entry::Ended { upload_id })?;
-                return Ok(false);
+                Ok(true)
             }
-            Err(error) => return Err(error),
+            Ok(false) => {
+                self.give_up(&journal, &self.upload.key, upload_id).await?;
+                Ok(false)
+            }
+            // What the parts make is not the file: they are of no use to the next try.
+            Err(error @ UploadError::Store(StoreError::Corrupt { .. })) => {
+                self.give_up(&journal, &self.upload.key, upload_id).await?;
+                Err(error)
+            }
+            Err(error) => Err(error),
         }
     }
-    drop(sending);
-    done.sort_by_key(|p| p.number);
-    let complete = || complete(store, upload, &upload_id, &done);
-    persist("complete an upload", STORE, cancel, complete).await.ok_or(UploadError::Cancelled)??;
-    journal.append(&Entry::Ended { upload_id: upload_id.clone() })?;
-    Ok(true)
-}
 
-/// A lost answer to `complete` shows as an unknown upload at the next try: then the object is there.
-async fn complete(
-    store: &dyn ObjectStore,
-    upload: &Upload,
-    id: &str,
-    parts: &[UploadedPart],
-) -> Result<(), StoreError> {
-    match store.complete_upload(&upload.key, id, parts, false).await {
-        Ok(_) => Ok(()),
-        Err(error @ StoreError::NoSuchUpload { .. }) => match store.head(&upload.key).await? {
-            Some(there) if there.size == upload.size => Ok(()),
+    async fn begin(&self, journal: &LineFile, part_bytes: u64) -> Result<String, UploadError> {
+        let upload = self.upload;
+        let create = || self.store.create_upload(&upload.key, self.options());
+        let created = persist("begin an upload", STORE, self.cancel, create).await;
+        let upload_id = created.ok_or(UploadError::Cancelled)??;
+        journal.append(&Entry::Begun {
+            key: upload.key.clone(),
+            upload_id: upload_id.clone(),
+            part_bytes,
+            size: upload.size,
+            sha256: upload.sha256.clone(),
+        })?;
+        journal.sync()?;
+        Ok(upload_id)
+    }
+
+    async fn send_missing(
+        &self,
+        journal: &LineFile,
+        upload_id: &str,
+        part_bytes: u64,
+        count: u64,
+        mut done: Vec<UploadedPart>,
+    ) -> Result<bool, UploadError> {
+        let sent: Vec<i32> = done.iter().map(|part| part.number).collect();
+        let missing = (1..=count).filter_map(|n| i32::try_from(n).ok()).filter(|n| !sent.contains(n));
+        let send = |number: i32| async move {
+            let from = u64::from(number.unsigned_abs() - 1) * part_bytes;
+            let len = part_bytes.min(self.upload.size - from);
+            let body = || Body::file(&self.upload.path, from, len);
+            let part = || self.store.upload_part(&self.upload.key, upload_id, number, body());
+            self.step("upload a part", REFUSALS_MAX, part).await
+        };
+        let mut sending = futures_util::stream::iter(missing).map(send).buffer_unordered(PARTS_AT_A_TIME);
+        while let Some(part) = sending.try_next().await? {
+            let Some(part) = part else { return Ok(false) };
+            journal.append(&Entry::Part(part.clone()))?;
+            (self.progress)(part.size);
+            done.push(part);
+        }
+        drop(sending);
+        done.sort_by_key(|p| p.number);
+        let complete = || self.complete(upload_id, &done);
+        Ok(self.step("complete an upload", REFUSALS_MAX, complete).await?.is_some())
+    }
+
+    /// A lost answer shows at the next try, as an upload that is unknown or refused: then the object is there.
+    async fn complete(&self, upload_id: &str, parts: &[UploadedPart]) -> Result<(), StoreError> {
+        let error = match self.store.complete_upload(&self.upload.key, upload_id, parts, false).await {
+            Ok(_) => return Ok(()),
+            Err(error @ StoreError::Unavailable { .. }) => return Err(error),
+            Err(error) => error,
+        };
+        match self.store.head(&self.upload.key).await? {
+            Some(there) if is_same(&there, self.upload) => Ok(()),
             _ => Err(error),
-        },
-        Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the store that an upload will not be ended. If it does not hear, the sweeper tells it later.
+    async fn give_up(&self, journal: &LineFile, key: &str, upload_id: String) -> Result<(), UploadError> {
+        if let Err(error) = self.store.abort_upload(key, &upload_id).await {
+            tracing::debug!(object.key = key, "an upload stays for the sweeper: {}", chain(&error));
+        }
+        Ok(journal.append(&Entry::Ended { upload_id })?)
+    }
+
+    /// Asks the store what it holds now.
+    async fn prove(&self) -> Result<ObjectInfo, UploadError> {
+        let head = || self.store.head(&self.upload.key);
+        let found = persist("look at an object", STORE, self.cancel, head).await.ok_or(UploadError::Cancelled)??;
+        if let Some(there) = found.as_ref().filter(|there| is_same(there, self.upload)) {
+            return Ok(there.clone());
+        }
+        let told = |size: u64, sha256: &str| format!("{size} bytes with SHA-256 {sha256}");
+        let found = found.map(|o| told(o.size, o.sha256.as_deref().unwrap_or("unknown")));
+        Err(StoreError::Corrupt {
+            key: self.upload.key.clone(),
+            expected: told(self.upload.size, &self.upload.sha256),
+            found: found.unwrap_or_else(|| "nothing".to_owned()),
+        }
+        .into())
     }
 }
 
@@ -261,6 +374,10 @@ fn resume(entries: &[Entry], upload: &Upload, part_bytes: u64) -> Option<(String
 /// When it cannot be read.
 pub fn unfinished(journal: &Path) -> Result<Vec<(String, String)>, LogError> {
     let (entries, _) = crate::capture::log::read_lines::<Entry>(journal, 0)?;
+    Ok(open_uploads(entries))
+}
+
+fn open_uploads(entries: Vec<Entry>) -> Vec<(String, String)> {
     let mut open: Vec<(String, String)> = Vec::new();
     for entry in entries {
         match entry {
@@ -269,7 +386,7 @@ pub fn unfinished(journal: &Path) -> Result<Vec<(String, String)>, LogError> {
             Entry::Part(_) => {}
         }
     }
-    Ok(open)
+    open
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
-//! Any S3-compatible store. The only file that names the SDK.
+//! Any S3-compatible store. The only folder that names the SDK.
+
+mod meaning;
+mod transfer;
 
 use std::time::Duration;
 
@@ -10,15 +13,15 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     Credentials, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
 };
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::DisplayErrorContext;
 use aws_sdk_s3::presigning::PresigningConfig;
-use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
+use aws_sdk_s3::types::{ChecksumMode, CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
 use aws_smithy_http_client::tls;
-use futures_util::{StreamExt, TryStreamExt};
-use http_body_util::StreamBody;
+use futures_util::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
 
+use self::meaning::error;
+use self::transfer::{Stalled, Watch, flow, stream, watched};
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
 };
@@ -27,7 +30,12 @@ use crate::time::Wallclock;
 /// Tries of one request within the SDK; longer retries are the caller's, for hours.
 const SDK_ATTEMPTS: u32 = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the request to the first byte of its answer; transfers are watched instead.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// A whole try of a request without a body, its answer included.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Putting thousands of parts together takes some stores minutes before they answer.
+const COMPLETE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The metadata's name for the whole object's SHA-256, in base64.
 const SHA256: &str = "sha256";
 
@@ -65,13 +73,17 @@ impl S3Store {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
             .build_https();
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build();
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(config.region.clone()))
             .http_client(http)
             .timeout_config(timeouts)
             .retry_config(RetryConfig::standard().with_max_attempts(SDK_ATTEMPTS))
-            // False alarms with bodies that pause (aws-sdk-rust#1141, #1202); the read timeout is ours.
+            // False alarms with bodies that pause (aws-sdk-rust#1141, #1202); see `transfer` for ours.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         if let Some((key, secret)) = &config.credentials {
             loader = loader.credentials_provider(Credentials::new(key, secret.expose_secret(), None, None, "archiver"));
@@ -94,61 +106,14 @@ impl S3Store {
     }
 }
 
-fn stream(body: &Body) -> ByteStream {
-    let len = body.len();
-    let body = body.clone();
-    // The SDK asks for the body again when it tries again.
-    ByteStream::new(SdkBody::retryable(move || {
-        let frames = body.flow().map_ok(http_body::Frame::data);
-        SdkBody::from_body_1_x(Sized { inner: std::sync::Mutex::new(StreamBody::new(frames)), len })
-    }))
+/// The store's own checksum of the whole object. That of one in parts is a checksum of checksums, with a `-`.
+fn whole(checksum: Option<&str>) -> Option<String> {
+    checksum.filter(|checksum| !checksum.contains('-')).map(str::to_owned)
 }
 
-/// A stream that knows its length, so that it is sent with `Content-Length`. The SDK wants bodies to be
-/// `Sync`, which a mutex makes them; it is never locked.
-struct Sized<B> {
-    inner: std::sync::Mutex<B>,
-    len: u64,
-}
-
-impl<B: http_body::Body + Unpin> http_body::Body for Sized<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        let inner = self.inner.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        std::pin::Pin::new(inner).poll_frame(context)
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        http_body::SizeHint::with_exact(self.len)
-    }
-}
-
-fn error<E>(doing: &'static str, key: &str, upload_id: Option<&str>, error: &SdkError<E>) -> StoreError
-where
-    E: std::error::Error + ProvideErrorMetadata + Send + Sync + 'static,
-{
+fn stalled(doing: &'static str, key: &str) -> impl FnOnce(Stalled) -> StoreError {
     let key = key.to_owned();
-    let status = error.raw_response().map(|r| r.status().as_u16());
-    let code = error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default().to_owned();
-    let source = Box::<dyn std::error::Error + Send + Sync>::from(DisplayErrorContext(error).to_string());
-    match (status, code.as_str()) {
-        (_, "NoSuchUpload") => StoreError::NoSuchUpload { key, upload_id: upload_id.unwrap_or_default().to_owned() },
-        (_, "NoSuchKey") => StoreError::NotFound { key },
-        (Some(409 | 412), _) | (_, "PreconditionFailed") => StoreError::Exists { key },
-        (Some(429), _) | (_, "SlowDown" | "RequestTimeout" | "InternalError" | "ServiceUnavailable") => {
-            StoreError::Unavailable { doing, key, source }
-        }
-        (Some(status @ 400..=499), _) => {
-            let code = if code.is_empty() { format!("HTTP {status}") } else { code };
-            StoreError::Refused { doing, key, code, source }
-        }
-        _ => StoreError::Unavailable { doing, key, source },
-    }
+    move |source| StoreError::Unavailable { doing, key, source: Box::new(source) }
 }
 
 fn wallclock(at: Option<&aws_sdk_s3::primitives::DateTime>) -> Option<Wallclock> {
@@ -167,7 +132,7 @@ impl ObjectStore for S3Store {
     }
 
     async fn put(&self, key: &str, body: Body, options: PutOptions) -> Result<ObjectInfo, StoreError> {
-        let size = body.len();
+        let (size, watch) = (body.len(), Watch::default());
         let mut request = self
             .client
             .put_object()
@@ -177,25 +142,34 @@ impl ObjectStore for S3Store {
             .set_content_type(options.content_type.map(str::to_owned))
             .set_server_side_encryption(self.encryption())
             .set_ssekms_key_id(self.config.kms_key.clone())
-            .body(stream(&body));
+            .body(stream(&body, &watch));
         if let Some(sha256) = &options.sha256 {
             request = request.metadata(SHA256, sha256);
+            if self.config.checksums_always {
+                request = request.checksum_sha256(sha256);
+            }
         }
         if options.if_absent {
             request = request.if_none_match("*");
         }
-        let answer = request.send().await.map_err(|e| error("write", key, None, &e))?;
+        let sent = watch.over(request.customize().config_override(watched()).send()).await;
+        let answer = sent.map_err(stalled("write", key))?.map_err(|e| error("write", key, None, &e))?;
         let etag = tag(answer.e_tag());
         Ok(ObjectInfo { key: key.to_owned(), size, etag, sha256: options.sha256, modified: None })
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
-        match self.client.head_object().bucket(&self.config.bucket).key(key).send().await {
+        // Compatible stores may refuse what they do not know.
+        let mode = self.config.checksums_always.then_some(ChecksumMode::Enabled);
+        let request = self.client.head_object().bucket(&self.config.bucket).key(key).set_checksum_mode(mode);
+        match request.send().await {
             Ok(answer) => Ok(Some(ObjectInfo {
                 key: key.to_owned(),
                 size: answer.content_length().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
                 etag: tag(answer.e_tag()),
-                sha256: answer.metadata().and_then(|m| m.get(SHA256).cloned()),
+                // What the store has computed counts more than what we have told it.
+                sha256: whole(answer.checksum_sha256())
+                    .or_else(|| answer.metadata().and_then(|m| m.get(SHA256).cloned())),
                 modified: wallclock(answer.last_modified()),
             })),
             // A HEAD has no body to carry a code: 404 is the key, unless the bucket is gone too.
@@ -208,19 +182,10 @@ impl ObjectStore for S3Store {
         if range.is_some_and(|(_, len)| len == 0) {
             return Ok(futures_util::stream::empty().boxed());
         }
-        let range = range.map(|(from, len)| format!("bytes={from}-{}", from + len - 1));
+        let range = range.map(|(from, len)| format!("bytes={from}-{}", from.saturating_add(len - 1)));
         let request = self.client.get_object().bucket(&self.config.bucket).key(key).set_range(range);
         let answer = request.send().await.map_err(|e| error("read", key, None, &e))?;
-        let key = key.to_owned();
-        let flow = futures_util::stream::unfold(answer.body, move |mut body| {
-            let key = key.clone();
-            async move {
-                let chunk = body.next().await?;
-                let chunk = chunk.map_err(|e| StoreError::Unavailable { doing: "read", key, source: Box::new(e) });
-                Some((chunk, body))
-            }
-        });
-        Ok(flow.boxed())
+        Ok(flow(answer.body, key.to_owned()))
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
@@ -279,8 +244,8 @@ impl ObjectStore for S3Store {
         number: i32,
         body: Body,
     ) -> Result<UploadedPart, StoreError> {
-        let size = body.len();
-        let answer = self
+        let (size, watch, doing) = (body.len(), Watch::default(), "upload a part of");
+        let request = self
             .client
             .upload_part()
             .bucket(&self.config.bucket)
@@ -288,10 +253,9 @@ impl ObjectStore for S3Store {
             .upload_id(upload_id)
             .part_number(number)
             .content_length(i64::try_from(size).unwrap_or(i64::MAX))
-            .body(stream(&body))
-            .send()
-            .await
-            .map_err(|e| error("upload a part of", key, Some(upload_id), &e))?;
+            .body(stream(&body, &watch));
+        let sent = watch.over(request.customize().config_override(watched()).send()).await;
+        let answer = sent.map_err(stalled(doing, key))?.map_err(|e| error(doing, key, Some(upload_id), &e))?;
         Ok(UploadedPart { number, etag: answer.e_tag().unwrap_or_default().to_owned(), size })
     }
 
@@ -317,7 +281,14 @@ impl ObjectStore for S3Store {
         if if_absent {
             request = request.if_none_match("*");
         }
-        request.send().await.map_err(|e| error("complete", key, Some(upload_id), &e))?;
+        let patient = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(COMPLETE_TIMEOUT)
+            .operation_attempt_timeout(COMPLETE_TIMEOUT)
+            .build();
+        let patient = aws_sdk_s3::config::Builder::default().timeout_config(patient);
+        let sent = request.customize().config_override(patient).send().await;
+        sent.map_err(|e| error("complete", key, Some(upload_id), &e))?;
         self.head(key).await?.ok_or_else(|| StoreError::NotFound { key: key.to_owned() })
     }
 
@@ -353,6 +324,10 @@ impl ObjectStore for S3Store {
                 return Ok(found);
             }
             (key_marker, id_marker) = (page.next_key_marker, page.next_upload_id_marker);
+            if key_marker.is_none() {
+                // It says that there is more, but not from where: the next page would be this one for ever.
+                return Ok(found);
+            }
         }
     }
 

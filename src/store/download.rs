@@ -1,0 +1,168 @@
+//! Fetching an object into a file: resumed where it broke off, and checked before it gets its name.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
+
+use super::retry::STORE;
+use super::{ObjectStore, StoreError, durable};
+use crate::fault::{Fault, FaultKind, HasFault};
+
+/// Tries in a row that bring nothing; somebody is waiting, so this is minutes, not hours.
+const FRUITLESS_TRIES_MAX: u32 = 8;
+
+/// What to fetch, and what it must be.
+#[derive(Debug, Clone)]
+pub struct Download {
+    /// The object.
+    pub key: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
+    /// The file that it becomes. What has arrived is beside it as `<name>.download` until it is whole.
+    pub path: PathBuf,
+}
+
+/// Why a file was not fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// The store, or the local file.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It was called off; what has arrived is kept.
+    #[error("the download was called off")]
+    Cancelled,
+}
+
+impl HasFault for DownloadError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Store(e) => e.fault(),
+            Self::Cancelled => FaultKind::StoreUnavailable.fault(),
+        }
+    }
+}
+
+fn local(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Local { doing, path, source }
+}
+
+impl Download {
+    fn partial(&self) -> PathBuf {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".download");
+        self.path.with_file_name(name)
+    }
+
+    fn corrupt(&self, expected: String, found: String) -> StoreError {
+        StoreError::Corrupt { key: self.key.clone(), expected, found }
+    }
+}
+
+/// Fetches an object. `progress` is told of each further number of bytes, those of an earlier call included.
+///
+/// # Errors
+/// When the store has no such object, refuses, stays away for minutes, or holds something else (what arrived is
+/// then removed); when the file cannot be written.
+pub async fn download(
+    store: &dyn ObjectStore,
+    download: &Download,
+    cancel: &CancellationToken,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<(), DownloadError> {
+    let partial = download.partial();
+    let mut have = tokio::fs::metadata(&partial).await.map_or(0, |m| m.len());
+    if have > download.size {
+        tokio::fs::remove_file(&partial).await.map_err(local("remove", &partial))?;
+        have = 0;
+    }
+    progress(have);
+    let mut fruitless = 0;
+    loop {
+        let before = have;
+        let more = tokio::select! {
+            () = cancel.cancelled() => return Err(DownloadError::Cancelled),
+            more = fetch(store, download, &partial, &mut have, progress) => more,
+        };
+        match more {
+            Ok(()) => break,
+            Err(error @ StoreError::Unavailable { .. }) => {
+                fruitless = if have > before { 0 } else { fruitless + 1 };
+                if fruitless >= FRUITLESS_TRIES_MAX {
+                    return Err(error.into());
+                }
+                tokio::select! {
+                    () = cancel.cancelled() => return Err(DownloadError::Cancelled),
+                    () = tokio::time::sleep(STORE.delay(fruitless, rand::random())) => {}
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (download, path) = (download.clone(), partial.clone());
+    let finished = tokio::task::spawn_blocking(move || finish(&download, &path)).await;
+    Ok(finished.unwrap_or_else(|e| Err(local("check", &partial)(std::io::Error::other(e))))?)
+}
+
+/// Fetches what is missing behind `have` bytes.
+async fn fetch(
+    store: &dyn ObjectStore,
+    download: &Download,
+    partial: &Path,
+    have: &mut u64,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<(), StoreError> {
+    let file = tokio::fs::OpenOptions::new().create(true).append(true).open(partial).await;
+    let mut file = file.map_err(local("open", partial))?;
+    // Of a try that was broken off in the middle of a write, the file has the last word.
+    *have = file.metadata().await.map_err(local("read", partial))?.len();
+    if *have == download.size {
+        return Ok(());
+    }
+    let mut flow = store.get(&download.key, Some((*have, download.size - *have))).await?;
+    while let Some(chunk) = flow.next().await {
+        let chunk = chunk?;
+        let len = chunk.len() as u64;
+        if *have + len > download.size {
+            return Err(download.corrupt(format!("{} bytes", download.size), "more".to_owned()));
+        }
+        file.write_all(&chunk).await.map_err(local("write", partial))?;
+        file.flush().await.map_err(local("write", partial))?;
+        *have += len;
+        progress(len);
+    }
+    if *have < download.size {
+        let source = format!("it ended after {have} of {} bytes", download.size).into();
+        return Err(StoreError::Unavailable { doing: "read", key: download.key.clone(), source });
+    }
+    Ok(())
+}
+
+/// Checks what has arrived, and gives it its name.
+fn finish(download: &Download, partial: &Path) -> Result<(), StoreError> {
+    let mut file = std::fs::File::open(partial).map_err(local("open", partial))?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
+    loop {
+        let read = file.read(&mut buffer).map_err(local("read", partial))?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+    }
+    let found = base64::engine::general_purpose::STANDARD.encode(hasher.finalize());
+    if found != download.sha256 {
+        std::fs::remove_file(partial).map_err(local("remove", partial))?;
+        return Err(download.corrupt(download.sha256.clone(), found));
+    }
+    file.sync_all().map_err(local("sync", partial))?;
+    std::fs::rename(partial, &download.path).map_err(local("rename", &download.path))?;
+    let folder = download.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    durable::sync_folders(folder, folder).map_err(local("sync", folder))
+}
