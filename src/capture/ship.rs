@@ -148,7 +148,7 @@ pub async fn ship(
 
 fn note(tracks: &[(PathBuf, Vec<u32>, u64)], key: &str) -> Result<(), LogError> {
     for (dir, segments, index) in tracks {
-        let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&dir.join(INDEX))?;
+        let file = LineFile::attach(&dir.join(INDEX))?;
         for n in segments {
             file.append(&Record::Shipped { n: *n, key: key.to_owned(), index: *index })?;
         }

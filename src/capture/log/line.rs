@@ -36,6 +36,16 @@ impl LineFile {
         Ok((Self { file, path: path.to_owned() }, lines))
     }
 
+    /// Opens a file that somebody else writes too, only to add lines: nothing is read, nothing is cut off, for
+    /// what looks torn may be a line that is just being added.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn attach(path: &Path) -> Result<Self, LogError> {
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(LogError::io("open", path))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
     /// Adds a line. It is in the page cache when this returns: it survives the process.
     ///
     /// # Errors
