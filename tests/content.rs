@@ -222,10 +222,10 @@ async fn under_loss(loss: f64, wanted: f64) {
         let sync = matched.sound_after_picture();
         let off = absolute(&sync);
         println!(
-            "{name}: {} pictures, {} damaged, {} missing, {} beeps, sync p99 {:.1} ms",
+            "{name}: {} pictures, {} damaged, missing {:?}, {} beeps, sync p99 {:.1} ms",
             matched.frames.len(),
             matched.damaged,
-            matched.missing.len(),
+            matched.missing,
             sync.len(),
             millis(&off, 99.0)
         );
@@ -237,6 +237,7 @@ async fn under_loss(loss: f64, wanted: f64) {
     }
     for report in built.report.streams.iter().flat_map(|s| &s.tracks) {
         println!("{:?} {:?}", report.kind, report.stats);
+        report.gaps.iter().for_each(|gap| println!("  gap {gap:?}"));
         if report.kind == TrackKind::Audio {
             #[allow(clippy::cast_precision_loss)]
             let lost = report.stats.lost as f64 / (report.stats.lost + report.stats.packets) as f64;

@@ -3,8 +3,10 @@
 //! Janus gathers no candidates on loopback interfaces, so it needs another address. Each [`TestNet`] is a
 //! veth pair (a dummy interface is not in every kernel) with one address of 10.211.0.0/16 that only this machine can reach; it goes with its handle.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 
@@ -66,14 +68,26 @@ impl Drop for TestNet {
 /// chance before a server binds it.
 const PORTS: std::ops::Range<u16> = 10_000..30_000;
 
-/// A free TCP port.
+/// Locks on the ports that this process was given. A server may bind its port seconds later, and a stopped one
+/// must find it again, so that a look whether a port is free is not enough: with the forty ports of a few
+/// deployments side by side, one test run in twenty-five would give one of them twice.
+static GIVEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// A free TCP port that no other test on this machine is given while this process lives.
 ///
 /// # Errors
-/// When none can be bound.
+/// When none can be bound, or the folder of locks cannot be written.
 pub fn free_port(ip: IpAddr) -> Result<u16> {
+    let locks = std::env::temp_dir().join("archiver-test-ports");
+    std::fs::create_dir_all(&locks)?;
     for _ in 0..200 {
         let port = rand::random_range(PORTS);
+        let lock = File::create(locks.join(port.to_string()))?;
+        if lock.try_lock().is_err() {
+            continue;
+        }
         if TcpListener::bind(SocketAddr::new(ip, port)).is_ok() {
+            GIVEN.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
             return Ok(port);
         }
     }
