@@ -6,7 +6,9 @@
 //!
 //! Janus keeps a session whose WebSocket was lost for `reclaim_session_timeout` seconds, 0 by default: set it
 //! to 30, and a lost WebSocket interrupts no media. Set `min_nack_queue = 1000` too: Janus forgets packets after
-//! 200 ms by default, and then a second retransmission can never be had.
+//! 200 ms by default, and then a second retransmission can never be had. Until it knows a subscription's round
+//! trip time (some 1.5 s from its first packet) it keeps none at all, whatever is set (`ice.c`, `nack_queue_ms`):
+//! what is lost in that time stays lost.
 //!
 //! # What a stream is called
 //! Janus 1.1.2 knows no metadata of a publisher. `display` is either the name, or a JSON object
