@@ -15,17 +15,22 @@ PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer
 
 GARAGE := $(CACHE)/garage/bin/garage
 
-.PHONY: help setup demo test lint kills outages fuzz garage clean
+.PHONY: help setup demo test lint kills outages fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
+# No service of a package is started on the machine it is installed on: the tests start their own (policy-rc.d).
 setup: ## install what is missing: Debian packages, npm and PyPI packages of the tests
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	command -v node >/dev/null && command -v npm >/dev/null || missing="$$missing nodejs npm"; \
 	if [ -n "$$(echo $$missing)" ]; then \
 	  echo "installing: $$(echo $$missing)"; \
 	  $(SUDO) apt-get update -qq; \
+	  policy=/usr/sbin/policy-rc.d; if [ ! -e $$policy ]; then \
+	    trap '$(SUDO) rm -f /usr/sbin/policy-rc.d' EXIT; \
+	    printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee $$policy >/dev/null; $(SUDO) chmod +x $$policy; \
+	  fi; \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 
@@ -59,6 +64,11 @@ fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 garage: ## build the S3 server garage once, for the store's contract tests
 	@[ -x "$(GARAGE)" ] || $(CARGO) install garage --version 2.5.0 --locked --debug --root $(CACHE)/garage --target-dir $(CACHE)/garage/target
 	@rm -rf $(CACHE)/garage/target
+
+image: setup ## build the image without a registry, and run the demo with the worker in it
+	@for p in buildah debootstrap crun; do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done \
+	| xargs -r $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends >/dev/null
+	$(SUDO) env PATH="$$PATH" tests/image.sh
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -1,5 +1,6 @@
 //! A whole deployment of its own: broker, media router, store, and the `archiver` program as a process.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -63,15 +64,31 @@ impl World {
         Ok(Self { janus, rabbit, s3, dir, binary: PathBuf::from(binary), worker: None, config, events: 0 })
     }
 
-    /// Starts the worker, or starts it again.
+    /// Starts the worker, or starts it again. With `ARCHIVER_IMAGE` (`make image`) it runs in that container.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start_worker(&mut self) -> Result<()> {
-        let mut command = Command::new(&self.binary);
+        let mut command = match std::env::var_os("ARCHIVER_IMAGE") {
+            Some(container) => self.in_container(&container)?,
+            None => Command::new(&self.binary),
+        };
         command.arg("serve").env("ARCHIVER_CONFIG", &self.config).env("RUST_BACKTRACE", "0").env("NO_COLOR", "1");
         self.worker = Some(Server::start("worker", self.dir.path(), &mut command)?);
         Ok(())
+    }
+
+    /// The program in a container of `buildah`, as the image's own user, with this deployment's folder.
+    fn in_container(&self, container: &std::ffi::OsStr) -> Result<Command> {
+        let dir = self.dir.path();
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
+        // A process namespace, so that all of it ends with its first process.
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "buildah", "run", "--network", "host"]);
+        command.arg("--volume").arg(format!("{0}:{0}", dir.display()));
+        command.arg("--env").arg(format!("ARCHIVER_CONFIG={}", self.config.display()));
+        command.arg(container).args(["--", "archiver"]);
+        Ok(command)
     }
 
     /// `kill -9`.
