@@ -8,14 +8,14 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/archiver
 
 # To build; to run; to test with real servers.
-PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev \
+PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstreamer-plugins-bad1.0-dev \
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
   janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
   iproute2 procps python3-venv
 
 GARAGE := $(CACHE)/garage/bin/garage
 
-.PHONY: help setup demo test lint kills outages fuzz garage image clean
+.PHONY: help setup demo test bench lint kills outages fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and 
 
 demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
 	$(CARGO) test --locked --quiet --workspace --test demo
+
+bench: setup ## cost and speed against a GStreamer recorder, in about 15 minutes; figures in target/bench.json
+	$(CARGO) build --locked --release --workspace --bins
+	target/release/bench $(BENCH_ARGS)
 
 kills: setup ## twenty kills of the worker in one session
 	ARCHIVER_KILLS=20 $(CARGO) test --locked --workspace --test faults -- --nocapture killed

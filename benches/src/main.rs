@@ -1,0 +1,118 @@
+//! `make bench`: what archiver costs and how fast it is, as ratios to a GStreamer recorder measured in the same
+//! run. Prints a table and writes `target/bench.json`.
+#![allow(missing_docs)]
+
+mod capture;
+mod process;
+mod times;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use archiver_testkit::world::World;
+use capture::Row;
+use clap::Parser;
+use process::percentile;
+use serde_json::json;
+
+/// Measures archiver against a GStreamer recorder.
+#[derive(Parser)]
+struct Arguments {
+    /// Numbers of streams, each with picture and sound.
+    #[arg(long, env = "BENCH_STREAMS", value_delimiter = ',', default_value = "1,10,50")]
+    streams: Vec<usize>,
+    /// Seconds that CPU is measured for, each time.
+    #[arg(long, env = "BENCH_SECONDS", default_value_t = 20)]
+    seconds: u64,
+    /// How often each is measured; the median counts.
+    #[arg(long, env = "BENCH_REPEAT", default_value_t = 3)]
+    repeat: usize,
+    /// Sessions whose first media is waited for.
+    #[arg(long, env = "BENCH_SESSIONS", default_value_t = 40)]
+    sessions: usize,
+    /// Lengths of the sessions whose end is measured, in seconds.
+    #[arg(long, env = "BENCH_LENGTHS", value_delimiter = ',', default_value = "60,60,60,600")]
+    lengths: Vec<u64>,
+}
+
+/// The programs beside this one.
+fn program(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.is_file(), "{} is not built; run `make bench`", path.display());
+    Ok(path)
+}
+
+fn print_capture(rows: &[Row]) {
+    println!("\ncapture, CPU of a core a stream (picture and sound, written to disk), memory and threads in all");
+    println!(
+        "{:>8} {:>12} {:>12} {:>8}   {:>22} {:>16}",
+        "streams", "archiver", "webrtcbin", "ratio", "MB ours / peer", "threads"
+    );
+    for row in rows {
+        #[allow(clippy::cast_precision_loss)]
+        let per_stream = |cpu: f64| format!("{:.3} %", cpu * 100.0 / row.streams as f64);
+        println!(
+            "{:>8} {:>12} {:>12} {:>8.3}   {:>22} {:>16}",
+            row.streams,
+            per_stream(row.ours.cpu),
+            per_stream(row.peer.cpu),
+            row.ratio(),
+            format!("{:.1} / {:.1}", row.ours.memory_mb, row.peer.memory_mb),
+            format!("{} / {}", row.ours.threads, row.peer.threads),
+        );
+    }
+}
+
+/// MB that each further stream costs: ours and the peer's.
+fn further_stream(rows: &[Row]) -> Option<(f64, f64)> {
+    let (first, last) = (rows.first()?, rows.last()?);
+    #[allow(clippy::cast_precision_loss)]
+    let more = last.streams.checked_sub(first.streams).filter(|more| *more > 0)? as f64;
+    Some(((last.ours.memory_mb - first.ours.memory_mb) / more, (last.peer.memory_mb - first.peer.memory_mb) / more))
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let (archiver, peer) = (program("archiver")?, program("webrtcbin-recorder")?);
+    let archiver = archiver.to_str().context("a path in UTF-8")?;
+    // The long session goes on while the rest is measured, with a worker, a router and a broker of its own.
+    let mut long = World::start(archiver, None, "").await?;
+    let lengths: Vec<_> = arguments.lengths.iter().map(|s| Duration::from_secs(*s)).collect();
+    let ends = async { times::end_to_available(&mut long, &lengths).await };
+    let measured = async {
+        let mut world = World::start(archiver, None, "").await?;
+        let window = Duration::from_secs(arguments.seconds);
+        let rows = capture::measure(&mut world, &peer, &arguments.streams, arguments.repeat, window).await?;
+        print_capture(&rows);
+        let first = times::first_media(&mut world, arguments.sessions).await?;
+        anyhow::Ok((rows, first))
+    };
+    let ((rows, first), ends) = tokio::try_join!(measured, ends)?;
+    let further = further_stream(&rows);
+    if let Some((ours, theirs)) = further {
+        println!("memory of a further stream: {ours:.2} MB, webrtcbin {theirs:.2} MB, ratio {:.3}", ours / theirs);
+    }
+    let (half, most) = (percentile(&first, 50.0), percentile(&first, 95.0));
+    println!(
+        "session.started to first media on disk: p50 {:.0} ms, p95 {:.0} ms of {} sessions",
+        half * 1e3,
+        most * 1e3,
+        first.len()
+    );
+    for (length, took) in &ends {
+        println!("session end to available, {:>4} s with 4 streams: {:.0} ms", length.as_secs(), took * 1e3);
+    }
+    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench.json");
+    let ends: Vec<_> = ends.iter().map(|(l, t)| json!({ "length_s": l.as_secs(), "end_to_available_s": t })).collect();
+    let figures = json!({
+        "capture": rows.iter().map(|r| json!({ "row": r, "cpu_ratio": r.ratio() })).collect::<Vec<_>>(),
+        "memory_further_stream_mb": further.map(|(ours, peer)| json!({ "ours": ours, "peer": peer })),
+        "first_media_s": { "p50": half, "p95": most, "all": first },
+        "sessions": ends,
+    });
+    std::fs::write(&out, serde_json::to_vec_pretty(&figures)?).with_context(|| out.display().to_string())?;
+    println!("figures: target/bench.json");
+    Ok(())
+}
