@@ -45,8 +45,7 @@ impl Server {
 
     /// Sends a signal by name, such as `TERM`, `STOP`, `CONT`.
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
-        assert!(sent.is_ok(), "kill is part of every system");
+        send(signal, self.pid());
     }
 
     /// `kill -9`, and waits until it is gone.
@@ -59,6 +58,21 @@ impl Server {
     /// `SIGTERM`, then `kill -9` if it takes longer than `limit`. Returns whether it ended by itself with success.
     pub fn stop(&mut self, limit: Duration) -> bool {
         self.signal("TERM");
+        self.ends(limit)
+    }
+
+    /// The same for a program that something else runs which would only kill it: the signal goes to the last
+    /// in the line of children.
+    pub fn stop_innermost(&mut self, limit: Duration) -> bool {
+        let mut pid = self.pid();
+        while let Some(child) = child_of(pid) {
+            pid = child;
+        }
+        send("TERM", pid);
+        self.ends(limit)
+    }
+
+    fn ends(&mut self, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         while Instant::now() < until {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -97,6 +111,18 @@ impl Server {
         }
         String::from_utf8_lossy(&text[text.len().saturating_sub(2000)..]).into_owned()
     }
+}
+
+/// A child of any of a process's threads.
+fn child_of(pid: u32) -> Option<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let mut children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    children.find_map(|children| children.split_whitespace().next()?.parse().ok())
+}
+
+fn send(signal: &str, pid: u32) {
+    let sent = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
+    assert!(sent.is_ok(), "kill is part of every system");
 }
 
 impl Drop for Server {

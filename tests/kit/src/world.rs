@@ -69,7 +69,7 @@ impl World {
     /// # Errors
     /// When it cannot be started.
     pub fn start_worker(&mut self) -> Result<()> {
-        let mut command = match std::env::var_os("ARCHIVER_IMAGE") {
+        let mut command = match std::env::var_os("ARCHIVER_IMAGE").filter(|name| !name.is_empty()) {
             Some(container) => self.in_container(&container)?,
             None => Command::new(&self.binary),
         };
@@ -82,9 +82,8 @@ impl World {
     fn in_container(&self, container: &std::ffi::OsStr) -> Result<Command> {
         let dir = self.dir.path();
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
-        // A process namespace, so that all of it ends with its first process.
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "buildah", "run", "--network", "host"]);
+        let mut command = Command::new("buildah");
+        command.args(["run", "--network", "host"]);
         command.arg("--volume").arg(format!("{0}:{0}", dir.display()));
         command.arg("--env").arg(format!("ARCHIVER_CONFIG={}", self.config.display()));
         command.arg(container).args(["--", "archiver"]);
@@ -98,7 +97,11 @@ impl World {
 
     /// `SIGTERM`; returns whether it ended by itself with success.
     pub fn stop_worker(&mut self, limit: Duration) -> bool {
-        self.worker.take().is_some_and(|mut worker| worker.stop(limit))
+        let Some(mut worker) = self.worker.take() else { return false };
+        if std::env::var_os("ARCHIVER_IMAGE").is_some_and(|name| !name.is_empty()) {
+            return worker.stop_innermost(limit);
+        }
+        worker.stop(limit)
     }
 
     /// The worker's process.
