@@ -111,7 +111,7 @@ fn recorder(offer: &str, file: &Path) -> Result<(Recorder, String)> {
     let reply = ask(&bin, "create-answer", None)?.context("no answer was made")?;
     let answer = reply.get::<webrtc::WebRTCSessionDescription>("answer")?;
     ask(&bin, "set-local-description", Some(&answer))?;
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while bin.property::<webrtc::WebRTCICEGatheringState>("ice-gathering-state")
         != webrtc::WebRTCICEGatheringState::Complete
     {

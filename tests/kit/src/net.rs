@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +16,28 @@ use anyhow::{Result, bail};
 pub struct TestNet {
     interface: String,
     ip: Ipv4Addr,
+    /// Says that the interface's test lives; released when its process ends, however it does.
+    _lock: File,
+}
+
+/// Where the locks on interfaces and ports are.
+fn locks(of: &str) -> Result<PathBuf> {
+    let folder = std::env::temp_dir().join("archiver-tests").join(of);
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Removes interfaces whose test was killed.
+fn sweep(locks: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(locks)?.flatten() {
+        // Gone already: another test sweeps too.
+        let Ok(lock) = File::open(entry.path()) else { continue };
+        if lock.try_lock().is_ok() {
+            ip(&["link", "del", &entry.file_name().to_string_lossy()]);
+            std::fs::remove_file(entry.path()).unwrap_or_default();
+        }
+    }
+    Ok(())
 }
 
 fn ip(arguments: &[&str]) -> bool {
@@ -27,14 +50,20 @@ impl TestNet {
     /// # Errors
     /// Without the right to make interfaces (root, or `unshare -Urn`).
     pub fn new() -> Result<Self> {
+        let locks = locks("interfaces")?;
+        sweep(&locks)?;
         for _ in 0..50 {
             let (b, c) = (rand::random_range(1..=250_u8), rand::random_range(1..=250_u8));
             let interface = format!("arch{b}x{c}");
+            let lock = File::create(locks.join(&interface))?;
+            if lock.try_lock().is_err() {
+                continue;
+            }
             // The name is taken by whoever else has the address.
             if !ip(&["link", "add", &interface, "type", "veth", "peer", "name", &format!("{interface}p")]) {
                 continue;
             }
-            let net = Self { interface, ip: Ipv4Addr::new(10, 211, b, c) };
+            let net = Self { interface, ip: Ipv4Addr::new(10, 211, b, c), _lock: lock };
             if ip(&["addr", "add", &format!("{}/32", net.ip), "dev", &net.interface])
                 && ip(&["link", "set", &net.interface, "up"])
                 && ip(&["link", "set", &format!("{}p", net.interface), "up"])
@@ -61,6 +90,9 @@ impl TestNet {
 impl Drop for TestNet {
     fn drop(&mut self) {
         ip(&["link", "del", &self.interface]);
+        if let Ok(locks) = locks("interfaces") {
+            std::fs::remove_file(locks.join(&self.interface)).unwrap_or_default();
+        }
     }
 }
 
@@ -78,8 +110,7 @@ static GIVEN: Mutex<Vec<File>> = Mutex::new(Vec::new());
 /// # Errors
 /// When none can be bound, or the folder of locks cannot be written.
 pub fn free_port(ip: IpAddr) -> Result<u16> {
-    let locks = std::env::temp_dir().join("archiver-test-ports");
-    std::fs::create_dir_all(&locks)?;
+    let locks = locks("ports")?;
     for _ in 0..200 {
         let port = rand::random_range(PORTS);
         let lock = File::create(locks.join(port.to_string()))?;
