@@ -1,7 +1,7 @@
 //! A worker: takes events while there is room, owns jobs, answers for its health. Shutdown in this order:
 //! leave the queue, seal and hand over the jobs, then the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -160,6 +160,7 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
         engine,
         spool,
         settings,
+        ends: watch::channel(0).0,
     });
     tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
         store = context.store.describe(), "worker begins");
@@ -189,6 +190,9 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
     Ok(())
 }
 
+/// The jobs that run here, by the task that drives them.
+type Owned = HashMap<tokio::task::Id, JobId>;
+
 /// Claims jobs while there is room, and waits for their drivers.
 async fn own_jobs(
     context: &Arc<Context>,
@@ -197,8 +201,8 @@ async fn own_jobs(
     jobs: &AtomicUsize,
     stop: &CancellationToken,
 ) {
-    let mut drivers: JoinSet<(JobId, Ended)> = JoinSet::new();
-    let mut owned: Vec<JobId> = Vec::new();
+    let mut drivers: JoinSet<Ended> = JoinSet::new();
+    let mut owned: Owned = HashMap::new();
     let drain = CancellationToken::new();
     loop {
         if !stop.is_cancelled() {
@@ -213,13 +217,15 @@ async fn own_jobs(
         m.capacity_free.set(i64::try_from(free).unwrap_or(0));
         m.spool_bytes.set(i64::try_from(context.spool.used()).unwrap_or(0));
         tokio::select! {
-            Some(done) = drivers.join_next() => match done {
-                Ok((job, ended)) => {
-                    tracing::info!(%job, ?ended, "job ends here");
-                    owned.retain(|j| *j != job);
+            Some(done) = drivers.join_next_with_id() => {
+                let task = done.as_ref().map_or_else(tokio::task::JoinError::id, |(task, _)| *task);
+                let job = owned.remove(&task).map(|job| job.to_string()).unwrap_or_default();
+                match done {
+                    Ok((_, ended)) => tracing::info!(job, ?ended, "job ends here"),
+                    // Its lease expires, and then it is taken up again, here or elsewhere.
+                    Err(error) => tracing::error!(fault.kind = "bug", job, "a driver panicked: {error}"),
                 }
-                Err(error) => tracing::error!(fault.kind = "bug", "a driver panicked: {error}"),
-            },
+            }
             () = nudge.notified() => {}
             () = tokio::time::sleep(CLAIM_EVERY) => {}
             () = stop.cancelled(), if !drain.is_cancelled() => {
@@ -237,12 +243,7 @@ async fn own_jobs(
     }
 }
 
-async fn claim(
-    context: &Arc<Context>,
-    drivers: &mut JoinSet<(JobId, Ended)>,
-    owned: &mut Vec<JobId>,
-    drain: &CancellationToken,
-) {
+async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut Owned, drain: &CancellationToken) {
     let free = context.settings.worker.capacity.saturating_sub(owned.len());
     if free == 0 {
         return;
@@ -254,13 +255,12 @@ async fn claim(
         Ok(found) => found,
         Err(error) => return tracing::debug!("no jobs can be claimed for now: {}", chain(&error)),
     };
-    for job in found.into_iter().filter(|j| !owned.contains(&j.job)).take(free).collect::<Vec<_>>() {
+    for job in found.into_iter().filter(|j| !owned.values().any(|o| *o == j.job)).take(free).collect::<Vec<_>>() {
         match context.catalog.claim(job.job, &context.worker, Wallclock::now(), ttl).await {
             Ok(Some(claimed)) => {
-                owned.push(job.job);
                 let span = tracing::info_span!("job", job = %job.job, archive = %job.archive, session = %job.session, epoch = claimed.job.epoch.0);
-                let (context, drain, id) = (Arc::clone(context), drain.clone(), job.job);
-                drivers.spawn(async move { (id, run(context, claimed, drain).await) }.instrument(span));
+                let driver = drivers.spawn(run(Arc::clone(context), claimed, drain.clone()).instrument(span));
+                owned.insert(driver.id(), job.job);
             }
             Ok(None) => {}
             Err(error) => return tracing::debug!("a job cannot be claimed for now: {}", chain(&error)),
@@ -302,6 +302,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             let reason = crate::job::capture::session_ended();
             let (application, session) = (&event.data.application_id, &event.data.session_id);
             context.catalog.request_end(application, session, reason, Wallclock::now()).await?;
+            context.ends.send_modify(|ends| *ends = ends.wrapping_add(1));
             return Ok(EventOutcome::Ended);
         }
     };

@@ -303,8 +303,14 @@ impl Session<'_> {
                 },
                 Some(event) = events.recv() => self.capture_event(event, sealed),
                 Some(done) = self.subscribing.join_next() => self.subscribed(done),
-                _ = tick.tick() => {
+                Ok(()) = end_reason.changed() => {
                     if let Some(reason) = end_reason.borrow_and_update().clone() {
+                        return Captured::Ended(reason);
+                    }
+                }
+                _ = tick.tick() => {
+                    // Asked for before this job was ours.
+                    if let Some(reason) = end_reason.borrow().clone() {
                         return Captured::Ended(reason);
                     }
                     if let Some(reason) = self.presence.ended(Wallclock::now()) {

@@ -31,9 +31,12 @@ pub async fn keep(
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut away_since: Option<Wallclock> = None;
     let mut unwritten = false;
+    let mut ends = context.ends.subscribe();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
+            // The sender is in the context, which lives.
+            Ok(()) = ends.changed() => beat.reset_immediately(),
             _ = beat.tick() => {
                 let now = Wallclock::now();
                 match context.catalog.heartbeat(job.job, job.epoch, now, lease).await {

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::build::About;
@@ -50,6 +51,8 @@ pub struct Context {
     pub spool: Arc<Spool>,
     /// The media routers, by name.
     pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    /// Counts the ends of sessions that this worker put into the catalog: its own jobs look there at once.
+    pub ends: watch::Sender<u64>,
 }
 
 /// Why a job cannot go on by itself.
