@@ -2,6 +2,7 @@
 //!
 //! `fixtures/events/` has the JSON Schema, generated from these types, with valid and invalid samples.
 
+mod json;
 pub mod policy;
 
 use schemars::JsonSchema;
@@ -268,8 +269,7 @@ pub fn parse(bytes: &[u8]) -> Result<SessionEvent, EventError> {
             what: format!("is nested {depth} levels deep, at most {EVENT_DEPTH_MAX} are read"),
         });
     }
-    let value: serde_json::Value =
-        serde_json::from_str(text).map_err(|e| EventError::Malformed { what: e.to_string() })?;
+    let json::Strict(value) = serde_json::from_str(text).map_err(|e| EventError::Malformed { what: e.to_string() })?;
     let Some(envelope) = value.as_object() else {
         return Err(EventError::Malformed { what: "it is not an object".to_owned() });
     };
@@ -290,12 +290,14 @@ pub fn parse(bytes: &[u8]) -> Result<SessionEvent, EventError> {
         STARTED => {
             let event: Envelope<Started> = typed(&value)?;
             check_started(&event.data)?;
-            if event.time.is_some() && event.started_at().is_none() {
-                return Err(invalid("time", "is not a time of RFC 3339"));
-            }
+            check_time(event.time.as_deref())?;
             Ok(SessionEvent::Started(Box::new(event)))
         }
-        ENDED => Ok(SessionEvent::Ended(Box::new(typed(&value)?))),
+        ENDED => {
+            let event: Envelope<Ended> = typed(&value)?;
+            check_time(event.time.as_deref())?;
+            Ok(SessionEvent::Ended(Box::new(event)))
+        }
         other => {
             Err(EventError::Unknown { what: format!("type is {:?}", other.chars().take(100).collect::<String>()) })
         }
@@ -308,6 +310,13 @@ fn typed<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Result<T,
         let what: String = e.into_inner().to_string().chars().take(300).collect();
         EventError::Invalid { field, what }
     })
+}
+
+fn check_time(time: Option<&str>) -> Result<(), EventError> {
+    match time {
+        Some(text) if Wallclock::parse_rfc3339(text).is_none() => Err(invalid("time", "is not a time of RFC 3339")),
+        _ => Ok(()),
+    }
 }
 
 fn check_started(data: &Started) -> Result<(), EventError> {

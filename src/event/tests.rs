@@ -157,21 +157,58 @@ pub fn malformed() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
         ("zero bytes", vec![0; 1000], bad, "expected value"),
         ("overlong", b"{\"id\":\"\xc0\xaf\"}".to_vec(), bad, "utf-8"),
         ("lone surrogate", br#"{"specversion":"\ud800"}"#.to_vec(), bad, "hex escape"),
+        (
+            "same key twice",
+            br#"{"specversion":"1.0","data":{"mediaMode":"relayed","mediaMode":"routed"}}"#.to_vec(),
+            bad,
+            "\"mediaMode\" comes twice",
+        ),
+        ("same key twice escaped", br#"{"id":"a","\u0069d":"b"}"#.to_vec(), bad, "\"id\" comes twice"),
+        ("prototype key", br#"{"__proto__":{"specversion":"1.0"}}"#.to_vec(), invalid, "specversion: is missing"),
+        (
+            "huge integer",
+            br#"{"specversion":"1.0","source":"x","type":123456789012345678901234567890}"#.to_vec(),
+            invalid,
+            "type: is not a text",
+        ),
         ("gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00".to_vec(), bad, "utf-8"),
         ("huge number", br#"{"specversion":"1.0","source":"x","type":1e999}"#.to_vec(), bad, "out of range"),
         ("NaN", br#"{"specversion":NaN}"#.to_vec(), bad, "expected value"),
     ]
 }
 
+/// Largest sample that is kept as a file; larger ones are made anew each time.
+const FILE_BYTES_MAX: usize = 4096;
+
 #[test]
 fn malformed_and_hostile_events_are_refused_with_their_own_reason() {
     let all = malformed();
     assert!(all.len() >= 55);
+    let update = std::env::var_os("UPDATE_FIXTURES").is_some();
+    let mut files = std::collections::BTreeSet::new();
     for (name, bytes, fault, words) in all {
         let error = parse(&bytes).expect_err(name);
         assert_eq!(error.fault().kind.as_str(), fault, "{name}: {error}");
         assert!(error.to_string().contains(words), "{name}: {error}");
         assert!(error.to_string().len() < 1000, "{name}: a reason is for people");
+        if bytes.len() > FILE_BYTES_MAX {
+            continue;
+        }
+        let file = format!("{}.json", name.replace(' ', "-"));
+        let path = fixtures().join("invalid").join(fault).join(&file);
+        if update {
+            std::fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+            std::fs::write(&path, &bytes).expect("write");
+        }
+        let kept = std::fs::read(&path).unwrap_or_default();
+        assert!(kept == bytes, "{} is old: run the tests with UPDATE_FIXTURES=1", path.display());
+        files.insert(file);
+    }
+    let folders = std::fs::read_dir(fixtures().join("invalid")).expect("samples").flatten();
+    let kept = folders.flat_map(|folder| std::fs::read_dir(folder.path()).expect("folder").flatten());
+    for entry in kept {
+        let name = entry.file_name().into_string().expect("name");
+        assert!(files.contains(&name), "{:?} is no sample any more", entry.path());
     }
 }
 
