@@ -140,8 +140,11 @@ pub struct Started {
     pub media_mode: MediaMode,
     /// Manual or always.
     pub archive_mode: ArchiveMode,
-    /// A hint where the clients are: an IPv4 address.
-    pub location: Option<String>,
+    /// A hint where the clients are: an IP address. What is none is taken for no hint: nothing is lost by it,
+    /// but an archive would be if the event were refused.
+    #[serde(default, deserialize_with = "hint")]
+    #[schemars(with = "Option<String>")]
+    pub location: Option<std::net::IpAddr>,
     /// The region whose workers archive it.
     pub region: Region,
     /// Where its room is. A relayed session has none.
@@ -149,6 +152,11 @@ pub struct Started {
     /// What the archive should be like.
     #[serde(default)]
     pub archive: ArchiveOptions,
+}
+
+fn hint<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<std::net::IpAddr>, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(value.as_str().and_then(|text| text.trim().parse().ok()))
 }
 
 /// Data of [`ENDED`].
@@ -328,11 +336,6 @@ fn check_started(data: &Started) -> Result<(), EventError> {
             "data.archive.name",
             format!("has none, more than {NAME_CHARS_MAX}, or control characters"),
         ));
-    }
-    if let Some(location) = &data.location
-        && location.parse::<std::net::IpAddr>().is_err()
-    {
-        return Err(invalid("data.location", "is not an IP address"));
     }
     if data.media_mode == MediaMode::Routed && data.router.is_none() {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));

@@ -120,7 +120,6 @@ pub fn malformed() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
         ("no router", remove("/data", "router"), invalid, "data.router"),
         ("router text", set("/data/router", json!("janus")), invalid, "data.router"),
         ("no room", remove("/data/router", "room"), invalid, "room"),
-        ("location", set("/data/location", json!("Berlin")), invalid, "data.location"),
         ("time", set("/time", json!("yesterday")), invalid, "RFC 3339"),
         ("name empty", set("/data/archive/name", json!("")), invalid, "data.archive.name"),
         ("name long", set("/data/archive/name", json!("n".repeat(81))), invalid, "more than 80"),
@@ -209,6 +208,25 @@ fn malformed_and_hostile_events_are_refused_with_their_own_reason() {
     for entry in kept {
         let name = entry.file_name().into_string().expect("name");
         assert!(files.contains(&name), "{:?} is no sample any more", entry.path());
+    }
+}
+
+#[test]
+fn a_location_is_only_a_hint() {
+    for (location, read) in [
+        (json!("203.0.113.7"), Some("203.0.113.7")),
+        (json!(" 2001:db8::1 "), Some("2001:db8::1")),
+        (json!("Berlin"), None),
+        (json!(""), None),
+        (json!("null"), None),
+        (json!(null), None),
+        (json!(7), None),
+        (json!({ "country": "de" }), None),
+    ] {
+        let Ok(SessionEvent::Started(event)) = parse(&with(|e| e["data"]["location"] = location.clone())) else {
+            panic!("{location}")
+        };
+        assert_eq!(event.data.location, read.map(|r| r.parse().expect("address")), "{location}");
     }
 }
 
