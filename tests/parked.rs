@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::Content;
+use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
@@ -106,4 +107,126 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     assert!(matched.frames.len() > 60);
     let largest = content.frames.iter().map(|f| f.size.0).max();
     assert_eq!(largest, content.frames.last().map(|f| f.size.0), "the highest layer was reached and kept");
+}
+
+/// Puts a line at the beginning of the configuration, where it belongs to no section.
+fn configure(world: &World, line: &str) {
+    let config = std::fs::read_to_string(world.config()).expect("config");
+    std::fs::write(world.config(), format!("{line}\n{config}")).expect("config");
+}
+
+/// A fragment whose element does not exist: an operator's mistake that is found when the first archive is made.
+fn broken_pipelines(world: &World) -> std::path::PathBuf {
+    let folder = world.scratch().join("pipelines");
+    std::fs::create_dir(&folder).expect("folder");
+    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mux-webm.launch");
+    let text = std::fs::read_to_string(own).expect("fragment");
+    std::fs::write(folder.join("mux-webm.launch"), text.replace("webmmux", "webmmuxx")).expect("fragment");
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_one_archive() {
+    let limits = "[limits]\nnever_published = \"2s\"\nno_clients = \"2s\"";
+    let mut world = World::start(BINARY, None, limits).await.expect("world");
+    let pipelines = broken_pipelines(&world);
+    configure(&world, &format!("pipelines_dir = \"{}\"", pipelines.display()));
+    world.start_worker().expect("worker");
+    // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made.
+    world.janus.create_room("locked", json!({ "pin": "1234" })).await.expect("room");
+    world.janus.create_room("muxed", json!({})).await.expect("room");
+    for session in ["nowhere", "locked", "muxed"] {
+        let event = world.started(session);
+        world.publish(&event).expect("publish");
+    }
+    let publisher = Publisher::start(Options::new(&world.janus, "muxed", "alice")).await.expect("publisher");
+    world.recording(2, Duration::from_secs(20)).await;
+    // Events that were refused, and stay so however often they come.
+    let good = world.started("refused");
+    let mut refused = vec![b"{\"id\":".to_vec(), b"[".repeat(1000)];
+    for (path, value) in [
+        ("/type", json!("archiver.session.started.v9")),
+        ("/data/region", json!("eu.*")),
+        ("/data/mediaMode", json!("relayed")),
+    ] {
+        let mut event = good.clone();
+        *event.pointer_mut(path).expect("path") = value;
+        refused.push(event.to_string().into_bytes());
+    }
+    for bytes in &refused {
+        world.publish_bytes(bytes).expect("publish");
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ended = world.ended("muxed");
+    world.publish(&ended).expect("publish");
+    let truth = publisher.crash().timeline();
+    let reasons = [
+        "event_malformed",
+        "event_oversized",
+        "event_unknown",
+        "event_invalid",
+        "policy_relayed_always",
+        "room_not_found",
+        "router_refused",
+        "media_pipeline",
+    ];
+    let entries = parked(&world, reasons.len()).await;
+    let id = |fault: &str| {
+        let entry = entries.iter().find(|e| e["fault"] == fault).unwrap_or_else(|| panic!("no {fault}: {entries:?}"));
+        entry["parked"].as_str().expect("id").to_owned()
+    };
+    for fault in reasons {
+        let shown = world.command(&["jobs", "show", &id(fault)]).expect("show");
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.status.success() && text.contains(fault), "{text}");
+        let listed = world.command(&["jobs", "list", "--fault", fault]).expect("list");
+        assert!(String::from_utf8_lossy(&listed.stdout).contains(&id(fault)), "{fault}");
+    }
+    // What was wrong is mended.
+    std::fs::remove_file(pipelines.join("mux-webm.launch")).expect("fragment");
+    world.janus.destroy_room("locked").await.expect("room");
+    let mut publishers = Vec::new();
+    for room in ["nowhere", "locked"] {
+        world.janus.create_room(room, json!({})).await.expect("room");
+        publishers.push(Publisher::start(Options::new(&world.janus, room, "alice")).await.expect("publisher"));
+    }
+    let replay = |fault: &str| {
+        let out = world.command(&["jobs", "replay", &id(fault)]).expect("replay");
+        assert!(out.status.success(), "{fault}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    for _ in 0..5 {
+        reasons.into_iter().for_each(replay);
+    }
+    world.recording(4, Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for session in ["nowhere", "locked"] {
+        let ended = world.ended(session);
+        world.publish(&ended).expect("publish");
+    }
+    for session in ["nowhere", "locked", "muxed"] {
+        world.archive(session, "available", Duration::from_secs(60)).await;
+    }
+    for _ in 0..5 {
+        reasons.into_iter().for_each(|fault| {
+            let out = world.command(&["jobs", "replay", &id(fault)]).expect("replay");
+            assert!(out.status.success(), "{fault}: {}", String::from_utf8_lossy(&out.stderr));
+        });
+    }
+    // The refused ones wait again, having come eleven times each; nothing else does.
+    wait_for("all replays to be handled", Duration::from_secs(30), || async {
+        let list = world.json(&["jobs", "list", "--json"]).ok()?;
+        let parked = list["parked"].as_array()?.clone();
+        (parked.len() == refused.len() && parked.iter().all(|e| e["times"] == 11)).then_some(())
+    })
+    .await;
+    for session in ["nowhere", "locked", "muxed"] {
+        let archives = world.archives(session).expect("archives");
+        assert_eq!(archives.len(), 1, "{archives:?}");
+        assert_eq!(archives[0]["status"], "available");
+    }
+    assert!(world.archives("refused").expect("archives").is_empty());
+    let archive = world.archive("muxed", "available", Duration::from_secs(5)).await;
+    let archive = world.download(&archive).expect("download");
+    let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0), "captured before it was parked");
 }
