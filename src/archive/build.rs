@@ -294,7 +294,7 @@ fn report(
             layers: person.map(|p| p.layers.clone()).unwrap_or_default(),
         }
     };
-    let gap_s = tracks.iter().flat_map(|t| &t.gaps).map(|g| g.from.until(g.to).as_secs_f64()).sum();
+    let gap_s = tracks.iter().flat_map(TrackIndex::missing).map(|g| g.from.until(g.to).as_secs_f64()).sum();
     let epoch = |e: &history::Event| match e.what {
         What::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
         _ => None,
@@ -338,7 +338,7 @@ fn track_report(track: &TrackIndex, corrections: &BTreeMap<TrackId, Correction>)
         start_ms: correction.apply(start).as_millis(),
         end_ms: correction.apply(end).as_millis(),
         stats: track.stats,
-        gaps: track.gaps.clone(),
+        gaps: track.missing(),
         correction_ms: (ms(start), ms(end)),
         sender_reports: (correction.used, correction.refused),
         damaged_parts,

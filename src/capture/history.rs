@@ -104,10 +104,21 @@ impl History {
     }
 }
 
-/// Reads an archive's history.
+/// Reads an archive's history, in the order of its times: what several machines noted may stand in the file in
+/// the order in which it came there.
 ///
 /// # Errors
 /// When the file cannot be read.
 pub fn read(archive_dir: &Path) -> Result<Vec<Event>, LogError> {
-    Ok(read_lines(&archive_dir.join(HISTORY), 0)?.0)
+    let (mut events, _) = read_lines::<Event>(&archive_dir.join(HISTORY), 0)?;
+    events.sort_by_key(|event| event.at);
+    Ok(events)
+}
+
+/// Whether every epoch before this one is in a history: then no other machine has media of the archive.
+#[must_use]
+pub fn has_all_before(events: &[Event], epoch: Epoch) -> bool {
+    let began =
+        |wanted: u32| events.iter().any(|e| matches!(&e.what, What::EpochBegan { epoch, .. } if epoch.0 == wanted));
+    (1..epoch.0).all(began)
 }

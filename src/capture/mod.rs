@@ -10,6 +10,7 @@ pub mod depacketize;
 pub mod history;
 pub mod log;
 pub mod peer;
+pub mod restore;
 pub mod ship;
 pub mod spool;
 pub mod track;

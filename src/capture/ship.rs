@@ -2,20 +2,18 @@
 //!
 //! What a session has sealed since the last time travels as one object, a tar: requests cost money and CPU. It
 //! holds the segments, the lines that the indexes gained, and the session's small files. All bundles
-//! of an archive together are its capture log; [`restore`] makes it anew on another machine.
+//! of an archive together are its capture log; [`super::restore`] makes it anew on another machine.
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
+use super::log::reader::SegmentIndex;
 use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, TRACKS};
 use crate::archive::keys::{Keys, Kind};
 use crate::fault::{Fault, HasFault};
-use crate::ids::{Epoch, TrackId};
+use crate::ids::Epoch;
 use crate::store::retry::{STORE, persist};
 use crate::store::{Body, ObjectStore, Piece, PutOptions, StoreError};
 
@@ -81,8 +79,9 @@ fn gather(dir: &Path) -> Result<Option<Bundle>, LogError> {
     let mut bundle = Bundle { body: Body::default(), bytes: 0, tracks: Vec::new() };
     let mut room = SEGMENTS_MAX;
     for track in LogReader::open(dir)?.tracks {
-        let waiting: Vec<_> =
-            track.segments.iter().filter(|s| s.sealed.is_some() && s.shipped.is_none()).take(room).collect();
+        // An index from the store may tell of segments that never came there.
+        let waits = |s: &&SegmentIndex| s.sealed.is_some() && s.shipped.is_none() && track.dir.join(&s.file).exists();
+        let waiting: Vec<_> = track.segments.iter().filter(waits).take(room).collect();
         if waiting.is_empty() {
             continue;
         }
@@ -95,7 +94,9 @@ fn gather(dir: &Path) -> Result<Option<Bundle>, LogError> {
             bundle.bytes += size;
         }
         // Whole lines only, from where the last bundle ended.
-        let (from, to) = (track.index_shipped, track.read_bytes());
+        let to = track.read_bytes();
+        // An index that a dying machine cut short is sent anew.
+        let from = if track.index_shipped > to { 0 } else { track.index_shipped };
         let name = format!("{TRACKS}/{}/{INDEX}.{from:012}", track.track);
         let piece = Piece::File { path: track.dir.join(INDEX), offset: from, len: to - from };
         add(&mut bundle.body, &name, piece, to - from)?;
@@ -156,141 +157,6 @@ fn note(tracks: &[(PathBuf, Vec<u32>, u64)], key: &str) -> Result<(), LogError> 
     Ok(())
 }
 
-/// Makes an archive's folder of the bundles in the store, where this machine has not written them itself.
-/// Files that are there are never overwritten. Returns how many bundles were fetched.
-///
-/// # Errors
-/// See [`ShipError`].
-pub async fn restore(
-    store: &dyn ObjectStore,
-    keys: &Keys,
-    dir: &Path,
-    cancel: &CancellationToken,
-) -> Result<usize, ShipError> {
-    let prefix = keys.segments();
-    let list = || store.list(&prefix);
-    let bundles = persist("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
-    let mut indexes: BTreeMap<TrackId, u64> = BTreeMap::new();
-    for bundle in &bundles {
-        let temp = dir.join("restore.tar");
-        let fetch = || fetch(store, &bundle.key, &temp);
-        persist("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
-        let (at, mut known) = (dir.to_owned(), std::mem::take(&mut indexes));
-        let unpacked = tokio::task::spawn_blocking(move || unpack(&at, &mut known).map(|()| known)).await;
-        indexes = unpacked.expect("unpacking does not panic")?;
-    }
-    Ok(bundles.len())
-}
-
-async fn fetch(store: &dyn ObjectStore, key: &str, to: &Path) -> Result<(), StoreError> {
-    let local = |source| StoreError::Local { doing: "write", path: to.to_owned(), source };
-    if let Some(parent) = to.parent() {
-        tokio::fs::create_dir_all(parent).await.map_err(local)?;
-    }
-    let mut file = tokio::fs::File::create(to).await.map_err(local)?;
-    let mut flow = store.get(key, None).await?;
-    while let Some(chunk) = flow.next().await {
-        tokio::io::AsyncWriteExt::write_all(&mut file, &chunk?).await.map_err(local)?;
-    }
-    tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(local)
-}
-
-fn unpack(dir: &Path, indexes: &mut BTreeMap<TrackId, u64>) -> Result<(), LogError> {
-    let temp = dir.join("restore.tar");
-    let file = std::fs::File::open(&temp).map_err(LogError::io("open", &temp))?;
-    let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
-    for entry in bundle.entries().map_err(LogError::io("read", &temp))? {
-        let mut entry = entry.map_err(LogError::io("read", &temp))?;
-        let Some(name) = entry.path().ok().and_then(|p| p.to_str().map(str::to_owned)) else { continue };
-        match name.split('/').collect::<Vec<_>>()[..] {
-            [small @ (JOB | HISTORY)] => {
-                // The newest bundle's wins: it is read last.
-                let path = dir.join(small);
-                let mut out = std::fs::File::create(&path).map_err(LogError::io("create", &path))?;
-                std::io::copy(&mut entry, &mut out).map_err(LogError::io("write", &path))?;
-            }
-            [TRACKS, track, file] => {
-                let Ok(id) = track.parse::<TrackId>() else { continue };
-                let folder = dir.join(TRACKS).join(id.to_string());
-                std::fs::create_dir_all(&folder).map_err(LogError::io("create", &folder))?;
-                match file.strip_prefix("index.jsonl.").and_then(|from| from.parse::<u64>().ok()) {
-                    Some(from) => append_index(&folder, from, indexes.entry(id).or_default(), &mut entry)?,
-                    None if file.ends_with(".mkv") => keep(&folder.join(file), &mut entry)?,
-                    None => {}
-                }
-            }
-            _ => {}
-        }
-    }
-    std::fs::remove_file(&temp).map_err(LogError::io("remove", &temp))
-}
-
-/// An index is put together of its slices; one that this machine wrote is longer, and stays.
-fn append_index(folder: &Path, from: u64, have: &mut u64, slice: &mut impl Read) -> Result<(), LogError> {
-    let path = folder.join(INDEX);
-    let len = std::fs::metadata(&path).map_or(0, |m| m.len());
-    if len != from || *have != from {
-        return Ok(());
-    }
-    let mut file =
-        std::fs::OpenOptions::new().create(true).append(true).open(&path).map_err(LogError::io("open", &path))?;
-    *have += std::io::copy(slice, &mut file).map_err(LogError::io("write", &path))?;
-    file.flush().map_err(LogError::io("write", &path))
-}
-
-fn keep(path: &Path, media: &mut impl Read) -> Result<(), LogError> {
-    match std::fs::OpenOptions::new().create_new(true).write(true).open(path) {
-        Ok(mut file) => std::io::copy(media, &mut file).map(drop).map_err(LogError::io("write", path)),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(LogError::io("create", path)(e)),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::capture::log::{LogOptions, TrackLog};
-    use crate::capture::spool::Spool;
-    use crate::capture::types::{Codec, Frame, TrackFormat};
-    use crate::ids::{SessionId, StreamId, TrackKind};
-    use crate::store::dir::DirStore;
-    use crate::time::MediaTime;
-
-    #[tokio::test]
-    async fn what_was_shipped_can_be_restored_on_another_machine() {
-        let (here, there, bucket) =
-            (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
-        let store = DirStore::open(bucket.path()).expect("store");
-        let session: SessionId = "s".parse().expect("id");
-        let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Audio };
-        let keys = Keys::new("app".parse().expect("id"), "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id"));
-        let spool = Arc::new(Spool::open(here.path(), 1 << 30, 70).expect("spool"));
-        let (mut log, _) = TrackLog::open(here.path(), track, Epoch(1), LogOptions::default(), spool).expect("open");
-        let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: vec![] };
-        let cancel = CancellationToken::new();
-        let mut next = 1;
-        for round in 0..3 {
-            log.format(&format).expect("format");
-            for n in 0..100 {
-                let pts = MediaTime::from_millis((round * 100 + n) * 20);
-                log.frame(&Frame { pts, duration: None, keyframe: true, data: vec![7; 160].into() }).expect("frame");
-            }
-            log.seal().expect("seal").expect("segment").sync().expect("sync");
-            let bytes = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
-            assert!(bytes > 16_000);
-            assert_eq!(ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship"), 0);
-        }
-        assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 3);
-        let read = |dir: &Path| {
-            let index = LogReader::open(dir).expect("reader").tracks.remove(0);
-            (index.frames().collect::<Vec<_>>(), index.segments.iter().map(|s| s.sealed.clone()).collect::<Vec<_>>())
-        };
-        assert_eq!(read(here.path()), read(there.path()));
-        assert_eq!(read(there.path()).0.len(), 301);
-        // Again over what is there: nothing changes.
-        restore(&store, &keys, there.path(), &cancel).await.expect("restore");
-        assert_eq!(read(here.path()), read(there.path()));
-    }
-}
+#[path = "ship_tests.rs"]
+mod tests;

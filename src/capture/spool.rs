@@ -80,11 +80,16 @@ impl Spool {
     /// [`LogError::Full`] when the quota does not allow them.
     pub fn charge(&self, bytes: u64) -> Result<(), LogError> {
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes > self.quota {
+        if before.saturating_add(bytes) > self.quota {
             self.used.fetch_sub(bytes, Ordering::Relaxed);
             return Err(LogError::Full { used: before, quota: self.quota });
         }
         Ok(())
+    }
+
+    /// Takes bytes back that were counted and then could not be written.
+    pub fn refund(&self, bytes: u64) {
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes))).ok();
     }
 
     /// Removes an archive's folder. Safe to repeat.
@@ -99,8 +104,7 @@ impl Spool {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(LogError::io("remove", &dir)(e)),
             _ => {}
         }
-        let used = self.used();
-        self.used.fetch_sub(bytes.min(used), Ordering::Relaxed);
+        self.refund(bytes);
         Ok(())
     }
 }

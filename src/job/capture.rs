@@ -16,6 +16,7 @@ use super::{Job, Stuck};
 use crate::capture::history::{History, What};
 use crate::capture::log::{LogOptions, LogReader, TrackLog};
 use crate::capture::peer::{CaptureEvent, CaptureKey, CaptureOptions, PeerKey};
+use crate::capture::restore::restore;
 use crate::capture::ship;
 use crate::capture::track::TrackOptions;
 use crate::capture::types::GapCause;
@@ -30,6 +31,8 @@ use crate::time::{MediaTime, Wallclock};
 const TICK: Duration = Duration::from_millis(200);
 /// A subscription that failed is tried again after this.
 const RESUBSCRIBE: Duration = Duration::from_millis(500);
+/// What other machines captured is waited for so long before a capture goes on.
+const RESTORE: Duration = Duration::from_secs(3);
 /// The router may be away for long, and the room may be made later than the event.
 const JOIN: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(5) };
 
@@ -89,11 +92,13 @@ pub(super) async fn capture(
     mut end_reason: watch::Receiver<Option<String>>,
 ) -> Result<Captured, Stuck> {
     let context = &job.context;
-    if job.row.epoch.0 > 1 && !job.dir.join(crate::capture::log::HISTORY).exists() {
-        match ship::restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
-            Ok(bundles) => tracing::info!(bundles, "earlier segments were fetched from the store"),
-            Err(ship::ShipError::Cancelled) => return Ok(Captured::Fenced),
-            Err(error) => return Err(Stuck::of(&error)),
+    if !job.has_all_before().await? {
+        // How far others came is good to know, but media flows now: what is not here in time comes at the end.
+        match tokio::time::timeout(RESTORE, restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced)).await {
+            Ok(Ok(bundles)) => tracing::info!(bundles, "earlier segments were fetched from the store"),
+            Ok(Err(ship::ShipError::Cancelled)) => return Ok(Captured::Fenced),
+            Ok(Err(error)) => tracing::warn!("earlier segments are not fetched for now: {}", chain(&error)),
+            Err(_) => tracing::warn!("earlier segments are not fetched for now: the store is too slow"),
         }
     }
     let earlier = prepare(job).await?;
@@ -160,8 +165,8 @@ async fn prepare(job: &Job) -> Result<Earlier, Stuck> {
         std::fs::write(&path, about).map_err(crate::capture::log::LogError::io("write", &path))?;
         let mut earlier = Earlier { ends: BTreeMap::new(), recorded: Duration::ZERO };
         for track in LogReader::open(&dir)?.tracks {
-            TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;
-            if let (Some(start), Some(end)) = (track.start(), track.end()) {
+            let (_, opened) = TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;
+            if let (Some(start), Some(end)) = (track.start(), opened.end) {
                 earlier.ends.insert(track.track, end);
                 earlier.recorded = earlier.recorded.max(start.until(end));
             }

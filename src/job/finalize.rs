@@ -11,6 +11,7 @@ use crate::archive::ArchiveError;
 use crate::archive::build::{Built, build};
 use crate::archive::documents::{Manifest, ObjectEntry, Report};
 use crate::archive::keys::Kind;
+use crate::capture::restore::restore;
 use crate::capture::ship;
 use crate::capture::spool::ProvedInStore;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
@@ -37,9 +38,8 @@ struct BuiltFile {
 /// Makes the archive available.
 pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
     let began = Wallclock::now();
-    if job.row.epoch.0 > 1 {
-        // Earlier owners' segments that are not on this machine come from the store.
-        match ship::restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
+    if !job.has_all_before().await? {
+        match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
             Ok(_) => {}
             Err(ship::ShipError::Cancelled) => return Ok(Ended::Fenced),
             Err(error) => return Err(Stuck::of(&error)),

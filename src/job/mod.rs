@@ -24,12 +24,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::build::About;
 use crate::archive::keys::Keys;
+use crate::capture::history;
 use crate::capture::peer::Engine;
 use crate::capture::spool::Spool;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, JobRow};
 use crate::config::Settings;
 use crate::event::{Envelope, SessionEvent, Started};
-use crate::fault::FaultKind;
+use crate::fault::{FaultKind, chain};
 use crate::ids::{RouterName, WorkerId};
 use crate::router::MediaRouter;
 use crate::store::SharedStore;
@@ -115,6 +116,14 @@ impl Job {
         let dir = context.spool.archive_dir(row.archive);
         let keys = Keys::new(row.application.clone(), row.archive);
         Ok(Self { context, row, event, dir, keys, drain, fenced: CancellationToken::new() })
+    }
+
+    /// Whether this machine has the history of every earlier epoch, and with it all their media.
+    async fn has_all_before(&self) -> Result<bool, Stuck> {
+        let (dir, epoch) = (self.dir.clone(), self.row.epoch);
+        let read = tokio::task::spawn_blocking(move || history::read(&dir)).await;
+        let events = read.map_err(|e| Stuck { kind: FaultKind::Bug, detail: chain(&e) })?.map_err(|e| Stuck::of(&e))?;
+        Ok(history::has_all_before(&events, epoch))
     }
 
     /// Whose archive it is.

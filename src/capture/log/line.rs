@@ -1,8 +1,13 @@
 //! Append-only files of JSON lines, each with its CRC-32: `{…}<tab><8 hex digits>`.
+//!
+//! Several threads may hold the same file open. Whoever adds lines or cuts off a torn end has the file's lock
+//! meanwhile, so that a line that is just being added is never taken for a torn one.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,49 +17,106 @@ use super::LogError;
 /// Longest line that is read, in bytes. The longest that is written is a segment's with its codec's header.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
-/// A file that lines are added to. Every line is one `write` to a file in append mode, so that two threads
-/// may add lines through it.
+/// A file that lines are added to.
 #[derive(Debug)]
 pub struct LineFile {
     file: File,
     path: PathBuf,
+    /// Held while a line is added: the file's own lock does not part threads that share one opening of it.
+    adding: Mutex<()>,
+}
+
+/// The file's lock (`flock`). File systems that have none are used by one process only.
+struct Locked<'a>(&'a File);
+
+impl<'a> Locked<'a> {
+    fn new(file: &'a File, path: &Path) -> Result<Self, LogError> {
+        match file.lock() {
+            Err(e) if e.kind() != std::io::ErrorKind::Unsupported => Err(LogError::io("lock", path)(e)),
+            _ => Ok(Self(file)),
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.unlock().unwrap_or_default();
+    }
 }
 
 impl LineFile {
-    /// Opens or creates the file, cuts off what is no whole line, and returns the lines that are there.
+    /// Opens or creates the file, cuts off a torn end, and returns the lines that are there.
     ///
     /// # Errors
     /// When the file cannot be used.
     pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>), LogError> {
-        let file =
-            OpenOptions::new().create(true).append(true).read(true).open(path).map_err(LogError::io("open", path))?;
+        let this = Self::attach(path)?;
+        let locked = Locked::new(&this.file, path)?;
         let (lines, valid) = read_lines(path, 0)?;
-        let len = file.metadata().map_err(LogError::io("read", path))?.len();
+        let len = this.file.metadata().map_err(LogError::io("read", path))?.len();
         if len > valid {
-            file.set_len(valid).map_err(LogError::io("truncate", path))?;
+            this.file.set_len(valid).map_err(LogError::io("truncate", path))?;
         }
-        Ok((Self { file, path: path.to_owned() }, lines))
+        drop(locked);
+        Ok((this, lines))
     }
 
-    /// Opens a file that somebody else writes too, only to add lines: nothing is read, nothing is cut off, for
-    /// what looks torn may be a line that is just being added.
+    /// Opens or creates the file to add lines, without reading it or cutting anything off: somebody else may be
+    /// writing it too.
     ///
     /// # Errors
     /// When the file cannot be used.
     pub fn attach(path: &Path) -> Result<Self, LogError> {
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(LogError::io("open", path))?;
-        Ok(Self { file, path: path.to_owned() })
+        let file =
+            OpenOptions::new().create(true).append(true).read(true).open(path).map_err(LogError::io("open", path))?;
+        Ok(Self { file, path: path.to_owned(), adding: Mutex::new(()) })
     }
 
     /// Adds a line. It is in the page cache when this returns: it survives the process.
     ///
     /// # Errors
-    /// When it cannot be written whole.
+    /// When it cannot be written whole; what was written of it is taken back.
     pub fn append<T: Serialize>(&self, value: &T) -> Result<(), LogError> {
-        let mut line = serde_json::to_vec(value).expect("records have string keys only");
-        let crc = crc32fast::hash(&line);
-        writeln!(line, "\t{crc:08x}").expect("writing to memory does not fail");
-        (&self.file).write_all(&line).map_err(LogError::io("append to", &self.path))
+        self.append_whole(&to_line(value))
+    }
+
+    fn append_whole(&self, lines: &[u8]) -> Result<(), LogError> {
+        let _alone = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let _locked = Locked::new(&self.file, &self.path)?;
+        let before = self.file.metadata().map_err(LogError::io("read", &self.path))?.len();
+        (&self.file).write_all(lines).map_err(|source| {
+            // If this fails too, the torn line and the next one are one damaged line to the reader.
+            self.file.set_len(before).unwrap_or_default();
+            LogError::io("append to", &self.path)(source)
+        })
+    }
+
+    /// Adds whole lines as they are: all of them if the file is as long as `from`, where they begin in the file
+    /// they come from, else those that it does not have yet, as `other` makes them of their JSON and their bytes.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub(crate) fn merge(
+        &self,
+        from: u64,
+        lines: &[u8],
+        other: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>,
+    ) -> Result<(), LogError> {
+        let path = &self.path;
+        if self.file.metadata().map_err(LogError::io("read", path))?.len() == from {
+            return self.append_whole(lines);
+        }
+        let mut have = Vec::new();
+        File::open(path).and_then(|mut f| f.read_to_end(&mut have)).map_err(LogError::io("read", path))?;
+        let have: HashSet<&[u8]> = have.split_inclusive(|b| *b == b'\n').collect();
+        let missing: Vec<u8> = lines
+            .split_inclusive(|b| *b == b'\n')
+            .filter(|line| !have.contains(line))
+            .filter_map(|line| other(checked(line)?, line))
+            .filter(|line| !have.contains(line.as_slice()))
+            .flatten()
+            .collect();
+        if missing.is_empty() { Ok(()) } else { self.append_whole(&missing) }
     }
 
     /// Makes it survive the machine.
@@ -66,8 +128,16 @@ impl LineFile {
     }
 }
 
-/// Reads whole lines from a byte offset on. Returns them and the offset behind the last of them. Reading
-/// ends before the first line that is torn or damaged; lines of an unknown kind are passed over.
+/// The bytes of a line.
+pub(crate) fn to_line<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut line = serde_json::to_vec(value).expect("records have string keys only");
+    let crc = crc32fast::hash(&line);
+    writeln!(line, "\t{crc:08x}").expect("writing to memory does not fail");
+    line
+}
+
+/// Reads lines from a byte offset on. Returns them and the offset behind the last whole one: a torn last line
+/// is left for later. Damaged lines in between are passed over, and so are lines of an unknown kind.
 ///
 /// # Errors
 /// When the file cannot be read. A file that is not there has no lines.
@@ -79,17 +149,26 @@ pub fn read_lines<T: DeserializeOwned>(path: &Path, from: u64) -> Result<(Vec<T>
     };
     file.seek(SeekFrom::Start(from)).map_err(LogError::io("read", path))?;
     let mut reader = BufReader::new(file);
-    let (mut lines, mut valid, mut line) = (Vec::new(), from, Vec::new());
+    let (mut lines, mut at, mut valid, mut line) = (Vec::new(), from, from, Vec::new());
+    // Whether the bytes that follow still belong to a line that is too long to be one.
+    let mut overlong = false;
     loop {
         line.clear();
-        let read = std::io::Read::take(&mut reader, LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line)
-            .map_err(LogError::io("read", path))?;
-        let Some(json) = checked(&line) else { return Ok((lines, valid)) };
-        if let Ok(value) = serde_json::from_slice(json) {
+        let read =
+            Read::take(&mut reader, LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(LogError::io("read", path))?;
+        if read == 0 {
+            return Ok((lines, valid));
+        }
+        at += read as u64;
+        if line.last() != Some(&b'\n') {
+            overlong = true;
+            continue;
+        }
+        valid = at;
+        if let Some(value) = checked(&line).filter(|_| !overlong).and_then(|json| serde_json::from_slice(json).ok()) {
             lines.push(value);
         }
-        valid += read as u64;
+        overlong = false;
     }
 }
 

@@ -28,6 +28,7 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::{Epoch, TrackId};
 use crate::time::MediaTime;
 
+pub(crate) use line::to_line;
 pub use line::{LineFile, read_lines};
 pub use reader::LogReader;
 pub(crate) use writer::hex;
@@ -46,7 +47,7 @@ pub const TRACKS: &str = "tracks";
 pub enum Record {
     /// A segment was begun.
     Segment {
-        /// Its number, counted over all epochs.
+        /// Its number: grows, and is another in each epoch, whichever machine it is written on.
         n: u32,
         /// Who began it.
         epoch: Epoch,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::{INDEX, LogError, Record, TRACKS, mkv, read_lines};
-use crate::capture::types::{Frame, Gap, SenderReport, TrackFormat, TrackStats};
+use crate::capture::types::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::ids::{Epoch, TrackId};
 use crate::time::MediaTime;
 
@@ -71,6 +71,8 @@ pub struct TrackIndex {
     pub reports: Vec<SenderReport>,
     /// Bytes of the index that are in the store.
     pub index_shipped: u64,
+    /// The largest number of a segment in any line.
+    pub(super) n_max: u32,
     /// Bytes of the index that were read.
     read: u64,
 }
@@ -95,6 +97,7 @@ impl TrackIndex {
             stats: TrackStats::default(),
             reports: Vec::new(),
             index_shipped: 0,
+            n_max: 0,
             read: 0,
         };
         for record in records {
@@ -129,15 +132,19 @@ impl TrackIndex {
                 // A name is a segment's name: whoever changed the index must not lead the reader, or the
                 // writer that cuts off torn ends, to another file.
                 let is_segment = file.ends_with(".mkv") && !file.contains('/');
-                if is_segment && self.segments.last().is_none_or(|s| s.n < n) {
+                self.n_max = self.n_max.max(n);
+                // Lines that came from the store later may be of an earlier epoch.
+                if let (true, Err(at)) = (is_segment, self.segments.binary_search_by_key(&n, |s| s.n)) {
                     let (parts, sealed, shipped) = (Vec::new(), None, None);
-                    self.segments.push(SegmentIndex { n, epoch, file, header, format, parts, sealed, shipped });
+                    self.segments.insert(at, SegmentIndex { n, epoch, file, header, format, parts, sealed, shipped });
                 }
             }
             Record::Part { n, at, len, from, to, frames, key, crc, stats, reports } => {
+                self.n_max = self.n_max.max(n);
                 self.stats.add(&stats);
                 self.reports.extend(reports);
-                if let Some(segment) = self.segment_mut(n) {
+                let after = |s: &SegmentIndex| s.parts.last().is_none_or(|p| p.at.saturating_add(p.len) <= at);
+                if let Some(segment) = self.segment_mut(n).filter(|s| after(s)) {
                     segment.parts.push(PartIndex { at, len, from, to, frames, key, crc });
                 }
             }
@@ -159,7 +166,8 @@ impl TrackIndex {
     }
 
     fn segment_mut(&mut self, n: u32) -> Option<&mut SegmentIndex> {
-        self.segments.iter_mut().rev().find(|s| s.n == n)
+        let at = self.segments.binary_search_by_key(&n, |s| s.n).ok()?;
+        self.segments.get_mut(at)
     }
 
     /// Start of the first frame.
@@ -172,6 +180,20 @@ impl TrackIndex {
     #[must_use]
     pub fn end(&self) -> Option<MediaTime> {
         self.segments.iter().flat_map(|s| &s.parts).map(|p| p.to).max()
+    }
+
+    /// What is missing, in order. A gap between two owners is as long as the later one knew: what the earlier had
+    /// captured beyond that, on its own disk, is no part of it.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Gap> {
+        let mut gaps = self.gaps.clone();
+        for gap in gaps.iter_mut().filter(|gap| gap.cause == GapCause::Worker) {
+            let before = self.segments.iter().flat_map(|s| &s.parts).filter(|p| p.from < gap.to && p.to <= gap.to);
+            gap.from = before.map(|p| p.to).fold(gap.from, MediaTime::max);
+        }
+        gaps.retain(|gap| gap.from < gap.to);
+        gaps.sort_by_key(|gap| gap.from);
+        gaps
     }
 
     /// Frames in all parts.
@@ -195,6 +217,17 @@ impl TrackIndex {
             damaged: 0,
         }
     }
+}
+
+/// A part's bytes, if they are what was written.
+pub(super) fn part_bytes(mut file: &File, part: PartIndex) -> Option<Vec<u8>> {
+    if part.len > PART_BYTES_MAX {
+        return None;
+    }
+    file.seek(SeekFrom::Start(part.at)).ok()?;
+    let mut bytes = vec![0; usize::try_from(part.len).ok()?];
+    file.read_exact(&mut bytes).ok()?;
+    (crc32fast::hash(&bytes) == part.crc).then_some(bytes)
 }
 
 /// What a reader of a track sees.
@@ -230,18 +263,11 @@ impl Frames {
     }
 
     fn read_part(&mut self, segment: usize, part: PartIndex) -> Option<Bytes> {
-        if part.len > PART_BYTES_MAX {
-            return None;
-        }
         if self.file.as_ref().is_none_or(|(open, _)| *open != segment) {
             let path = self.index.dir.join(&self.index.segments[segment].file);
             self.file = Some((segment, File::open(path).ok()?));
         }
-        let (_, file) = self.file.as_mut()?;
-        file.seek(SeekFrom::Start(part.at)).ok()?;
-        let mut bytes = vec![0; usize::try_from(part.len).ok()?];
-        file.read_exact(&mut bytes).ok()?;
-        (crc32fast::hash(&bytes) == part.crc).then(|| Bytes::from(bytes))
+        part_bytes(&self.file.as_ref()?.1, part).map(Bytes::from)
     }
 
     fn queue_part(&mut self, epoch: Epoch, format: &TrackFormat, bytes: &Bytes) -> Result<(), mkv::BadPart> {

@@ -178,6 +178,90 @@ fn cut_at_any_byte_the_log_loses_no_more_than_what_was_cut() {
 }
 
 #[test]
+fn a_damaged_line_costs_itself_and_not_what_follows() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut log, _) = open(dir.path(), 1);
+    write(&mut log, 0..100);
+    drop(log);
+    let whole = read(dir.path()).0;
+    let path = track_dir(dir.path()).join(INDEX);
+    let mut index = std::fs::read(&path).expect("index");
+    // In the third line: the second part.
+    let third = index.iter().enumerate().filter(|(_, b)| **b == b'\n').nth(1).expect("lines").0 + 10;
+    index[third] ^= 1;
+    std::fs::write(&path, index).expect("index");
+    let numbers = read(dir.path()).0;
+    assert!(numbers.len() + 14 >= whole.len() && numbers.len() < whole.len(), "{numbers:?}");
+    assert_eq!(numbers.last(), whole.last());
+    let (_, opened) = open(dir.path(), 2);
+    assert_eq!(opened.sealed.len(), 1);
+    assert_eq!(read(dir.path()).0, numbers);
+}
+
+#[test]
+fn lines_are_added_while_others_open_the_same_index() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join(INDEX);
+    let (file, _) = LineFile::open::<u32>(&path).expect("open");
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..2000_u32).for_each(|n| file.append(&n).expect("append")));
+        // Whoever opens it cuts off what is torn: never a line that is just being added.
+        scope.spawn(|| {
+            for n in 10_000..10_200_u32 {
+                LineFile::open::<u32>(&path).expect("open").0.append(&n).expect("append");
+            }
+        });
+    });
+    let (lines, _) = read_lines::<u32>(&path, 0).expect("read");
+    assert_eq!(lines.iter().filter(|n| **n < 10_000).copied().collect::<Vec<_>>(), (0..2000).collect::<Vec<_>>());
+    assert_eq!(lines.len(), 2200);
+}
+
+#[test]
+fn a_disk_that_refuses_is_a_gap_and_the_quota_is_not_charged_for_it() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut log, _) = open(dir.path(), 1);
+    write(&mut log, 0..20);
+    log.seal().expect("seal");
+    let used = log.spool.used();
+    // A file in the way of the next segment, as a disk that does not let one be made.
+    let way = track_dir(dir.path()).join("e0001-000002.mkv");
+    std::fs::write(&way, b"x").expect("file");
+    let failures = (20..60).filter(|n| log.frame(&frame(*n)).is_err()).count();
+    assert_eq!(failures, 1);
+    assert!(log.spool.used() < used + 3000, "a part that was not written is charged");
+    assert_eq!(std::fs::read(&way).expect("file"), b"x", "nothing is written over");
+    write(&mut log, 60..100);
+    log.seal().expect("seal");
+    let gaps = &LogReader::open(dir.path()).expect("reader").tracks[0].gaps;
+    let missing: i64 = gaps.iter().map(|g| g.to - g.from).sum();
+    let (numbers, _) = read(dir.path());
+    let dropped = 100 - i64::try_from(numbers.len()).expect("few");
+    assert!((missing - dropped * 40_000_000).abs() <= 40_000_000, "{dropped} frames dropped, gaps {gaps:?}");
+    assert_eq!(numbers.last(), Some(&99));
+}
+
+#[test]
+fn what_a_dying_machine_left_in_the_index_alone_is_not_there() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut log, _) = open(dir.path(), 1);
+    write(&mut log, 0..60);
+    drop(log);
+    let path = track_dir(dir.path()).join("e0001-000001.mkv");
+    let mut media = std::fs::read(&path).expect("segment");
+    // The file has its length, and zeros where its last half should be.
+    let half = media.len() / 2;
+    media[half..].fill(0);
+    std::fs::write(&path, media).expect("segment");
+    let (_, opened) = open(dir.path(), 2);
+    let (numbers, damaged) = read(dir.path());
+    assert_eq!(damaged, 0);
+    let last = MediaTime::from_millis(1000 + numbers.last().expect("frames") * 40);
+    let end = opened.end.expect("media");
+    assert!(end > last && end - last <= 40_000_000, "{end:?} {last:?}");
+}
+
+#[test]
 fn a_run_of_segments_plays_with_ordinary_tools() {
     // G.711, for which any bytes are right; the other codecs are looked at in the tests with real media.
     let dir = tempfile::tempdir().expect("dir");

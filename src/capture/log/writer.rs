@@ -1,7 +1,7 @@
 //! Writing one track's log. Blocking; owned by the log thread.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,11 @@ use crate::time::{MediaSpan, MediaTime};
 const REPORTS_MAX: usize = 32;
 /// After a write failed it is tried again so often.
 const RETRY_AFTER: MediaSpan = 1_000_000_000;
+
+/// A segment's number has its epoch above these bits, so that logs of several machines can be put together.
+/// At 5 s a segment, 65,535 are 91 hours.
+const SEGMENT_BITS: u32 = 16;
+const SEGMENT_MASK: u32 = (1 << SEGMENT_BITS) - 1;
 
 /// How parts are cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +77,11 @@ pub struct TrackLog {
     reports: Vec<SenderReport>,
     /// Writing failed: since which media time frames are dropped, and when to try again.
     failed: Option<(MediaTime, MediaTime)>,
+    /// End of the last frame that was dropped because writing failed.
+    dropped_to: MediaTime,
     first_part_written: bool,
+    /// The folders above this track's were handed to a sync once.
+    folder_synced: bool,
 }
 
 /// What was found when a log was opened.
@@ -92,6 +101,7 @@ pub struct UnsyncedSegment {
     path: PathBuf,
     index: Arc<LineFile>,
     sha256: String,
+    new_folder: bool,
 }
 
 impl UnsyncedSegment {
@@ -101,6 +111,10 @@ impl UnsyncedSegment {
     /// When the disk fails: the segment is then sealed by whoever opens the log next.
     pub fn sync(self) -> Result<SealedSegment, LogError> {
         self.file.sync_all().map_err(LogError::io("sync", &self.path))?;
+        // The file's name must survive too, and the first time the names of the folders above it.
+        for folder in self.path.ancestors().skip(1).take(if self.new_folder { 4 } else { 1 }) {
+            File::open(folder).and_then(|f| f.sync_all()).map_err(LogError::io("sync", folder))?;
+        }
         let SealedSegment { n, size, .. } = self.segment;
         self.index.append(&Record::Sealed { n, size, sha256: self.sha256 })?;
         self.index.sync()?;
@@ -125,13 +139,14 @@ impl TrackLog {
         std::fs::create_dir_all(&dir).map_err(LogError::io("create", &dir))?;
         let (index, records) = LineFile::open::<Record>(&dir.join(INDEX))?;
         let known = TrackIndex::of_records(track, &dir, records);
-        let mut opened = Opened { end: known.end(), sealed: Vec::new() };
+        let mut sealed = Vec::new();
         for segment in known.segments.iter().filter(|s| s.sealed.is_none()) {
-            if let Some(sealed) = seal_left_open(&dir, segment, &index, track)? {
-                opened.sealed.push(sealed);
-            }
+            sealed.extend(seal_left_open(&dir, segment, &index, track)?);
         }
-        let next_n = known.segments.iter().map(|s| s.n.saturating_add(1)).max().unwrap_or(1);
+        // What a dying machine left in the index and not in the file does not exist.
+        let end = if sealed.is_empty() { known.end() } else { TrackIndex::open(&dir, track)?.end() };
+        let opened = Opened { end, sealed };
+        let next_n = known.n_max.saturating_add(1).max((epoch.0 << SEGMENT_BITS) | 1);
         let log = Self {
             track,
             dir,
@@ -146,7 +161,9 @@ impl TrackLog {
             stats: TrackStats::default(),
             reports: Vec::new(),
             failed: None,
+            dropped_to: MediaTime(i64::MIN),
             first_part_written: false,
+            folder_synced: false,
         };
         Ok((log, opened))
     }
@@ -160,6 +177,8 @@ impl TrackLog {
             return Ok(None);
         }
         let ended = self.seal();
+        // If it could not be sealed it ends all the same: nothing of another format may follow in it.
+        self.segment = None;
         self.format = Some(format.clone());
         ended
     }
@@ -171,11 +190,13 @@ impl TrackLog {
     pub fn frame(&mut self, frame: &Frame) -> Result<(), LogError> {
         if let Some((since, retry)) = self.failed {
             if frame.pts < retry {
+                self.dropped_to = frame.pts + frame.duration.unwrap_or(0);
                 return Ok(());
             }
             let gap = Gap { from: since, to: frame.pts, cause: GapCause::Storage };
             if let Err(error) = self.index.append(&Record::Gap(gap)) {
                 self.failed = Some((since, frame.pts + RETRY_AFTER));
+                self.dropped_to = frame.pts + frame.duration.unwrap_or(0);
                 return Err(error);
             }
             self.failed = None;
@@ -250,16 +271,23 @@ impl TrackLog {
         }
         let result = self.write_part();
         if result.is_err() {
-            // What the file has behind the last indexed part does not exist; a new segment begins beside it.
             self.failed = Some((self.part.from, self.part.to + RETRY_AFTER));
-            self.segment = None;
+            self.dropped_to = self.part.to;
+            // What the file has behind the last indexed part does not exist. If it cannot be cut off, a new
+            // segment begins, and this one is sealed by whoever opens the log next.
+            self.segment.take_if(|s| s.file.set_len(s.size).is_err());
         }
         self.part.frames = 0;
         result
     }
 
     fn write_part(&mut self) -> Result<(), LogError> {
-        self.spool.charge(self.part.bytes.len() as u64)?;
+        let len = self.part.bytes.len() as u64;
+        self.spool.charge(len)?;
+        self.write_charged().inspect_err(|_| self.spool.refund(len))
+    }
+
+    fn write_charged(&mut self) -> Result<(), LogError> {
         mkv::finish(&mut self.part.bytes, self.part.first);
         if self.segment.is_none() {
             self.begin_segment()?;
@@ -267,7 +295,7 @@ impl TrackLog {
         let segment = self.segment.as_mut().expect("a segment was begun");
         (&*segment.file).write_all(&self.part.bytes).map_err(LogError::io("write", &segment.path))?;
         let len = self.part.bytes.len() as u64;
-        self.index.append(&Record::Part {
+        let record = Record::Part {
             n: segment.n,
             at: segment.size,
             len,
@@ -276,9 +304,11 @@ impl TrackLog {
             frames: self.part.frames,
             key: self.part.key,
             crc: crc32fast::hash(&self.part.bytes),
-            stats: std::mem::take(&mut self.stats),
+            stats: self.stats,
             reports: std::mem::take(&mut self.reports),
-        })?;
+        };
+        self.index.append(&record)?;
+        self.stats = TrackStats::default();
         segment.hasher.update(&self.part.bytes);
         segment.size += len;
         self.first_part_written = true;
@@ -288,21 +318,20 @@ impl TrackLog {
 
     fn begin_segment(&mut self) -> Result<(), LogError> {
         let format = self.format.as_ref().expect("the rules give a format before the first frame");
-        let name = format!("e{}-{:06}.mkv", self.epoch, self.next_n);
+        let name = format!("e{}-{:06}.mkv", self.epoch, self.next_n & SEGMENT_MASK);
         let path = self.dir.join(&name);
         let n = self.next_n;
-        self.next_n += 1;
+        self.next_n = self.next_n.saturating_add(1);
         // Never over a file that is there: whoever wrote it may still need it.
         let file =
             OpenOptions::new().create_new(true).append(true).open(&path).map_err(LogError::io("create", &path))?;
         let header = mkv::header(format);
-        (&file).write_all(&header).map_err(LogError::io("write", &path))?;
-        self.index.append(&Record::Segment {
-            n,
-            epoch: self.epoch,
-            file: name,
-            header: header.len() as u64,
-            format: format.clone(),
+        let record =
+            Record::Segment { n, epoch: self.epoch, file: name, header: header.len() as u64, format: format.clone() };
+        let begun = (&file).write_all(&header).map_err(LogError::io("write", &path));
+        begun.and_then(|()| self.index.append(&record)).inspect_err(|_| {
+            // Nobody knows of it; a disk that fails for hours must not fill up with empty files.
+            std::fs::remove_file(&path).unwrap_or_default();
         })?;
         let mut hasher = Sha256::new();
         hasher.update(&header);
@@ -316,12 +345,19 @@ impl TrackLog {
     /// As for [`TrackLog::format`].
     pub fn seal(&mut self) -> Result<Option<UnsyncedSegment>, LogError> {
         self.flush()?;
-        if self.stats != TrackStats::default() {
-            let stats = std::mem::take(&mut self.stats);
-            self.index.append(&Record::Stats { stats })?;
+        if let Some((since, retry)) = self.failed.filter(|(since, _)| *since < self.dropped_to) {
+            // A full quota leaves room for a line: what is missing so far is known even if nothing follows.
+            self.index.append(&Record::Gap(Gap { from: since, to: self.dropped_to, cause: GapCause::Storage }))?;
+            self.failed = Some((self.dropped_to, retry));
         }
+        if self.stats != TrackStats::default() {
+            self.index.append(&Record::Stats { stats: self.stats })?;
+            self.stats = TrackStats::default();
+        }
+        let new_folder = !std::mem::replace(&mut self.folder_synced, true);
         Ok(self.segment.take().map(|s| UnsyncedSegment {
             segment: SealedSegment { track: self.track, n: s.n, size: s.size },
+            new_folder,
             file: s.file,
             path: s.path,
             index: Arc::clone(&self.index),
@@ -353,19 +389,21 @@ fn seal_left_open(
         Err(e) => return Err(LogError::io("open", &path)(e)),
     };
     let have = file.metadata().map_err(LogError::io("read", &path))?.len();
-    let whole = segment
-        .parts
-        .iter()
-        .map(|p| p.at.saturating_add(p.len))
-        .filter(|end| *end <= have)
-        .max()
-        .unwrap_or(segment.header);
+    // Up to the last part that is whole. A machine that died may have left a file longer than its content.
+    let mut whole = segment.header;
+    for part in &segment.parts {
+        let end = part.at.saturating_add(part.len);
+        if end <= have && end > whole && super::reader::part_bytes(&file, *part).is_some() {
+            whole = end;
+        }
+    }
     if whole > have {
         return Ok(None);
     }
     file.set_len(whole).map_err(LogError::io("truncate", &path))?;
     let mut hasher = Sha256::new();
-    let mut reader = std::io::BufReader::with_capacity(1 << 18, &file);
+    let mut reader = &file;
+    reader.rewind().map_err(LogError::io("read", &path))?;
     let mut buffer = vec![0; 1 << 16];
     loop {
         match reader.read(&mut buffer).map_err(LogError::io("read", &path))? {

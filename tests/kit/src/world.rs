@@ -30,6 +30,8 @@ pub struct World {
     dir: tempfile::TempDir,
     binary: PathBuf,
     worker: Option<Server>,
+    /// The name of the machine that the worker is on.
+    machine: String,
     config: PathBuf,
     events: u32,
 }
@@ -54,14 +56,24 @@ impl World {
              [store]\nkind = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\naccess_key = \"{ACCESS_KEY}\"\nsecret_key = \"{SECRET_KEY}\"\n\
              [[router]]\nname = \"janus-1\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\n\
              [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"127.0.0.1:{http}\"\n{more}\n",
-            dir.path().join("data").display(),
+            dir.path().join("data-worker-1").display(),
             rabbit.url(),
             s3.endpoint(),
             janus.url(),
         );
         let config = dir.path().join("archiver.toml");
         std::fs::write(&config, text)?;
-        Ok(Self { janus, rabbit, s3, dir, binary: PathBuf::from(binary), worker: None, config, events: 0 })
+        Ok(Self {
+            janus,
+            rabbit,
+            s3,
+            dir,
+            binary: PathBuf::from(binary),
+            worker: None,
+            machine: "worker-1".to_owned(),
+            config,
+            events: 0,
+        })
     }
 
     /// Starts the worker, or starts it again. With `ARCHIVER_IMAGE` (`make image`) it runs in that container.
@@ -125,7 +137,19 @@ impl World {
     /// The worker's data folder.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.dir.path().join(format!("data-{}", self.machine))
+    }
+
+    /// The worker that is started next is on another machine: it has another name and a disk of its own. The
+    /// catalog should be a PostgreSQL then.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written.
+    pub fn move_to(&mut self, machine: &str) -> Result<()> {
+        let text = std::fs::read_to_string(&self.config)?.replace(&self.machine, machine);
+        std::fs::write(&self.config, text)?;
+        self.machine = machine.to_owned();
+        Ok(())
     }
 
     /// A scratch folder.

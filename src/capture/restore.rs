@@ -1,0 +1,201 @@
+//! The other way of [`super::ship`]: an archive's capture log on a machine that did not write it, or not all of it.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::Path;
+
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::log::reader::SegmentIndex;
+use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, TRACKS, hex, to_line};
+use super::ship::{JOB, ShipError};
+use crate::archive::keys::Keys;
+use crate::ids::TrackId;
+use crate::store::retry::{STORE, persist};
+use crate::store::{ObjectStore, StoreError};
+
+/// Largest index slice or small file that is read from a bundle.
+const TEXT_BYTES_MAX: u64 = 256 << 20;
+/// A bundle that is being unpacked.
+const TEMP: &str = "restore.tar";
+
+/// Makes an archive's folder of the bundles in the store, as far as this machine has not written or fetched
+/// them itself. Files that are there are never overwritten; indexes and the history gain the lines that they do
+/// not have. Returns how many bundles were fetched.
+///
+/// # Errors
+/// See [`ShipError`].
+pub async fn restore(
+    store: &dyn ObjectStore,
+    keys: &Keys,
+    dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<usize, ShipError> {
+    let prefix = keys.segments();
+    let list = || store.list(&prefix);
+    let bundles = persist("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let at = dir.to_owned();
+    let here = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
+    let (mut small, mut fetched) = (Small::default(), 0);
+    for bundle in bundles.iter().filter(|b| !here.contains(&b.key)) {
+        let temp = dir.join(TEMP);
+        let fetch = || fetch(store, &bundle.key, &temp);
+        persist("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
+        let (at, key) = (dir.to_owned(), bundle.key.clone());
+        let unpacked = tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small).map(|()| small)).await;
+        small = unpacked.expect("unpacking does not panic")?;
+        fetched += 1;
+    }
+    let at = dir.to_owned();
+    // The history last: who finds it knows that the tracks are there.
+    tokio::task::spawn_blocking(move || small.keep(&at)).await.expect("writing does not panic")?;
+    Ok(fetched)
+}
+
+/// Bundles whose segments are here.
+fn shipped_keys(dir: &Path) -> Result<BTreeSet<String>, LogError> {
+    let tracks = LogReader::open(dir)?.tracks;
+    let segments = tracks.iter().flat_map(|t| t.segments.iter().map(|s| (t.dir.join(&s.file), s)));
+    let (mut here, mut missing) = (BTreeSet::new(), BTreeSet::new());
+    for (path, segment) in segments {
+        let Some(key) = segment.shipped.clone() else { continue };
+        let set = if path.exists() { &mut here } else { &mut missing };
+        set.insert(key);
+    }
+    Ok(here.difference(&missing).cloned().collect())
+}
+
+/// The session's small files, as the bundles tell them.
+#[derive(Default)]
+struct Small {
+    job: Vec<u8>,
+    /// Each bundle has the whole history of its time: a later one of the same owner begins like it.
+    histories: Vec<Vec<u8>>,
+}
+
+impl Small {
+    fn add(&mut self, history: Vec<u8>) {
+        match self.histories.last_mut() {
+            Some(last) if history.starts_with(last) => *last = history,
+            _ => self.histories.push(history),
+        }
+    }
+
+    fn keep(self, dir: &Path) -> Result<(), LogError> {
+        let job = dir.join(JOB);
+        if !self.job.is_empty() && !job.exists() {
+            keep(&job, &mut self.job.as_slice())?;
+        }
+        for history in self.histories {
+            let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&dir.join(HISTORY))?;
+            file.merge(0, whole_lines(&history), |_, line| Some(line.to_vec()))?;
+        }
+        Ok(())
+    }
+}
+
+async fn fetch(store: &dyn ObjectStore, key: &str, to: &Path) -> Result<(), StoreError> {
+    let local = |source| StoreError::Local { doing: "write", path: to.to_owned(), source };
+    if let Some(parent) = to.parent() {
+        tokio::fs::create_dir_all(parent).await.map_err(local)?;
+    }
+    let mut file = tokio::fs::File::create(to).await.map_err(local)?;
+    let mut flow = store.get(key, None).await?;
+    while let Some(chunk) = flow.next().await {
+        tokio::io::AsyncWriteExt::write_all(&mut file, &chunk?).await.map_err(local)?;
+    }
+    tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(local)
+}
+
+fn unpack(dir: &Path, key: &str, small: &mut Small) -> Result<(), LogError> {
+    let (temp, mut came) = (dir.join(TEMP), Vec::new());
+    let file = std::fs::File::open(&temp).map_err(LogError::io("open", &temp))?;
+    let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
+    for entry in bundle.entries().map_err(LogError::io("read", &temp))? {
+        let mut entry = entry.map_err(LogError::io("read", &temp))?;
+        let Some(name) = entry.path().ok().and_then(|p| p.to_str().map(str::to_owned)) else { continue };
+        match name.split('/').collect::<Vec<_>>()[..] {
+            [JOB] => small.job = text(&mut entry, &temp)?,
+            [HISTORY] => small.add(text(&mut entry, &temp)?),
+            [TRACKS, track, file] => {
+                let Ok(id) = track.parse::<TrackId>() else { continue };
+                let folder = dir.join(TRACKS).join(id.to_string());
+                std::fs::create_dir_all(&folder).map_err(LogError::io("create", &folder))?;
+                match file.strip_prefix("index.jsonl.").and_then(|from| from.parse::<u64>().ok()) {
+                    Some(from) => merge_index(&folder, from, &text(&mut entry, &temp)?)?,
+                    None if file.ends_with(".mkv") => {
+                        keep(&folder.join(file), &mut entry)?;
+                        came.push((id, file.to_owned()));
+                    }
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    note_came(dir, key, &came)?;
+    std::fs::remove_file(&temp).map_err(LogError::io("remove", &temp))
+}
+
+/// Notes where segments came from. The bundle that has them cannot say it: its slice of the index was cut before.
+fn note_came(dir: &Path, key: &str, came: &[(TrackId, String)]) -> Result<(), LogError> {
+    for track in LogReader::open(dir)?.tracks {
+        let file = LineFile::attach(&track.dir.join(INDEX))?;
+        let is_new = |s: &&SegmentIndex| s.shipped.is_none() && came.contains(&(track.track, s.file.clone()));
+        for segment in track.segments.iter().filter(is_new) {
+            let path = track.dir.join(&segment.file);
+            if !is_whole(segment, &path)? {
+                tracing::error!(path = %path.display(), key, "a segment from the store is not what was sent; it is left out");
+                std::fs::remove_file(&path).map_err(LogError::io("remove", &path))?;
+                continue;
+            }
+            file.append(&Record::Shipped { n: segment.n, key: key.to_owned(), index: 0 })?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file has the bytes that its machine sealed.
+fn is_whole(segment: &SegmentIndex, path: &Path) -> Result<bool, LogError> {
+    let Some((size, sha256)) = &segment.sealed else { return Ok(true) };
+    let mut file = std::fs::File::open(path).map_err(LogError::io("open", path))?;
+    let mut hasher = Sha256::new();
+    let read = std::io::copy(&mut file, &mut hasher).map_err(LogError::io("read", path))?;
+    Ok(read == *size && hex(&hasher.finalize()) == *sha256)
+}
+
+/// A file of lines, whole in memory.
+fn text(entry: &mut impl Read, temp: &Path) -> Result<Vec<u8>, LogError> {
+    let mut bytes = Vec::new();
+    entry.take(TEXT_BYTES_MAX).read_to_end(&mut bytes).map_err(LogError::io("read", temp))?;
+    Ok(bytes)
+}
+
+fn whole_lines(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    &bytes[..end]
+}
+
+/// An index is put together of its slices. Where this machine has written lines of its own since, the
+/// slice's lines are added behind them: segment numbers are of one epoch only, so they do not meet.
+fn merge_index(folder: &Path, from: u64, slice: &[u8]) -> Result<(), LogError> {
+    let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&folder.join(INDEX))?;
+    file.merge(from, whole_lines(slice), |json, line| match serde_json::from_slice(json).ok()? {
+        // How far another machine's index was shipped says nothing about this one.
+        Record::Shipped { n, key, .. } => Some(to_line(&Record::Shipped { n, key, index: 0 })),
+        _ => Some(line.to_vec()),
+    })
+}
+
+/// Writes a file that is not there yet: whole, or not at all.
+fn keep(path: &Path, content: &mut impl Read) -> Result<(), LogError> {
+    if path.exists() {
+        return Ok(());
+    }
+    let temp = path.with_extension("part");
+    let mut file = std::fs::File::create(&temp).map_err(LogError::io("create", &temp))?;
+    std::io::copy(content, &mut file).map_err(LogError::io("write", &temp))?;
+    std::fs::rename(&temp, path).map_err(LogError::io("rename", &temp))
+}

@@ -1,0 +1,163 @@
+//! Shipping and restoring, over a store that is a directory.
+
+use std::sync::Arc;
+
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::capture::log::{LogOptions, TrackLog};
+use crate::capture::restore::restore;
+use crate::capture::spool::Spool;
+use crate::capture::types::{Codec, Frame, TrackFormat};
+use crate::ids::{SessionId, StreamId, TrackId, TrackKind};
+use crate::store::dir::DirStore;
+use crate::time::MediaTime;
+
+#[tokio::test]
+async fn what_was_shipped_can_be_restored_on_another_machine() {
+    let (here, there, bucket) =
+        (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let store = DirStore::open(bucket.path()).expect("store");
+    let session: SessionId = "s".parse().expect("id");
+    let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Audio };
+    let keys = Keys::new("app".parse().expect("id"), "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id"));
+    let spool = Arc::new(Spool::open(here.path(), 1 << 30, 70).expect("spool"));
+    let (mut log, _) = TrackLog::open(here.path(), track, Epoch(1), LogOptions::default(), spool).expect("open");
+    let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: vec![] };
+    let cancel = CancellationToken::new();
+    let mut next = 1;
+    for round in 0..3 {
+        log.format(&format).expect("format");
+        for n in 0..100 {
+            let pts = MediaTime::from_millis((round * 100 + n) * 20);
+            log.frame(&Frame { pts, duration: None, keyframe: true, data: vec![7; 160].into() }).expect("frame");
+        }
+        log.seal().expect("seal").expect("segment").sync().expect("sync");
+        let bytes = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
+        assert!(bytes > 16_000);
+        assert_eq!(ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship"), 0);
+    }
+    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 3);
+    let read = |dir: &Path| {
+        let index = LogReader::open(dir).expect("reader").tracks.remove(0);
+        (index.frames().collect::<Vec<_>>(), index.segments.iter().map(|s| s.sealed.clone()).collect::<Vec<_>>())
+    };
+    assert_eq!(read(here.path()), read(there.path()));
+    assert_eq!(read(there.path()).0.len(), 301);
+    // Again over what is there: nothing is fetched, nothing changes, and nothing waits to be sent once more.
+    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 0);
+    assert_eq!(ship(&store, &keys, there.path(), Epoch(2), &mut 1, &cancel).await.expect("ship"), 0);
+    assert_eq!(read(here.path()), read(there.path()));
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    log: TrackLog,
+    next: u32,
+    epoch: Epoch,
+}
+
+impl Place {
+    fn open(dir: tempfile::TempDir, epoch: u32) -> Self {
+        let session: SessionId = "s".parse().expect("id");
+        let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Audio };
+        let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
+        let epoch = Epoch(epoch);
+        let (log, _) = TrackLog::open(dir.path(), track, epoch, LogOptions::default(), spool).expect("open");
+        Self { dir, log, next: 1, epoch }
+    }
+
+    /// A second of sound, sealed.
+    fn second(&mut self, second: i64) {
+        let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: vec![] };
+        self.log.format(&format).expect("format");
+        for n in 0..50 {
+            let pts = MediaTime::from_millis(second * 1000 + n * 20);
+            let data = vec![u8::try_from(second).expect("small"); 160].into();
+            self.log.frame(&Frame { pts, duration: None, keyframe: true, data }).expect("frame");
+        }
+        self.log.seal().expect("seal").expect("segment").sync().expect("sync");
+    }
+
+    async fn ship(&mut self, store: &DirStore) {
+        let cancel = CancellationToken::new();
+        ship(store, &keys(), self.dir.path(), self.epoch, &mut self.next, &cancel).await.expect("ship");
+    }
+}
+
+fn keys() -> Keys {
+    Keys::new("app".parse().expect("id"), "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id"))
+}
+
+/// The seconds that are wholly there, in order, and the frames in all.
+fn seconds(dir: &Path) -> (Vec<i64>, usize) {
+    let index = LogReader::open(dir).expect("reader").tracks.remove(0);
+    let frames: Vec<_> = index
+        .frames()
+        .filter_map(|i| match i {
+            crate::capture::log::reader::LogItem::Frame(f) => Some(f.pts.as_millis() / 1000),
+            crate::capture::log::reader::LogItem::Format(_) => None,
+        })
+        .collect();
+    let mut seconds = frames.clone();
+    seconds.dedup();
+    (seconds, frames.len())
+}
+
+#[tokio::test]
+async fn a_bundle_whose_shipping_was_not_noted_does_not_break_the_chain() {
+    let bucket = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(bucket.path()).expect("store");
+    let mut here = Place::open(tempfile::tempdir().expect("dir"), 1);
+    here.second(0);
+    let path = LogReader::open(here.dir.path()).expect("reader").tracks[0].dir.join(INDEX);
+    let before = std::fs::read(&path).expect("index");
+    here.ship(&store).await;
+    // The worker dies between the store's answer and its own note of it.
+    std::fs::write(&path, before).expect("index");
+    for second in 1..4 {
+        here.second(second);
+        here.ship(&store).await;
+    }
+    let there = tempfile::tempdir().expect("dir");
+    restore(&store, &keys(), there.path(), &CancellationToken::new()).await.expect("restore");
+    assert_eq!(seconds(there.path()), ((0..4).collect(), 200));
+}
+
+#[tokio::test]
+async fn a_worker_that_gets_its_job_back_gains_what_another_one_captured_meanwhile() {
+    let bucket = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(bucket.path()).expect("store");
+    let cancel = CancellationToken::new();
+    let history = |dir: &Path, line: &str| {
+        let (file, _) = LineFile::open::<serde_json::Value>(&dir.join(HISTORY)).expect("history");
+        file.append(&line).expect("line");
+    };
+    let mut first = Place::open(tempfile::tempdir().expect("dir"), 1);
+    history(first.dir.path(), "first");
+    first.second(0);
+    first.ship(&store).await;
+    first.second(1);
+    let other = tempfile::tempdir().expect("dir");
+    assert_eq!(restore(&store, &keys(), other.path(), &cancel).await.expect("restore"), 1);
+    let mut second = Place::open(other, 2);
+    history(second.dir.path(), "second");
+    second.second(2);
+    second.ship(&store).await;
+    second.second(3);
+    second.ship(&store).await;
+    // Back on the first machine, which has a second that never came to the store.
+    let mut third = Place::open(first.dir, 3);
+    history(third.dir.path(), "third");
+    third.second(4);
+    third.ship(&store).await;
+    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), 2);
+    assert_eq!(seconds(third.dir.path()), ((0..5).collect(), 250));
+    let (_, lines) = LineFile::open::<String>(&third.dir.path().join(HISTORY)).expect("history");
+    assert_eq!(lines, ["first", "third", "second"]);
+    // What is here is not fetched again, and nothing is there twice.
+    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), 0);
+    assert_eq!(seconds(third.dir.path()).1, 250);
+}
