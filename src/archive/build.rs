@@ -24,6 +24,8 @@ use crate::time::{MediaTime, Wallclock};
 
 /// How much of the beginning of each file is decoded to see that it can be.
 const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
+/// A track that begins in the first half of it, in nanoseconds, must have something that can be decoded.
+const HALF_SAMPLE: i64 = 1_000_000_000;
 /// A file may be longer or shorter than its log by this much, in nanoseconds.
 const DURATION_TOLERANCE: i64 = 100_000_000;
 
@@ -138,7 +140,7 @@ fn make_file(
     };
     let mut raw = false;
     let muxed = match mux::mux(plan.input(), &path, pipelines, cancel) {
-        Ok(muxed) => match check_file(plan, &path, pipelines, cancel) {
+        Ok(muxed) => match check_file(plan, &muxed, &path, pipelines, cancel) {
             Ok(()) => muxed,
             Err(error @ ArchiveError::Cancelled) => return Err(error),
             Err(error) => {
@@ -181,22 +183,34 @@ fn keep_raw(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, Arch
 
 fn check_file(
     plan: &Plan,
+    muxed: &mux::Muxed,
     path: &Path,
     pipelines: Option<&Path>,
     cancel: &CancellationToken,
 ) -> Result<(), ArchiveError> {
     let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };
-    let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(|source| match source {
+    let media = |source| match source {
         MediaError::Cancelled => ArchiveError::Cancelled,
         source => ArchiveError::Media { file: plan.name.clone(), source },
-    })?;
+    };
+    let counted = verify::count(path, pipelines, cancel).map_err(media)?;
+    for (found, fed, what) in
+        [(counted.pictures, muxed.video_frames, "pictures"), (counted.sounds, muxed.audio_frames, "frames of sound")]
+    {
+        if found != fed {
+            return Err(invalid(format!("it has {found} {what} of {fed}")));
+        }
+    }
+    let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
     for (run, count, what) in [(&plan.video, decoded.pictures, "picture"), (&plan.audio, decoded.sounds, "sound")] {
-        if run.as_ref().is_some_and(|run| run.frames_expected() > 2) && count == 0 {
+        if run.as_ref().is_some_and(|run| run.frames_expected() > 2 && run.begins_by(plan.start + HALF_SAMPLE))
+            && count == 0
+        {
             return Err(invalid(format!("no {what} can be decoded")));
         }
     }
     let expected = plan.end - plan.start;
-    let found = i64::try_from(decoded.duration_ns).unwrap_or(i64::MAX);
+    let found = i64::try_from(counted.duration_ns).unwrap_or(i64::MAX);
     if (found - expected).abs() > DURATION_TOLERANCE {
         return Err(invalid(format!("it lasts {} ms instead of {} ms", found / 1_000_000, expected / 1_000_000)));
     }

@@ -50,6 +50,11 @@ impl Run {
         }))
     }
 
+    /// Whether its first frame is not later than this.
+    pub fn begins_by(&self, at: MediaTime) -> bool {
+        self.first().is_some_and(|first| first <= at)
+    }
+
     fn first(&self) -> Option<MediaTime> {
         self.index.start().map(|t| self.correction.apply(t).max(self.from))
     }
@@ -122,7 +127,8 @@ fn files(
     edges.extend(cuts);
     edges.push(MediaTime(i64::MAX));
     let within = |runs: &[TrackIndex], from: MediaTime, to: MediaTime| -> Option<Run> {
-        runs.iter().find_map(|index| {
+        // The last one that fits: the end of the run before is an estimate, and may lie within this span.
+        runs.iter().rev().find_map(|index| {
             let correction = correction(index);
             let (first, last) = (correction.apply(index.start()?), correction.apply(index.end()?));
             let format = index.segments.first()?.format.clone();

@@ -29,7 +29,7 @@ macro_rules! embedded {
     };
 }
 
-embedded!["mux-webm", "mux-mkv", "mux-input-video", "mux-input-audio", "verify"];
+embedded!["mux-webm", "mux-mkv", "mux-input-video", "mux-input-audio", "count", "verify"];
 
 /// Finds a fragment: in the folder if it has one of that name, else in this build.
 ///

@@ -4,6 +4,7 @@
 //! before them, so that an operator can try another element without a build.
 
 pub mod check;
+mod duration;
 pub mod fragment;
 pub mod mux;
 mod runner;

@@ -10,7 +10,7 @@ use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
 use tokio_util::sync::CancellationToken;
 
-use super::{MediaError, fragment, runner::Pipeline};
+use super::{MediaError, duration, fragment, runner::Pipeline};
 use crate::capture::types::{Codec, Frame, TrackFormat};
 use crate::time::MediaTime;
 
@@ -100,6 +100,7 @@ struct Feed {
     frames: FrameSource,
     next: Option<Frame>,
     last_span: u64,
+    last: Option<MediaTime>,
     fed: u64,
 }
 
@@ -107,7 +108,7 @@ impl Feed {
     fn new(source: AppSrc, format: &TrackFormat, mut frames: FrameSource) -> Self {
         source.set_caps(Some(&caps(format)));
         let next = frames.next();
-        Self { source, frames, next, last_span: 20_000_000, fed: 0 }
+        Self { source, frames, next, last_span: 20_000_000, last: None, fed: 0 }
     }
 
     /// Pushes the next frame. Returns its end, or `None` when the pipeline takes no more.
@@ -133,11 +134,15 @@ impl Feed {
         }
         self.source.push_buffer(buffer).ok()?;
         self.fed += 1;
+        self.last = Some(frame.pts);
         Some(frame.pts + i64::try_from(span).unwrap_or(0))
     }
 
+    /// Where the turn of this input comes: how far it was fed, or `None` at its end. The time of the next
+    /// frame would leave the muxer without a frame of this input over a pause, and everything of the other
+    /// input would wait in memory for the pause's end.
     fn due(&self) -> Option<MediaTime> {
-        self.next.as_ref().map(|f| f.pts)
+        self.next.as_ref().map(|_| self.last.unwrap_or(MediaTime(i64::MIN)))
     }
 
     fn end(&self) {
@@ -187,10 +192,19 @@ pub fn mux(
         drop(pipeline);
     }
     let muxed = feeder.join().expect("the feeder does not panic");
-    ended.map(|()| muxed)
+    ended?;
+    let length = u64::try_from(muxed.end - input.start).unwrap_or(0);
+    let set = duration::set(path, length).map_err(|e| e.to_string());
+    match set {
+        Ok(true) => Ok(muxed),
+        Ok(false) => Err("its header has no duration".to_owned()),
+        Err(error) => Err(error),
+    }
+    .map_err(|what| MediaError::Element { element: muxer.to_owned(), what })
 }
 
-/// Feeds both inputs in the order of time, so that the muxer never waits for one while the other is full.
+/// Feeds whichever input lags behind, so that the muxer never waits for one while the other is full: it has
+/// the first frame after a pause as soon as the other input comes to the pause's beginning.
 fn feed_all(
     mut video: Option<Feed>,
     mut audio: Option<Feed>,
@@ -199,6 +213,8 @@ fn feed_all(
     cancel: &CancellationToken,
 ) -> Muxed {
     let mut end = start;
+    // The muxer would wait to the end for an input that has nothing at all.
+    [&video, &audio].into_iter().flatten().filter(|feed| feed.next.is_none()).for_each(Feed::end);
     while !cancel.is_cancelled() {
         let (v, a) = (video.as_ref().and_then(Feed::due), audio.as_ref().and_then(Feed::due));
         let turn = match (v, a) {

@@ -1,4 +1,4 @@
-//! Decoding a finished file to nowhere: what cannot be decoded is not an archive.
+//! Reading and decoding a finished file to nowhere: what is not all there, or cannot be decoded, is not an archive.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::{MediaError, fragment, runner::Pipeline};
 /// A decoder that gives nothing for so long has stalled.
 const STALL: Duration = Duration::from_secs(30);
 
-/// What was decoded.
+/// What was found in a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Decoded {
     /// Pictures.
@@ -23,6 +23,14 @@ pub struct Decoded {
     pub sounds: u64,
     /// The duration that the container tells, in nanoseconds.
     pub duration_ns: u64,
+}
+
+/// Reads a file to its end without decoding, and counts what is in it. Blocking.
+///
+/// # Errors
+/// As for [`decode`].
+pub fn count(path: &Path, pipelines: Option<&Path>, cancel: &CancellationToken) -> Result<Decoded, MediaError> {
+    run("count", "demux", path, None, pipelines, cancel)
 }
 
 /// Decodes a file, or its first `limit` of media time. Blocking.
@@ -35,15 +43,27 @@ pub fn decode(
     pipelines: Option<&Path>,
     cancel: &CancellationToken,
 ) -> Result<Decoded, MediaError> {
-    let fragment = fragment::load("verify", pipelines)?;
-    let pipeline = Pipeline::parse("verify", &fragment.text)?;
+    run("verify", "decode", path, limit, pipelines, cancel)
+}
+
+/// Runs a file through a fragment whose element `opens` has a pad for each track.
+fn run(
+    name: &str,
+    opens: &str,
+    path: &Path,
+    limit: Option<Duration>,
+    pipelines: Option<&Path>,
+    cancel: &CancellationToken,
+) -> Result<Decoded, MediaError> {
+    let fragment = fragment::load(name, pipelines)?;
+    let pipeline = Pipeline::parse(name, &fragment.text)?;
     pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
     let (pictures, sounds, last) =
         (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     {
         let (pictures, sounds, last) = (Arc::clone(&pictures), Arc::clone(&sounds), Arc::clone(&last));
         let weak = pipeline.inner().downgrade();
-        pipeline.named::<gst::Element>("decode")?.connect_pad_added(move |_, pad| {
+        pipeline.named::<gst::Element>(opens)?.connect_pad_added(move |_, pad| {
             let Some(pipeline) = weak.upgrade() else { return };
             let counter = if pad.current_caps().is_some_and(|c| c.to_string().starts_with("video/")) {
                 &pictures
