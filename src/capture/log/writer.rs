@@ -259,6 +259,12 @@ impl TrackLog {
         if self.part.frames > 0 && now - self.part.from >= part_max { self.flush() } else { Ok(()) }
     }
 
+    /// Whether frames are dropped because writing failed.
+    #[must_use]
+    pub const fn is_failing(&self) -> bool {
+        self.failed.is_some()
+    }
+
     /// Whether a part was written in this epoch.
     #[must_use]
     pub const fn has_media(&self) -> bool {

@@ -13,11 +13,13 @@ use super::media::tell;
 use crate::capture::log::{LogError, TrackLog, UnsyncedSegment};
 use crate::capture::spool::Spool;
 use crate::capture::track::Output;
-use crate::capture::types::TrackStats;
+use crate::capture::types::{Gap, GapCause, TrackFormat, TrackStats};
 use crate::fault::HasFault;
 use crate::ids::TrackId;
 use crate::time::{ClockAnchor, MediaTime};
 
+/// A log that could not be opened is tried again after this.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// How often parts are looked at for their age.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -58,7 +60,32 @@ struct Capture {
     options: Box<CaptureOptions>,
     events: mpsc::Sender<CaptureEvent>,
     logs: BTreeMap<TrackId, Log>,
+    /// Tracks whose log could not be opened.
+    unopened: BTreeMap<TrackId, Unopened>,
     next_seal: Instant,
+}
+
+/// A track whose log could not be opened: what must not be forgotten until it can be.
+struct Unopened {
+    retry: Instant,
+    format: Option<TrackFormat>,
+    /// The first frame that was dropped.
+    since: Option<MediaTime>,
+}
+
+impl Unopened {
+    fn note(&mut self, what: What) {
+        match what {
+            What::Output(Output::Format(format)) => self.format = Some(format),
+            What::Output(Output::Frame(frame)) => self.since = self.since.or(Some(frame.pts)),
+            _ => {}
+        }
+    }
+
+    /// Whether it is worth trying: pictures are of use again from a keyframe on.
+    fn may_open(&self, what: &What, now: Instant) -> bool {
+        now >= self.retry && matches!(what, What::Output(Output::Frame(frame)) if frame.keyframe)
+    }
 }
 
 struct Log {
@@ -80,7 +107,10 @@ pub(super) fn run_log(
         match queue.recv_timeout(TICK) {
             Ok(LogCommand::Open { key, options, events }) => {
                 let next_seal = now() + options.segment;
-                captures.insert(key, Capture { options, events, logs: BTreeMap::new(), next_seal });
+                captures.insert(
+                    key,
+                    Capture { options, events, logs: BTreeMap::new(), unopened: BTreeMap::new(), next_seal },
+                );
             }
             Ok(LogCommand::Items(items)) => {
                 for item in items {
@@ -116,23 +146,13 @@ pub(super) fn run_log(
 
 impl Capture {
     fn item(&mut self, track: TrackId, what: What, syncs: &SyncSender<SyncCommand>, spool: &Arc<Spool>) {
-        let log = match self.logs.entry(track) {
-            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                // Nothing is made on disk before there is something to write.
-                if matches!(&what, What::Stats(stats) if *stats == TrackStats::default()) {
-                    return;
-                }
-                let options = &self.options;
-                match TrackLog::open(&options.dir, track, options.epoch, options.log.clone(), Arc::clone(spool)) {
-                    Ok((log, _)) => entry.insert(Log { log, told_first: false, told_failed: false }),
-                    Err(error) => {
-                        let why = crate::fault::chain(&error);
-                        return tell(&self.events, CaptureEvent::StorageFailed { track, why });
-                    }
-                }
+        if !self.logs.contains_key(&track) && !self.open(track, &what, spool) {
+            if let Some(unopened) = self.unopened.get_mut(&track) {
+                unopened.note(what);
             }
-        };
+            return;
+        }
+        let log = self.logs.get_mut(&track).expect("it is open");
         let result = match what {
             What::Stats(stats) => {
                 log.log.stats(&stats);
@@ -155,7 +175,41 @@ impl Capture {
             }
             Err(error) => log.failed(track, &error, &self.events),
         }
+        // What fails next is news again.
+        log.told_failed &= log.log.is_failing();
         log.tell_first(track, &self.events);
+    }
+
+    /// Opens a track's log if it is time. Returns whether it is open.
+    fn open(&mut self, track: TrackId, what: &What, spool: &Arc<Spool>) -> bool {
+        // Nothing is made on disk before there is something to write.
+        if matches!(what, What::Stats(stats) if *stats == TrackStats::default()) {
+            return false;
+        }
+        let now = now();
+        if self.unopened.get(&track).is_some_and(|unopened| !unopened.may_open(what, now)) {
+            return false;
+        }
+        let options = &self.options;
+        match TrackLog::open(&options.dir, track, options.epoch, options.log.clone(), Arc::clone(spool)) {
+            Ok((log, _)) => {
+                let mut log = Log { log, told_first: false, told_failed: false };
+                if let Some(unopened) = self.unopened.remove(&track) {
+                    log.go_on(track, &unopened, what, &self.events);
+                }
+                self.logs.insert(track, log);
+                true
+            }
+            Err(error) => {
+                let retry = now + OPEN_AGAIN;
+                let known = self.unopened.len();
+                self.unopened.entry(track).or_insert(Unopened { retry, format: None, since: None }).retry = retry;
+                if self.unopened.len() > known {
+                    tell(&self.events, CaptureEvent::StorageFailed { track, why: crate::fault::chain(&error) });
+                }
+                false
+            }
+        }
     }
 
     fn tick(&mut self, at: MediaTime) {
@@ -182,6 +236,20 @@ impl Capture {
 }
 
 impl Log {
+    /// What came while the log could not be opened: the format, and that frames are missing.
+    fn go_on(&mut self, track: TrackId, unopened: &Unopened, what: &What, events: &mpsc::Sender<CaptureEvent>) {
+        let format = unopened.format.as_ref().map(|format| self.log.format(format).map(drop));
+        let gap = match (unopened.since, what) {
+            (Some(from), What::Output(Output::Frame(frame))) if from < frame.pts => {
+                Some(self.log.gap(Gap { from, to: frame.pts, cause: GapCause::Storage }))
+            }
+            _ => None,
+        };
+        for error in [format, gap].into_iter().flatten().filter_map(Result::err) {
+            self.failed(track, &error, events);
+        }
+    }
+
     /// Says once that a disk fails, not with each frame.
     fn failed(&mut self, track: TrackId, error: &LogError, events: &mpsc::Sender<CaptureEvent>) {
         if !self.told_failed {
@@ -229,4 +297,63 @@ pub(super) fn run_sync(queue: &Receiver<SyncCommand>) {
 
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::log::{LogOptions, LogReader, TRACKS};
+    use crate::capture::types::{Codec, Frame};
+    use crate::ids::{Epoch, SessionId, StreamId, TrackKind};
+
+    #[test]
+    fn a_log_that_cannot_be_opened_is_tried_again_and_what_is_missing_is_known() {
+        let dir = tempfile::tempdir().expect("dir");
+        let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
+        let session: SessionId = "s".parse().expect("id");
+        let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Video };
+        let (events, mut told) = mpsc::channel(16);
+        let (syncs, _segments) = std::sync::mpsc::sync_channel(16);
+        let options = CaptureOptions {
+            archive: "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id"),
+            dir: dir.path().to_owned(),
+            epoch: Epoch(1),
+            origin: crate::time::Wallclock(0),
+            log: LogOptions::default(),
+            track: crate::capture::track::TrackOptions::default(),
+            segment: Duration::from_secs(5),
+            earlier: BTreeMap::new(),
+        };
+        let mut capture = Capture {
+            options: Box::new(options),
+            events,
+            logs: BTreeMap::new(),
+            unopened: BTreeMap::new(),
+            next_seal: now(),
+        };
+        // A file is where the folder of the tracks should be.
+        std::fs::write(dir.path().join(TRACKS), "").expect("file");
+        let format = TrackFormat { codec: Codec::Vp8, width: 320, height: 240, channels: 0, codec_private: vec![] };
+        let frame = |n: i64, keyframe| {
+            let pts = MediaTime::from_millis(n * 40);
+            What::Output(Output::Frame(Frame { pts, duration: None, keyframe, data: vec![1; 10].into() }))
+        };
+        capture.item(track, What::Output(Output::Format(format)), &syncs, &spool);
+        for n in 0..10 {
+            capture.item(track, frame(n, n == 0), &syncs, &spool);
+        }
+        assert!(matches!(told.try_recv(), Ok(CaptureEvent::StorageFailed { .. })));
+        assert!(told.try_recv().is_err(), "it is told once");
+        std::fs::remove_file(dir.path().join(TRACKS)).expect("file");
+        capture.unopened.get_mut(&track).expect("it waits").retry = now();
+        for n in 10..20 {
+            capture.item(track, frame(n, n == 15), &syncs, &spool);
+        }
+        capture.seal(&syncs);
+        let index = LogReader::open(dir.path()).expect("log").tracks.remove(0);
+        assert_eq!(index.frames_total(), 5, "from the next keyframe on");
+        let gap = Gap { from: MediaTime::ZERO, to: MediaTime::from_millis(600), cause: GapCause::Storage };
+        assert_eq!(index.missing(), [gap]);
+        assert!(matches!(told.try_recv(), Ok(CaptureEvent::FirstMedia { .. })));
+    }
 }
