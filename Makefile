@@ -15,7 +15,7 @@ PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer
 
 GARAGE := $(CACHE)/garage/bin/garage
 
-.PHONY: help setup demo test bench lint kills outages fuzz garage image clean
+.PHONY: help setup demo test bench lint kills outages soak fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ kills: setup ## twenty kills of the worker in one session
 
 outages: setup ## outages of a minute instead of seconds
 	ARCHIVER_OUTAGE=60 $(CARGO) test --locked --workspace --test faults -- --nocapture away
+
+soak: setup ## session after session for an hour (ARCHIVER_SOAK seconds), by one worker that must not grow
+	ARCHIVER_SOAK=$${ARCHIVER_SOAK:-3600} $(CARGO) test --locked --workspace --test soak -- --nocapture
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked

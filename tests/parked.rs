@@ -132,15 +132,23 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     let pipelines = broken_pipelines(&world);
     configure(&world, &format!("pipelines_dir = \"{}\"", pipelines.display()));
     world.start_worker().expect("worker");
-    // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made.
+    // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made, a
+    // disk that takes no files.
     world.janus.create_room("locked", json!({ "pin": "1234" })).await.expect("room");
-    world.janus.create_room("muxed", json!({})).await.expect("room");
-    for session in ["nowhere", "locked", "muxed"] {
+    for room in ["muxed", "spoiled"] {
+        world.janus.create_room(room, json!({})).await.expect("room");
+    }
+    // They are there before the event, for nobody is waited for long here.
+    let publisher = Publisher::start(Options::new(&world.janus, "muxed", "alice")).await.expect("publisher");
+    let spoiled = Publisher::start(Options::new(&world.janus, "spoiled", "alice")).await.expect("publisher");
+    for session in ["nowhere", "locked", "muxed", "spoiled"] {
         let event = world.started(session);
         world.publish(&event).expect("publish");
     }
-    let publisher = Publisher::start(Options::new(&world.janus, "muxed", "alice")).await.expect("publisher");
-    world.recording(2, Duration::from_secs(20)).await;
+    world.recording(4, Duration::from_secs(20)).await;
+    let archive = world.archive("spoiled", "started", Duration::from_secs(10)).await;
+    let in_the_way = world.data().join("spool").join(archive["archive"].as_str().expect("id")).join("out");
+    std::fs::write(&in_the_way, "").expect("a file where the folder of finished files should be");
     // Events that were refused, and stay so however often they come.
     let good = world.started("refused");
     let mut refused = vec![b"{\"id\":".to_vec(), b"[".repeat(1000)];
@@ -157,9 +165,12 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         world.publish_bytes(bytes).expect("publish");
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let ended = world.ended("muxed");
-    world.publish(&ended).expect("publish");
+    for session in ["muxed", "spoiled"] {
+        let ended = world.ended(session);
+        world.publish(&ended).expect("publish");
+    }
     let truth = publisher.crash().timeline();
+    spoiled.crash();
     let reasons = [
         "event_malformed",
         "event_oversized",
@@ -169,6 +180,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         "room_not_found",
         "router_refused",
         "media_pipeline",
+        "spool_io",
     ];
     let entries = parked(&world, reasons.len()).await;
     let id = |fault: &str| {
@@ -183,6 +195,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         assert!(String::from_utf8_lossy(&listed.stdout).contains(&id(fault)), "{fault}");
     }
     // What was wrong is mended.
+    std::fs::remove_file(&in_the_way).expect("the file goes");
     std::fs::remove_file(pipelines.join("mux-webm.launch")).expect("fragment");
     world.janus.destroy_room("locked").await.expect("room");
     let mut publishers = Vec::new();
@@ -197,13 +210,15 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     for _ in 0..5 {
         reasons.into_iter().for_each(replay);
     }
-    world.recording(4, Duration::from_secs(20)).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    for session in ["nowhere", "locked"] {
+        world.archive(session, "started", Duration::from_secs(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
     for session in ["nowhere", "locked"] {
         let ended = world.ended(session);
         world.publish(&ended).expect("publish");
     }
-    for session in ["nowhere", "locked", "muxed"] {
+    for session in ["nowhere", "locked", "muxed", "spoiled"] {
         world.archive(session, "available", Duration::from_secs(60)).await;
     }
     for _ in 0..5 {
@@ -219,7 +234,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         (parked.len() == refused.len() && parked.iter().all(|e| e["times"] == 11)).then_some(())
     })
     .await;
-    for session in ["nowhere", "locked", "muxed"] {
+    for session in ["nowhere", "locked", "muxed", "spoiled"] {
         let archives = world.archives(session).expect("archives");
         assert_eq!(archives.len(), 1, "{archives:?}");
         assert_eq!(archives[0]["status"], "available");
