@@ -17,6 +17,10 @@ use crate::process::{Cost, median, watch};
 const ROOM: &str = "bench";
 /// From the last stream's first media to the begin of the measurement.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Pictures and packets of sound that a publisher sends in a second.
+const SENT: [(&str, f64); 2] = [("v", 30.0), ("a", 50.0)];
+/// The part of it that must be in a file: a recorder that lost more had less to do.
+const COMPLETE: f64 = 0.97;
 
 /// What was measured at one number of streams; medians.
 #[derive(Debug, Serialize)]
@@ -45,24 +49,30 @@ fn middle(costs: &[Cost]) -> Cost {
     Cost { cpu: of(|c| c.cpu), memory_mb: of(|c| c.memory_mb), threads }
 }
 
-/// Seconds of media in a file, as ffprobe reads them packet by packet: the header of a file that was cut off
-/// does not tell.
-fn seconds(file: &Path) -> Result<f64> {
+/// The times of a file's pictures, or of its sound, as ffprobe reads them packet by packet: neither the header
+/// of a file that was cut off nor its length tells what is missing within.
+fn times(file: &Path, kind: &str) -> Result<Vec<f64>> {
     let out = Command::new("ffprobe")
-        .args(["-v", "error", "-select_streams", "v", "-show_entries", "packet=pts_time", "-of", "csv=p=0"])
+        .args(["-v", "error", "-select_streams", kind, "-show_entries", "packet=pts_time", "-of", "csv=p=0"])
         .arg(file)
         .output()?;
     let text = String::from_utf8_lossy(&out.stdout);
-    let times: Vec<f64> = text.lines().filter_map(|line| line.trim_end_matches(',').parse().ok()).collect();
-    Ok(times.last().zip(times.first()).map_or(0.0, |(last, first)| last - first))
+    Ok(text.lines().filter_map(|line| line.trim_end_matches(',').parse().ok()).collect())
 }
 
 /// Both write all that was measured, or the comparison is void.
 fn complete(who: &str, files: &[std::path::PathBuf], streams: usize, window: Duration) -> Result<()> {
     ensure!(files.len() == streams, "{who}: {} files of {streams} streams", files.len());
     for file in files {
-        let found = seconds(file)?;
-        ensure!(found >= window.as_secs_f64(), "{who}: {} has {found:.1} s of pictures", file.display());
+        for (kind, rate) in SENT {
+            let times = times(file, kind)?;
+            let long = times.last().zip(times.first()).map_or(0.0, |(last, first)| last - first);
+            let about = || format!("{who}: {} of {kind} in {long:.1} s of {}", times.len(), file.display());
+            ensure!(long >= window.as_secs_f64(), "too short: {}", about());
+            #[allow(clippy::cast_precision_loss)]
+            let part = times.len() as f64 / (long * rate);
+            ensure!(part >= COMPLETE, "incomplete: {}", about());
+        }
     }
     Ok(())
 }

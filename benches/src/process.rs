@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use serde::Serialize;
 
 /// The cost of a process over a while.
@@ -11,7 +13,8 @@ use serde::Serialize;
 pub struct Cost {
     /// Share of one core, 1.0 is all of it.
     pub cpu: f64,
-    /// Memory of its own and its part of what is shared (PSS), in MB of 1,000,000 bytes.
+    /// Resident memory, in MB of 1,000,000 bytes. What it shares counts in full: its part (PSS) would change with
+    /// what else runs, such as the worker of the long session.
     pub memory_mb: f64,
     /// Threads.
     pub threads: u64,
@@ -22,15 +25,11 @@ fn read(pid: u32, name: &str) -> Result<String> {
     std::fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
-/// Time on a core so far, of all threads that live. Nanoseconds, where `stat` has hundredths of a second.
+/// Time on a core so far, by the process's own clock: nanoseconds, where `stat` has hundredths of a second. It
+/// counts the threads that have ended too; both recorders have some that come and go within a measurement.
 fn on_core(pid: u32) -> Result<Duration> {
-    let mut nanos = 0;
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end between the listing and the reading.
-        let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
-        nanos += text.split_whitespace().next().context("schedstat")?.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanos))
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.try_into()?))?;
+    Ok(clock.now()?.into())
 }
 
 fn field(text: &str, name: &str) -> Result<u64> {
@@ -45,9 +44,9 @@ fn field(text: &str, name: &str) -> Result<u64> {
 pub async fn watch(pid: u32, window: Duration) -> Result<Cost> {
     let (start, before) = (Instant::now(), on_core(pid)?);
     tokio::time::sleep(window).await;
-    let cpu = (on_core(pid)?.saturating_sub(before)).as_secs_f64() / start.elapsed().as_secs_f64();
+    let cpu = (on_core(pid)? - before).as_secs_f64() / start.elapsed().as_secs_f64();
     #[allow(clippy::cast_precision_loss)]
-    let memory_mb = field(&read(pid, "smaps_rollup")?, "Pss:")? as f64 * 1024.0 / 1e6;
+    let memory_mb = field(&read(pid, "smaps_rollup")?, "Rss:")? as f64 * 1024.0 / 1e6;
     let threads = field(&read(pid, "status")?, "Threads:")?;
     Ok(Cost { cpu, memory_mb, threads })
 }
