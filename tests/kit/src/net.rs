@@ -4,12 +4,14 @@
 //! veth pair (a dummy interface is not in every kernel) with one address of 10.211.0.0/16 that only this machine can reach; it goes with its handle.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// An address of a test's own.
 #[derive(Debug)]
@@ -123,6 +125,25 @@ pub fn free_port(ip: IpAddr) -> Result<u16> {
         }
     }
     bail!("no free port at {ip}")
+}
+
+/// Listens at an address that [`free_port`] gave.
+///
+/// A process that starts another one holds copies of all its sockets in the child until that one's `exec`, those
+/// that only looked whether a port is free too: "in use" may pass within milliseconds.
+///
+/// # Errors
+/// When it is still in use after two seconds.
+pub async fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            other => return other.with_context(|| format!("cannot listen at {address}")),
+        }
+    }
 }
 
 /// A UDP port that was free a moment ago.

@@ -11,7 +11,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 /// The access key.
@@ -118,7 +117,7 @@ impl S3Server {
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
-        let listener = TcpListener::bind(self.address).await?;
+        let listener = crate::net::listen(self.address).await?;
         let (requests, faults) = (Arc::clone(&self.requests), Arc::clone(&self.faults));
         // Aborted by `stop` and by dropping; its connections are in a set that goes with it.
         #[allow(clippy::disallowed_methods)]
