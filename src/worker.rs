@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -20,7 +20,7 @@ use crate::catalog::{Accepted, Catalog, CatalogError, JobState, NewJob, NewParke
 use crate::config::{Settings, StoreKind};
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
-use crate::fault::{FaultKind, HasFault, chain};
+use crate::fault::{FaultKind, HasFault, Retry, chain};
 use crate::ids::{JobId, RouterName};
 use crate::job::driver::{CATALOG, run};
 use crate::job::{Context, Ended};
@@ -35,6 +35,9 @@ use crate::time::Wallclock;
 
 /// How often jobs without an owner are looked for.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
+/// A job that is asked to end does so within this, if its worker lives.
+const ENDING_MAX: Duration = Duration::from_secs(1);
+const ENDING_POLL: Duration = Duration::from_millis(50);
 /// Handing over takes at most this long.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
@@ -227,7 +230,7 @@ async fn own_jobs(
                 }
             }
             () = nudge.notified() => {}
-            () = tokio::time::sleep(CLAIM_EVERY) => {}
+            () = sleep(CLAIM_EVERY) => {}
             () = stop.cancelled(), if !drain.is_cancelled() => {
                 tracing::info!(jobs = owned.len(), "handing over");
                 drain.cancel();
@@ -253,6 +256,10 @@ async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut
     let found = context.catalog.claimable(&context.worker, &context.settings.worker.region, now, limit).await;
     let found = match found {
         Ok(found) => found,
+        // The broker's side says aloud that the catalog is away; a row that cannot be read stops all claims.
+        Err(error) if error.fault().retry == Retry::Never => {
+            return tracing::error!(fault.kind = %error.fault().kind, "no jobs can be claimed: {}", chain(&error));
+        }
         Err(error) => return tracing::debug!("no jobs can be claimed for now: {}", chain(&error)),
     };
     for job in found.into_iter().filter(|j| !owned.values().any(|o| *o == j.job)).take(free).collect::<Vec<_>>() {
@@ -300,8 +307,11 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
         SessionEvent::Started(event) => event,
         SessionEvent::Ended(event) => {
             let reason = crate::job::capture::session_ended();
-            let (application, session) = (&event.data.application_id, &event.data.session_id);
-            context.catalog.request_end(application, session, reason, Wallclock::now()).await?;
+            let (application, session, now) = (&event.data.application_id, &event.data.session_id, Wallclock::now());
+            let at = event.at().unwrap_or(now);
+            if !context.catalog.request_end(application, session, reason, at, now).await? {
+                tracing::info!(%session, ended_at = %at, "a session's end changes nothing: it is not recorded, or was used again since");
+            }
             context.ends.send_modify(|ends| *ends = ends.wrapping_add(1));
             return Ok(EventOutcome::Ended);
         }
@@ -317,8 +327,9 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
                 application: event.data.application_id.clone(),
                 region: event.data.region.clone(),
                 event: String::from_utf8_lossy(&delivery.body).into_owned(),
+                started_at: event.at().unwrap_or_else(Wallclock::now),
             };
-            let outcome = match context.catalog.accept(&new, Wallclock::now()).await? {
+            let outcome = match accept(context, &new).await? {
                 Accepted::New(job) => {
                     context.catalog.resolve_parked(job.job).await?;
                     EventOutcome::Accepted
@@ -334,6 +345,17 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             };
             nudge.notify_one();
             Ok(outcome)
+        }
+    }
+}
+
+/// Accepts a start. A session that is used again at once waits for its last job, which is about to end.
+async fn accept(context: &Context, new: &NewJob) -> Result<Accepted, CatalogError> {
+    let deadline = Instant::now() + ENDING_MAX;
+    loop {
+        match context.catalog.accept(new, Wallclock::now()).await {
+            Err(CatalogError::Ending { .. }) if Instant::now() < deadline => sleep(ENDING_POLL).await,
+            accepted => return accepted,
         }
     }
 }

@@ -36,6 +36,7 @@ fn event(session: &str, event: &str) -> NewJob {
         application: "app".parse().unwrap(),
         region: "eu".parse().unwrap(),
         event: format!("{{\"id\":\"{event}\"}}"),
+        started_at: NOW,
     }
 }
 
@@ -102,6 +103,7 @@ on_both! {
     one_event_accepted_by_twenty_tasks_is_one_job => accept_at_once;
     two_events_of_a_session_accepted_at_once_make_one_job => sessions_at_once;
     a_session_may_be_used_again_once_its_archive_has_ended => session_reuse;
+    an_end_ends_no_conversation_that_started_after_it => order_of_events;
     of_many_workers_that_want_an_expired_lease_one_wins => lease_race;
     a_worker_takes_its_own_job_back_at_once => own_jobs;
     an_owner_that_was_paused_changes_nothing_any_more => fencing;
@@ -161,10 +163,12 @@ async fn session_reuse(url: String) {
     assert!(
         matches!(catalog.accept(&event("s", "e2"), NOW).await.unwrap(), Accepted::SessionBusy(j) if j.job == first.job)
     );
-    assert!(catalog.request_end(&first.application, &first.session, "session ended", NOW).await.unwrap());
-    assert!(!catalog.request_end(&first.application, &"other".parse().unwrap(), "session ended", NOW).await.unwrap());
+    assert!(catalog.request_end(&first.application, &first.session, "session ended", NOW, NOW).await.unwrap());
+    assert!(
+        !catalog.request_end(&first.application, &"other".parse().unwrap(), "session ended", NOW, NOW).await.unwrap()
+    );
     // A first reason stays; the owner learns it with its heartbeat.
-    assert!(catalog.request_end(&first.application, &first.session, "another", NOW).await.unwrap());
+    assert!(catalog.request_end(&first.application, &first.session, "another", NOW, NOW).await.unwrap());
     let beat = catalog.heartbeat(first.job, epoch, NOW, TTL).await.unwrap();
     assert_eq!(beat.end_reason.as_deref(), Some("session ended"));
     // While it ends, a new conversation's event is neither taken for the old one's nor lost: it comes again.
@@ -175,6 +179,26 @@ async fn session_reuse(url: String) {
     catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
     let second = accepted(&catalog, "s", "e2").await;
     assert_ne!((first.job, first.archive), (second.job, second.archive));
+}
+
+async fn order_of_events(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let first = accepted(&catalog, "s", "e1").await;
+    let end = async |at: Wallclock| {
+        catalog.request_end(&first.application, &first.session, "session ended", at, later(90)).await.unwrap()
+    };
+    // An end from before the start comes late: it is of an earlier conversation.
+    assert!(!end(Wallclock(NOW.0 - 1)).await);
+    // The session was used again, and that start comes before the end of the first conversation: the running job
+    // has both, and the late end does not end it.
+    let again = |id: &str, at: Wallclock| NewJob { started_at: at, ..event("s", id) };
+    let outcome = catalog.accept(&again("e2", later(60)), later(61)).await.unwrap();
+    assert!(matches!(outcome, Accepted::SessionBusy(_)), "{outcome:?}");
+    assert!(!end(later(59)).await);
+    // An older start that comes again changes nothing.
+    catalog.accept(&again("e0", later(10)), later(62)).await.unwrap();
+    assert!(!end(later(59)).await);
+    assert!(end(later(80)).await);
 }
 
 async fn lease_race(url: String) {
@@ -295,6 +319,15 @@ async fn unparking(url: String) {
         let again = claimed(&catalog, job, "w", later(1)).await.job;
         assert_eq!((again.state, again.epoch, again.fault), (expected, Epoch(2), None));
     }
+    // Parked before it captured, although its session had ended: a replay begins anew.
+    let ended = accepted(&catalog, "ended", "e").await;
+    let epoch = claimed(&catalog, ended.job, "w", NOW).await.job.epoch;
+    catalog.advance(ended.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+    assert!(catalog.request_end(&ended.application, &ended.session, "session ended", NOW, NOW).await.unwrap());
+    catalog.park_job(ended.job, epoch, "router_unavailable", "x", NOW).await.unwrap();
+    assert!(catalog.unpark_job(ended.job, NOW).await.unwrap());
+    let again = claimed(&catalog, ended.job, "w", later(1)).await.job;
+    assert_eq!((again.state, again.end_reason), (JobState::Accepted, None));
     // A parked job whose session is used again waits for that to end.
     let old = accepted(&catalog, "again", "e1").await.job;
     let epoch = claimed(&catalog, old, "w", NOW).await.job.epoch;
@@ -446,7 +479,7 @@ async fn hostile_text(url: String) {
     catalog.mark_parked(id, ParkedState::Discarded, text, NOW).await.unwrap();
     let found = catalog.parked_entry(id).await.unwrap().unwrap();
     assert_eq!((found.detail, found.history[0].2.clone()), (stored.clone(), stored.clone()));
-    catalog.request_end(&job.application, &job.session, text, NOW).await.unwrap();
+    catalog.request_end(&job.application, &job.session, text, NOW, NOW).await.unwrap();
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
     catalog.park_job(job.job, epoch, text, text, NOW).await.unwrap();
     assert_eq!(catalog.job(job.job).await.unwrap().unwrap().detail, Some(stored));

@@ -83,6 +83,8 @@ pub struct NewJob {
     pub region: Region,
     /// The event as it came.
     pub event: String,
+    /// When the conversation started, by the clock of the event's sender.
+    pub started_at: Wallclock,
 }
 
 /// A job.
@@ -130,7 +132,7 @@ pub enum Accepted {
     New(JobRow),
     /// The event was accepted before.
     Duplicate(JobRow),
-    /// Another event of the same conversation was accepted before.
+    /// The session is being recorded: the running job's archive has this conversation too.
     SessionBusy(JobRow),
 }
 
@@ -200,8 +202,9 @@ impl Catalog {
     /// come again, for it begins a conversation of its own. Else when the catalog is away.
     pub async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
         let insert = statement(format!(
-            "INSERT INTO jobs ({COLUMNS}) VALUES \
-             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9) ON CONFLICT DO NOTHING"
+            "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
+             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, $10) \
+             ON CONFLICT DO NOTHING"
         ))
         .bind(new.job.to_string())
         .bind(ArchiveId::of_job(new.job).to_string())
@@ -211,9 +214,19 @@ impl Catalog {
         .bind(storable(&new.event))
         .bind(now.0)
         .bind(now.0)
-        .bind(now.0);
+        .bind(now.0)
+        .bind(new.started_at.0);
         let note = history_line(new.job, "accepted", "broker", now);
         let known = select_job(new.job);
+        // The end of the conversation before, should it come later than this start, must not end this one.
+        let join = statement(format!(
+            "UPDATE jobs SET conversation_at = $1 WHERE application_id = $2 AND session_id = $3 \
+             AND state IN {ACTIVE} AND end_reason IS NULL AND conversation_at < $4"
+        ))
+        .bind(new.started_at.0)
+        .bind(new.application.to_string())
+        .bind(new.session.to_string())
+        .bind(new.started_at.0);
         let of_session = statement(format!(
             "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND state IN {ACTIVE}"
         ))
@@ -229,7 +242,10 @@ impl Catalog {
                 let known = known.fetch_optional(&mut *transaction).await?;
                 let busy = match known {
                     Some(_) => None,
-                    None => of_session.fetch_optional(&mut *transaction).await?,
+                    None => {
+                        join.execute(&mut *transaction).await?;
+                        of_session.fetch_optional(&mut *transaction).await?
+                    }
                 };
                 transaction.commit().await?;
                 Ok((inserted, known, busy))
@@ -425,7 +441,7 @@ impl Catalog {
         now: Wallclock,
     ) -> Result<(), CatalogError> {
         let park = statement(format!(
-            "UPDATE jobs SET state = 'parked', fault = $1, detail = $2, owner = NULL, lease_expires_at = 0, \
+            "UPDATE jobs SET parked_from = state, state = 'parked', fault = $1, detail = $2, owner = NULL, lease_expires_at = 0, \
              updated_at = $3 WHERE job_id = $4 AND epoch = $5 AND state IN {LIVE}"
         ))
         .bind(storable(fault))
@@ -443,15 +459,17 @@ impl Catalog {
         }
     }
 
-    /// A parked job goes on from where its media stands: `finalizing` if its capture had ended, else
-    /// `accepted`. Returns whether it was parked.
+    /// A parked job goes on from where its media stands: `finalizing` if its capture had ended, else it is
+    /// `accepted` anew, and nobody wants it to end. Returns whether it was parked.
     ///
     /// # Errors
     /// [`CatalogError::Conflict`] while another job of the same session runs; else when the catalog is away.
     pub async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
         let unpark = statement(
-            "UPDATE jobs SET state = CASE WHEN end_reason IS NULL THEN 'accepted' ELSE 'finalizing' END, \
-             fault = NULL, detail = NULL, updated_at = $1 WHERE job_id = $2 AND state = 'parked'",
+            "UPDATE jobs SET state = CASE WHEN parked_from = 'finalizing' THEN 'finalizing' ELSE 'accepted' END, \
+             end_reason = CASE WHEN parked_from = 'finalizing' THEN end_reason ELSE NULL END, \
+             parked_from = NULL, fault = NULL, detail = NULL, updated_at = $1 \
+             WHERE job_id = $2 AND state = 'parked'",
         )
         .bind(now.0)
         .bind(job.to_string());
@@ -471,7 +489,7 @@ impl Catalog {
     }
 
     /// Somebody wants a session's running archive to end. Its owner reads it with the next heartbeat.
-    /// Returns whether there is one.
+    /// Returns whether there is one, and no conversation of it started after `ended_at`.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -480,16 +498,18 @@ impl Catalog {
         application: &ApplicationId,
         session: &SessionId,
         reason: &str,
+        ended_at: Wallclock,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         let request = statement(format!(
             "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 \
-             WHERE application_id = $3 AND session_id = $4 AND state IN {ACTIVE}"
+             WHERE application_id = $3 AND session_id = $4 AND state IN {ACTIVE} AND conversation_at <= $5"
         ))
         .bind(storable(reason))
         .bind(now.0)
         .bind(application.to_string())
-        .bind(session.to_string());
+        .bind(session.to_string())
+        .bind(ended_at.0);
         Ok(self.execute("end a session", request).await? > 0)
     }
 

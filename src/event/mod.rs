@@ -205,10 +205,12 @@ impl Envelope<Started> {
     pub fn job(&self) -> JobId {
         JobId::of_event(&self.data.session_id, &self.id)
     }
+}
 
-    /// When the session started, by its sender.
+impl<T> Envelope<T> {
+    /// When it happened, by its sender's clock. Senders need not say.
     #[must_use]
-    pub fn started_at(&self) -> Option<Wallclock> {
+    pub fn at(&self) -> Option<Wallclock> {
         self.time.as_deref().and_then(Wallclock::parse_rfc3339)
     }
 }

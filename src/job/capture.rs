@@ -104,12 +104,12 @@ pub(super) async fn capture(
     let earlier = prepare(job).await?;
     status.send_replace(Some(job.archive_row(ArchiveStatus::Started, "")));
     let now = Wallclock::now();
-    let presence =
+    let mut presence =
         Presence::new(context.settings.job_limits(), job.row.origin, now, earlier.recorded, !earlier.ends.is_empty());
     let (history, _) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
-    let mut room = match enter(job, &presence, &mut end_reason).await? {
+    let mut room = match enter(job, &mut presence, &mut end_reason).await? {
         Entered::Room(room) => room,
         Entered::Ended(captured) => return Ok(captured),
     };
@@ -203,11 +203,11 @@ enum Entered {
     Ended(Captured),
 }
 
-/// Joins the room. A router that is away is waited for; a room that is not there is waited for as long as
-/// a session without streams would last.
+/// Joins the room. A router that is away is waited for until the session ends or has become too old; a room that
+/// is not there is waited for as long as a session without streams would last.
 async fn enter(
     job: &Job,
-    presence: &Presence,
+    presence: &mut Presence,
     end_reason: &mut watch::Receiver<Option<String>>,
 ) -> Result<Entered, Stuck> {
     let Some(place) = &job.event.data.router else {
@@ -223,22 +223,25 @@ async fn enter(
             () = job.fenced.cancelled() => return Ok(Entered::Ended(Captured::Fenced)),
             () = job.drain.cancelled() => return Ok(Entered::Ended(Captured::Drained)),
             joined = router.join(&place.room, &observer) => match joined {
-                Ok(room) => return Ok(Entered::Room(room)),
+                Ok(room) => {
+                    presence.router_back(Wallclock::now());
+                    return Ok(Entered::Room(room));
+                }
                 Err(error) => error,
             },
         };
+        let now = Wallclock::now();
         match &error {
             RouterError::Refused { .. } => return Err(Stuck::of(&error)),
             // Nobody can be there, so the session's own rules say how long to wait.
-            RouterError::RoomNotFound { .. } => {
-                let asked = end_reason.borrow().clone();
-                let ended = asked.or_else(|| presence.ended(Wallclock::now()).map(|r| r.vonage().to_owned()));
-                if let Some(reason) = ended {
-                    let recorded = presence.recorded(Wallclock::now()) > Duration::ZERO;
-                    return if recorded { Ok(Entered::Ended(Captured::Ended(reason))) } else { Err(Stuck::of(&error)) };
-                }
-            }
-            _ => {}
+            RouterError::RoomNotFound { .. } => presence.router_back(now),
+            // Somebody may be there.
+            _ => presence.router_lost(now),
+        }
+        let asked = end_reason.borrow().clone();
+        if let Some(reason) = asked.or_else(|| presence.ended(now).map(|r| r.vonage().to_owned())) {
+            let recorded = presence.recorded(now) > Duration::ZERO;
+            return if recorded { Ok(Entered::Ended(Captured::Ended(reason))) } else { Err(Stuck::of(&error)) };
         }
         if !std::mem::replace(&mut told, true) {
             tracing::warn!("the room cannot be entered, trying again: {}", chain(&error));
@@ -246,6 +249,7 @@ async fn enter(
         tokio::select! {
             () = job.fenced.cancelled() => return Ok(Entered::Ended(Captured::Fenced)),
             () = job.drain.cancelled() => return Ok(Entered::Ended(Captured::Drained)),
+            Ok(()) = end_reason.changed() => {}
             () = tokio::time::sleep(JOIN.delay(attempt, rand::random())) => {}
         }
     }

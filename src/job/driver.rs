@@ -109,6 +109,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         application: job.row.application.clone(),
         region: job.row.region.clone(),
         event: serde_json::to_string(&event).expect("plain data"),
+        started_at: event.at().unwrap_or(job.row.created_at),
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
     match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {
