@@ -8,6 +8,7 @@ use archiver::capture::log::LogReader;
 use archiver::capture::peer::{CaptureEvent, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, RoomId, SessionId, StreamId, TrackKind};
+use archiver::media::Pipelines;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, RoomEvent, StreamInfo};
 use archiver::time::Wallclock;
@@ -139,8 +140,10 @@ async fn every_codec_arrives_whole_in_its_log() {
         origin: Wallclock::now(),
     };
     let cancel = tokio_util::sync::CancellationToken::new();
-    let build =
-        || archiver::archive::build::build(&archive_dir, &about, "session ended", None, &cancel).expect("build");
+    let build = || {
+        archiver::archive::build::build(&archive_dir, &about, "session ended", &Pipelines::default(), &cancel)
+            .expect("build")
+    };
     let built = tokio::task::block_in_place(build);
     assert_eq!(built.manifest.files.len(), 4);
     for file in &built.manifest.files {

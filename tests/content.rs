@@ -9,6 +9,7 @@ use archiver::archive::build::{About, Built, build};
 use archiver::capture::peer::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, RoomId, SessionId, StreamId, TrackKind};
+use archiver::media::Pipelines;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, Room, RoomEvent};
 use archiver::time::Wallclock;
@@ -98,7 +99,9 @@ impl Session {
         self.engine.close(self.capture).await.expect("close");
         self.room.leave().await;
         let cancel = tokio_util::sync::CancellationToken::new();
-        let built = tokio::task::block_in_place(|| build(&self.dir, &self.about, "session ended", None, &cancel));
+        let built = tokio::task::block_in_place(|| {
+            build(&self.dir, &self.about, "session ended", &Pipelines::default(), &cancel)
+        });
         (built.expect("build"), self.dir.join("out"), self._spool)
     }
 }

@@ -1,16 +1,15 @@
 //! The adapter against a real Janus, one that is cut off or restarted, and servers that lie.
 #![allow(missing_docs)]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use archiver::ids::{RoomId, TrackKind};
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, Room, RoomEvent, RouterError, StreamInfo};
 use archiver_testkit::janus::{API_SECRET, Client, Janus};
+use archiver_testkit::liar::{Lie, liar, reply};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::publisher::{Options, Publisher};
-use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -263,45 +262,6 @@ async fn a_room_that_is_made_again_and_an_observer_that_was_removed_are_noticed(
     room.leave().await;
 }
 
-/// What a lying server answers to a request; nothing if `None`.
-type Lie = fn(&Value) -> Option<Vec<Message>>;
-
-/// A WebSocket server that answers as told. It ends with the test's runtime.
-async fn liar(lie: Lie) -> String {
-    let listener =
-        tokio::net::TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await.expect("bind");
-    let url = format!("ws://{}", listener.local_addr().expect("address"));
-    #[allow(clippy::disallowed_methods)]
-    tokio::spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(async move {
-                #[allow(clippy::result_large_err)]
-                let subprotocol = |_: &_, mut response: tokio_tungstenite::tungstenite::handshake::server::Response| {
-                    response.headers_mut().insert("Sec-WebSocket-Protocol", "janus-protocol".parse().expect("header"));
-                    Ok(response)
-                };
-                let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, subprotocol).await else { return };
-                while let Some(Ok(message)) = socket.next().await {
-                    let Ok(text) = message.to_text() else { return };
-                    let request = serde_json::from_str(text).unwrap_or_default();
-                    for answer in lie(&request).unwrap_or_default() {
-                        if socket.send(answer).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            });
-        }
-    });
-    url
-}
-
-fn reply(request: &Value, mut answer: Value) -> Message {
-    answer["transaction"] = request["transaction"].clone();
-    Message::text(answer.to_string())
-}
-
 /// As Janus answers, as far as a room is entered.
 fn honest(request: &Value) -> Option<Vec<Message>> {
     let plugin = |data: Value| json!({ "janus": "event", "sender": 7, "plugindata": { "data": data } });
@@ -332,7 +292,7 @@ async fn a_server_that_is_no_janus_is_refused_in_time() {
         ("a closed door", |_| Some(vec![Message::Close(None)])),
     ];
     for (name, lie) in lies {
-        let url = liar(lie).await;
+        let url = liar(lie).await.expect("liar");
         let started = Instant::now();
         let router = JanusRouter::new(JanusConfig { timeout: Duration::from_millis(500), ..config(&url) });
         let error = router.join(&id("r"), "test").await.map(drop).expect_err(name);
@@ -370,7 +330,8 @@ async fn nonsense_in_a_room_harms_nothing() {
         }
         Some(answers)
     })
-    .await;
+    .await
+    .expect("liar");
     let mut room = enter(&url, "r").await;
     clients(room.as_mut(), 1).await;
     let long = present(room.as_mut(), "long").await;

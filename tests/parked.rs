@@ -1,13 +1,26 @@
 //! What cannot be done is parked with its reason, and replayed by the same road.
+//!
+//! Jobs are parked for each reason but `log_corrupt`, `archive_invalid` and `spool_full`, which only a defect or a
+//! race of this program brings about: a damaged log costs its damaged lines, a file that is not right is kept as it
+//! was captured, and a spool without room refuses jobs before it parks one.
 #![allow(missing_docs)]
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::Content;
+use archiver_testkit::janus::API_SECRET;
+use archiver_testkit::liar::{liar, reply};
+use archiver_testkit::net::free_port;
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use lapin::BasicProperties;
+use lapin::options::BasicPublishOptions;
 use serde_json::{Value, json};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
@@ -109,28 +122,55 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     assert_eq!(largest, content.frames.last().map(|f| f.size.0), "the highest layer was reached and kept");
 }
 
-/// Puts a line at the beginning of the configuration, where it belongs to no section.
-fn configure(world: &World, line: &str) {
+/// Adds a section to the configuration.
+fn configure(world: &World, section: &str) {
     let config = std::fs::read_to_string(world.config()).expect("config");
-    std::fs::write(world.config(), format!("{line}\n{config}")).expect("config");
+    std::fs::write(world.config(), format!("{config}\n{section}\n")).expect("config");
 }
 
-/// A fragment whose element does not exist: an operator's mistake that is found when the first archive is made.
-fn broken_pipelines(world: &World) -> std::path::PathBuf {
+/// A folder with a fragment that an operator has changed badly: found when the first archive is made.
+fn bad_pipelines(world: &World, good: &str, bad: &str) -> PathBuf {
     let folder = world.scratch().join("pipelines");
     std::fs::create_dir(&folder).expect("folder");
-    let own = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mux-webm.launch");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mux-webm.launch");
     let text = std::fs::read_to_string(own).expect("fragment");
-    std::fs::write(folder.join("mux-webm.launch"), text.replace("webmmux", "webmmuxx")).expect("fragment");
+    assert!(text.contains(good));
+    std::fs::write(folder.join("mux-webm.launch"), text.replace(good, bad)).expect("fragment");
     folder
+}
+
+/// The id of the one entry with a fault.
+fn entry(entries: &[Value], fault: &str) -> String {
+    let found: Vec<&Value> = entries.iter().filter(|e| e["fault"] == fault).collect();
+    assert_eq!(found.len(), 1, "{fault}: {entries:?}");
+    found[0]["parked"].as_str().expect("id").to_owned()
+}
+
+/// Each is listed by its reason, and shown.
+fn listed_and_shown(world: &World, entries: &[Value], reasons: &[&str]) {
+    for fault in reasons {
+        let id = entry(entries, fault);
+        let shown = world.command(&["jobs", "show", &id]).expect("show");
+        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.status.success() && text.contains(fault), "{text}");
+        let listed = world.command(&["jobs", "list", "--fault", fault]).expect("list");
+        assert!(String::from_utf8_lossy(&listed.stdout).contains(&id), "{fault}");
+    }
+}
+
+fn replay(world: &World, entries: &[Value], reasons: &[&str], times: u32) {
+    for fault in (0..times).flat_map(|_| reasons) {
+        let out = world.command(&["jobs", "replay", &entry(entries, fault)]).expect("replay");
+        assert!(out.status.success(), "{fault}: {}", String::from_utf8_lossy(&out.stderr));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_one_archive() {
     let limits = "[limits]\nnever_published = \"2s\"\nno_clients = \"2s\"";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
-    let pipelines = broken_pipelines(&world);
-    configure(&world, &format!("pipelines_dir = \"{}\"", pipelines.display()));
+    let pipelines = bad_pipelines(&world, "webmmux", "webmmuxx");
+    configure(&world, &format!("[pipelines]\ndir = \"{}\"", pipelines.display()));
     world.start_worker().expect("worker");
     // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made, a
     // disk that takes no files.
@@ -183,17 +223,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         "spool_io",
     ];
     let entries = parked(&world, reasons.len()).await;
-    let id = |fault: &str| {
-        let entry = entries.iter().find(|e| e["fault"] == fault).unwrap_or_else(|| panic!("no {fault}: {entries:?}"));
-        entry["parked"].as_str().expect("id").to_owned()
-    };
-    for fault in reasons {
-        let shown = world.command(&["jobs", "show", &id(fault)]).expect("show");
-        let text = String::from_utf8_lossy(&shown.stdout).into_owned();
-        assert!(shown.status.success() && text.contains(fault), "{text}");
-        let listed = world.command(&["jobs", "list", "--fault", fault]).expect("list");
-        assert!(String::from_utf8_lossy(&listed.stdout).contains(&id(fault)), "{fault}");
-    }
+    listed_and_shown(&world, &entries, &reasons);
     // What was wrong is mended.
     std::fs::remove_file(&in_the_way).expect("the file goes");
     std::fs::remove_file(pipelines.join("mux-webm.launch")).expect("fragment");
@@ -203,13 +233,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         world.janus.create_room(room, json!({})).await.expect("room");
         publishers.push(Publisher::start(Options::new(&world.janus, room, "alice")).await.expect("publisher"));
     }
-    let replay = |fault: &str| {
-        let out = world.command(&["jobs", "replay", &id(fault)]).expect("replay");
-        assert!(out.status.success(), "{fault}: {}", String::from_utf8_lossy(&out.stderr));
-    };
-    for _ in 0..5 {
-        reasons.into_iter().for_each(replay);
-    }
+    replay(&world, &entries, &reasons, 5);
     for session in ["nowhere", "locked"] {
         world.archive(session, "started", Duration::from_secs(20)).await;
     }
@@ -221,12 +245,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     for session in ["nowhere", "locked", "muxed", "spoiled"] {
         world.archive(session, "available", Duration::from_secs(60)).await;
     }
-    for _ in 0..5 {
-        reasons.into_iter().for_each(|fault| {
-            let out = world.command(&["jobs", "replay", &id(fault)]).expect("replay");
-            assert!(out.status.success(), "{fault}: {}", String::from_utf8_lossy(&out.stderr));
-        });
-    }
+    replay(&world, &entries, &reasons, 5);
     // The refused ones wait again, having come eleven times each; nothing else does.
     wait_for("all replays to be handled", Duration::from_secs(30), || async {
         let list = world.json(&["jobs", "list", "--json"]).ok()?;
@@ -244,4 +263,104 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!((matched.missing.len(), matched.strange), (0, 0), "captured before it was parked");
+}
+
+/// Changes the catalog as a person with a database client would. The worker must not run.
+fn sql(world: &World, statement: &str, values: &[&str]) {
+    let script = "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); n=db.execute(sys.argv[2],sys.argv[3:]).rowcount; \
+                  db.commit(); sys.exit(0 if n==1 else 1)";
+    let file = world.data().join("catalog.sqlite");
+    let status = Command::new("python3").args(["-c", script]).arg(file).arg(statement).args(values).status();
+    assert!(status.expect("python").success(), "{statement}");
+}
+
+/// Puts an event where RabbitMQ puts those that it gave up.
+async fn publish_dead(world: &World, event: &Value) {
+    let url = world.rabbit.url();
+    let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await;
+    let channel = connection.expect("connection").create_channel().await.expect("channel");
+    let (body, options) = (event.to_string().into_bytes(), BasicPublishOptions::default());
+    let (exchange, key) = ("archiver.dead".into(), "session.started.eu".into());
+    let sent = channel.basic_publish(exchange, key, options, &body, BasicProperties::default()).await;
+    sent.expect("sent").await.expect("confirmed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
+    const SESSIONS: [&str; 5] = ["away", "lied", "slow", "row", "dead"];
+    let reasons = ["router_unavailable", "router_protocol", "media_stalled", "catalog_corrupt", "bug"];
+    let limits = "[limits]\nnever_published = \"2s\"\nno_clients = \"2s\"";
+    let mut world = World::start(BINARY, None, limits).await.expect("world");
+    let pipelines = bad_pipelines(&world, "filesink name", "identity sleep-time=2500000 !\nfilesink name");
+    configure(&world, &format!("[pipelines]\nstall = \"1s\"\ndir = \"{}\"", pipelines.display()));
+    // One router that is not there, and one that is none.
+    let nowhere = format!("ws://127.0.0.1:{}", free_port(std::net::Ipv4Addr::LOCALHOST.into()).expect("port"));
+    let lies = liar(|r| Some(vec![reply(r, json!({ "janus": "success", "data": { "id": "seven" } }))]));
+    let lies = lies.await.expect("liar");
+    for (name, url) in [("away", &nowhere), ("liar", &lies)] {
+        configure(&world, &format!("[[router]]\nname = \"{name}\"\nurl = \"{url}\"\napi_secret = \"{API_SECRET}\""));
+    }
+    for room in SESSIONS {
+        world.janus.create_room(room, json!({})).await.expect("room");
+    }
+    let mut publishers = Vec::new();
+    for room in SESSIONS {
+        publishers.push(Publisher::start(Options::new(&world.janus, room, "alice")).await.expect("publisher"));
+    }
+    world.start_worker().expect("worker");
+    let mut events = SESSIONS.map(|session| world.started(session));
+    events[0]["data"]["router"]["name"] = json!("away");
+    events[1]["data"]["router"]["name"] = json!("liar");
+    events[..4].iter().for_each(|event| world.publish(event).expect("publish"));
+    publish_dead(&world, &events[4]).await;
+    world.recording(4, Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // The sessions of the two routers end before anything could be recorded.
+    for session in ["away", "lied", "slow"] {
+        let ended = world.ended(session);
+        world.publish(&ended).expect("publish");
+    }
+    parked(&world, 4).await;
+    // Somebody has changed the catalog by hand.
+    world.kill_worker();
+    let wrong = world.ended("row").to_string();
+    sql(&world, "UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&wrong]);
+    world.start_worker().expect("worker");
+    let entries = parked(&world, reasons.len()).await;
+    listed_and_shown(&world, &entries, &reasons);
+    // What was wrong is mended: pipelines, routers, catalog.
+    world.kill_worker();
+    std::fs::remove_file(pipelines.join("mux-webm.launch")).expect("fragment");
+    let config = std::fs::read_to_string(world.config()).expect("config");
+    let config = config.replace(&nowhere, &world.janus.url()).replace(&lies, &world.janus.url());
+    std::fs::write(world.config(), config).expect("config");
+    let right = events[3].to_string();
+    sql(&world, "UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&right]);
+    let of_row = entry(&entries, "catalog_corrupt");
+    sql(&world, "UPDATE parked SET body = ? WHERE parked_id = ?", &[&STANDARD.encode(&right), &of_row]);
+    world.start_worker().expect("worker");
+    replay(&world, &entries, &reasons, 5);
+    for session in ["away", "lied", "row", "dead"] {
+        world.archive(session, "started", Duration::from_secs(20)).await;
+    }
+    world.recording(8, Duration::from_secs(20)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for session in ["away", "lied", "row", "dead"] {
+        let ended = world.ended(session);
+        world.publish(&ended).expect("publish");
+    }
+    for session in SESSIONS {
+        world.archive(session, "available", Duration::from_secs(60)).await;
+    }
+    replay(&world, &entries, &reasons, 5);
+    // All that was published before has been handled when this one has.
+    world.publish_bytes(b"{").expect("publish");
+    parked(&world, 1).await;
+    for session in SESSIONS {
+        let archive = world.archive(session, "available", Duration::from_secs(5)).await;
+        let archive = world.download(&archive).expect("download");
+        let files = archive.files("alice");
+        assert_eq!(files.len(), 1, "{session}: {files:?}");
+        assert!(Content::read(&files[0]).expect("file").frames.len() > 20, "{session}");
+    }
 }

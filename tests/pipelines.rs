@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use archiver::capture::types::{Codec, Frame, TrackFormat};
+use archiver::media::Pipelines;
 use archiver::media::mux::{MuxInput, Muxed, mux};
 use archiver::media::verify;
 use archiver::time::MediaTime;
@@ -72,7 +73,7 @@ fn run(video: Track, audio: Track, path: &Path) -> Muxed {
     let source =
         |t: Track| t.map(|(f, frames)| (f, Box::new(frames.into_iter()) as Box<dyn Iterator<Item = Frame> + Send>));
     let input = MuxInput { video: source(video), audio: source(audio), start: MediaTime::ZERO };
-    mux(input, path, None, &CancellationToken::new()).expect("mux")
+    mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux")
 }
 
 /// `key=value` lines of ffprobe for one kind of stream, with packets counted.
@@ -163,7 +164,7 @@ fn sound_that_begins_late_and_sound_alone_are_right() {
     run(Some(video.clone()), Some(audio.clone()), &path);
     assert!((duration(&path) - 9.0).abs() < 0.05, "{}", duration(&path));
     plays(&path);
-    let counted = verify::count(&path, None, &CancellationToken::new()).expect("count");
+    let counted = verify::count(&path, &Pipelines::default(), &CancellationToken::new()).expect("count");
     assert_eq!((counted.pictures, counted.sounds), (video.1.len() as u64, audio.1.len() as u64));
     let path = dir.path().join("audio.webm");
     run(None, Some(coded(Codec::Opus)), &path);

@@ -18,7 +18,7 @@ use crate::capture::history::{self, What};
 use crate::capture::log::LogReader;
 use crate::capture::log::reader::{TrackIndex, join};
 use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
-use crate::media::{MediaError, mux, verify};
+use crate::media::{MediaError, Pipelines, mux, verify};
 use crate::router::VideoType;
 use crate::time::{MediaTime, Wallclock};
 
@@ -78,7 +78,7 @@ pub fn build(
     dir: &Path,
     about: &About,
     reason: &str,
-    pipelines: Option<&Path>,
+    pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Built, ArchiveError> {
     let out = dir.join("out");
@@ -130,7 +130,7 @@ pub fn build(
 fn make_file(
     plan: &Plan,
     out: &Path,
-    pipelines: Option<&Path>,
+    pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<FileEntry, ArchiveError> {
     let path = out.join(&plan.name);
@@ -185,7 +185,7 @@ fn check_file(
     plan: &Plan,
     muxed: &mux::Muxed,
     path: &Path,
-    pipelines: Option<&Path>,
+    pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<(), ArchiveError> {
     let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };

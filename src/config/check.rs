@@ -165,6 +165,7 @@ fn media(settings: &Settings, rules: &mut Rules) {
 }
 
 fn limits(settings: &Settings, rules: &mut Rules) {
+    rules.span("pipelines.stall", settings.pipelines.stall, SECOND..=HOUR, "1s to 1h");
     let limits = &settings.limits;
     for (key, span) in [
         ("limits.no_clients", limits.no_clients),

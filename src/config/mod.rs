@@ -20,8 +20,8 @@ use crate::ids::WorkerId;
 use crate::job::presence::Limits;
 
 pub use sections::{
-    BrokerSection, CaptureSection, CatalogSection, HttpSection, LimitsSection, LogSection, MediaSection, RouterSection,
-    SpoolSection, StoreKind, StoreSection, WorkerSection,
+    BrokerSection, CaptureSection, CatalogSection, HttpSection, LimitsSection, LogSection, MediaSection,
+    PipelinesSection, RouterSection, SpoolSection, StoreKind, StoreSection, WorkerSection,
 };
 pub use values::{ByteCount, Span};
 
@@ -64,14 +64,14 @@ pub struct Settings {
     pub media: MediaSection,
     /// `[capture]`.
     pub capture: CaptureSection,
+    /// `[pipelines]`.
+    pub pipelines: PipelinesSection,
     /// `[limits]`.
     pub limits: LimitsSection,
     /// `[http]`.
     pub http: HttpSection,
     /// `[log]`.
     pub log: LogSection,
-    /// Pipeline fragments of the operator's own go before those of this build.
-    pub pipelines_dir: Option<PathBuf>,
 }
 
 impl Settings {
@@ -90,7 +90,6 @@ impl Settings {
         let mut errors = Vec::new();
         let mut source = source::Source::new(text, environment, &mut errors)?;
         let settings = Self {
-            pipelines_dir: source.take_path("pipelines_dir", &mut errors),
             worker: source.take("worker", &mut errors),
             broker: source.take("broker", &mut errors),
             catalog: source.take("catalog", &mut errors),
@@ -99,6 +98,7 @@ impl Settings {
             spool: source.take("spool", &mut errors),
             media: source.take("media", &mut errors),
             capture: source.take("capture", &mut errors),
+            pipelines: source.take("pipelines", &mut errors),
             limits: source.take("limits", &mut errors),
             http: source.take("http", &mut errors),
             log: source.take("log", &mut errors),
@@ -168,7 +168,6 @@ impl fmt::Display for Settings {
                 None => writeln!(f, "# {key} ="),
             })
         };
-        section("# whole configuration", vec![("pipelines_dir", values::Shown::shown(&self.pipelines_dir))])?;
         section("[worker]", self.worker.shown())?;
         section("[broker]", self.broker.shown())?;
         section("[catalog]", self.catalog.shown())?;
@@ -179,6 +178,7 @@ impl fmt::Display for Settings {
         section("[spool]", self.spool.shown())?;
         section("[media]", self.media.shown())?;
         section("[capture]", self.capture.shown())?;
+        section("[pipelines]", self.pipelines.shown())?;
         section("[limits]", self.limits.shown())?;
         section("[http]", self.http.shown())?;
         section("[log]", self.log.shown())

@@ -211,6 +211,16 @@ section! {
 }
 
 section! {
+    /// `[pipelines]`: how archives are made by GStreamer.
+    PipelinesSection {
+        /// A folder with fragments of the operator's own; each goes before the one of its name in this build.
+        dir: Option<PathBuf> = None,
+        /// A pipeline that makes no progress for so long has stalled, and is tried again.
+        stall: Span = Span(Duration::from_secs(30)),
+    }
+}
+
+section! {
     /// `[limits]`: when a session has ended. Vonage's values.
     LimitsSection {
         /// No client was there for so long.

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -31,7 +30,7 @@ type Fields = BTreeMap<String, Given>;
 /// All that was given and not yet taken.
 pub(super) struct Source {
     file: Table,
-    /// By section, then key; the section of a top-level key is empty, of a router `router__<name>`.
+    /// By section, then key; the section of a router is `router__<name>`.
     environment: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -53,7 +52,6 @@ impl Source {
             let path = path.to_lowercase();
             let (section, key) = match path.rsplit_once("__") {
                 Some((section, key)) if !section.is_empty() && !key.is_empty() => (section, key),
-                None if path == "pipelines_dir" => ("", path.as_str()),
                 _ => {
                     errors.push(format!("{name}: is not of the form {PREFIX}SECTION__KEY"));
                     continue;
@@ -120,25 +118,10 @@ impl Source {
         routers
     }
 
-    /// Takes a path at the top level.
-    pub(super) fn take_path(&mut self, key: &str, errors: &mut Vec<String>) -> Option<PathBuf> {
-        let from_file = self.file.remove(key);
-        if let Some(path) = self.environment.get_mut("").and_then(|top| top.remove(key)) {
-            return Some(path.into());
-        }
-        match from_file? {
-            Value::String(path) => Some(path.into()),
-            other => {
-                errors.push(format!("{key} = {}: is not a path", told(&other)));
-                None
-            }
-        }
-    }
-
     /// What is left has no meaning.
     pub(super) fn end(self, errors: &mut Vec<String>) {
         errors.extend(self.file.keys().map(|name| format!("{name}: there is no such section")));
-        for section in self.environment.keys().filter(|name| !name.is_empty()) {
+        for section in self.environment.keys() {
             errors.push(match section.strip_prefix("router__") {
                 Some(name) => format!("{PREFIX}ROUTER__{}: the file has no such router", name.to_uppercase()),
                 None => format!("{PREFIX}{}: there is no such section", section.to_uppercase()),

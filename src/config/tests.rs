@@ -75,18 +75,18 @@ fn an_address_that_is_shown_has_no_password() {
 #[test]
 fn the_environment_goes_before_the_file() {
     let settings = load(
-        "pipelines_dir = '/a'\n[worker]\ncapacity = 3\n[[router]]\nname = 'janus-1.eu'\nurl = 'ws://a'\npin = 'a'",
+        "[pipelines]\ndir = '/a'\n[worker]\ncapacity = 3\n[[router]]\nname = 'janus-1.eu'\nurl = 'ws://a'\npin = 'a'",
         &[
             ("ARCHIVER__WORKER__CAPACITY", "7"),
             ("ARCHIVER__STORE__PATH_STYLE", "false"),
             ("ARCHIVER__ROUTER__JANUS_1_EU__PIN", "4321"),
-            ("ARCHIVER__PIPELINES_DIR", "/b"),
+            ("ARCHIVER__PIPELINES__DIR", "/b"),
         ],
     );
     let settings = settings.expect("valid");
     assert_eq!((settings.worker.capacity, settings.store.path_style), (7, false));
     assert_eq!(settings.routers[0].pin.as_ref().expect("pin").expose_secret(), "4321");
-    assert_eq!(settings.pipelines_dir, Some("/b".into()));
+    assert_eq!(settings.pipelines.dir, Some("/b".into()));
     let told = errors("", &[("ARCHIVER__ROUTER__JANUS_2__PIN", "4321")]);
     assert!(told.contains("ROUTER__JANUS_2") && !told.contains("4321"), "{told}");
 }
@@ -174,7 +174,7 @@ fn defaults_in_the_example_are_those_of_the_program() {
 
 #[test]
 fn a_printed_configuration_says_the_same_and_no_secret() {
-    let text = "pipelines_dir = '/p'\n[broker]\nurl = 'amqp://u:hunter2@h'\n[store]\npart_size = '6MiB'\n\
+    let text = "[pipelines]\ndir = '/p'\n[broker]\nurl = 'amqp://u:hunter2@h'\n[store]\npart_size = '6MiB'\n\
                 access_key = 'a'\nsecret_key = 'hunter2'\n[capture]\nvideo_hold = '1500ms'\nkeyframe_interval_max = '0s'\n\
                 [[router]]\nname = 'j'\nurl = 'ws://a'\napi_secret = 'hunter2'\ntoken = 'hunter2'\npin = 'hunter2'";
     let settings = load(text, &[]).expect("valid");

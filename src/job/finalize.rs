@@ -16,6 +16,7 @@ use crate::capture::ship;
 use crate::capture::spool::ProvedInStore;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
 use crate::fault::{Backoff, FaultKind, HasFault, Retry, chain};
+use crate::media::Pipelines;
 use crate::metrics::metrics;
 use crate::store::retry::persist;
 use crate::store::upload::{Upload, UploadError, upload};
@@ -109,12 +110,14 @@ pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
 async fn made(job: &Job, reason: &str) -> Result<Option<Built>, Stuck> {
     for attempt in 0.. {
         let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
-        let (pipelines, cancel) = (job.context.settings.pipelines_dir.clone(), job.fenced.clone());
+        let section = &job.context.settings.pipelines;
+        let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
+        let cancel = job.fenced.clone();
         let work = move || -> Result<Built, ArchiveError> {
             if let Some(built) = found(&dir) {
                 return Ok(built);
             }
-            let built = build(&dir, &about, &reason, pipelines.as_deref(), &cancel)?;
+            let built = build(&dir, &about, &reason, &pipelines, &cancel)?;
             keep(&dir, &built)?;
             Ok(built)
         };

@@ -10,6 +10,9 @@ pub mod mux;
 mod runner;
 pub mod verify;
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use crate::fault::{Fault, FaultKind, HasFault};
 
 /// Why a pipeline did not do its work.
@@ -54,6 +57,21 @@ impl HasFault for MediaError {
             Self::Stalled { .. } | Self::Cancelled => FaultKind::MediaStalled,
         }
         .fault()
+    }
+}
+
+/// What all pipelines of a deployment have in common.
+#[derive(Debug, Clone)]
+pub struct Pipelines {
+    /// A folder with fragments that go before those of this build.
+    pub dir: Option<PathBuf>,
+    /// A pipeline that makes no progress for so long has stalled.
+    pub stall: Duration,
+}
+
+impl Default for Pipelines {
+    fn default() -> Self {
+        Self { dir: None, stall: Duration::from_secs(30) }
     }
 }
 

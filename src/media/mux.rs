@@ -3,19 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSrc;
 use tokio_util::sync::CancellationToken;
 
-use super::{MediaError, duration, fragment, runner::Pipeline};
+use super::{MediaError, Pipelines, duration, fragment, runner::Pipeline};
 use crate::capture::types::{Codec, Frame, TrackFormat};
 use crate::time::MediaTime;
 
-/// A muxer that takes nothing for so long has stalled.
-const STALL: Duration = Duration::from_secs(30);
 /// A pause of sound longer than this is told to the muxer, which otherwise waits for both inputs.
 const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;
 
@@ -158,16 +155,16 @@ impl Feed {
 pub fn mux(
     input: MuxInput,
     path: &Path,
-    pipelines: Option<&Path>,
+    pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Muxed, MediaError> {
     let codec = |t: &Option<(TrackFormat, FrameSource)>| t.as_ref().map(|(format, _)| format.codec);
     let muxer = if is_webm(codec(&input.video), codec(&input.audio)) { "mux-webm" } else { "mux-mkv" };
-    let mut text = fragment::load(muxer, pipelines)?.text;
+    let mut text = fragment::load(muxer, pipelines.dir.as_deref())?.text;
     for (there, name) in [(input.video.is_some(), "mux-input-video"), (input.audio.is_some(), "mux-input-audio")] {
         if there {
             text.push('\n');
-            text.push_str(&fragment::load(name, pipelines)?.text);
+            text.push_str(&fragment::load(name, pipelines.dir.as_deref())?.text);
         }
     }
     let pipeline = Pipeline::parse(muxer, &text)?;
@@ -186,7 +183,7 @@ pub fn mux(
             .spawn(move || feed_all(video, audio, start, &fed, &cancel))
     };
     let feeder = feeder.map_err(|e| MediaError::Element { element: "mux-feed".to_owned(), what: e.to_string() })?;
-    let ended = pipeline.wait_end(STALL, cancel, |_| fed.load(Ordering::Relaxed));
+    let ended = pipeline.wait_end(pipelines.stall, cancel, |_| fed.load(Ordering::Relaxed));
     if ended.is_err() {
         // A feeder that waits for room is let go by the flush that goes with Null.
         drop(pipeline);

@@ -9,10 +9,7 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 use tokio_util::sync::CancellationToken;
 
-use super::{MediaError, fragment, runner::Pipeline};
-
-/// A decoder that gives nothing for so long has stalled.
-const STALL: Duration = Duration::from_secs(30);
+use super::{MediaError, Pipelines, fragment, runner::Pipeline};
 
 /// What was found in a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,7 +26,7 @@ pub struct Decoded {
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn count(path: &Path, pipelines: Option<&Path>, cancel: &CancellationToken) -> Result<Decoded, MediaError> {
+pub fn count(path: &Path, pipelines: &Pipelines, cancel: &CancellationToken) -> Result<Decoded, MediaError> {
     run("count", "demux", path, None, pipelines, cancel)
 }
 
@@ -40,7 +37,7 @@ pub fn count(path: &Path, pipelines: Option<&Path>, cancel: &CancellationToken) 
 pub fn decode(
     path: &Path,
     limit: Option<Duration>,
-    pipelines: Option<&Path>,
+    pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Decoded, MediaError> {
     run("verify", "decode", path, limit, pipelines, cancel)
@@ -52,10 +49,10 @@ fn run(
     opens: &str,
     path: &Path,
     limit: Option<Duration>,
-    pipelines: Option<&Path>,
+    pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Decoded, MediaError> {
-    let fragment = fragment::load(name, pipelines)?;
+    let fragment = fragment::load(name, pipelines.dir.as_deref())?;
     let pipeline = Pipeline::parse(name, &fragment.text)?;
     pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
     let (pictures, sounds, last) =
@@ -87,7 +84,7 @@ fn run(
         }
         pictures.load(Ordering::Relaxed) + sounds.load(Ordering::Relaxed)
     };
-    pipeline.wait_end(STALL, cancel, progress)?;
+    pipeline.wait_end(pipelines.stall, cancel, progress)?;
     if duration.load(Ordering::Relaxed) == 0
         && let Some(length) = pipeline.inner().query_duration::<gst::ClockTime>()
     {

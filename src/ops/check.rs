@@ -46,7 +46,7 @@ pub async fn check(settings: &Settings) -> Vec<Line> {
 }
 
 async fn elements(settings: &Settings) -> Vec<Line> {
-    let folder = settings.pipelines_dir.clone();
+    let folder = settings.pipelines.dir.clone();
     let checked = tokio::task::spawn_blocking(move || crate::media::check::elements(folder.as_deref())).await;
     match checked {
         Ok(Ok(elements)) => {

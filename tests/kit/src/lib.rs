@@ -7,6 +7,7 @@ pub mod child;
 pub mod chromium;
 pub mod content;
 pub mod janus;
+pub mod liar;
 pub mod net;
 pub mod postgres;
 pub mod proxy;
