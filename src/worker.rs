@@ -163,6 +163,7 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
         engine,
         spool,
         settings,
+        given_on: AtomicUsize::new(0),
         ends: watch::channel(0).0,
     });
     tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
@@ -247,7 +248,8 @@ async fn own_jobs(
 }
 
 async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut Owned, drain: &CancellationToken) {
-    let free = context.settings.worker.capacity.saturating_sub(owned.len());
+    let capacity = context.settings.worker.capacity + context.given_on.load(Ordering::Relaxed);
+    let free = capacity.saturating_sub(owned.len());
     if free == 0 {
         return;
     }

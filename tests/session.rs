@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use archiver_testkit::content::{Content, Matched, Pair, Timeline, apart, percentile};
 use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{Downloaded, World};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
@@ -113,9 +114,57 @@ async fn a_session_ends_by_itself_when_all_have_left_or_nobody_ever_published() 
     // The session is used again: another archive.
     let again = world.started("left");
     world.publish(&again).expect("publish");
-    let archives = archiver_testkit::wait::wait_for("a second archive", Duration::from_secs(30), || async {
+    let archives = wait_for("a second archive", Duration::from_secs(30), || async {
         let archives = world.archives("left").ok()?;
         (archives.len() == 2 && archives.iter().all(|a| a["status"] == "available")).then_some(archives)
     });
     assert_ne!(archives.await[0]["archive"], left["archive"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_longer_than_an_archive_may_be_goes_on_in_the_next_without_a_lost_frame() {
+    // One place only: the successor has that of its predecessor.
+    let limits = "[limits]\nrecorded_max = \"6s\"\n";
+    let mut world = World::start(BINARY, None, limits).await.expect("world");
+    let config = std::fs::read_to_string(world.config()).expect("config");
+    std::fs::write(world.config(), config.replacen("[worker]", "[worker]\ncapacity = 1", 1)).expect("config");
+    world.start_worker().expect("worker");
+    world.janus.create_room("long", serde_json::json!({})).await.expect("room");
+    let started = world.started("long");
+    world.publish(&started).expect("publish");
+    let alice = Publisher::start(Options::new(&world.janus, "long", "alice")).await.expect("alice");
+    world.recording(2, Duration::from_secs(15)).await;
+    let states = |world: &World| -> Vec<String> {
+        let archives = world.archives("long").unwrap_or_default();
+        archives.iter().filter_map(|a| a["status"].as_str().map(str::to_owned)).collect()
+    };
+    wait_for("the first archive to end", Duration::from_secs(40), || async {
+        let states = states(&world);
+        (states.iter().any(|s| s == "available") && states.iter().any(|s| s == "started")).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ended = world.ended("long");
+    world.publish(&ended).expect("publish");
+    wait_for("all archives", Duration::from_secs(40), || async {
+        states(&world).iter().all(|s| s == "available").then_some(())
+    })
+    .await;
+    let truth = alice.crash().timeline();
+    let archives = world.archives("long").expect("archives");
+    assert!(archives.len() >= 2, "{archives:?}");
+    let reasons: Vec<&str> = archives.iter().rev().filter_map(|a| a["reason"].as_str()).collect();
+    assert_eq!(reasons[0], "maximum duration exceeded");
+    assert_eq!(reasons.last(), Some(&"session ended"));
+    let mut seen: Vec<f64> = Vec::new();
+    for archive in &archives {
+        let archive = world.download(archive).expect("download");
+        let matched = checked(&archive, "alice", &truth);
+        assert!(matched.missing.is_empty(), "{} pictures are missing", matched.missing.len());
+        seen.extend(matched.frames.iter().map(|pair| pair.sent));
+    }
+    seen.sort_by(f64::total_cmp);
+    let sent = truth.frames.iter().map(|(_, at)| *at).filter(|at| (seen[0]..=seen[seen.len() - 1]).contains(at));
+    let lost: Vec<f64> = sent.filter(|at| seen.binary_search_by(|s| s.total_cmp(at)).is_err()).collect();
+    assert!(lost.is_empty(), "{} pictures are in none of the archives: {lost:?}", lost.len());
 }

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::capture::Captured;
+use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
 use crate::catalog::{ArchiveStatus, CatalogError, Claimed, JobState, NewJob, NewParked};
 use crate::fault::Backoff;
@@ -69,11 +70,12 @@ async fn stages(
         }
     };
     status.send_replace(Some(job.archive_row(ArchiveStatus::Stopped, &reason)));
-    if advance(job, JobState::Finalizing, Some(&reason)).await? == Moved::Fenced {
+    let moved = match reason == AT_MOST {
+        true => hand_on(job, &reason).await?,
+        false => advance(job, JobState::Finalizing, Some(&reason)).await?,
+    };
+    if moved == Moved::Fenced {
         return Ok(Ended::Fenced);
-    }
-    if reason == super::presence::EndReason::RecordedMax.vonage() {
-        follow_on(job).await?;
     }
     finalize::finalize(job, &reason).await
 }
@@ -92,6 +94,16 @@ pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> 
         Some(Ok(())) => Ok(Moved::Yes),
         Some(Err(error)) => Err(Stuck::of(&error)),
     }
+}
+
+/// Ends the job for the catalog, so that a successor may have its session. Repeating it is harmless.
+pub(super) async fn hand_on(job: &Job, reason: &str) -> Result<Moved, Stuck> {
+    if advance(job, JobState::Finalizing, Some(reason)).await? == Moved::Fenced {
+        return Ok(Moved::Fenced);
+    }
+    follow_on(job).await?;
+    job.gives_on();
+    Ok(Moved::Yes)
 }
 
 /// A session that goes on when its archive has become as long as one may gets a further archive.

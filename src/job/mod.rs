@@ -14,10 +14,12 @@ pub mod driver;
 pub mod finalize;
 pub mod ledger;
 pub mod presence;
+mod session;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +54,8 @@ pub struct Context {
     pub spool: Arc<Spool>,
     /// The media routers, by name.
     pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    /// Jobs here that have given their session to a successor, and do not count for the capacity any more.
+    pub given_on: AtomicUsize,
     /// Counts the ends of sessions that this worker put into the catalog: its own jobs look there at once.
     pub ends: watch::Sender<u64>,
 }
@@ -95,6 +99,16 @@ pub struct Job {
     drain: CancellationToken,
     /// The lease is lost: stop, and touch nothing.
     fenced: CancellationToken,
+    /// A successor has its session.
+    given_on: AtomicBool,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if *self.given_on.get_mut() {
+            self.context.given_on.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Job {
@@ -115,7 +129,23 @@ impl Job {
         };
         let dir = context.spool.archive_dir(row.archive);
         let keys = Keys::new(row.application.clone(), row.archive);
-        Ok(Self { context, row, event, dir, keys, drain, fenced: CancellationToken::new() })
+        Ok(Self {
+            context,
+            row,
+            event,
+            dir,
+            keys,
+            drain,
+            fenced: CancellationToken::new(),
+            given_on: AtomicBool::new(false),
+        })
+    }
+
+    /// A successor needs a place of this worker's room: this job's will do.
+    fn gives_on(&self) {
+        if !self.given_on.swap(true, Ordering::Relaxed) {
+            self.context.given_on.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether this machine has the history of every earlier epoch, and with it all their media.

@@ -36,6 +36,9 @@ impl Default for Limits {
     }
 }
 
+/// Vonage's reason of an archive that is as long as one may be. The session goes on in a further archive.
+pub const AT_MOST: &str = "maximum duration exceeded";
+
 /// Why an archive ended. The texts of [`EndReason::vonage`] are Vonage's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -50,7 +53,7 @@ pub enum EndReason {
     NobodyPublishing,
     /// Recorded as long as one archive may.
     RecordedMax,
-    /// As old as one archive may become.
+    /// As old as one archive may become; a further one follows.
     TotalMax,
     /// A person or program stopped it.
     UserInitiated,
@@ -63,7 +66,7 @@ impl EndReason {
         match self {
             Self::SessionEnded | Self::NoClients => "session ended",
             Self::NeverPublished | Self::NobodyPublishing => "maximum idle time exceeded",
-            Self::RecordedMax | Self::TotalMax => "maximum duration exceeded",
+            Self::RecordedMax | Self::TotalMax => AT_MOST,
             Self::UserInitiated => "user initiated",
         }
     }

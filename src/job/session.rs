@@ -1,0 +1,456 @@
+//! One session while it is captured: which streams are there, what is subscribed to, and when it ends.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::task::TaskTracker;
+
+use super::capture::{Captured, bug};
+use super::driver::{Moved, hand_on};
+use super::presence::{AT_MOST, Presence};
+use super::{Job, Stuck};
+use crate::capture::history::{History, What};
+use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
+use crate::capture::types::GapCause;
+use crate::catalog::{ArchiveRow, ArchiveStatus};
+use crate::fault::chain;
+use crate::ids::{StreamId, TrackId, TrackKind};
+use crate::metrics::metrics;
+use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
+use crate::time::{MediaTime, Wallclock};
+
+/// How often the session's end is looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// A subscription that failed is tried again after this.
+const RESUBSCRIBE: Duration = Duration::from_millis(500);
+/// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
+const OVERLAP: Duration = Duration::from_secs(5);
+
+/// A stream that is in the room.
+struct Stream {
+    info: StreamInfo,
+    id: StreamId,
+    link: Link,
+}
+
+enum Link {
+    /// No subscription; tried again at this moment, if at all.
+    None { retry: Option<Instant> },
+    /// Being subscribed to.
+    Pending,
+    /// Media flows.
+    Live { subscription: SubscriptionId, peer: PeerKey, tracks: Vec<String> },
+}
+
+/// What a subscription task brings back.
+type Subscribed = (String, Result<(SubscriptionId, PeerKey, Vec<String>), Stuck>);
+
+/// A session that is captured, with all that its events change.
+pub(super) struct Session<'a> {
+    job: &'a Job,
+    capture: CaptureKey,
+    control: Arc<dyn RoomControl>,
+    history: History,
+    presence: Presence,
+    streams: BTreeMap<String, Stream>,
+    peers: HashMap<PeerKey, String>,
+    subscribing: JoinSet<Subscribed>,
+    /// Requests to the router whose answer nobody waits for.
+    chores: TaskTracker,
+    first_media_told: bool,
+}
+
+/// How far a job is that gives its session to a successor.
+enum HandingOn<'a> {
+    No,
+    /// The catalog is told.
+    Begun(BoxFuture<'a, Result<Moved, Stuck>>),
+    /// The successor joins; ours ends then.
+    Until(Instant),
+}
+
+impl<'a> Session<'a> {
+    /// A session in a room that was entered.
+    pub(super) fn new(
+        job: &'a Job,
+        capture: CaptureKey,
+        control: Arc<dyn RoomControl>,
+        history: History,
+        presence: Presence,
+    ) -> Self {
+        Self {
+            job,
+            capture,
+            control,
+            history,
+            presence,
+            streams: BTreeMap::new(),
+            peers: HashMap::new(),
+            subscribing: JoinSet::new(),
+            chores: TaskTracker::new(),
+            first_media_told: false,
+        }
+    }
+
+    /// Ends what was begun beside it, and notes how it ended once all media is sealed.
+    pub(super) async fn end(&mut self) {
+        self.subscribing.shutdown().await;
+        self.chores.close();
+        self.chores.wait().await;
+    }
+
+    fn now(&self) -> MediaTime {
+        MediaTime::from_wallclock(Wallclock::now(), self.job.row.origin)
+    }
+
+    /// The history is for people and layouts; a disk that cannot take it must not end a capture.
+    pub(super) fn note(&self, what: What) {
+        if let Err(error) = self.history.add(self.now(), what) {
+            tracing::warn!("the session's history is incomplete: {}", chain(&error));
+        }
+    }
+
+    /// Captures until the session ends, is handed over, or is lost to another owner.
+    pub(super) async fn run(
+        &mut self,
+        room: &mut dyn Room,
+        events: &mut mpsc::Receiver<CaptureEvent>,
+        sealed: &Notify,
+        status: &watch::Sender<Option<ArchiveRow>>,
+        end_reason: &mut watch::Receiver<Option<String>>,
+    ) -> Captured {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut paused = false;
+        let mut handing_on = HandingOn::No;
+        loop {
+            let told = async {
+                match &mut handing_on {
+                    HandingOn::Begun(telling) => telling.await,
+                    HandingOn::No | HandingOn::Until(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                moved = told => match moved {
+                    Ok(Moved::Yes) => handing_on = HandingOn::Until(Instant::now() + OVERLAP),
+                    Ok(Moved::Fenced) => return Captured::Fenced,
+                    // The driver does it again, and decides.
+                    Err(_) => return Captured::Ended(AT_MOST.to_owned()),
+                },
+                () = self.job.fenced.cancelled() => return Captured::Fenced,
+                () = self.job.drain.cancelled() => return Captured::Drained,
+                event = room.next_event() => match event {
+                    Some(event) => self.room_event(event).await,
+                    // Only leaving ends the events; that is ours to do.
+                    None => return Captured::Drained,
+                },
+                Some(event) = events.recv() => self.capture_event(event, sealed),
+                Some(done) = self.subscribing.join_next() => self.subscribed(done),
+                Ok(()) = end_reason.changed() => {
+                    if let (Some(reason), HandingOn::No) = (end_reason.borrow_and_update().clone(), &handing_on) {
+                        return Captured::Ended(reason);
+                    }
+                }
+                _ = tick.tick() => {
+                    if let HandingOn::Until(end) = &handing_on && *end <= Instant::now() {
+                        return Captured::Ended(AT_MOST.to_owned());
+                    }
+                    if let HandingOn::No = &handing_on {
+                        // Asked for before this job was ours.
+                        if let Some(reason) = end_reason.borrow().clone() {
+                            return Captured::Ended(reason);
+                        }
+                        match self.presence.ended(Wallclock::now()) {
+                            Some(reason) if reason.vonage() == AT_MOST => {
+                                handing_on = HandingOn::Begun(Box::pin(hand_on(self.job, AT_MOST)));
+                            }
+                            Some(reason) => return Captured::Ended(reason.vonage().to_owned()),
+                            None => {}
+                        }
+                    }
+                    self.retry_subscriptions();
+                }
+            }
+            if self.presence.paused() != paused {
+                paused = !paused;
+                let is = if paused { ArchiveStatus::Paused } else { ArchiveStatus::Started };
+                status.send_replace(Some(self.job.archive_row(is, "")));
+            }
+        }
+    }
+
+    fn count_publishing(&mut self) {
+        let publishing = self.streams.values().filter(|s| !s.info.tracks.is_empty()).count();
+        self.presence.publishing(publishing, Wallclock::now());
+    }
+
+    async fn room_event(&mut self, event: RoomEvent) {
+        match event {
+            RoomEvent::StreamPresent(info) => self.present(info),
+            RoomEvent::StreamGone { router_id } => self.gone(&router_id),
+            RoomEvent::Clients { count } => self.presence.clients(count, Wallclock::now()),
+            RoomEvent::Talking { .. } => {}
+            RoomEvent::Renegotiate(offer) => self.renegotiate(offer).await,
+            RoomEvent::SubscriptionLost { subscription } => {
+                let lost = self.streams.iter().find_map(|(router_id, s)| match s.link {
+                    Link::Live { subscription: s, .. } if s == subscription => Some(router_id.clone()),
+                    _ => None,
+                });
+                if let Some(router_id) = lost {
+                    self.unlink(&router_id, GapCause::Router, true);
+                }
+            }
+            RoomEvent::LayerChanged { subscription, spatial, temporal } => {
+                let stream = self
+                    .streams
+                    .values()
+                    .find(|s| matches!(s.link, Link::Live { subscription: live, .. } if live == subscription));
+                if let Some(stream) = stream {
+                    self.note(What::Layer { stream: stream.id, spatial, temporal });
+                }
+            }
+            RoomEvent::Disconnected => {
+                self.presence.router_lost(Wallclock::now());
+                self.note(What::RouterLost);
+            }
+            RoomEvent::Reconnected { subscriptions_live } => {
+                self.presence.router_back(Wallclock::now());
+                self.note(What::RouterBack);
+                if !subscriptions_live {
+                    let all: Vec<String> = self.streams.keys().cloned().collect();
+                    for router_id in all {
+                        self.unlink(&router_id, GapCause::Router, false);
+                        self.streams.remove(&router_id);
+                    }
+                }
+            }
+            RoomEvent::RoomDestroyed => {
+                self.presence.router_back(Wallclock::now());
+                let all: Vec<String> = self.streams.keys().cloned().collect();
+                for router_id in all {
+                    self.gone(&router_id);
+                }
+                self.presence.clients(0, Wallclock::now());
+            }
+        }
+        self.count_publishing();
+    }
+
+    fn present(&mut self, info: StreamInfo) {
+        let at_router = info.stream_id.as_deref().unwrap_or(&info.router_id);
+        let id = StreamId::of_router(&self.job.row.session, at_router);
+        let router_id = info.router_id.clone();
+        let known = self.streams.get(&router_id).map(|s| s.info.clone());
+        if known.is_none() && self.streams.len() >= self.job.context.settings.capture.streams_max {
+            tracing::warn!(limit = self.streams.len(), "a stream is not captured: there are too many in the session");
+            return;
+        }
+        let same_words = known.as_ref().is_some_and(|k| {
+            (&k.name, &k.connection_data, k.video_type) == (&info.name, &info.connection_data, info.video_type)
+        });
+        if !same_words {
+            self.note(What::Stream {
+                stream: id,
+                router_id: router_id.clone(),
+                name: info.name.clone(),
+                connection_data: info.connection_data.clone(),
+                video_type: info.video_type,
+            });
+        }
+        for track in &info.tracks {
+            let before =
+                known.as_ref().and_then(|k| k.tracks.iter().find(|t| t.mid == track.mid)).is_some_and(|t| t.muted);
+            if before != track.muted {
+                self.muted(id, track.kind, track.muted);
+            }
+        }
+        let wanted = wanted_tracks(&info);
+        match self.streams.get_mut(&router_id) {
+            Some(stream) => {
+                stream.info = info;
+                let stale = matches!(&stream.link, Link::Live { tracks, .. } if *tracks != wanted);
+                if stale {
+                    self.unlink(&router_id, GapCause::Publisher, true);
+                }
+            }
+            None => {
+                let link = Link::None { retry: Some(Instant::now()) };
+                self.streams.insert(router_id, Stream { info, id, link });
+            }
+        }
+        self.retry_subscriptions();
+    }
+
+    fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
+        self.note(What::Muted { stream, kind, muted });
+        self.told(self.job.context.engine.muted(self.capture, TrackId { stream, kind }, muted));
+    }
+
+    fn told(&self, result: Result<(), crate::capture::peer::EngineGone>) {
+        if let Err(error) = result {
+            tracing::error!(fault.kind = "bug", "{error}");
+        }
+    }
+
+    fn gone(&mut self, router_id: &str) {
+        self.unlink(router_id, GapCause::Publisher, false);
+        if let Some(stream) = self.streams.remove(router_id) {
+            self.note(What::StreamGone { stream: stream.id });
+        }
+    }
+
+    /// Ends a stream's subscription and peer. `again` makes another one soon.
+    fn unlink(&mut self, router_id: &str, cause: GapCause, again: bool) {
+        let Some(stream) = self.streams.get_mut(router_id) else { return };
+        let retry = again.then(|| Instant::now() + RESUBSCRIBE);
+        let link = std::mem::replace(&mut stream.link, Link::None { retry });
+        if let Link::Live { subscription, peer, .. } = link {
+            self.peers.remove(&peer);
+            self.told(self.job.context.engine.remove_peer(peer, cause));
+            let control = Arc::clone(&self.control);
+            self.chores.spawn(async move { control.unsubscribe(subscription).await });
+        }
+    }
+
+    fn retry_subscriptions(&mut self) {
+        let now = Instant::now();
+        for (router_id, stream) in &mut self.streams {
+            let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
+            if !due || stream.info.tracks.is_empty() {
+                continue;
+            }
+            stream.link = Link::Pending;
+            let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
+            let (router_id, id, capture, tracks) =
+                (router_id.clone(), stream.id, self.capture, wanted_tracks(&stream.info));
+            self.subscribing.spawn(async move {
+                let result = subscribe(control.as_ref(), &context, capture, &router_id, id).await;
+                (router_id, result.map(|(subscription, peer)| (subscription, peer, tracks)))
+            });
+        }
+    }
+
+    fn subscribed(&mut self, done: Result<Subscribed, tokio::task::JoinError>) {
+        let Ok((router_id, result)) = done else { return };
+        match (self.streams.get_mut(&router_id), result) {
+            (Some(stream), Ok((subscription, peer, tracks))) if matches!(stream.link, Link::Pending) => {
+                stream.link = Link::Live { subscription, peer, tracks };
+                self.peers.insert(peer, router_id);
+            }
+            (_, Ok((subscription, peer, _))) => {
+                // The stream left meanwhile.
+                self.told(self.job.context.engine.remove_peer(peer, GapCause::Publisher));
+                let control = Arc::clone(&self.control);
+                self.chores.spawn(async move { control.unsubscribe(subscription).await });
+            }
+            (Some(stream), Err(stuck)) => {
+                if matches!(stream.link, Link::Pending) {
+                    tracing::warn!(fault.kind = %stuck.kind, stream = %stream.id, "not subscribed, trying again: {}", stuck.detail);
+                    stream.link = Link::None { retry: Some(Instant::now() + RESUBSCRIBE) };
+                }
+            }
+            (None, Err(_)) => {}
+        }
+    }
+
+    async fn renegotiate(&mut self, offer: Offer) {
+        let peer = self.streams.values().find_map(|s| match s.link {
+            Link::Live { subscription, peer, .. } if subscription == offer.subscription => Some(peer),
+            _ => None,
+        });
+        let Some(peer) = peer else { return };
+        // Nothing active is left: the publisher is about to be gone, and its last packets still come.
+        if offer.mids.is_empty() {
+            return;
+        }
+        match self.job.context.engine.renegotiate(peer, offer.sdp, offer.mids).await {
+            Ok(Ok(answer)) => {
+                let (control, subscription) = (Arc::clone(&self.control), offer.subscription);
+                self.chores.spawn(async move {
+                    if let Err(error) = control.answer(subscription, answer).await {
+                        tracing::warn!("a renegotiation was not answered: {}", chain(&error));
+                    }
+                });
+            }
+            Ok(Err(error)) => {
+                tracing::warn!("a renegotiation failed: {}", chain(&error));
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    self.unlink(&router_id, GapCause::Router, true);
+                }
+            }
+            Err(error) => tracing::error!(fault.kind = "bug", "{error}"),
+        }
+    }
+
+    fn capture_event(&mut self, event: CaptureEvent, sealed: &Notify) {
+        match event {
+            CaptureEvent::Connected { .. } => {}
+            CaptureEvent::PeerLost { peer, why } => {
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    tracing::warn!(why, "a connection to the media router is lost, making another");
+                    self.unlink(&router_id, GapCause::Router, true);
+                }
+            }
+            CaptureEvent::FirstMedia { track } => {
+                if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
+                    let delay = Wallclock::now().since(self.job.row.created_at);
+                    metrics().start_delay.observe(delay.as_secs_f64());
+                    tracing::info!(%track, delay_ms = delay.as_millis(), "first media is on disk");
+                }
+            }
+            CaptureEvent::Sealed { segments } => {
+                if !segments.is_empty() {
+                    sealed.notify_one();
+                }
+            }
+            CaptureEvent::StorageFailed { track, why } => {
+                tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {why}");
+            }
+        }
+    }
+}
+
+/// The mids of the tracks that are archived: the first of each kind.
+fn wanted_tracks(info: &StreamInfo) -> Vec<String> {
+    [TrackKind::Audio, TrackKind::Video]
+        .iter()
+        .filter_map(|kind| info.tracks.iter().find(|t| t.kind == *kind))
+        .map(|t| t.mid.clone())
+        .collect()
+}
+
+async fn subscribe(
+    control: &dyn RoomControl,
+    context: &super::Context,
+    capture: CaptureKey,
+    router_id: &str,
+    id: StreamId,
+) -> Result<(SubscriptionId, PeerKey), Stuck> {
+    let offer = control.subscribe(router_id).await.map_err(|e| Stuck::of(&e))?;
+    let subscription = offer.subscription;
+    let added = context.engine.add_peer(capture, id, offer.sdp, offer.mids).await.map_err(|e| bug(&e))?;
+    let (peer, answer) = match added {
+        Ok(added) => added,
+        Err(error) => {
+            control.unsubscribe(subscription).await;
+            return Err(Stuck::of(&error));
+        }
+    };
+    if let Err(error) = control.answer(subscription, answer).await {
+        if let Err(gone) = context.engine.remove_peer(peer, GapCause::Router) {
+            tracing::error!(fault.kind = "bug", "{gone}");
+        }
+        control.unsubscribe(subscription).await;
+        return Err(Stuck::of(&error));
+    }
+    // A lower layer is better than none.
+    if let Err(error) = control.prefer_highest_layer(subscription).await {
+        tracing::warn!("the highest layer cannot be asked for: {}", chain(&error));
+    }
+    Ok((subscription, peer))
+}
