@@ -8,6 +8,7 @@ pub mod broker;
 pub mod capture;
 pub mod catalog;
 pub mod cli;
+pub mod compose;
 pub mod config;
 pub mod event;
 pub mod fault;

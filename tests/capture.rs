@@ -138,6 +138,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         application: "app".parse().expect("id"),
         name: None,
         origin: Wallclock::now(),
+        options: archiver::event::ArchiveOptions::default(),
     };
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {

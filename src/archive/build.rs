@@ -1,4 +1,4 @@
-//! Making an individual archive of a finished log: files, ZIP, manifest and report. Blocking, and safe to
+//! Making an archive of a finished log: composed file, ZIP of individual files, manifest and report. Blocking, and safe to
 //! repeat: what an earlier try left is written anew, with the same result.
 
 use std::collections::BTreeMap;
@@ -12,11 +12,12 @@ use super::documents::{
 };
 use super::keys::{Keys, Kind};
 use super::streams::{self, Plan};
-use super::{ArchiveError, zip};
+use super::{ArchiveError, composed, zip};
 use crate::capture::clock::{Correction, corrections};
 use crate::capture::history::{self, What};
 use crate::capture::log::LogReader;
 use crate::capture::log::reader::{TrackIndex, join};
+use crate::event::{ArchiveOptions, OutputMode};
 use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
 use crate::media::{MediaError, Pipelines, mux, verify};
 use crate::router::VideoType;
@@ -44,17 +45,29 @@ pub struct About {
     pub name: Option<String>,
     /// Media time zero.
     pub origin: Wallclock,
+    /// What it should be like.
+    #[serde(default)]
+    pub options: ArchiveOptions,
+}
+
+/// An object of an archive that lies on this disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// What it is.
+    pub kind: Kind,
+    /// The file.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub size: u64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
 }
 
 /// What was made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Built {
-    /// The ZIP.
-    pub zip: PathBuf,
-    /// Its bytes.
-    pub size: u64,
-    /// Base64 of its SHA-256.
-    pub sha256: String,
+    /// The composed file, the ZIP, or both: the first is what a link leads to.
+    pub objects: Vec<Object>,
     /// To be put into the store last.
     pub manifest: Manifest,
     /// The quality report.
@@ -89,26 +102,27 @@ pub fn build(
     let corrections = corrections(&reports);
     let plans = streams::plan(&log.tracks, &corrections);
     let people = people(&events);
-    let mut files = Vec::with_capacity(plans.len());
-    for plan in &plans {
-        if cancel.is_cancelled() {
-            return Err(ArchiveError::Cancelled);
+    let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
+    if about.options.output_mode != OutputMode::Individual {
+        let (object, entry) = composed::make(dir, &out, &about.options, pipelines, cancel)?;
+        objects.push(object);
+        composed = Some(entry);
+    }
+    if about.options.output_mode != OutputMode::Composed {
+        for plan in &plans {
+            if cancel.is_cancelled() {
+                return Err(ArchiveError::Cancelled);
+            }
+            files.push(make_file(plan, &out, pipelines, cancel)?);
         }
-        files.push(make_file(plan, &out, pipelines, cancel)?);
+        objects.push(pack(&out, about, &plans, &files, &people)?);
     }
     let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = plans.iter().map(|p| p.end).max().unwrap_or(begin);
-    let vonage = vonage_manifest(about, begin, &files, &people);
-    let document = serde_json::to_vec_pretty(&vonage).expect("plain data");
-    let names: Vec<String> = files.iter().map(|f| f.name.clone()).collect();
-    let path = out.join("archive.zip");
-    let manifest_name = format!("{}.json", about.archive);
-    zip::write(&path, &out, &names, (&manifest_name, &document))?;
-    zip::check(&path, &[names, vec![manifest_name]].concat())?;
-    let (sha256, size) = zip::sha256(&path)?;
     let report = report(about, &log.tracks, &corrections, &people, &events);
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
-    let key = Keys::new(about.application.clone(), about.archive).key(Kind::Zip);
+    let keys = Keys::new(about.application.clone(), about.archive);
+    let entry = |o: &Object| ObjectEntry { key: keys.key(o.kind), size: o.size, sha256: o.sha256.clone() };
     let manifest = Manifest {
         version: VERSION,
         archive_id: about.archive,
@@ -121,10 +135,31 @@ pub fn build(
         started_at: begin.to_wallclock(about.origin).to_rfc3339(),
         duration_s: begin.until(end).as_secs_f64(),
         epochs,
-        objects: vec![ObjectEntry { key, size, sha256: sha256.clone() }],
+        objects: objects.iter().map(entry).collect(),
         files,
+        composed,
     };
-    Ok(Built { zip: path, size, sha256, manifest, report })
+    Ok(Built { objects, manifest, report })
+}
+
+/// Packs the files into the ZIP, with Vonage's manifest.
+fn pack(
+    out: &Path,
+    about: &About,
+    plans: &[Plan],
+    files: &[FileEntry],
+    people: &BTreeMap<StreamId, Stream>,
+) -> Result<Object, ArchiveError> {
+    let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
+    let vonage = vonage_manifest(about, begin, files, people);
+    let document = serde_json::to_vec_pretty(&vonage).expect("plain data");
+    let names: Vec<String> = files.iter().map(|f| f.name.clone()).collect();
+    let path = out.join("archive.zip");
+    let manifest_name = format!("{}.json", about.archive);
+    zip::write(&path, out, &names, (&manifest_name, &document))?;
+    zip::check(&path, &[names, vec![manifest_name]].concat())?;
+    let (sha256, size) = zip::sha256(&path)?;
+    Ok(Object { kind: Kind::Zip, path, size, sha256 })
 }
 
 fn make_file(

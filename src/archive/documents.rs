@@ -82,6 +82,27 @@ pub struct Manifest {
     pub objects: Vec<ObjectEntry>,
     /// The files in the ZIP.
     pub files: Vec<FileEntry>,
+    /// The composed file, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub composed: Option<ComposedEntry>,
+}
+
+/// The composed file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ComposedEntry {
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Pictures a second.
+    pub rate: u32,
+    /// Milliseconds from the origin at which it begins.
+    pub start_ms: i64,
+    /// Pictures in it.
+    pub pictures: u64,
+    /// What could not be decoded: stream, track, frames at which a decoder failed, frames passed over.
+    pub errors: Vec<(StreamId, TrackKind, u64, u64)>,
 }
 
 /// An object of an archive.

@@ -10,8 +10,10 @@ pub struct Keys {
 }
 
 /// What an object of ours is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
+    /// The composed file.
+    Mp4,
     /// The ZIP of individual files.
     Zip,
     /// Our manifest: the archive's truth.
@@ -20,6 +22,19 @@ pub enum Kind {
     Report,
     /// Sealed segments of one moment.
     Bundle(Epoch, u32),
+}
+
+impl Kind {
+    /// The MIME type of such an object.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Mp4 => "video/mp4",
+            Self::Zip => "application/zip",
+            Self::Manifest | Self::Report => "application/json",
+            Self::Bundle(..) => "application/x-tar",
+        }
+    }
 }
 
 impl Keys {
@@ -45,6 +60,7 @@ impl Keys {
     #[must_use]
     pub fn key(&self, kind: Kind) -> String {
         let name = match kind {
+            Kind::Mp4 => "archive.mp4".to_owned(),
             Kind::Zip => "archive.zip".to_owned(),
             Kind::Manifest => "manifest.json".to_owned(),
             Kind::Report => "report.json".to_owned(),
@@ -59,6 +75,7 @@ impl Keys {
         let mut parts = key.splitn(3, '/');
         let (application, archive) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let kind = match parts.next()? {
+            "archive.mp4" => Kind::Mp4,
             "archive.zip" => Kind::Zip,
             "manifest.json" => Kind::Manifest,
             "report.json" => Kind::Report,
@@ -86,7 +103,7 @@ mod tests {
     fn keys_are_read_as_they_are_written_and_others_are_not_ours() {
         let archive: ArchiveId = "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id");
         let keys = Keys::new("app-1".parse().expect("id"), archive);
-        for kind in [Kind::Zip, Kind::Manifest, Kind::Report, Kind::Bundle(Epoch(3), 17)] {
+        for kind in [Kind::Mp4, Kind::Zip, Kind::Manifest, Kind::Report, Kind::Bundle(Epoch(3), 17)] {
             assert_eq!(Keys::parse(&keys.key(kind)), Some((keys.clone(), kind)));
         }
         assert_eq!(keys.key(Kind::Bundle(Epoch(3), 17)), format!("app-1/{archive}/segments/e0003/000017.tar"));

@@ -1,6 +1,7 @@
 //! What the customer gets: files, manifest, quality report, and where they are in the store.
 
 pub mod build;
+mod composed;
 pub mod documents;
 pub mod keys;
 mod streams;
@@ -25,6 +26,9 @@ pub enum ArchiveError {
         #[source]
         source: MediaError,
     },
+    /// The composer.
+    #[error(transparent)]
+    Composer(#[from] crate::compose::child::ChildError),
     /// A finished file is not what the log says.
     #[error("file {file} is not right: {what}")]
     Invalid {
@@ -61,6 +65,7 @@ impl HasFault for ArchiveError {
         match self {
             Self::Log(e) => e.fault(),
             Self::Media { source, .. } => source.fault(),
+            Self::Composer(e) => e.fault(),
             Self::Invalid { .. } => FaultKind::ArchiveInvalid.fault(),
             Self::Io { .. } => FaultKind::SpoolIo.fault(),
             Self::Cancelled => FaultKind::MediaStalled.fault(),

@@ -177,7 +177,9 @@ async fn show(
     let keys = Keys::new(row.application.clone(), archive);
     let manifest = manifest(store.as_ref(), &keys).await.ok();
     let link = match &row.object_key {
-        Some(key) => store.presign_get(key, settings.store.link_valid.0, "archive.zip").await?,
+        Some(key) => {
+            store.presign_get(key, settings.store.link_valid.0, key.rsplit('/').next().unwrap_or("archive")).await?
+        }
         None => None,
     };
     if json {

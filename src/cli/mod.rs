@@ -1,6 +1,7 @@
 //! The command line.
 
 mod archives;
+pub mod compose;
 mod jobs;
 
 use std::collections::BTreeMap;
@@ -55,6 +56,8 @@ enum Command {
     /// List, show, replay and discard jobs.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
+    /// Compose an archive's capture log into one MP4. The worker runs it by itself; by hand, on a copy of a log.
+    Compose(compose::Compose),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -118,6 +121,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             publish(&load()?, &file, force, region).await?;
         }
         Command::Archives(command) => archives::run(&load()?, command).await?,
+        Command::Compose(args) => tokio::task::spawn_blocking(move || compose::run(&args)).await??,
         Command::Jobs(command) => jobs::run(&load()?, command).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -59,6 +59,18 @@ pub enum OutputMode {
     Both,
 }
 
+impl OutputMode {
+    /// The name in events and in the catalog.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Individual => "individual",
+            Self::Composed => "composed",
+            Self::Both => "both",
+        }
+    }
+}
+
 /// Vonage's six sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
@@ -75,6 +87,21 @@ pub enum Resolution {
     Fhd,
     #[serde(rename = "1080x1920")]
     FhdPortrait,
+}
+
+impl Resolution {
+    /// Width and height in pixels.
+    #[must_use]
+    pub const fn size(self) -> (u32, u32) {
+        match self {
+            Self::Sd => (640, 480),
+            Self::SdPortrait => (480, 640),
+            Self::Hd => (1280, 720),
+            Self::HdPortrait => (720, 1280),
+            Self::Fhd => (1920, 1080),
+            Self::FhdPortrait => (1080, 1920),
+        }
+    }
 }
 
 /// Vonage's layout types.

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::driver::{CATALOG, Moved, advance};
 use super::{Ended, Job, Stuck};
 use crate::archive::ArchiveError;
-use crate::archive::build::{Built, build};
+use crate::archive::build::{Built, Object, build};
 use crate::archive::documents::{Manifest, ObjectEntry, Report};
 use crate::archive::keys::Kind;
 use crate::capture::restore::restore;
@@ -27,11 +27,10 @@ const BUILD_TRIES: u32 = 5;
 const BUILD_RETRY: Backoff =
     Backoff { first: std::time::Duration::from_secs(1), max: std::time::Duration::from_secs(30) };
 
-/// What a build left for a later try: the ZIP is beside it.
+/// What a build left for a later try: the files are beside it.
 #[derive(Serialize, Deserialize)]
 struct BuiltFile {
-    size: u64,
-    sha256: String,
+    objects: Vec<Object>,
     manifest: Manifest,
     report: Report,
 }
@@ -48,32 +47,27 @@ pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
     }
     let Some(built) = made(job, reason).await? else { return Ok(Ended::Fenced) };
     let mut manifest = built.manifest;
-    let key = job.keys.key(Kind::Zip);
-    let zip = Upload {
-        key: key.clone(),
-        path: built.zip.clone(),
-        size: built.size,
-        sha256: built.sha256.clone(),
-        content_type: "application/zip",
-        part_bytes: job.context.settings.store.part_size.0,
-        journal: job.dir.join("out/upload.jsonl"),
-    };
+    let mut uploads: Vec<Upload> = built.objects.iter().map(|object| large(job, object)).collect();
     let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
     let report = small(job, Kind::Report, report).await?;
     manifest.objects.push(ObjectEntry { key: report.key.clone(), size: report.size, sha256: report.sha256.clone() });
     let manifest_upload = small(job, Kind::Manifest, serde_json::to_vec_pretty(&manifest).expect("plain data")).await?;
-    for upload_of in [&zip, &report, &manifest_upload] {
+    uploads.extend([report, manifest_upload]);
+    for upload_of in &uploads {
         match upload(job.context.store.as_ref(), upload_of, &job.fenced, &|_| {}).await {
             Ok(_) => {}
             Err(UploadError::Cancelled) => return Ok(Ended::Fenced),
             Err(error) => return Err(Stuck::of(&error)),
         }
     }
+    // An archive is at least one object.
+    let main =
+        built.objects.first().ok_or_else(|| Stuck { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
     let row = ArchiveRow {
         duration_s: manifest.duration_s.round() as i64,
-        size: i64::try_from(built.size).unwrap_or(i64::MAX),
-        sha256: built.sha256,
-        object_key: Some(key),
+        size: i64::try_from(main.size).unwrap_or(i64::MAX),
+        sha256: main.sha256.clone(),
+        object_key: Some(job.keys.key(main.kind)),
         ..job.archive_row(ArchiveStatus::Available, reason)
     };
     let publish = || async {
@@ -138,28 +132,32 @@ async fn made(job: &Job, reason: &str) -> Result<Option<Built>, Stuck> {
 
 fn found(dir: &std::path::Path) -> Option<Built> {
     let kept: BuiltFile = serde_json::from_slice(&std::fs::read(dir.join("out/built.json")).ok()?).ok()?;
-    let zip = dir.join("out/archive.zip");
-    (std::fs::metadata(&zip).ok()?.len() == kept.size).then_some(Built {
-        zip,
-        size: kept.size,
-        sha256: kept.sha256,
-        manifest: kept.manifest,
-        report: kept.report,
-    })
+    let is_whole = |object: &Object| std::fs::metadata(&object.path).is_ok_and(|found| found.len() == object.size);
+    let whole = !kept.objects.is_empty() && kept.objects.iter().all(is_whole);
+    whole.then_some(Built { objects: kept.objects, manifest: kept.manifest, report: kept.report })
 }
 
 fn keep(dir: &std::path::Path, built: &Built) -> Result<(), ArchiveError> {
-    let kept = BuiltFile {
-        size: built.size,
-        sha256: built.sha256.clone(),
-        manifest: built.manifest.clone(),
-        report: built.report.clone(),
-    };
+    let kept =
+        BuiltFile { objects: built.objects.clone(), manifest: built.manifest.clone(), report: built.report.clone() };
     let path = dir.join("out/built.json");
     let (json, temp) = (serde_json::to_vec(&kept).expect("plain data"), dir.join("out/built.json.tmp"));
     let io = |source| ArchiveError::Io { doing: "written", path: path.display().to_string(), source };
     std::fs::write(&temp, json).map_err(io)?;
     std::fs::rename(&temp, &path).map_err(io)
+}
+
+/// A file of the archive to upload.
+fn large(job: &Job, object: &Object) -> Upload {
+    Upload {
+        key: job.keys.key(object.kind),
+        path: object.path.clone(),
+        size: object.size,
+        sha256: object.sha256.clone(),
+        content_type: object.kind.content_type(),
+        part_bytes: job.context.settings.store.part_size.0,
+        journal: object.path.with_extension("upload.jsonl"),
+    }
 }
 
 /// A document of the archive as a file to upload.
@@ -180,7 +178,7 @@ async fn small(job: &Job, kind: Kind, bytes: Vec<u8>) -> Result<Upload, Stuck> {
         path: path.clone(),
         size,
         sha256,
-        content_type: "application/json",
+        content_type: kind.content_type(),
         part_bytes,
         journal: path.with_extension("jsonl"),
     })

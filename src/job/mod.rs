@@ -166,6 +166,7 @@ impl Job {
             application: self.row.application.clone(),
             name: self.event.data.archive.name.clone(),
             origin: self.row.origin,
+            options: self.event.data.archive.clone(),
         }
     }
 
@@ -178,7 +179,7 @@ impl Job {
             name: self.event.data.archive.name.clone(),
             status,
             reason: reason.to_owned(),
-            output_mode: "individual".to_owned(),
+            output_mode: self.event.data.archive.output_mode.as_str().to_owned(),
             created_at: self.row.created_at,
             updated_at: Wallclock::now(),
             duration_s: 0,

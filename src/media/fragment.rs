@@ -17,6 +17,8 @@ pub struct Fragment {
     pub names: Vec<String>,
     /// The elements it needs, and the Debian packages that have them.
     pub elements: Vec<(String, String)>,
+    /// Samples by which an encoder's sound comes late, for which its container cannot make up.
+    pub delay: u64,
     /// The text for GStreamer's parser, without the header.
     pub text: String,
 }
@@ -29,7 +31,25 @@ macro_rules! embedded {
     };
 }
 
-embedded!["mux-webm", "mux-mkv", "mux-input-video", "mux-input-audio", "count", "verify"];
+embedded![
+    "mux-webm",
+    "mux-mkv",
+    "mux-input-video",
+    "mux-input-audio",
+    "count",
+    "count-mp4",
+    "verify",
+    "decode-vp8",
+    "decode-vp9",
+    "decode-h264",
+    "decode-av1",
+    "decode-opus",
+    "decode-pcmu",
+    "decode-pcma",
+    "compose-mp4",
+    "compose-video",
+    "compose-audio",
+];
 
 /// Finds a fragment: in the folder if it has one of that name, else in this build.
 ///
@@ -76,6 +96,7 @@ pub fn parse(name: &str, text: &str) -> Result<Fragment, MediaError> {
         name: name.to_owned(),
         purpose: header("purpose").ok_or(bad("the header has no `purpose`"))?,
         names: header("names").map(list).unwrap_or_default(),
+        delay: header("delay").map_or(Ok(0), |d| d.parse().map_err(|_| bad("`delay` is no number of samples")))?,
         elements: elements.ok_or(bad("`elements` is a list of `element (Debian package)`"))?,
         text: body.join("\n"),
     })

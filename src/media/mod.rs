@@ -4,9 +4,12 @@
 //! before them, so that an operator can try another element without a build.
 
 pub mod check;
+pub mod decode;
 mod duration;
+pub mod encode;
 pub mod fragment;
 pub mod mux;
+pub mod picture;
 mod runner;
 pub mod verify;
 
@@ -61,7 +64,7 @@ impl HasFault for MediaError {
 }
 
 /// What all pipelines of a deployment have in common.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Pipelines {
     /// A folder with fragments that go before those of this build.
     pub dir: Option<PathBuf>,

@@ -46,7 +46,8 @@ pub fn is_webm(video: Option<Codec>, audio: Option<Codec>) -> bool {
     video.is_none_or(Codec::in_webm) && audio.is_none_or(Codec::in_webm)
 }
 
-fn caps(format: &TrackFormat) -> gst::Caps {
+/// How GStreamer calls a format.
+pub(super) fn caps(format: &TrackFormat) -> gst::Caps {
     let private = || gst::Buffer::from_slice(format.codec_private.clone());
     let size = |builder: gst::caps::Builder<gst::caps::NoFeature>| {
         builder

@@ -92,7 +92,7 @@ impl Pipeline {
     }
 }
 
-fn error_of(message: &gst::Message) -> Option<MediaError> {
+pub(super) fn error_of(message: &gst::Message) -> Option<MediaError> {
     match message.view() {
         gst::MessageView::Error(error) => Some(MediaError::Element {
             element: error.src().map(|s| s.name().to_string()).unwrap_or_default(),

@@ -27,7 +27,8 @@ pub struct Decoded {
 /// # Errors
 /// As for [`decode`].
 pub fn count(path: &Path, pipelines: &Pipelines, cancel: &CancellationToken) -> Result<Decoded, MediaError> {
-    run("count", "demux", path, None, pipelines, cancel)
+    let name = if path.extension().is_some_and(|e| e == "mp4") { "count-mp4" } else { "count" };
+    run(name, "demux", path, None, pipelines, cancel)
 }
 
 /// Decodes a file, or its first `limit` of media time. Blocking.

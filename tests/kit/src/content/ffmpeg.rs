@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::Part;
 use crate::publisher::media::{COLUMNS, ROWS};
 
 /// Pictures are scaled to so many pixels a cell, in both directions.
@@ -85,9 +86,10 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 /// Time stamp, size and whether it is a keyframe.
 pub type PictureInfo = (f64, (u32, u32), bool);
 
-/// All pictures in grey, `COLUMNS * CELL` by `ROWS * CELL` pixels each.
-pub fn pictures(path: &Path) -> Result<(Vec<u8>, Vec<PictureInfo>, Vec<String>)> {
-    let filter = format!("showinfo=checksum=0,scale={}:{}:flags=area,format=gray", COLUMNS * CELL, ROWS * CELL);
+/// All pictures, or a part of them, in grey, `COLUMNS * CELL` by `ROWS * CELL` pixels each.
+pub fn pictures(path: &Path, part: Option<Part>) -> Result<(Vec<u8>, Vec<PictureInfo>, Vec<String>)> {
+    let crop = part.map(|p| format!("crop={}:{}:{}:{},", p.width, p.height, p.x, p.y)).unwrap_or_default();
+    let filter = format!("{crop}showinfo=checksum=0,scale={}:{}:flags=area,format=gray", COLUMNS * CELL, ROWS * CELL);
     let (out, told, errors) = decode(
         path,
         &["-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "-1", "-vf", &filter, "-f", "rawvideo"],

@@ -19,6 +19,19 @@ pub use sheet::contact_sheet;
 
 use crate::publisher::media::{COLUMNS, ROWS};
 
+/// A part of a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Its left edge.
+    pub x: u32,
+    /// Its upper edge.
+    pub y: u32,
+    /// Its width.
+    pub width: u32,
+    /// Its height.
+    pub height: u32,
+}
+
 /// A decoded picture.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SeenFrame {
@@ -71,13 +84,21 @@ impl Content {
     /// # Errors
     /// When ffmpeg cannot be run. What it finds wrong with the file is in [`Content::errors`].
     pub fn read(path: &Path) -> Result<Self> {
+        Self::read_part(path, None)
+    }
+
+    /// The same, but looks at a part of the picture only.
+    ///
+    /// # Errors
+    /// When ffmpeg cannot be run.
+    pub fn read_part(path: &Path, part: Option<Part>) -> Result<Self> {
         let mut content = Self::default();
         let kinds = ffmpeg::kinds(path)?;
         if kinds.is_empty() {
             content.errors.push("no tracks".to_owned());
         }
         if kinds.iter().any(|k| k == "video") {
-            let (pictures, info, errors) = ffmpeg::pictures(path)?;
+            let (pictures, info, errors) = ffmpeg::pictures(path, part)?;
             content.errors.extend(errors);
             let side = (COLUMNS * ffmpeg::CELL * ROWS * ffmpeg::CELL) as usize;
             if pictures.len() != info.len() * side {

@@ -1,0 +1,88 @@
+//! The one file of a composed archive: made by a composer, and looked at before it is an archive.
+
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use super::build::Object;
+use super::documents::ComposedEntry;
+use super::keys::Kind;
+use super::{ArchiveError, zip};
+use crate::compose::child::{self, ChildError, Task};
+use crate::compose::composer::{Composed, Options};
+use crate::compose::geometry::Size;
+use crate::event::{ArchiveOptions, Resolution};
+use crate::media::{MediaError, Pipelines, verify};
+
+/// Pictures a second.
+const RATE: u32 = 30;
+/// How much of the file is decoded to see that it can be.
+const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
+/// The file may be longer or shorter than its pictures by this much, in nanoseconds: sound comes in blocks.
+const DURATION_TOLERANCE: u64 = 100_000_000;
+const NAME: &str = "archive.mp4";
+
+/// What the event asks for, with Vonage's defaults.
+fn options(wanted: &ArchiveOptions) -> Options {
+    let (width, height) = wanted.resolution.unwrap_or(Resolution::Sd).size();
+    let layout = wanted.layout.clone().unwrap_or_default();
+    Options { size: Size::new(width, height), rate: RATE, layout, video: true, audio: true }
+}
+
+/// Composes the log in `dir` into `out`. Blocking.
+pub(super) fn make(
+    dir: &Path,
+    out: &Path,
+    wanted: &ArchiveOptions,
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<(Object, ComposedEntry), ArchiveError> {
+    let path = out.join(NAME);
+    let task = Task { options: options(wanted), pipelines: pipelines.clone() };
+    let composed = child::run(dir, &path, &task, cancel).map_err(|error| match error {
+        ChildError::Cancelled => ArchiveError::Cancelled,
+        error => ArchiveError::Composer(error),
+    })?;
+    check(&composed, &path, pipelines, cancel)?;
+    let (sha256, size) = zip::sha256(&path)?;
+    let entry = ComposedEntry {
+        width: task.options.size.width,
+        height: task.options.size.height,
+        rate: composed.rate,
+        start_ms: composed.start.as_millis(),
+        pictures: composed.pictures,
+        errors: composed
+            .errors
+            .iter()
+            .map(|(stream, kind, errors)| (*stream, *kind, errors.decoder, errors.skipped))
+            .collect(),
+    };
+    Ok((Object { kind: Kind::Mp4, path, size, sha256 }, entry))
+}
+
+fn check(
+    composed: &Composed,
+    path: &Path,
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<(), ArchiveError> {
+    let invalid = |what: String| ArchiveError::Invalid { file: NAME.to_owned(), what };
+    let media = |source| match source {
+        MediaError::Cancelled => ArchiveError::Cancelled,
+        source => ArchiveError::Media { file: NAME.to_owned(), source },
+    };
+    let counted = verify::count(path, pipelines, cancel).map_err(media)?;
+    if counted.pictures != composed.pictures {
+        return Err(invalid(format!("it has {} pictures of {}", counted.pictures, composed.pictures)));
+    }
+    let expected = composed.pictures * 1_000_000_000 / u64::from(composed.rate.max(1));
+    if counted.duration_ns.abs_diff(expected) > DURATION_TOLERANCE {
+        let ms = |ns: u64| ns / 1_000_000;
+        return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(counted.duration_ns), ms(expected))));
+    }
+    let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
+    if decoded.pictures == 0 || decoded.sounds == 0 {
+        return Err(invalid("its picture or its sound cannot be decoded".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! `archiver compose`: the child process that makes one file of a log; also for use by hand.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio_util::sync::CancellationToken;
+
+use super::{say, say_json};
+use crate::compose::child::{self, Line, Task};
+use crate::compose::composer::{Options, compose};
+use crate::compose::geometry::Size;
+use crate::event::{Layout, LayoutType, Resolution};
+use crate::fault::HasFault;
+use crate::media::Pipelines;
+
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Args)]
+pub(super) struct Compose {
+    /// The archive's folder in the spool, or a copy of it.
+    dir: PathBuf,
+    /// The file to make.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Its size: 640x480, 480x640, 1280x720, 720x1280, 1920x1080 or 1080x1920.
+    #[arg(long, default_value = "640x480", value_parser = named::<Resolution>)]
+    resolution: Resolution,
+    /// bestFit, pip, verticalPresentation or horizontalPresentation.
+    #[arg(long, default_value = "bestFit", value_parser = named::<LayoutType>)]
+    layout: LayoutType,
+    /// The layout while a screen is shared; only with bestFit.
+    #[arg(long, value_parser = named::<LayoutType>)]
+    screenshare: Option<LayoutType>,
+    /// Pictures a second.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=60))]
+    rate: u32,
+    /// Sound only.
+    #[arg(long, conflicts_with = "no_audio")]
+    no_video: bool,
+    /// Picture only.
+    #[arg(long)]
+    no_audio: bool,
+    /// A folder with pipeline fragments that go before those of this build.
+    #[arg(long, value_name = "DIR")]
+    pipelines: Option<PathBuf>,
+    /// Give up when a pipeline makes no progress for so many seconds.
+    #[arg(long, default_value_t = 30)]
+    stall: u64,
+    /// Print progress and the result as lines of JSON.
+    #[arg(long)]
+    json: bool,
+    /// All that is wanted, from a worker.
+    #[arg(long, hide = true, value_parser = task)]
+    task: Option<Task>,
+}
+
+fn task(text: &str) -> Result<Task, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+impl Compose {
+    /// What is wanted, by a worker or by the arguments.
+    fn task(&self) -> Task {
+        if let Some(task) = &self.task {
+            return task.clone();
+        }
+        let (width, height) = self.resolution.size();
+        let layout = Layout { kind: self.layout, stylesheet: None, screenshare_type: self.screenshare };
+        Task {
+            options: Options {
+                size: Size::new(width, height),
+                rate: self.rate,
+                layout,
+                video: !self.no_video,
+                audio: !self.no_audio,
+            },
+            pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
+        }
+    }
+}
+
+/// A value by its name in events.
+fn named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|e| e.to_string())
+}
+
+pub(super) fn run(args: &Compose) -> Result<()> {
+    if args.layout == LayoutType::Custom || args.screenshare == Some(LayoutType::Custom) {
+        bail!("this version knows no custom layout; see `archiver compose --help`");
+    }
+    let Task { options, pipelines } = args.task();
+    if args.task.is_some() {
+        child::settle();
+    }
+    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);
+    let told = Mutex::new(None::<Instant>);
+    let progress = |made: u64, of: u64| {
+        let mut told = told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if made < of && told.is_some_and(|at| at.elapsed() < TELL) {
+            return;
+        }
+        *told = Some(Instant::now());
+        bar.set_length(of);
+        bar.set_position(made);
+        if args.json {
+            tell(&Line::Progress(made, of));
+        }
+    };
+    let composed = compose(&args.dir, &args.out, &options, &pipelines, &CancellationToken::new(), &progress);
+    bar.finish_and_clear();
+    if args.json {
+        tell(&match &composed {
+            Ok(composed) => Line::Composed(composed.clone()),
+            Err(error) => Line::Failed(error.fault().kind, crate::fault::chain(error)),
+        });
+    }
+    let composed = composed.with_context(|| format!("{} cannot be composed", args.dir.display()))?;
+    if !args.json {
+        say_json(&composed)?;
+    }
+    Ok(())
+}
+
+fn tell(line: &Line) {
+    say(&serde_json::to_string(line).expect("plain data"));
+}

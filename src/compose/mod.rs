@@ -1,0 +1,13 @@
+//! From a capture log to one picture and one sound: composed archives.
+//!
+//! Everything here is a function of the log and the session's history, never of the live network: run again over a
+//! finished log it gives the same picture.
+
+mod canvas;
+pub mod child;
+pub mod composer;
+pub mod geometry;
+mod inputs;
+pub mod layout;
+mod scale;
+mod timeline;

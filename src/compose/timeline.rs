@@ -1,0 +1,200 @@
+//! Who is there when: a pure reading of a session's history and the index of its log.
+
+use std::collections::BTreeMap;
+
+use crate::capture::clock::Correction;
+use crate::capture::history::{Event, What};
+use crate::capture::log::reader::TrackIndex;
+use crate::ids::{StreamId, TrackId, TrackKind};
+use crate::router::VideoType;
+use crate::time::{MediaSpan, MediaTime};
+
+/// A picture is held for so long when no further one comes; then its stream leaves the picture.
+pub const HOLD: MediaSpan = 2_000_000_000;
+
+/// A session in media time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeline {
+    /// The first media of any track.
+    pub start: MediaTime,
+    /// The end of the last media of any track.
+    pub end: MediaTime,
+    /// All streams that have media, in the order of their priority.
+    pub streams: Vec<Stream>,
+}
+
+/// A stream in a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// Which.
+    pub id: StreamId,
+    /// Whether it is a screen.
+    pub screen: bool,
+    /// Its layout classes.
+    pub classes: Vec<String>,
+    /// When it came first.
+    pub added: MediaTime,
+    /// When it was there. Empty when the history does not know it: then its media alone tells.
+    present: Vec<Span>,
+    /// When its publisher had switched the picture off.
+    video_off: Vec<Span>,
+}
+
+/// From one moment to before another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    from: MediaTime,
+    to: MediaTime,
+}
+
+impl Span {
+    fn has(self, at: MediaTime) -> bool {
+        (self.from..self.to).contains(&at)
+    }
+}
+
+const FOR_EVER: MediaTime = MediaTime(i64::MAX);
+
+impl Stream {
+    /// Whether it is in the picture at a moment at which its newest picture is from `newest`.
+    #[must_use]
+    pub fn is_shown(&self, at: MediaTime, newest: MediaTime) -> bool {
+        let there = self.present.is_empty() || self.present.iter().any(|span| span.has(at));
+        there && at - newest < HOLD && !self.video_off.iter().any(|span| span.has(at))
+    }
+}
+
+/// Reads the history. Streams without media are left out.
+#[must_use]
+pub fn timeline(tracks: &[TrackIndex], corrections: &BTreeMap<TrackId, Correction>, events: &[Event]) -> Timeline {
+    let mut streams: BTreeMap<StreamId, Stream> = BTreeMap::new();
+    let (mut start, mut end) = (None, None);
+    for track in tracks {
+        let corrected = |at: MediaTime| corrections.get(&track.track).map_or(at, |c| c.apply(at));
+        let (Some(from), Some(to)) = (track.start().map(corrected), track.end().map(corrected)) else { continue };
+        start = Some(start.map_or(from, |s: MediaTime| s.min(from)));
+        end = Some(end.map_or(to, |e: MediaTime| e.max(to)));
+        let stream = streams.entry(track.track.stream).or_insert_with(|| Stream {
+            id: track.track.stream,
+            screen: false,
+            classes: Vec::new(),
+            added: from,
+            present: Vec::new(),
+            video_off: Vec::new(),
+        });
+        stream.added = stream.added.min(from);
+    }
+    for event in events {
+        happened(&mut streams, event);
+    }
+    let mut streams: Vec<Stream> = streams.into_values().collect();
+    streams.sort_by_key(|s| (s.classes.is_empty(), !s.screen, s.added, s.id));
+    let start = start.unwrap_or(MediaTime::ZERO);
+    Timeline { start, end: end.unwrap_or(start), streams }
+}
+
+fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
+    let open = |spans: &mut Vec<Span>, from: MediaTime| {
+        if spans.last().is_none_or(|span| span.to <= from) {
+            spans.push(Span { from, to: FOR_EVER });
+        }
+    };
+    let close = |spans: &mut Vec<Span>| {
+        if let Some(span) = spans.last_mut().filter(|span| span.to == FOR_EVER) {
+            span.to = event.at;
+        }
+    };
+    match &event.what {
+        What::Stream { stream, video_type, .. } => {
+            if let Some(stream) = streams.get_mut(stream) {
+                stream.screen |= *video_type == VideoType::Screen;
+                // Its first pictures may be a moment older than the news of it.
+                let from = if stream.present.is_empty() { event.at.min(stream.added) } else { event.at };
+                open(&mut stream.present, from);
+            }
+        }
+        What::StreamGone { stream } => {
+            if let Some(stream) = streams.get_mut(stream) {
+                close(&mut stream.present);
+            }
+        }
+        What::Muted { stream, kind: TrackKind::Video, muted } => {
+            if let Some(stream) = streams.get_mut(stream) {
+                match muted {
+                    true => open(&mut stream.video_off, event.at),
+                    false => close(&mut stream.video_off),
+                }
+            }
+        }
+        // A router that is away says nothing of those who are there: their media tells.
+        What::EpochBegan { .. }
+        | What::Muted { .. }
+        | What::Layer { .. }
+        | What::RouterLost
+        | What::RouterBack
+        | What::Ended { .. } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: i64) -> MediaTime {
+        MediaTime::from_millis(ms)
+    }
+
+    fn id(n: u8) -> StreamId {
+        format!("00000000-0000-4000-8000-0000000000{n:02}").parse().expect("id")
+    }
+
+    fn stream(n: u8, added: i64) -> Stream {
+        Stream { id: id(n), screen: false, classes: Vec::new(), added: at(added), present: vec![], video_off: vec![] }
+    }
+
+    fn told(stream: u8, ms: i64, video_type: VideoType) -> Event {
+        let what =
+            What::Stream { stream: id(stream), router_id: "r".into(), name: None, connection_data: None, video_type };
+        Event { at: at(ms), what }
+    }
+
+    fn read(events: &[Event]) -> Stream {
+        let mut streams = BTreeMap::from([(id(1), stream(1, 0))]);
+        events.iter().for_each(|event| happened(&mut streams, event));
+        streams.remove(&id(1)).expect("stream")
+    }
+
+    #[test]
+    fn a_stream_is_in_the_picture_while_it_is_there_has_pictures_and_is_not_switched_off() {
+        let muted =
+            |ms, muted| Event { at: at(ms), what: What::Muted { stream: id(1), kind: TrackKind::Video, muted } };
+        let gone = |ms| Event { at: at(ms), what: What::StreamGone { stream: id(1) } };
+        let there = told(1, 100, VideoType::Camera);
+        for (name, events, moment, newest, shown) in [
+            ("a history that does not know it", vec![], 5000, 4990, true),
+            ("its first picture, before the news of it", vec![there.clone()], 50, 50, true),
+            ("a picture of just now", vec![there.clone()], 5000, 4990, true),
+            ("a picture that is held", vec![there.clone()], 5000, 3100, true),
+            ("no picture for two seconds", vec![there.clone()], 5000, 3000, false),
+            ("gone", vec![there.clone(), gone(4000)], 4000, 3990, false),
+            ("before it went", vec![there.clone(), gone(4000)], 3999, 3990, true),
+            ("back again", vec![there.clone(), gone(4000), told(1, 6000, VideoType::Camera)], 6100, 6090, true),
+            ("away in between", vec![there.clone(), gone(4000), told(1, 6000, VideoType::Camera)], 5900, 5890, false),
+            ("switched off", vec![there.clone(), muted(4000, true)], 4100, 4090, false),
+            ("switched on again", vec![there.clone(), muted(4000, true), muted(5000, false)], 5100, 5090, true),
+            (
+                "its sound switched off",
+                vec![
+                    there,
+                    Event { at: at(4000), what: What::Muted { stream: id(1), kind: TrackKind::Audio, muted: true } },
+                ],
+                4100,
+                4090,
+                true,
+            ),
+        ] {
+            assert_eq!(read(&events).is_shown(at(moment), at(newest)), shown, "{name}");
+        }
+        assert!(read(&[told(1, 0, VideoType::Screen)]).screen);
+    }
+}

@@ -1,0 +1,230 @@
+//! Decoding one track, frame by frame, in the calling thread: what goes in comes out before the call returns, so
+//! that the same frames always give the same pictures. No queue, no thread, no clock.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_video::video_frame::Readable;
+use gstreamer_video::{VideoFormat, VideoFrame, VideoFrameExt, VideoInfo};
+
+use super::mux::caps;
+use super::picture::Plane;
+use super::{MediaError, fragment};
+use crate::capture::types::{Codec, Frame, TrackFormat};
+
+/// What came out of a decoder, and its caps at that moment.
+type Decoded = (gst::Buffer, gst::Caps);
+
+/// What the decoder's last pad has received.
+#[derive(Default)]
+struct Received {
+    caps: Option<gst::Caps>,
+    buffers: VecDeque<Decoded>,
+}
+
+/// A chain of elements that decodes one format. Operators choose its elements by the fragment `decode-<codec>`.
+struct Decoder {
+    name: String,
+    bin: gst::Bin,
+    bus: gst::Bus,
+    /// Ours, that feeds the bin.
+    source: gst::Pad,
+    /// Ours, that the bin feeds.
+    sink: gst::Pad,
+    received: Arc<Mutex<Received>>,
+}
+
+/// The fragment that decodes a codec.
+#[must_use]
+pub const fn fragment_of(codec: Codec) -> &'static str {
+    match codec {
+        Codec::Vp8 => "decode-vp8",
+        Codec::Vp9 => "decode-vp9",
+        Codec::H264 => "decode-h264",
+        Codec::Av1 => "decode-av1",
+        Codec::Opus => "decode-opus",
+        Codec::Pcmu => "decode-pcmu",
+        Codec::Pcma => "decode-pcma",
+    }
+}
+
+impl Decoder {
+    fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
+        super::init()?;
+        let name = fragment_of(format.codec);
+        let bad = |what: &str| MediaError::Fragment { name: name.to_owned(), what: what.to_owned() };
+        let text = fragment::load(name, pipelines)?.text;
+        #[allow(clippy::disallowed_methods)]
+        let bin = gst::parse::bin_from_description(&text, true).map_err(|e| bad(e.message()))?;
+        let (Some(into), Some(out)) = (bin.static_pad("sink"), bin.static_pad("src")) else {
+            return Err(bad("it is not a chain of elements with one input and one output"));
+        };
+        let received = Arc::new(Mutex::new(Received::default()));
+        let source = gst::Pad::builder(gst::PadDirection::Src).name("frames").build();
+        let sink = sink(&received);
+        let bus = gst::Bus::new();
+        bin.set_bus(Some(&bus));
+        let decoder = Self { name: name.to_owned(), bin, bus, source, sink, received };
+        let linked = decoder.source.link(&into).is_ok() && out.link(&decoder.sink).is_ok();
+        let active = decoder.source.set_active(true).is_ok() && decoder.sink.set_active(true).is_ok();
+        if !linked || !active || decoder.bin.set_state(gst::State::Playing).is_err() {
+            return Err(decoder.failed("it cannot be started"));
+        }
+        let segment = gst::FormattedSegment::<gst::ClockTime>::new();
+        for event in [
+            gst::event::StreamStart::new("track"),
+            gst::event::Caps::new(&caps(format)),
+            gst::event::Segment::new(&segment),
+        ] {
+            if !decoder.source.push_event(event) {
+                return Err(decoder.failed("it does not take the format"));
+            }
+        }
+        Ok(decoder)
+    }
+
+    /// Decodes a frame, and hands on what came out.
+    fn decode(&self, frame: &Frame) -> Result<Vec<Decoded>, MediaError> {
+        let mut buffer = gst::Buffer::from_slice(frame.data.clone());
+        {
+            let buffer = buffer.get_mut().expect("a new buffer is ours");
+            // Times before the origin are none to GStreamer; only their order counts here.
+            let at = gst::ClockTime::from_nseconds(frame.pts.0.max(0).cast_unsigned());
+            buffer.set_pts(at);
+            buffer.set_dts(at);
+            if !frame.keyframe {
+                buffer.set_flags(gst::BufferFlags::DELTA_UNIT);
+            }
+        }
+        let pushed = self.source.push(buffer);
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let out = received.buffers.drain(..).collect();
+        drop(received);
+        match pushed {
+            Ok(_) => Ok(out),
+            Err(error) => Err(self.failed(&error.to_string())),
+        }
+    }
+
+    /// What the bus says of a failure, or else what is known.
+    fn failed(&self, what: &str) -> MediaError {
+        let message = self.bus.pop_filtered(&[gst::MessageType::Error]);
+        message
+            .and_then(|m| super::runner::error_of(&m))
+            .unwrap_or_else(|| MediaError::Element { element: self.name.clone(), what: what.to_owned() })
+    }
+}
+
+impl Drop for Decoder {
+    fn drop(&mut self) {
+        let inactive = self.source.set_active(false).is_ok() & self.sink.set_active(false).is_ok();
+        if self.bin.set_state(gst::State::Null).is_err() || !inactive {
+            tracing::error!(name = self.name, "a decoder did not go to Null");
+        }
+    }
+}
+
+/// A decoded picture, as the decoder laid it out: I420.
+pub struct Picture {
+    frame: VideoFrame<Readable>,
+}
+
+impl Picture {
+    /// Width and height in pixels.
+    #[must_use]
+    pub fn size(&self) -> (u32, u32) {
+        (self.frame.info().width(), self.frame.info().height())
+    }
+
+    /// Luma (0) or one of the chroma planes (1, 2).
+    ///
+    /// # Errors
+    /// When the decoder's buffer has no such plane.
+    pub fn plane(&self, n: u32) -> Result<Plane<'_>, MediaError> {
+        let broken = |_| MediaError::Element { element: "decoder".to_owned(), what: format!("no plane {n}") };
+        let data = self.frame.plane_data(n).map_err(broken)?;
+        let at = n as usize;
+        let stride = usize::try_from(self.frame.plane_stride()[at]).unwrap_or(0);
+        let (width, height) = (self.frame.comp_width(n) as usize, self.frame.comp_height(n) as usize);
+        Ok(Plane { data, stride, width, height })
+    }
+}
+
+/// Decodes pictures.
+pub struct VideoDecoder(Decoder);
+
+impl VideoDecoder {
+    /// A decoder for frames of this format.
+    ///
+    /// # Errors
+    /// When an element is missing, or refuses the format.
+    pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
+        Decoder::new(format, pipelines).map(Self)
+    }
+
+    /// Decodes a frame. Not every frame is shown: there may be no picture.
+    ///
+    /// # Errors
+    /// When it cannot be decoded. The decoder should not be used any more then.
+    pub fn decode(&self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
+        let mut picture = None;
+        for (buffer, caps) in self.0.decode(frame)? {
+            let info = VideoInfo::from_caps(&caps).map_err(|e| self.0.failed(&e.to_string()))?;
+            if info.format() != VideoFormat::I420 {
+                return Err(self.0.failed("its pictures are not I420"));
+            }
+            let frame = VideoFrame::from_buffer_readable(buffer, &info);
+            picture = Some(Picture { frame: frame.map_err(|_| self.0.failed("its pictures cannot be read"))? });
+        }
+        Ok(picture)
+    }
+}
+
+/// Decodes sound to two channels of 48 kHz.
+pub struct AudioDecoder(Decoder);
+
+impl AudioDecoder {
+    /// A decoder for frames of this format.
+    ///
+    /// # Errors
+    /// When an element is missing, or refuses the format.
+    pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
+        Decoder::new(format, pipelines).map(Self)
+    }
+
+    /// Decodes a packet, and adds its samples: left and right in turn.
+    ///
+    /// # Errors
+    /// When it cannot be decoded. The decoder should not be used any more then.
+    pub fn decode(&self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
+        for (buffer, _) in self.0.decode(frame)? {
+            let bytes = buffer.map_readable().map_err(|_| self.0.failed("its samples cannot be read"))?;
+            let sample = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
+            samples.extend(bytes.chunks_exact(4).map(sample));
+        }
+        Ok(())
+    }
+}
+
+/// A pad that keeps what it receives.
+fn sink(received: &Arc<Mutex<Received>>) -> gst::Pad {
+    let (of_buffers, of_events) = (Arc::clone(received), Arc::clone(received));
+    gst::Pad::builder(gst::PadDirection::Sink)
+        .name("decoded")
+        .chain_function(move |_, _, buffer| {
+            let mut received = of_buffers.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(caps) = received.caps.clone() else { return Err(gst::FlowError::NotNegotiated) };
+            received.buffers.push_back((buffer, caps));
+            Ok(gst::FlowSuccess::Ok)
+        })
+        .event_function(move |_, _, event| {
+            if let gst::EventView::Caps(caps) = event.view() {
+                of_events.lock().unwrap_or_else(PoisonError::into_inner).caps = Some(caps.caps_owned());
+            }
+            true
+        })
+        .build()
+}

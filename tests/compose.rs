@@ -1,0 +1,115 @@
+//! Composed archives of real sessions: each cell shows the right stream, at its time, and the sound fits.
+#![allow(missing_docs)]
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use archiver_testkit::content::{Content, Part, Timeline, percentile};
+use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::world::World;
+use serde_json::json;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
+/// Seconds of an output picture and of an input picture.
+const INTERVALS: f64 = 1.0 / 30.0 + 1.0 / 25.0;
+/// Sound may be this far from its picture, in seconds.
+const OFFSET_MAX: f64 = 0.040;
+
+/// Where the pictures of one stream were found in a part of the frame.
+struct Seen {
+    /// When each is shown, and how much later than it was sent, by the file's time zero.
+    delays: Vec<(f64, f64)>,
+    /// Pictures that show another stream, or nothing that can be read.
+    others: Vec<f64>,
+}
+
+/// Looks at a part of the frame between two moments of the file.
+fn seen(file: &Path, part: Part, code: u16, truth: &Timeline, from: f64, to: f64) -> Seen {
+    let content = Content::read_part(file, Some(part)).expect("file");
+    assert!(content.errors.is_empty(), "{:?}", content.errors);
+    let sent: HashMap<u32, f64> = truth.frames.iter().copied().collect();
+    let mut seen = Seen { delays: Vec::new(), others: Vec::new() };
+    for frame in content.frames.iter().filter(|f| (from..to).contains(&f.pts)) {
+        match frame.number.filter(|_| frame.code == Some(code)).and_then(|n| sent.get(&u32::from(n))) {
+            Some(sent) => seen.delays.push((frame.pts, frame.pts - sent)),
+            None => seen.others.push(frame.pts),
+        }
+    }
+    seen
+}
+
+fn spread(delays: &[f64]) -> f64 {
+    percentile(delays, 100.0).unwrap_or(0.0) - percentile(delays, 0.0).unwrap_or(0.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    world.janus.create_room("c1", json!({})).await.expect("room");
+    let mut started = world.started("c1");
+    started["data"]["archive"] = json!({ "outputMode": "both", "resolution": "640x480" });
+    world.publish(&started).expect("publish");
+    let alice = Publisher::start(Options::new(&world.janus, "c1", "alice")).await.expect("alice");
+    world.recording(2, Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let silent = Options { code: 2, audio: None, ..Options::new(&world.janus, "c1", "bob") };
+    let bob = Publisher::start(silent).await.expect("bob");
+    world.recording(3, Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let bob = bob.leave().await.expect("leave").timeline();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let ended = world.ended("c1");
+    world.publish(&ended).expect("publish");
+    let end = Instant::now();
+    let archive = world.archive("c1", "available", Duration::from_secs(60)).await;
+    println!("{:.1} s from the session's end to available", end.elapsed().as_secs_f64());
+    let alice = alice.crash().timeline();
+    assert_eq!(archive["output_mode"].as_str().or(archive["outputMode"].as_str()), Some("both"), "{archive}");
+    let archive = world.download(&archive).expect("download");
+    let file = archive.dir.join("archive.mp4");
+    let start = archive.manifest["composed"]["startMs"].as_f64().expect("start");
+    let files = archive.manifest["files"].as_array().expect("files");
+    let stream = archive.stream("bob").expect("bob")["streamId"].clone();
+    let bobs = files.iter().find(|f| f["streamId"] == stream).expect("file");
+    let at = |key: &str| (bobs[key].as_f64().expect("a time") - start) / 1000.0;
+    let (joined, left) = (at("startMs"), at("endMs"));
+
+    // Alone, alice fills the frame; then both stand side by side; then she is alone again.
+    let whole = Part { x: 0, y: 0, width: 640, height: 480 };
+    let cell = |n: u32| Part { x: 320 * n, y: 120, width: 320, height: 240 };
+    let end = archive.manifest["durationS"].as_f64().expect("duration");
+    let before = seen(&file, whole, 1, &alice, 0.5, joined - 0.1);
+    let beside = seen(&file, cell(0), 1, &alice, joined + 0.1, left - 0.1);
+    let other = seen(&file, cell(1), 2, &bob, joined + 0.1, left - 0.1);
+    let after = seen(&file, whole, 1, &alice, left + 0.7, end - 0.1);
+    let mut delays = Vec::new();
+    for (name, part, least) in
+        [("before", &before, 80), ("beside", &beside, 100), ("other", &other, 100), ("after", &after, 60)]
+    {
+        assert!(part.others.is_empty(), "{name}: {:?}", part.others);
+        assert!(part.delays.len() > least, "{name}: {}", part.delays.len());
+        delays.extend(part.delays.iter().map(|(_, delay)| *delay));
+    }
+    // No frame is older than one output and one input picture, in any cell.
+    assert!(spread(&delays) <= INTERVALS + 0.005, "{:.4} s", spread(&delays));
+    // The sound by the same time zero.
+    let zero = percentile(&delays, 50.0).expect("pictures");
+    let content = Content::read(&file).expect("file");
+    let beeps: HashMap<u32, f64> = alice.beeps.iter().copied().collect();
+    let heard: Vec<f64> = content.beeps.iter().filter_map(|b| Some(b.at - beeps.get(&b.second)? - zero)).collect();
+    let sound = percentile(&heard.iter().map(|o| o.abs()).collect::<Vec<_>>(), 99.0).unwrap_or(1.0);
+    println!(
+        "pictures within {:.1} ms, sound {:.1} ms from its picture (p99)",
+        1000.0 * spread(&delays),
+        1000.0 * sound
+    );
+    assert!(heard.len() >= 10, "{}", heard.len());
+    assert!(heard.iter().all(|offset| offset.abs() <= OFFSET_MAX), "{heard:.4?}");
+    assert!(
+        (content.frames.len() as f64 / 30.0 - end).abs() <= 1.0 / 30.0,
+        "{} pictures in {end} s",
+        content.frames.len()
+    );
+}
