@@ -52,6 +52,7 @@ async fn every_codec_arrives_whole_in_its_log() {
             track: archiver::capture::track::TrackOptions::default(),
             segment: Duration::from_secs(2),
             earlier: std::collections::BTreeMap::new(),
+            complete: tokio::sync::watch::Sender::new(archiver::time::MediaTime(i64::MIN)),
         })
         .await
         .expect("open");
@@ -142,7 +143,7 @@ async fn every_codec_arrives_whole_in_its_log() {
     };
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {
-        archiver::archive::build::build(&archive_dir, &about, "session ended", &Pipelines::default(), &cancel)
+        archiver::archive::build::build(&archive_dir, &about, "session ended", None, &Pipelines::default(), &cancel)
             .expect("build")
     };
     let built = tokio::task::block_in_place(build);

@@ -57,6 +57,7 @@ impl Session {
                 track: archiver::capture::track::TrackOptions::default(),
                 segment: Duration::from_secs(2),
                 earlier: std::collections::BTreeMap::new(),
+                complete: tokio::sync::watch::Sender::new(archiver::time::MediaTime(i64::MIN)),
             })
             .await
             .expect("open");
@@ -102,7 +103,7 @@ impl Session {
         self.room.leave().await;
         let cancel = tokio_util::sync::CancellationToken::new();
         let built = tokio::task::block_in_place(|| {
-            build(&self.dir, &self.about, "session ended", &Pipelines::default(), &cancel)
+            build(&self.dir, &self.about, "session ended", None, &Pipelines::default(), &cancel)
         });
         (built.expect("build"), self.dir.join("out"), self._spool)
     }

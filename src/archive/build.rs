@@ -17,6 +17,7 @@ use crate::capture::clock::{Correction, corrections};
 use crate::capture::history::{self, What};
 use crate::capture::log::LogReader;
 use crate::capture::log::reader::{TrackIndex, join};
+use crate::compose::composer::Composed;
 use crate::event::{ArchiveOptions, OutputMode};
 use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
 use crate::media::{MediaError, Pipelines, mux, verify};
@@ -83,7 +84,8 @@ struct Stream {
     layers: Vec<(i64, Option<u32>, Option<u32>)>,
 }
 
-/// Makes the archive in `<archive dir>/out/`.
+/// Makes the archive in `<archive dir>/out/`. `followed` is what a composer says that followed the session: its file is
+/// there already.
 ///
 /// # Errors
 /// See [`ArchiveError`].
@@ -91,6 +93,7 @@ pub fn build(
     dir: &Path,
     about: &About,
     reason: &str,
+    followed: Option<Composed>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Built, ArchiveError> {
@@ -104,7 +107,7 @@ pub fn build(
     let people = people(&events);
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
     if about.options.output_mode != OutputMode::Individual {
-        let (object, entry) = composed::make(dir, &out, &about.options, pipelines, cancel)?;
+        let (object, entry) = composed::make(dir, followed, &about.options, pipelines, cancel)?;
         objects.push(object);
         composed = Some(entry);
     }

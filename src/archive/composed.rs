@@ -1,6 +1,6 @@
 //! The one file of a composed archive: made by a composer, and looked at before it is an archive.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
@@ -8,7 +8,7 @@ use super::build::Object;
 use super::documents::ComposedEntry;
 use super::keys::Kind;
 use super::{ArchiveError, zip};
-use crate::compose::child::{self, ChildError, Task};
+use crate::compose::child::{self, ChildError};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
 use crate::event::{ArchiveOptions, Resolution};
@@ -23,31 +23,37 @@ const DURATION_TOLERANCE: u64 = 100_000_000;
 const NAME: &str = "archive.mp4";
 
 /// What the event asks for, with Vonage's defaults.
-fn options(wanted: &ArchiveOptions) -> Options {
+pub(crate) fn options(wanted: &ArchiveOptions) -> Options {
     let (width, height) = wanted.resolution.unwrap_or(Resolution::Sd).size();
     let layout = wanted.layout.clone().unwrap_or_default();
     Options { size: Size::new(width, height), rate: RATE, layout, video: true, audio: true }
 }
 
-/// Composes the log in `dir` into `out`. Blocking.
+/// The file of the archive whose folder is `dir`.
+pub(crate) fn path(dir: &Path) -> PathBuf {
+    dir.join("out").join(NAME)
+}
+
+/// Composes the log in `dir`, unless a composer that followed it has done so. Blocking.
 pub(super) fn make(
     dir: &Path,
-    out: &Path,
+    followed: Option<Composed>,
     wanted: &ArchiveOptions,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
-    let path = out.join(NAME);
-    let task = Task { options: options(wanted), pipelines: pipelines.clone() };
-    let composed = child::run(dir, &path, &task, cancel).map_err(|error| match error {
+    let path = path(dir);
+    let options = options(wanted);
+    let run = || child::run(dir, &path, &options, pipelines, None, cancel);
+    let composed = followed.map_or_else(run, Ok).map_err(|error| match error {
         ChildError::Cancelled => ArchiveError::Cancelled,
         error => ArchiveError::Composer(error),
     })?;
     check(&composed, &path, pipelines, cancel)?;
     let (sha256, size) = zip::sha256(&path)?;
     let entry = ComposedEntry {
-        width: task.options.size.width,
-        height: task.options.size.height,
+        width: options.size.width,
+        height: options.size.height,
         rate: composed.rate,
         start_ms: composed.start.as_millis(),
         pictures: composed.pictures,

@@ -1,7 +1,7 @@
 //! What the customer gets: files, manifest, quality report, and where they are in the store.
 
 pub mod build;
-mod composed;
+pub(crate) mod composed;
 pub mod documents;
 pub mod keys;
 mod streams;

@@ -110,9 +110,17 @@ impl History {
 /// # Errors
 /// When the file cannot be read.
 pub fn read(archive_dir: &Path) -> Result<Vec<Event>, LogError> {
-    let (mut events, _) = read_lines::<Event>(&archive_dir.join(HISTORY), 0)?;
+    let (mut events, _) = read_from(archive_dir, 0)?;
     events.sort_by_key(|event| event.at);
     Ok(events)
+}
+
+/// Reads what was added to an archive's history behind an offset, as it stands there, and the offset behind it.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_from(archive_dir: &Path, from: u64) -> Result<(Vec<Event>, u64), LogError> {
+    read_lines::<Event>(&archive_dir.join(HISTORY), from)
 }
 
 /// Whether every epoch before this one is in a history: then no other machine has media of the archive.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{say, say_json};
 use crate::compose::child::{self, Line, Task};
 use crate::compose::composer::{Options, compose};
+use crate::compose::follow::Growth;
 use crate::compose::geometry::Size;
 use crate::event::{Layout, LayoutType, Resolution};
 use crate::fault::HasFault;
@@ -80,6 +82,7 @@ impl Compose {
                 audio: !self.no_audio,
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
+            follow: false,
         }
     }
 }
@@ -93,15 +96,16 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     if args.layout == LayoutType::Custom || args.screenshare == Some(LayoutType::Custom) {
         bail!("this version knows no custom layout; see `archiver compose --help`");
     }
-    let Task { options, pipelines } = args.task();
+    let Task { options, pipelines, follow } = args.task();
     if args.task.is_some() {
         child::settle();
     }
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);
-    let told = Mutex::new(None::<Instant>);
+    let (told, last) = (Mutex::new(None::<Instant>), AtomicU64::new(0));
     let progress = |made: u64, of: u64| {
         let mut told = told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let waits = made < of && made == last.swap(made, Ordering::Relaxed);
         if made < of && told.is_some_and(|at| at.elapsed() < TELL) {
             return;
         }
@@ -109,10 +113,11 @@ pub(super) fn run(args: &Compose) -> Result<()> {
         bar.set_length(of);
         bar.set_position(made);
         if args.json {
-            tell(&Line::Progress(made, of));
+            tell(&if waits { Line::Waiting } else { Line::Progress(made, of) });
         }
     };
-    let composed = compose(&args.dir, &args.out, &options, &pipelines, &CancellationToken::new(), &progress);
+    let growth = if follow { child::listen()? } else { Growth::finished() };
+    let composed = compose(&args.dir, &args.out, &options, &pipelines, growth, &CancellationToken::new(), &progress);
     bar.finish_and_clear();
     if args.json {
         tell(&match &composed {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use super::geometry::{Rect, Size};
 use super::layout::{Cell, Fit};
 use super::scale::Scaler;
+use crate::ids::StreamId;
 use crate::media::MediaError;
 use crate::media::decode::Picture;
 use crate::media::encode::Feeder;
@@ -18,7 +19,7 @@ const BLACK: [u8; 3] = [16, 128, 128];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
     /// Whose picture.
-    pub slot: usize,
+    pub stream: StreamId,
     /// Which of its pictures.
     pub number: u64,
     /// Its place.
@@ -39,7 +40,7 @@ impl Tile {
 
     /// Whether it covers the same pixels, whatever the picture.
     fn same_place(&self, other: &Self) -> bool {
-        (self.slot, self.cell, self.size) == (other.slot, other.cell, other.size)
+        (self.stream, self.cell, self.size) == (other.stream, other.cell, other.size)
     }
 }
 

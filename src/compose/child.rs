@@ -1,17 +1,20 @@
 //! The composer as a process of its own: codecs parse hostile input in C, and a crash there must not touch a capture.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::composer::{Composed, Options};
+use super::follow::{Growth, Told};
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::media::Pipelines;
+use crate::time::MediaTime;
 
 /// A composer that dies is started again over the same log so often.
 const STARTS_MAX: u32 = 20;
@@ -35,6 +38,8 @@ pub struct Task {
     pub options: Options,
     /// How it is made.
     pub pipelines: Pipelines,
+    /// Whether the log grows: how, its input tells in lines of [`Told`].
+    pub follow: bool,
 }
 
 /// A line of `archiver compose --json`.
@@ -43,6 +48,8 @@ pub struct Task {
 pub enum Line {
     /// Pictures made, and of how many.
     Progress(u64, u64),
+    /// It waits for the log to grow.
+    Waiting,
     /// The file is there.
     Composed(Composed),
     /// There is no file: the fault's kind, and why.
@@ -95,23 +102,51 @@ pub fn settle() {
     }
 }
 
-/// Composes a log in a process of its own. Blocking; must stay on its thread, with which the process would end.
+/// What a composer's process reads from its input, in a thread of its own.
+///
+/// # Errors
+/// When there can be no such thread.
+pub fn listen() -> std::io::Result<Growth> {
+    let (teller, growth) = Growth::following();
+    let listen = move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            match serde_json::from_str(&line) {
+                Ok(told) => teller.tell(told),
+                Err(error) => tracing::error!(line, "the worker says something unknown: {error}"),
+            }
+        }
+    };
+    std::thread::Builder::new().name("growth".to_owned()).spawn(listen)?;
+    Ok(growth)
+}
+
+/// Composes a log in a process of its own: a finished one, or one that grows as `growth` tells: the
+/// moment up to which it is complete, `i64::MAX` when it has ended. Blocking; must stay on its thread, with which the process would end.
 ///
 /// # Errors
 /// See [`ChildError`].
-pub fn run(dir: &Path, out: &Path, task: &Task, cancel: &CancellationToken) -> Result<Composed, ChildError> {
+pub fn run(
+    dir: &Path,
+    out: &Path,
+    options: &Options,
+    pipelines: &Pipelines,
+    growth: Option<&watch::Receiver<MediaTime>>,
+    cancel: &CancellationToken,
+) -> Result<Composed, ChildError> {
+    let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: growth.is_some() };
     let mut died = String::new();
     for start in 0..STARTS_MAX {
         if start > 0 {
             tracing::warn!(start, "the composer died with {died}, it is started again");
             std::thread::sleep(RESTART);
         }
-        let mut running = Running(command(dir, out, task).map_err(ChildError::Start)?);
+        let mut running = Running(command(dir, out, &task).map_err(ChildError::Start)?);
         let lines = lines(&mut running.0).map_err(ChildError::Start)?;
-        match follow(&lines, task.pipelines.stall + GRACE, cancel)? {
+        let mut telling = growth.cloned().zip(running.0.stdin.take());
+        match follow(&lines, &mut telling, pipelines.stall + GRACE, cancel)? {
             Some(Line::Composed(composed)) => return Ok(composed),
             Some(Line::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),
-            Some(Line::Progress(..)) | None => {}
+            Some(Line::Progress(..) | Line::Waiting) | None => {}
         }
         died = running.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
     }
@@ -130,10 +165,11 @@ impl Drop for Running {
 }
 
 fn command(dir: &Path, out: &Path, task: &Task) -> std::io::Result<Child> {
-    let task = serde_json::to_string(task).expect("plain data");
+    let json = serde_json::to_string(task).expect("plain data");
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("compose").arg(dir).arg("--out").arg(out).args(["--json", "--task", &task]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()
+    command.arg("compose").arg(dir).arg("--out").arg(out).args(["--json", "--task", &json]);
+    let input = if task.follow { Stdio::piped() } else { Stdio::null() };
+    command.stdin(input).stdout(Stdio::piped()).spawn()
 }
 
 /// Reads what a composer says, until it says no more or something else.
@@ -155,12 +191,37 @@ fn lines(child: &mut Child) -> std::io::Result<Receiver<Line>> {
     Ok(receiver)
 }
 
+/// How far a log has grown, and who wants to know.
+type Telling = Option<(watch::Receiver<MediaTime>, ChildStdin)>;
+
+/// Tells the process what is new. One that does not listen any more says so by its end.
+fn tell(telling: &mut Telling, always: bool) {
+    let Some((growth, input)) = telling else { return };
+    if always || growth.has_changed().unwrap_or(false) {
+        let told = match *growth.borrow_and_update() {
+            MediaTime(i64::MAX) => Told::Ended,
+            at => Told::Complete(at),
+        };
+        let mut line = serde_json::to_vec(&told).expect("plain data");
+        line.push(b'\n');
+        input.write_all(&line).unwrap_or_default();
+    }
+}
+
 /// Waits for the last line; `None` when the process says no more.
-fn follow(lines: &Receiver<Line>, stall: Duration, cancel: &CancellationToken) -> Result<Option<Line>, ChildError> {
+fn follow(
+    lines: &Receiver<Line>,
+    telling: &mut Telling,
+    stall: Duration,
+    cancel: &CancellationToken,
+) -> Result<Option<Line>, ChildError> {
     let mut moved = (Instant::now(), 0);
+    tell(telling, true);
     loop {
+        tell(telling, false);
         match lines.recv_timeout(LOOK) {
             Ok(Line::Progress(made, _)) if made > moved.1 => moved = (Instant::now(), made),
+            Ok(Line::Waiting) => moved.0 = Instant::now(),
             Ok(Line::Progress(..)) | Err(RecvTimeoutError::Timeout) => {}
             Ok(last) => return Ok(Some(last)),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),

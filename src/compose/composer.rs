@@ -1,26 +1,24 @@
-//! The composer: draws and mixes a finished log into one file.
+//! The composer: draws and mixes a log into one file, while it grows or when it is finished.
 
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
 use super::canvas::{Canvases, Tile};
+use super::follow::{Deserted, Growth, Session, WaitError};
 use super::geometry::Size;
-use super::inputs::{AudioInput, Errors, VideoInput};
+use super::inputs::{Errors, VideoInput};
 use super::layout::{Cell, Shown, place};
-use super::timeline::{Timeline, timeline};
-use crate::capture::clock::corrections;
-use crate::capture::history;
-use crate::capture::log::{LogError, LogReader};
+use crate::capture::log::LogError;
 use crate::event::Layout;
-use crate::fault::{Fault, HasFault};
-use crate::ids::{StreamId, TrackId, TrackKind};
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::{StreamId, TrackKind};
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
 use crate::media::{MediaError, Pipelines};
 use crate::time::MediaTime;
 
-/// Streams whose sound is mixed (Vonage's limit).
-const AUDIO_STREAMS_MAX: usize = 50;
+/// Streams that are in the picture at a time (Vonage's limit).
+const VIDEO_STREAMS_MAX: usize = 16;
 
 /// What a composed archive should be like.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -46,6 +44,8 @@ pub struct Composed {
     pub pictures: u64,
     /// Pictures a second.
     pub rate: u32,
+    /// Frames that were not in the log when their time had come: none when it was finished.
+    pub late: u64,
     /// What could not be decoded, by stream.
     pub errors: Vec<(StreamId, TrackKind, Errors)>,
 }
@@ -59,6 +59,19 @@ pub enum ComposeError {
     /// GStreamer.
     #[error(transparent)]
     Media(#[from] MediaError),
+    /// Whoever tells how the log grows is gone.
+    #[error(transparent)]
+    Deserted(#[from] Deserted),
+}
+
+impl From<WaitError> for ComposeError {
+    fn from(error: WaitError) -> Self {
+        match error {
+            WaitError::Log(error) => error.into(),
+            WaitError::Deserted(error) => error.into(),
+            WaitError::Cancelled => MediaError::Cancelled.into(),
+        }
+    }
 }
 
 impl HasFault for ComposeError {
@@ -66,50 +79,13 @@ impl HasFault for ComposeError {
         match self {
             Self::Log(e) => e.fault(),
             Self::Media(e) => e.fault(),
+            Self::Deserted(_) => FaultKind::MediaStalled.fault(),
         }
     }
 }
 
-/// The tracks of a session, in the order of their streams' priority.
-struct Session {
-    timeline: Timeline,
-    video: Vec<(usize, VideoInput)>,
-    audio: Vec<(usize, AudioInput)>,
-}
-
-impl Session {
-    fn open(dir: &Path, pipelines: &Pipelines) -> Result<Self, LogError> {
-        let log = LogReader::open(dir)?;
-        let events = history::read(dir)?;
-        let reports: Vec<(TrackId, &[_])> = log.tracks.iter().map(|t| (t.track, t.reports.as_slice())).collect();
-        let corrections = corrections(&reports);
-        let timeline = timeline(&log.tracks, &corrections, &events);
-        let (mut video, mut audio) = (Vec::new(), Vec::new());
-        for (at, stream) in timeline.streams.iter().enumerate() {
-            for track in log.tracks.iter().filter(|t| t.track.stream == stream.id) {
-                let correction = corrections.get(&track.track).cloned().unwrap_or_default();
-                let folder = pipelines.dir.clone();
-                match track.track.kind {
-                    TrackKind::Video => video.push((at, VideoInput::new(track, correction, folder))),
-                    TrackKind::Audio if audio.len() < AUDIO_STREAMS_MAX => {
-                        audio.push((at, AudioInput::new(track, correction, timeline.start, folder)));
-                    }
-                    TrackKind::Audio => {}
-                }
-            }
-        }
-        Ok(Self { timeline, video, audio })
-    }
-
-    fn errors(&self) -> Vec<(StreamId, TrackKind, Errors)> {
-        let id = |at: &usize| self.timeline.streams[*at].id;
-        let video = self.video.iter().map(|(at, input)| (id(at), TrackKind::Video, input.errors));
-        let audio = self.audio.iter().map(|(at, input)| (id(at), TrackKind::Audio, input.errors));
-        video.chain(audio).filter(|(_, _, errors)| *errors != Errors::default()).collect()
-    }
-}
-
-/// Composes an archive's log into a file. Blocking. `progress` is told the pictures that are made, and of how many.
+/// Composes an archive's log into a file, as far as it has grown and as it grows. Blocking. `progress` is told the
+/// pictures that are made, and of how many as far as is known; again and again while it waits for the log.
 ///
 /// # Errors
 /// See [`ComposeError`].
@@ -118,37 +94,94 @@ pub fn compose(
     out: &Path,
     options: &Options,
     pipelines: &Pipelines,
+    growth: Growth,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Composed, ComposeError> {
     let video = options.video.then_some((options.size.width, options.size.height, options.rate));
-    encode(Output { video, audio: options.audio }, out, pipelines, cancel, |feeder| {
-        let mut session = Session::open(dir, pipelines)?;
-        let pictures = pictures(&session.timeline, options.rate);
+    let mut session = Session::new(dir.to_owned(), pipelines.dir.clone(), growth);
+    encode(Output { video, audio: options.audio }, out, pipelines, cancel, move |feeder| {
+        let mut work = Work { session: &mut session, feeder, cancel, progress };
+        work.session.refresh()?;
+        let start = work.begin()?;
         let mut drawing = Drawing::new(options);
         // The encoder puts as much before it.
-        let delay = feeder.delay();
-        let mut mixed = delay;
-        for n in 0..pictures {
-            if cancel.is_cancelled() {
-                return Err(MediaError::Cancelled.into());
-            }
+        let delay = work.feeder.delay();
+        let (mut mixed, mut made) = (delay, 0);
+        // A file has one picture at least.
+        while work.has(start, made, options.rate)? || made == 0 {
+            work.session.open(start)?;
             if options.video {
-                drawing.picture(&mut session, feeder, n)?;
+                drawing.picture(work.session, work.feeder, start, made)?;
             }
+            made += 1;
             if options.audio {
-                mixed = mix(&mut session, feeder, mixed, delay + samples_until(n + 1, options.rate))?;
+                mixed = mix(work.session, work.feeder, mixed, delay + samples_until(made, options.rate))?;
             }
-            progress(n + 1, pictures);
+            work.tell(start, made, options.rate);
         }
-        Ok(Composed { start: session.timeline.start, pictures, rate: options.rate, errors: session.errors() })
+        progress(made, made);
+        let (errors, late) = (work.session.errors(), work.session.late());
+        Ok(Composed { start, pictures: made, rate: options.rate, late, errors })
     })
 }
 
-/// The pictures that cover a session; one at least.
-fn pictures(timeline: &Timeline, rate: u32) -> u64 {
-    let length = u64::try_from(timeline.end - timeline.start).unwrap_or(0);
-    (length.saturating_mul(u64::from(rate)) + 500_000_000).div_euclid(1_000_000_000).max(1)
+/// A composition under way.
+struct Work<'a> {
+    session: &'a mut Session,
+    feeder: &'a mut Feeder,
+    cancel: &'a CancellationToken,
+    progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+impl Work<'_> {
+    /// Waits for the first media. A session without any begins at its origin.
+    fn begin(&mut self) -> Result<MediaTime, ComposeError> {
+        loop {
+            if let Some(start) = self.session.begin() {
+                return Ok(start);
+            }
+            if self.session.has(MediaTime::ZERO).is_none() {
+                return Ok(MediaTime::ZERO);
+            }
+            self.wait(0)?;
+        }
+    }
+
+    /// Waits until a picture can be made. `false` when there is no further one: its middle is behind all media.
+    fn has(&mut self, start: MediaTime, picture: u64, rate: u32) -> Result<bool, ComposeError> {
+        let middle = moment(start, picture, rate) + interval(rate) / 2;
+        loop {
+            match self.session.has(middle) {
+                Some(true) => return Ok(true),
+                None => return Ok(false),
+                Some(false) => self.wait(picture)?,
+            }
+        }
+    }
+
+    fn wait(&mut self, made: u64) -> Result<(), ComposeError> {
+        self.feeder.waits();
+        (self.progress)(made, made + 1);
+        Ok(self.session.wait(self.cancel)?)
+    }
+
+    fn tell(&self, start: MediaTime, made: u64, rate: u32) {
+        let length = self.session.end().map_or(0, |end| end - start);
+        let of = u64::try_from(length).unwrap_or(0).saturating_mul(u64::from(rate)) / 1_000_000_000;
+        (self.progress)(made, of.max(made + 1));
+    }
+}
+
+/// From one picture to the next, in nanoseconds.
+fn interval(rate: u32) -> i64 {
+    1_000_000_000 / i64::from(rate.max(1))
+}
+
+/// The moment of a picture.
+fn moment(start: MediaTime, picture: u64, rate: u32) -> MediaTime {
+    let picture = i64::try_from(picture).unwrap_or(i64::MAX);
+    start + picture.saturating_mul(1_000_000_000) / i64::from(rate.max(1))
 }
 
 /// Samples up to the beginning of a picture.
@@ -160,8 +193,8 @@ fn samples_until(picture: u64, rate: u32) -> u64 {
 fn mix(session: &mut Session, feeder: &mut Feeder, from: u64, to: u64) -> Result<u64, MediaError> {
     let mut block = vec![0.0; usize::try_from(2 * (to - from)).unwrap_or(0)];
     let at = i64::try_from(from).unwrap_or(i64::MAX);
-    for (_, input) in &mut session.audio {
-        input.mix(at, &mut block)?;
+    for input in session.audio.values_mut() {
+        input.mix(at, &mut block, &session.clocks)?;
     }
     block.iter_mut().for_each(|sample| *sample = sample.clamp(-1.0, 1.0));
     feeder.sound(&block)?;
@@ -173,7 +206,7 @@ struct Drawing<'a> {
     options: &'a Options,
     canvases: Canvases,
     /// The streams in the picture, and what the layout made of them.
-    shown: Vec<(usize, Shown)>,
+    shown: Vec<(StreamId, Shown)>,
     cells: Vec<Cell>,
 }
 
@@ -183,19 +216,29 @@ impl<'a> Drawing<'a> {
     }
 
     /// Draws the picture of one moment: of each stream the frame that is nearest to it.
-    fn picture(&mut self, session: &mut Session, feeder: &mut Feeder, n: u64) -> Result<(), MediaError> {
-        let interval = 1_000_000_000 / i64::from(self.options.rate.max(1));
-        let at = session.timeline.start
-            + i64::try_from(n).unwrap_or(i64::MAX).saturating_mul(1_000_000_000) / i64::from(self.options.rate.max(1));
+    fn picture(
+        &mut self,
+        session: &mut Session,
+        feeder: &mut Feeder,
+        start: MediaTime,
+        n: u64,
+    ) -> Result<(), MediaError> {
+        let at = moment(start, n, self.options.rate);
+        let mut there = Vec::new();
+        for (id, input) in &mut session.video {
+            let newest = input.read(at + interval(self.options.rate) / 2, &session.clocks);
+            if let Some(stream) = session.streams.get(id).filter(|stream| stream.is_shown(at, newest)) {
+                there.push(stream);
+            }
+        }
+        there.sort_by_key(|stream| stream.priority(at));
         let mut shown = Vec::new();
-        for (slot, (stream, input)) in session.video.iter_mut().enumerate() {
-            input.advance(at + interval / 2)?;
-            let stream = &session.timeline.streams[*stream];
-            if let Some((picture, _, newest)) = input.newest()
-                && stream.is_shown(at, newest)
-            {
-                let (screen, classes) = (stream.screen, stream.classes.clone());
-                shown.push((slot, Shown { size: Some(picture.size()), screen, classes }));
+        for stream in there.into_iter().take(VIDEO_STREAMS_MAX) {
+            let Some(input) = session.video.get_mut(&stream.id) else { continue };
+            input.decode()?;
+            if let Some((picture, _)) = input.picture() {
+                let (screen, classes) = (stream.is_screen(at), stream.classes.clone());
+                shown.push((stream.id, Shown { size: Some(picture.size()), screen, classes }));
             }
         }
         if shown != self.shown {
@@ -205,9 +248,9 @@ impl<'a> Drawing<'a> {
         }
         let mut tiles = Vec::with_capacity(self.cells.len());
         for cell in &self.cells {
-            let slot = self.shown[cell.stream].0;
-            if let Some((picture, number, _)) = session.video[slot].1.newest() {
-                tiles.push((Tile { slot, number, cell: *cell, size: picture.size() }, picture));
+            let id = self.shown[cell.stream].0;
+            if let Some((picture, number)) = session.video.get(&id).and_then(VideoInput::picture) {
+                tiles.push((Tile { stream: id, number, cell: *cell, size: picture.size() }, picture));
             }
         }
         let canvas = self.canvases.draw(feeder, &tiles)?;

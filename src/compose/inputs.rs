@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
-use crate::capture::clock::Correction;
+use super::clock::Clocks;
+use crate::capture::log::LogError;
 use crate::capture::log::reader::{Frames, LogItem, TrackIndex};
 use crate::capture::types::{Codec, Frame, TrackFormat};
 use crate::fault::chain;
+use crate::ids::TrackId;
 use crate::media::MediaError;
 use crate::media::decode::{AudioDecoder, Picture, VideoDecoder};
 use crate::media::encode::SAMPLE_RATE;
@@ -15,38 +17,51 @@ use crate::time::MediaTime;
 /// Sound that is further from where it belongs than this many samples (10 ms) is put there at once; else it is
 /// brought there sample by sample, which nobody hears.
 const APART_MAX: i64 = 480;
+/// Frames of a stream that is not shown are kept up to this many bytes; then it comes back with a keyframe.
+const WAITING_BYTES_MAX: usize = 32 << 20;
 
 /// A track's frames in order, with corrected times.
 struct Source {
+    track: TrackId,
     frames: Frames,
-    correction: Correction,
-    next: Option<LogItem>,
-    /// Parts that could not be read before `next`.
+    /// What comes next, and the parts that could not be read before it.
+    next: Option<(LogItem, u64)>,
+    /// Parts that could not be read before what was taken last.
     damaged: u64,
+    /// Up to where frames were taken.
+    taken: MediaTime,
+    /// Frames that were not there when their time had come.
+    late: u64,
 }
 
 impl Source {
-    fn new(index: &TrackIndex, correction: Correction) -> Self {
-        let mut source = Self { frames: index.frames(), correction, next: None, damaged: 0 };
-        source.next = source.frames.next();
-        source
+    fn new(index: &TrackIndex) -> Self {
+        let taken = MediaTime(i64::MIN);
+        Self { track: index.track, frames: index.frames(), next: None, damaged: 0, taken, late: 0 }
     }
 
     /// Takes what comes next if it is a format, or a frame that is not later than `to`. The flag says whether
     /// something that could not be read lies before it.
-    fn take(&mut self, to: MediaTime) -> Option<(LogItem, bool)> {
-        if let Some(LogItem::Frame(frame)) = &self.next
-            && self.correction.apply(frame.pts) > to
-        {
-            return None;
+    fn take(&mut self, to: MediaTime, clocks: &Clocks) -> Option<(LogItem, bool)> {
+        if self.next.is_none() {
+            let next = self.frames.next();
+            self.next = next.map(|item| (item, self.frames.damaged_parts()));
         }
-        let (item, damaged) = (self.next.take()?, self.frames.damaged_parts());
-        let torn = std::mem::replace(&mut self.damaged, damaged) != damaged;
-        self.next = self.frames.next();
+        let (item, damaged) = self.next.take()?;
         let item = match item {
-            LogItem::Frame(frame) => LogItem::Frame(Frame { pts: self.correction.apply(frame.pts), ..frame }),
+            LogItem::Frame(frame) => {
+                let pts = clocks.apply(self.track, frame.pts);
+                if pts > to {
+                    self.next = Some((LogItem::Frame(frame), damaged));
+                    self.taken = to;
+                    return None;
+                }
+                self.late += u64::from(pts <= self.taken);
+                LogItem::Frame(Frame { pts, ..frame })
+            }
             format @ LogItem::Format(_) => format,
         };
+        let torn = std::mem::replace(&mut self.damaged, damaged) != damaged;
         Some((item, torn))
     }
 }
@@ -60,10 +75,17 @@ pub struct Errors {
     pub skipped: u64,
 }
 
-/// The newest picture of a video track.
+/// The newest picture of a video track. Frames are decoded only while their stream is in the picture; those since the
+/// last keyframe are kept until then.
 pub struct VideoInput {
     source: Source,
     pipelines: Option<PathBuf>,
+    /// Read, and not decoded yet.
+    waiting: Vec<Waiting>,
+    waiting_bytes: usize,
+    /// Frames of use begin with the next keyframe.
+    needs_keyframe: bool,
+    /// The format of the frame that was decoded last.
     format: Option<TrackFormat>,
     decoder: Option<VideoDecoder>,
     picture: Option<Picture>,
@@ -74,13 +96,24 @@ pub struct VideoInput {
     pub errors: Errors,
 }
 
+/// What waits to be decoded.
+enum Waiting {
+    Format(TrackFormat),
+    Frame(Frame),
+    /// Something between the frames could not be read.
+    Torn,
+}
+
 impl VideoInput {
     /// The input of a track. `pipelines` are the operator's fragments.
     #[must_use]
-    pub fn new(index: &TrackIndex, correction: Correction, pipelines: Option<PathBuf>) -> Self {
+    pub fn new(index: &TrackIndex, pipelines: Option<PathBuf>) -> Self {
         Self {
-            source: Source::new(index, correction),
+            source: Source::new(index),
             pipelines,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            needs_keyframe: true,
             format: None,
             decoder: None,
             picture: None,
@@ -90,23 +123,74 @@ impl VideoInput {
         }
     }
 
-    /// Goes on to a moment: all frames up to it are decoded.
+    /// Reads what was added to the log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        self.source.frames.refresh()
+    }
+
+    /// Frames that were not in the log when their time had come.
+    #[must_use]
+    pub const fn late(&self) -> u64 {
+        self.source.late
+    }
+
+    /// Reads all frames up to a moment. Returns the time of the newest that can be shown.
+    pub fn read(&mut self, to: MediaTime, clocks: &Clocks) -> MediaTime {
+        while let Some((item, torn)) = self.source.take(to, clocks) {
+            if torn {
+                self.drop_waiting();
+                self.waiting.push(Waiting::Torn);
+            }
+            match item {
+                LogItem::Format(format) => self.waiting.push(Waiting::Format(format)),
+                LogItem::Frame(frame) => self.keep(frame),
+            }
+        }
+        self.newest
+    }
+
+    fn keep(&mut self, frame: Frame) {
+        if frame.keyframe {
+            // Whoever was not shown until now begins here.
+            self.waiting.retain(|waiting| !matches!(waiting, Waiting::Frame(_)));
+            (self.needs_keyframe, self.waiting_bytes) = (false, 0);
+        }
+        if self.needs_keyframe || self.waiting_bytes > WAITING_BYTES_MAX {
+            self.errors.skipped += 1;
+            if !self.needs_keyframe {
+                self.drop_waiting();
+            }
+            return;
+        }
+        self.newest = frame.pts;
+        self.waiting_bytes += frame.data.len();
+        self.waiting.push(Waiting::Frame(frame));
+    }
+
+    fn drop_waiting(&mut self) {
+        self.waiting.retain(|waiting| !matches!(waiting, Waiting::Frame(_)));
+        (self.needs_keyframe, self.waiting_bytes) = (true, 0);
+    }
+
+    /// Decodes what was read.
     ///
     /// # Errors
     /// When there can be no decoder for its format. A frame that cannot be decoded is no error.
-    pub fn advance(&mut self, to: MediaTime) -> Result<(), MediaError> {
-        while let Some((item, torn)) = self.source.take(to) {
-            if torn {
-                self.decoder = None;
-            }
-            match item {
-                LogItem::Format(format) => {
+    pub fn decode(&mut self) -> Result<(), MediaError> {
+        self.waiting_bytes = 0;
+        for waiting in std::mem::take(&mut self.waiting) {
+            match waiting {
+                Waiting::Torn => self.decoder = None,
+                Waiting::Format(format) => {
                     if self.format.as_ref().is_none_or(|known| !same_decoder(known, &format)) {
                         self.decoder = None;
                     }
                     self.format = Some(format);
                 }
-                LogItem::Frame(frame) => self.frame(&frame)?,
+                Waiting::Frame(frame) => self.frame(&frame)?,
             }
         }
         Ok(())
@@ -124,7 +208,7 @@ impl VideoInput {
         let Some(decoder) = &self.decoder else { return Ok(()) };
         match decoder.decode(frame) {
             Ok(Some(picture)) => {
-                (self.picture, self.newest) = (Some(picture), frame.pts);
+                self.picture = Some(picture);
                 self.number += 1;
             }
             Ok(None) => {}
@@ -133,16 +217,16 @@ impl VideoInput {
                     tracing::warn!(at = ?frame.pts, "a picture cannot be decoded: {}", chain(&error));
                 }
                 self.errors.decoder += 1;
-                self.decoder = None;
+                (self.decoder, self.needs_keyframe) = (None, true);
             }
         }
         Ok(())
     }
 
-    /// The newest picture, its number and its time.
+    /// The newest picture, and its number.
     #[must_use]
-    pub fn newest(&self) -> Option<(&Picture, u64, MediaTime)> {
-        self.picture.as_ref().map(|picture| (picture, self.number, self.newest))
+    pub fn picture(&self) -> Option<(&Picture, u64)> {
+        self.picture.as_ref().map(|picture| (picture, self.number))
     }
 }
 
@@ -170,9 +254,9 @@ pub struct AudioInput {
 impl AudioInput {
     /// The input of a track in a file that begins at `start`.
     #[must_use]
-    pub fn new(index: &TrackIndex, correction: Correction, start: MediaTime, pipelines: Option<PathBuf>) -> Self {
+    pub fn new(index: &TrackIndex, start: MediaTime, pipelines: Option<PathBuf>) -> Self {
         Self {
-            source: Source::new(index, correction),
+            source: Source::new(index),
             pipelines,
             start,
             format: None,
@@ -184,14 +268,28 @@ impl AudioInput {
         }
     }
 
+    /// Reads what was added to the log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        self.source.frames.refresh()
+    }
+
+    /// Frames that were not in the log when their time had come.
+    #[must_use]
+    pub const fn late(&self) -> u64 {
+        self.source.late
+    }
+
     /// Adds its sound to a block that begins at sample `from`. Blocks come in order.
     ///
     /// # Errors
     /// When there can be no decoder for its format.
-    pub fn mix(&mut self, from: i64, block: &mut [f32]) -> Result<(), MediaError> {
+    pub fn mix(&mut self, from: i64, block: &mut [f32], clocks: &Clocks) -> Result<(), MediaError> {
         let to = from + i64::try_from(block.len() / 2).unwrap_or(0);
         let last = self.start + nanoseconds(to) + -1;
-        while let Some((item, torn)) = self.source.take(last) {
+        while let Some((item, torn)) = self.source.take(last, clocks) {
             if torn {
                 self.decoder = None;
             }

@@ -5,7 +5,9 @@
 
 mod canvas;
 pub mod child;
+mod clock;
 pub mod composer;
+pub mod follow;
 pub mod geometry;
 mod inputs;
 pub mod layout;

@@ -1,39 +1,27 @@
-//! Who is there when: a pure reading of a session's history and the index of its log.
+//! Who is there when: a pure reading of a session's history and of when its tracks began. What is true at a moment
+//! depends on nothing later, so that it can be read while the session runs.
 
 use std::collections::BTreeMap;
 
-use crate::capture::clock::Correction;
 use crate::capture::history::{Event, What};
-use crate::capture::log::reader::TrackIndex;
-use crate::ids::{StreamId, TrackId, TrackKind};
+use crate::ids::{StreamId, TrackKind};
 use crate::router::VideoType;
 use crate::time::{MediaSpan, MediaTime};
 
 /// A picture is held for so long when no further one comes; then its stream leaves the picture.
 pub const HOLD: MediaSpan = 2_000_000_000;
 
-/// A session in media time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeline {
-    /// The first media of any track.
-    pub start: MediaTime,
-    /// The end of the last media of any track.
-    pub end: MediaTime,
-    /// All streams that have media, in the order of their priority.
-    pub streams: Vec<Stream>,
-}
-
 /// A stream in a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
     /// Which.
     pub id: StreamId,
-    /// Whether it is a screen.
-    pub screen: bool,
     /// Its layout classes.
     pub classes: Vec<String>,
     /// When it came first.
     pub added: MediaTime,
+    /// Since when it is a screen, or none.
+    screen: Vec<(MediaTime, bool)>,
     /// When it was there. Empty when the history does not know it: then its media alone tells.
     present: Vec<Span>,
     /// When its publisher had switched the picture off.
@@ -62,35 +50,41 @@ impl Stream {
         let there = self.present.is_empty() || self.present.iter().any(|span| span.has(at));
         there && at - newest < HOLD && !self.video_off.iter().any(|span| span.has(at))
     }
+
+    /// Whether it is a screen at a moment. Its first media may be a moment older than the news of it.
+    #[must_use]
+    pub fn is_screen(&self, at: MediaTime) -> bool {
+        let said = self.screen.iter().take_while(|(since, _)| *since <= at).last();
+        said.or(self.screen.first()).is_some_and(|(_, screen)| *screen)
+    }
+
+    /// Its place among others at a moment: who has the least comes first (Vonage's order of priority, without what
+    /// only a platform knows of its clients).
+    #[must_use]
+    pub fn priority(&self, at: MediaTime) -> (bool, bool, MediaTime, StreamId) {
+        (self.classes.is_empty(), !self.is_screen(at), self.added, self.id)
+    }
 }
 
-/// Reads the history. Streams without media are left out.
+/// Reads the history of streams that have media, each with the start of its first track. Streams without are left out.
 #[must_use]
-pub fn timeline(tracks: &[TrackIndex], corrections: &BTreeMap<TrackId, Correction>, events: &[Event]) -> Timeline {
-    let mut streams: BTreeMap<StreamId, Stream> = BTreeMap::new();
-    let (mut start, mut end) = (None, None);
-    for track in tracks {
-        let corrected = |at: MediaTime| corrections.get(&track.track).map_or(at, |c| c.apply(at));
-        let (Some(from), Some(to)) = (track.start().map(corrected), track.end().map(corrected)) else { continue };
-        start = Some(start.map_or(from, |s: MediaTime| s.min(from)));
-        end = Some(end.map_or(to, |e: MediaTime| e.max(to)));
-        let stream = streams.entry(track.track.stream).or_insert_with(|| Stream {
-            id: track.track.stream,
-            screen: false,
+pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTreeMap<StreamId, Stream> {
+    let new = |(id, added): (&StreamId, &MediaTime)| {
+        let stream = Stream {
+            id: *id,
             classes: Vec::new(),
-            added: from,
+            added: *added,
+            screen: Vec::new(),
             present: Vec::new(),
             video_off: Vec::new(),
-        });
-        stream.added = stream.added.min(from);
-    }
+        };
+        (*id, stream)
+    };
+    let mut streams: BTreeMap<StreamId, Stream> = media.iter().map(new).collect();
     for event in events {
         happened(&mut streams, event);
     }
-    let mut streams: Vec<Stream> = streams.into_values().collect();
-    streams.sort_by_key(|s| (s.classes.is_empty(), !s.screen, s.added, s.id));
-    let start = start.unwrap_or(MediaTime::ZERO);
-    Timeline { start, end: end.unwrap_or(start), streams }
+    streams
 }
 
 fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
@@ -107,7 +101,7 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
     match &event.what {
         What::Stream { stream, video_type, .. } => {
             if let Some(stream) = streams.get_mut(stream) {
-                stream.screen |= *video_type == VideoType::Screen;
+                stream.screen.push((event.at, *video_type == VideoType::Screen));
                 // Its first pictures may be a moment older than the news of it.
                 let from = if stream.present.is_empty() { event.at.min(stream.added) } else { event.at };
                 open(&mut stream.present, from);
@@ -148,10 +142,6 @@ mod tests {
         format!("00000000-0000-4000-8000-0000000000{n:02}").parse().expect("id")
     }
 
-    fn stream(n: u8, added: i64) -> Stream {
-        Stream { id: id(n), screen: false, classes: Vec::new(), added: at(added), present: vec![], video_off: vec![] }
-    }
-
     fn told(stream: u8, ms: i64, video_type: VideoType) -> Event {
         let what =
             What::Stream { stream: id(stream), router_id: "r".into(), name: None, connection_data: None, video_type };
@@ -159,9 +149,7 @@ mod tests {
     }
 
     fn read(events: &[Event]) -> Stream {
-        let mut streams = BTreeMap::from([(id(1), stream(1, 0))]);
-        events.iter().for_each(|event| happened(&mut streams, event));
-        streams.remove(&id(1)).expect("stream")
+        streams(&BTreeMap::from([(id(1), at(0))]), events).remove(&id(1)).expect("stream")
     }
 
     #[test]
@@ -195,6 +183,12 @@ mod tests {
         ] {
             assert_eq!(read(&events).is_shown(at(moment), at(newest)), shown, "{name}");
         }
-        assert!(read(&[told(1, 0, VideoType::Screen)]).screen);
+    }
+
+    #[test]
+    fn what_a_stream_shows_is_true_from_when_it_was_told() {
+        let stream = read(&[told(1, 100, VideoType::Screen), told(1, 5000, VideoType::Camera)]);
+        assert!(stream.is_screen(at(0)) && stream.is_screen(at(4999)) && !stream.is_screen(at(5000)));
+        assert!(stream.priority(at(0)) < read(&[told(1, 0, VideoType::Camera)]).priority(at(0)));
     }
 }

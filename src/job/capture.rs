@@ -9,6 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::composing::Composing;
 use super::presence::{EndReason, Presence};
 use super::session::Session;
 use super::{Job, Stuck};
@@ -45,11 +46,13 @@ struct Earlier {
     recorded: Duration,
 }
 
-/// Captures a session until it ends, is handed over, or is lost to another owner.
+/// Captures a session until it ends, is handed over, or is lost to another owner. A composer that follows it goes on
+/// behind its end.
 pub(super) async fn capture(
     job: &Job,
     status: &watch::Sender<Option<ArchiveRow>>,
     mut end_reason: watch::Receiver<Option<String>>,
+    composing: &mut Option<Composing>,
 ) -> Result<Captured, Stuck> {
     let context = &job.context;
     if !job.has_all_before().await? {
@@ -73,7 +76,9 @@ pub(super) async fn capture(
         Entered::Room(room) => room,
         Entered::Ended(captured) => return Ok(captured),
     };
-    let (capture, mut events) = context.engine.open(options(job, earlier.ends)).await.map_err(|e| bug(&e))?;
+    let complete = watch::Sender::new(MediaTime(i64::MIN));
+    *composing = Composing::start(job, complete.clone());
+    let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
     let mut session = Session::new(job, capture, room.control(), history, presence);
     let (sealed, stop_shipping, shipping) = (Arc::new(Notify::new()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(
@@ -124,7 +129,11 @@ async fn prepare(job: &Job) -> Result<Earlier, Stuck> {
     done.map_err(|e| bug(&e))?.map_err(|e| Stuck::of(&e))
 }
 
-fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>) -> CaptureOptions {
+fn options(
+    job: &Job,
+    earlier: BTreeMap<TrackId, MediaTime>,
+    complete: watch::Sender<MediaTime>,
+) -> CaptureOptions {
     let settings = &job.context.settings.capture;
     let interval_max = settings.keyframe_interval_max.0;
     CaptureOptions {
@@ -142,6 +151,7 @@ fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>) -> CaptureOptions {
         },
         segment: settings.segment.0,
         earlier,
+        complete,
     }
 }
 

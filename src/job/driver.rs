@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::capture::Captured;
+use super::composing::Composing;
 use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
 use crate::catalog::{ArchiveStatus, CatalogError, Claimed, JobState, NewJob, NewParked};
@@ -37,7 +38,11 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     let tasks = TaskTracker::new();
     tasks.spawn(ledger::keep(Arc::clone(&context), row.clone(), wanted, end_sender, job.fenced.clone(), stop.clone()));
     tasks.close();
-    let ended = stages(&job, &status, end_reason).await;
+    let mut composing = None;
+    let ended = stages(&job, &status, end_reason, &mut composing).await;
+    if let Some(composing) = composing {
+        composing.call_off().await;
+    }
     stop.cancel();
     tasks.wait().await;
     match ended {
@@ -56,6 +61,7 @@ async fn stages(
     job: &Job,
     status: &watch::Sender<Option<crate::catalog::ArchiveRow>>,
     end_reason: watch::Receiver<Option<String>>,
+    composing: &mut Option<Composing>,
 ) -> Result<Ended, Stuck> {
     let reason = if job.row.state == JobState::Finalizing {
         job.row.end_reason.clone().unwrap_or_else(|| "session ended".to_owned())
@@ -63,7 +69,7 @@ async fn stages(
         if advance(job, JobState::Capturing, None).await? == Moved::Fenced {
             return Ok(Ended::Fenced);
         }
-        match capture::capture(job, status, end_reason).await? {
+        match capture::capture(job, status, end_reason, composing).await? {
             Captured::Ended(reason) => reason,
             Captured::Fenced => return Ok(Ended::Fenced),
             Captured::Drained => return Ok(Ended::HandedOver),
@@ -77,7 +83,7 @@ async fn stages(
     if moved == Moved::Fenced {
         return Ok(Ended::Fenced);
     }
-    finalize::finalize(job, &reason).await
+    finalize::finalize(job, &reason, composing.take()).await
 }
 
 #[derive(PartialEq, Eq)]

@@ -5,6 +5,7 @@ use base64::Engine;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::composing::Composing;
 use super::driver::{CATALOG, Moved, advance};
 use super::{Ended, Job, Stuck};
 use crate::archive::ArchiveError;
@@ -15,6 +16,7 @@ use crate::capture::restore::restore;
 use crate::capture::ship;
 use crate::capture::spool::ProvedInStore;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
+use crate::compose::composer::Composed;
 use crate::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::media::Pipelines;
 use crate::metrics::metrics;
@@ -36,16 +38,24 @@ struct BuiltFile {
 }
 
 /// Makes the archive available.
-pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
+pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, Stuck> {
     let began = Wallclock::now();
     if !job.has_all_before().await? {
+        // It did not see all of the log.
+        if let Some(composing) = composing.take() {
+            composing.call_off().await;
+        }
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
             Ok(_) => {}
             Err(ship::ShipError::Cancelled) => return Ok(Ended::Fenced),
             Err(error) => return Err(Stuck::of(&error)),
         }
     }
-    let Some(built) = made(job, reason).await? else { return Ok(Ended::Fenced) };
+    let followed = match composing {
+        Some(composing) => composing.end().await,
+        None => None,
+    };
+    let Some(built) = made(job, reason, followed).await? else { return Ok(Ended::Fenced) };
     let mut manifest = built.manifest;
     let mut uploads: Vec<Upload> = built.objects.iter().map(|object| large(job, object)).collect();
     let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
@@ -101,17 +111,18 @@ pub(super) async fn finalize(job: &Job, reason: &str) -> Result<Ended, Stuck> {
 }
 
 /// What an earlier try made, or makes it. `None` when the job was lost meanwhile.
-async fn made(job: &Job, reason: &str) -> Result<Option<Built>, Stuck> {
+async fn made(job: &Job, reason: &str, mut followed: Option<Composed>) -> Result<Option<Built>, Stuck> {
     for attempt in 0.. {
         let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
-        let cancel = job.fenced.clone();
+        // What it made is looked at; if it is not right, the next try makes it again.
+        let (cancel, followed) = (job.fenced.clone(), followed.take());
         let work = move || -> Result<Built, ArchiveError> {
             if let Some(built) = found(&dir) {
                 return Ok(built);
             }
-            let built = build(&dir, &about, &reason, &pipelines, &cancel)?;
+            let built = build(&dir, &about, &reason, followed, &pipelines, &cancel)?;
             keep(&dir, &built)?;
             Ok(built)
         };

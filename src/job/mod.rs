@@ -10,6 +10,7 @@
 //! the catalog goes through the [`ledger`], what must go to the store is shipped beside.
 
 pub mod capture;
+mod composing;
 pub mod driver;
 pub mod finalize;
 pub mod ledger;

@@ -82,6 +82,11 @@ impl Feeder {
         Ok(())
     }
 
+    /// Whoever feeds waits for something else than the pipeline, which does not hang.
+    pub fn waits(&self) {
+        self.fed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Hands a canvas to the encoder as the next picture. Waits while it has enough.
     ///
     /// # Errors

@@ -69,6 +69,8 @@ pub struct TrackIndex {
     pub stats: TrackStats,
     /// All sender reports.
     pub reports: Vec<SenderReport>,
+    /// Of each of them the start of the part it came with: who follows the log knows it from then on.
+    pub reported: Vec<MediaTime>,
     /// Bytes of the index that are in the store.
     pub index_shipped: u64,
     /// The largest number of a segment in any line.
@@ -96,6 +98,7 @@ impl TrackIndex {
             gaps: Vec::new(),
             stats: TrackStats::default(),
             reports: Vec::new(),
+            reported: Vec::new(),
             index_shipped: 0,
             n_max: 0,
             read: 0,
@@ -142,6 +145,7 @@ impl TrackIndex {
             Record::Part { n, at, len, from, to, frames, key, crc, stats, reports } => {
                 self.n_max = self.n_max.max(n);
                 self.stats.add(&stats);
+                self.reported.extend(std::iter::repeat_n(from, reports.len()));
                 self.reports.extend(reports);
                 let after = |s: &SegmentIndex| s.parts.last().is_none_or(|p| p.at.saturating_add(p.len) <= at);
                 if let Some(segment) = self.segment_mut(n).filter(|s| after(s)) {
@@ -162,6 +166,17 @@ impl TrackIndex {
                     segment.shipped = Some(key);
                 }
             }
+        }
+    }
+
+    /// Lets go of what is only of use to those who read from the beginning: the reports, and the parts of segments
+    /// before `segment`.
+    pub fn forget_before(&mut self, segment: usize) {
+        self.reports.clear();
+        self.reported.clear();
+        self.gaps.clear();
+        for passed in self.segments.iter_mut().take(segment).rev().take_while(|s| !s.parts.is_empty()) {
+            passed.parts = Vec::new();
         }
     }
 
@@ -262,6 +277,15 @@ impl Frames {
         self.damaged
     }
 
+    /// Reads what was added to the log since. After the last frame that was there the next one follows.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        self.index.forget_before(self.segment);
+        self.index.refresh().map(drop)
+    }
+
     fn read_part(&mut self, segment: usize, part: PartIndex) -> Option<Bytes> {
         if self.file.as_ref().is_none_or(|(open, _)| *open != segment) {
             let path = self.index.dir.join(&self.index.segments[segment].file);
@@ -300,6 +324,10 @@ impl Iterator for Frames {
             }
             let segment = self.index.segments.get(self.segment)?;
             let Some(part) = segment.parts.get(self.part).copied() else {
+                if self.segment + 1 >= self.index.segments.len() {
+                    // It may grow.
+                    return None;
+                }
                 (self.segment, self.part) = (self.segment + 1, 0);
                 continue;
             };
@@ -326,22 +354,31 @@ impl LogReader {
     /// # Errors
     /// When a folder or file cannot be read. No tracks is not an error.
     pub fn open(archive_dir: &Path) -> Result<Self, LogError> {
-        let root = archive_dir.join(TRACKS);
-        let entries = match std::fs::read_dir(&root) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self { tracks: Vec::new() }),
-            Err(e) => return Err(LogError::io("list", &root)(e)),
-        };
-        let mut tracks = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(LogError::io("list", &root))?;
-            // What is not named like a track is not ours.
-            let Some(track) = entry.file_name().to_str().and_then(|n| n.parse::<TrackId>().ok()) else { continue };
-            tracks.push(TrackIndex::open(&entry.path(), track)?);
-        }
-        tracks.sort_by_key(|t| t.track);
-        Ok(Self { tracks })
+        let tracks = tracks(archive_dir)?.into_iter().map(|(track, dir)| TrackIndex::open(&dir, track));
+        Ok(Self { tracks: tracks.collect::<Result<_, _>>()? })
     }
+}
+
+/// The tracks in an archive's folder and their own folders, by id.
+///
+/// # Errors
+/// When it cannot be listed. No tracks is not an error.
+pub fn tracks(archive_dir: &Path) -> Result<Vec<(TrackId, PathBuf)>, LogError> {
+    let root = archive_dir.join(TRACKS);
+    let entries = match std::fs::read_dir(&root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(LogError::io("list", &root)(e)),
+    };
+    let mut tracks = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(LogError::io("list", &root))?;
+        // What is not named like a track is not ours.
+        let Some(track) = entry.file_name().to_str().and_then(|n| n.parse::<TrackId>().ok()) else { continue };
+        tracks.push((track, entry.path()));
+    }
+    tracks.sort_by_key(|(track, _)| *track);
+    Ok(tracks)
 }
 
 /// Writes a run of segments as one file that ordinary tools play: the first as it is, of the others what

@@ -259,6 +259,12 @@ impl TrackLog {
         if self.part.frames > 0 && now - self.part.from >= part_max { self.flush() } else { Ok(()) }
     }
 
+    /// Start of the first frame that is not in the file yet.
+    #[must_use]
+    pub fn open_since(&self) -> Option<MediaTime> {
+        (self.part.frames > 0).then_some(self.part.from)
+    }
+
     /// Whether frames are dropped because writing failed.
     #[must_use]
     pub const fn is_failing(&self) -> bool {

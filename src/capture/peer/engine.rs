@@ -9,7 +9,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{PeerError, media, writer};
 use crate::capture::log::{LogOptions, SealedSegment};
@@ -90,6 +90,8 @@ pub struct CaptureOptions {
     pub segment: Duration,
     /// Where earlier epochs' tracks end: what is missing since then is a gap of the worker.
     pub earlier: BTreeMap<TrackId, MediaTime>,
+    /// Told how far the log is complete: all that arrived before this moment is written.
+    pub complete: watch::Sender<MediaTime>,
 }
 
 /// What a capture has to tell.

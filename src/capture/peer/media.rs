@@ -52,6 +52,8 @@ pub(super) struct MediaThread {
     peers: HashMap<PeerKey, PeerEntry>,
     by_address: HashMap<SocketAddr, PeerKey>,
     backlog: Vec<Item>,
+    /// What arrived before is in the log, or goes there with the backlog.
+    settled: Vec<(CaptureKey, MediaTime)>,
     outputs: Vec<Output>,
     rules_at: Instant,
 }
@@ -184,6 +186,7 @@ impl MediaThread {
             peers: HashMap::new(),
             by_address: HashMap::new(),
             backlog: Vec::new(),
+            settled: Vec::new(),
             outputs: Vec::new(),
         })
     }
@@ -390,16 +393,20 @@ impl MediaThread {
         }
         let mut wanted = Vec::new();
         let wallclock = self.anchor.wallclock(now);
+        self.settled.clear();
         for (capture_key, capture) in &mut self.captures {
             let at = media_time(wallclock, capture.options.origin);
+            let mut settled = at;
             for (track, rules) in &mut capture.tracks {
                 rules.tick(at, &mut self.outputs);
+                settled = settled.min(rules.settled(at));
                 let stats = rules.take_stats();
                 if forward(*capture_key, *track, &mut self.outputs, &mut self.backlog) {
                     wanted.push((*capture_key, track.stream));
                 }
                 self.backlog.push(Item::stats(*capture_key, *track, stats));
             }
+            self.settled.push((*capture_key, settled));
         }
         for (capture, stream) in wanted {
             let key = self.peers.iter().find(|(_, e)| e.capture == capture && e.stream == stream).map(|(key, _)| *key);
@@ -459,13 +466,13 @@ impl MediaThread {
 
     /// Hands frames to the log thread; while it is busy they wait here, up to a limit.
     fn flush(&mut self) {
-        if self.backlog.is_empty() {
+        if self.backlog.is_empty() && self.settled.is_empty() {
             return;
         }
-        let items = std::mem::take(&mut self.backlog);
-        match self.batches.try_send(writer::LogCommand::Items(items)) {
+        let (items, settled) = (std::mem::take(&mut self.backlog), std::mem::take(&mut self.settled));
+        match self.batches.try_send(writer::LogCommand::Items { items, settled }) {
             Ok(()) => {}
-            Err(std::sync::mpsc::TrySendError::Full(writer::LogCommand::Items(mut items))) => {
+            Err(std::sync::mpsc::TrySendError::Full(writer::LogCommand::Items { mut items, .. })) => {
                 if items.len() > BACKLOG_ITEMS_MAX {
                     let lost = items.len();
                     items.retain(|item| !item.is_frame());

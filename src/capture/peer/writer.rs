@@ -37,7 +37,7 @@ pub(super) enum What {
 
 pub(super) enum LogCommand {
     Open { key: CaptureKey, options: Box<CaptureOptions>, events: mpsc::Sender<CaptureEvent> },
-    Items(Vec<Item>),
+    Items { items: Vec<Item>, settled: Vec<(CaptureKey, MediaTime)> },
     Close { key: CaptureKey, done: oneshot::Sender<()> },
 }
 
@@ -63,6 +63,8 @@ struct Capture {
     /// Tracks whose log could not be opened.
     unopened: BTreeMap<TrackId, Unopened>,
     next_seal: Instant,
+    /// What arrived before has come here.
+    settled: MediaTime,
 }
 
 /// A track whose log could not be opened: what must not be forgotten until it can be.
@@ -107,15 +109,17 @@ pub(super) fn run_log(
         match queue.recv_timeout(TICK) {
             Ok(LogCommand::Open { key, options, events }) => {
                 let next_seal = now() + options.segment;
-                captures.insert(
-                    key,
-                    Capture { options, events, logs: BTreeMap::new(), unopened: BTreeMap::new(), next_seal },
-                );
+                captures.insert(key, Capture::new(options, events, next_seal));
             }
-            Ok(LogCommand::Items(items)) => {
+            Ok(LogCommand::Items { items, settled }) => {
                 for item in items {
                     if let Some(capture) = captures.get_mut(&item.capture) {
                         capture.item(item.track, item.what, syncs, spool);
+                    }
+                }
+                for (key, at) in settled {
+                    if let Some(capture) = captures.get_mut(&key) {
+                        capture.settled = at;
                     }
                 }
             }
@@ -145,6 +149,11 @@ pub(super) fn run_log(
 }
 
 impl Capture {
+    fn new(options: Box<CaptureOptions>, events: mpsc::Sender<CaptureEvent>, next_seal: Instant) -> Self {
+        let (logs, unopened) = (BTreeMap::new(), BTreeMap::new());
+        Self { options, events, logs, unopened, next_seal, settled: MediaTime(i64::MIN) }
+    }
+
     fn item(&mut self, track: TrackId, what: What, syncs: &SyncSender<SyncCommand>, spool: &Arc<Spool>) {
         if !self.logs.contains_key(&track) && !self.open(track, &what, spool) {
             if let Some(unopened) = self.unopened.get_mut(&track) {
@@ -218,6 +227,14 @@ impl Capture {
                 log.failed(*track, &error, &self.events);
             }
         }
+        let open = self.logs.values().filter_map(|log| log.log.open_since());
+        let complete = open.fold(self.settled, MediaTime::min);
+        // Nobody may be listening.
+        self.options.complete.send_if_modified(|known| {
+            let more = complete > *known;
+            *known = complete.max(*known);
+            more
+        });
     }
 
     /// All tracks at one moment, so that what they seal can travel as one object.
@@ -323,14 +340,9 @@ mod tests {
             track: crate::capture::track::TrackOptions::default(),
             segment: Duration::from_secs(5),
             earlier: BTreeMap::new(),
+            complete: tokio::sync::watch::Sender::new(MediaTime(i64::MIN)),
         };
-        let mut capture = Capture {
-            options: Box::new(options),
-            events,
-            logs: BTreeMap::new(),
-            unopened: BTreeMap::new(),
-            next_seal: now(),
-        };
+        let mut capture = Capture::new(Box::new(options), events, now());
         // A file is where the folder of the tracks should be.
         std::fs::write(dir.path().join(TRACKS), "").expect("file");
         let format = TrackFormat { codec: Codec::Vp8, width: 320, height: 240, channels: 0, codec_private: vec![] };

@@ -235,6 +235,14 @@ impl TrackRules {
         self.drain(now, false, out);
     }
 
+    /// What arrived before this moment has left. What waits for missing packets, or for the verdict on a pause, holds
+    /// it back.
+    #[must_use]
+    pub fn settled(&self, now: MediaTime) -> MediaTime {
+        let stray = self.stray.as_ref().map(|stray| stray.arrived);
+        self.queue.waiting_since().into_iter().chain(stray).fold(now, MediaTime::min)
+    }
+
     /// A sender report came: `rtp` was at `ntp`.
     pub fn sender_report(&mut self, ntp: NtpTime, rtp: u32, arrived: MediaTime, out: &mut Vec<Output>) {
         if let Some(pts) = self.source.as_ref().and_then(|source| source.clock.report_time(rtp)) {

@@ -104,6 +104,11 @@ impl Queue {
         }
     }
 
+    /// When the first packet of those that wait arrived.
+    pub fn waiting_since(&self) -> Option<MediaTime> {
+        self.slots.iter().flatten().map(|held| held.arrived).next()
+    }
+
     /// Whether so many packets wait that the front one is given up whatever its age.
     pub fn is_full(&self) -> bool {
         self.slots.len() > PACKETS_MAX

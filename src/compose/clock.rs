@@ -1,0 +1,206 @@
+//! The tracks' clocks as far as they are known while a log grows.
+//!
+//! An individual archive corrects its times by all sender reports of a session, see [`corrections`]. A composer that
+//! follows a log cannot wait for them, and must come to the same times when it runs over the finished log. So it looks
+//! at the clocks at every step of a grid, by the reports that came up to a little later, whatever else the log
+//! has: a correction is a line through what it knew at each step.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::capture::clock::corrections;
+use crate::capture::log::reader::TrackIndex;
+use crate::capture::types::SenderReport;
+use crate::ids::TrackId;
+use crate::time::{MediaSpan, MediaTime};
+
+const MS: MediaSpan = 1_000_000;
+/// From one look at the clocks to the next.
+const STEP: MediaSpan = 500 * MS;
+/// Reports are used that came up to this long after a step.
+const LOOK_AHEAD: MediaSpan = 500 * MS;
+/// At a track's beginning its first reports are waited for: Janus sends one a second.
+const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
+/// Older reports say nothing of the clock now.
+const REMEMBERED: MediaSpan = 60_000 * MS;
+/// Knots older than this are of no use: frames are read in order.
+const KNOTS_KEPT: MediaSpan = 30_000 * MS;
+
+/// What is known of one track's clock.
+#[derive(Debug, Default)]
+struct Clock {
+    start: Option<MediaTime>,
+    /// Reports that are not used yet, each with the start of the part it came with.
+    coming: VecDeque<(MediaTime, SenderReport)>,
+    reports: VecDeque<SenderReport>,
+    /// (provisional time, what to add), a step apart.
+    knots: VecDeque<(MediaTime, MediaSpan)>,
+}
+
+/// The clocks of a session's tracks.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    clocks: BTreeMap<TrackId, Clock>,
+    /// The last step that was looked at.
+    step: Option<MediaTime>,
+}
+
+impl Clocks {
+    /// Takes what is new in a track's index.
+    pub fn add(&mut self, index: &TrackIndex) {
+        let clock = self.clocks.entry(index.track).or_default();
+        clock.start = clock.start.or_else(|| index.start());
+        clock.coming.extend(index.reported.iter().copied().zip(index.reports.iter().copied()));
+    }
+
+    /// Looks at the clocks step by step until they are known up to a corrected time, or the log, which is complete up
+    /// to `horizon`, has no more. No step further, so that at each moment of a composition the same is known
+    /// however far the log has grown. Returns whether they are known.
+    pub fn advance(&mut self, wanted: MediaTime, horizon: MediaTime) -> bool {
+        while self.known().is_none_or(|known| known <= wanted) {
+            let Some(first) = self.clocks.values().filter_map(|clock| clock.start).min() else { return false };
+            let next = self.step.map_or(MediaTime(first.0.div_euclid(STEP) * STEP), |step| step + STEP);
+            let Some(until) = self.known_until(next).filter(|until| *until <= horizon) else { return false };
+            self.look(next, until);
+            self.step = Some(next);
+        }
+        true
+    }
+
+    /// The moment up to which reports are used at a step; `None` before every track.
+    fn known_until(&self, step: MediaTime) -> Option<MediaTime> {
+        let until = |start: MediaTime| match start {
+            start if step < start => MediaTime(i64::MIN),
+            start => (step + LOOK_AHEAD).max(start + LOOK_AHEAD_FIRST),
+        };
+        let known = self.clocks.values().filter_map(|clock| clock.start).map(until).max()?;
+        Some(known.max(step + LOOK_AHEAD))
+    }
+
+    fn look(&mut self, step: MediaTime, until: MediaTime) {
+        for clock in self.clocks.values_mut() {
+            while clock.coming.front().is_some_and(|(known, _)| *known <= until) {
+                clock.reports.extend(clock.coming.pop_front().map(|(_, report)| report));
+            }
+            while clock.reports.front().is_some_and(|report| step - report.arrived > REMEMBERED) {
+                clock.reports.pop_front();
+            }
+        }
+        let reports: Vec<(TrackId, Vec<SenderReport>)> =
+            self.clocks.iter().map(|(track, clock)| (*track, clock.reports.iter().copied().collect())).collect();
+        let reports: Vec<(TrackId, &[SenderReport])> = reports.iter().map(|(track, r)| (*track, r.as_slice())).collect();
+        let known = corrections(&reports);
+        for (track, clock) in &mut self.clocks {
+            if clock.start.is_none_or(|start| step < start) {
+                continue;
+            }
+            let before = clock.knots.back().copied();
+            let span = known.get(track).map(|c| c.at(step)).or(before.map(|(_, span)| span)).unwrap_or(0);
+            // Never faster than half of time's speed: corrected times must not go back.
+            let span = before.map_or(span, |(at, before)| span.max(before - (step - at) / 2));
+            clock.knots.push_back((step, span));
+            while clock.knots.front().is_some_and(|(at, _)| step - *at > KNOTS_KEPT) {
+                clock.knots.pop_front();
+            }
+        }
+    }
+
+    /// A track's corrected time.
+    #[must_use]
+    pub fn apply(&self, track: TrackId, time: MediaTime) -> MediaTime {
+        let Some(clock) = self.clocks.get(&track) else { return time };
+        let after = clock.knots.partition_point(|(at, _)| *at <= time);
+        let span = match (after.checked_sub(1).and_then(|n| clock.knots.get(n)), clock.knots.get(after)) {
+            (Some((t0, c0)), Some((t1, c1))) => {
+                let share = i128::from(time - *t0) * i128::from(c1 - c0) / i128::from((*t1 - *t0).max(1));
+                // Between two spans.
+                c0 + i64::try_from(share).unwrap_or(0)
+            }
+            (Some((_, c)), None) | (None, Some((_, c))) => *c,
+            (None, None) => 0,
+        };
+        time + span
+    }
+
+    /// The corrected time up to which all tracks' clocks are known; `None` before the first look.
+    fn known(&self) -> Option<MediaTime> {
+        let step = self.step?;
+        let begun = self.clocks.iter().filter(|(_, clock)| !clock.knots.is_empty());
+        Some(begun.map(|(track, _)| self.apply(*track, step)).fold(step, MediaTime::min))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{SessionId, StreamId, TrackKind};
+    use crate::time::{NtpTime, Wallclock};
+
+    fn ms(ms: i64) -> MediaTime {
+        MediaTime::from_millis(ms)
+    }
+
+    fn track(name: &str) -> TrackId {
+        let session: SessionId = "s".parse().expect("id");
+        TrackId { stream: StreamId::of_router(&session, name), kind: TrackKind::Audio }
+    }
+
+    /// A report that was right at `at`, of a track whose provisional clock is late by `late` ms.
+    fn report(at: i64, late: i64) -> (MediaTime, SenderReport) {
+        let ntp = NtpTime::from_wallclock(Wallclock(1_795_000_000_000_000 + at * 1000));
+        (ms(at), SenderReport { ntp, pts: ms(at + late), arrived: ms(at + 20) })
+    }
+
+    /// Two tracks: one is right, the other late by 300 ms and begins at 4 s.
+    fn clocks() -> Clocks {
+        let clock = |from: i64, late: i64| Clock {
+            start: Some(ms(from + late)),
+            coming: (1..60).map(|n| report(from + n * 1000, late)).collect(),
+            ..Clock::default()
+        };
+        Clocks { clocks: BTreeMap::from([(track("a"), clock(0, 20)), (track("b"), clock(4000, 320))]), step: None }
+    }
+
+    #[test]
+    fn what_follows_and_what_runs_over_the_finished_log_know_the_same() {
+        let (mut following, mut finished) = (clocks(), clocks());
+        let mut horizon = 0;
+        for at in (0..50_000).step_by(33) {
+            while !following.advance(ms(at), ms(horizon)) {
+                horizon += 70;
+            }
+            assert!(finished.advance(ms(at), MediaTime(i64::MAX)));
+            for name in ["a", "b"] {
+                for raw in [at - 100, at + 50, at + 300] {
+                    let known = [&following, &finished].map(|clocks| clocks.apply(track(name), ms(raw)));
+                    assert_eq!(known[0], known[1], "{name} at {at}");
+                }
+            }
+            assert!(horizon <= at + 4400, "{horizon} for {at}");
+        }
+    }
+
+    #[test]
+    fn tracks_are_in_step_from_their_first_frame_on() {
+        let mut clocks = clocks();
+        clocks.advance(ms(22_000), MediaTime(i64::MAX));
+        for at in [20, 4320, 4700, 9000, 20_000] {
+            let (a, b) = (clocks.apply(track("a"), ms(at)), clocks.apply(track("b"), ms(at + 300)));
+            assert!((a - b).abs() <= 2 * MS, "at {at}: {a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_reports_of_a_track_are_waited_for() {
+        let mut clocks = clocks();
+        let far = ms(60_000);
+        clocks.advance(far, ms(2900));
+        assert_eq!(clocks.step, Some(ms(0)), "a step before all tracks, of which nothing is to be known");
+        clocks.advance(far, ms(3100));
+        assert_eq!(clocks.step, Some(ms(2500)));
+        clocks.advance(far, ms(7300));
+        // Before the second track's beginning nothing waits for it.
+        assert_eq!(clocks.step, Some(ms(4000)));
+        clocks.advance(far, ms(7400));
+        assert_eq!(clocks.step, Some(ms(6500)));
+    }
+}

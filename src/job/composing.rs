@@ -1,0 +1,74 @@
+//! The composer of a session while it is captured: follows the log, and has little left to do at the end.
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::Job;
+use crate::archive::composed;
+use crate::compose::child::{self, ChildError};
+use crate::compose::composer::Composed;
+use crate::event::OutputMode;
+use crate::fault::chain;
+use crate::media::Pipelines;
+use crate::time::MediaTime;
+
+/// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
+const LATE_MAX: u64 = 50;
+
+/// A composer under way.
+pub(super) struct Composing {
+    /// How far the log is complete.
+    complete: watch::Sender<MediaTime>,
+    cancel: CancellationToken,
+    running: JoinHandle<Result<Composed, ChildError>>,
+}
+
+impl Composing {
+    /// Starts a composer if the archive is to have a composed file. `complete` tells it how the log grows.
+    pub(super) fn start(job: &Job, complete: watch::Sender<MediaTime>) -> Option<Self> {
+        let wanted = &job.event.data.archive;
+        if wanted.output_mode == OutputMode::Individual {
+            return None;
+        }
+        let section = &job.context.settings.pipelines;
+        let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
+        let (dir, growth, cancel) = (job.dir.clone(), complete.subscribe(), job.fenced.child_token());
+        let (options, cancelled) = (composed::options(wanted), cancel.clone());
+        let work = move || {
+            let out = composed::path(&dir);
+            out.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ChildError::Start)?;
+            child::run(&dir, &out, &options, &pipelines, Some(&growth), &cancelled)
+        };
+        Some(Self { complete, cancel, running: tokio::task::spawn_blocking(work) })
+    }
+
+    /// The session has ended, and its log is complete: waits for the file. `None` when it must be made anew.
+    pub(super) async fn end(self) -> Option<Composed> {
+        self.complete.send_replace(MediaTime(i64::MAX));
+        match self.running.await {
+            Ok(Ok(composed)) if composed.late <= LATE_MAX => Some(composed),
+            Ok(Ok(composed)) => {
+                tracing::warn!(frames = composed.late, "media came too late for the composer, it runs again");
+                None
+            }
+            Ok(Err(ChildError::Cancelled)) => None,
+            Ok(Err(error)) => {
+                tracing::warn!("the composer that followed the session failed, it runs again: {}", chain(&error));
+                None
+            }
+            Err(panic) => {
+                tracing::error!(fault.kind = "bug", "the composer's thread panicked: {panic}");
+                None
+            }
+        }
+    }
+
+    /// Ends it without a file: the next owner of the job makes it.
+    pub(super) async fn call_off(self) {
+        self.cancel.cancel();
+        if let Err(panic) = self.running.await {
+            tracing::error!(fault.kind = "bug", "the composer's thread panicked: {panic}");
+        }
+    }
+}
