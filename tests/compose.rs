@@ -1,14 +1,18 @@
 //! Composed archives of real sessions: each cell shows the right stream, at its time, and the sound fits.
 #![allow(missing_docs)]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use archiver::archive::keys::Keys;
+use archiver::capture::restore::restore;
+use archiver::config::Settings;
 use archiver_testkit::content::{Content, Part, Timeline, percentile};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 /// Seconds of an output picture and of an input picture.
@@ -112,4 +116,41 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
         "{} pictures in {end} s",
         content.frames.len()
     );
+
+    // Made again of the log in the store, it is the same picture and sound that following the session gave.
+    let log = tempfile::tempdir().expect("folder");
+    log_of(&world, &archive.manifest, log.path()).await;
+    let again = log.path().join("again.mp4");
+    let output = std::process::Command::new(BINARY).arg("compose").arg(log.path()).arg("--out").arg(&again).output();
+    let output = output.expect("archiver compose");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for track in ["v", "a"] {
+        let (first, second) = (hashes(&file, track), hashes(&again, track));
+        assert!(first.lines().count() > 100 && first == second, "{track} differs");
+    }
+}
+
+/// The capture log of an archive, from the store.
+async fn log_of(world: &World, manifest: &serde_json::Value, to: &Path) {
+    let id = |key: &str| manifest[key].as_str().expect("id").to_owned();
+    let keys = Keys::new(id("applicationId").parse().expect("id"), id("archiveId").parse().expect("id"));
+    let store = archiver::worker::store(&settings(world)).await.expect("store");
+    let fetched = restore(store.as_ref(), &keys, to, &CancellationToken::new()).await.expect("restore");
+    assert!(fetched > 0);
+}
+
+fn settings(world: &World) -> Settings {
+    Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration")
+}
+
+/// A hash of each decoded picture, or block of sound.
+fn hashes(file: &Path, track: &str) -> String {
+    let output = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-i"])
+        .arg(file)
+        .args(["-map", &format!("0:{track}:0"), "-f", "framemd5", "-"])
+        .output()
+        .expect("ffmpeg");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
 }

@@ -74,15 +74,17 @@ fn add(body: &mut Body, path: &str, piece: Piece, size: u64) -> Result<(), LogEr
     Ok(())
 }
 
-/// What is sealed and not in the store, oldest first. `None` if there is nothing. Blocking.
-fn gather(dir: &Path) -> Result<Option<Bundle>, LogError> {
+/// What is sealed and not in the store, oldest first; at the `last` also what the indexes say beside it. `None` if
+/// there is nothing. Blocking.
+fn gather(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
     let mut bundle = Bundle { body: Body::default(), bytes: 0, tracks: Vec::new() };
     let mut room = SEGMENTS_MAX;
     for track in LogReader::open(dir)?.tracks {
         // An index from the store may tell of segments that never came there.
         let waits = |s: &&SegmentIndex| s.sealed.is_some() && s.shipped.is_none() && track.dir.join(&s.file).exists();
         let waiting: Vec<_> = track.segments.iter().filter(waits).take(room).collect();
-        if waiting.is_empty() {
+        let more = last && track.index_shipped < track.read_bytes();
+        if waiting.is_empty() && !more {
             continue;
         }
         room -= waiting.len();
@@ -105,7 +107,7 @@ fn gather(dir: &Path) -> Result<Option<Bundle>, LogError> {
             break;
         }
     }
-    if bundle.tracks.is_empty() {
+    if bundle.tracks.is_empty() && !last {
         return Ok(None);
     }
     for name in [JOB, HISTORY] {
@@ -134,7 +136,7 @@ pub async fn ship(
     let mut shipped = 0;
     loop {
         let at = dir.to_owned();
-        let bundle = tokio::task::spawn_blocking(move || gather(&at)).await.expect("gathering does not panic")?;
+        let bundle = tokio::task::spawn_blocking(move || gather(&at, false)).await.expect("gathering does not panic")?;
         let Some(bundle) = bundle else { return Ok(shipped) };
         let key = keys.key(Kind::Bundle(epoch, *next));
         let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
@@ -145,6 +147,37 @@ pub async fn ship(
         let tracks = bundle.tracks;
         tokio::task::spawn_blocking(move || note(&tracks, &key)).await.expect("noting does not panic")?;
     }
+}
+
+/// Ships what is left when a session has ended: the segments that wait, what the indexes say beside them, and the whole
+/// history. With it the store has all that is needed to make the archive again.
+///
+/// # Errors
+/// See [`ship`].
+pub async fn ship_rest(
+    store: &dyn ObjectStore,
+    keys: &Keys,
+    dir: &Path,
+    epoch: Epoch,
+    cancel: &CancellationToken,
+) -> Result<(), ShipError> {
+    let prefix = keys.segments();
+    let list = || store.list(&prefix);
+    let there = persist("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let number = |key: &str| match Keys::parse(key) {
+        Some((_, Kind::Bundle(of, n))) if of == epoch => Some(n),
+        _ => None,
+    };
+    let mut next = there.iter().filter_map(|object| number(&object.key)).max().unwrap_or(0) + 1;
+    ship(store, keys, dir, epoch, &mut next, cancel).await?;
+    let at = dir.to_owned();
+    let bundle = tokio::task::spawn_blocking(move || gather(&at, true)).await.expect("gathering does not panic")?;
+    let Some(bundle) = bundle else { return Ok(()) };
+    let key = keys.key(Kind::Bundle(epoch, next));
+    let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
+    let put = || store.put(&key, bundle.body.clone(), options());
+    persist("ship the rest", STORE, cancel, put).await.ok_or(ShipError::Cancelled)?.map(drop)?;
+    Ok(())
 }
 
 fn note(tracks: &[(PathBuf, Vec<u32>, u64)], key: &str) -> Result<(), LogError> {

@@ -55,7 +55,13 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Some(composing) => composing.end().await,
         None => None,
     };
-    let Some(built) = made(job, reason, followed).await? else { return Ok(Ended::Fenced) };
+    // What is left of the log goes to the store meanwhile: from there the archive can be made again.
+    let rest = ship::ship_rest(job.context.store.as_ref(), &job.keys, &job.dir, job.row.epoch, &job.fenced);
+    let (built, rest) = tokio::join!(made(job, reason, followed), rest);
+    if let Err(error) = rest {
+        tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
+    }
+    let Some(built) = built? else { return Ok(Ended::Fenced) };
     let mut manifest = built.manifest;
     let mut uploads: Vec<Upload> = built.objects.iter().map(|object| large(job, object)).collect();
     let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
