@@ -39,7 +39,8 @@ async fn main() -> Result<()> {
     world.start_worker()?;
     let room = "demo-session";
     world.janus.create_room(room, json!({})).await?;
-    let started = world.started(room);
+    let mut started = world.started(room);
+    started["data"]["archive"] = json!({ "outputMode": "both", "name": "Demo" });
     world.publish(&started)?;
     say("session.started is published; nobody presses a button from here on");
     let chrome = ChromiumOptions {
@@ -85,11 +86,14 @@ async fn main() -> Result<()> {
         Live { id: "voice", what: "sound only", seconds: f64::from(u32::try_from(voice.audio_packets)?) * 0.02 },
     ];
     let rows = table(&archive, &live)?;
-    let files: Vec<(String, PathBuf)> =
-        live.iter().flat_map(|l| archive.files(l.id).into_iter().map(|f| (l.id.to_owned(), f))).collect();
+    let composed = composed(&archive)?;
+    let mp4 = ("archive.mp4".to_owned(), archive.dir.join("archive.mp4"));
+    let streams = live.iter().flat_map(|l| archive.files(l.id).into_iter().map(|f| (l.id.to_owned(), f)));
+    let files: Vec<(String, PathBuf)> = std::iter::once(mp4).chain(streams).collect();
     let sheet: Vec<(String, &Path)> = files.iter().map(|(name, path)| (name.clone(), path.as_path())).collect();
     contact_sheet(&sheet, &out.join("contact-sheet.png"))?;
-    let figures = json!({ "endToAvailableMs": u64::try_from(available.as_millis())?, "streams": rows });
+    let figures =
+        json!({ "endToAvailableMs": u64::try_from(available.as_millis())?, "composed": composed, "streams": rows });
     std::fs::write(out.join("figures.json"), serde_json::to_vec_pretty(&figures)?)?;
     say(&format!("\nsession end to archive available: {} ms", available.as_millis()));
     say(&format!("files:         {}", out.display()));
@@ -105,6 +109,20 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Looks at the composed file: it decodes, and lasts as long as the session.
+fn composed(archive: &Downloaded) -> Result<Value> {
+    let content = Content::read(&archive.dir.join("archive.mp4"))?;
+    ensure!(content.errors.is_empty(), "archive.mp4: {:?}", content.errors);
+    let (entry, session) = (&archive.manifest["composed"], archive.manifest["durationS"].as_f64().unwrap_or(0.0));
+    let rate = entry["rate"].as_f64().context("no rate")?;
+    let lasts = content.frames.len() as f64 / rate;
+    let size = format!("{}x{}", entry["width"], entry["height"]);
+    say(&format!("\narchive.mp4: {size} at {rate} pictures a second, {lasts:.2} s of a session of {session:.2} s"));
+    ensure!(entry["errors"] == json!([]), "not all could be decoded: {}", entry["errors"]);
+    ensure!((lasts - session).abs() <= 1.0 / rate + 0.001, "it is not as long as the session");
+    Ok(json!({ "size": size, "rate": rate, "durationS": lasts, "sessionS": session }))
 }
 
 fn table(archive: &Downloaded, live: &[Live]) -> Result<Vec<Value>> {

@@ -136,7 +136,8 @@ pub async fn ship(
     let mut shipped = 0;
     loop {
         let at = dir.to_owned();
-        let bundle = tokio::task::spawn_blocking(move || gather(&at, false)).await.expect("gathering does not panic")?;
+        let bundle =
+            tokio::task::spawn_blocking(move || gather(&at, false)).await.expect("gathering does not panic")?;
         let Some(bundle) = bundle else { return Ok(shipped) };
         let key = keys.key(Kind::Bundle(epoch, *next));
         let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };

@@ -47,6 +47,12 @@ pub(super) struct Compose {
     /// Picture only.
     #[arg(long)]
     no_audio: bool,
+    /// Quality of the picture, 15 to 40: smaller is better.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(15..=40), conflicts_with = "max_bitrate")]
+    quality: Option<u8>,
+    /// Limit of the picture, in bit/s.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(100_000..=6_000_000))]
+    max_bitrate: Option<u32>,
     /// A folder with pipeline fragments that go before those of this build.
     #[arg(long, value_name = "DIR")]
     pipelines: Option<PathBuf>,
@@ -80,6 +86,8 @@ impl Compose {
                 layout,
                 video: !self.no_video,
                 audio: !self.no_audio,
+                quantizer: self.quality,
+                bitrate_max: self.max_bitrate,
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,

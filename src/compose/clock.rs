@@ -87,7 +87,8 @@ impl Clocks {
         }
         let reports: Vec<(TrackId, Vec<SenderReport>)> =
             self.clocks.iter().map(|(track, clock)| (*track, clock.reports.iter().copied().collect())).collect();
-        let reports: Vec<(TrackId, &[SenderReport])> = reports.iter().map(|(track, r)| (*track, r.as_slice())).collect();
+        let reports: Vec<(TrackId, &[SenderReport])> =
+            reports.iter().map(|(track, r)| (*track, r.as_slice())).collect();
         let known = corrections(&reports);
         for (track, clock) in &mut self.clocks {
             if clock.start.is_none_or(|start| step < start) {

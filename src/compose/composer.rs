@@ -33,6 +33,12 @@ pub struct Options {
     pub video: bool,
     /// Whether it has sound.
     pub audio: bool,
+    /// Quality of the picture, 15 to 40: smaller is better.
+    #[serde(default)]
+    pub quantizer: Option<u8>,
+    /// Limit of the picture, in bit/s.
+    #[serde(default)]
+    pub bitrate_max: Option<u32>,
 }
 
 /// What came out.
@@ -100,7 +106,8 @@ pub fn compose(
 ) -> Result<Composed, ComposeError> {
     let video = options.video.then_some((options.size.width, options.size.height, options.rate));
     let mut session = Session::new(dir.to_owned(), pipelines.dir.clone(), growth);
-    encode(Output { video, audio: options.audio }, out, pipelines, cancel, move |feeder| {
+    let output = Output { video, audio: options.audio, quantizer: options.quantizer, bitrate_max: options.bitrate_max };
+    encode(output, out, pipelines, cancel, move |feeder| {
         let mut work = Work { session: &mut session, feeder, cancel, progress };
         work.session.refresh()?;
         let start = work.begin()?;

@@ -219,9 +219,7 @@ impl Session {
                 TrackKind::Video if !self.video.contains_key(&track.stream) => {
                     self.video.insert(track.stream, VideoInput::new(&open()?, self.pipelines.clone()));
                 }
-                TrackKind::Audio
-                    if self.audio.len() < AUDIO_STREAMS_MAX && !self.audio.contains_key(&track.stream) =>
-                {
+                TrackKind::Audio if self.audio.len() < AUDIO_STREAMS_MAX && !self.audio.contains_key(&track.stream) => {
                     self.audio.insert(track.stream, AudioInput::new(&open()?, start, self.pipelines.clone()));
                 }
                 TrackKind::Video | TrackKind::Audio => {}

@@ -206,7 +206,14 @@ impl VideoInput {
             self.decoder = Some(VideoDecoder::new(format, self.pipelines.as_deref())?);
         }
         let Some(decoder) = &self.decoder else { return Ok(()) };
-        match decoder.decode(frame) {
+        let mut decoded = decoder.decode(frame);
+        if let (Err(error), true) = (&decoded, frame.keyframe) {
+            // It may have been the decoder's state.
+            tracing::warn!(at = ?frame.pts, "a keyframe cannot be decoded, trying anew: {}", chain(error));
+            self.errors.decoder += 1;
+            decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
+        }
+        match decoded {
             Ok(Some(picture)) => {
                 self.picture = Some(picture);
                 self.number += 1;

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::{ApplicationId, EventId, JobId, Region, RoomId, RouterName, SessionId};
+use crate::ids::{ApplicationId, EventId, JobId, Region, RoomId, RouterName, SessionId, TrackKind};
 use crate::time::Wallclock;
 
 /// Largest event, in bytes. Real ones have a few hundred.
@@ -20,6 +20,10 @@ pub const EVENT_DEPTH_MAX: usize = 16;
 pub const NAME_CHARS_MAX: usize = 80;
 /// Longest custom style sheet in bytes.
 pub const STYLESHEET_BYTES_MAX: usize = 16 << 10;
+/// Vonage's range of `quantizationParameter`.
+const QUANTIZATION: std::ops::RangeInclusive<u8> = 15..=40;
+/// Vonage's range of `maxBitrate`, in bit/s.
+const BITRATE: std::ops::RangeInclusive<u32> = 100_000..=6_000_000;
 
 /// Type of a session's start, version 1.
 pub const STARTED: &str = "archiver.session.started.v1";
@@ -51,9 +55,9 @@ pub enum ArchiveMode {
 #[serde(rename_all = "lowercase")]
 pub enum OutputMode {
     /// One file a stream, in a ZIP.
-    #[default]
     Individual,
     /// One MP4.
+    #[default]
     Composed,
     /// Both.
     Both,
@@ -131,7 +135,7 @@ pub struct Layout {
 }
 
 /// What the archive should be like.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchiveOptions {
     /// 1 to 80 characters.
@@ -143,6 +147,46 @@ pub struct ArchiveOptions {
     pub resolution: Option<Resolution>,
     /// Of a composed archive.
     pub layout: Option<Layout>,
+    /// Whether sound is archived.
+    #[serde(default = "yes")]
+    pub has_audio: bool,
+    /// Whether pictures are archived.
+    #[serde(default = "yes")]
+    pub has_video: bool,
+    /// Quality of a composed picture: 15 to 40, smaller is better. Not together with `maxBitrate`.
+    pub quantization_parameter: Option<u8>,
+    /// Limit of a composed picture: 100,000 to 6,000,000 bit/s.
+    pub max_bitrate: Option<u32>,
+}
+
+impl ArchiveOptions {
+    /// Whether tracks of a kind are archived.
+    #[must_use]
+    pub const fn has(&self, kind: TrackKind) -> bool {
+        match kind {
+            TrackKind::Audio => self.has_audio,
+            TrackKind::Video => self.has_video,
+        }
+    }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+impl Default for ArchiveOptions {
+    fn default() -> Self {
+        Self {
+            name: None,
+            output_mode: OutputMode::default(),
+            resolution: None,
+            layout: None,
+            has_audio: true,
+            has_video: true,
+            quantization_parameter: None,
+            max_bitrate: None,
+        }
+    }
 }
 
 /// Where the session's room is.
@@ -365,6 +409,18 @@ fn check_started(data: &Started) -> Result<(), EventError> {
             "data.archive.name",
             format!("has none, more than {NAME_CHARS_MAX}, or control characters"),
         ));
+    }
+    if !archive.has_audio && !archive.has_video {
+        return Err(invalid("data.archive.hasAudio", "is false like hasVideo: nothing would be archived"));
+    }
+    if archive.quantization_parameter.is_some_and(|quality| !QUANTIZATION.contains(&quality)) {
+        return Err(invalid("data.archive.quantizationParameter", "is not from 15 to 40"));
+    }
+    if archive.max_bitrate.is_some_and(|bits| !BITRATE.contains(&bits)) {
+        return Err(invalid("data.archive.maxBitrate", "is not from 100000 to 6000000"));
+    }
+    if archive.max_bitrate.is_some() && archive.quantization_parameter.is_some() {
+        return Err(invalid("data.archive.maxBitrate", "does not go with quantizationParameter"));
     }
     if data.media_mode == MediaMode::Routed && data.router.is_none() {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));

@@ -132,6 +132,20 @@ pub fn malformed() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
             invalid,
             "data.archive.layout",
         ),
+        (
+            "nothing",
+            set("/data/archive", json!({ "hasAudio": false, "hasVideo": false })),
+            invalid,
+            "data.archive.hasAudio",
+        ),
+        ("quality", set("/data/archive", json!({ "quantizationParameter": 14 })), invalid, "quantizationParameter"),
+        ("bitrate", set("/data/archive", json!({ "maxBitrate": 99_999 })), invalid, "data.archive.maxBitrate"),
+        (
+            "quality and bitrate",
+            set("/data/archive", json!({ "maxBitrate": 100_000, "quantizationParameter": 15 })),
+            invalid,
+            "data.archive.maxBitrate",
+        ),
         ("no stylesheet", set("/data/archive", json!({ "layout": { "type": "custom" } })), invalid, "stylesheet"),
         (
             "stylesheet",

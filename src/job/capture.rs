@@ -129,11 +129,7 @@ async fn prepare(job: &Job) -> Result<Earlier, Stuck> {
     done.map_err(|e| bug(&e))?.map_err(|e| Stuck::of(&e))
 }
 
-fn options(
-    job: &Job,
-    earlier: BTreeMap<TrackId, MediaTime>,
-    complete: watch::Sender<MediaTime>,
-) -> CaptureOptions {
+fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>, complete: watch::Sender<MediaTime>) -> CaptureOptions {
     let settings = &job.context.settings.capture;
     let interval_max = settings.keyframe_interval_max.0;
     CaptureOptions {

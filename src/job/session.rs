@@ -18,6 +18,7 @@ use crate::capture::history::{History, What};
 use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
 use crate::capture::types::GapCause;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
+use crate::event::ArchiveOptions;
 use crate::fault::chain;
 use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::metrics::metrics;
@@ -269,7 +270,7 @@ impl<'a> Session<'a> {
                 self.muted(id, track.kind, track.muted);
             }
         }
-        let wanted = wanted_tracks(&info);
+        let wanted = wanted_tracks(&self.job.event.data.archive, &info);
         match self.streams.get_mut(&router_id) {
             Some(stream) => {
                 stream.info = info;
@@ -321,15 +322,16 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         for (router_id, stream) in &mut self.streams {
             let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
-            if !due || stream.info.tracks.is_empty() {
+            let tracks = wanted_tracks(&self.job.event.data.archive, &stream.info);
+            if !due || tracks.is_empty() {
                 continue;
             }
             stream.link = Link::Pending;
             let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
-            let (router_id, id, capture, tracks) =
-                (router_id.clone(), stream.id, self.capture, wanted_tracks(&stream.info));
+            let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
+            let options = self.job.event.data.archive.clone();
             self.subscribing.spawn(async move {
-                let result = subscribe(control.as_ref(), &context, capture, &router_id, id).await;
+                let result = subscribe(control.as_ref(), &context, capture, &router_id, id, &options).await;
                 (router_id, result.map(|(subscription, peer)| (subscription, peer, tracks)))
             });
         }
@@ -358,7 +360,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn renegotiate(&mut self, offer: Offer) {
+    async fn renegotiate(&mut self, mut offer: Offer) {
+        offer.mids.retain(|(_, kind)| self.job.event.data.archive.has(*kind));
         let peer = self.streams.values().find_map(|s| match s.link {
             Link::Live { subscription, peer, .. } if subscription == offer.subscription => Some(peer),
             _ => None,
@@ -415,10 +418,11 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The mids of the tracks that are archived: the first of each kind.
-fn wanted_tracks(info: &StreamInfo) -> Vec<String> {
+/// The mids of the tracks that are archived: the first of each kind that is wanted.
+fn wanted_tracks(options: &ArchiveOptions, info: &StreamInfo) -> Vec<String> {
     [TrackKind::Audio, TrackKind::Video]
         .iter()
+        .filter(|kind| options.has(**kind))
         .filter_map(|kind| info.tracks.iter().find(|t| t.kind == *kind))
         .map(|t| t.mid.clone())
         .collect()
@@ -430,9 +434,11 @@ async fn subscribe(
     capture: CaptureKey,
     router_id: &str,
     id: StreamId,
+    options: &ArchiveOptions,
 ) -> Result<(SubscriptionId, PeerKey), Stuck> {
-    let offer = control.subscribe(router_id).await.map_err(|e| Stuck::of(&e))?;
+    let mut offer = control.subscribe(router_id).await.map_err(|e| Stuck::of(&e))?;
     let subscription = offer.subscription;
+    offer.mids.retain(|(_, kind)| options.has(*kind));
     let added = context.engine.add_peer(capture, id, offer.sdp, offer.mids).await.map_err(|e| bug(&e))?;
     let (peer, answer) = match added {
         Ok(added) => added,

@@ -64,7 +64,7 @@ impl Decoder {
         };
         let received = Arc::new(Mutex::new(Received::default()));
         let source = gst::Pad::builder(gst::PadDirection::Src).name("frames").build();
-        let sink = sink(&received);
+        let sink = sink(&received).map_err(|e| bad(&e.to_string()))?;
         let bus = gst::Bus::new();
         bin.set_bus(Some(&bus));
         let decoder = Self { name: name.to_owned(), bin, bus, source, sink, received };
@@ -210,9 +210,12 @@ impl AudioDecoder {
 }
 
 /// A pad that keeps what it receives.
-fn sink(received: &Arc<Mutex<Received>>) -> gst::Pad {
+fn sink(received: &Arc<Mutex<Received>>) -> Result<gst::Pad, gstreamer::glib::BoolError> {
     let (of_buffers, of_events) = (Arc::clone(received), Arc::clone(received));
-    gst::Pad::builder(gst::PadDirection::Sink)
+    // Without a template a pad takes no other caps than its first ones: pictures change their size.
+    let any = gst::Caps::new_any();
+    let template = gst::PadTemplate::new("decoded", gst::PadDirection::Sink, gst::PadPresence::Always, &any)?;
+    let pad = gst::Pad::builder_from_template(&template)
         .name("decoded")
         .chain_function(move |_, _, buffer| {
             let mut received = of_buffers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -226,5 +229,6 @@ fn sink(received: &Arc<Mutex<Received>>) -> gst::Pad {
             }
             true
         })
-        .build()
+        .build();
+    Ok(pad)
 }

@@ -26,6 +26,10 @@ pub struct Output {
     pub video: Option<(u32, u32, u32)>,
     /// Whether it has sound.
     pub audio: bool,
+    /// Quality of the picture: smaller is better.
+    pub quantizer: Option<u8>,
+    /// Limit of the picture, in bit/s.
+    pub bitrate_max: Option<u32>,
 }
 
 /// Where pictures and sound go.
@@ -206,6 +210,9 @@ fn built(output: Output, path: &Path, pipelines: &Pipelines) -> Result<Pipeline,
         }
     }
     let pipeline = Pipeline::parse("compose-mp4", &text)?;
+    if output.video.is_some() {
+        limit(&pipeline, output)?;
+    }
     pipeline.named::<gst::Element>("sink")?.set_property("location", path.to_string_lossy().as_ref());
     let mux = pipeline.named::<gst::Element>("mux")?;
     // Beside the file: the folder for temporary files may be small.
@@ -213,6 +220,22 @@ fn built(output: Output, path: &Path, pipelines: &Pipelines) -> Result<Pipeline,
         mux.set_property("faststart-file", path.with_extension("media").to_string_lossy().as_ref());
     }
     Ok(pipeline)
+}
+
+/// Tells the encoder what the archive asks for, as far as it has such properties: x264enc's. Another encoder's fragment
+/// says it in its own way.
+fn limit(pipeline: &Pipeline, output: Output) -> Result<(), MediaError> {
+    let encoder = pipeline.named::<gst::Element>("encoder")?;
+    if let Some(quantizer) = output.quantizer.filter(|_| encoder.has_property("quantizer")) {
+        encoder.set_property("quantizer", u32::from(quantizer));
+    }
+    let has_limit = encoder.has_property("bitrate") && encoder.has_property("vbv-buf-capacity");
+    if let Some(bits) = output.bitrate_max.filter(|_| has_limit) {
+        encoder.set_property("bitrate", bits / 1000);
+        // In milliseconds.
+        encoder.set_property("vbv-buf-capacity", 1000_u32);
+    }
+    Ok(())
 }
 
 fn video(pipeline: &Pipeline, output: Output) -> Result<Option<(AppSrc, VideoInfo)>, MediaError> {

@@ -187,6 +187,7 @@ impl World {
             "data": {
                 "sessionId": session, "applicationId": APPLICATION, "mediaMode": "routed", "archiveMode": "always",
                 "region": "eu", "router": { "name": "janus-1", "room": session },
+                "archive": { "outputMode": "individual" },
             },
         })
     }
