@@ -121,9 +121,7 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
     let log = tempfile::tempdir().expect("folder");
     log_of(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
-    let output = std::process::Command::new(BINARY).arg("compose").arg(log.path()).arg("--out").arg(&again).output();
-    let output = output.expect("archiver compose");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    compose(log.path(), &again);
     for track in ["v", "a"] {
         let (first, second) = (hashes(&file, track), hashes(&again, track));
         assert!(first.lines().count() > 100 && first == second, "{track} differs");
@@ -153,4 +151,66 @@ fn hashes(file: &Path, track: &str) -> String {
         .expect("ffmpeg");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")
+}
+
+/// The composers of a worker: its children that compose.
+fn composers(worker: u32) -> Vec<u32> {
+    let parent = |stat: &str| stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<u32>().ok();
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        parent(&read("stat")) == Some(worker) && read("cmdline").contains("\0compose\0")
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    world.janus.create_room("c2", json!({})).await.expect("room");
+    let mut started = world.started("c2");
+    started["data"]["archive"] = json!({ "outputMode": "composed" });
+    world.publish(&started).expect("publish");
+    let alice = Publisher::start(Options::new(&world.janus, "c2", "alice")).await.expect("alice");
+    world.recording(2, Duration::from_secs(15)).await;
+    let worker = world.worker_pid().expect("a worker");
+    for kill in 0..10 {
+        let limit = Instant::now() + Duration::from_secs(10);
+        let composer = loop {
+            match composers(worker).first() {
+                Some(composer) => break *composer,
+                None => assert!(Instant::now() < limit, "no composer before kill {kill}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        tokio::time::sleep(Duration::from_millis(rand::random_range(100..1500))).await;
+        let status = std::process::Command::new("kill").args(["-KILL", &composer.to_string()]).status();
+        assert!(status.expect("kill").success());
+        while composers(worker).contains(&composer) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    alice.leave().await.expect("leave");
+    let ended = world.ended("c2");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("c2", "available", Duration::from_secs(60)).await;
+    let archive = world.download(&archive).expect("download");
+    let (file, log) = (archive.dir.join("archive.mp4"), tempfile::tempdir().expect("folder"));
+    log_of(&world, &archive.manifest, log.path()).await;
+    let again = log.path().join("again.mp4");
+    compose(log.path(), &again);
+    assert_eq!(archive.manifest["composed"]["errors"], json!([]));
+    for track in ["v", "a"] {
+        assert!(hashes(&file, track) == hashes(&again, track), "{track} differs");
+    }
+    let died = world.log().matches("the composer died").count();
+    assert!(died >= 10, "{died} of 10 deaths are told");
+}
+
+fn compose(log: &Path, out: &Path) {
+    let output = std::process::Command::new(BINARY).arg("compose").arg(log).arg("--out").arg(out).output();
+    let output = output.expect("archiver compose");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

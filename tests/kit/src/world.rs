@@ -275,13 +275,16 @@ impl World {
         if !out.status.success() {
             bail!("{}", String::from_utf8_lossy(&out.stderr));
         }
+        let read = |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&std::fs::read(dir.join(name))?)?) };
+        let (manifest, report) = (read("manifest.json")?, read("report.json")?);
+        if !dir.join("archive.zip").exists() {
+            return Ok(Downloaded { dir, manifest, report, vonage: Value::Null });
+        }
         let unzip = "import sys,zipfile; zipfile.ZipFile(sys.argv[1]).extractall(sys.argv[2])";
         let status = Command::new("python3").args(["-c", unzip]).arg(dir.join("archive.zip")).arg(&dir).status()?;
         if !status.success() {
             bail!("the ZIP cannot be read");
         }
-        let read = |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&std::fs::read(dir.join(name))?)?) };
-        let (manifest, report) = (read("manifest.json")?, read("report.json")?);
         let vonage = read(&format!("{id}.json"))?;
         Ok(Downloaded { dir, manifest, report, vonage })
     }
@@ -296,7 +299,7 @@ pub struct Downloaded {
     pub manifest: Value,
     /// The quality report.
     pub report: Value,
-    /// Vonage's manifest.
+    /// Vonage's manifest; null without individual files.
     pub vonage: Value,
 }
 
