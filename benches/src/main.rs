@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod capture;
+mod compose;
 mod process;
 mod times;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use archiver::compose::geometry::Size;
 use archiver_testkit::world::World;
 use capture::Row;
 use clap::Parser;
@@ -34,6 +36,46 @@ struct Arguments {
     /// Lengths of the sessions whose end is measured, in seconds.
     #[arg(long, env = "BENCH_LENGTHS", value_delimiter = ',', default_value = "60,60,60,600")]
     lengths: Vec<u64>,
+    /// Composed pictures: streams and size.
+    #[arg(
+        long,
+        env = "BENCH_COMPOSE",
+        value_delimiter = ',',
+        default_value = "2@1280x720,4@1280x720,9@1280x720,2@640x480,4@640x480,9@640x480"
+    )]
+    compose: Vec<String>,
+    /// Seconds of media that are composed.
+    #[arg(long, env = "BENCH_COMPOSE_SECONDS", default_value_t = 20)]
+    compose_seconds: u64,
+    /// Nothing else is measured.
+    #[arg(long)]
+    compose_only: bool,
+}
+
+/// A composition: `4@1280x720`.
+fn composition(text: &str) -> Result<(usize, Size)> {
+    let read = || {
+        let (streams, size) = text.split_once('@')?;
+        let (width, height) = size.split_once('x')?;
+        Some((streams.parse().ok()?, Size::new(width.parse().ok()?, height.parse().ok()?)))
+    };
+    read().with_context(|| format!("{text} is no composition, such as 4@1280x720"))
+}
+
+/// Compares composing, when nothing else runs.
+fn composing(arguments: &Arguments, archiver: &Path) -> Result<serde_json::Value> {
+    let mut rows = Vec::new();
+    for text in arguments.compose.iter().filter(|text| !text.is_empty()) {
+        let (streams, size) = composition(text)?;
+        rows.push(compose::measure(archiver, streams, size, arguments.compose_seconds, arguments.repeat)?);
+    }
+    if rows.is_empty() {
+        return Ok(json!(null));
+    }
+    compose::print(&rows);
+    let three = compose::side_by_side(archiver, 3, arguments.compose_seconds)?;
+    println!("three sessions of four 1280x720 streams side by side: {three:.2} s for each second of media");
+    Ok(json!({ "rows": rows, "three_sessions_s_per_s": three }))
 }
 
 /// The programs beside this one.
@@ -76,6 +118,10 @@ fn further_stream(rows: &[Row]) -> Option<(f64, f64)> {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let (archiver, peer) = (program("archiver")?, program("webrtcbin-recorder")?);
+    if arguments.compose_only {
+        return composing(&arguments, &archiver).map(drop);
+    }
+    let compose = composing(&arguments, &archiver)?;
     let archiver = archiver.to_str().context("a path in UTF-8")?;
     // The long session goes on while the rest is measured, with a worker, a router and a broker of its own.
     let mut long = World::start(archiver, None, "").await?;
@@ -111,6 +157,7 @@ async fn main() -> Result<()> {
         "memory_further_stream_mb": further.map(|(ours, peer)| json!({ "ours": ours, "peer": peer })),
         "first_media_s": { "p50": half, "p95": most, "all": first },
         "sessions": ends,
+        "compose": compose,
     });
     std::fs::write(&out, serde_json::to_vec_pretty(&figures)?).with_context(|| out.display().to_string())?;
     println!("figures: target/bench.json");

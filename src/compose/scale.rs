@@ -5,16 +5,22 @@ use pulp::{Arch, Simd, WithSimd};
 
 use crate::media::picture::{Plane, PlaneMut};
 
-/// Weights are in units of 1/2^14.
-const SHIFT: u32 = 14;
-const ONE: i32 = 1 << SHIFT;
+/// Bits of weights behind the binary point: as many as 16 bits hold with the largest weight.
+const WEIGHT_BITS: u32 = 14;
+/// Of weights that are all below one, as where a picture becomes smaller.
+const SMALL_WEIGHT_BITS: u32 = 15;
+/// Of weights that are all below a half, as where it becomes half as large.
+const HALF_WEIGHT_BITS: u32 = 16;
+/// From here on a picture becomes smaller by enough for that.
+const SMALLER: f64 = 1.1;
 /// The bicubic's parameter: the sharpness of ffmpeg's default scaler.
 const SHARPNESS: f64 = -0.6;
 /// Weights across are read so many at a time.
 const LANES: usize = 8;
-/// Bits of a mixed row behind the binary point: pixels enter with 7, and the upper half of each product with a weight,
-/// 16 bits, is kept.
-const ROW_BITS: u32 = 7 + SHIFT - 16;
+/// Pixels enter with so many bits behind the binary point. Of each product with a weight the upper 16 bits are kept.
+const PIXEL_BITS: u32 = 7;
+/// Pixels of a row that are used beside a pair to halve it: three before and three behind.
+const BESIDE: usize = 2;
 
 /// Which input pixels make an output pixel, along one axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +30,8 @@ struct Taps {
     /// `taps` weights for each output pixel, whose sum is one.
     weights: Vec<i16>,
     taps: usize,
+    /// Bits of a weight behind the binary point.
+    bits: u32,
 }
 
 impl Taps {
@@ -46,7 +54,8 @@ fn cubic(x: f64) -> f64 {
 /// The weights that make `to` pixels of `from`, as many for each as a multiple of `round`: where there are less, the rest is
 /// zero, and may stand for pixels behind the last one.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn taps(from: usize, to: usize, round: usize) -> Taps {
+fn taps(from: usize, to: usize, round: usize, bits: u32) -> Taps {
+    let one = 1 << bits;
     let step = from as f64 / to as f64;
     let widened = step.max(1.0);
     let rows: Vec<(usize, Vec<i16>)> = (0..to)
@@ -56,9 +65,9 @@ fn taps(from: usize, to: usize, round: usize) -> Taps {
             let end = ((centre + 2.0 * widened).ceil() as usize).clamp(begin + 1, from);
             let row: Vec<f64> = (begin..end).map(|n| cubic((n as f64 - centre) / widened)).collect();
             let sum: f64 = row.iter().sum();
-            let mut fixed: Vec<i16> = row.iter().map(|w| (w / sum * f64::from(ONE)).round() as i16).collect();
+            let mut fixed: Vec<i16> = row.iter().map(|w| (w / sum * f64::from(one)).round() as i16).collect();
             // What rounding left is put where it is seen least.
-            let rest = ONE - fixed.iter().map(|w| i32::from(*w)).sum::<i32>();
+            let rest = one - fixed.iter().map(|w| i32::from(*w)).sum::<i32>();
             if let Some(largest) = fixed.iter_mut().max() {
                 *largest += rest as i16;
             }
@@ -73,7 +82,7 @@ fn taps(from: usize, to: usize, round: usize) -> Taps {
         first.push(begin);
         weights.extend(row);
     }
-    Taps { first, weights, taps }
+    Taps { first, weights, taps, bits }
 }
 
 /// Scales planes of one size to another.
@@ -84,6 +93,8 @@ pub struct Scaler {
     across: Taps,
     down: Taps,
     row: Vec<i16>,
+    /// The even and the odd pixels of a row, with some beside them.
+    halves: [Vec<i16>; 2],
     arch: Arch,
 }
 
@@ -93,12 +104,21 @@ impl Scaler {
     /// # Panics
     /// When one is zero.
     #[must_use]
+    #[allow(clippy::cast_precision_loss)]
     pub fn new(from: (usize, usize), to: (usize, usize)) -> Self {
         assert!(from.0 > 0 && from.1 > 0 && to.0 > 0 && to.1 > 0, "a plane has pixels");
-        let (across, down) = (taps(from.0, to.0, LANES), taps(from.1, to.1, 1));
+        let bits = |from: usize, to: usize| {
+            if from as f64 > to as f64 * SMALLER { SMALL_WEIGHT_BITS } else { WEIGHT_BITS }
+        };
+        let across = match is_half(from.0, to.0) {
+            true => taps(from.0, to.0, LANES, HALF_WEIGHT_BITS),
+            false => taps(from.0, to.0, LANES, bits(from.0, to.0)),
+        };
+        let down = taps(from.1, to.1, 1, bits(from.1, to.1));
         // Weights that are zero reach behind the last pixel.
         let row = vec![0; from.0 + across.taps];
-        Self { from, to, across, down, row, arch: Arch::new() }
+        let halves = [0, 1].map(|_| vec![0; to.0 + 2 * BESIDE]);
+        Self { from, to, across, down, row, halves, arch: Arch::new() }
     }
 
     /// Scales a plane.
@@ -113,8 +133,14 @@ impl Scaler {
             }
             return;
         }
-        self.arch.dispatch(Scaling { from, to, across: &self.across, down: &self.down, row: &mut self.row });
+        let Self { across, down, row, halves, .. } = self;
+        self.arch.dispatch(Scaling { from, to, across, down, row, halves });
     }
+}
+
+/// Whether each output pixel is the middle of two, with enough beside them.
+const fn is_half(from: usize, to: usize) -> bool {
+    from == 2 * to && to > 2 * LANES
 }
 
 /// One plane's scaling, to be compiled for the processor it runs on. Everything in it must be inlined.
@@ -124,6 +150,7 @@ struct Scaling<'a, 'b> {
     across: &'a Taps,
     down: &'a Taps,
     row: &'a mut [i16],
+    halves: &'a mut [Vec<i16>; 2],
 }
 
 impl WithSimd for Scaling<'_, '_> {
@@ -131,20 +158,35 @@ impl WithSimd for Scaling<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { from, to, across, down, row } = self;
+        let Self { from, to, across, down, row, halves } = self;
+        let row_bits = PIXEL_BITS + down.bits - 16;
+        let half = is_half(from.width, to.width);
         for y in 0..to.height {
             let (first, weights) = down.of(y);
             mix_rows(from, first, weights, &mut row[..from.width]);
             let out = &mut to.data[y * to.stride..][..to.width];
-            if across.taps == LANES { mix_eight(row, across, out) } else { mix_many(row, across, out) }
+            if half {
+                halve(&row[..from.width], across, halves, row_bits, out);
+            } else if across.taps == LANES {
+                mix_eight(row, across, row_bits, out);
+            } else {
+                mix_many(row, across, row_bits, out);
+            }
         }
     }
+}
+
+/// The upper half of a product.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)]
+fn upper(a: i16, b: i16) -> i16 {
+    ((i32::from(a) * i32::from(b)) >> 16) as i16
 }
 
 /// Mixes the input rows that make one output row.
 #[inline(always)]
 fn mix_rows(from: Plane<'_>, first: usize, weights: &[i16], out: &mut [i16]) {
-    let part = |pixel: u8, weight: i16| ((i32::from(i16::from(pixel) << 7) * i32::from(weight)) >> 16) as i16;
+    let part = |pixel: u8, weight: i16| upper(i16::from(pixel) << PIXEL_BITS, weight);
     // Each product is cut off: half a unit too low.
     out.fill(i16::try_from(weights.len() / 2).unwrap_or(0));
     let last = from.height - 1;
@@ -152,7 +194,8 @@ fn mix_rows(from: Plane<'_>, first: usize, weights: &[i16], out: &mut [i16]) {
     for (n, w) in fours.iter().enumerate() {
         let [a, b, c, d] = [0, 1, 2, 3].map(|k| &from.row((first + 4 * n + k).min(last))[..out.len()]);
         for x in 0..out.len() {
-            let (one, two) = (part(a[x], w[0]).wrapping_add(part(b[x], w[1])), part(c[x], w[2]).wrapping_add(part(d[x], w[3])));
+            let (one, two) =
+                (part(a[x], w[0]).wrapping_add(part(b[x], w[1])), part(c[x], w[2]).wrapping_add(part(d[x], w[3])));
             out[x] = out[x].wrapping_add(one).wrapping_add(two);
         }
     }
@@ -164,23 +207,55 @@ fn mix_rows(from: Plane<'_>, first: usize, weights: &[i16], out: &mut [i16]) {
     }
 }
 
+/// Halves a row: the even pixels and the odd ones apart, so that neighbours in the output use neighbours in each. Beside the
+/// row its first and last pixels go on.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn halve(row: &[i16], across: &Taps, halves: &mut [Vec<i16>; 2], row_bits: u32, out: &mut [u8]) {
+    let [even, odd] = halves;
+    let n = out.len();
+    let (pairs, _) = row.as_chunks::<2>();
+    for ((even, odd), pair) in even[BESIDE..].iter_mut().zip(&mut odd[BESIDE..]).zip(pairs) {
+        (*even, *odd) = (pair[0], pair[1]);
+    }
+    for half in [&mut *even, &mut *odd] {
+        half[..BESIDE].fill(row[0]);
+        half[BESIDE + n..].fill(row[row.len() - 1]);
+    }
+    // Far from the edges all weights are the same.
+    let (_, w) = across.of(n / 2);
+    // In the order of the weights: three pixels before the pair, the pair, three behind it.
+    let (before, last) = ([&odd[..n], &even[1..=n], &odd[1..=n]], [&even[3..], &odd[3..], &even[4..]].map(|h| &h[..n]));
+    let pair = [&even[2..][..n], &odd[2..][..n]];
+    let shift = row_bits + across.bits - 16;
+    // Each of the eight products is cut off: half a unit too low.
+    let rounding = (1 << (shift - 1)) + 4;
+    for x in 0..n {
+        let left = upper(before[0][x], w[0]).wrapping_add(upper(before[1][x], w[1]));
+        let left = left.wrapping_add(upper(before[2][x], w[2])).wrapping_add(upper(pair[0][x], w[3]));
+        let right = upper(pair[1][x], w[4]).wrapping_add(upper(last[0][x], w[5]));
+        let right = right.wrapping_add(upper(last[1][x], w[6])).wrapping_add(upper(last[2][x], w[7]));
+        out[x] = (left.wrapping_add(right).wrapping_add(rounding) >> shift).clamp(0, 255) as u8;
+    }
+}
+
 /// Mixes pixels of a row, eight for each output pixel.
 #[inline(always)]
-fn mix_eight(row: &[i16], across: &Taps, out: &mut [u8]) {
+fn mix_eight(row: &[i16], across: &Taps, row_bits: u32, out: &mut [u8]) {
     let (weights, _) = across.weights.as_chunks::<LANES>();
     for ((pixel, first), weights) in out.iter_mut().zip(&across.first).zip(weights) {
         let (input, _) = row[*first..].as_chunks::<LANES>();
-        *pixel = rounded(product([0; 4], &input[0], weights));
+        *pixel = rounded(product([0; 4], &input[0], weights), across.bits + row_bits);
     }
 }
 
 /// Mixes pixels of a row, more than eight for each output pixel.
 #[inline(always)]
-fn mix_many(row: &[i16], across: &Taps, out: &mut [u8]) {
+fn mix_many(row: &[i16], across: &Taps, row_bits: u32, out: &mut [u8]) {
     for ((pixel, first), weights) in out.iter_mut().zip(&across.first).zip(across.weights.chunks_exact(across.taps)) {
         let (input, weights) = (row[*first..][..across.taps].as_chunks::<LANES>().0, weights.as_chunks::<LANES>().0);
         let sums = input.iter().zip(weights).fold([0; 4], |sums, (input, weights)| product(sums, input, weights));
-        *pixel = rounded(sums);
+        *pixel = rounded(sums, across.bits + row_bits);
     }
 }
 
@@ -196,9 +271,9 @@ fn product(mut sums: [i32; 4], input: &[i16; LANES], weights: &[i16; LANES]) -> 
 
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn rounded(sums: [i32; 4]) -> u8 {
+fn rounded(sums: [i32; 4], bits: u32) -> u8 {
     let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    ((sum + (1 << (SHIFT + ROW_BITS - 1))) >> (SHIFT + ROW_BITS)).clamp(0, 255) as u8
+    ((sum + (1 << (bits - 1))) >> bits).clamp(0, 255) as u8
 }
 
 #[cfg(test)]
@@ -216,7 +291,14 @@ mod tests {
     #[test]
     fn an_even_surface_stays_even_at_every_size() {
         for value in [0, 16, 128, 235, 255] {
-            for (from, to) in [((64, 36), (32, 18)), ((64, 36), (21, 13)), ((3, 2), (64, 36)), ((640, 2), (2, 480))] {
+            for (from, to) in [
+                ((64, 36), (32, 18)),
+                ((1280, 720), (640, 360)),
+                ((1280, 72), (213, 12)),
+                ((64, 36), (21, 13)),
+                ((3, 2), (64, 36)),
+                ((640, 2), (2, 480)),
+            ] {
                 let out = scaled(&vec![value; from.0 * from.1], from, to);
                 assert!(out.iter().all(|p| *p == value), "{value} {from:?} {to:?}: {out:?}");
             }
@@ -231,6 +313,9 @@ mod tests {
 
     #[test]
     fn an_edge_stays_where_it_is_and_what_is_too_fine_becomes_grey() {
+        let wide: Vec<u8> = (0..64 * 8).map(|n| if n % 64 < 32 { 20 } else { 200 }).collect();
+        let half = scaled(&wide, (64, 8), (32, 4));
+        assert!(half[..13].iter().all(|p| p.abs_diff(20) <= 1) && half[19..32].iter().all(|p| p.abs_diff(200) <= 1));
         let halves: Vec<u8> = (0..64 * 8).map(|n| if n % 64 < 32 { 20 } else { 200 }).collect();
         let out = scaled(&halves, (64, 8), (16, 2));
         assert!(out[..6].iter().all(|p| p.abs_diff(20) <= 2) && out[10..16].iter().all(|p| p.abs_diff(200) <= 2));
