@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use archiver::archive::keys::Keys;
 use archiver::capture::restore::restore;
 use archiver::config::Settings;
+use archiver_testkit::chromium::ChromiumPublisher;
 use archiver_testkit::content::{Content, Part, Timeline, percentile};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;
@@ -117,6 +118,16 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
         content.frames.len()
     );
 
+    // A browser plays it from its link, and goes to any place.
+    let id = archive.manifest["archiveId"].as_str().expect("id");
+    let link = world.json(&["archives", "show", id, "--json"]).expect("show")["url"].as_str().expect("url").to_owned();
+    let times = [end - 1.0, 0.5, end / 2.0];
+    let played = ChromiumPublisher::play(&link, &times).await.expect("a browser plays it");
+    assert_eq!((played.width, played.height), (640, 480));
+    assert!((played.duration - end).abs() <= 1.0 / 30.0, "{} s of {end} s", played.duration);
+    let apart = times.iter().zip(&played.seen).map(|(to, at)| (to - at).abs()).fold(0.0, f64::max);
+    assert!(played.seen.len() == 3 && apart <= 1.0 / 30.0, "{:?} instead of {times:?}", played.seen);
+
     // Made again of the log in the store, it is the same picture and sound that following the session gave.
     let log = tempfile::tempdir().expect("folder");
     log_of(&world, &archive.manifest, log.path()).await;
@@ -205,8 +216,18 @@ async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
     for track in ["v", "a"] {
         assert!(hashes(&file, track) == hashes(&again, track), "{track} differs");
     }
+    // The bytes too: what is in the store already need not be sent again.
+    assert!(media(&file) == media(&again), "the media differs");
     let died = world.log().matches("the composer died").count();
     assert!(died >= 10, "{died} of 10 deaths are told");
+}
+
+/// The media of an MP4 file, as it lies there.
+fn media(file: &Path) -> Vec<u8> {
+    let bytes = std::fs::read(file).expect("file");
+    let at = bytes.windows(4).position(|four| four == b"mdat").expect("media");
+    // Behind the box's name is its size.
+    bytes[at + 12..].to_vec()
 }
 
 fn compose(log: &Path, out: &Path) {

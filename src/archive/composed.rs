@@ -1,6 +1,7 @@
 //! The one file of a composed archive: made by a composer, and looked at before it is an archive.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -16,14 +17,14 @@ use crate::media::{MediaError, Pipelines, verify};
 
 /// Pictures a second.
 const RATE: u32 = 30;
-/// How much of the file is decoded to see that it can be.
-const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
+/// How much of the file is decoded at each end to see that it can be.
+const SAMPLE: Duration = Duration::from_secs(2);
 /// The file may be longer or shorter than its pictures by this much, in nanoseconds: sound comes in blocks.
 const DURATION_TOLERANCE: u64 = 100_000_000;
 const NAME: &str = "archive.mp4";
 
 /// What the event asks for, with Vonage's defaults.
-pub(crate) fn options(wanted: &ArchiveOptions) -> Options {
+pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
     let (width, height) = wanted.resolution.unwrap_or(Resolution::Sd).size();
     let layout = wanted.layout.clone().unwrap_or_default();
     Options {
@@ -34,6 +35,7 @@ pub(crate) fn options(wanted: &ArchiveOptions) -> Options {
         audio: wanted.has_audio,
         quantizer: wanted.quantization_parameter,
         bitrate_max: wanted.max_bitrate,
+        seconds_max: longest.as_secs(),
     }
 }
 
@@ -51,7 +53,8 @@ pub(super) fn make(
     cancel: &CancellationToken,
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
     let path = path(dir);
-    let options = options(wanted);
+    // Of a finished log the length is known.
+    let options = options(wanted, Duration::ZERO);
     let run = || child::run(dir, &path, &options, pipelines, None, cancel);
     let composed = followed.map_or_else(run, Ok).map_err(|error| match error {
         ChildError::Cancelled => ArchiveError::Cancelled,
@@ -86,18 +89,16 @@ fn check(
         MediaError::Cancelled => ArchiveError::Cancelled,
         source => ArchiveError::Media { file: NAME.to_owned(), source },
     };
-    let counted = verify::count(path, pipelines, cancel).map_err(media)?;
-    if options.video && counted.pictures != composed.pictures {
-        return Err(invalid(format!("it has {} pictures of {}", counted.pictures, composed.pictures)));
-    }
+    let (first, last) = verify::ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
     let expected = composed.pictures * 1_000_000_000 / u64::from(composed.rate.max(1));
-    if counted.duration_ns.abs_diff(expected) > DURATION_TOLERANCE {
+    if first.duration_ns.abs_diff(expected) > DURATION_TOLERANCE {
         let ms = |ns: u64| ns / 1_000_000;
-        return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(counted.duration_ns), ms(expected))));
+        return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(first.duration_ns), ms(expected))));
     }
-    let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
-    if (options.video && decoded.pictures == 0) || (options.audio && decoded.sounds == 0) {
-        return Err(invalid("its picture or its sound cannot be decoded".to_owned()));
+    for (place, decoded) in [("beginning", first), ("end", last)] {
+        if (options.video && decoded.pictures == 0) || (options.audio && decoded.sounds == 0) {
+            return Err(invalid(format!("its picture or its sound cannot be decoded at its {place}")));
+        }
     }
     Ok(())
 }

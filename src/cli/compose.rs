@@ -88,6 +88,7 @@ impl Compose {
                 audio: !self.no_audio,
                 quantizer: self.quality,
                 bitrate_max: self.max_bitrate,
+                seconds_max: 0,
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,

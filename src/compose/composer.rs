@@ -39,6 +39,8 @@ pub struct Options {
     /// Limit of the picture, in bit/s.
     #[serde(default)]
     pub bitrate_max: Option<u32>,
+    /// How long the file of a log that grows may become, in seconds, without more work in the end.
+    pub seconds_max: u64,
 }
 
 /// What came out.
@@ -106,7 +108,14 @@ pub fn compose(
 ) -> Result<Composed, ComposeError> {
     let video = options.video.then_some((options.size.width, options.size.height, options.rate));
     let mut session = Session::new(dir.to_owned(), pipelines.dir.clone(), growth);
-    let output = Output { video, audio: options.audio, quantizer: options.quantizer, bitrate_max: options.bitrate_max };
+    session.refresh()?;
+    let output = Output {
+        video,
+        audio: options.audio,
+        quantizer: options.quantizer,
+        bitrate_max: options.bitrate_max,
+        seconds_max: session.length().unwrap_or(options.seconds_max),
+    };
     encode(output, out, pipelines, cancel, move |feeder| {
         let mut work = Work { session: &mut session, feeder, cancel, progress };
         work.session.refresh()?;

@@ -242,6 +242,12 @@ impl Session {
         self.spans.iter().map(|(track, (_, to))| self.clocks.apply(*track, *to)).max()
     }
 
+    /// How many seconds there are in all, if the log does not grow any more.
+    pub fn length(&self) -> Option<u64> {
+        let (first, last) = (self.spans.values().map(|s| s.0).min()?, self.spans.values().map(|s| s.1).max()?);
+        self.growth.has_ended().then(|| first.until(last).as_secs() + 2)
+    }
+
     pub fn errors(&self) -> Vec<(StreamId, TrackKind, Errors)> {
         let video = self.video.iter().map(|(id, input)| (*id, TrackKind::Video, input.errors));
         let audio = self.audio.iter().map(|(id, input)| (*id, TrackKind::Audio, input.errors));

@@ -34,7 +34,8 @@ impl Composing {
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
         let (dir, growth, cancel) = (job.dir.clone(), complete.subscribe(), job.fenced.child_token());
-        let (options, cancelled) = (composed::options(wanted), cancel.clone());
+        let longest = job.context.settings.limits.recorded_max.0;
+        let (options, cancelled) = (composed::options(wanted, longest), cancel.clone());
         let work = move || {
             let out = composed::path(&dir);
             out.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ChildError::Start)?;

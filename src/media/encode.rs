@@ -1,15 +1,17 @@
 //! From drawn pictures and mixed sound to one file: the encoders and the muxer of a composed archive.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
-use gstreamer_app::AppSrc;
+use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc};
 use gstreamer_video::{VideoColorimetry, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 use tokio_util::sync::CancellationToken;
 
+use super::mp4::{Mp4Writer, Sample};
+use super::mp4_index::Track;
 use super::picture::PlaneMut;
 use super::runner::Pipeline;
 use super::{MediaError, Pipelines, fragment};
@@ -30,6 +32,8 @@ pub struct Output {
     pub quantizer: Option<u8>,
     /// Limit of the picture, in bit/s.
     pub bitrate_max: Option<u32>,
+    /// How long it may become without being moved in the end.
+    pub seconds_max: u64,
 }
 
 /// Where pictures and sound go.
@@ -161,7 +165,8 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
     cancel: &CancellationToken,
     feed: impl FnOnce(&mut Feeder) -> Result<T, E> + Send,
 ) -> Result<T, E> {
-    let pipeline = built(output, path, pipelines)?;
+    let pipeline = built(output, pipelines)?;
+    let writer = Writer::attach(&pipeline, output, path)?;
     let fed = Arc::new(AtomicU64::new(0));
     let mut feeder = Feeder {
         video: video(&pipeline, output)?,
@@ -174,7 +179,7 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
     };
     pipeline.start()?;
     let stop = cancel.child_token();
-    std::thread::scope(|scope| {
+    let fed = std::thread::scope(|scope| {
         let stopping = stop.clone();
         let feeding = scope.spawn(move || {
             let fed = feed(&mut feeder);
@@ -185,41 +190,140 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
             fed
         });
         let ended = pipeline.wait_end(pipelines.stall, &stop, |_| fed.load(Ordering::Relaxed));
-        if ended.is_err() {
-            // A feeder that waits for room is let go by the flush that goes with Null.
-            drop(pipeline);
-        }
+        // A feeder that waits for room is let go by the flush that goes with Null.
+        drop(pipeline);
         let fed = feeding.join().expect("the feeder does not panic");
         match (ended, fed) {
             (Ok(()), Ok(fed)) => Ok(fed),
             // Called off because the feeder failed.
             (Err(MediaError::Cancelled), Err(error)) if !cancel.is_cancelled() => Err(error),
-            (Err(error), _) => Err(error.into()),
+            (Err(error), _) => Err(writer.failed().unwrap_or(error).into()),
             (Ok(()), Err(error)) => Err(error),
         }
-    })
+    })?;
+    writer.finish()?;
+    Ok(fed)
 }
 
-fn built(output: Output, path: &Path, pipelines: &Pipelines) -> Result<Pipeline, MediaError> {
+fn built(output: Output, pipelines: &Pipelines) -> Result<Pipeline, MediaError> {
     let folder = pipelines.dir.as_deref();
-    let mut text = fragment::load("compose-mp4", folder)?.text;
+    let mut text = String::new();
     for (there, name) in [(output.video.is_some(), "compose-video"), (output.audio, "compose-audio")] {
         if there {
             text.push('\n');
             text.push_str(&fragment::load(name, folder)?.text);
         }
     }
-    let pipeline = Pipeline::parse("compose-mp4", &text)?;
+    let pipeline = Pipeline::parse("compose", &text)?;
     if output.video.is_some() {
         limit(&pipeline, output)?;
     }
-    pipeline.named::<gst::Element>("sink")?.set_property("location", path.to_string_lossy().as_ref());
-    let mux = pipeline.named::<gst::Element>("mux")?;
-    // Beside the file: the folder for temporary files may be small.
-    if mux.has_property("faststart-file") {
-        mux.set_property("faststart-file", path.with_extension("media").to_string_lossy().as_ref());
-    }
     Ok(pipeline)
+}
+
+/// What takes the encoders' samples into the file.
+struct Writer {
+    file: Arc<Mutex<Option<Mp4Writer>>>,
+    failed: Arc<Mutex<Option<MediaError>>>,
+}
+
+/// Takes a track's samples from an encoder.
+struct Taking {
+    file: Arc<Mutex<Option<Mp4Writer>>>,
+    failed: Arc<Mutex<Option<MediaError>>>,
+    track: usize,
+    /// Pictures a second; none of sound.
+    rate: Option<u64>,
+    /// What the decoder must know.
+    known: bool,
+    /// When the first picture is shown: the encoder counts from anywhere.
+    first: Option<gst::ClockTime>,
+}
+
+impl Writer {
+    fn attach(pipeline: &Pipeline, output: Output, path: &Path) -> Result<Self, MediaError> {
+        let side = |pixels: u32| u16::try_from(pixels).map_err(|_| failed("video", "the picture is too large"));
+        let mut tracks = Vec::new();
+        if let Some((width, height, rate)) = output.video {
+            tracks.push(("coded-video", Track::Picture { width: side(width)?, height: side(height)?, rate }));
+        }
+        if output.audio {
+            tracks.push(("coded-audio", Track::Sound { rate: SAMPLE_RATE }));
+        }
+        let kinds: Vec<Track> = tracks.iter().map(|(_, track)| *track).collect();
+        let file = Mp4Writer::create(path, &kinds, output.seconds_max).map_err(|e| written(path, &e))?;
+        let (file, failed) = (Arc::new(Mutex::new(Some(file))), Arc::new(Mutex::new(None)));
+        for (number, (name, track)) in tracks.into_iter().enumerate() {
+            let rate = match track {
+                Track::Picture { rate, .. } => Some(u64::from(rate)),
+                Track::Sound { .. } => None,
+            };
+            let (file, failed) = (Arc::clone(&file), Arc::clone(&failed));
+            let mut taking = Taking { file, failed, track: number, rate, known: false, first: None };
+            let taking = move |sink: &AppSink| {
+                let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+                taking.take(&sample).map(|()| gst::FlowSuccess::Ok)
+            };
+            let sink = pipeline.named::<AppSink>(name)?;
+            sink.set_callbacks(AppSinkCallbacks::builder().new_sample(taking).build());
+        }
+        Ok(Self { file, failed })
+    }
+
+    /// Why the file could not be written.
+    fn failed(&self) -> Option<MediaError> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Puts the file's index into its place.
+    fn finish(self) -> Result<(), MediaError> {
+        if let Some(error) = self.failed() {
+            return Err(error);
+        }
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let file = file.ok_or_else(|| failed("file", "it has been finished before"))?;
+        file.finish().map(drop).map_err(|e| failed("file", &e.to_string()))
+    }
+}
+
+fn written(path: &Path, error: &std::io::Error) -> MediaError {
+    failed("file", &format!("{} cannot be written: {error}", path.display()))
+}
+
+impl Taking {
+    fn take(&mut self, sample: &gst::Sample) -> Result<(), gst::FlowError> {
+        self.write(sample).map_err(|error| {
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            gst::FlowError::Error
+        })
+    }
+
+    fn write(&mut self, sample: &gst::Sample) -> Result<(), MediaError> {
+        let bad = |what: &str| failed("encoder", what);
+        let buffer = sample.buffer().ok_or_else(|| bad("it gave a sample without data"))?;
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = file.as_mut().ok_or_else(|| bad("it gave a sample behind the end"))?;
+        if !self.known {
+            let caps = sample.caps().and_then(|caps| caps.structure(0));
+            let private = caps.and_then(|caps| caps.get::<gst::Buffer>("codec_data").ok());
+            let private = private.ok_or_else(|| bad("it does not tell its codec_data"))?;
+            file.codec(self.track, &private.map_readable().map_err(|_| bad("its codec_data cannot be read"))?);
+            self.known = true;
+        }
+        let number = match (self.rate, buffer.pts()) {
+            (None, _) => 0,
+            (Some(_), None) => return Err(bad("it gave a picture without a time")),
+            (Some(rate), Some(pts)) => {
+                let since = pts.saturating_sub(*self.first.get_or_insert(pts));
+                // The nearest: times are rounded.
+                u32::try_from((since.nseconds() * rate + 500_000_000) / 1_000_000_000).unwrap_or(u32::MAX)
+            }
+        };
+        let data = buffer.map_readable().map_err(|_| bad("its data cannot be read"))?;
+        let keyframe = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+        let sample = Sample { data: &data, number, keyframe };
+        file.add(self.track, sample).map_err(|e| failed("file", &e.to_string()))
+    }
 }
 
 /// Tells the encoder what the archive asks for, as far as it has such properties: x264enc's. Another encoder's fragment

@@ -37,7 +37,6 @@ embedded![
     "mux-input-video",
     "mux-input-audio",
     "count",
-    "count-mp4",
     "verify",
     "decode-vp8",
     "decode-vp9",
@@ -46,7 +45,6 @@ embedded![
     "decode-opus",
     "decode-pcmu",
     "decode-pcma",
-    "compose-mp4",
     "compose-video",
     "compose-audio",
 ];

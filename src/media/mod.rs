@@ -8,6 +8,8 @@ pub mod decode;
 mod duration;
 pub mod encode;
 pub mod fragment;
+mod mp4;
+mod mp4_index;
 pub mod mux;
 pub mod picture;
 mod runner;

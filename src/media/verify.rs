@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use gstreamer as gst;
@@ -27,8 +27,7 @@ pub struct Decoded {
 /// # Errors
 /// As for [`decode`].
 pub fn count(path: &Path, pipelines: &Pipelines, cancel: &CancellationToken) -> Result<Decoded, MediaError> {
-    let name = if path.extension().is_some_and(|e| e == "mp4") { "count-mp4" } else { "count" };
-    run(name, "demux", path, None, pipelines, cancel)
+    run("count", "demux", path, Part::All, pipelines, cancel)
 }
 
 /// Decodes a file, or its first `limit` of media time. Blocking.
@@ -41,7 +40,31 @@ pub fn decode(
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Decoded, MediaError> {
-    run("verify", "decode", path, limit, pipelines, cancel)
+    run("verify", "decode", path, limit.map_or(Part::All, Part::First), pipelines, cancel)
+}
+
+/// Decodes the beginning and the end of a file, each as long as `part`: as fast for a long file as for a short one.
+/// Blocking.
+///
+/// # Errors
+/// As for [`decode`]; a file in which one cannot go to its end stalls.
+pub fn ends(
+    path: &Path,
+    part: Duration,
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<(Decoded, Decoded), MediaError> {
+    let first = run("verify", "decode", path, Part::First(part), pipelines, cancel)?;
+    let last = run("verify", "decode", path, Part::Last(part), pipelines, cancel)?;
+    Ok((first, last))
+}
+
+/// What of a file is read.
+#[derive(Clone, Copy)]
+enum Part {
+    All,
+    First(Duration),
+    Last(Duration),
 }
 
 /// Runs a file through a fragment whose element `opens` has a pad for each track.
@@ -49,7 +72,7 @@ fn run(
     name: &str,
     opens: &str,
     path: &Path,
-    limit: Option<Duration>,
+    part: Part,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Decoded, MediaError> {
@@ -72,13 +95,25 @@ fn run(
         });
     }
     pipeline.start()?;
-    let limit = limit.map_or(u64::MAX, |l| u64::try_from(l.as_nanos()).unwrap_or(u64::MAX));
-    let duration = Arc::new(AtomicU64::new(0));
+    let nanoseconds = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    let limit = if let Part::First(limit) = part { nanoseconds(limit) } else { u64::MAX };
+    let (duration, sought) = (Arc::new(AtomicU64::new(0)), AtomicBool::new(!matches!(part, Part::Last(_))));
     let progress = |inner: &gst::Pipeline| {
         if duration.load(Ordering::Relaxed) == 0
             && let Some(length) = inner.query_duration::<gst::ClockTime>()
         {
             duration.store(length.nseconds(), Ordering::Relaxed);
+        }
+        let known = duration.load(Ordering::Relaxed);
+        // Something has come out: the file can be walked through.
+        if let (Part::Last(span), true, false) =
+            (part, known > 0 && last.load(Ordering::Relaxed) > 0, sought.load(Ordering::Relaxed))
+        {
+            let to = gst::ClockTime::from_nseconds(known.saturating_sub(nanoseconds(span)));
+            let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
+            pictures.store(0, Ordering::Relaxed);
+            sounds.store(0, Ordering::Relaxed);
+            sought.store(inner.seek_simple(flags, to).is_ok(), Ordering::Relaxed);
         }
         if last.load(Ordering::Relaxed) >= limit {
             inner.send_event(gst::event::Eos::new());

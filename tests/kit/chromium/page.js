@@ -181,4 +181,32 @@ async function leave() {
   return truth;
 }
 
-window.publisher = { publish, mute, stats, leave, truth: () => truth };
+// Plays a file: goes to each of the times, and tells the time of the picture that is shown there.
+function play({ url, times }) {
+  return new Promise((done, fail) => {
+    const video = document.createElement('video');
+    const seen = [];
+    document.body.append(video);
+    video.muted = true;
+    video.preload = 'metadata';
+    video.onerror = () => fail(new Error(`the file does not play: ${video.error.message}`));
+    const next = () => {
+      if (seen.length < times.length) {
+        const presented = (now, frame) => {
+          seen.push(frame.mediaTime);
+          next();
+        };
+        video.requestVideoFrameCallback(presented);
+        video.currentTime = times[seen.length];
+      } else {
+        video.remove();
+        done({ duration: video.duration, width: video.videoWidth, height: video.videoHeight, seen });
+      }
+    };
+    video.onloadedmetadata = next;
+    video.src = url;
+  });
+}
+
+window.publisher = {
+  play, publish, mute, stats, leave, truth: () => truth };

@@ -97,6 +97,19 @@ pub struct Layer {
     pub plis: u64,
 }
 
+/// What a browser made of a file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Played {
+    /// In seconds.
+    pub duration: f64,
+    /// Of the picture, in pixels.
+    pub width: u32,
+    /// Of the picture, in pixels.
+    pub height: u32,
+    /// The media time of the picture that was shown at each time, in seconds.
+    pub seen: Vec<f64>,
+}
+
 /// A browser that publishes until it is dropped.
 #[derive(Debug)]
 pub struct ChromiumPublisher {
@@ -126,6 +139,15 @@ impl ChromiumPublisher {
         });
         publisher.ask(&publish).await?;
         Ok(publisher)
+    }
+
+    /// Plays a file in a browser's `<video>`, and goes to these times in it, in seconds.
+    ///
+    /// # Errors
+    /// When it does not play.
+    pub async fn play(url: &str, times: &[f64]) -> Result<Played> {
+        let mut browser = Self::launch().await?;
+        Ok(serde_json::from_value(browser.ask(&json!({ "do": "play", "url": url, "times": times })).await?)?)
     }
 
     /// Starts the browser, which shows the page and does nothing yet.
