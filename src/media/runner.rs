@@ -11,7 +11,7 @@ use super::MediaError;
 /// A state change takes at most this long.
 const STATE_MAX: Duration = Duration::from_secs(15);
 /// How often the bus is looked at.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(20);
 
 /// A pipeline that is brought to Null on every path.
 pub(super) struct Pipeline {
