@@ -225,6 +225,12 @@ impl ArchiveId {
     pub fn of_job(job: JobId) -> Self {
         Self(Uuid::new_v5(&NAMESPACE, format!("archive\n{job}").as_bytes()))
     }
+
+    /// One that no other archive has: of what a person asks for once more.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
 }
 
 impl StreamId {

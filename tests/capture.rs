@@ -140,6 +140,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         name: None,
         origin: Wallclock::now(),
         options: archiver::event::ArchiveOptions::default(),
+        clip: None,
     };
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {

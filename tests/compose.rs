@@ -133,6 +133,7 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
     log_of(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
     compose(log.path(), &again);
+    clipped(&world, id, &alice, joined, zero);
     for track in ["v", "a"] {
         let (first, second) = (hashes(&file, track), hashes(&again, track));
         assert!(first.lines().count() > 100 && first == second, "{track} differs");
@@ -239,4 +240,33 @@ fn compose(log: &Path, out: &Path) {
     let output = std::process::Command::new(BINARY).arg("compose").arg(log).arg("--out").arg(out).output();
     let output = output.expect("archiver compose");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A part of an archive, made again with another size and layout, is an archive of its own with just that part.
+fn clipped(world: &World, archive: &str, alice: &Timeline, joined: f64, zero: f64) {
+    let (from, to) = (joined + 0.5, joined + 3.5);
+    let [from_text, to_text] = [from, to].map(|seconds| format!("{seconds:.3}"));
+    let asked =
+        ["archives", "recompose", archive, "--layout", "verticalPresentation", "--resolution", "1280x720", "--json"];
+    let made = world.json(&[&asked[..], &["--from", &from_text, "--to", &to_text]].concat()).expect("recompose");
+    let new = made["archive"].as_str().expect("id");
+    assert_ne!(new, archive);
+    assert_eq!(made["durationS"], 3);
+    let clip = world.download(&made).expect("download");
+    // The one who came first is large, at the right.
+    let content =
+        Content::read_part(&clip.dir.join("archive.mp4"), Some(Part { x: 288, y: 0, width: 960, height: 720 }));
+    let frames = content.expect("file").frames;
+    let sent: HashMap<u32, f64> = alice.frames.iter().copied().collect();
+    assert!(frames.len().abs_diff(90) <= 1, "{} pictures", frames.len());
+    let delays: Vec<f64> = frames
+        .iter()
+        .filter(|f| f.code == Some(1))
+        .filter_map(|f| Some(f.pts + from - sent.get(&u32::from(f.number?))? - zero))
+        .collect();
+    assert!(delays.len() >= 85, "alice is seen in {} of {} pictures", delays.len(), frames.len());
+    assert!(delays.iter().all(|delay| delay.abs() <= INTERVALS), "{delays:.3?}");
+    let nowhere = world.command(&["archives", "recompose", "00000000-0000-4000-8000-000000000000"]).expect("command");
+    let why = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert!(!nowhere.status.success() && why.contains("no finished archive"), "{why}");
 }

@@ -66,7 +66,7 @@ impl Session {
         let room = JanusRouter::new(router).join(&"r".parse::<RoomId>().expect("id"), "test").await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions::default();
-        let about = About { archive, job, session, application, name: None, origin, options };
+        let about = About { archive, job, session, application, name: None, origin, options, clip: None };
         Self { engine, capture, events, room, about, dir, _spool: folder }
     }
 

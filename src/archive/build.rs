@@ -17,6 +17,7 @@ use crate::capture::clock::{Correction, corrections};
 use crate::capture::history::{self, What};
 use crate::capture::log::LogReader;
 use crate::capture::log::reader::{TrackIndex, join};
+pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
 use crate::event::{ArchiveOptions, OutputMode};
 use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
@@ -49,6 +50,9 @@ pub struct About {
     /// What it should be like.
     #[serde(default)]
     pub options: ArchiveOptions,
+    /// The part of the session that a composed archive has, if not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
 }
 
 /// An object of an archive that lies on this disk.
@@ -107,7 +111,7 @@ pub fn build(
     let people = people(&events);
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
     if about.options.output_mode != OutputMode::Individual {
-        let (object, entry) = composed::make(dir, followed, &about.options, pipelines, cancel)?;
+        let (object, entry) = composed::make(dir, followed, about, pipelines, cancel)?;
         objects.push(object);
         composed = Some(entry);
     }
@@ -122,6 +126,11 @@ pub fn build(
     }
     let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = plans.iter().map(|p| p.end).max().unwrap_or(begin);
+    let clipped = composed.as_ref().filter(|_| about.clip.is_some());
+    let (begin, duration_s) = match clipped {
+        Some(composed) => (MediaTime::from_millis(composed.start_ms), composed.duration_s()),
+        None => (begin, begin.until(end).as_secs_f64()),
+    };
     let report = report(about, &log.tracks, &corrections, &people, &events);
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
     let keys = Keys::new(about.application.clone(), about.archive);
@@ -136,7 +145,7 @@ pub fn build(
         reason: reason.to_owned(),
         origin: about.origin.to_rfc3339(),
         started_at: begin.to_wallclock(about.origin).to_rfc3339(),
-        duration_s: begin.until(end).as_secs_f64(),
+        duration_s,
         epochs,
         objects: objects.iter().map(entry).collect(),
         files,

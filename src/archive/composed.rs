@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::build::Object;
+use super::build::{About, Object};
 use super::documents::ComposedEntry;
 use super::keys::Kind;
 use super::{ArchiveError, zip};
@@ -36,6 +36,7 @@ pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
         quantizer: wanted.quantization_parameter,
         bitrate_max: wanted.max_bitrate,
         seconds_max: longest.as_secs(),
+        clip: None,
     }
 }
 
@@ -48,13 +49,13 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
 pub(super) fn make(
     dir: &Path,
     followed: Option<Composed>,
-    wanted: &ArchiveOptions,
+    about: &About,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
-    let options = options(wanted, Duration::ZERO);
+    let options = Options { clip: about.clip, ..options(&about.options, Duration::ZERO) };
     let run = || child::run(dir, &path, &options, pipelines, None, cancel);
     let composed = followed.map_or_else(run, Ok).map_err(|error| match error {
         ChildError::Cancelled => ArchiveError::Cancelled,

@@ -105,6 +105,15 @@ pub struct ComposedEntry {
     pub errors: Vec<(StreamId, TrackKind, u64, u64)>,
 }
 
+impl ComposedEntry {
+    /// How long it lasts, in seconds.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)]
+    pub fn duration_s(&self) -> f64 {
+        self.pictures as f64 / f64::from(self.rate.max(1))
+    }
+}
+
 /// An object of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub(crate) mod composed;
+pub mod deliver;
 pub mod documents;
 pub mod keys;
 mod streams;

@@ -11,11 +11,14 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::{say, say_json};
+use crate::archive::build::Clip;
 use crate::archive::documents::Manifest;
 use crate::archive::keys::{Keys, Kind};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
+use crate::event::{Layout, LayoutType, Resolution};
 use crate::ids::{ApplicationId, ArchiveId, SessionId};
+use crate::ops::recompose::{Otherwise, recompose};
 use crate::store::dir::collect;
 use crate::store::{ObjectStore, SharedStore};
 use crate::time::Wallclock;
@@ -67,6 +70,29 @@ pub(super) enum ArchivesCommand {
         /// The archive.
         archive: ArchiveId,
     },
+    /// Make a new, composed archive of an archive's kept segments: with another layout or size, or of a part of it.
+    Recompose {
+        /// The archive.
+        archive: ArchiveId,
+        /// bestFit, pip, verticalPresentation or horizontalPresentation; without, as it was.
+        #[arg(long, value_parser = super::compose::named::<LayoutType>)]
+        layout: Option<LayoutType>,
+        /// The layout while a screen is shared; only with bestFit.
+        #[arg(long, value_parser = super::compose::named::<LayoutType>, requires = "layout")]
+        screenshare: Option<LayoutType>,
+        /// 640x480, 480x640, 1280x720, 720x1280, 1920x1080 or 1080x1920; without, as it was.
+        #[arg(long, value_parser = super::compose::named::<Resolution>)]
+        resolution: Option<Resolution>,
+        /// Begin so many seconds behind the beginning of the archive.
+        #[arg(long, value_name = "SECONDS", value_parser = milliseconds)]
+        from: Option<u32>,
+        /// End so many seconds behind the beginning of the archive.
+        #[arg(long, value_name = "SECONDS", value_parser = milliseconds)]
+        to: Option<u32>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Delete an archive and all its objects.
     Delete {
         /// The archive.
@@ -75,6 +101,18 @@ pub(super) enum ArchivesCommand {
         #[arg(long, short)]
         yes: bool,
     },
+}
+
+/// Milliseconds of a number of seconds.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn milliseconds(text: &str) -> Result<u32, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give seconds, such as 12.5".to_owned())?;
+    let range = 0.0..f64::from(u32::MAX) / 1000.0;
+    if range.contains(&seconds) {
+        Ok((seconds * 1000.0).round() as u32)
+    } else {
+        Err("give seconds, such as 12.5".to_owned())
+    }
 }
 
 async fn found(catalog: &Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
@@ -142,6 +180,26 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 }
                 say(&format!("ok {}", object.key));
             }
+        }
+        ArchivesCommand::Recompose { archive, layout, screenshare, resolution, from, to, json } => {
+            if to.is_some_and(|to| to <= from.unwrap_or(0)) {
+                bail!("the part ends before it begins: give --to more than --from");
+            }
+            let otherwise = Otherwise {
+                layout: layout.map(|kind| Layout { kind, stylesheet: None, screenshare_type: screenshare }),
+                resolution,
+                clip: (from.is_some() || to.is_some()).then(|| Clip { from_ms: from.unwrap_or(0), to_ms: to }),
+            };
+            let spinner = ProgressBar::new_spinner().with_message("fetching the segments and composing them");
+            spinner.enable_steady_tick(std::time::Duration::from_millis(120));
+            let stop = tokio_util::sync::CancellationToken::new();
+            let made = recompose(settings, &catalog, store.as_ref(), archive, &otherwise, &stop).await;
+            spinner.finish_and_clear();
+            let made = made.with_context(|| format!("archive {archive} cannot be made again"))?;
+            if json {
+                return say_json(&made);
+            }
+            say(&format!("{} of {} s; see `archiver archives show {}`", made.archive, made.duration_s, made.archive));
         }
         ArchivesCommand::Delete { archive, yes } => {
             let row = found(&catalog, archive).await?;

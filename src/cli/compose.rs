@@ -89,6 +89,7 @@ impl Compose {
                 quantizer: self.quality,
                 bitrate_max: self.max_bitrate,
                 seconds_max: 0,
+                clip: None,
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,
@@ -97,7 +98,7 @@ impl Compose {
 }
 
 /// A value by its name in events.
-fn named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|e| e.to_string())
 }
 

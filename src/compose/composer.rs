@@ -41,6 +41,18 @@ pub struct Options {
     pub bitrate_max: Option<u32>,
     /// How long the file of a log that grows may become, in seconds, without more work in the end.
     pub seconds_max: u64,
+    /// Only a part of the session.
+    #[serde(default)]
+    pub clip: Option<Clip>,
+}
+
+/// A part of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Clip {
+    /// Milliseconds from the session's first media.
+    pub from_ms: u32,
+    /// Milliseconds from the session's first media; to its end without.
+    pub to_ms: Option<u32>,
 }
 
 /// What came out.
@@ -119,13 +131,16 @@ pub fn compose(
     encode(output, out, pipelines, cancel, move |feeder| {
         let mut work = Work { session: &mut session, feeder, cancel, progress };
         work.session.refresh()?;
-        let start = work.begin()?;
+        let begin = work.begin()?;
+        let span = |ms: u32| i64::from(ms) * 1_000_000;
+        let start = begin + options.clip.map_or(0, |clip| span(clip.from_ms));
+        let end = options.clip.and_then(|clip| clip.to_ms).map(|to| begin + span(to));
         let mut drawing = Drawing::new(options);
         // The encoder puts as much before it.
         let delay = work.feeder.delay();
         let (mut mixed, mut made) = (delay, 0);
         // A file has one picture at least.
-        while work.has(start, made, options.rate)? || made == 0 {
+        while work.has(start, made, options.rate, end)? || made == 0 {
             work.session.open(start)?;
             if options.video {
                 drawing.picture(work.session, work.feeder, start, made)?;
@@ -165,8 +180,11 @@ impl Work<'_> {
     }
 
     /// Waits until a picture can be made. `false` when there is no further one: its middle is behind all media.
-    fn has(&mut self, start: MediaTime, picture: u64, rate: u32) -> Result<bool, ComposeError> {
+    fn has(&mut self, start: MediaTime, picture: u64, rate: u32, end: Option<MediaTime>) -> Result<bool, ComposeError> {
         let middle = moment(start, picture, rate) + interval(rate) / 2;
+        if end.is_some_and(|end| middle > end) {
+            return Ok(false);
+        }
         loop {
             match self.session.has(middle) {
                 Some(true) => return Ok(true),

@@ -1,17 +1,15 @@
 //! From a finished log to an available archive: build, upload, prove, publish the manifest last, and only then
 //! let go of the local copy. Safe to begin again at any point.
 
-use base64::Engine;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::composing::Composing;
 use super::driver::{CATALOG, Moved, advance};
 use super::{Ended, Job, Stuck};
 use crate::archive::ArchiveError;
 use crate::archive::build::{Built, Object, build};
-use crate::archive::documents::{Manifest, ObjectEntry, Report};
-use crate::archive::keys::Kind;
+use crate::archive::deliver::{DeliverError, Delivery};
+use crate::archive::documents::{Manifest, Report};
 use crate::capture::restore::restore;
 use crate::capture::ship;
 use crate::capture::spool::ProvedInStore;
@@ -21,7 +19,7 @@ use crate::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::media::Pipelines;
 use crate::metrics::metrics;
 use crate::store::retry::persist;
-use crate::store::upload::{Upload, UploadError, upload};
+use crate::store::upload::UploadError;
 use crate::time::Wallclock;
 
 /// Making the files is tried so often; then a person must look.
@@ -62,20 +60,14 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
     }
     let Some(built) = built? else { return Ok(Ended::Fenced) };
-    let mut manifest = built.manifest;
-    let mut uploads: Vec<Upload> = built.objects.iter().map(|object| large(job, object)).collect();
-    let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
-    let report = small(job, Kind::Report, report).await?;
-    manifest.objects.push(ObjectEntry { key: report.key.clone(), size: report.size, sha256: report.sha256.clone() });
-    let manifest_upload = small(job, Kind::Manifest, serde_json::to_vec_pretty(&manifest).expect("plain data")).await?;
-    uploads.extend([report, manifest_upload]);
-    for upload_of in &uploads {
-        match upload(job.context.store.as_ref(), upload_of, &job.fenced, &|_| {}).await {
-            Ok(_) => {}
-            Err(UploadError::Cancelled) => return Ok(Ended::Fenced),
-            Err(error) => return Err(Stuck::of(&error)),
-        }
-    }
+    let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
+    let store = job.context.store.as_ref();
+    let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
+    let manifest = match delivery.send(&built, &job.fenced).await {
+        Ok(manifest) => manifest,
+        Err(DeliverError::Upload(UploadError::Cancelled)) => return Ok(Ended::Fenced),
+        Err(error) => return Err(Stuck::of(&error)),
+    };
     // An archive is at least one object.
     let main =
         built.objects.first().ok_or_else(|| Stuck { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
@@ -162,41 +154,4 @@ fn keep(dir: &std::path::Path, built: &Built) -> Result<(), ArchiveError> {
     let io = |source| ArchiveError::Io { doing: "written", path: path.display().to_string(), source };
     std::fs::write(&temp, json).map_err(io)?;
     std::fs::rename(&temp, &path).map_err(io)
-}
-
-/// A file of the archive to upload.
-fn large(job: &Job, object: &Object) -> Upload {
-    Upload {
-        key: job.keys.key(object.kind),
-        path: object.path.clone(),
-        size: object.size,
-        sha256: object.sha256.clone(),
-        content_type: object.kind.content_type(),
-        part_bytes: job.context.settings.store.part_size.0,
-        journal: object.path.with_extension("upload.jsonl"),
-    }
-}
-
-/// A document of the archive as a file to upload.
-async fn small(job: &Job, kind: Kind, bytes: Vec<u8>) -> Result<Upload, Stuck> {
-    let key = job.keys.key(kind);
-    let name = key.rsplit('/').next().unwrap_or("document").to_owned();
-    let path = job.dir.join("out").join(name);
-    let size = bytes.len() as u64;
-    let sha256 = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(&bytes));
-    let written = tokio::fs::write(&path, bytes).await;
-    written.map_err(|e| Stuck {
-        kind: FaultKind::SpoolIo,
-        detail: format!("{} cannot be written: {e}", path.display()),
-    })?;
-    let part_bytes = job.context.settings.store.part_size.0;
-    Ok(Upload {
-        key,
-        path: path.clone(),
-        size,
-        sha256,
-        content_type: kind.content_type(),
-        part_bytes,
-        journal: path.with_extension("jsonl"),
-    })
 }

@@ -168,6 +168,7 @@ impl Job {
             name: self.event.data.archive.name.clone(),
             origin: self.row.origin,
             options: self.event.data.archive.clone(),
+            clip: None,
         }
     }
 
