@@ -7,6 +7,7 @@ use std::time::Duration;
 use archiver::capture::log::LogReader;
 use archiver::capture::peer::{CaptureEvent, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
+use archiver::event::{ArchiveOptions, OutputMode};
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, RoomId, SessionId, StreamId, TrackKind};
 use archiver::media::Pipelines;
 use archiver::router::janus::{JanusConfig, JanusRouter};
@@ -139,7 +140,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         application: "app".parse().expect("id"),
         name: None,
         origin: Wallclock::now(),
-        options: archiver::event::ArchiveOptions::default(),
+        options: ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() },
         clip: None,
     };
     let cancel = tokio_util::sync::CancellationToken::new();

@@ -5,12 +5,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use archiver::archive::keys::Keys;
+use archiver::archive::keys::{Keys, Kind};
 use archiver::capture::restore::restore;
+use archiver::compose::geometry::{Rect, Size};
+use archiver::compose::layout::{Shown, place};
 use archiver::config::Settings;
+use archiver::event::Layout;
+use archiver::ops::sweep::sweep_segments;
 use archiver_testkit::chromium::ChromiumPublisher;
 use archiver_testkit::content::{Content, Part, Timeline, percentile};
-use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec, unix_seconds};
 use archiver_testkit::world::World;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -132,8 +136,13 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
     let log = tempfile::tempdir().expect("folder");
     log_of(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
-    compose(log.path(), &again);
+    compose(log.path(), &again, &[]);
     clipped(&world, id, &alice, joined, zero);
+    for (flag, kept) in [("--no-audio", "video"), ("--no-video", "audio")] {
+        let part = log.path().join("part.mp4");
+        compose(log.path(), &part, &[flag]);
+        assert_eq!(kinds(&part), [kept], "{flag}");
+    }
     for track in ["v", "a"] {
         let (first, second) = (hashes(&file, track), hashes(&again, track));
         assert!(first.lines().count() > 100 && first == second, "{track} differs");
@@ -217,15 +226,35 @@ async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
     let (file, log) = (archive.dir.join("archive.mp4"), tempfile::tempdir().expect("folder"));
     log_of(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
-    compose(log.path(), &again);
+    compose(log.path(), &again, &[]);
     assert_eq!(archive.manifest["composed"]["errors"], json!([]));
     for track in ["v", "a"] {
         assert!(hashes(&file, track) == hashes(&again, track), "{track} differs");
     }
     // The bytes too: what is in the store already need not be sent again.
     assert!(media(&file) == media(&again), "the media differs");
+    segments_are_kept_for_a_while(&world, &archive.manifest).await;
     let died = world.log().matches("the composer died").count();
     assert!(died >= 9, "{died} of 10 deaths are told");
+}
+
+/// The segments of an archive are there until they have been kept for long enough; its file stays.
+async fn segments_are_kept_for_a_while(world: &World, manifest: &serde_json::Value) {
+    let id = |key: &str| manifest[key].as_str().expect("id").to_owned();
+    let keys = Keys::new(id("applicationId").parse().expect("id"), id("archiveId").parse().expect("id"));
+    let settings = settings(world);
+    let store = archiver::worker::store(&settings).await.expect("store");
+    let catalog = archiver::worker::catalog(&settings).await.expect("catalog");
+    let day = Duration::from_secs(24 * 3600);
+    let now = archiver::time::Wallclock::now();
+    for (moment, swept) in [(now, 0), (archiver::time::Wallclock(now.0 + 86_401_000_000), 1)] {
+        let there = store.list(&keys.segments()).await.expect("list").len();
+        assert!(there > 0, "kept for less than a day");
+        let of = sweep_segments(store.as_ref(), &catalog, day, moment).await.expect("sweep");
+        assert_eq!(of, swept);
+    }
+    assert_eq!(store.list(&keys.segments()).await.expect("list").len(), 0);
+    assert!(store.head(&keys.key(Kind::Mp4)).await.expect("head").is_some());
 }
 
 /// The media of an MP4 file, as it lies there.
@@ -236,8 +265,16 @@ fn media(file: &Path) -> Vec<u8> {
     bytes[at + 12..].to_vec()
 }
 
-fn compose(log: &Path, out: &Path) {
-    let output = std::process::Command::new(BINARY).arg("compose").arg(log).arg("--out").arg(out).output();
+/// What kinds of tracks a file has.
+fn kinds(file: &Path) -> Vec<String> {
+    let mut probe = std::process::Command::new("ffprobe");
+    probe.args(["-v", "error", "-show_entries", "stream=codec_type", "-of", "csv=p=0"]).arg(file);
+    let output = probe.output().expect("ffprobe");
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+fn compose(log: &Path, out: &Path, more: &[&str]) {
+    let output = std::process::Command::new(BINARY).arg("compose").arg(log).arg("--out").arg(out).args(more).output();
     let output = output.expect("archiver compose");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -269,4 +306,94 @@ fn clipped(world: &World, archive: &str, alice: &Timeline, joined: f64, zero: f6
     let nowhere = world.command(&["archives", "recompose", "00000000-0000-4000-8000-000000000000"]).expect("command");
     let why = String::from_utf8_lossy(&nowhere.stderr).into_owned();
     assert!(!nowhere.status.success() && why.contains("no finished archive"), "{why}");
+}
+
+/// Who is in the picture between two moments of the file, in the order of priority.
+struct Scene<'a> {
+    from: f64,
+    to: f64,
+    shown: Vec<(u16, &'a Timeline)>,
+}
+
+/// Where each of so many pictures of 4:3 is drawn.
+fn places(count: usize, frame: Size) -> Vec<Part> {
+    let shown = Shown { size: Some((320, 240)), ..Shown::default() };
+    let cells = place(&Layout::default(), frame, &vec![shown; count]);
+    let part = |area: Rect| Part { x: area.x, y: area.y, width: area.width, height: area.height };
+    cells.iter().map(|cell| part(cell.area.contain(Size::new(320, 240)))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_muted_shared_and_silent_streams_are_where_they_belong_when_they_should() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    let codecs = json!({ "audiocodec": "opus,pcma", "videocodec": "vp8,vp9,h264" });
+    world.janus.create_room("c3", codecs).await.expect("room");
+    let mut started = world.started("c3");
+    started["data"]["archive"] = json!({ "outputMode": "composed", "resolution": "1280x720" });
+    world.publish(&started).expect("publish");
+    let quiet = |id: &str, code: u16, video: VideoCodec| Options {
+        code,
+        video: Some(video),
+        audio: None,
+        ..Options::new(&world.janus, "c3", id)
+    };
+    let alice = Publisher::start(quiet("alice", 1, VideoCodec::Vp8)).await.expect("alice");
+    let voice = Options { video: None, audio: Some(AudioCodec::Pcma), ..Options::new(&world.janus, "c3", "carol") };
+    let carol = Publisher::start(voice).await.expect("carol");
+    world.recording(2, Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let bob = Publisher::start(quiet("bob", 2, VideoCodec::H264)).await.expect("bob");
+    world.recording(3, Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let display = json!({ "name": "Slides", "videoType": "screen" }).to_string();
+    let screen = Publisher::start(Options { display, ..quiet("screen", 3, VideoCodec::Vp9) }).await.expect("screen");
+    world.recording(4, Duration::from_secs(15)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let now = || unix_seconds(Instant::now());
+    bob.mute_video(true);
+    let muted = now();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bob.mute_video(false);
+    let unmuted = now();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let end = now();
+    let ended = world.ended("c3");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("c3", "available", Duration::from_secs(60)).await;
+    let [alice, bob, carol, screen] = [alice, bob, carol, screen].map(|publisher| publisher.crash().timeline());
+    let archive = world.download(&archive).expect("download");
+    assert_eq!(archive.manifest["composed"]["errors"], json!([]));
+    let file = archive.dir.join("archive.mp4");
+
+    // When the file begins, by the publishers' clock: at first alice fills the frame.
+    let alone = seen(&file, places(1, Size::new(1280, 720))[0], 1, &alice, 0.5, 2.5);
+    let zero = -percentile(&alone.delays.iter().map(|(_, delay)| *delay).collect::<Vec<_>>(), 50.0).expect("pictures");
+    let first = |of: &Timeline| of.frames.first().expect("pictures").1;
+    let scenes = [
+        Scene { from: zero + 0.7, to: first(&bob) - 0.2, shown: vec![(1, &alice)] },
+        Scene { from: first(&bob) + 1.2, to: first(&screen) - 0.2, shown: vec![(1, &alice), (2, &bob)] },
+        Scene { from: first(&screen) + 1.2, to: muted - 0.2, shown: vec![(3, &screen), (1, &alice), (2, &bob)] },
+        // What has no further picture is held for two seconds.
+        Scene { from: muted + 2.3, to: unmuted - 0.1, shown: vec![(3, &screen), (1, &alice)] },
+        Scene { from: unmuted + 1.5, to: end - 0.3, shown: vec![(3, &screen), (1, &alice), (2, &bob)] },
+    ];
+    let mut delays = Vec::new();
+    for (number, scene) in scenes.iter().enumerate() {
+        assert!(scene.to - scene.from > 1.0, "scene {number} lasts {} s", scene.to - scene.from);
+        for (part, (code, truth)) in places(scene.shown.len(), Size::new(1280, 720)).into_iter().zip(&scene.shown) {
+            let seen = seen(&file, part, *code, truth, scene.from - zero, scene.to - zero);
+            assert!(seen.others.is_empty(), "scene {number}, {code}: {:.2?}", seen.others);
+            let least = ((scene.to - scene.from) * 30.0) as usize - 2;
+            assert!(seen.delays.len() >= least, "scene {number}, {code}: {} of {least}", seen.delays.len());
+            delays.extend(seen.delays.iter().map(|(_, delay)| *delay));
+        }
+    }
+    println!("pictures of three codecs within {:.1} ms", 1000.0 * spread(&delays));
+    assert!(spread(&delays) <= INTERVALS + 0.005, "{:.4} s", spread(&delays));
+    let zero = percentile(&delays, 50.0).expect("pictures");
+    let beeps: HashMap<u32, f64> = carol.beeps.iter().copied().collect();
+    let heard = Content::read(&file).expect("file").beeps;
+    let heard: Vec<f64> = heard.iter().filter_map(|b| Some(b.at - beeps.get(&b.second)? - zero)).collect();
+    assert!(heard.len() >= 15 && heard.iter().all(|offset| offset.abs() <= OFFSET_MAX), "{heard:.4?}");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use archiver::archive::build::{About, Built, build};
 use archiver::capture::peer::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
-use archiver::event::ArchiveOptions;
+use archiver::event::{ArchiveOptions, OutputMode};
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, RoomId, SessionId, StreamId, TrackKind};
 use archiver::media::Pipelines;
 use archiver::router::janus::{JanusConfig, JanusRouter};
@@ -65,7 +65,7 @@ impl Session {
         router.api_secret = Some(API_SECRET.into());
         let room = JanusRouter::new(router).join(&"r".parse::<RoomId>().expect("id"), "test").await.expect("join");
         let application = "app".parse().expect("id");
-        let options = ArchiveOptions::default();
+        let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
         let about = About { archive, job, session, application, name: None, origin, options, clip: None };
         Self { engine, capture, events, room, about, dir, _spool: folder }
     }

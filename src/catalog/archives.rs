@@ -213,6 +213,29 @@ impl Catalog {
         self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
     }
 
+    /// Archives that were finished before a moment, and whose segments may still be in the store; the oldest first, not
+    /// all at once.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn with_segments(&self, before: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
+        let select = statement(format!(
+            "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND status IN ('available', 'uploaded') \
+             AND updated_at < $1 ORDER BY updated_at LIMIT 100"
+        ));
+        let rows = self.rows("list archives with segments", select.bind(before.0)).await?;
+        rows.iter().map(archive_row).collect()
+    }
+
+    /// Notes that an archive has no segments in the store any more.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn segments_deleted(&self, archive: ArchiveId) -> Result<(), CatalogError> {
+        let update = statement("UPDATE archives SET segments_kept = 0 WHERE archive_id = $1".to_owned());
+        self.execute("note deleted segments", update.bind(archive.to_string())).await.map(drop)
+    }
+
     /// Archives, newest first, and how many there are in all.
     ///
     /// # Errors

@@ -74,12 +74,15 @@ pub(super) enum ArchivesCommand {
     Recompose {
         /// The archive.
         archive: ArchiveId,
-        /// bestFit, pip, verticalPresentation or horizontalPresentation; without, as it was.
+        /// bestFit, pip, verticalPresentation, horizontalPresentation or custom; without, as it was.
         #[arg(long, value_parser = super::compose::named::<LayoutType>)]
         layout: Option<LayoutType>,
         /// The layout while a screen is shared; only with bestFit.
         #[arg(long, value_parser = super::compose::named::<LayoutType>, requires = "layout")]
         screenshare: Option<LayoutType>,
+        /// The style sheet of a custom layout.
+        #[arg(long, value_name = "FILE")]
+        stylesheet: Option<PathBuf>,
         /// 640x480, 480x640, 1280x720, 720x1280, 1920x1080 or 1080x1920; without, as it was.
         #[arg(long, value_parser = super::compose::named::<Resolution>)]
         resolution: Option<Resolution>,
@@ -181,12 +184,16 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 say(&format!("ok {}", object.key));
             }
         }
-        ArchivesCommand::Recompose { archive, layout, screenshare, resolution, from, to, json } => {
+        ArchivesCommand::Recompose { archive, layout, screenshare, stylesheet, resolution, from, to, json } => {
+            if (layout == Some(LayoutType::Custom)) != stylesheet.is_some() {
+                bail!("--layout custom takes --stylesheet FILE, and no other layout does");
+            }
+            let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
             if to.is_some_and(|to| to <= from.unwrap_or(0)) {
                 bail!("the part ends before it begins: give --to more than --from");
             }
             let otherwise = Otherwise {
-                layout: layout.map(|kind| Layout { kind, stylesheet: None, screenshare_type: screenshare }),
+                layout: layout.map(|kind| Layout { kind, stylesheet, screenshare_type: screenshare }),
                 resolution,
                 clip: (from.is_some() || to.is_some()).then(|| Clip { from_ms: from.unwrap_or(0), to_ms: to }),
             };

@@ -1,6 +1,6 @@
 //! `archiver compose`: the child process that makes one file of a log; also for use by hand.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use crate::compose::child::{self, Line, Task};
 use crate::compose::composer::{Options, compose};
 use crate::compose::follow::Growth;
 use crate::compose::geometry::Size;
+use crate::compose::stylesheet::Stylesheet;
 use crate::event::{Layout, LayoutType, Resolution};
 use crate::fault::HasFault;
 use crate::media::Pipelines;
@@ -32,12 +33,15 @@ pub(super) struct Compose {
     /// Its size: 640x480, 480x640, 1280x720, 720x1280, 1920x1080 or 1080x1920.
     #[arg(long, default_value = "640x480", value_parser = named::<Resolution>)]
     resolution: Resolution,
-    /// bestFit, pip, verticalPresentation or horizontalPresentation.
+    /// bestFit, pip, verticalPresentation, horizontalPresentation or custom.
     #[arg(long, default_value = "bestFit", value_parser = named::<LayoutType>)]
     layout: LayoutType,
     /// The layout while a screen is shared; only with bestFit.
     #[arg(long, value_parser = named::<LayoutType>)]
     screenshare: Option<LayoutType>,
+    /// The style sheet of a custom layout.
+    #[arg(long, value_name = "FILE")]
+    stylesheet: Option<PathBuf>,
     /// Pictures a second.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=60))]
     rate: u32,
@@ -73,13 +77,14 @@ fn task(text: &str) -> Result<Task, serde_json::Error> {
 
 impl Compose {
     /// What is wanted, by a worker or by the arguments.
-    fn task(&self) -> Task {
+    fn task(&self) -> Result<Task> {
         if let Some(task) = &self.task {
-            return task.clone();
+            return Ok(task.clone());
         }
+        let stylesheet = self.stylesheet.as_deref().map(sheet).transpose()?;
         let (width, height) = self.resolution.size();
-        let layout = Layout { kind: self.layout, stylesheet: None, screenshare_type: self.screenshare };
-        Task {
+        let layout = Layout { kind: self.layout, stylesheet, screenshare_type: self.screenshare };
+        Ok(Task {
             options: Options {
                 size: Size::new(width, height),
                 rate: self.rate,
@@ -93,8 +98,15 @@ impl Compose {
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,
-        }
+        })
     }
+}
+
+/// Reads a style sheet, and says where it cannot be used.
+pub(super) fn sheet(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    Stylesheet::parse(&text).with_context(|| format!("{} cannot be used", path.display()))?;
+    Ok(text)
 }
 
 /// A value by its name in events.
@@ -103,10 +115,13 @@ pub(super) fn named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Str
 }
 
 pub(super) fn run(args: &Compose) -> Result<()> {
-    if args.layout == LayoutType::Custom || args.screenshare == Some(LayoutType::Custom) {
-        bail!("this version knows no custom layout; see `archiver compose --help`");
+    if args.screenshare == Some(LayoutType::Custom) {
+        bail!("while a screen is shared the layout cannot be custom; see `archiver compose --help`");
     }
-    let Task { options, pipelines, follow } = args.task();
+    if (args.layout == LayoutType::Custom) != args.stylesheet.is_some() {
+        bail!("--layout custom takes --stylesheet FILE, and no other layout does");
+    }
+    let Task { options, pipelines, follow } = args.task()?;
     if args.task.is_some() {
         child::settle();
     }

@@ -16,8 +16,10 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::media::Pipelines;
 use crate::time::MediaTime;
 
-/// A composer that dies is started again over the same log so often.
+/// A composer that dies while it follows a session is started again over the same log so often.
 const STARTS_MAX: u32 = 20;
+/// One that dies over a finished log.
+const STARTS_FINISHED_MAX: u32 = 3;
 /// Before it is started again.
 const RESTART: Duration = Duration::from_millis(200);
 /// How often it is looked at.
@@ -63,8 +65,8 @@ pub enum ChildError {
     #[error("{1}")]
     Failed(FaultKind, String),
     /// It dies again and again.
-    #[error("the composer died {STARTS_MAX} times, the last time with {0}")]
-    Died(String),
+    #[error("the composer died {0} times, the last time with {1}")]
+    Died(u32, String),
     /// It made no progress.
     #[error("the composer made no progress for {0} s")]
     Stalled(u64),
@@ -80,7 +82,7 @@ impl HasFault for ChildError {
     fn fault(&self) -> Fault {
         match self {
             Self::Failed(kind, _) => *kind,
-            Self::Died(_) | Self::Start(_) => FaultKind::MediaPipeline,
+            Self::Died(..) | Self::Start(_) => FaultKind::MediaPipeline,
             Self::Stalled(_) | Self::Cancelled => FaultKind::MediaStalled,
         }
         .fault()
@@ -134,8 +136,9 @@ pub fn run(
     cancel: &CancellationToken,
 ) -> Result<Composed, ChildError> {
     let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: growth.is_some() };
+    let starts = if growth.is_some() { STARTS_MAX } else { STARTS_FINISHED_MAX };
     let mut died = String::new();
-    for start in 0..STARTS_MAX {
+    for start in 0..starts {
         if start > 0 {
             tracing::warn!(start, "the composer died with {died}, it is started again");
             std::thread::sleep(RESTART);
@@ -150,7 +153,7 @@ pub fn run(
         }
         died = running.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
     }
-    Err(ChildError::Died(died))
+    Err(ChildError::Died(starts, died))
 }
 
 /// A process that ends with its handle.

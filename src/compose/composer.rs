@@ -5,12 +5,15 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::canvas::{Canvases, Tile};
+use super::custom;
 use super::follow::{Deserted, Growth, Session, WaitError};
 use super::geometry::Size;
 use super::inputs::{Errors, VideoInput};
 use super::layout::{Cell, Shown, place};
+use super::limiter::Limiter;
+use super::stylesheet::Stylesheet;
 use crate::capture::log::LogError;
-use crate::event::Layout;
+use crate::event::{Layout, LayoutType};
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::{StreamId, TrackKind};
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
@@ -135,7 +138,7 @@ pub fn compose(
         let span = |ms: u32| i64::from(ms) * 1_000_000;
         let start = begin + options.clip.map_or(0, |clip| span(clip.from_ms));
         let end = options.clip.and_then(|clip| clip.to_ms).map(|to| begin + span(to));
-        let mut drawing = Drawing::new(options);
+        let (mut drawing, mut limiter) = (Drawing::new(options), Limiter::new());
         // The encoder puts as much before it.
         let delay = work.feeder.delay();
         let (mut mixed, mut made) = (delay, 0);
@@ -147,7 +150,8 @@ pub fn compose(
             }
             made += 1;
             if options.audio {
-                mixed = mix(work.session, work.feeder, mixed, delay + samples_until(made, options.rate))?;
+                let to = delay + samples_until(made, options.rate);
+                mixed = mix(work.session, &mut limiter, work.feeder, mixed, to)?;
             }
             work.tell(start, made, options.rate);
         }
@@ -224,13 +228,19 @@ fn samples_until(picture: u64, rate: u32) -> u64 {
 }
 
 /// Mixes the sound of all streams from one sample to another.
-fn mix(session: &mut Session, feeder: &mut Feeder, from: u64, to: u64) -> Result<u64, MediaError> {
+fn mix(
+    session: &mut Session,
+    limiter: &mut Limiter,
+    feeder: &mut Feeder,
+    from: u64,
+    to: u64,
+) -> Result<u64, MediaError> {
     let mut block = vec![0.0; usize::try_from(2 * (to - from)).unwrap_or(0)];
     let at = i64::try_from(from).unwrap_or(i64::MAX);
     for input in session.audio.values_mut() {
         input.mix(at, &mut block, &session.clocks)?;
     }
-    block.iter_mut().for_each(|sample| *sample = sample.clamp(-1.0, 1.0));
+    limiter.limit(&mut block);
     feeder.sound(&block)?;
     Ok(to)
 }
@@ -239,6 +249,8 @@ fn mix(session: &mut Session, feeder: &mut Feeder, from: u64, to: u64) -> Result
 struct Drawing<'a> {
     options: &'a Options,
     canvases: Canvases,
+    /// Of a custom layout.
+    sheet: Option<Stylesheet>,
     /// The streams in the picture, and what the layout made of them.
     shown: Vec<(StreamId, Shown)>,
     cells: Vec<Cell>,
@@ -246,7 +258,10 @@ struct Drawing<'a> {
 
 impl<'a> Drawing<'a> {
     fn new(options: &'a Options) -> Self {
-        Self { options, canvases: Canvases::new(options.size), shown: Vec::new(), cells: Vec::new() }
+        let text = options.layout.stylesheet.as_deref().filter(|_| options.layout.kind == LayoutType::Custom);
+        // One that cannot be used was refused with its event; without it the layout is bestFit.
+        let sheet = text.and_then(|text| Stylesheet::parse(text).ok());
+        Self { options, canvases: Canvases::new(options.size), sheet, shown: Vec::new(), cells: Vec::new() }
     }
 
     /// Draws the picture of one moment: of each stream the frame that is nearest to it.
@@ -277,7 +292,10 @@ impl<'a> Drawing<'a> {
         }
         if shown != self.shown {
             let streams: Vec<Shown> = shown.iter().map(|(_, s)| s.clone()).collect();
-            self.cells = place(&self.options.layout, self.options.size, &streams);
+            self.cells = match &self.sheet {
+                Some(sheet) => custom::place(sheet, self.options.size, &streams),
+                None => place(&self.options.layout, self.options.size, &streams),
+            };
             self.shown = shown;
         }
         let mut tiles = Vec::with_capacity(self.cells.len());

@@ -105,6 +105,7 @@ fn store(settings: &Settings, rules: &mut Rules) {
     rules.hold((crate::store::upload::PART_BYTES_MIN..=5 << 30).contains(&part), || {
         format!("store.part_size = {}: allowed is 5MiB to 5GiB", store.part_size.shown().unwrap_or_default())
     });
+    rules.span("store.keep_segments", store.keep_segments, 0..=10_000 * HOUR, "0s to 10000h");
     rules.span("store.link_valid", store.link_valid, SECOND..=7 * 24 * HOUR, "1s to 168h");
     if let Some(endpoint) = &store.endpoint {
         rules.open_address("store.endpoint", endpoint, &["http", "https"], "access_key and secret_key");

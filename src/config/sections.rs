@@ -119,6 +119,8 @@ section! {
         kms_key: Option<String> = None,
         /// Part of a multipart upload; at least 5 MiB.
         part_size: ByteCount = ByteCount(crate::store::upload::PART_BYTES),
+        /// Segments stay in the store for so long behind an archive's end: it can be made again meanwhile.
+        keep_segments: Span = Span(Duration::from_secs(24 * 3600)),
         /// A download link is valid so long.
         link_valid: Span = Span(Duration::from_secs(600)),
     }

@@ -8,6 +8,7 @@ pub mod policy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::compose::stylesheet::Stylesheet;
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::{ApplicationId, EventId, JobId, Region, RoomId, RouterName, SessionId, TrackKind};
 use crate::time::Wallclock;
@@ -435,6 +436,9 @@ fn check_started(data: &Started) -> Result<(), EventError> {
                 "data.archive.layout.stylesheet",
                 format!("has more than {STYLESHEET_BYTES_MAX} bytes"),
             ));
+        }
+        if let Some(Err(problem)) = layout.stylesheet.as_deref().map(Stylesheet::parse) {
+            return Err(invalid("data.archive.layout.stylesheet", problem.to_string()));
         }
         match layout.screenshare_type {
             Some(LayoutType::Custom) => {

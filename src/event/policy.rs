@@ -1,6 +1,6 @@
 //! What is done with a session that started: one pure function.
 
-use super::{ArchiveMode, LayoutType, MediaMode, OutputMode, Started};
+use super::{ArchiveMode, MediaMode, Started};
 use crate::fault::FaultKind;
 use crate::ids::RouterName;
 
@@ -24,11 +24,6 @@ pub enum Skip {
     Manual,
 }
 
-fn is_custom(event: &Started) -> bool {
-    let layout = event.archive.layout.as_ref();
-    event.archive.output_mode != OutputMode::Individual && layout.is_some_and(|l| l.kind == LayoutType::Custom)
-}
-
 /// Decides on an event. `knows` tells whether the configuration has a router.
 #[must_use]
 pub fn decide(event: &Started, knows: impl Fn(&RouterName) -> bool) -> Decision {
@@ -45,10 +40,6 @@ pub fn decide(event: &Started, knows: impl Fn(&RouterName) -> bool) -> Decision 
                 format!("the configuration of this worker has no media router called {}", router.name),
             ),
             None => Decision::Refuse(FaultKind::EventInvalid, "field data.router: is missing".to_owned()),
-            Some(_) if is_custom(event) => Decision::Refuse(
-                FaultKind::EventUnknown,
-                "this version knows no custom layout: leave layout out, or choose another type".to_owned(),
-            ),
             Some(_) => Decision::Archive,
         },
     }

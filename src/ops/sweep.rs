@@ -1,6 +1,7 @@
-//! Sweeping multipart uploads that nobody will end: they are invisible, and billed (8 TB were once found so).
+//! Sweeping what nobody needs any more and somebody pays for: segments of archives that were finished long ago, and
+//! multipart uploads that nobody will end, which are invisible (8 TB were once found so).
 //!
-//! Only ours: the key must be one of an archive that the catalog knows, and whose job has ended. An upload of a
+//! Of uploads only ours: the key must be one of an archive that the catalog knows, and whose job has ended. An upload of a
 //! live job is its owner's, however old it is.
 
 use std::sync::Arc;
@@ -62,6 +63,34 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &Catalog, now: Wallclock) -
     Ok(swept)
 }
 
+/// Deletes the segments of archives that were finished longer ago than `keep`. Returns of how many archives.
+///
+/// # Errors
+/// When store or catalog are away; it is tried again at the next time.
+pub async fn sweep_segments(
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+    keep: Duration,
+    now: Wallclock,
+) -> Result<usize, SweepError> {
+    let before = Wallclock(now.0.saturating_sub(i64::try_from(keep.as_micros()).unwrap_or(i64::MAX)));
+    let mut swept = 0;
+    loop {
+        let archives = catalog.with_segments(before).await?;
+        for archive in &archives {
+            let prefix = Keys::new(archive.application.clone(), archive.archive).segments();
+            for object in store.list(&prefix).await? {
+                store.delete(&object.key).await?;
+            }
+            catalog.segments_deleted(archive.archive).await?;
+            swept += 1;
+        }
+        if archives.is_empty() {
+            return Ok(swept);
+        }
+    }
+}
+
 /// Sweeps now and then until `stop`.
 pub async fn keep_sweeping(context: Arc<Context>, stop: CancellationToken) {
     loop {
@@ -71,6 +100,12 @@ pub async fn keep_sweeping(context: Arc<Context>, stop: CancellationToken) {
         }
         if let Err(error) = sweep(context.store.as_ref(), &context.catalog, Wallclock::now()).await {
             tracing::warn!("abandoned uploads are not swept for now: {}", chain(&error));
+        }
+        let (store, keep) = (context.store.as_ref(), context.settings.store.keep_segments.0);
+        match sweep_segments(store, &context.catalog, keep, Wallclock::now()).await {
+            Ok(0) => {}
+            Ok(archives) => tracing::info!(archives, "segments that were kept long enough are deleted"),
+            Err(error) => tracing::warn!("old segments are not swept for now: {}", chain(&error)),
         }
     }
 }
