@@ -26,11 +26,11 @@ use tokio_util::sync::CancellationToken;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 /// Logs with damaged media.
-const LOGS: u64 = 24;
+const LOGS: u64 = 12;
 /// Segments that must have been damaged in all.
 const SEGMENTS: usize = 1000;
 /// Segments are sealed after this, so that there are many.
-const SEGMENT: i64 = 250_000_000;
+const SEGMENT: i64 = 100_000_000;
 
 /// What is done to a stream's frames.
 #[derive(Debug, Clone, Copy)]
