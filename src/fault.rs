@@ -105,8 +105,6 @@ fault_kinds! {
     SpoolFull = "spool_full", Ours, Backoff, "give the spool more room, or mend the store so that it drains";
     /// A local file cannot be read or written.
     SpoolIo = "spool_io", Ours, Backoff, "check the spool's disk and permissions";
-    /// A capture log cannot be understood.
-    LogCorrupt = "log_corrupt", Ours, Never, "the spool's files were changed; keep them and report it";
     /// GStreamer failed: an element is missing, or a pipeline ended with an error.
     MediaPipeline = "media_pipeline", Ours, Backoff, "run `archiver check`; look at the element that is named";
     /// A pipeline made no progress.

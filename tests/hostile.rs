@@ -106,6 +106,9 @@ async fn each_malformed_or_hostile_event_is_parked_for_its_own_reason_and_the_wo
         let detail = entry["detail"].as_str().expect("a reason");
         // What is wrong, and what to do.
         assert!(detail.len() < 2000 && detail.contains("; "), "{}: {detail}", sample.name);
+        let shown = world.command(&["jobs", "show", &id]).expect("show");
+        let text = String::from_utf8_lossy(&shown.stdout);
+        assert!(shown.status.success() && text.contains(&sample.fault), "{}: {text}", sample.name);
         reasons.insert(detail.to_owned());
     }
     println!("{} events, {} different reasons", all.len(), reasons.len());

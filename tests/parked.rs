@@ -1,8 +1,8 @@
 //! What cannot be done is parked with its reason, and replayed by the same road.
 //!
-//! Jobs are parked for each reason but `log_corrupt`, `archive_invalid` and `spool_full`, which only a defect or a
-//! race of this program brings about: a damaged log costs its damaged lines, a file that is not right is kept as it
-//! was captured, and a spool without room refuses jobs before it parks one.
+//! A job can be parked for each fault kind that is brought about here, and for no other: a broker, catalog or store
+//! that is away is waited for, a spool without room takes no further job and leaves a gap in those that run, and a
+//! damaged log costs its damaged parts.
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -128,14 +128,16 @@ fn configure(world: &World, section: &str) {
     std::fs::write(world.config(), format!("{config}\n{section}\n")).expect("config");
 }
 
-/// A folder with a fragment that an operator has changed badly: found when the first archive is made.
-fn bad_pipelines(world: &World, good: &str, bad: &str) -> PathBuf {
+/// A folder with fragments that an operator has changed badly: found when the first archive is made.
+fn bad_pipelines(world: &World, changes: &[(&str, &str, &str)]) -> PathBuf {
     let folder = world.scratch().join("pipelines");
     std::fs::create_dir(&folder).expect("folder");
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/mux-webm.launch");
-    let text = std::fs::read_to_string(own).expect("fragment");
-    assert!(text.contains(good));
-    std::fs::write(folder.join("mux-webm.launch"), text.replace(good, bad)).expect("fragment");
+    for (name, good, bad) in changes {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(name);
+        let text = std::fs::read_to_string(own).expect("fragment");
+        assert!(text.contains(good), "{name}");
+        std::fs::write(folder.join(name), text.replace(good, bad)).expect("fragment");
+    }
     folder
 }
 
@@ -169,23 +171,29 @@ fn replay(world: &World, entries: &[Value], reasons: &[&str], times: u32) {
 async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_one_archive() {
     let limits = "[limits]\nnever_published = \"2s\"\nno_clients = \"2s\"";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
-    let pipelines = bad_pipelines(&world, "webmmux", "webmmuxx");
+    // The second shows no pictures to those who look whether an archive has any.
+    let blind = ("verify.launch", "decodebin name=decode", "decodebin name=decode caps=audio/x-raw");
+    let pipelines = bad_pipelines(&world, &[("mux-webm.launch", "webmmux", "webmmuxx"), blind]);
     configure(&world, &format!("[pipelines]\ndir = \"{}\"", pipelines.display()));
     world.start_worker().expect("worker");
     // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made, a
-    // disk that takes no files.
+    // disk that takes no files, an archive in which nothing can be seen.
     world.janus.create_room("locked", json!({ "pin": "1234" })).await.expect("room");
-    for room in ["muxed", "spoiled"] {
+    for room in ["muxed", "spoiled", "unseen"] {
         world.janus.create_room(room, json!({})).await.expect("room");
     }
     // They are there before the event, for nobody is waited for long here.
     let publisher = Publisher::start(Options::new(&world.janus, "muxed", "alice")).await.expect("publisher");
     let spoiled = Publisher::start(Options::new(&world.janus, "spoiled", "alice")).await.expect("publisher");
-    for session in ["nowhere", "locked", "muxed", "spoiled"] {
-        let event = world.started(session);
+    let unseen = Publisher::start(Options::new(&world.janus, "unseen", "alice")).await.expect("publisher");
+    for session in ["nowhere", "locked", "muxed", "spoiled", "unseen"] {
+        let mut event = world.started(session);
+        if session == "unseen" {
+            event["data"]["archive"]["outputMode"] = json!("composed");
+        }
         world.publish(&event).expect("publish");
     }
-    world.recording(4, Duration::from_secs(20)).await;
+    world.recording(6, Duration::from_secs(20)).await;
     let archive = world.archive("spoiled", "started", Duration::from_secs(10)).await;
     let in_the_way = world.data().join("spool").join(archive["archive"].as_str().expect("id")).join("out");
     std::fs::write(&in_the_way, "").expect("a file where the folder of finished files should be");
@@ -205,12 +213,13 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         world.publish_bytes(bytes).expect("publish");
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    for session in ["muxed", "spoiled"] {
+    for session in ["muxed", "spoiled", "unseen"] {
         let ended = world.ended(session);
         world.publish(&ended).expect("publish");
     }
     let truth = publisher.crash().timeline();
     spoiled.crash();
+    unseen.crash();
     let reasons = [
         "event_malformed",
         "event_oversized",
@@ -221,12 +230,13 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         "router_refused",
         "media_pipeline",
         "spool_io",
+        "archive_invalid",
     ];
     let entries = parked(&world, reasons.len()).await;
     listed_and_shown(&world, &entries, &reasons);
     // What was wrong is mended.
     std::fs::remove_file(&in_the_way).expect("the file goes");
-    std::fs::remove_file(pipelines.join("mux-webm.launch")).expect("fragment");
+    std::fs::remove_dir_all(&pipelines).expect("fragments");
     world.janus.destroy_room("locked").await.expect("room");
     let mut publishers = Vec::new();
     for room in ["nowhere", "locked"] {
@@ -242,7 +252,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         let ended = world.ended(session);
         world.publish(&ended).expect("publish");
     }
-    for session in ["nowhere", "locked", "muxed", "spoiled"] {
+    for session in ["nowhere", "locked", "muxed", "spoiled", "unseen"] {
         world.archive(session, "available", Duration::from_secs(60)).await;
     }
     replay(&world, &entries, &reasons, 5);
@@ -253,7 +263,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         (parked.len() == refused.len() && parked.iter().all(|e| e["times"] == 11)).then_some(())
     })
     .await;
-    for session in ["nowhere", "locked", "muxed", "spoiled"] {
+    for session in ["nowhere", "locked", "muxed", "spoiled", "unseen"] {
         let archives = world.archives(session).expect("archives");
         assert_eq!(archives.len(), 1, "{archives:?}");
         assert_eq!(archives[0]["status"], "available");
@@ -291,7 +301,8 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     let reasons = ["router_unavailable", "router_protocol", "media_stalled", "catalog_corrupt", "bug"];
     let limits = "[limits]\nnever_published = \"2s\"\nno_clients = \"2s\"";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
-    let pipelines = bad_pipelines(&world, "filesink name", "identity sleep-time=2500000 !\nfilesink name");
+    let slow = ("mux-webm.launch", "filesink name", "identity sleep-time=2500000 !\nfilesink name");
+    let pipelines = bad_pipelines(&world, &[slow]);
     configure(&world, &format!("[pipelines]\nstall = \"1s\"\ndir = \"{}\"", pipelines.display()));
     // One router that is not there, and one that is none.
     let nowhere = format!("ws://127.0.0.1:{}", free_port(std::net::Ipv4Addr::LOCALHOST.into()).expect("port"));

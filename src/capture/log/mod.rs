@@ -144,13 +144,11 @@ pub enum LogError {
         /// Bytes allowed.
         quota: u64,
     },
-    /// The files do not fit each other.
-    #[error("the capture log {path} is damaged: {what}")]
-    Damaged {
+    /// Segments of different formats were to become one file: a caller's mistake.
+    #[error("the segment {path} has another format than those before it")]
+    Mixed {
         /// The file.
         path: String,
-        /// What is wrong.
-        what: String,
     },
 }
 
@@ -166,7 +164,7 @@ impl HasFault for LogError {
         match self {
             Self::Io { .. } => FaultKind::SpoolIo,
             Self::Full { .. } => FaultKind::SpoolFull,
-            Self::Damaged { .. } => FaultKind::LogCorrupt,
+            Self::Mixed { .. } => FaultKind::Bug,
         }
         .fault()
     }

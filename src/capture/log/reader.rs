@@ -392,8 +392,7 @@ pub fn join(index: &TrackIndex, run: std::ops::Range<usize>, out: &mut dyn Write
     for (at, segment) in segments.iter().enumerate() {
         let path = index.dir.join(&segment.file);
         if Some(&segment.format) != format {
-            let what = "the format changes within the run".to_owned();
-            return Err(LogError::Damaged { path: path.display().to_string(), what });
+            return Err(LogError::Mixed { path: path.display().to_string() });
         }
         let end = segment.parts.iter().map(|p| p.at.saturating_add(p.len)).max().unwrap_or(segment.header);
         let from = if at == 0 { 0 } else { segment.header };
