@@ -1,23 +1,24 @@
 //! Composed archives of real sessions: each cell shows the right stream, at its time, and the sound fits.
 #![allow(missing_docs)]
 
-use std::collections::{BTreeMap, HashMap};
+mod common;
+
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use archiver::archive::keys::{Keys, Kind};
-use archiver::capture::restore::restore;
+use archiver::archive::keys::Kind;
 use archiver::compose::geometry::{Rect, Size};
 use archiver::compose::layout::{Shown, place};
-use archiver::config::Settings;
 use archiver::event::Layout;
 use archiver::ops::sweep::sweep_segments;
 use archiver_testkit::chromium::ChromiumPublisher;
 use archiver_testkit::content::{Content, Part, Timeline, percentile};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec, unix_seconds};
+use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
+use common::{fetch_log, keys, settings};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 /// Seconds of an output picture and of an input picture.
@@ -134,7 +135,7 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
 
     // Made again of the log in the store, it is the same picture and sound that following the session gave.
     let log = tempfile::tempdir().expect("folder");
-    log_of(&world, &archive.manifest, log.path()).await;
+    fetch_log(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
     compose(log.path(), &again, &[]);
     clipped(&world, id, &alice, joined, zero);
@@ -149,17 +150,49 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
     }
 }
 
-/// The capture log of an archive, from the store.
-async fn log_of(world: &World, manifest: &serde_json::Value, to: &Path) {
-    let id = |key: &str| manifest[key].as_str().expect("id").to_owned();
-    let keys = Keys::new(id("applicationId").parse().expect("id"), id("archiveId").parse().expect("id"));
-    let store = archiver::worker::store(&settings(world)).await.expect("store");
-    let fetched = restore(store.as_ref(), &keys, to, &CancellationToken::new()).await.expect("restore");
-    assert!(fetched > 0);
-}
-
-fn settings(world: &World) -> Settings {
-    Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration")
+#[tokio::test(flavor = "multi_thread")]
+async fn most_of_a_large_file_is_in_the_store_when_its_session_ends() {
+    // A short limit keeps little room for the index, so that the file need not be long to be a long one.
+    let limits = "[limits]\nrecorded_max = \"1m\"";
+    let mut world = World::start(BINARY, None, limits).await.expect("world");
+    let config = std::fs::read_to_string(world.config()).expect("config");
+    let config = config.replace("[store]", "[store]\npart_size = \"5MiB\"");
+    // And an operator's own encoder makes two megabytes of each second.
+    let (folder, encoder) = (world.scratch().join("pipelines"), "pass=qual quantizer=23 vbv-buf-capacity=0");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/compose-video.launch");
+    let fragment = std::fs::read_to_string(own).expect("fragment");
+    assert!(fragment.contains(encoder));
+    std::fs::create_dir(&folder).expect("folder");
+    let other = fragment.replace(encoder, "pass=cbr bitrate=16000 option-string=nal-hrd=cbr:filler=1");
+    std::fs::write(folder.join("compose-video.launch"), other).expect("fragment");
+    let config = format!("{config}\n[pipelines]\ndir = \"{}\"\n", folder.display());
+    std::fs::write(world.config(), config).expect("config");
+    world.start_worker().expect("worker");
+    world.janus.create_room("c9", json!({})).await.expect("room");
+    let mut started = world.started("c9");
+    started["data"]["archive"] = json!({ "outputMode": "composed" });
+    world.publish(&started).expect("publish");
+    let alice = Publisher::start(Options::new(&world.janus, "c9", "alice")).await.expect("alice");
+    let id = world.archive("c9", "started", Duration::from_secs(15)).await["archive"].as_str().expect("id").to_owned();
+    let journal = world.data().join("spool").join(&id).join("out/archive.mp4.upload.jsonl");
+    wait_for("two parts in the store", Duration::from_secs(90), || async {
+        let text = std::fs::read_to_string(&journal).ok()?;
+        (text.matches("\"part\"").count() >= 2).then_some(())
+    })
+    .await;
+    let ended = world.ended("c9");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("c9", "available", Duration::from_secs(60)).await;
+    let alice = alice.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let objects = archive.manifest["objects"].as_array().expect("objects");
+    assert_eq!(objects[0]["partBytes"], 5 << 20, "{objects:?}");
+    let verified = world.command(&["archives", "verify", &id]).expect("verify");
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let content = Content::read(&archive.dir.join("archive.mp4")).expect("file");
+    let matched = content.against(&alice);
+    println!("{} bytes, {} pictures", objects[0]["size"], content.frames.len());
+    assert!(content.errors.is_empty() && matched.strange == 0, "{:?}", content.errors);
 }
 
 /// A hash of each decoded picture, or block of sound.
@@ -224,7 +257,7 @@ async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
     let archive = world.archive("c2", "available", Duration::from_secs(60)).await;
     let archive = world.download(&archive).expect("download");
     let (file, log) = (archive.dir.join("archive.mp4"), tempfile::tempdir().expect("folder"));
-    log_of(&world, &archive.manifest, log.path()).await;
+    fetch_log(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
     compose(log.path(), &again, &[]);
     assert_eq!(archive.manifest["composed"]["errors"], json!([]));
@@ -240,9 +273,7 @@ async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
 
 /// The segments of an archive are there until they have been kept for long enough; its file stays.
 async fn segments_are_kept_for_a_while(world: &World, manifest: &serde_json::Value) {
-    let id = |key: &str| manifest[key].as_str().expect("id").to_owned();
-    let keys = Keys::new(id("applicationId").parse().expect("id"), id("archiveId").parse().expect("id"));
-    let settings = settings(world);
+    let (keys, settings) = (keys(manifest), settings(world));
     let store = archiver::worker::store(&settings).await.expect("store");
     let catalog = archiver::worker::catalog(&settings).await.expect("catalog");
     let day = Duration::from_secs(24 * 3600);

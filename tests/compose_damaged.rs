@@ -1,28 +1,27 @@
 //! Media that is damaged or hostile: the composed archive is right apart from it.
 #![allow(missing_docs)]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archiver::archive::keys::Keys;
 use archiver::capture::log::reader::LogItem;
 use archiver::capture::log::{HISTORY, LogOptions, LogReader, TrackLog};
-use archiver::capture::restore::restore;
 use archiver::capture::spool::Spool;
-use archiver::config::Settings;
 use archiver::ids::{Epoch, StreamId};
 use archiver::time::MediaTime;
 use archiver_testkit::content::{Content, Part};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;
 use bytes::Bytes;
+use common::fetch_log;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 /// Logs with damaged media.
@@ -146,13 +145,8 @@ async fn damaged_media_of_one_stream_harms_no_other() {
     let archive = world.archive("d1", "available", Duration::from_secs(60)).await;
     let archive = world.download(&archive).expect("download");
     let hurt: StreamId = archive.stream("bob").expect("bob")["streamId"].as_str().expect("id").parse().expect("id");
-    let id = |key: &str| archive.manifest[key].as_str().expect("id").to_owned();
-    let keys = Keys::new(id("applicationId").parse().expect("id"), id("archiveId").parse().expect("id"));
-    let settings = Settings::load(Some(world.config()), &std::collections::BTreeMap::new()).expect("configuration");
-    let store = archiver::worker::store(&settings).await.expect("store");
     let log = tempfile::tempdir().expect("folder");
-    restore(store.as_ref(), &keys, log.path(), &CancellationToken::new()).await.expect("restore");
-    drop(store);
+    fetch_log(&world, &archive.manifest, log.path()).await;
 
     let whole = composed(log.path(), &log.path().join("whole.mp4"), 1);
     assert!(whole.0 > 150 && whole.1 <= 2, "of {} pictures {} lack the first stream", whole.0, whole.1);

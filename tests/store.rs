@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use archiver::store::ahead::{self, Growing};
 use archiver::store::dir::{DirStore, collect};
 use archiver::store::download::{Download, DownloadError, download};
 use archiver::store::s3::{S3Config, S3Store};
@@ -14,6 +15,7 @@ use archiver_testkit::s3_others::{garage, moto};
 use archiver_testkit::wait::wait_for;
 use base64::Engine;
 use sha2::Digest;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const MIB: usize = 1 << 20;
@@ -90,6 +92,7 @@ async fn resumed(store: &dyn ObjectStore) {
         path,
         size: content.len() as u64,
         sha256: sha256(&content),
+        parts: None,
         content_type: "application/octet-stream",
         part_bytes: 5 * MIB as u64,
         journal: dir.path().join("journal"),
@@ -117,11 +120,128 @@ async fn resumed(store: &dyn ObjectStore) {
     upload(store, &file, &calm, &|_| panic!("nothing is to be sent")).await.expect("upload");
 }
 
+/// Bytes of the beginning of [`growing`] that change in the end.
+const HEAD: u64 = MIB as u64;
+
+/// A file that grows, and whoever begins it.
+fn growing(dir: &std::path::Path) -> (Growing, watch::Sender<u32>) {
+    let begun = watch::Sender::new(1);
+    let file = Growing {
+        key: "app/g/file".to_owned(),
+        path: dir.join("file"),
+        content_type: "application/octet-stream",
+        part_bytes: 5 * MIB as u64,
+        journal: dir.join("journal"),
+        settled: Box::new(|len| (len > HEAD).then_some(HEAD..len)),
+        begun: begun.subscribe(),
+    };
+    (file, begun)
+}
+
+/// Waits until the journal names so many parts of the upload that it began last.
+async fn parts_sent(journal: &std::path::Path, count: usize) {
+    wait_for(&format!("{count} parts"), Duration::from_secs(30), || async {
+        let text = std::fs::read_to_string(journal).ok()?;
+        let last = text.rsplit("\"begun\"").next()?.matches("\"part\"").count();
+        (last == count).then_some(())
+    })
+    .await;
+}
+
+/// A file whose parts are sent while it grows, and whose beginning is made last.
+async fn sent_ahead(store: &dyn ObjectStore) {
+    let dir = tempfile::tempdir().expect("dir");
+    let (file, begun) = growing(dir.path());
+    let mut content: Vec<u8> = (0..23 * MIB).map(|n| u8::try_from(n / 1000 % 251).expect("small")).collect();
+    let end = CancellationToken::new();
+    let write = |bytes: &[u8]| std::fs::write(&file.path, bytes).expect("write");
+    let growth = async {
+        write(&content[..7 * MIB]);
+        // The second part is not whole yet, and the first is not settled.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!file.journal.exists());
+        write(&content[..12 * MIB]);
+        parts_sent(&file.journal, 1).await;
+        // Begun anew: what was sent does not count.
+        begun.send_modify(|begun| *begun += 1);
+        write(&content[..16 * MIB]);
+        parts_sent(&file.journal, 2).await;
+        write(&content);
+        parts_sent(&file.journal, 3).await;
+        end.cancel();
+    };
+    tokio::join!(ahead::send(store, &file, &end), growth);
+    content[..MIB].fill(7);
+    write(&content);
+    let parts = ahead::parts(&file.journal, &file.path).expect("parts").expect("it was sent");
+    assert_eq!(parts.sha256.len(), 5);
+    let whole = Upload {
+        key: file.key.clone(),
+        path: file.path.clone(),
+        size: content.len() as u64,
+        sha256: parts.composite(),
+        parts: Some(parts.clone()),
+        content_type: file.content_type,
+        part_bytes: file.part_bytes,
+        journal: file.journal.clone(),
+    };
+    let (calm, sent) = (CancellationToken::new(), std::sync::Mutex::new(Vec::new()));
+    let tell = |bytes: u64| sent.lock().expect("lock").push(bytes);
+    let info = upload(store, &whole, &calm, &tell).await.expect("upload");
+    let mut sent = sent.into_inner().expect("lock");
+    assert_eq!(sent.remove(0), 15 * MIB as u64, "sent while it grew");
+    sent.sort_unstable();
+    assert_eq!(sent, [3 * MIB as u64, 5 * MIB as u64], "the end and the beginning");
+    assert_eq!(info.size, whole.size);
+    assert_eq!(read(store, &whole.key, None).await, content);
+    upload(store, &whole, &calm, &|_| panic!("nothing is to be sent")).await.expect("upload");
+    let to = dir.path().join("fetched");
+    let (sha256, part_bytes) = (whole.sha256.clone(), Some(parts.part_bytes));
+    let wanted = Download { key: whole.key.clone(), size: whole.size, sha256, part_bytes, path: to.clone() };
+    download(store, &wanted, &calm, &|_| {}).await.expect("download");
+    assert_eq!(std::fs::read(&to).expect("read"), content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_of_a_file_that_is_another_in_the_end_does_not_count() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(&dir.path().join("store")).expect("store");
+    let (file, _begun) = growing(dir.path());
+    let mut content: Vec<u8> = (0..23 * MIB).map(|n| u8::try_from(n / 1000 % 251).expect("small")).collect();
+    std::fs::write(&file.path, &content).expect("write");
+    let end = CancellationToken::new();
+    tokio::join!(ahead::send(&store, &file, &end), async {
+        parts_sent(&file.journal, 3).await;
+        end.cancel();
+    });
+    // It was moved in the end.
+    content.insert(0, 2);
+    std::fs::write(&file.path, &content).expect("write");
+    assert_eq!(ahead::parts(&file.journal, &file.path).expect("parts"), None);
+    for part_bytes in [5 * MIB as u64, 64 * MIB as u64] {
+        let whole = Upload {
+            key: file.key.clone(),
+            path: file.path.clone(),
+            size: content.len() as u64,
+            sha256: sha256(&content),
+            parts: None,
+            content_type: file.content_type,
+            part_bytes,
+            journal: file.journal.clone(),
+        };
+        assert_eq!(send(&store, &whole).await, whole.size);
+        assert_eq!(read(&store, &file.key, None).await, content);
+        assert_eq!(store.pending_uploads("").await.expect("list"), [], "nothing waits for the sweeper");
+        store.delete(&file.key).await.expect("delete");
+    }
+}
+
 async fn contract(store: &dyn ObjectStore, knows_gone_uploads: bool) {
     let can = store.probe("probe/").await.expect("probe");
     objects(store).await;
     multipart(store, knows_gone_uploads).await;
     resumed(store).await;
+    sent_ahead(store).await;
     if can.conditional_put {
         let options = || PutOptions { if_absent: true, ..PutOptions::default() };
         store.put("app/c", Body::bytes("1"), options()).await.expect("put");
@@ -228,6 +348,7 @@ fn file_of_five_parts(dir: &std::path::Path) -> (Vec<u8>, Upload) {
         path,
         size: content.len() as u64,
         sha256: sha256(&content),
+        parts: None,
         content_type: "application/octet-stream",
         part_bytes: 5 * MIB as u64,
         journal: dir.join("journal"),
@@ -373,7 +494,13 @@ async fn a_download_goes_on_where_it_broke_off_and_is_checked() {
     let (content, file) = file_of_five_parts(dir.path());
     send(&store, &file).await;
     let path = dir.path().join("fetched");
-    let wanted = Download { key: file.key.clone(), size: file.size, sha256: file.sha256.clone(), path: path.clone() };
+    let wanted = Download {
+        key: file.key.clone(),
+        size: file.size,
+        sha256: file.sha256.clone(),
+        part_bytes: None,
+        path: path.clone(),
+    };
     let calm = CancellationToken::new();
     // What an earlier run left.
     std::fs::write(dir.path().join("fetched.download"), &content[..7 * MIB]).expect("write");

@@ -23,6 +23,7 @@ use crate::event::{ArchiveOptions, OutputMode};
 use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
 use crate::media::{MediaError, Pipelines, mux, verify};
 use crate::router::VideoType;
+use crate::store::checksum::PartSums;
 use crate::time::{MediaTime, Wallclock};
 
 /// How much of the beginning of each file is decoded to see that it can be.
@@ -64,8 +65,11 @@ pub struct Object {
     pub path: PathBuf,
     /// Its bytes.
     pub size: u64,
-    /// Base64 of its SHA-256.
+    /// Base64 of its SHA-256, or of that of its parts.
     pub sha256: String,
+    /// Its parts, if some were sent before it was whole.
+    #[serde(default)]
+    pub parts: Option<PartSums>,
 }
 
 /// What was made.
@@ -134,7 +138,12 @@ pub fn build(
     let report = report(about, &log.tracks, &corrections, &people, &events);
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
     let keys = Keys::new(about.application.clone(), about.archive);
-    let entry = |o: &Object| ObjectEntry { key: keys.key(o.kind), size: o.size, sha256: o.sha256.clone() };
+    let entry = |o: &Object| ObjectEntry {
+        key: keys.key(o.kind),
+        size: o.size,
+        sha256: o.sha256.clone(),
+        part_bytes: o.parts.as_ref().map(|parts| parts.part_bytes),
+    };
     let manifest = Manifest {
         version: VERSION,
         archive_id: about.archive,
@@ -171,7 +180,7 @@ fn pack(
     zip::write(&path, out, &names, (&manifest_name, &document))?;
     zip::check(&path, &[names, vec![manifest_name]].concat())?;
     let (sha256, size) = zip::sha256(&path)?;
-    Ok(Object { kind: Kind::Zip, path, size, sha256 })
+    Ok(Object { kind: Kind::Zip, path, size, sha256, parts: None })
 }
 
 fn make_file(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::build::{About, Object};
+use super::deliver::journal;
 use super::documents::ComposedEntry;
 use super::keys::Kind;
 use super::{ArchiveError, zip};
@@ -13,14 +14,16 @@ use crate::compose::child::{self, ChildError};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
 use crate::event::{ArchiveOptions, Resolution};
+use crate::fault::chain;
 use crate::media::{MediaError, Pipelines, verify};
+use crate::store::ahead;
 
 /// Pictures a second.
 const RATE: u32 = 30;
 /// How much of the file is decoded at each end to see that it can be.
 const SAMPLE: Duration = Duration::from_secs(2);
 /// The file may be longer or shorter than its pictures by this much, in nanoseconds: sound comes in blocks.
-const DURATION_TOLERANCE: u64 = 100_000_000;
+const DURATION_TOLERANCE: u64 = 50_000_000;
 const NAME: &str = "archive.mp4";
 
 /// What the event asks for, with Vonage's defaults.
@@ -45,7 +48,7 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("out").join(NAME)
 }
 
-/// Composes the log in `dir`, unless a composer that followed it has done so. Blocking.
+/// Composes the log in `dir`, unless a composer that followed it has done so rightly. Blocking.
 pub(super) fn make(
     dir: &Path,
     followed: Option<Composed>,
@@ -56,13 +59,36 @@ pub(super) fn make(
     let path = path(dir);
     // Of a finished log the length is known.
     let options = Options { clip: about.clip, ..options(&about.options, Duration::ZERO) };
-    let run = || child::run(dir, &path, &options, pipelines, None, cancel);
-    let composed = followed.map_or_else(run, Ok).map_err(|error| match error {
-        ChildError::Cancelled => ArchiveError::Cancelled,
-        error => ArchiveError::Composer(error),
-    })?;
-    check(&composed, &options, &path, pipelines, cancel)?;
-    let (sha256, size) = zip::sha256(&path)?;
+    let right = |composed: &Composed| check(composed, &options, &path, pipelines, cancel);
+    let mut sent = None;
+    let followed = match followed.map(|composed| right(&composed).map(|()| composed)) {
+        Some(Err(ArchiveError::Cancelled)) => return Err(ArchiveError::Cancelled),
+        Some(Err(error)) => {
+            tracing::warn!("the file made while following the session is made again: {}", chain(&error));
+            None
+        }
+        Some(Ok(composed)) => {
+            sent = ahead::parts(&journal(&path), &path)?;
+            Some(composed)
+        }
+        None => None,
+    };
+    let composed = match followed {
+        Some(composed) => composed,
+        None => {
+            let run = child::run(dir, &path, &options, pipelines, None, cancel);
+            let composed = run.map_err(|error| match error {
+                ChildError::Cancelled => ArchiveError::Cancelled,
+                error => ArchiveError::Composer(error),
+            })?;
+            right(&composed)?;
+            composed
+        }
+    };
+    let (sha256, size) = match &sent {
+        Some(parts) => (parts.composite(), std::fs::metadata(&path).map_err(ArchiveError::io("read", &path))?.len()),
+        None => zip::sha256(&path)?,
+    };
     let entry = ComposedEntry {
         width: options.size.width,
         height: options.size.height,
@@ -75,7 +101,7 @@ pub(super) fn make(
             .map(|(stream, kind, errors)| (*stream, *kind, errors.decoder, errors.skipped))
             .collect(),
     };
-    Ok((Object { kind: Kind::Mp4, path, size, sha256 }, entry))
+    Ok((Object { kind: Kind::Mp4, path, size, sha256, parts: sent }, entry))
 }
 
 fn check(

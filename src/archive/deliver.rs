@@ -52,6 +52,13 @@ pub struct Delivery<'a> {
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
 }
 
+/// The journal of a file's upload, beside it.
+pub(crate) fn journal(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".upload.jsonl");
+    path.with_file_name(name)
+}
+
 impl Delivery<'_> {
     /// Sends everything, proved by what the store says of each object. Returns the manifest as it was sent.
     ///
@@ -62,7 +69,8 @@ impl Delivery<'_> {
         let mut uploads: Vec<Upload> = built.objects.iter().map(|object| self.file(object)).collect();
         let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
         let report = self.document(Kind::Report, report).await?;
-        let entry = ObjectEntry { key: report.key.clone(), size: report.size, sha256: report.sha256.clone() };
+        let entry =
+            ObjectEntry { key: report.key.clone(), size: report.size, sha256: report.sha256.clone(), part_bytes: None };
         manifest.objects.push(entry);
         let last = serde_json::to_vec_pretty(&manifest).expect("plain data");
         uploads.extend([report, self.document(Kind::Manifest, last).await?]);
@@ -78,9 +86,10 @@ impl Delivery<'_> {
             path: object.path.clone(),
             size: object.size,
             sha256: object.sha256.clone(),
+            parts: object.parts.clone(),
             content_type: object.kind.content_type(),
             part_bytes: self.part_bytes,
-            journal: object.path.with_extension("upload.jsonl"),
+            journal: journal(&object.path),
         }
     }
 
@@ -97,9 +106,10 @@ impl Delivery<'_> {
             path: path.clone(),
             size,
             sha256,
+            parts: None,
             content_type: kind.content_type(),
             part_bytes: self.part_bytes,
-            journal: path.with_extension("jsonl"),
+            journal: journal(&path),
         })
     }
 }

@@ -122,8 +122,11 @@ pub struct ObjectEntry {
     pub key: String,
     /// Bytes.
     pub size: u64,
-    /// Base64 of its SHA-256.
+    /// Base64 of its SHA-256; with `partBytes`, of that of its parts, and their number behind it.
     pub sha256: String,
+    /// Bytes of each part but the last, of an object whose parts were sent while it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_bytes: Option<u64>,
 }
 
 /// A file in the ZIP.

@@ -140,9 +140,7 @@ pub async fn ship(
             tokio::task::spawn_blocking(move || gather(&at, false)).await.expect("gathering does not panic")?;
         let Some(bundle) = bundle else { return Ok(shipped) };
         let key = keys.key(Kind::Bundle(epoch, *next));
-        let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
-        let put = || store.put(&key, bundle.body.clone(), options());
-        persist("ship segments", STORE, cancel, put).await.ok_or(ShipError::Cancelled)??;
+        send(store, &key, &bundle, cancel).await?;
         *next += 1;
         shipped += bundle.bytes;
         let tracks = bundle.tracks;
@@ -175,9 +173,19 @@ pub async fn ship_rest(
     let bundle = tokio::task::spawn_blocking(move || gather(&at, true)).await.expect("gathering does not panic")?;
     let Some(bundle) = bundle else { return Ok(()) };
     let key = keys.key(Kind::Bundle(epoch, next));
+    send(store, &key, &bundle, cancel).await
+}
+
+/// Puts a bundle into the store, however long that takes.
+async fn send(
+    store: &dyn ObjectStore,
+    key: &str,
+    bundle: &Bundle,
+    cancel: &CancellationToken,
+) -> Result<(), ShipError> {
     let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
-    let put = || store.put(&key, bundle.body.clone(), options());
-    persist("ship the rest", STORE, cancel, put).await.ok_or(ShipError::Cancelled)?.map(drop)?;
+    let put = || store.put(key, bundle.body.clone(), options());
+    persist("ship segments", STORE, cancel, put).await.ok_or(ShipError::Cancelled)??;
     Ok(())
 }
 

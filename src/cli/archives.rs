@@ -3,23 +3,23 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use base64::Engine;
 use clap::Subcommand;
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
-use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
 
 use super::{say, say_json};
 use crate::archive::build::Clip;
-use crate::archive::documents::Manifest;
+use crate::archive::documents::{Manifest, ObjectEntry};
 use crate::archive::keys::{Keys, Kind};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
 use crate::event::{Layout, LayoutType, Resolution};
 use crate::ids::{ApplicationId, ArchiveId, SessionId};
 use crate::ops::recompose::{Otherwise, recompose};
+use crate::store::checksum::Hasher;
 use crate::store::dir::collect;
+use crate::store::download::{Download, download};
 use crate::store::{ObjectStore, SharedStore};
 use crate::time::Wallclock;
 
@@ -163,10 +163,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             for object in &manifest.objects {
                 let name = object.key.rsplit('/').next().unwrap_or("object");
                 let path = out.join(name);
-                let sha256 = fetch(store.as_ref(), &object.key, object.size, Some(&path)).await?;
-                if sha256 != object.sha256 {
-                    bail!("{} is damaged: its SHA-256 is {sha256} instead of {}", object.key, object.sha256);
-                }
+                fetch(store.as_ref(), object, &path).await?;
                 say(&path.display().to_string());
             }
             let path = out.join("manifest.json");
@@ -177,10 +174,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             let row = found(&catalog, archive).await?;
             let manifest = manifest(store.as_ref(), &Keys::new(row.application, archive)).await?;
             for object in &manifest.objects {
-                let sha256 = fetch(store.as_ref(), &object.key, object.size, None).await?;
-                if sha256 != object.sha256 {
-                    bail!("{} is damaged: its SHA-256 is {sha256} instead of {}", object.key, object.sha256);
-                }
+                verify(store.as_ref(), object).await?;
                 say(&format!("ok {}", object.key));
             }
         }
@@ -280,30 +274,41 @@ async fn show(
     Ok(())
 }
 
-/// Reads an object, into a file or nowhere. Returns base64 of its SHA-256.
-async fn fetch(store: &dyn ObjectStore, key: &str, size: u64, to: Option<&Path>) -> Result<String> {
+fn bar(object: &ObjectEntry) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")?;
-    let bar = ProgressBar::new(size).with_style(style).with_message(key.to_owned());
-    let temp = to.map(|path| path.with_extension("download"));
-    let mut file = match &temp {
-        Some(temp) => Some(tokio::fs::File::create(temp).await?),
-        None => None,
+    Ok(ProgressBar::new(object.size).with_style(style).with_message(object.key.clone()))
+}
+
+/// Reads an object into a file, from where an earlier call broke off, and checks it.
+async fn fetch(store: &dyn ObjectStore, object: &ObjectEntry, path: &Path) -> Result<()> {
+    let bar = bar(object)?;
+    let wanted = Download {
+        key: object.key.clone(),
+        size: object.size,
+        sha256: object.sha256.clone(),
+        part_bytes: object.part_bytes,
+        path: path.to_owned(),
     };
-    let (mut flow, mut hasher) = (store.get(key, None).await?, Sha256::new());
+    download(store, &wanted, &CancellationToken::new(), &|bytes| bar.inc(bytes)).await?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Reads an object to nowhere, and checks it.
+async fn verify(store: &dyn ObjectStore, object: &ObjectEntry) -> Result<()> {
+    let bar = bar(object)?;
+    let (mut flow, mut hasher) = (store.get(&object.key, None).await?, Hasher::new(object.part_bytes));
     while let Some(chunk) = flow.next().await {
         let chunk = chunk?;
         hasher.update(&chunk);
         bar.inc(chunk.len() as u64);
-        if let Some(file) = &mut file {
-            file.write_all(&chunk).await?;
-        }
     }
     bar.finish_and_clear();
-    if let (Some(mut file), Some(temp), Some(path)) = (file, temp, to) {
-        file.flush().await?;
-        tokio::fs::rename(temp, path).await?;
+    let found = hasher.finish();
+    if found != object.sha256 {
+        bail!("{} is damaged: its SHA-256 is {found} instead of {}", object.key, object.sha256);
     }
-    Ok(base64::engine::general_purpose::STANDARD.encode(hasher.finalize()))
+    Ok(())
 }
 
 fn confirmed(question: &str) -> Result<bool> {

@@ -15,7 +15,7 @@ use crate::compose::child::{self, Line, Task};
 use crate::compose::composer::{Options, compose};
 use crate::compose::follow::Growth;
 use crate::compose::geometry::Size;
-use crate::compose::stylesheet::Stylesheet;
+use crate::event::stylesheet::Stylesheet;
 use crate::event::{Layout, LayoutType, Resolution};
 use crate::fault::HasFault;
 use crate::media::Pipelines;

@@ -122,8 +122,16 @@ pub fn listen() -> std::io::Result<Growth> {
     Ok(growth)
 }
 
-/// Composes a log in a process of its own: a finished one, or one that grows as `growth` tells: the
-/// moment up to which it is complete, `i64::MAX` when it has ended. Blocking; must stay on its thread, with which the process would end.
+/// A log that grows, and who wants to know what becomes of it.
+#[derive(Debug)]
+pub struct Following {
+    /// The moment up to which the log is complete, `i64::MAX` when it has ended.
+    pub growth: watch::Receiver<MediaTime>,
+    /// Counts how often the file was begun.
+    pub begun: watch::Sender<u32>,
+}
+
+/// Composes a log in a process of its own: a finished one, or one that is followed. Blocking; must stay on its thread, with which the process would end.
 ///
 /// # Errors
 /// See [`ChildError`].
@@ -132,20 +140,23 @@ pub fn run(
     out: &Path,
     options: &Options,
     pipelines: &Pipelines,
-    growth: Option<&watch::Receiver<MediaTime>>,
+    following: Option<&Following>,
     cancel: &CancellationToken,
 ) -> Result<Composed, ChildError> {
-    let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: growth.is_some() };
-    let starts = if growth.is_some() { STARTS_MAX } else { STARTS_FINISHED_MAX };
+    let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: following.is_some() };
+    let starts = if following.is_some() { STARTS_MAX } else { STARTS_FINISHED_MAX };
     let mut died = String::new();
     for start in 0..starts {
         if start > 0 {
             tracing::warn!(start, "the composer died with {died}, it is started again");
             std::thread::sleep(RESTART);
         }
+        if let Some(following) = following {
+            following.begun.send_modify(|begun| *begun += 1);
+        }
         let mut running = Running(command(dir, out, &task).map_err(ChildError::Start)?);
         let lines = lines(&mut running.0).map_err(ChildError::Start)?;
-        let mut telling = growth.cloned().zip(running.0.stdin.take());
+        let mut telling = following.map(|f| f.growth.clone()).zip(running.0.stdin.take());
         match follow(&lines, &mut telling, pipelines.stall + GRACE, cancel)? {
             Some(Line::Composed(composed)) => return Ok(composed),
             Some(Line::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),

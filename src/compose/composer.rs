@@ -9,19 +9,16 @@ use super::custom;
 use super::follow::{Deserted, Growth, Session, WaitError};
 use super::geometry::Size;
 use super::inputs::{Errors, VideoInput};
-use super::layout::{Cell, Shown, place};
+use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
-use super::stylesheet::Stylesheet;
 use crate::capture::log::LogError;
+use crate::event::stylesheet::Stylesheet;
 use crate::event::{Layout, LayoutType};
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::{StreamId, TrackKind};
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
 use crate::media::{MediaError, Pipelines};
 use crate::time::MediaTime;
-
-/// Streams that are in the picture at a time (Vonage's limit).
-const VIDEO_STREAMS_MAX: usize = 16;
 
 /// What a composed archive should be like.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -47,6 +44,20 @@ pub struct Options {
     /// Only a part of the session.
     #[serde(default)]
     pub clip: Option<Clip>,
+}
+
+impl Options {
+    /// What the encoders are asked for.
+    #[must_use]
+    pub fn output(&self) -> Output {
+        Output {
+            video: self.video.then_some((self.size.width, self.size.height, self.rate)),
+            audio: self.audio,
+            quantizer: self.quantizer,
+            bitrate_max: self.bitrate_max,
+            seconds_max: self.seconds_max,
+        }
+    }
 }
 
 /// A part of a session.
@@ -121,19 +132,11 @@ pub fn compose(
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Composed, ComposeError> {
-    let video = options.video.then_some((options.size.width, options.size.height, options.rate));
     let mut session = Session::new(dir.to_owned(), pipelines.dir.clone(), growth);
     session.refresh()?;
-    let output = Output {
-        video,
-        audio: options.audio,
-        quantizer: options.quantizer,
-        bitrate_max: options.bitrate_max,
-        seconds_max: session.length().unwrap_or(options.seconds_max),
-    };
+    let output = Output { seconds_max: session.length().unwrap_or(options.seconds_max), ..options.output() };
     encode(output, out, pipelines, cancel, move |feeder| {
         let mut work = Work { session: &mut session, feeder, cancel, progress };
-        work.session.refresh()?;
         let begin = work.begin()?;
         let span = |ms: u32| i64::from(ms) * 1_000_000;
         let start = begin + options.clip.map_or(0, |clip| span(clip.from_ms));

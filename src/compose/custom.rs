@@ -9,7 +9,7 @@ use taffy::{AvailableSpace, Dimension, Display, LengthPercentageAuto, NodeId, Ov
 
 use super::geometry::{Rect, Size};
 use super::layout::{Cell, Fit, Shown};
-use super::stylesheet::{Edge, Length, Property, Sibling, Stylesheet};
+use crate::event::stylesheet::{Edge, Length, Property, Sibling, Stylesheet};
 
 /// What a stream's declarations come to.
 struct Resolved {

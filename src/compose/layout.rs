@@ -77,7 +77,7 @@ fn with_main(kind: LayoutType, frame: Size, streams: &[Shown], main: Option<usiz
         LayoutType::Pip => pip(frame, streams.len(), of_class("full")),
         LayoutType::VerticalPresentation => presentation(frame, streams.len(), of_class("focus"), true),
         LayoutType::HorizontalPresentation => presentation(frame, streams.len(), of_class("focus"), false),
-        // A style sheet that could not be used never comes here: it is refused with the event.
+        // Without its style sheet, which `custom` reads.
         LayoutType::BestFit | LayoutType::Custom => best_fit(frame, streams, &all()),
     }
 }

@@ -14,5 +14,4 @@ mod inputs;
 pub mod layout;
 mod limiter;
 mod scale;
-pub mod stylesheet;
 mod timeline;

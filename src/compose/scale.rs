@@ -19,7 +19,7 @@ const SHARPNESS: f64 = -0.6;
 const LANES: usize = 8;
 /// Pixels enter with so many bits behind the binary point. Of each product with a weight the upper 16 bits are kept.
 const PIXEL_BITS: u32 = 7;
-/// Pixels of a row that are used beside a pair to halve it: three before and three behind.
+/// Pixels that the even and the odd half of a row each go on for beyond both of its ends.
 const BESIDE: usize = 2;
 
 /// Which input pixels make an output pixel, along one axis.

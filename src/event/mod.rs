@@ -4,11 +4,12 @@
 
 mod json;
 pub mod policy;
+pub mod stylesheet;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use stylesheet::Stylesheet;
 
-use crate::compose::stylesheet::Stylesheet;
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::{ApplicationId, EventId, JobId, Region, RoomId, RouterName, SessionId, TrackKind};
 use crate::time::Wallclock;

@@ -1,16 +1,21 @@
-//! The composer of a session while it is captured: follows the log, and has little left to do at the end.
+//! The composer of a session while it is captured: follows the log, and has little left to do at the end. What it has
+//! written goes to the store meanwhile.
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::Job;
 use crate::archive::composed;
-use crate::compose::child::{self, ChildError};
+use crate::archive::deliver::journal;
+use crate::archive::keys::Kind;
+use crate::compose::child::{self, ChildError, Following};
 use crate::compose::composer::Composed;
 use crate::event::OutputMode;
 use crate::fault::chain;
 use crate::media::Pipelines;
+use crate::store::ahead::{self, Growing};
 use crate::time::MediaTime;
 
 /// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
@@ -22,6 +27,9 @@ pub(super) struct Composing {
     complete: watch::Sender<MediaTime>,
     cancel: CancellationToken,
     running: JoinHandle<Result<Composed, ChildError>>,
+    /// Sends the file while it grows, until this is cancelled.
+    sending: TaskTracker,
+    written: CancellationToken,
 }
 
 impl Composing {
@@ -33,21 +41,39 @@ impl Composing {
         }
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
-        let (dir, growth, cancel) = (job.dir.clone(), complete.subscribe(), job.fenced.child_token());
+        let (dir, cancel, begun) = (job.dir.clone(), job.fenced.child_token(), watch::Sender::new(0));
         let longest = job.context.settings.limits.recorded_max.0;
         let (options, cancelled) = (composed::options(wanted, longest), cancel.clone());
+        let (output, path) = (options.output(), composed::path(&job.dir));
+        let file = Growing {
+            key: job.keys.key(Kind::Mp4),
+            journal: journal(&path),
+            path,
+            content_type: Kind::Mp4.content_type(),
+            part_bytes: job.context.settings.store.part_size.0,
+            settled: Box::new(move |len| output.settled(len)),
+            begun: begun.subscribe(),
+        };
+        let (sending, written) = (TaskTracker::new(), CancellationToken::new());
+        let (store, stop, end) = (std::sync::Arc::clone(&job.context.store), cancel.clone(), written.clone());
+        sending.spawn(async move { stop.run_until_cancelled(ahead::send(store.as_ref(), &file, &end)).await });
+        sending.close();
+        let following = Following { growth: complete.subscribe(), begun };
         let work = move || {
             let out = composed::path(&dir);
             out.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ChildError::Start)?;
-            child::run(&dir, &out, &options, &pipelines, Some(&growth), &cancelled)
+            child::run(&dir, &out, &options, &pipelines, Some(&following), &cancelled)
         };
-        Some(Self { complete, cancel, running: tokio::task::spawn_blocking(work) })
+        Some(Self { complete, cancel, running: tokio::task::spawn_blocking(work), sending, written })
     }
 
     /// The session has ended, and its log is complete: waits for the file. `None` when it must be made anew.
     pub(super) async fn end(self) -> Option<Composed> {
         self.complete.send_replace(MediaTime(i64::MAX));
-        match self.running.await {
+        let ended = self.running.await;
+        self.written.cancel();
+        self.sending.wait().await;
+        match ended {
             Ok(Ok(composed)) if composed.late <= LATE_MAX => Some(composed),
             Ok(Ok(composed)) => {
                 tracing::warn!(frames = composed.late, "media came too late for the composer, it runs again");
@@ -71,5 +97,6 @@ impl Composing {
         if let Err(panic) = self.running.await {
             tracing::error!(fault.kind = "bug", "the composer's thread panicked: {panic}");
         }
+        self.sending.wait().await;
     }
 }

@@ -53,13 +53,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Some(composing) => composing.end().await,
         None => None,
     };
-    // What is left of the log goes to the store meanwhile: from there the archive can be made again.
-    let rest = ship::ship_rest(job.context.store.as_ref(), &job.keys, &job.dir, job.row.epoch, &job.fenced);
-    let (built, rest) = tokio::join!(made(job, reason, followed), rest);
-    if let Err(error) = rest {
-        tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
-    }
-    let Some(built) = built? else { return Ok(Ended::Fenced) };
+    let Some(built) = made(job, reason, followed).await? else { return Ok(Ended::Fenced) };
     let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
     let store = job.context.store.as_ref();
     let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
@@ -68,6 +62,10 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Err(DeliverError::Upload(UploadError::Cancelled)) => return Ok(Ended::Fenced),
         Err(error) => return Err(Stuck::of(&error)),
     };
+    // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
+    if let Err(error) = ship::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
+        tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
+    }
     // An archive is at least one object.
     let main =
         built.objects.first().ok_or_else(|| Stuck { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
@@ -109,13 +107,12 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
 }
 
 /// What an earlier try made, or makes it. `None` when the job was lost meanwhile.
-async fn made(job: &Job, reason: &str, mut followed: Option<Composed>) -> Result<Option<Built>, Stuck> {
+async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Option<Built>, Stuck> {
     for attempt in 0.. {
         let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
-        // What it made is looked at; if it is not right, the next try makes it again.
-        let (cancel, followed) = (job.fenced.clone(), followed.take());
+        let (cancel, followed) = (job.fenced.clone(), followed.clone());
         let work = move || -> Result<Built, ArchiveError> {
             if let Some(built) = found(&dir) {
                 return Ok(built);

@@ -1,5 +1,6 @@
 //! From drawn pictures and mixed sound to one file: the encoders and the muxer of a composed archive.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc};
 use gstreamer_video::{VideoColorimetry, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 use tokio_util::sync::CancellationToken;
 
-use super::mp4::{Mp4Writer, Sample};
+use super::mp4::{self, Mp4Writer, Sample};
 use super::mp4_index::Track;
 use super::picture::PlaneMut;
 use super::runner::Pipeline;
@@ -34,6 +35,28 @@ pub struct Output {
     pub bitrate_max: Option<u32>,
     /// How long it may become without being moved in the end.
     pub seconds_max: u64,
+}
+
+impl Output {
+    /// The tracks, each with the name of the element that gives its samples. The picture is the first.
+    fn tracks(&self) -> Result<Vec<(&'static str, Track)>, MediaError> {
+        let side = |pixels: u32| u16::try_from(pixels).map_err(|_| failed("video", "the picture is too large"));
+        let mut tracks = Vec::new();
+        if let Some((width, height, rate)) = self.video {
+            tracks.push(("coded-video", Track::Picture { width: side(width)?, height: side(height)?, rate }));
+        }
+        if self.audio {
+            tracks.push(("coded-audio", Track::Sound { rate: SAMPLE_RATE }));
+        }
+        Ok(tracks)
+    }
+
+    /// What of the file will not be changed in the end, when it is `len` bytes long so far.
+    #[must_use]
+    pub fn settled(&self, len: u64) -> Option<Range<u64>> {
+        let tracks: Vec<Track> = self.tracks().ok()?.into_iter().map(|(_, track)| track).collect();
+        mp4::settled(&tracks, self.seconds_max, len)
+    }
 }
 
 /// Where pictures and sound go.
@@ -187,7 +210,7 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
                 Ok(_) => feeder.end(),
                 Err(_) => stopping.cancel(),
             }
-            fed
+            fed.map(|fed| (fed, feeder.pictures))
         });
         let ended = pipeline.wait_end(pipelines.stall, &stop, |_| fed.load(Ordering::Relaxed));
         // A feeder that waits for room is let go by the flush that goes with Null.
@@ -201,7 +224,8 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
             (Ok(()), Err(error)) => Err(error),
         }
     })?;
-    writer.finish()?;
+    let (fed, pictures) = fed;
+    writer.finish(output, pictures)?;
     Ok(fed)
 }
 
@@ -242,14 +266,7 @@ struct Taking {
 
 impl Writer {
     fn attach(pipeline: &Pipeline, output: Output, path: &Path) -> Result<Self, MediaError> {
-        let side = |pixels: u32| u16::try_from(pixels).map_err(|_| failed("video", "the picture is too large"));
-        let mut tracks = Vec::new();
-        if let Some((width, height, rate)) = output.video {
-            tracks.push(("coded-video", Track::Picture { width: side(width)?, height: side(height)?, rate }));
-        }
-        if output.audio {
-            tracks.push(("coded-audio", Track::Sound { rate: SAMPLE_RATE }));
-        }
+        let tracks = output.tracks()?;
         let kinds: Vec<Track> = tracks.iter().map(|(_, track)| *track).collect();
         let file = Mp4Writer::create(path, &kinds, output.seconds_max).map_err(|e| written(path, &e))?;
         let (file, failed) = (Arc::new(Mutex::new(Some(file))), Arc::new(Mutex::new(None)));
@@ -275,14 +292,19 @@ impl Writer {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Puts the file's index into its place.
-    fn finish(self) -> Result<(), MediaError> {
+    /// Puts the file's index into its place, if every picture has come.
+    fn finish(self, output: Output, pictures: u64) -> Result<(), MediaError> {
         if let Some(error) = self.failed() {
             return Err(error);
         }
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
         let file = file.ok_or_else(|| failed("file", "it has been finished before"))?;
-        file.finish().map(drop).map_err(|e| failed("file", &e.to_string()))
+        // The picture is the first track.
+        let coded = file.samples(0);
+        if output.video.is_some() && coded != pictures {
+            return Err(failed("encoder", &format!("it gave {coded} pictures of {pictures}")));
+        }
+        file.finish().map_err(|e| failed("file", &e.to_string()))
     }
 }
 

@@ -5,17 +5,30 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::mp4_index::{self, Track, TrackIndex};
 
-/// Media of one track lies together for so long, in samples of its clock for a second.
+/// So many stretches of one track's media stand in the file for each second.
 const CHUNKS_A_SECOND: u64 = 2;
 /// Files whose media is not more than so many times the room for the index are made small in the end.
 const ROOM_SHARE: u64 = 4;
-/// `ftyp`, and the box header of the media, of 64 bits.
+/// The header of the media's box: its size has 64 bits.
 const MDAT_HEADER: u64 = 16;
+
+/// What of a file that is still written, and is `len` bytes long so far, will not be changed in the end; `None` while all of it
+/// may be written anew.
+#[must_use]
+pub fn settled(tracks: &[Track], seconds: u64, len: u64) -> Option<Range<u64>> {
+    let room = room(tracks, seconds);
+    (len > room.saturating_mul(ROOM_SHARE + 1)).then_some(room..len)
+}
+
+fn room(tracks: &[Track], seconds: u64) -> u64 {
+    mp4_index::room(tracks, seconds) + MDAT_HEADER
+}
 
 /// A sample as an encoder gives it.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +79,7 @@ impl Mp4Writer {
     /// When it cannot be written.
     pub fn create(path: &Path, tracks: &[Track], seconds: u64) -> std::io::Result<Self> {
         let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path)?;
-        let room = mp4_index::room(tracks, seconds) + MDAT_HEADER;
+        let room = room(tracks, seconds);
         let open = |track: &Track| Open {
             index: TrackIndex::new(*track),
             waiting: std::collections::VecDeque::new(),
@@ -103,10 +116,7 @@ impl Mp4Writer {
     }
 
     /// A track has no more samples.
-    ///
-    /// # Errors
-    /// When its last ones cannot be written.
-    pub fn end(&mut self, track: usize) -> std::io::Result<()> {
+    fn end(&mut self, track: usize) -> std::io::Result<()> {
         let Some(open) = self.tracks.get_mut(track) else { return Ok(()) };
         if open.growing.samples > 0 {
             open.waiting.push_back(std::mem::take(&mut open.growing));
@@ -128,11 +138,17 @@ impl Mp4Writer {
         }
     }
 
-    /// Puts the index into its place. Returns the file's size.
+    /// Samples of a track that were added.
+    #[must_use]
+    pub fn samples(&self, track: usize) -> u64 {
+        self.tracks.get(track).map_or(0, |open| open.index.count().into())
+    }
+
+    /// Puts the index into its place.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn finish(mut self) -> std::io::Result<u64> {
+    pub fn finish(mut self) -> std::io::Result<()> {
         for track in 0..self.tracks.len() {
             self.end(track)?;
         }
@@ -145,14 +161,13 @@ impl Mp4Writer {
             let mut bytes = head(0);
             mp4_index::fill(&mut bytes, self.room - size);
             mp4_index::mdat(&mut bytes, media);
-            self.file.write_all_at(&bytes, 0)?;
-            return Ok(self.end);
+            return self.file.write_all_at(&bytes, 0);
         }
         self.rewrite(size, media)
     }
 
     /// Writes the file anew with no more room than is needed.
-    fn rewrite(mut self, size: u64, media: u64) -> std::io::Result<u64> {
+    fn rewrite(mut self, size: u64, media: u64) -> std::io::Result<()> {
         let indexes: Vec<&TrackIndex> = self.tracks.iter().map(|open| &open.index).collect();
         let shift = i64::try_from(size).unwrap_or(0) - i64::try_from(self.room).unwrap_or(0);
         let mut bytes = mp4_index::head(&indexes, shift);
@@ -162,7 +177,6 @@ impl Mp4Writer {
         out.write_all(&bytes)?;
         self.file.seek(SeekFrom::Start(self.room))?;
         std::io::copy(&mut Read::by_ref(&mut self.file).take(media), &mut out)?;
-        std::fs::rename(&temp, &self.path)?;
-        Ok(bytes.len() as u64 + media)
+        std::fs::rename(&temp, &self.path)
     }
 }

@@ -94,7 +94,7 @@ impl TrackIndex {
         self.chunks.push((at, samples));
     }
 
-    fn count(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         u32::try_from(self.sizes.len()).unwrap_or(u32::MAX)
     }
 

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
+use super::checksum::{Hasher, PartSums};
 use super::durable::{self, Temp};
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
@@ -22,6 +23,8 @@ use crate::time::Wallclock;
 
 const META: &str = ".meta";
 const UPLOADS: &str = ".uploads";
+/// The file of an upload whose parts have their places.
+const DATA: &str = "data";
 
 /// A directory of objects.
 #[derive(Debug, Clone)]
@@ -43,6 +46,17 @@ struct Upload {
     key: String,
     begun: Wallclock,
     sha256: Option<String>,
+    /// The checksum is that of parts of so many bytes, and these are put into their places at once: the end costs the
+    /// same however many there are.
+    #[serde(default)]
+    part_bytes: Option<u64>,
+}
+
+/// What is known of a part that is in its place.
+#[derive(Debug, Serialize, Deserialize)]
+struct PlacedPart {
+    etag: String,
+    size: u64,
 }
 
 fn local(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError {
@@ -122,6 +136,46 @@ impl DirStore {
         Ok(Written { temp, meta: Meta { sha256: found, etag: crate::capture::log::hex(&digest), size } })
     }
 
+    /// The file of an upload whose parts are in their places, if they are those that were sent.
+    async fn placed(
+        &self,
+        key: &str,
+        dir: &Path,
+        part_bytes: u64,
+        parts: &[UploadedPart],
+        sha256: Option<&str>,
+    ) -> Result<Written, StoreError> {
+        let invalid = || refused(key, "InvalidPart", "a part is not there, or not the one that was sent");
+        let (mut sums, mut size) = (PartSums { part_bytes, sha256: Vec::new() }, 0);
+        for (at, part) in parts.iter().enumerate() {
+            let path = dir.join(format!("{:05}", part.number));
+            let placed = tokio::fs::read(&path).await.ok();
+            let placed =
+                placed.and_then(|json| serde_json::from_slice::<PlacedPart>(&json).ok()).ok_or_else(invalid)?;
+            let full = placed.size == part_bytes || at + 1 == parts.len();
+            if placed.etag != part.etag
+                || placed.size != part.size
+                || usize::try_from(part.number) != Ok(at + 1)
+                || !full
+            {
+                return Err(invalid());
+            }
+            sums.sha256.push(placed.etag);
+            size += placed.size;
+        }
+        let found = sums.composite();
+        if let Some(expected) = sha256.filter(|expected| **expected != found) {
+            let expected = expected.to_owned();
+            return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
+        }
+        let (data, temp) = (dir.join(DATA), Temp::in_folder(&self.root.join(UPLOADS)));
+        let file = tokio::fs::OpenOptions::new().write(true).open(&data).await.map_err(|_| invalid())?;
+        file.set_len(size).await.map_err(local("cut", &data))?;
+        file.sync_all().await.map_err(local("sync", &data))?;
+        tokio::fs::rename(&data, temp.path()).await.map_err(local("rename", &data))?;
+        Ok(Written { temp, meta: Meta { etag: found.clone(), sha256: found, size } })
+    }
+
     /// Gives what was written its name, durably.
     async fn publish(&self, key: &str, written: Written, if_absent: bool) -> Result<ObjectInfo, StoreError> {
         let (root, path, meta_path) = (self.root.clone(), self.path(key)?, self.meta_path(key));
@@ -150,6 +204,23 @@ impl DirStore {
         published.unwrap_or_else(|e| Err(local("publish", &place)(std::io::Error::other(e))))?;
         self.head(key).await?.ok_or_else(|| StoreError::NotFound { key: key.to_owned() })
     }
+}
+
+/// Writes a part into its place, durably. Its tag is base64 of its SHA-256.
+async fn place(data: &Path, from: u64, body: &Body) -> Result<PlacedPart, StoreError> {
+    let file = tokio::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data).await;
+    let mut file = file.map_err(local("create", data))?;
+    file.seek(std::io::SeekFrom::Start(from)).await.map_err(local("write", data))?;
+    let (mut flow, mut hasher, mut size) = (body.flow(), Hasher::new(None), 0);
+    while let Some(chunk) = flow.next().await {
+        let chunk = chunk.map_err(local("read the body for", data))?;
+        hasher.update(&chunk);
+        size += chunk.len() as u64;
+        file.write_all(&chunk).await.map_err(local("write", data))?;
+    }
+    file.flush().await.map_err(local("write", data))?;
+    file.sync_data().await.map_err(local("sync", data))?;
+    Ok(PlacedPart { etag: hasher.finish(), size })
 }
 
 fn modified(meta: &std::fs::Metadata) -> Option<Wallclock> {
@@ -187,6 +258,7 @@ impl ObjectStore for DirStore {
             size: found.len(),
             etag: meta.as_ref().map(|m| m.etag.clone()),
             sha256: meta.map(|m| m.sha256),
+            mark: None,
             modified: modified(&found),
         }))
     }
@@ -233,7 +305,12 @@ impl ObjectStore for DirStore {
         self.path(key)?;
         let id = uuid::Uuid::new_v4().to_string();
         let temps = self.root.join(UPLOADS);
-        let upload = Upload { key: key.to_owned(), begun: Wallclock::now(), sha256: options.sha256 };
+        let upload = Upload {
+            key: key.to_owned(),
+            begun: Wallclock::now(),
+            sha256: options.sha256,
+            part_bytes: options.part_bytes,
+        };
         let about = temps.join(&id).join("upload.json");
         let (root, json) = (self.root.clone(), serde_json::to_vec(&upload).expect("plain data"));
         let path = about.clone();
@@ -249,12 +326,22 @@ impl ObjectStore for DirStore {
         number: i32,
         body: Body,
     ) -> Result<UploadedPart, StoreError> {
-        let (dir, _) = self.begun(key, upload_id).await?;
+        let (dir, about) = self.begun(key, upload_id).await?;
         if !(1..=10_000).contains(&number) {
             return Err(refused(key, "InvalidArgument", "a part's number is 1..=10,000"));
         }
-        let Written { temp, meta } = self.write_temp(key, &body, None).await?;
         let path = dir.join(format!("{number:05}"));
+        if let Some(part_bytes) = about.part_bytes {
+            let (index, data) = (u64::from(number.unsigned_abs() - 1), dir.join(DATA));
+            if body.len() > part_bytes {
+                return Err(refused(key, "EntityTooLarge", "a part is larger than its place"));
+            }
+            let placed = place(&data, index * part_bytes, &body).await?;
+            let json = serde_json::to_vec(&placed).expect("plain data");
+            tokio::fs::write(&path, json).await.map_err(local("write", &path))?;
+            return Ok(UploadedPart { number, etag: placed.etag, size: placed.size });
+        }
+        let Written { temp, meta } = self.write_temp(key, &body, None).await?;
         tokio::fs::rename(temp.path(), &path).await.map_err(local("rename", &path))?;
         temp.keep();
         Ok(UploadedPart { number, etag: meta.etag, size: meta.size })
@@ -268,6 +355,12 @@ impl ObjectStore for DirStore {
         if_absent: bool,
     ) -> Result<ObjectInfo, StoreError> {
         let (dir, about) = self.begun(key, upload_id).await?;
+        if let Some(part_bytes) = about.part_bytes {
+            let written = self.placed(key, &dir, part_bytes, parts, about.sha256.as_deref()).await?;
+            let info = self.publish(key, written, if_absent).await?;
+            tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir))?;
+            return Ok(info);
+        }
         let mut body = Body::default();
         for part in parts {
             let path = dir.join(format!("{:05}", part.number));

@@ -3,12 +3,11 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
 use futures_util::StreamExt;
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
+use super::checksum::Hasher;
 use super::retry::STORE;
 use super::{ObjectStore, StoreError, durable};
 use crate::fault::{Fault, FaultKind, HasFault};
@@ -23,8 +22,10 @@ pub struct Download {
     pub key: String,
     /// Its bytes.
     pub size: u64,
-    /// Base64 of its SHA-256.
+    /// Base64 of its SHA-256, or of that of its parts.
     pub sha256: String,
+    /// Bytes of each part but the last, if its checksum is that of its parts.
+    pub part_bytes: Option<u64>,
     /// The file that it becomes. What has arrived is beside it as `<name>.download` until it is whole.
     pub path: PathBuf,
 }
@@ -148,7 +149,7 @@ async fn fetch(
 /// Checks what has arrived, and gives it its name.
 fn finish(download: &Download, partial: &Path) -> Result<(), StoreError> {
     let mut file = std::fs::File::open(partial).map_err(local("open", partial))?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 64 << 10]);
+    let (mut hasher, mut buffer) = (Hasher::new(download.part_bytes), vec![0; 64 << 10]);
     loop {
         let read = file.read(&mut buffer).map_err(local("read", partial))?;
         if read == 0 {
@@ -156,7 +157,7 @@ fn finish(download: &Download, partial: &Path) -> Result<(), StoreError> {
         }
         hasher.update(&buffer[..read]);
     }
-    let found = base64::engine::general_purpose::STANDARD.encode(hasher.finalize());
+    let found = hasher.finish();
     if found != download.sha256 {
         std::fs::remove_file(partial).map_err(local("remove", partial))?;
         return Err(download.corrupt(download.sha256.clone(), found));

@@ -1,6 +1,8 @@
 //! Where archives and sealed segments go: S3-compatible storage, or a local directory.
 
+pub mod ahead;
 mod body;
+pub mod checksum;
 pub mod dir;
 pub mod download;
 mod durable;
@@ -56,6 +58,8 @@ pub struct ObjectInfo {
     /// Base64 of the SHA-256 of the content, where the store keeps one for the whole object, or where we
     /// wrote it into the object's metadata.
     pub sha256: Option<String>,
+    /// The mark that it was written with, see [`PutOptions::mark`].
+    pub mark: Option<String>,
     /// When it was written.
     pub modified: Option<Wallclock>,
 }
@@ -67,6 +71,11 @@ pub struct PutOptions {
     pub content_type: Option<&'static str>,
     /// Base64 SHA-256 of the content: sent as metadata, and as a checksum where the store can check it.
     pub sha256: Option<String>,
+    /// Of an object in parts: `sha256` is that of the parts' SHA-256s (see [`checksum`]), and so many bytes has each
+    /// part but the last.
+    pub part_bytes: Option<u64>,
+    /// By this an object is known again whose checksum is not known when it is begun: goes into its metadata.
+    pub mark: Option<String>,
     /// Refuse if the key exists (`If-None-Match: *`), where the store can; see `Capabilities`.
     pub if_absent: bool,
 }

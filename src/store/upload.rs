@@ -9,6 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::checksum::PartSums;
 use super::retry::{STORE, persist};
 use super::{Body, ObjectInfo, ObjectStore, PutOptions, StoreError, UploadedPart};
 use crate::capture::log::{LineFile, LogError};
@@ -57,10 +58,27 @@ pub fn plan(size: u64, part_bytes: u64) -> Plan {
 /// entity tags, moto's cannot be read).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "lowercase")]
-enum Entry {
-    Begun { key: String, upload_id: String, part_bytes: u64, size: u64, sha256: String },
-    Part(UploadedPart),
-    Ended { upload_id: String },
+pub(super) enum Entry {
+    Begun {
+        key: String,
+        upload_id: String,
+        part_bytes: u64,
+        /// Not known of a file that grows.
+        size: Option<u64>,
+        sha256: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mark: Option<String>,
+    },
+    Part {
+        #[serde(flatten)]
+        part: UploadedPart,
+        /// Of a file that grows: base64 of what was sent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sha256: Option<String>,
+    },
+    Ended {
+        upload_id: String,
+    },
 }
 
 /// Why a file was not sent.
@@ -100,8 +118,10 @@ pub struct Upload {
     pub path: PathBuf,
     /// Its bytes.
     pub size: u64,
-    /// Base64 of its SHA-256.
+    /// Base64 of its SHA-256, or of that of its parts.
     pub sha256: String,
+    /// Its parts, if some were sent before the file was whole.
+    pub parts: Option<PartSums>,
     /// MIME type.
     pub content_type: &'static str,
     /// Bytes of a part.
@@ -117,6 +137,8 @@ struct Sending<'a> {
     cancel: &'a CancellationToken,
     progress: &'a (dyn Fn(u64) + Send + Sync),
     modified: Option<SystemTime>,
+    /// Of the upload that was begun while the file grew.
+    mark: Option<String>,
 }
 
 /// How a step ended that need not be tried again.
@@ -138,14 +160,22 @@ pub async fn upload(
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<ObjectInfo, UploadError> {
+    let mark = match &upload.parts {
+        Some(_) => mark(&upload.journal, &upload.key)?,
+        None => None,
+    };
+    let sending = Sending { store, upload, cancel, progress, modified: modified(&upload.path).await, mark };
     // Only a short cut: if the store cannot say now, what follows waits for it.
     if let Ok(Some(there)) = store.head(&upload.key).await
-        && is_same(&there, upload)
+        && sending.is_same(&there)
     {
         return Ok(there);
     }
-    let sending = Sending { store, upload, cancel, progress, modified: modified(&upload.path).await };
-    match plan(upload.size, upload.part_bytes) {
+    let plan = match &upload.parts {
+        Some(parts) => Plan::Parts { part_bytes: parts.part_bytes, count: parts.sha256.len() as u64 },
+        None => plan(upload.size, upload.part_bytes),
+    };
+    match plan {
         Plan::Single => sending.whole().await?,
         Plan::Parts { part_bytes, count } => {
             // A store may forget an upload (R2 after 7 days, a person at any time): then it begins anew.
@@ -167,15 +197,19 @@ async fn modified(path: &Path) -> Option<SystemTime> {
     tokio::fs::metadata(path).await.and_then(|m| m.modified()).ok()
 }
 
-/// Whether an object is exactly this file.
-fn is_same(there: &ObjectInfo, upload: &Upload) -> bool {
-    there.size == upload.size && there.sha256.as_deref() == Some(&upload.sha256)
-}
-
 impl Sending<'_> {
     fn options(&self) -> PutOptions {
         let (content_type, sha256) = (Some(self.upload.content_type), Some(self.upload.sha256.clone()));
-        PutOptions { content_type, sha256, if_absent: false }
+        let part_bytes = self.upload.parts.as_ref().map(|parts| parts.part_bytes);
+        PutOptions { content_type, sha256, part_bytes, ..PutOptions::default() }
+    }
+
+    /// Whether an object is exactly this file: by its checksum, or by the mark of the upload whose parts were
+    /// compared with the file's.
+    fn is_same(&self, there: &ObjectInfo) -> bool {
+        let by_sum = there.sha256.as_deref() == Some(&self.upload.sha256);
+        let by_mark = self.mark.is_some() && there.mark == self.mark;
+        there.size == self.upload.size && (by_sum || by_mark)
     }
 
     /// Tries one step for as long as it takes. `Ok(None)` when the store has lost the upload, or has refused the
@@ -222,6 +256,11 @@ impl Sending<'_> {
 
     async fn whole(&self) -> Result<(), UploadError> {
         let upload = self.upload;
+        if upload.journal.exists() {
+            // It was begun in parts, as another file.
+            let (journal, entries) = LineFile::open::<Entry>(&upload.journal)?;
+            self.give_up_all(&journal, entries).await?;
+        }
         let put = || self.store.put(&upload.key, Body::file(&upload.path, 0, upload.size), self.options());
         if self.step("upload a file", u32::MAX, put).await?.is_some() {
             (self.progress)(upload.size);
@@ -235,9 +274,7 @@ impl Sending<'_> {
         let (upload_id, done) = match resume(&entries, self.upload, part_bytes) {
             Some(found) => found,
             None => {
-                for (key, upload_id) in open_uploads(entries) {
-                    self.give_up(&journal, &key, upload_id).await?;
-                }
+                self.give_up_all(&journal, entries).await?;
                 (self.begin(&journal, part_bytes).await?, Vec::new())
             }
         };
@@ -270,8 +307,9 @@ impl Sending<'_> {
             key: upload.key.clone(),
             upload_id: upload_id.clone(),
             part_bytes,
-            size: upload.size,
-            sha256: upload.sha256.clone(),
+            size: Some(upload.size),
+            sha256: Some(upload.sha256.clone()),
+            mark: None,
         })?;
         journal.sync()?;
         Ok(upload_id)
@@ -297,7 +335,7 @@ impl Sending<'_> {
         let mut sending = futures_util::stream::iter(missing).map(send).buffer_unordered(PARTS_AT_A_TIME);
         while let Some(part) = sending.try_next().await? {
             let Some(part) = part else { return Ok(false) };
-            journal.append(&Entry::Part(part.clone()))?;
+            journal.append(&Entry::Part { part: part.clone(), sha256: None })?;
             (self.progress)(part.size);
             done.push(part);
         }
@@ -315,24 +353,27 @@ impl Sending<'_> {
             Err(error) => error,
         };
         match self.store.head(&self.upload.key).await? {
-            Some(there) if is_same(&there, self.upload) => Ok(()),
+            Some(there) if self.is_same(&there) => Ok(()),
             _ => Err(error),
         }
     }
 
-    /// Tells the store that an upload will not be ended. If it does not hear, the sweeper tells it later.
     async fn give_up(&self, journal: &LineFile, key: &str, upload_id: String) -> Result<(), UploadError> {
-        if let Err(error) = self.store.abort_upload(key, &upload_id).await {
-            tracing::debug!(object.key = key, "an upload stays for the sweeper: {}", chain(&error));
+        Ok(give_up(self.store, journal, key, upload_id).await?)
+    }
+
+    async fn give_up_all(&self, journal: &LineFile, entries: Vec<Entry>) -> Result<(), UploadError> {
+        for (key, upload_id) in open_uploads(entries) {
+            self.give_up(journal, &key, upload_id).await?;
         }
-        Ok(journal.append(&Entry::Ended { upload_id })?)
+        Ok(())
     }
 
     /// Asks the store what it holds now.
     async fn prove(&self) -> Result<ObjectInfo, UploadError> {
         let head = || self.store.head(&self.upload.key);
         let found = persist("look at an object", STORE, self.cancel, head).await.ok_or(UploadError::Cancelled)??;
-        if let Some(there) = found.as_ref().filter(|there| is_same(there, self.upload)) {
+        if let Some(there) = found.as_ref().filter(|there| self.is_same(there)) {
             return Ok(there.clone());
         }
         let told = |size: u64, sha256: &str| format!("{size} bytes with SHA-256 {sha256}");
@@ -346,18 +387,46 @@ impl Sending<'_> {
     }
 }
 
-/// The upload that was under way, if it is of the same file in the same parts.
+/// Tells the store that an upload will not be ended. If it does not hear, the sweeper tells it later.
+pub(super) async fn give_up(
+    store: &dyn ObjectStore,
+    journal: &LineFile,
+    key: &str,
+    upload_id: String,
+) -> Result<(), LogError> {
+    if let Err(error) = store.abort_upload(key, &upload_id).await {
+        tracing::debug!(object.key = key, "an upload stays for the sweeper: {}", chain(&error));
+    }
+    journal.append(&Entry::Ended { upload_id })
+}
+
+/// The mark of the last upload that was begun with one.
+fn mark(journal: &Path, key: &str) -> Result<Option<String>, LogError> {
+    let (entries, _) = crate::capture::log::read_lines::<Entry>(journal, 0)?;
+    Ok(entries.into_iter().rev().find_map(|entry| match entry {
+        Entry::Begun { key: of, mark: Some(mark), .. } if of == key => Some(mark),
+        _ => None,
+    }))
+}
+
+/// The upload that was under way, if it is of the same file in the same parts. Of one that was begun while the file grew
+/// only those parts count that are the file's now.
 fn resume(entries: &[Entry], upload: &Upload, part_bytes: u64) -> Option<(String, Vec<UploadedPart>)> {
     let mut found: Option<(String, Vec<UploadedPart>)> = None;
     for entry in entries {
         match entry {
-            Entry::Begun { key, upload_id, part_bytes: bytes, size, sha256 } => {
-                let same =
-                    *key == upload.key && *bytes == part_bytes && *size == upload.size && *sha256 == upload.sha256;
+            Entry::Begun { key, upload_id, part_bytes: bytes, size, sha256, mark } => {
+                let grew = mark.is_some() && upload.parts.is_some();
+                let same = grew || (*size == Some(upload.size) && sha256.as_ref() == Some(&upload.sha256));
+                let same = same && *key == upload.key && *bytes == part_bytes;
                 found = same.then(|| (upload_id.clone(), Vec::new()));
             }
-            Entry::Part(part) => {
-                if let Some((_, parts)) = &mut found {
+            Entry::Part { part, sha256 } => {
+                let now = upload.parts.as_ref().zip(usize::try_from(part.number - 1).ok());
+                let now = now.and_then(|(parts, n)| parts.sha256.get(n));
+                if let Some((_, parts)) = &mut found
+                    && (sha256.is_none() || sha256.as_ref() == now)
+                {
                     parts.retain(|p| p.number != part.number);
                     parts.push(part.clone());
                 }
@@ -377,13 +446,13 @@ pub fn unfinished(journal: &Path) -> Result<Vec<(String, String)>, LogError> {
     Ok(open_uploads(entries))
 }
 
-fn open_uploads(entries: Vec<Entry>) -> Vec<(String, String)> {
+pub(super) fn open_uploads(entries: Vec<Entry>) -> Vec<(String, String)> {
     let mut open: Vec<(String, String)> = Vec::new();
     for entry in entries {
         match entry {
             Entry::Begun { key, upload_id, .. } => open.push((key, upload_id)),
             Entry::Ended { upload_id } => open.retain(|(_, id)| *id != upload_id),
-            Entry::Part(_) => {}
+            Entry::Part { .. } => {}
         }
     }
     open

@@ -38,6 +38,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 const COMPLETE_TIMEOUT: Duration = Duration::from_secs(600);
 /// The metadata's name for the whole object's SHA-256, in base64.
 const SHA256: &str = "sha256";
+/// The metadata's name for the mark of an upload.
+const MARK: &str = "mark";
 
 /// How to reach a bucket.
 #[derive(Debug, Clone)]
@@ -155,7 +157,7 @@ impl ObjectStore for S3Store {
         let sent = watch.over(request.customize().config_override(watched()).send()).await;
         let answer = sent.map_err(stalled("write", key))?.map_err(|e| error("write", key, None, &e))?;
         let etag = tag(answer.e_tag());
-        Ok(ObjectInfo { key: key.to_owned(), size, etag, sha256: options.sha256, modified: None })
+        Ok(ObjectInfo { key: key.to_owned(), size, etag, sha256: options.sha256, mark: None, modified: None })
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError> {
@@ -170,6 +172,7 @@ impl ObjectStore for S3Store {
                 // What the store has computed counts more than what we have told it.
                 sha256: whole(answer.checksum_sha256())
                     .or_else(|| answer.metadata().and_then(|m| m.get(SHA256).cloned())),
+                mark: answer.metadata().and_then(|m| m.get(MARK).cloned()),
                 modified: wallclock(answer.last_modified()),
             })),
             // A HEAD has no body to carry a code: 404 is the key, unless the bucket is gone too.
@@ -200,6 +203,7 @@ impl ObjectStore for S3Store {
                     size: object.size().and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
                     etag: tag(object.e_tag()),
                     sha256: None,
+                    mark: None,
                     modified: wallclock(object.last_modified()),
                 })
             }));
@@ -227,8 +231,10 @@ impl ObjectStore for S3Store {
             .set_content_type(options.content_type.map(str::to_owned))
             .set_server_side_encryption(self.encryption())
             .set_ssekms_key_id(self.config.kms_key.clone());
-        if let Some(sha256) = &options.sha256 {
-            request = request.metadata(SHA256, sha256);
+        for (name, value) in [(SHA256, &options.sha256), (MARK, &options.mark)] {
+            if let Some(value) = value {
+                request = request.metadata(name, value);
+            }
         }
         let answer = request.send().await.map_err(|e| error("begin an upload of", key, None, &e))?;
         answer.upload_id().map(str::to_owned).ok_or_else(|| {

@@ -1,0 +1,29 @@
+//! What tests of composed archives share: settings and capture logs of a world's archives.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use archiver::archive::keys::Keys;
+use archiver::capture::restore::restore;
+use archiver::config::Settings;
+use archiver_testkit::world::World;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+/// The configuration of a world's worker.
+pub fn settings(world: &World) -> Settings {
+    Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration")
+}
+
+/// An archive's place in the store, by its manifest.
+pub fn keys(manifest: &Value) -> Keys {
+    let id = |key: &str| manifest[key].as_str().expect("id").to_owned();
+    Keys::new(id("applicationId").parse().expect("id"), id("archiveId").parse().expect("id"))
+}
+
+/// Fetches an archive's capture log from the store.
+pub async fn fetch_log(world: &World, manifest: &Value, to: &Path) {
+    let store = archiver::worker::store(&settings(world)).await.expect("store");
+    let fetched = restore(store.as_ref(), &keys(manifest), to, &CancellationToken::new()).await.expect("restore");
+    assert!(fetched > 0);
+}
