@@ -103,6 +103,8 @@ pub struct Metrics {
     pub spool_bytes: Gauge<i64, AtomicI64>,
     /// The session's end to the archive being available, in seconds: the service's promise.
     pub archive_delay: Histogram,
+    /// How far composers are behind the sessions that they follow, in seconds, each looked at twice a second.
+    pub compose_behind: Histogram,
     /// Event received to first media on disk, in seconds.
     pub start_delay: Histogram,
     /// 1 while the broker is connected.
@@ -142,6 +144,7 @@ fn build() -> (Metrics, Registry) {
         unshipped_bytes: Gauge::default(),
         spool_bytes: Gauge::default(),
         archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
+        compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
         broker_connected: Gauge::default(),
     };
@@ -166,6 +169,7 @@ fn build() -> (Metrics, Registry) {
         unshipped_bytes, "bytes sealed and not yet in the store";
         spool_bytes, "bytes in the spool";
         archive_delay, "seconds from a session's end to its archive being available";
+        compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
         broker_connected, "1 while the broker is connected";
     }

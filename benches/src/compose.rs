@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::process::median;
 
 /// Every input.
-const INPUT: Size = Size::new(1280, 720);
+pub const INPUT: Size = Size::new(1280, 720);
 const RATE: u32 = 30;
 /// As the fragment `compose-video` has it.
 const X264: [&str; 8] = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-g", "60"];
@@ -73,14 +73,14 @@ fn ffmpeg() -> Command {
 }
 
 /// A stream's media, encoded as a browser would.
-struct Input {
+pub struct Input {
     webm: PathBuf,
     ivf: PathBuf,
     ogg: PathBuf,
 }
 
 /// Moving, textured, a little noisy pictures, and a tone.
-fn input(dir: &Path, n: usize, seconds: u64) -> Result<Input> {
+pub fn input(dir: &Path, n: usize, seconds: u64) -> Result<Input> {
     let named = |end: &str| dir.join(format!("{n}.{end}"));
     let (webm, ivf, ogg) = (named("webm"), named("ivf"), named("ogg"));
     let picture = format!(
@@ -130,39 +130,51 @@ fn ogg_packets(path: &Path) -> Result<Vec<Vec<u8>>> {
     Ok(packets)
 }
 
-/// Writes inputs into a capture log, as if they had come from a router.
-fn log(dir: &Path, inputs: &[Input]) -> Result<()> {
-    let spool = Arc::new(Spool::open(dir, 1 << 40, 70)?);
-    let session = "bench".parse()?;
-    for (n, input) in inputs.iter().enumerate() {
-        let stream = StreamId::of_router(&session, &n.to_string());
+/// Writes inputs into a capture log, again and again, as if they had come from a router.
+pub fn write_log(archive: &Path, streams: &[StreamId], inputs: &[Input], times: u64) -> Result<()> {
+    let spool = Arc::new(Spool::open(archive.parent().context("a folder above")?, 1 << 40, 70)?);
+    for (n, (stream, input)) in (0_i64..).zip(streams.iter().zip(inputs)) {
         let open = |kind| {
             let (epoch, options) = (Epoch(1), LogOptions::default());
-            TrackLog::open(&dir.join("archive"), TrackId { stream, kind }, epoch, options, Arc::clone(&spool))
+            TrackLog::open(archive, TrackId { stream: *stream, kind }, epoch, options, Arc::clone(&spool))
         };
         let codec_private = Vec::new();
         let (mut video, _) = open(TrackKind::Video)?;
         let (width, height) = (INPUT.width, INPUT.height);
         video.format(&TrackFormat { codec: Codec::Vp8, width, height, channels: 0, codec_private })?;
+        let pictures = ivf_frames(&input.ivf)?;
+        let span = i64::try_from(pictures.len())? * 1_000_000_000 / i64::from(RATE);
         // One a little behind the other: that is their order in the picture.
-        let begin = 100_000 * i64::try_from(n)?;
-        for (at, data) in (0_i64..).zip(ivf_frames(&input.ivf)?) {
-            let keyframe = data.first().is_some_and(|byte| byte & 1 == 0);
-            let pts = MediaTime(begin + at * 1_000_000_000 / i64::from(RATE));
-            video.frame(&Frame { pts, duration: None, keyframe, data: data.into() })?;
+        let begin = |time: u64| i64::try_from(time).map(|time| 100_000 * n + time * span);
+        for time in 0..times {
+            for (at, data) in (0_i64..).zip(&pictures) {
+                let keyframe = data.first().is_some_and(|byte| byte & 1 == 0);
+                let pts = MediaTime(begin(time)? + at * 1_000_000_000 / i64::from(RATE));
+                video.frame(&Frame { pts, duration: None, keyframe, data: data.clone().into() })?;
+            }
+            video.seal()?;
         }
-        video.seal()?;
         let (mut audio, mut packets) = (open(TrackKind::Audio)?.0, ogg_packets(&input.ogg)?.into_iter());
         let (head, _tags) = (packets.next().context("no OpusHead")?, packets.next());
         let format = TrackFormat { codec: Codec::Opus, width: 0, height: 0, channels: 1, codec_private: head };
         audio.format(&format)?;
-        for (at, data) in (0_i64..).zip(packets) {
-            let pts = MediaTime(begin + at * 20_000_000);
-            audio.frame(&Frame { pts, duration: Some(20_000_000), keyframe: true, data: data.into() })?;
+        let packets: Vec<Vec<u8>> = packets.take(usize::try_from(span / 20_000_000)?).collect();
+        for time in 0..times {
+            for (at, data) in (0_i64..).zip(&packets) {
+                let pts = MediaTime(begin(time)? + at * 20_000_000);
+                audio.frame(&Frame { pts, duration: Some(20_000_000), keyframe: true, data: data.clone().into() })?;
+            }
+            audio.seal()?;
         }
-        audio.seal()?;
     }
     Ok(())
+}
+
+/// The log of a session that does not go on.
+fn log(dir: &Path, inputs: &[Input]) -> Result<()> {
+    let session = "bench".parse()?;
+    let streams: Vec<StreamId> = (0..inputs.len()).map(|n| StreamId::of_router(&session, &n.to_string())).collect();
+    write_log(&dir.join("archive"), &streams, inputs, 1)
 }
 
 /// Where our layout draws each picture.

@@ -4,6 +4,7 @@
 
 mod capture;
 mod compose;
+mod ends;
 mod process;
 mod times;
 
@@ -47,9 +48,16 @@ struct Arguments {
     /// Seconds of media that are composed.
     #[arg(long, env = "BENCH_COMPOSE_SECONDS", default_value_t = 20)]
     compose_seconds: u64,
-    /// Nothing else is measured.
+    /// Lengths of the composed sessions whose end is measured, in seconds. An hour (3600) is measured with
+    /// `BENCH_ENDS=3600`: it takes a quarter of one.
+    #[arg(long, env = "BENCH_ENDS", value_delimiter = ',', default_value = "60,60,60,60,60")]
+    ends: Vec<u64>,
+    /// Only composing is measured.
     #[arg(long)]
     compose_only: bool,
+    /// Only the ends of composed sessions are measured.
+    #[arg(long)]
+    ends_only: bool,
 }
 
 /// A composition: `4@1280x720`.
@@ -114,15 +122,27 @@ fn further_stream(rows: &[Row]) -> Option<(f64, f64)> {
     Some(((last.ours.memory_mb - first.ours.memory_mb) / more, (last.peer.memory_mb - first.peer.memory_mb) / more))
 }
 
+/// Writes figures into the target folder.
+fn write(name: &str, figures: &serde_json::Value) -> Result<()> {
+    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name);
+    std::fs::write(&out, serde_json::to_vec_pretty(figures)?).with_context(|| out.display().to_string())?;
+    println!("figures: target/{name}");
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let (archiver, peer) = (program("archiver")?, program("webrtcbin-recorder")?);
     if arguments.compose_only {
-        return composing(&arguments, &archiver).map(drop);
+        return write("bench-compose.json", &composing(&arguments, &archiver)?);
     }
-    let compose = composing(&arguments, &archiver)?;
+    let compose = if arguments.ends_only { json!(null) } else { composing(&arguments, &archiver)? };
     let archiver = archiver.to_str().context("a path in UTF-8")?;
+    let composed_ends = ends::composed(archiver, &arguments.ends).await?;
+    if arguments.ends_only {
+        return write("bench-ends.json", &json!(composed_ends));
+    }
     // The long session goes on while the rest is measured, with a worker, a router and a broker of its own.
     let mut long = World::start(archiver, None, "").await?;
     let lengths: Vec<_> = arguments.lengths.iter().map(|s| Duration::from_secs(*s)).collect();
@@ -150,7 +170,6 @@ async fn main() -> Result<()> {
     for (length, took) in &ends {
         println!("session end to available, {:>4} s with 4 streams: {:.0} ms", length.as_secs(), took * 1e3);
     }
-    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench.json");
     let ends: Vec<_> = ends.iter().map(|(l, t)| json!({ "length_s": l.as_secs(), "end_to_available_s": t })).collect();
     let figures = json!({
         "capture": rows.iter().map(|r| json!({ "row": r, "cpu_ratio": r.ratio() })).collect::<Vec<_>>(),
@@ -158,8 +177,7 @@ async fn main() -> Result<()> {
         "first_media_s": { "p50": half, "p95": most, "all": first },
         "sessions": ends,
         "compose": compose,
+        "composed_sessions": composed_ends,
     });
-    std::fs::write(&out, serde_json::to_vec_pretty(&figures)?).with_context(|| out.display().to_string())?;
-    println!("figures: target/bench.json");
-    Ok(())
+    write("bench.json", &figures)
 }

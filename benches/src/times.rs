@@ -19,13 +19,24 @@ const STREAMS: usize = 4;
 /// The region of the test kit's worker.
 const REGION: &str = "eu";
 
-async fn events(world: &World) -> Result<Events> {
+pub async fn events(world: &World) -> Result<Events> {
     Ok(Events::connect(&BrokerConfig::new(world.rabbit.url().into(), REGION.parse()?)).await?)
 }
 
-async fn publish(events: &Events, event: &Value, key: &str) -> Result<()> {
+pub async fn publish(events: &Events, event: &Value, key: &str) -> Result<()> {
     events.publish(&format!("{key}.{REGION}"), event.to_string().as_bytes(), &BTreeMap::new()).await?;
     Ok(())
+}
+
+/// The worker's catalog.
+pub async fn catalog(world: &World) -> Result<Catalog> {
+    Ok(Catalog::open(&format!("sqlite:{}", world.data().join("catalog.sqlite").display())).await?)
+}
+
+/// A session's archive when it is available.
+pub fn available(session: &str) -> Result<ArchiveFilter> {
+    let (session, status) = (Some(session.parse()?), Some(ArchiveStatus::Available));
+    Ok(ArchiveFilter { session, status, count: 1, ..ArchiveFilter::default() })
 }
 
 /// Whether an archive's index has a part, which is on disk before it is indexed.
@@ -102,16 +113,11 @@ pub async fn end_to_available(world: &mut World, lengths: &[Duration]) -> Result
         publish(&events, &world.started(&session), STARTED_KEY).await?;
     }
     tokio::time::sleep_until(tokio::time::Instant::from_std(begin + longest)).await;
-    let catalog = Catalog::open(&format!("sqlite:{}", world.data().join("catalog.sqlite").display())).await?;
+    let catalog = catalog(world).await?;
     let mut times = Vec::new();
     for (n, length) in order {
         let session = format!("ends-{n}");
-        let filter = ArchiveFilter {
-            session: Some(session.parse()?),
-            status: Some(ArchiveStatus::Available),
-            count: 1,
-            ..ArchiveFilter::default()
-        };
+        let filter = available(&session)?;
         let ended = world.ended(&session);
         let start = Instant::now();
         publish(&events, &ended, ENDED_KEY).await?;

@@ -14,6 +14,7 @@ use super::composer::{Composed, Options};
 use super::follow::{Growth, Told};
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::media::Pipelines;
+use crate::metrics::metrics;
 use crate::time::MediaTime;
 
 /// A composer that dies while it follows a session is started again over the same log so often.
@@ -157,7 +158,7 @@ pub fn run(
         let mut running = Running(command(dir, out, &task).map_err(ChildError::Start)?);
         let lines = lines(&mut running.0).map_err(ChildError::Start)?;
         let mut telling = following.map(|f| f.growth.clone()).zip(running.0.stdin.take());
-        match follow(&lines, &mut telling, pipelines.stall + GRACE, cancel)? {
+        match follow(&lines, &mut telling, options.rate, pipelines.stall + GRACE, cancel)? {
             Some(Line::Composed(composed)) => return Ok(composed),
             Some(Line::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),
             Some(Line::Progress(..) | Line::Waiting) | None => {}
@@ -226,16 +227,29 @@ fn tell(telling: &mut Telling, always: bool) {
 fn follow(
     lines: &Receiver<Line>,
     telling: &mut Telling,
+    rate: u32,
     stall: Duration,
     cancel: &CancellationToken,
 ) -> Result<Option<Line>, ChildError> {
-    let mut moved = (Instant::now(), 0);
+    let (mut moved, follows) = ((Instant::now(), 0), telling.is_some());
     tell(telling, true);
+    let behind = |pictures: u64| {
+        if follows {
+            #[allow(clippy::cast_precision_loss)]
+            metrics().compose_behind.observe(pictures as f64 / f64::from(rate.max(1)));
+        }
+    };
     loop {
         tell(telling, false);
         match lines.recv_timeout(LOOK) {
-            Ok(Line::Progress(made, _)) if made > moved.1 => moved = (Instant::now(), made),
-            Ok(Line::Waiting) => moved.0 = Instant::now(),
+            Ok(Line::Progress(made, of)) if made > moved.1 => {
+                behind(of.saturating_sub(made));
+                moved = (Instant::now(), made);
+            }
+            Ok(Line::Waiting) => {
+                behind(0);
+                moved.0 = Instant::now();
+            }
             Ok(Line::Progress(..)) | Err(RecvTimeoutError::Timeout) => {}
             Ok(last) => return Ok(Some(last)),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),

@@ -190,6 +190,33 @@ mod tests {
         }
     }
 
+    /// Sound and picture of a device whose clocks are wrong, each in its own way: after half an hour they are 450 ms
+    /// apart and neither is at its time, if nothing is done.
+    #[test]
+    fn nothing_drifts_in_half_an_hour_though_all_clocks_do() {
+        const LENGTH_S: i64 = 1800;
+        // Parts in a million by which the device's media clock is fast.
+        let device = [("a", 150), ("b", -100)];
+        let drifted = |at: i64, ppm: i64| ms(at) + at * ppm;
+        let clock = |ppm: i64| {
+            let reports = (0..LENGTH_S).map(|n| {
+                let (at, (_, report)) = (n * 1000, report(n * 1000, 0));
+                (ms(at), SenderReport { pts: drifted(at, ppm), ..report })
+            });
+            Clock { start: Some(ms(0)), coming: reports.collect(), ..Clock::default() }
+        };
+        let clocks = device.map(|(name, ppm)| (track(name), clock(ppm)));
+        let (mut clocks, mut first) = (Clocks { clocks: BTreeMap::from(clocks), step: None }, None);
+        for at in (5000..LENGTH_S * 1000 - 5000).step_by(40) {
+            assert!(clocks.advance(ms(at + 1000), MediaTime(i64::MAX)));
+            let shown = device.map(|(name, ppm)| clocks.apply(track(name), drifted(at, ppm)));
+            assert!((shown[0] - shown[1]).abs() <= 10 * MS, "at {at}: {shown:?}");
+            let late = shown[0] - ms(at);
+            let first = *first.get_or_insert(late);
+            assert!((late - first).abs() <= 10 * MS, "at {at}: {late} ns late, {first} ns at the beginning");
+        }
+    }
+
     #[test]
     fn the_first_reports_of_a_track_are_waited_for() {
         let mut clocks = clocks();
