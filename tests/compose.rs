@@ -138,6 +138,17 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
     fetch_log(&world, &archive.manifest, log.path()).await;
     let again = log.path().join("again.mp4");
     compose(log.path(), &again, &[]);
+    let small = |name: &str, dir: &Path| std::fs::read(dir.join(name)).unwrap_or_default();
+    for name in ["thumbnail.jpg", "sprite.jpg", "sprite.vtt"] {
+        assert!(!small(name, &archive.dir).is_empty(), "{name}");
+        assert_eq!(small(name, &archive.dir), small(name, log.path()), "{name}");
+    }
+    // A tile for each second, and the last one to the end.
+    let index = String::from_utf8(small("sprite.vtt", &archive.dir)).expect("text");
+    let pictures = archive.manifest["composed"]["pictures"].as_u64().expect("pictures");
+    let (tiles, ms) = (index.matches("-->").count(), pictures * 1000 / 30);
+    assert_eq!(tiles as u64, pictures.div_ceil(30), "{index}");
+    assert!(index.contains(&format!("--> 00:00:{:02}.{:03}\n", ms / 1000, ms % 1000)), "{index}");
     clipped(&world, id, &alice, joined, zero);
     for (flag, kept) in [("--no-audio", "video"), ("--no-video", "audio")] {
         let part = log.path().join("part.mp4");

@@ -114,9 +114,11 @@ pub fn build(
     let plans = streams::plan(&log.tracks, &corrections);
     let people = people(&events);
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
+    let mut stills = Vec::new();
     if about.options.output_mode != OutputMode::Individual {
         let (object, entry) = composed::make(dir, followed, about, pipelines, cancel)?;
         objects.push(object);
+        stills = composed::stills(dir)?;
         composed = Some(entry);
     }
     if about.options.output_mode != OutputMode::Composed {
@@ -128,6 +130,8 @@ pub fn build(
         }
         objects.push(pack(&out, about, &plans, &files, &people)?);
     }
+    // What a link leads to comes first.
+    objects.append(&mut stills);
     let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = plans.iter().map(|p| p.end).max().unwrap_or(begin);
     let clipped = composed.as_ref().filter(|_| about.clip.is_some());

@@ -13,6 +13,7 @@ use super::{ArchiveError, zip};
 use crate::compose::child::{self, ChildError};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
+use crate::compose::stills;
 use crate::event::{ArchiveOptions, Resolution};
 use crate::fault::chain;
 use crate::media::{MediaError, Pipelines, verify};
@@ -102,6 +103,18 @@ pub(super) fn make(
             .collect(),
     };
     Ok((Object { kind: Kind::Mp4, path, size, sha256, parts: sent }, entry))
+}
+
+/// The small pictures that the composer has put beside the file, if it could.
+pub(super) fn stills(dir: &Path) -> Result<Vec<Object>, ArchiveError> {
+    let mut objects = Vec::new();
+    for (path, kind) in stills::paths(&path(dir)).into_iter().zip([Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex]) {
+        if path.exists() {
+            let (sha256, size) = zip::sha256(&path)?;
+            objects.push(Object { kind, path, size, sha256, parts: None });
+        }
+    }
+    Ok(objects)
 }
 
 fn check(

@@ -1,5 +1,6 @@
 //! Object keys. An archive's objects stand together under `<applicationId>/<archiveId>/`, as Vonage's do.
 
+use crate::compose::stills;
 use crate::ids::{ApplicationId, ArchiveId, Epoch};
 
 /// An archive's place in the store.
@@ -16,6 +17,12 @@ pub enum Kind {
     Mp4,
     /// The ZIP of individual files.
     Zip,
+    /// A picture of the composed file.
+    Thumbnail,
+    /// Small pictures of it from beginning to end.
+    Sprite,
+    /// When and where each of them is: WebVTT.
+    SpriteIndex,
     /// Our manifest: the archive's truth.
     Manifest,
     /// The quality report.
@@ -31,6 +38,8 @@ impl Kind {
         match self {
             Self::Mp4 => "video/mp4",
             Self::Zip => "application/zip",
+            Self::Thumbnail | Self::Sprite => "image/jpeg",
+            Self::SpriteIndex => "text/vtt",
             Self::Manifest | Self::Report => "application/json",
             Self::Bundle(..) => "application/x-tar",
         }
@@ -62,6 +71,9 @@ impl Keys {
         let name = match kind {
             Kind::Mp4 => "archive.mp4".to_owned(),
             Kind::Zip => "archive.zip".to_owned(),
+            Kind::Thumbnail => stills::THUMBNAIL.to_owned(),
+            Kind::Sprite => stills::SPRITE.to_owned(),
+            Kind::SpriteIndex => stills::SPRITE_INDEX.to_owned(),
             Kind::Manifest => "manifest.json".to_owned(),
             Kind::Report => "report.json".to_owned(),
             Kind::Bundle(epoch, n) => format!("segments/e{epoch}/{n:06}.tar"),
@@ -77,6 +89,9 @@ impl Keys {
         let kind = match parts.next()? {
             "archive.mp4" => Kind::Mp4,
             "archive.zip" => Kind::Zip,
+            stills::THUMBNAIL => Kind::Thumbnail,
+            stills::SPRITE => Kind::Sprite,
+            stills::SPRITE_INDEX => Kind::SpriteIndex,
             "manifest.json" => Kind::Manifest,
             "report.json" => Kind::Report,
             rest => {
@@ -103,7 +118,9 @@ mod tests {
     fn keys_are_read_as_they_are_written_and_others_are_not_ours() {
         let archive: ArchiveId = "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id");
         let keys = Keys::new("app-1".parse().expect("id"), archive);
-        for kind in [Kind::Mp4, Kind::Zip, Kind::Manifest, Kind::Report, Kind::Bundle(Epoch(3), 17)] {
+        let stills = [Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex];
+        let others = [Kind::Mp4, Kind::Zip, Kind::Manifest, Kind::Report, Kind::Bundle(Epoch(3), 17)];
+        for kind in stills.into_iter().chain(others) {
             assert_eq!(Keys::parse(&keys.key(kind)), Some((keys.clone(), kind)));
         }
         assert_eq!(keys.key(Kind::Bundle(Epoch(3), 17)), format!("app-1/{archive}/segments/e0003/000017.tar"));

@@ -11,10 +11,11 @@ use super::geometry::Size;
 use super::inputs::{Errors, VideoInput};
 use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
+use super::stills::{self, Stills};
 use crate::capture::log::LogError;
 use crate::event::stylesheet::Stylesheet;
 use crate::event::{Layout, LayoutType};
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::fault::{Fault, FaultKind, HasFault, chain};
 use crate::ids::{StreamId, TrackKind};
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
 use crate::media::{MediaError, Pipelines};
@@ -132,6 +133,10 @@ pub fn compose(
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Composed, ComposeError> {
+    for old in stills::paths(out) {
+        // There may be none.
+        std::fs::remove_file(old).unwrap_or_default();
+    }
     let mut session = Session::new(dir.to_owned(), pipelines.dir.clone(), growth);
     session.refresh()?;
     let output = Output { seconds_max: session.length().unwrap_or(options.seconds_max), ..options.output() };
@@ -159,6 +164,11 @@ pub fn compose(
             work.tell(start, made, options.rate);
         }
         progress(made, made);
+        if options.video {
+            // They are a help: without them the archive is one all the same.
+            let written = drawing.stills.write(out, made, pipelines);
+            written.unwrap_or_else(|error| tracing::warn!("there are no small pictures: {}", chain(&error)));
+        }
         let (errors, late) = (work.session.errors(), work.session.late());
         Ok(Composed { start, pictures: made, rate: options.rate, late, errors })
     })
@@ -257,6 +267,7 @@ struct Drawing<'a> {
     /// The streams in the picture, and what the layout made of them.
     shown: Vec<(StreamId, Shown)>,
     cells: Vec<Cell>,
+    stills: Stills,
 }
 
 impl<'a> Drawing<'a> {
@@ -264,7 +275,8 @@ impl<'a> Drawing<'a> {
         let text = options.layout.stylesheet.as_deref().filter(|_| options.layout.kind == LayoutType::Custom);
         // One that cannot be used was refused with its event; without it the layout is bestFit.
         let sheet = text.and_then(|text| Stylesheet::parse(text).ok());
-        Self { options, canvases: Canvases::new(options.size), sheet, shown: Vec::new(), cells: Vec::new() }
+        let (canvases, stills) = (Canvases::new(options.size), Stills::new(options.size, options.rate));
+        Self { options, canvases, sheet, shown: Vec::new(), cells: Vec::new(), stills }
     }
 
     /// Draws the picture of one moment: of each stream the frame that is nearest to it.
@@ -309,6 +321,9 @@ impl<'a> Drawing<'a> {
             }
         }
         let canvas = self.canvases.draw(feeder, &tiles)?;
+        if self.stills.wants(n) {
+            feeder.draw(canvas, |planes| self.stills.add(n, tiles.len(), &planes))?;
+        }
         feeder.picture(canvas)
     }
 }

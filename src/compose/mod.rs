@@ -14,4 +14,5 @@ mod inputs;
 pub mod layout;
 mod limiter;
 mod scale;
+pub mod stills;
 mod timeline;

@@ -121,6 +121,12 @@ impl Scaler {
         Self { from, to, across, down, row, halves, arch: Arch::new() }
     }
 
+    /// Width and height of what comes out.
+    #[must_use]
+    pub const fn to(&self) -> (usize, usize) {
+        self.to
+    }
+
     /// Scales a plane.
     ///
     /// # Panics

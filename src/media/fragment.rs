@@ -37,6 +37,7 @@ embedded![
     "mux-input-video",
     "mux-input-audio",
     "count",
+    "still",
     "verify",
     "decode-vp8",
     "decode-vp9",

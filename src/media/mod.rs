@@ -13,6 +13,7 @@ mod mp4_index;
 pub mod mux;
 pub mod picture;
 mod runner;
+pub mod still;
 pub mod verify;
 
 use std::path::PathBuf;
