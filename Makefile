@@ -48,7 +48,7 @@ demo: setup ## a session of half a minute on private servers; files and a contac
 
 bench: setup ## cost and speed against a GStreamer recorder, in about 15 minutes; figures in target/bench.json
 	$(CARGO) build --locked --release --workspace --bins
-	target/release/bench $(BENCH_ARGS)
+	$${CARGO_TARGET_DIR:-target}/release/bench $(BENCH_ARGS)
 
 kills: setup ## twenty kills of the worker in one session
 	ARCHIVER_KILLS=20 $(CARGO) test --locked --workspace --test faults -- --nocapture killed
