@@ -107,6 +107,7 @@ on_both! {
     of_many_workers_that_want_an_expired_lease_one_wins => lease_race;
     a_worker_takes_its_own_job_back_at_once => own_jobs;
     an_owner_that_was_paused_changes_nothing_any_more => fencing;
+    of_two_who_ask_for_something_at_once_the_second_asks_again => desires;
     a_job_moves_forward_only_and_a_repeated_move_is_harmless => states;
     a_parked_job_goes_on_where_its_media_stands => unparking;
     an_archive_never_goes_back => statuses;
@@ -268,6 +269,22 @@ async fn fencing(url: String) {
     assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Stopped, later(62)), new.epoch).await.unwrap());
     catalog.advance(job.job, new.epoch, JobState::Finalizing, Some("session ended"), later(62)).await.unwrap();
     fenced(catalog.heartbeat(JobId::of_event(&job.session, &"none".parse().unwrap()), Epoch(1), NOW, TTL).await);
+}
+
+async fn desires(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    assert_eq!(job.desired, None);
+    assert!(catalog.desire(&job, "{\"a\":1}", NOW).await.unwrap());
+    assert!(!catalog.desire(&job, "{\"b\":1}", NOW).await.unwrap(), "it was read before the other asked");
+    let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+    let heard = catalog.heartbeat(job.job, epoch, NOW, TTL).await.unwrap();
+    assert_eq!(heard.desired.as_deref(), Some("{\"a\":1}"));
+    assert!(catalog.desire(&heard, "{\"b\":1}", NOW).await.unwrap());
+    catalog.advance(job.job, epoch, JobState::Finalizing, Some("x"), NOW).await.unwrap();
+    let ended = catalog.job(job.job).await.unwrap().unwrap();
+    assert!(!catalog.desire(&ended, "{}", NOW).await.unwrap(), "nothing can be asked of what has ended");
+    assert_eq!(ended.desired.as_deref(), Some("{\"b\":1}"));
 }
 
 async fn states(url: String) {

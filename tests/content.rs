@@ -66,7 +66,8 @@ impl Session {
         let room = JanusRouter::new(router).join(&"r".parse::<RoomId>().expect("id"), "test").await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
-        let about = About { archive, job, session, application, name: None, origin, options, clip: None };
+        let about =
+            About { archive, job, session, application, name: None, origin, options, clip: None, one_layout: false };
         Self { engine, capture, events, room, about, dir, _spool: folder }
     }
 

@@ -54,6 +54,9 @@ pub struct About {
     /// The part of the session that a composed archive has, if not all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
+    /// The layout of `options` is for all of it, whatever layouts the session had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_layout: bool,
 }
 
 /// An object of an archive that lies on this disk.
@@ -308,8 +311,13 @@ fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
                     entry.layers.push((event.at.as_millis(), *spatial, *temporal));
                 }
             }
-            What::EpochBegan { .. } | What::Muted { .. } | What::RouterLost | What::RouterBack | What::Ended { .. } => {
-            }
+            What::EpochBegan { .. }
+            | What::Muted { .. }
+            | What::Layout { .. }
+            | What::Classes { .. }
+            | What::RouterLost
+            | What::RouterBack
+            | What::Ended { .. } => {}
         }
     }
     people

@@ -41,6 +41,7 @@ pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
         bitrate_max: wanted.max_bitrate,
         seconds_max: longest.as_secs(),
         clip: None,
+        one_layout: false,
     }
 }
 
@@ -59,7 +60,7 @@ pub(super) fn make(
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
-    let options = Options { clip: about.clip, ..options(&about.options, Duration::ZERO) };
+    let options = Options { clip: about.clip, one_layout: about.one_layout, ..options(&about.options, Duration::ZERO) };
     let right = |composed: &Composed| check(composed, &options, &path, pipelines, cancel);
     let mut sent = None;
     let followed = match followed.map(|composed| right(&composed).map(|()| composed)) {

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::log::{HISTORY, LineFile, LogError, read_lines};
+use crate::event::Layout;
 use crate::ids::{Epoch, StreamId, TrackKind, WorkerId};
 use crate::router::VideoType;
 use crate::time::MediaTime;
@@ -66,6 +67,18 @@ pub enum What {
         spatial: Option<u32>,
         /// Temporal layer.
         temporal: Option<u32>,
+    },
+    /// The composed picture has another layout from now on.
+    Layout {
+        /// Which.
+        layout: Layout,
+    },
+    /// A stream has other layout classes from now on.
+    Classes {
+        /// Which stream.
+        stream: StreamId,
+        /// All of them.
+        classes: Vec<String>,
     },
     /// Signalling with the router was lost.
     RouterLost,

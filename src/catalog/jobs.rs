@@ -123,6 +123,8 @@ pub struct JobRow {
     pub created_at: Wallclock,
     /// When it last changed.
     pub updated_at: Wallclock,
+    /// What its archive should be like from now on, as JSON.
+    pub desired: Option<String>,
 }
 
 /// What became of an accepted event.
@@ -146,7 +148,7 @@ pub struct Claimed {
 }
 
 const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, event, state, origin, owner, \
-     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at";
+     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired";
 
 const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
 /// The states of which a session has at most one job; the index `jobs_active_session` holds it.
@@ -175,6 +177,7 @@ fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
         detail: columns.get("detail")?,
         created_at: Wallclock(columns.number("created_at")?),
         updated_at: Wallclock(columns.number("updated_at")?),
+        desired: columns.get("desired")?,
     })
 }
 
@@ -203,7 +206,7 @@ impl Catalog {
     pub async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
         let insert = statement(format!(
             "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
-             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, $10) \
+             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10) \
              ON CONFLICT DO NOTHING"
         ))
         .bind(new.job.to_string())
@@ -511,6 +514,23 @@ impl Catalog {
         .bind(session.to_string())
         .bind(ended_at.0);
         Ok(self.execute("end a session", request).await? > 0)
+    }
+
+    /// Asks for something of a live job's archive, if nobody has asked for something else than `before` meanwhile. Its
+    /// owner reads it with the next heartbeat. Returns whether it was so.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        let change = statement(format!(
+            "UPDATE jobs SET desired = $1, updated_at = $2 \
+             WHERE job_id = $3 AND state IN {ACTIVE} AND COALESCE(desired, '') = $4"
+        ))
+        .bind(storable(desired))
+        .bind(now.0)
+        .bind(job.job.to_string())
+        .bind(job.desired.clone().unwrap_or_default());
+        Ok(self.execute("ask for something of an archive", change).await? > 0)
     }
 
     /// Adds a line to a job's history.

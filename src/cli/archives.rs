@@ -15,7 +15,9 @@ use crate::archive::keys::{Keys, Kind};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
 use crate::event::{Layout, LayoutType, Resolution};
-use crate::ids::{ApplicationId, ArchiveId, SessionId};
+use crate::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
+use crate::job::desired::Desired;
+use crate::ops::desire::{check_classes, desire};
 use crate::ops::recompose::{Otherwise, recompose};
 use crate::store::checksum::Hasher;
 use crate::store::dir::collect;
@@ -95,6 +97,30 @@ pub(super) enum ArchivesCommand {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Give an archive that is being recorded another layout, from now on.
+    Layout {
+        /// The archive.
+        archive: ArchiveId,
+        /// bestFit, pip, verticalPresentation, horizontalPresentation or custom.
+        #[arg(long, value_parser = super::compose::named::<LayoutType>)]
+        layout: LayoutType,
+        /// The layout while a screen is shared; only with bestFit.
+        #[arg(long, value_parser = super::compose::named::<LayoutType>)]
+        screenshare: Option<LayoutType>,
+        /// The style sheet of a custom layout.
+        #[arg(long, value_name = "FILE")]
+        stylesheet: Option<PathBuf>,
+    },
+    /// Give a stream of an archive that is being recorded layout classes, from now on: `focus`, `full`, or those of your
+    /// style sheet; without any, it has none.
+    Classes {
+        /// The archive.
+        archive: ArchiveId,
+        /// The stream; `archiver archives show` has those of a finished archive, the router those of a running one.
+        stream: StreamId,
+        /// The classes.
+        classes: Vec<String>,
     },
     /// Delete an archive and all its objects.
     Delete {
@@ -201,6 +227,21 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 return say_json(&made);
             }
             say(&format!("{} of {} s; see `archiver archives show {}`", made.archive, made.duration_s, made.archive));
+        }
+        ArchivesCommand::Layout { archive, layout, screenshare, stylesheet } => {
+            let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
+            let wanted = Layout { kind: layout, stylesheet, screenshare_type: screenshare };
+            wanted.check().map_err(|(field, what)| anyhow::anyhow!("{field} {what}"))?;
+            desire(&catalog, archive, |desired| desired.layout = Some(wanted.clone())).await?;
+            say("the layout changes with the next heartbeat of the archive's worker");
+        }
+        ArchivesCommand::Classes { archive, stream, classes } => {
+            check_classes(&classes)?;
+            let change = |desired: &mut Desired| {
+                desired.classes.insert(stream, classes.clone());
+            };
+            desire(&catalog, archive, change).await?;
+            say("the classes change with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Delete { archive, yes } => {
             let row = found(&catalog, archive).await?;

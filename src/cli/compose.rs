@@ -34,8 +34,9 @@ pub(super) struct Compose {
     #[arg(long, default_value = "640x480", value_parser = named::<Resolution>)]
     resolution: Resolution,
     /// bestFit, pip, verticalPresentation, horizontalPresentation or custom.
-    #[arg(long, default_value = "bestFit", value_parser = named::<LayoutType>)]
-    layout: LayoutType,
+    /// Without it, those that the session had, and bestFit before it had any.
+    #[arg(long, value_parser = named::<LayoutType>)]
+    layout: Option<LayoutType>,
     /// The layout while a screen is shared; only with bestFit.
     #[arg(long, value_parser = named::<LayoutType>)]
     screenshare: Option<LayoutType>,
@@ -83,7 +84,7 @@ impl Compose {
         }
         let stylesheet = self.stylesheet.as_deref().map(sheet).transpose()?;
         let (width, height) = self.resolution.size();
-        let layout = Layout { kind: self.layout, stylesheet, screenshare_type: self.screenshare };
+        let layout = Layout { kind: self.layout.unwrap_or_default(), stylesheet, screenshare_type: self.screenshare };
         Ok(Task {
             options: Options {
                 size: Size::new(width, height),
@@ -95,6 +96,7 @@ impl Compose {
                 bitrate_max: self.max_bitrate,
                 seconds_max: 0,
                 clip: None,
+                one_layout: self.layout.is_some() || self.screenshare.is_some(),
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,
@@ -118,7 +120,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     if args.screenshare == Some(LayoutType::Custom) {
         bail!("while a screen is shared the layout cannot be custom; see `archiver compose --help`");
     }
-    if (args.layout == LayoutType::Custom) != args.stylesheet.is_some() {
+    if (args.layout == Some(LayoutType::Custom)) != args.stylesheet.is_some() {
         bail!("--layout custom takes --stylesheet FILE, and no other layout does");
     }
     let Task { options, pipelines, follow } = args.task()?;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::geometry::{Rect, Size};
+use super::geometry::{Rect, Size, seen};
 use super::layout::{Cell, Fit};
 use super::scale::Scaler;
 use crate::ids::StreamId;
@@ -30,12 +30,17 @@ pub struct Tile {
 
 impl Tile {
     /// What of the picture is drawn, and where.
-    fn parts(&self) -> (Rect, Rect) {
-        let natural = Size::new(self.size.0, self.size.1);
-        match self.cell.fit {
-            Fit::Contain => (Rect::whole(natural), self.cell.area.contain(natural)),
-            Fit::Cover => (self.cell.area.covered(natural), self.cell.area),
-        }
+    fn parts(&self) -> Option<(Rect, Rect)> {
+        let (natural, Cell { area, cut, .. }) = (Size::new(self.size.0, self.size.1), self.cell);
+        // All of its place, by its own corner.
+        let place = Rect::whole(Size::new(area.width + cut.left + cut.right, area.height + cut.top + cut.bottom));
+        let (source, target) = match self.cell.fit {
+            Fit::Contain => (Rect::whole(natural), place.contain(natural)),
+            Fit::Cover => (place.covered(natural), place),
+        };
+        let window = Rect { x: cut.left, y: cut.top, ..area };
+        let (source, target) = seen(source, target, window)?;
+        Some((source, Rect { x: target.x - cut.left + area.x, y: target.y - cut.top + area.y, ..target }))
     }
 
     /// Whether it covers the same pixels, whatever the picture.
@@ -114,7 +119,7 @@ fn draw(
     tile: &Tile,
     picture: &Picture,
 ) -> Result<(), MediaError> {
-    let (from, to) = tile.parts();
+    let Some((from, to)) = tile.parts() else { return Ok(()) };
     for (n, plane) in (0..).zip(planes.iter_mut()) {
         let shift = u32::from(n > 0);
         let source = picture.plane(n)?;

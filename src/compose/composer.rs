@@ -45,6 +45,9 @@ pub struct Options {
     /// Only a part of the session.
     #[serde(default)]
     pub clip: Option<Clip>,
+    /// The layout is the same all the time, whatever layouts the session had.
+    #[serde(default)]
+    pub one_layout: bool,
 }
 
 impl Options {
@@ -258,10 +261,18 @@ fn mix(
     Ok(to)
 }
 
+/// The style sheet of a custom layout. One that cannot be used was refused when it was asked for; without it the layout is
+/// bestFit.
+fn sheet(layout: &Layout) -> Option<Stylesheet> {
+    let text = layout.stylesheet.as_deref().filter(|_| layout.kind == LayoutType::Custom)?;
+    Stylesheet::parse(text).ok()
+}
+
 /// What is drawn, as far as it is the same from one picture to the next.
 struct Drawing<'a> {
     options: &'a Options,
     canvases: Canvases,
+    layout: Layout,
     /// Of a custom layout.
     sheet: Option<Stylesheet>,
     /// The streams in the picture, and what the layout made of them.
@@ -272,11 +283,20 @@ struct Drawing<'a> {
 
 impl<'a> Drawing<'a> {
     fn new(options: &'a Options) -> Self {
-        let text = options.layout.stylesheet.as_deref().filter(|_| options.layout.kind == LayoutType::Custom);
-        // One that cannot be used was refused with its event; without it the layout is bestFit.
-        let sheet = text.and_then(|text| Stylesheet::parse(text).ok());
         let (canvases, stills) = (Canvases::new(options.size), Stills::new(options.size, options.rate));
-        Self { options, canvases, sheet, shown: Vec::new(), cells: Vec::new(), stills }
+        let (layout, sheet) = (options.layout.clone(), sheet(&options.layout));
+        Self { options, canvases, layout, sheet, shown: Vec::new(), cells: Vec::new(), stills }
+    }
+
+    /// The layout that the session has now.
+    fn lay_out(&mut self, session: &Session, at: MediaTime) {
+        let now = session.layout(at).filter(|_| !self.options.one_layout).unwrap_or(&self.options.layout);
+        if *now != self.layout {
+            (self.layout, self.sheet) = (now.clone(), sheet(now));
+            // They are placed anew.
+            self.shown.clear();
+            self.cells.clear();
+        }
     }
 
     /// Draws the picture of one moment: of each stream the frame that is nearest to it.
@@ -288,6 +308,7 @@ impl<'a> Drawing<'a> {
         n: u64,
     ) -> Result<(), MediaError> {
         let at = moment(start, n, self.options.rate);
+        self.lay_out(session, at);
         let mut there = Vec::new();
         for (id, input) in &mut session.video {
             let newest = input.read(at + interval(self.options.rate) / 2, &session.clocks);
@@ -301,7 +322,7 @@ impl<'a> Drawing<'a> {
             let Some(input) = session.video.get_mut(&stream.id) else { continue };
             input.decode()?;
             if let Some((picture, _)) = input.picture() {
-                let (screen, classes) = (stream.is_screen(at), stream.classes.clone());
+                let (screen, classes) = (stream.is_screen(at), stream.classes(at).to_vec());
                 shown.push((stream.id, Shown { size: Some(picture.size()), screen, classes }));
             }
         }
@@ -309,7 +330,7 @@ impl<'a> Drawing<'a> {
             let streams: Vec<Shown> = shown.iter().map(|(_, s)| s.clone()).collect();
             self.cells = match &self.sheet {
                 Some(sheet) => custom::place(sheet, self.options.size, &streams),
-                None => place(&self.options.layout, self.options.size, &streams),
+                None => place(&self.layout, self.options.size, &streams),
             };
             self.shown = shown;
         }

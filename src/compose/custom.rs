@@ -2,13 +2,13 @@
 //!
 //! Where Vonage's documents leave it open: what is `inline` or `inline-block` stands beside its neighbours like a float; where
 //! nothing says how high something is, or how wide something is that does not fill its line, the picture's own shape
-//! does; what would lie outside of the frame is made smaller until it does not.
+//! does.
 
 use taffy::prelude::TaffyAuto;
 use taffy::{AvailableSpace, Dimension, Display, LengthPercentageAuto, NodeId, Overflow, Position, Style, TaffyTree};
 
 use super::geometry::{Rect, Size};
-use super::layout::{Cell, Fit, Shown};
+use super::layout::{Cell, Cut, Fit, Shown};
 use crate::event::stylesheet::{Edge, Length, Property, Sibling, Stylesheet};
 
 /// What a stream's declarations come to.
@@ -24,7 +24,7 @@ pub fn place(sheet: &Stylesheet, frame: Size, streams: &[Shown]) -> Vec<Cell> {
     let siblings: Vec<Sibling<'_>> = streams.iter().map(|s| Sibling { classes: &s.classes }).collect();
     let resolved: Vec<Resolved> =
         streams.iter().enumerate().map(|(n, shown)| resolve(&sheet.of(&siblings, n), shown)).collect();
-    let Some(areas) = areas(frame, &resolved) else { return Vec::new() };
+    let Some((areas, cuts)) = areas(frame, &resolved) else { return Vec::new() };
     let mut order: Vec<usize> = (0..streams.len()).collect();
     // What is positioned lies over what is not, unless it asks to lie below.
     let layer = |n: usize| match resolved[n].style.position {
@@ -37,6 +37,7 @@ pub fn place(sheet: &Stylesheet, frame: Size, streams: &[Shown]) -> Vec<Cell> {
     let cell = |(depth, n): (i32, &usize)| Cell {
         stream: *n,
         area: areas[*n],
+        cut: cuts[*n],
         fit: resolved[*n].fit,
         z: if overlap { depth } else { 0 },
     };
@@ -128,8 +129,8 @@ fn automatic(length: Length) -> LengthPercentageAuto {
     }
 }
 
-/// Each stream's part of the frame; empty where nothing of it is in the frame.
-fn areas(frame: Size, streams: &[Resolved]) -> Option<Vec<Rect>> {
+/// Each stream's part of the frame, empty where nothing of it is in the frame, and what lies outside.
+fn areas(frame: Size, streams: &[Resolved]) -> Option<(Vec<Rect>, Vec<Cut>)> {
     let mut tree: TaffyTree<()> = TaffyTree::new();
     tree.disable_rounding();
     let nodes: Vec<NodeId> = streams.iter().map(|s| tree.new_leaf(s.style.clone()).ok()).collect::<Option<_>>()?;
@@ -149,7 +150,11 @@ fn areas(frame: Size, streams: &[Resolved]) -> Option<Vec<Rect>> {
         let (x, y) = (layout.location.x, layout.location.y);
         let (left, right) = (edge(x, frame.width), edge(x + layout.size.width, frame.width));
         let (top, bottom) = (edge(y, frame.height), edge(y + layout.size.height, frame.height));
-        Some(Rect { x: left, y: top, width: right.saturating_sub(left), height: bottom.saturating_sub(top) })
+        let area = Rect { x: left, y: top, width: right.saturating_sub(left), height: bottom.saturating_sub(top) };
+        let (end_x, end_y) = (x + layout.size.width, y + layout.size.height);
+        #[allow(clippy::cast_precision_loss)]
+        let (right, bottom) = (end_x - frame.width as f32, end_y - frame.height as f32);
+        Some((area, Cut { left: outside(-x), top: outside(-y), right: outside(right), bottom: outside(bottom) }))
     };
     nodes.iter().map(area).collect()
 }
@@ -159,6 +164,12 @@ fn areas(frame: Size, streams: &[Resolved]) -> Option<Vec<Rect>> {
 fn edge(at: f32, end: u32) -> u32 {
     // Not a number comes to 0.
     2 * (at / 2.0).round().clamp(0.0, (end / 2) as f32) as u32
+}
+
+/// Even pixels beyond an edge. More than this are as good as endless.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn outside(by: f32) -> u32 {
+    2 * (by / 2.0).round().clamp(0.0, 500_000.0) as u32
 }
 
 #[cfg(test)]

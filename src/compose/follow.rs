@@ -15,6 +15,7 @@ use super::timeline::{self, Stream};
 use crate::capture::history::{self, Event};
 use crate::capture::log::reader::TrackIndex;
 use crate::capture::log::{self, LogError};
+use crate::event::Layout;
 use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::time::{MediaSpan, MediaTime};
 
@@ -122,6 +123,8 @@ pub(super) struct Session {
     events_read: u64,
     pub clocks: Clocks,
     pub streams: BTreeMap<StreamId, Stream>,
+    /// The layouts that the session had, each from when on.
+    layouts: Vec<(MediaTime, Layout)>,
     pub video: BTreeMap<StreamId, VideoInput>,
     pub audio: BTreeMap<StreamId, AudioInput>,
     /// Where the file begins.
@@ -140,6 +143,7 @@ impl Session {
             events_read: 0,
             clocks: Clocks::default(),
             streams: BTreeMap::new(),
+            layouts: Vec::new(),
             video: BTreeMap::new(),
             audio: BTreeMap::new(),
             start: None,
@@ -175,6 +179,7 @@ impl Session {
                 *start = (*start).min(*from);
             }
             self.streams = timeline::streams(&media, &self.events);
+            self.layouts = timeline::layouts(&self.events);
         }
         for input in self.video.values_mut() {
             input.refresh()?;
@@ -226,6 +231,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The layout at a moment, if it is another than the one that was asked for at first.
+    pub fn layout(&self, at: MediaTime) -> Option<&Layout> {
+        self.layouts.iter().take_while(|(since, _)| *since <= at).last().map(|(_, layout)| layout)
     }
 
     /// Waits until the log has grown, and reads it. Returns at once when it does not grow any more.

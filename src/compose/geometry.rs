@@ -99,6 +99,40 @@ impl Rect {
     }
 }
 
+/// What of a picture is seen, and where, when part `source` of it is drawn into `target`, of which only what lies in `window`
+/// is seen. All edges are even.
+#[must_use]
+pub fn seen(source: Rect, target: Rect, window: Rect) -> Option<(Rect, Rect)> {
+    let end = |at: u32, length: u32| at.saturating_add(length);
+    let (left, top) = (target.x.max(window.x), target.y.max(window.y));
+    let right = end(target.x, target.width).min(end(window.x, window.width));
+    let bottom = end(target.y, target.height).min(end(window.y, window.height));
+    if left >= right || top >= bottom {
+        return None;
+    }
+    // A place in the target, as one in the source.
+    let back = |at: u32, from: u32, length: u32, source: u32| {
+        even(u64::from(at - from) * u64::from(source) / u64::from(length.max(1)))
+    };
+    let (x0, x1) =
+        (back(left, target.x, target.width, source.width), back(right, target.x, target.width, source.width));
+    let (y0, y1) =
+        (back(top, target.y, target.height, source.height), back(bottom, target.y, target.height, source.height));
+    // Of very little at least two pixels are seen.
+    let span = |from: u32, to: u32, length: u32| {
+        let from = from.min(even(length.saturating_sub(2).into()));
+        (from, to.max(from + 2).min(length.max(from + 2)) - from)
+    };
+    let whole =
+        (left, right, top, bottom) == (target.x, end(target.x, target.width), target.y, end(target.y, target.height));
+    if whole {
+        return Some((source, target));
+    }
+    let ((x, width), (y, height)) = (span(x0, x1, source.width), span(y0, y1, source.height));
+    let part = Rect { x: source.x + x, y: source.y + y, width, height };
+    Some((part, Rect { x: left, y: top, width: right - left, height: bottom - top }))
+}
+
 /// The largest even number that is not larger.
 fn even(n: u64) -> u32 {
     u32::try_from(n & !1).unwrap_or(u32::MAX - 1)
@@ -127,6 +161,28 @@ mod tests {
         }
         // What covers the room is cut, not drawn larger.
         assert_eq!(room.covered(Size::new(1280, 720)), Rect { x: 160, y: 0, width: 960, height: 720 });
+    }
+
+    #[test]
+    fn what_lies_outside_of_a_window_is_cut_and_not_made_smaller() {
+        let rect = |x, y, width, height| Rect { x, y, width, height };
+        let (source, target) = (rect(10, 20, 1280, 720), rect(100, 100, 640, 360));
+        for (name, window, expected) in [
+            ("all of it", rect(0, 0, 800, 800), Some((source, target))),
+            ("its left half", rect(0, 0, 420, 800), Some((rect(10, 20, 640, 720), rect(100, 100, 320, 360)))),
+            (
+                "its lower right quarter",
+                rect(420, 280, 800, 800),
+                Some((rect(650, 380, 640, 360), rect(420, 280, 320, 180))),
+            ),
+            ("nothing", rect(0, 0, 100, 800), None),
+            ("two pixels", rect(738, 458, 10, 10), Some((rect(1286, 736, 4, 4), rect(738, 458, 2, 2)))),
+        ] {
+            assert_eq!(seen(source, target, window), expected, "{name}");
+        }
+        // A picture that is drawn far larger than it is.
+        let large = seen(rect(0, 0, 16, 8), rect(0, 0, 100_000, 50_000), rect(40_000, 20_000, 640, 480));
+        assert_eq!(large, Some((rect(6, 2, 2, 2), rect(40_000, 20_000, 640, 480))));
     }
 
     #[test]

@@ -41,6 +41,19 @@ impl Shown {
     }
 }
 
+/// What of a stream's place lies outside of the frame, in pixels on each side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Cut {
+    /// At the left edge.
+    pub left: u32,
+    /// At the upper edge.
+    pub top: u32,
+    /// At the right edge.
+    pub right: u32,
+    /// At the lower edge.
+    pub bottom: u32,
+}
+
 /// A stream's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cell {
@@ -48,6 +61,8 @@ pub struct Cell {
     pub stream: usize,
     /// Its part of the frame.
     pub area: Rect,
+    /// What of it lies outside.
+    pub cut: Cut,
     /// How the picture fills it.
     pub fit: Fit,
     /// Later ones are drawn over earlier ones.
@@ -83,7 +98,7 @@ fn with_main(kind: LayoutType, frame: Size, streams: &[Shown], main: Option<usiz
 }
 
 fn cell(stream: usize, area: Rect) -> Cell {
-    Cell { stream, area, fit: Fit::Contain, z: 0 }
+    Cell { stream, area, cut: Cut::default(), fit: Fit::Contain, z: 0 }
 }
 
 /// The grid in which the pictures have the largest area in all. Where two are about as good, a wide frame has the
@@ -164,6 +179,9 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
+#[cfg(test)]
+#[path = "layout_goldens.rs"]
+mod goldens;
 #[cfg(test)]
 #[path = "layout_tests.rs"]
 mod tests;

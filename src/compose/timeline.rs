@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::capture::history::{Event, What};
+use crate::event::Layout;
 use crate::ids::{StreamId, TrackKind};
 use crate::router::VideoType;
 use crate::time::{MediaSpan, MediaTime};
@@ -16,10 +17,10 @@ pub const HOLD: MediaSpan = 2_000_000_000;
 pub struct Stream {
     /// Which.
     pub id: StreamId,
-    /// Its layout classes.
-    pub classes: Vec<String>,
     /// When it came first.
     pub added: MediaTime,
+    /// Its layout classes, each time from when on.
+    classes: Vec<(MediaTime, Vec<String>)>,
     /// Since when it is a screen, or none.
     screen: Vec<(MediaTime, bool)>,
     /// When it was there. Empty when the history does not know it: then its media alone tells.
@@ -58,11 +59,17 @@ impl Stream {
         said.or(self.screen.first()).is_some_and(|(_, screen)| *screen)
     }
 
+    /// Its layout classes at a moment.
+    #[must_use]
+    pub fn classes(&self, at: MediaTime) -> &[String] {
+        self.classes.iter().take_while(|(since, _)| *since <= at).last().map_or(&[], |(_, classes)| classes)
+    }
+
     /// Its place among others at a moment: who has the least comes first (Vonage's order of priority, without what
     /// only a platform knows of its clients).
     #[must_use]
     pub fn priority(&self, at: MediaTime) -> (bool, bool, MediaTime, StreamId) {
-        (self.classes.is_empty(), !self.is_screen(at), self.added, self.id)
+        (self.classes(at).is_empty(), !self.is_screen(at), self.added, self.id)
     }
 }
 
@@ -72,8 +79,8 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
     let new = |(id, added): (&StreamId, &MediaTime)| {
         let stream = Stream {
             id: *id,
-            classes: Vec::new(),
             added: *added,
+            classes: Vec::new(),
             screen: Vec::new(),
             present: Vec::new(),
             video_off: Vec::new(),
@@ -85,6 +92,16 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
         happened(&mut streams, event);
     }
     streams
+}
+
+/// The layouts that were asked for while the session ran, each from when on.
+#[must_use]
+pub fn layouts(events: &[Event]) -> Vec<(MediaTime, Layout)> {
+    let layout = |event: &Event| match &event.what {
+        What::Layout { layout } => Some((event.at, layout.clone())),
+        _ => None,
+    };
+    events.iter().filter_map(layout).collect()
 }
 
 fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
@@ -120,10 +137,16 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
                 }
             }
         }
+        What::Classes { stream, classes } => {
+            if let Some(stream) = streams.get_mut(stream) {
+                stream.classes.push((event.at, classes.clone()));
+            }
+        }
         // A router that is away says nothing of those who are there: their media tells.
         What::EpochBegan { .. }
         | What::Muted { .. }
         | What::Layer { .. }
+        | What::Layout { .. }
         | What::RouterLost
         | What::RouterBack
         | What::Ended { .. } => {}
@@ -182,6 +205,21 @@ mod tests {
             ),
         ] {
             assert_eq!(read(&events).is_shown(at(moment), at(newest)), shown, "{name}");
+        }
+    }
+
+    #[test]
+    fn classes_and_their_priority_are_a_stream_s_from_when_they_were_asked_for() {
+        let classes = |ms, classes: &[&str]| {
+            let classes = classes.iter().map(|class| (*class).to_owned()).collect();
+            Event { at: at(ms), what: What::Classes { stream: id(1), classes } }
+        };
+        let stream = read(&[told(1, 0, VideoType::Camera), classes(3000, &["focus"]), classes(6000, &[])]);
+        for (ms, expected) in
+            [(0, vec![]), (2999, vec![]), (3000, vec!["focus"]), (5999, vec!["focus"]), (6000, vec![])]
+        {
+            assert_eq!(stream.classes(at(ms)), expected, "{ms}");
+            assert_eq!(stream.priority(at(ms)).0, expected.is_empty(), "{ms}");
         }
     }
 

@@ -428,30 +428,33 @@ fn check_started(data: &Started) -> Result<(), EventError> {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));
     }
     if let Some(layout) = &archive.layout {
-        let custom = layout.kind == LayoutType::Custom;
-        if custom != layout.stylesheet.is_some() {
-            return Err(invalid("data.archive.layout.stylesheet", "goes with type custom, and only with it"));
-        }
-        if layout.stylesheet.as_ref().is_some_and(|s| s.len() > STYLESHEET_BYTES_MAX) {
-            return Err(invalid(
-                "data.archive.layout.stylesheet",
-                format!("has more than {STYLESHEET_BYTES_MAX} bytes"),
-            ));
-        }
-        if let Some(Err(problem)) = layout.stylesheet.as_deref().map(Stylesheet::parse) {
-            return Err(invalid("data.archive.layout.stylesheet", problem.to_string()));
-        }
-        match layout.screenshare_type {
-            Some(LayoutType::Custom) => {
-                return Err(invalid("data.archive.layout.screenshareType", "may not be custom"));
-            }
-            Some(_) if layout.kind != LayoutType::BestFit => {
-                return Err(invalid("data.archive.layout.screenshareType", "goes only with type bestFit"));
-            }
-            _ => {}
-        }
+        layout.check().map_err(|(field, what)| invalid(&format!("data.archive.layout.{field}"), what))?;
     }
     Ok(())
+}
+
+impl Layout {
+    /// Whether it can be one.
+    ///
+    /// # Errors
+    /// The field that is wrong, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let (sheet, screen) = ("stylesheet", "screenshareType");
+        if (self.kind == LayoutType::Custom) != self.stylesheet.is_some() {
+            return Err((sheet, "goes with type custom, and only with it".to_owned()));
+        }
+        if self.stylesheet.as_ref().is_some_and(|s| s.len() > STYLESHEET_BYTES_MAX) {
+            return Err((sheet, format!("has more than {STYLESHEET_BYTES_MAX} bytes")));
+        }
+        if let Some(Err(problem)) = self.stylesheet.as_deref().map(Stylesheet::parse) {
+            return Err((sheet, problem.to_string()));
+        }
+        match self.screenshare_type {
+            Some(LayoutType::Custom) => Err((screen, "may not be custom".to_owned())),
+            Some(_) if self.kind != LayoutType::BestFit => Err((screen, "goes only with type bestFit".to_owned())),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How deep brackets are nested outside of texts. Cheap, and done before a parser recurses.

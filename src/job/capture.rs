@@ -10,6 +10,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::composing::Composing;
+use super::desired::Desired;
+use super::driver::Asked;
 use super::presence::{EndReason, Presence};
 use super::session::Session;
 use super::{Job, Stuck};
@@ -51,7 +53,7 @@ struct Earlier {
 pub(super) async fn capture(
     job: &Job,
     status: &watch::Sender<Option<ArchiveRow>>,
-    mut end_reason: watch::Receiver<Option<String>>,
+    mut asked: Asked,
     composing: &mut Option<Composing>,
 ) -> Result<Captured, Stuck> {
     let context = &job.context;
@@ -69,17 +71,17 @@ pub(super) async fn capture(
     let now = Wallclock::now();
     let mut presence =
         Presence::new(context.settings.job_limits(), job.row.origin, now, earlier.recorded, !earlier.ends.is_empty());
-    let (history, _) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
+    let (history, before) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
-    let mut room = match enter(job, &mut presence, &mut end_reason).await? {
+    let mut room = match enter(job, &mut presence, &mut asked.end_reason).await? {
         Entered::Room(room) => room,
         Entered::Ended(captured) => return Ok(captured),
     };
     let complete = watch::Sender::new(MediaTime(i64::MIN));
     *composing = Composing::start(job, complete.clone());
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
-    let mut session = Session::new(job, capture, room.control(), history, presence);
+    let mut session = Session::new(job, capture, room.control(), history, Desired::noted(&before), presence);
     let (sealed, stop_shipping, shipping) = (Arc::new(Notify::new()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(
         Arc::clone(context),
@@ -90,7 +92,7 @@ pub(super) async fn capture(
         stop_shipping.clone(),
     ));
     shipping.close();
-    let ended = session.run(room.as_mut(), &mut events, &sealed, status, &mut end_reason).await;
+    let ended = session.run(room.as_mut(), &mut events, &sealed, status, &mut asked).await;
     room.leave().await;
     session.end().await;
     let closed = context.engine.close(capture).await;

@@ -8,9 +8,10 @@ use tokio_util::task::TaskTracker;
 
 use super::capture::Captured;
 use super::composing::Composing;
+use super::desired::Desired;
 use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
-use crate::catalog::{ArchiveStatus, CatalogError, Claimed, JobState, NewJob, NewParked};
+use crate::catalog::{Accepted, ArchiveStatus, CatalogError, Claimed, JobState, NewJob, NewParked};
 use crate::fault::Backoff;
 use crate::ids::EventId;
 use crate::metrics::metrics;
@@ -33,13 +34,16 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
         Err(stuck) => return park(&context, &row, stuck, &CancellationToken::new()).await,
     };
     let (status, wanted) = watch::channel(None);
-    let (end_sender, end_reason) = watch::channel(row.end_reason.clone());
+    let (end_reason, ends) = watch::channel(row.end_reason.clone());
+    let (desired, wanted_of_it) = watch::channel(ledger::desired(&row));
+    let wishes = ledger::Wishes { end_reason, desired };
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn(ledger::keep(Arc::clone(&context), row.clone(), wanted, end_sender, job.fenced.clone(), stop.clone()));
+    tasks.spawn(ledger::keep(Arc::clone(&context), row.clone(), wanted, wishes, job.fenced.clone(), stop.clone()));
     tasks.close();
     let mut composing = None;
-    let ended = stages(&job, &status, end_reason, &mut composing).await;
+    let asked = Asked { end_reason: ends, desired: wanted_of_it };
+    let ended = stages(&job, &status, asked, &mut composing).await;
     if let Some(composing) = composing {
         composing.call_off().await;
     }
@@ -57,10 +61,16 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     }
 }
 
+/// What somebody wants of a job, as it hears it.
+pub(super) struct Asked {
+    pub end_reason: watch::Receiver<Option<String>>,
+    pub desired: watch::Receiver<Desired>,
+}
+
 async fn stages(
     job: &Job,
     status: &watch::Sender<Option<crate::catalog::ArchiveRow>>,
-    end_reason: watch::Receiver<Option<String>>,
+    asked: Asked,
     composing: &mut Option<Composing>,
 ) -> Result<Ended, Stuck> {
     let reason = if job.row.state == JobState::Finalizing {
@@ -69,7 +79,7 @@ async fn stages(
         if advance(job, JobState::Capturing, None).await? == Moved::Fenced {
             return Ok(Ended::Fenced);
         }
-        match capture::capture(job, status, end_reason, composing).await? {
+        match capture::capture(job, status, asked, composing).await? {
             Captured::Ended(reason) => reason,
             Captured::Fenced => return Ok(Ended::Fenced),
             Captured::Drained => return Ok(Ended::HandedOver),
@@ -130,10 +140,23 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         started_at: event.at().unwrap_or(job.row.created_at),
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
-    match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {
-        Some(Err(error)) => Err(Stuck::of(&error)),
-        Some(Ok(_)) | None => Ok(()),
+    let next = match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {
+        None => return Ok(()),
+        Some(Err(error)) => return Err(Stuck::of(&error)),
+        Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
+    };
+    // It goes on as this one was asked to be.
+    let catalog = &job.context.catalog;
+    let passed_on = async {
+        match catalog.job(job.row.job).await?.and_then(|row| row.desired) {
+            Some(desired) => catalog.desire(&next, &desired, Wallclock::now()).await.map(drop),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = passed_on.await {
+        tracing::warn!("the next archive begins with its first layout: {}", crate::fault::chain(&error));
     }
+    Ok(())
 }
 
 async fn park(context: &Context, row: &crate::catalog::JobRow, stuck: Stuck, fenced: &CancellationToken) -> Ended {

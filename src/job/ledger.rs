@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
+use super::desired::Desired;
 use crate::catalog::{ArchiveRow, CatalogError, JobRow};
 use crate::fault::chain;
 use crate::time::Wallclock;
@@ -16,13 +17,48 @@ use crate::time::Wallclock;
 /// Heartbeats in a lease.
 const BEATS_A_LEASE: u32 = 4;
 
-/// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `end_reason` receives what
-/// somebody wants the job to end for. When another owner has the job, `fenced` is cancelled.
+/// What somebody wants of a job, as the catalog tells it.
+#[derive(Debug)]
+pub struct Wishes {
+    /// Why it should end.
+    pub end_reason: watch::Sender<Option<String>>,
+    /// What its archive should be like.
+    pub desired: watch::Sender<Desired>,
+}
+
+impl Wishes {
+    fn heard(&self, row: &JobRow, before: &mut Option<String>) {
+        self.end_reason.send_if_modified(|known| {
+            let new = known.is_none() && row.end_reason.is_some();
+            if new {
+                known.clone_from(&row.end_reason);
+            }
+            new
+        });
+        if row.desired != *before {
+            before.clone_from(&row.desired);
+            self.desired.send_replace(desired(row));
+        }
+    }
+}
+
+/// What a job's archive should be like.
+#[must_use]
+pub fn desired(row: &JobRow) -> Desired {
+    let Some(text) = &row.desired else { return Desired::default() };
+    serde_json::from_str(text).unwrap_or_else(|error| {
+        tracing::warn!("what is desired of the archive cannot be read, and is left: {error}");
+        Desired::default()
+    })
+}
+
+/// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `wishes` are told what
+/// somebody wants of it. When another owner has the job, `fenced` is cancelled.
 pub async fn keep(
     context: Arc<Context>,
     job: JobRow,
     mut wanted: watch::Receiver<Option<ArchiveRow>>,
-    end_reason: watch::Sender<Option<String>>,
+    wishes: Wishes,
     fenced: CancellationToken,
     stop: CancellationToken,
 ) {
@@ -31,6 +67,7 @@ pub async fn keep(
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut away_since: Option<Wallclock> = None;
     let mut unwritten = false;
+    let mut asked = job.desired.clone();
     let mut ends = context.ends.subscribe();
     loop {
         tokio::select! {
@@ -44,13 +81,7 @@ pub async fn keep(
                         if let Some(since) = away_since.take() {
                             tracing::info!(away_s = now.since(since).as_secs(), "the catalog is back");
                         }
-                        end_reason.send_if_modified(|known| {
-                            let new = known.is_none() && row.end_reason.is_some();
-                            if new {
-                                known.clone_from(&row.end_reason);
-                            }
-                            new
-                        });
+                        wishes.heard(&row, &mut asked);
                     }
                     Err(CatalogError::Fenced { .. }) => {
                         tracing::warn!("another owner has the job");

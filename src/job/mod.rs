@@ -11,6 +11,7 @@
 
 pub mod capture;
 mod composing;
+pub mod desired;
 pub mod driver;
 pub mod finalize;
 pub mod ledger;
@@ -169,6 +170,7 @@ impl Job {
             origin: self.row.origin,
             options: self.event.data.archive.clone(),
             clip: None,
+            one_layout: false,
         }
     }
 

@@ -11,7 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
 use super::capture::{Captured, bug};
-use super::driver::{Moved, hand_on};
+use super::desired::Desired;
+use super::driver::{Asked, Moved, hand_on};
 use super::presence::{AT_MOST, Presence};
 use super::{Job, Stuck};
 use crate::capture::history::{History, What};
@@ -57,6 +58,8 @@ pub(super) struct Session<'a> {
     capture: CaptureKey,
     control: Arc<dyn RoomControl>,
     history: History,
+    /// What of the wishes is in the history.
+    noted: Desired,
     presence: Presence,
     streams: BTreeMap<String, Stream>,
     peers: HashMap<PeerKey, String>,
@@ -82,6 +85,7 @@ impl<'a> Session<'a> {
         capture: CaptureKey,
         control: Arc<dyn RoomControl>,
         history: History,
+        noted: Desired,
         presence: Presence,
     ) -> Self {
         Self {
@@ -89,6 +93,7 @@ impl<'a> Session<'a> {
             capture,
             control,
             history,
+            noted,
             presence,
             streams: BTreeMap::new(),
             peers: HashMap::new(),
@@ -116,6 +121,15 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Notes what is newly wanted: the composer draws by the history.
+    fn wish(&mut self, wanted: &Desired) {
+        for news in wanted.news(&self.noted) {
+            tracing::info!(?news, "the archive is to be otherwise from now on");
+            self.note(news);
+        }
+        self.noted.clone_from(wanted);
+    }
+
     /// Captures until the session ends, is handed over, or is lost to another owner.
     pub(super) async fn run(
         &mut self,
@@ -123,8 +137,12 @@ impl<'a> Session<'a> {
         events: &mut mpsc::Receiver<CaptureEvent>,
         sealed: &Notify,
         status: &watch::Sender<Option<ArchiveRow>>,
-        end_reason: &mut watch::Receiver<Option<String>>,
+        asked: &mut Asked,
     ) -> Captured {
+        let Asked { end_reason, desired } = asked;
+        // What was asked for before the job was ours.
+        let wanted = desired.borrow_and_update().clone();
+        self.wish(&wanted);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut paused = false;
@@ -156,6 +174,10 @@ impl<'a> Session<'a> {
                     if let (Some(reason), HandingOn::No) = (end_reason.borrow_and_update().clone(), &handing_on) {
                         return Captured::Ended(reason);
                     }
+                }
+                Ok(()) = desired.changed() => {
+                    let wanted = desired.borrow_and_update().clone();
+                    self.wish(&wanted);
                 }
                 _ = tick.tick() => {
                     if let HandingOn::Until(end) = &handing_on && *end <= Instant::now() {

@@ -1,6 +1,7 @@
 //! What operators do: look whether everything can be used, replay and discard parked jobs, make archives anew.
 
 pub mod check;
+pub mod desire;
 pub mod recompose;
 pub mod sweep;
 

@@ -95,6 +95,7 @@ pub async fn recompose(
     about.archive = new;
     about.clip = otherwise.clip;
     about.options.output_mode = OutputMode::Composed;
+    about.one_layout = otherwise.layout.is_some();
     about.options.layout = otherwise.layout.clone().or(about.options.layout);
     about.options.resolution = otherwise.resolution.or(about.options.resolution);
     let (dir, reason, stop, told) = (work.0.clone(), row.reason.clone(), cancel.clone(), about.clone());

@@ -301,7 +301,8 @@ mod tests {
         loop {
             let layers = publisher.stats().await.expect("stats");
             let sent = |width| layers.iter().any(|l| l.width == width && l.frames > 30);
-            let sound = layers.iter().any(|l| l.kind == "audio" && l.packets > 50);
+            // Two beeps, which come a second after each other.
+            let sound = layers.iter().any(|l| l.kind == "audio" && l.packets > 150);
             if sound && [640, 320, 160].into_iter().all(sent) {
                 break;
             }
