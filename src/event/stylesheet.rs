@@ -1,6 +1,8 @@
 //! The style sheets of custom layouts: the part of CSS that Vonage documents, over streams that stand beside each other.
 //! What cannot be used is refused with its place and the reason, before it can harm an archive.
 
+use std::panic::catch_unwind;
+
 use raffia::ast::{
     CombinatorKind, ComplexSelectorChild, ComponentValue, CompoundSelector, Declaration, InterpolableIdent, NthIndex,
     PseudoClassSelectorArgKind, SimpleSelector, Statement, TypeSelector,
@@ -122,7 +124,9 @@ impl Stylesheet {
         let text = fenced(text)?;
         let text = text.as_str();
         let at = |span: Span, what: &str| problem(text, span.start, what);
-        let parsed = Parser::new(text, Syntax::Css).parse::<raffia::ast::Stylesheet<'_>>();
+        // What gets through the fence and makes the parser panic all the same is a sheet that cannot be used, too.
+        let parsed = catch_unwind(|| Parser::new(text, Syntax::Css).parse::<raffia::ast::Stylesheet<'_>>());
+        let parsed = parsed.map_err(|_| problem(text, 0, "this is no CSS that can be read"))?;
         let sheet = parsed.map_err(|error| at(error.span.clone(), &error.kind.to_string()))?;
         let mut rules = Vec::new();
         for statement in &sheet.statements {
@@ -209,7 +213,7 @@ fn problem(text: &str, at: usize, what: &str) -> Problem {
 }
 
 /// A sheet without comments, in which brackets are closed, and without what no layout needs. The parser (raffia 0.13)
-/// would never come to an end behind a bracket that is not closed, panics at some escapes, and recurses.
+/// would never come to an end behind a bracket that is not closed, panics at some escapes and signs, and recurses.
 fn fenced(text: &str) -> Result<String, Problem> {
     let mut bytes = text.as_bytes().to_vec();
     while let Some(begin) = bytes.windows(2).position(|two| two == b"/*") {
@@ -229,6 +233,12 @@ fn fenced(text: &str) -> Result<String, Problem> {
             b'[' | b']' | b'\\' | b'"' | b'\'' | b'`' => {
                 return Err(problem(text, at, "square brackets, quotes and escapes cannot be used"));
             }
+            b'$' | b'^' | b'&' | b'|' | b'?' | b'=' | b'<' => {
+                return Err(problem(text, at, "this character cannot be used"));
+            }
+            b'-' if !is_sign(at.checked_sub(1).and_then(|at| bytes.get(at)), bytes.get(at + 1)) => {
+                return Err(problem(text, at, "this sign belongs to nothing"));
+            }
             b'\n' | b'\r' | b'\t' | b' '..=b'~' => true,
             _ => return Err(problem(text, at, "only ASCII can be used")),
         };
@@ -244,6 +254,17 @@ fn fenced(text: &str) -> Result<String, Problem> {
     }
     // Only ASCII is left, and spaces for comments.
     Ok(String::from_utf8(bytes).unwrap_or_default())
+}
+
+/// Whether a minus can stand between these two: in a name, before a number, or by itself as in `2n - 1`.
+fn is_sign(before: Option<&u8>, after: Option<&u8>) -> bool {
+    let begins_name = before.is_some_and(|before| b".#@".contains(before));
+    let goes_on = |after: &u8| match after {
+        b'0'..=b'9' | b'.' => !begins_name,
+        _ => after.is_ascii_alphabetic() || b"-_".contains(after),
+    };
+    let alone = |around: Option<&u8>| around.is_some_and(u8::is_ascii_whitespace);
+    before != Some(&b'+') && (after.is_some_and(goes_on) || alone(before) && alone(after))
 }
 
 fn literal<'a>(text: &str, ident: &'a InterpolableIdent<'_>) -> Result<&'a str, Problem> {

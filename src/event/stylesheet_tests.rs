@@ -78,11 +78,22 @@ fn what_cannot_be_used_is_refused_with_its_place_and_the_reason() {
         ("stream { width: \"1px\" }", 1, 17, "quotes"),
         ("stream { stream { width: 1px } }", 1, 10, ""),
         ("((((((((((", 1, 4, "too deep"),
+        ("stream:nth-child(+-:width) { width: 1px }", 1, 19, "belongs to nothing"),
+        ("stream { width: -; }", 1, 17, "belongs to nothing"),
+        ("stream { margin: +- 1px }", 1, 19, "belongs to nothing"),
+        ("stream { width: $a }", 1, 17, "this character"),
+        (".-\n { width: 1px }", 1, 2, "belongs to nothing"),
     ] {
         let problem = Stylesheet::parse(sheet).expect_err(sheet);
         assert_eq!((problem.line, problem.column), (line, column), "{sheet}: {problem}");
         assert!(problem.what.contains(what), "{sheet}: {problem}");
     }
+}
+
+#[test]
+fn signs_are_those_of_numbers_names_and_places() {
+    let sheet = "stream{margin:-1px}.a-b{left:-.5%}stream:nth-child(2n - 1){top:0}stream:nth-child(-n+3){top: -2px}";
+    assert!(Stylesheet::parse(sheet).is_ok(), "{:?}", Stylesheet::parse(sheet));
 }
 
 proptest! {
