@@ -4,6 +4,7 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -12,7 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::capture::types::{Gap, TrackStats};
 use crate::fault::{Blame, FaultKind};
+use crate::ids::TrackKind;
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -111,6 +114,28 @@ pub struct Metrics {
     pub broker_connected: Gauge<i64, AtomicI64>,
 }
 
+impl Metrics {
+    /// Counts what happened to a track's packets since it was last told.
+    pub fn received(&self, kind: TrackKind, stats: &TrackStats) {
+        for (fate, packets) in [
+            ("received", stats.packets),
+            ("repaired", stats.repaired),
+            ("lost", stats.lost),
+            ("late", stats.late),
+            ("duplicate", stats.duplicate),
+            ("malformed", stats.malformed),
+        ] {
+            self.packets.get_or_create(&PacketLabels { kind: kind.as_str(), fate }).inc_by(packets);
+        }
+    }
+
+    /// Counts missing media.
+    pub fn missing(&self, gap: &Gap) {
+        let seconds = Duration::from_nanos(u64::try_from(gap.to - gap.from).unwrap_or(0)).as_secs_f64();
+        self.gap_seconds.get_or_create(&GapLabels { cause: gap.cause.as_str() }).inc_by(seconds);
+    }
+}
+
 static ALL: LazyLock<(Metrics, Registry)> = LazyLock::new(build);
 
 /// The metrics of this process.
@@ -179,11 +204,19 @@ fn build() -> (Metrics, Registry) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::types::GapCause;
+    use crate::time::MediaTime;
 
     #[test]
     fn every_metric_is_rendered_with_its_prefix() {
         metrics().events.get_or_create(&EventLabels { outcome: EventOutcome::Accepted }).inc();
+        let stats = TrackStats { packets: 3, lost: 1, ..TrackStats::default() };
+        metrics().received(TrackKind::Video, &stats);
+        let (from, to) = (MediaTime::from_millis(500), MediaTime::from_millis(750));
+        metrics().missing(&Gap { from, to, cause: GapCause::Network });
         let text = render();
+        assert!(text.contains("archiver_packets_total{kind=\"video\",fate=\"lost\"} 1"), "{text}");
+        assert!(text.contains("archiver_gap_seconds_total{cause=\"network\"} 0.25"), "{text}");
         assert!(text.contains("archiver_events_total{outcome=\"Accepted\"}"), "{text}");
         assert!(text.contains("# TYPE archiver_archive_delay histogram"), "{text}");
     }

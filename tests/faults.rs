@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use archiver_testkit::content::Content;
 use archiver_testkit::postgres::Postgres;
 use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
 
@@ -32,7 +33,7 @@ async fn recording(world: &mut World, session: &str) -> Publisher {
     let started = world.started(session);
     world.publish(&started).expect("publish");
     let publisher = Publisher::start(Options::new(&world.janus, session, "alice")).await.expect("publisher");
-    world.recording(2, Duration::from_secs(20)).await;
+    world.recording(2).await;
     publisher
 }
 
@@ -58,7 +59,7 @@ async fn a_worker_that_is_killed_again_and_again_makes_one_archive() {
     seconds(4).await;
     let ended = world.ended("killed");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("killed", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("killed", "available").await;
     let truth = publisher.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let epochs = archive.report["epochsMs"].as_array().expect("epochs").len() as u64;
@@ -114,7 +115,7 @@ async fn a_store_that_is_away_in_mid_session_and_at_the_end_loses_nothing() {
     world.publish(&ended).expect("publish");
     seconds(away).await;
     world.s3.restart().await.expect("store");
-    let archive = world.archive("stored", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("stored", "available").await;
     let truth = publisher.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
@@ -132,7 +133,7 @@ async fn a_broker_that_dies_is_not_noticed_by_captures() {
     seconds(2).await;
     let ended = world.ended("brokered");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("brokered", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("brokered", "available").await;
     let truth = publisher.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
@@ -149,10 +150,16 @@ async fn a_router_that_is_restarted_leaves_a_gap_in_the_same_archive() {
     let before = publisher.crash();
     world.janus.create_room("routed", json!({})).await.expect("room");
     let publisher = Publisher::start(Options::new(&world.janus, "routed", "alice")).await.expect("publisher");
-    seconds(6).await;
+    // Media is there again: what was missing is known.
+    wait_for("a gap by the router", || async {
+        let metrics = world.metrics().ok()?;
+        metrics.lines().any(|line| line.starts_with("archiver_gap_seconds_total{cause=\"router\"}")).then_some(())
+    })
+    .await;
+    seconds(4).await;
     let ended = world.ended("routed");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("routed", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("routed", "available").await;
     let after = publisher.crash();
     let archive = world.download(&archive).expect("download");
     let files = archive.files("alice");
@@ -178,7 +185,7 @@ async fn a_catalog_that_is_away_delays_nothing_but_the_news() {
     seconds(3).await;
     let ended = world.ended("catalogued");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("catalogued", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("catalogued", "available").await;
     let truth = publisher.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
@@ -191,12 +198,12 @@ async fn a_worker_that_is_told_to_stop_hands_its_session_over() {
     let mut world = World::start(BINARY, None, "").await.expect("world");
     let publisher = recording(&mut world, "handed").await;
     seconds(2).await;
-    assert!(world.stop_worker(Duration::from_secs(15)), "{}", world.log());
+    assert!(world.stop_worker(), "{}", world.log());
     world.start_worker().expect("worker");
     seconds(4).await;
     let ended = world.ended("handed");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("handed", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("handed", "available").await;
     let truth = publisher.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);

@@ -5,15 +5,18 @@
 //! of an archive together are its capture log; [`super::restore`] makes it anew on another machine.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::log::reader::SegmentIndex;
-use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, TRACKS};
+use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, SealedSegment, TRACKS};
 use crate::archive::keys::{Keys, Kind};
 use crate::fault::{Fault, HasFault};
 use crate::ids::Epoch;
+use crate::metrics::metrics;
 use crate::store::retry::{STORE, persist};
 use crate::store::{Body, ObjectStore, Piece, PutOptions, StoreError};
 
@@ -44,6 +47,41 @@ impl HasFault for ShipError {
             Self::Store(e) => e.fault(),
             Self::Cancelled => crate::fault::FaultKind::StoreUnavailable.fault(),
         }
+    }
+}
+
+/// What waits to be shipped: the news that there is more, and how much it is.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    more: Notify,
+    bytes: AtomicU64,
+}
+
+impl Waiting {
+    /// Segments have been sealed.
+    pub fn sealed(&self, segments: &[SealedSegment]) {
+        let bytes: u64 = segments.iter().map(|segment| segment.size).sum();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        metrics().unshipped_bytes.inc_by(bytes.cast_signed());
+        self.more.notify_one();
+    }
+
+    /// Waits until there is more.
+    pub async fn more(&self) {
+        self.more.notified().await;
+    }
+
+    /// They are in the store. What an earlier run sealed is not counted here.
+    pub fn shipped(&self, bytes: u64) {
+        let left = |waiting: u64| Some(waiting.saturating_sub(bytes));
+        let (Ok(before) | Err(before)) = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        metrics().unshipped_bytes.dec_by(before.min(bytes).cast_signed());
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shipped(u64::MAX);
     }
 }
 

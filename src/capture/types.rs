@@ -126,6 +126,20 @@ pub enum GapCause {
     Storage,
 }
 
+impl GapCause {
+    /// The name in metrics and reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Publisher => "publisher",
+            Self::Network => "network",
+            Self::Router => "router",
+            Self::Worker => "worker",
+            Self::Storage => "storage",
+        }
+    }
+}
+
 /// A span of media time that is known to be missing from a track.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {

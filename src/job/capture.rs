@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,7 +19,7 @@ use crate::capture::history::{History, What};
 use crate::capture::log::{LogOptions, LogReader, TrackLog};
 use crate::capture::peer::CaptureOptions;
 use crate::capture::restore::restore;
-use crate::capture::ship;
+use crate::capture::ship::{self, Waiting};
 use crate::capture::track::TrackOptions;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::fault::{Backoff, FaultKind, chain};
@@ -82,17 +82,18 @@ pub(super) async fn capture(
     *composing = Composing::start(job, complete.clone());
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
     let mut session = Session::new(job, capture, room.control(), history, Desired::noted(&before), presence);
-    let (sealed, stop_shipping, shipping) = (Arc::new(Notify::new()), CancellationToken::new(), TaskTracker::new());
+    let (waiting, stop_shipping, shipping) =
+        (Arc::new(Waiting::default()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(
         Arc::clone(context),
         job.keys.clone(),
         job.dir.clone(),
         job.row.epoch,
-        Arc::clone(&sealed),
+        Arc::clone(&waiting),
         stop_shipping.clone(),
     ));
     shipping.close();
-    let ended = session.run(room.as_mut(), &mut events, &sealed, status, &mut asked).await;
+    let ended = session.run(room.as_mut(), &mut events, &waiting, status, &mut asked).await;
     room.leave().await;
     session.end().await;
     let closed = context.engine.close(capture).await;
@@ -217,17 +218,18 @@ async fn ship_behind(
     keys: crate::archive::keys::Keys,
     dir: PathBuf,
     epoch: crate::ids::Epoch,
-    sealed: Arc<Notify>,
+    waiting: Arc<Waiting>,
     stop: CancellationToken,
 ) {
     let mut next = 1;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = sealed.notified() => {}
+            () = waiting.more() => {}
         }
         match ship::ship(context.store.as_ref(), &keys, &dir, epoch, &mut next, &stop).await {
-            Ok(_) | Err(ship::ShipError::Cancelled) => {}
+            Ok(bytes) => waiting.shipped(bytes),
+            Err(ship::ShipError::Cancelled) => {}
             Err(error) => tracing::warn!("segments are not shipped for now: {}", chain(&error)),
         }
     }

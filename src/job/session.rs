@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
@@ -17,6 +17,7 @@ use super::presence::{AT_MOST, Presence};
 use super::{Job, Stuck};
 use crate::capture::history::{History, What};
 use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
+use crate::capture::ship::Waiting;
 use crate::capture::types::GapCause;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::event::ArchiveOptions;
@@ -135,7 +136,7 @@ impl<'a> Session<'a> {
         &mut self,
         room: &mut dyn Room,
         events: &mut mpsc::Receiver<CaptureEvent>,
-        sealed: &Notify,
+        waiting: &Waiting,
         status: &watch::Sender<Option<ArchiveRow>>,
         asked: &mut Asked,
     ) -> Captured {
@@ -168,7 +169,7 @@ impl<'a> Session<'a> {
                     // Only leaving ends the events; that is ours to do.
                     None => return Captured::Drained,
                 },
-                Some(event) = events.recv() => self.capture_event(event, sealed),
+                Some(event) = events.recv() => self.capture_event(event, waiting),
                 Some(done) = self.subscribing.join_next() => self.subscribed(done),
                 Ok(()) = end_reason.changed() => {
                     if let (Some(reason), HandingOn::No) = (end_reason.borrow_and_update().clone(), &handing_on) {
@@ -412,7 +413,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn capture_event(&mut self, event: CaptureEvent, sealed: &Notify) {
+    fn capture_event(&mut self, event: CaptureEvent, waiting: &Waiting) {
         match event {
             CaptureEvent::Connected { .. } => {}
             CaptureEvent::PeerLost { peer, why } => {
@@ -430,7 +431,7 @@ impl<'a> Session<'a> {
             }
             CaptureEvent::Sealed { segments } => {
                 if !segments.is_empty() {
-                    sealed.notify_one();
+                    waiting.sealed(&segments);
                 }
             }
             CaptureEvent::StorageFailed { track, why } => {

@@ -13,6 +13,7 @@ use super::{INDEX, LineFile, LogError, Record, SealedSegment, mkv};
 use crate::capture::spool::Spool;
 use crate::capture::types::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::ids::{Epoch, TrackId};
+use crate::metrics::metrics;
 use crate::time::{MediaSpan, MediaTime};
 
 /// Sender reports kept of one part. Janus sends one a second or so.
@@ -194,7 +195,7 @@ impl TrackLog {
                 return Ok(());
             }
             let gap = Gap { from: since, to: frame.pts, cause: GapCause::Storage };
-            if let Err(error) = self.index.append(&Record::Gap(gap)) {
+            if let Err(error) = self.gap(gap) {
                 self.failed = Some((since, frame.pts + RETRY_AFTER));
                 self.dropped_to = frame.pts + frame.duration.unwrap_or(0);
                 return Err(error);
@@ -235,7 +236,9 @@ impl TrackLog {
     /// # Errors
     /// When it cannot be written.
     pub fn gap(&mut self, gap: Gap) -> Result<(), LogError> {
-        self.index.append(&Record::Gap(gap))
+        self.index.append(&Record::Gap(gap))?;
+        metrics().missing(&gap);
+        Ok(())
     }
 
     /// Keeps a sender report for the next part's line.
@@ -247,6 +250,7 @@ impl TrackLog {
 
     /// Keeps counts for the next part's line.
     pub fn stats(&mut self, stats: &TrackStats) {
+        metrics().received(self.track.kind, stats);
         self.stats.add(stats);
     }
 
@@ -324,7 +328,7 @@ impl TrackLog {
         segment.hasher.update(&self.part.bytes);
         segment.size += len;
         self.first_part_written = true;
-        crate::metrics::metrics().captured_bytes.inc_by(len);
+        metrics().captured_bytes.inc_by(len);
         Ok(())
     }
 
@@ -359,7 +363,7 @@ impl TrackLog {
         self.flush()?;
         if let Some((since, retry)) = self.failed.filter(|(since, _)| *since < self.dropped_to) {
             // A full quota leaves room for a line: what is missing so far is known even if nothing follows.
-            self.index.append(&Record::Gap(Gap { from: since, to: self.dropped_to, cause: GapCause::Storage }))?;
+            self.gap(Gap { from: since, to: self.dropped_to, cause: GapCause::Storage })?;
             self.failed = Some((self.dropped_to, retry));
         }
         if self.stats != TrackStats::default() {

@@ -1,11 +1,12 @@
 //! A whole deployment of its own: broker, media router, store, and the `archiver` program as a process.
 
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::child::Server;
@@ -13,10 +14,12 @@ use crate::janus::{API_SECRET, Janus};
 use crate::net::free_port;
 use crate::rabbitmq::RabbitMq;
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
-use crate::wait::wait_for;
+use crate::wait::{DEADLINE, wait_for};
 
 /// The application of all sessions here.
 pub const APPLICATION: &str = "78d335fa-323d-0114-9c3d-d6f0d48968cf";
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A deployment.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct World {
     /// The name of the machine that the worker is on.
     machine: String,
     config: PathBuf,
+    /// Where the worker tells its metrics.
+    http: SocketAddr,
     events: u32,
 }
 
@@ -49,13 +54,14 @@ impl World {
         let s3 = S3Server::start().await?;
         let (rabbit, janus) = (rabbit.await??, janus.await??);
         let catalog = catalog.map(|url| format!("[catalog]\nurl = \"{url}\"\n")).unwrap_or_default();
-        let (http, ip) = (free_port(std::net::Ipv4Addr::LOCALHOST.into())?, janus.ip());
+        let ip = janus.ip();
+        let http = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
         let text = format!(
             "[worker]\nid = \"worker-1\"\nregion = \"eu\"\ndata_dir = \"{}\"\n\
              [broker]\nurl = \"{}\"\n{catalog}\
              [store]\nkind = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\naccess_key = \"{ACCESS_KEY}\"\nsecret_key = \"{SECRET_KEY}\"\n\
              [[router]]\nname = \"janus-1\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\n\
-             [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"127.0.0.1:{http}\"\n{more}\n",
+             [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"{http}\"\n{more}\n",
             dir.path().join("data-worker-1").display(),
             rabbit.url(),
             s3.endpoint(),
@@ -72,6 +78,7 @@ impl World {
             worker: None,
             machine: "worker-1".to_owned(),
             config,
+            http,
             events: 0,
         })
     }
@@ -108,12 +115,12 @@ impl World {
     }
 
     /// `SIGTERM`; returns whether it ended by itself with success.
-    pub fn stop_worker(&mut self, limit: Duration) -> bool {
+    pub fn stop_worker(&mut self) -> bool {
         let Some(mut worker) = self.worker.take() else { return false };
         if std::env::var_os("ARCHIVER_IMAGE").is_some_and(|name| !name.is_empty()) {
-            return worker.stop_innermost(limit);
+            return worker.stop_innermost(DEADLINE);
         }
-        worker.stop(limit)
+        worker.stop(DEADLINE)
     }
 
     /// The worker's process.
@@ -149,6 +156,31 @@ impl World {
         let text = std::fs::read_to_string(&self.config)?.replace(&self.machine, machine);
         std::fs::write(&self.config, text)?;
         self.machine = machine.to_owned();
+        Ok(())
+    }
+
+    /// The worker's metrics, as Prometheus reads them.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        let mut connection = TcpStream::connect(self.http)?;
+        connection.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.http).as_bytes())?;
+        let mut text = String::new();
+        connection.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Changes the catalog, an SQLite, as a person with a database client would: one row. The worker must not run.
+    ///
+    /// # Errors
+    /// When it cannot be done, or changes another number of rows.
+    pub fn sql(&self, statement: &str, values: &[&str]) -> Result<()> {
+        let script = "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); \
+                      n=db.execute(sys.argv[2],sys.argv[3:]).rowcount; db.commit(); sys.exit(0 if n==1 else 1)";
+        let file = self.data().join("catalog.sqlite");
+        let status = Command::new("python3").args(["-c", script]).arg(file).arg(statement).args(values).status()?;
+        ensure!(status.success(), "{statement}");
         Ok(())
     }
 
@@ -236,10 +268,10 @@ impl World {
     /// Waits until a session has an archive with a status, and it is the only one.
     ///
     /// # Panics
-    /// When it takes longer than `limit`.
-    pub async fn archive(&self, session: &str, status: &str, limit: Duration) -> Value {
+    /// When it takes longer than [`DEADLINE`].
+    pub async fn archive(&self, session: &str, status: &str) -> Value {
         let what = format!("an archive of {session} that is {status}");
-        let found = wait_for(&what, limit, || async {
+        let found = wait_for(&what, || async {
             let archives = self.archives(session).ok()?;
             archives.into_iter().find(|a| a["status"] == status)
         });
@@ -252,9 +284,9 @@ impl World {
     /// Waits until media of a session is being recorded.
     ///
     /// # Panics
-    /// When it takes longer than `limit`.
-    pub async fn recording(&self, tracks: usize, limit: Duration) {
-        wait_for(&format!("{tracks} tracks in the spool\n{}", self.log()), limit, || async {
+    /// When it takes longer than [`DEADLINE`].
+    pub async fn recording(&self, tracks: usize) {
+        wait_for(&format!("{tracks} tracks in the spool\n{}", self.log()), || async {
             let mut found = 0;
             for archive in std::fs::read_dir(self.data().join("spool")).ok()?.flatten() {
                 found += std::fs::read_dir(archive.path().join("tracks")).map_or(0, |d| d.flatten().count());
