@@ -229,6 +229,14 @@ fn sink(received: &Arc<Mutex<Received>>) -> Result<gst::Pad, gstreamer::glib::Bo
             }
             true
         })
+        .query_function(|pad, parent, query| match query.view_mut() {
+            // Pictures with lines as long as the decoder likes are welcome: else it copies each of them.
+            gst::QueryViewMut::Allocation(query) => {
+                query.add_allocation_meta::<gstreamer_video::VideoMeta>(None);
+                true
+            }
+            _ => gst::Pad::query_default(pad, parent, query),
+        })
         .build();
     Ok(pad)
 }
