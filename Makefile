@@ -11,7 +11,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/archiver
 PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstreamer-plugins-bad1.0-dev \
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
   janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
-  iproute2 procps python3-venv
+  iproute2 procps python3-venv libsodium-dev libzstd-dev
 
 GARAGE := $(CACHE)/garage/bin/garage
 
@@ -40,7 +40,7 @@ lint: setup ## formatting, clippy and documentation, all warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
 test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium
-	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (about 10 minutes)"
+	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (some minutes)"
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
@@ -69,7 +69,8 @@ fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	done
 
 garage: ## build the S3 server garage once, for the store's contract tests
-	@[ -x "$(GARAGE)" ] || $(CARGO) install garage --version 2.5.0 --locked --debug --root $(CACHE)/garage --target-dir $(CACHE)/garage/target
+	@[ -x "$(GARAGE)" ] || CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install garage --version 2.5.0 --locked --debug \
+	  --no-default-features --features lmdb,system-libs --root $(CACHE)/garage --target-dir $(CACHE)/garage/target
 	@rm -rf $(CACHE)/garage/target
 
 image: setup ## build the image without a registry, and run the demo with the worker in it

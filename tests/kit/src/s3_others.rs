@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -35,7 +34,7 @@ fn cache() -> PathBuf {
 }
 
 fn ready(server: &mut Server, port: u16) -> Result<()> {
-    server.wait_ready(Duration::from_secs(60), || TcpStream::connect(SocketAddr::new(LOOPBACK, port)).is_ok())
+    server.wait_ready(|| TcpStream::connect(SocketAddr::new(LOOPBACK, port)).is_ok())
 }
 
 /// moto in a Python environment of its own, made when it is not there. It has no bucket yet.
@@ -84,7 +83,7 @@ pub fn garage() -> Result<Option<OtherS3>> {
     );
     let at = dir.path().display();
     let config = format!(
-        "metadata_dir = \"{at}/meta\"\ndata_dir = \"{at}/data\"\ndb_engine = \"sqlite\"\nreplication_factor = 1\n\
+        "metadata_dir = \"{at}/meta\"\ndata_dir = \"{at}/data\"\ndb_engine = \"lmdb\"\nreplication_factor = 1\n\
          rpc_bind_addr = \"127.0.0.1:{rpc}\"\nrpc_public_addr = \"127.0.0.1:{rpc}\"\nrpc_secret = \"{}\"\n\
          [s3_api]\ns3_region = \"garage\"\napi_bind_addr = \"127.0.0.1:{s3}\"\nroot_domain = \".s3.test\"\n",
         "17a3".repeat(16)
