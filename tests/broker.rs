@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const REGION: &str = "eu";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// Long enough for something to happen that must not.
 const A_WHILE: Duration = Duration::from_millis(700);
 
@@ -117,7 +117,7 @@ impl Worker {
 
     async fn stop(self) {
         self.cancel.cancel();
-        tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.expect("it stops at once");
+        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("it stops at once");
     }
 }
 
@@ -139,7 +139,7 @@ async fn waiting(config: &BrokerConfig, queue: &str) -> u32 {
 }
 
 async fn waits_for_count(config: &BrokerConfig, queue: &str, count: u32) {
-    wait_for(&format!("{count} messages in {queue}"), SOON, || async {
+    wait_for(&format!("{count} messages in {queue}"), || async {
         (waiting(config, queue).await == count).then_some(())
     })
     .await;

@@ -15,6 +15,7 @@ use archiver::router::{MediaRouter, RoomEvent, StreamInfo};
 use archiver::time::Wallclock;
 use archiver_testkit::janus::{API_SECRET, Janus};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
+use archiver_testkit::wait::DEADLINE;
 
 fn router(janus: &Janus) -> JanusRouter {
     let mut config = JanusConfig::new("test", &janus.url());
@@ -30,7 +31,7 @@ async fn next_stream(room: &mut dyn archiver::router::Room) -> StreamInfo {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), next).await.expect("a stream")
+    tokio::time::timeout(DEADLINE, next).await.expect("a stream")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +86,7 @@ async fn every_codec_arrives_whole_in_its_log() {
     }
     let mut first = std::collections::BTreeSet::new();
     while first.len() < 2 * kinds.len() {
-        let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await;
+        let event = tokio::time::timeout(DEADLINE, events.recv()).await;
         match event.unwrap_or_else(|_| panic!("only {first:?} have media")).expect("event") {
             CaptureEvent::FirstMedia { track } => {
                 first.insert(track);

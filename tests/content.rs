@@ -19,6 +19,7 @@ use archiver_testkit::content::{Content, Matched, Timeline, apart, percentile};
 use archiver_testkit::janus::{API_SECRET, Janus};
 use archiver_testkit::proxy::{Conditions, UdpProxy};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
+use archiver_testkit::wait::DEADLINE;
 use tokio::sync::mpsc::Receiver;
 
 /// One session's capture without a job: what comes up in the room is subscribed to.
@@ -80,7 +81,7 @@ impl Session {
                 }
             }
         };
-        let stream = tokio::time::timeout(Duration::from_secs(10), next).await.expect("a stream");
+        let stream = tokio::time::timeout(DEADLINE, next).await.expect("a stream");
         let control = self.room.control();
         let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
         let id = StreamId::of_router(&self.about.session, &stream.router_id);
@@ -88,7 +89,7 @@ impl Session {
         control.answer(offer.subscription, peer.expect("engine").expect("offer").1).await.expect("answer");
         let mut media = 0;
         while media < tracks {
-            let event = tokio::time::timeout(Duration::from_secs(15), self.events.recv()).await;
+            let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
             match event.expect("media in time").expect("event") {
                 CaptureEvent::FirstMedia { track } if track.stream == id => media += 1,
                 CaptureEvent::PeerLost { why, .. } => panic!("{why}"),

@@ -74,7 +74,7 @@ async fn main() -> Result<()> {
     world.publish(&ended)?;
     let end = Instant::now();
     say(" 30 s  all leave, session.ended is published");
-    let archive = world.archive(room, "available", Duration::from_secs(60)).await;
+    let archive = world.archive(room, "available").await;
     let available = end.elapsed();
     let archive = world.download(&archive)?;
     copy(&archive.dir, &out)?;
@@ -98,7 +98,7 @@ async fn main() -> Result<()> {
     say(&format!("\nsession end to archive available: {} ms", available.as_millis()));
     say(&format!("files:         {}", out.display()));
     say(&format!("contact sheet: {}", out.join("contact-sheet.png").display()));
-    ensure!(world.stop_worker(Duration::from_secs(20)), "the worker did not stop cleanly:\n{}", world.log());
+    ensure!(world.stop_worker(), "the worker did not stop cleanly:\n{}", world.log());
     Ok(())
 }
 

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use archiver::broker::{BrokerConfig, ENDED_KEY, Publisher as Events, STARTED_KEY};
 use archiver_testkit::content::Content;
@@ -79,7 +78,7 @@ async fn each_malformed_or_hostile_event_is_parked_for_its_own_reason_and_the_wo
     let started = world.started("calm");
     world.publish(&started).expect("publish");
     let publisher = Publisher::start(Options::new(&world.janus, "calm", "alice")).await.expect("publisher");
-    world.recording(2, Duration::from_secs(20)).await;
+    world.recording(2).await;
     let (malformed, hostile) = (kept(), hostile(&world.started("harm")));
     assert!(malformed.len() >= 30 && hostile.len() >= 10, "{} and {}", malformed.len(), hostile.len());
     let config = BrokerConfig::new(world.rabbit.url().into(), "eu".parse().expect("region"));
@@ -90,7 +89,7 @@ async fn each_malformed_or_hostile_event_is_parked_for_its_own_reason_and_the_wo
         let key = if n % 2 == 0 { STARTED_KEY } else { ENDED_KEY };
         events.publish(&format!("{key}.eu"), &sample.body, &BTreeMap::new()).await.expect("publish");
     }
-    let parked = wait_for("all to be parked", Duration::from_secs(60), || async {
+    let parked = wait_for("all to be parked", || async {
         let list = world.json(&["jobs", "list", "--json"]).ok()?;
         let parked = list["parked"].as_array()?.clone();
         (parked.len() >= all.len()).then_some(parked)
@@ -116,7 +115,7 @@ async fn each_malformed_or_hostile_event_is_parked_for_its_own_reason_and_the_wo
     assert_eq!(world.worker_pid(), pid);
     let ended = world.ended("calm");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("calm", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("calm", "available").await;
     let truth = publisher.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);

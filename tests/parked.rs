@@ -6,7 +6,6 @@
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
@@ -26,7 +25,7 @@ use serde_json::{Value, json};
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 
 async fn parked(world: &World, count: usize) -> Vec<Value> {
-    wait_for(&format!("{count} parked jobs"), Duration::from_secs(30), || async {
+    wait_for(&format!("{count} parked jobs"), || async {
         let list = world.json(&["jobs", "list", "--json"]).ok()?;
         let parked = list["parked"].as_array()?.clone();
         (parked.len() == count).then_some(parked)
@@ -72,7 +71,7 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     assert_eq!(String::from_utf8_lossy(&dry.stdout).lines().count(), refused.len());
     assert!(world.command(&["jobs", "replay", "--fault", "event_unknown"]).expect("replay").status.success());
     let again = parked(&world, refused.len()).await;
-    wait_for("the replayed entry to be counted twice", Duration::from_secs(20), || async {
+    wait_for("the replayed entry to be counted twice", || async {
         let again = world.json(&["jobs", "list", "--json"]).ok()?;
         again["parked"].as_array()?.iter().find(|e| e["times"] == 2).map(drop)
     })
@@ -83,7 +82,7 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     let section = config.split("[[router]]").nth(1).expect("router").split("[media]").next().expect("router");
     let more = format!("{config}\n[[router]]{}", section.replace("janus-1", "janus-9"));
     std::fs::write(world.config(), more).expect("config");
-    assert!(world.stop_worker(Duration::from_secs(15)));
+    assert!(world.stop_worker());
     world.start_worker().expect("worker");
     world.janus.create_room("p1", json!({})).await.expect("room");
     let chrome = ChromiumPublisher::start(&ChromiumOptions::new(&world.janus, "p1", "chrome")).await.expect("chromium");
@@ -92,11 +91,11 @@ async fn refused_events_wait_with_their_reasons_and_any_number_of_replays_makes_
     for _ in 0..5 {
         assert!(world.command(&["jobs", "replay", id]).expect("replay").status.success());
     }
-    world.recording(2, Duration::from_secs(20)).await;
+    world.recording(2).await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     let ended = world.ended("p1");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("p1", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("p1", "available").await;
     let truth = chrome.leave().await.expect("truth");
     for _ in 0..5 {
         assert!(world.command(&["jobs", "replay", id]).expect("replay").status.success());
@@ -193,8 +192,8 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         }
         world.publish(&event).expect("publish");
     }
-    world.recording(6, Duration::from_secs(20)).await;
-    let archive = world.archive("spoiled", "started", Duration::from_secs(10)).await;
+    world.recording(6).await;
+    let archive = world.archive("spoiled", "started").await;
     let in_the_way = world.data().join("spool").join(archive["archive"].as_str().expect("id")).join("out");
     std::fs::write(&in_the_way, "").expect("a file where the folder of finished files should be");
     // Events that were refused, and stay so however often they come.
@@ -245,7 +244,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     }
     replay(&world, &entries, &reasons, 5);
     for session in ["nowhere", "locked"] {
-        world.archive(session, "started", Duration::from_secs(20)).await;
+        world.archive(session, "started").await;
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     for session in ["nowhere", "locked"] {
@@ -253,11 +252,11 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         world.publish(&ended).expect("publish");
     }
     for session in ["nowhere", "locked", "muxed", "spoiled", "unseen"] {
-        world.archive(session, "available", Duration::from_secs(60)).await;
+        world.archive(session, "available").await;
     }
     replay(&world, &entries, &reasons, 5);
     // The refused ones wait again, having come eleven times each; nothing else does.
-    wait_for("all replays to be handled", Duration::from_secs(30), || async {
+    wait_for("all replays to be handled", || async {
         let list = world.json(&["jobs", "list", "--json"]).ok()?;
         let parked = list["parked"].as_array()?.clone();
         (parked.len() == refused.len() && parked.iter().all(|e| e["times"] == 11)).then_some(())
@@ -269,19 +268,10 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         assert_eq!(archives[0]["status"], "available");
     }
     assert!(world.archives("refused").expect("archives").is_empty());
-    let archive = world.archive("muxed", "available", Duration::from_secs(5)).await;
+    let archive = world.archive("muxed", "available").await;
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!((matched.missing.len(), matched.strange), (0, 0), "captured before it was parked");
-}
-
-/// Changes the catalog as a person with a database client would. The worker must not run.
-fn sql(world: &World, statement: &str, values: &[&str]) {
-    let script = "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); n=db.execute(sys.argv[2],sys.argv[3:]).rowcount; \
-                  db.commit(); sys.exit(0 if n==1 else 1)";
-    let file = world.data().join("catalog.sqlite");
-    let status = Command::new("python3").args(["-c", script]).arg(file).arg(statement).args(values).status();
-    assert!(status.expect("python").success(), "{statement}");
 }
 
 /// Puts an event where RabbitMQ puts those that it gave up.
@@ -324,7 +314,7 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     events[1]["data"]["router"]["name"] = json!("liar");
     events[..4].iter().for_each(|event| world.publish(event).expect("publish"));
     publish_dead(&world, &events[4]).await;
-    world.recording(4, Duration::from_secs(20)).await;
+    world.recording(4).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     // The sessions of the two routers end before anything could be recorded.
     for session in ["away", "lied", "slow"] {
@@ -335,7 +325,7 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     // Somebody has changed the catalog by hand.
     world.kill_worker();
     let wrong = world.ended("row").to_string();
-    sql(&world, "UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&wrong]);
+    world.sql("UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&wrong]).expect("sql");
     world.start_worker().expect("worker");
     let entries = parked(&world, reasons.len()).await;
     listed_and_shown(&world, &entries, &reasons);
@@ -346,29 +336,29 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     let config = config.replace(&nowhere, &world.janus.url()).replace(&lies, &world.janus.url());
     std::fs::write(world.config(), config).expect("config");
     let right = events[3].to_string();
-    sql(&world, "UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&right]);
+    world.sql("UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&right]).expect("sql");
     let of_row = entry(&entries, "catalog_corrupt");
-    sql(&world, "UPDATE parked SET body = ? WHERE parked_id = ?", &[&STANDARD.encode(&right), &of_row]);
+    world.sql("UPDATE parked SET body = ? WHERE parked_id = ?", &[&STANDARD.encode(&right), &of_row]).expect("sql");
     world.start_worker().expect("worker");
     replay(&world, &entries, &reasons, 5);
     for session in ["away", "lied", "row", "dead"] {
-        world.archive(session, "started", Duration::from_secs(20)).await;
+        world.archive(session, "started").await;
     }
-    world.recording(8, Duration::from_secs(20)).await;
+    world.recording(8).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     for session in ["away", "lied", "row", "dead"] {
         let ended = world.ended(session);
         world.publish(&ended).expect("publish");
     }
     for session in SESSIONS {
-        world.archive(session, "available", Duration::from_secs(60)).await;
+        world.archive(session, "available").await;
     }
     replay(&world, &entries, &reasons, 5);
     // All that was published before has been handled when this one has.
     world.publish_bytes(b"{").expect("publish");
     parked(&world, 1).await;
     for session in SESSIONS {
-        let archive = world.archive(session, "available", Duration::from_secs(5)).await;
+        let archive = world.archive(session, "available").await;
         let archive = world.download(&archive).expect("download");
         let files = archive.files("alice");
         assert_eq!(files.len(), 1, "{session}: {files:?}");

@@ -45,7 +45,7 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
     let started = world.started("s1");
     world.publish(&started).expect("publish");
     let alice = Publisher::start(Options::new(&world.janus, "s1", "alice")).await.expect("alice");
-    world.recording(2, Duration::from_secs(15)).await;
+    world.recording(2).await;
     // The same event again, and another one of the same conversation: no second archive.
     world.publish(&started).expect("publish");
     let again = world.started("s1");
@@ -55,13 +55,13 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
     let mut sound_only = Options::new(&world.janus, "s1", "voice");
     sound_only.video = None;
     let voice = Publisher::start(sound_only).await.expect("voice");
-    world.recording(5, Duration::from_secs(15)).await;
+    world.recording(5).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let late = late.leave().await.expect("leave");
     tokio::time::sleep(Duration::from_secs(2)).await;
     let ended = world.ended("s1");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("s1", "available", Duration::from_secs(30)).await;
+    let archive = world.archive("s1", "available").await;
     let (alice, voice) = (alice.crash(), voice.crash());
     assert_eq!(archive["reason"], "session ended");
     let archive = world.download(&archive).expect("download");
@@ -82,7 +82,7 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
     assert!(content.frames.is_empty() && content.beeps.len() >= 5 && !voice.beeps.is_empty());
     let vonage = archive.vonage["files"].as_array().expect("files");
     assert_eq!(vonage.len(), 3);
-    assert!(world.stop_worker(Duration::from_secs(20)), "{}", world.log());
+    assert!(world.stop_worker(), "{}", world.log());
     // Nothing local is left, and what is in the store can be read to its end.
     let left: Vec<_> = std::fs::read_dir(world.data().join("spool")).expect("spool").flatten().collect();
     assert!(left.is_empty(), "{left:?}");
@@ -92,7 +92,7 @@ async fn a_session_is_archived_by_itself_with_every_picture_in_step_with_its_sou
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_by_itself_when_all_have_left_or_nobody_ever_published() {
-    let limits = "[limits]\nno_clients = \"3s\"\nnever_published = \"4s\"\n";
+    let limits = "[limits]\nno_clients = \"3s\"\nnever_published = \"12s\"\n";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
     world.start_worker().expect("worker");
     for session in ["left", "empty"] {
@@ -101,20 +101,20 @@ async fn a_session_ends_by_itself_when_all_have_left_or_nobody_ever_published() 
         world.publish(&started).expect("publish");
     }
     let alice = Publisher::start(Options::new(&world.janus, "left", "alice")).await.expect("alice");
-    world.recording(2, Duration::from_secs(15)).await;
-    let empty = world.archive("empty", "available", Duration::from_secs(30)).await;
+    world.recording(2).await;
+    let empty = world.archive("empty", "available").await;
     assert_eq!((&empty["reason"], &empty["durationS"]), (&"maximum idle time exceeded".into(), &0.into()));
     assert!(world.download(&empty).expect("download").vonage["files"].as_array().expect("files").is_empty());
     tokio::time::sleep(Duration::from_secs(2)).await;
     let truth = alice.leave().await.expect("leave").timeline();
-    let left = world.archive("left", "available", Duration::from_secs(30)).await;
+    let left = world.archive("left", "available").await;
     assert_eq!(left["reason"], "session ended");
     let archive = world.download(&left).expect("download");
     assert!(checked(&archive, "alice", &truth).missing.is_empty());
     // The session is used again: another archive.
     let again = world.started("left");
     world.publish(&again).expect("publish");
-    let archives = wait_for("a second archive", Duration::from_secs(30), || async {
+    let archives = wait_for("a second archive", || async {
         let archives = world.archives("left").ok()?;
         (archives.len() == 2 && archives.iter().all(|a| a["status"] == "available")).then_some(archives)
     });
@@ -133,12 +133,12 @@ async fn a_session_longer_than_an_archive_may_be_goes_on_in_the_next_without_a_l
     let started = world.started("long");
     world.publish(&started).expect("publish");
     let alice = Publisher::start(Options::new(&world.janus, "long", "alice")).await.expect("alice");
-    world.recording(2, Duration::from_secs(15)).await;
+    world.recording(2).await;
     let states = |world: &World| -> Vec<String> {
         let archives = world.archives("long").unwrap_or_default();
         archives.iter().filter_map(|a| a["status"].as_str().map(str::to_owned)).collect()
     };
-    wait_for("the first archive to end", Duration::from_secs(40), || async {
+    wait_for("the first archive to end", || async {
         let states = states(&world);
         (states.iter().any(|s| s == "available") && states.iter().any(|s| s == "started")).then_some(())
     })
@@ -146,10 +146,7 @@ async fn a_session_longer_than_an_archive_may_be_goes_on_in_the_next_without_a_l
     tokio::time::sleep(Duration::from_secs(1)).await;
     let ended = world.ended("long");
     world.publish(&ended).expect("publish");
-    wait_for("all archives", Duration::from_secs(40), || async {
-        states(&world).iter().all(|s| s == "available").then_some(())
-    })
-    .await;
+    wait_for("all archives", || async { states(&world).iter().all(|s| s == "available").then_some(()) }).await;
     let truth = alice.crash().timeline();
     let archives = world.archives("long").expect("archives");
     assert!(archives.len() >= 2, "{archives:?}");
@@ -157,8 +154,12 @@ async fn a_session_longer_than_an_archive_may_be_goes_on_in_the_next_without_a_l
     assert_eq!(reasons[0], "maximum duration exceeded");
     assert_eq!(reasons.last(), Some(&"session ended"));
     let mut seen: Vec<f64> = Vec::new();
-    for archive in &archives {
+    for (age, archive) in archives.iter().enumerate() {
         let archive = world.download(archive).expect("download");
+        // The newest may have begun when the session was about to end.
+        if age == 0 && archive.files("alice").is_empty() {
+            continue;
+        }
         let matched = checked(&archive, "alice", &truth);
         assert!(matched.missing.is_empty(), "{} pictures are missing", matched.missing.len());
         seen.extend(matched.frames.iter().map(|pair| pair.sent));

@@ -50,7 +50,7 @@ async fn session(world: &World, round: usize, n: usize, started: &serde_json::Va
     bob.leave().await.expect("leave");
     tokio::time::sleep(Duration::from_secs(2)).await;
     world.publish(ended).expect("publish");
-    let archive = world.archive(&room, "available", Duration::from_secs(60)).await;
+    let archive = world.archive(&room, "available").await;
     let truth = alice.crash().timeline();
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
@@ -77,7 +77,7 @@ async fn a_worker_that_records_session_after_session_does_not_grow() {
         let sessions = events.iter().enumerate().map(|(n, (started, ended))| session(&world, round, n, started, ended));
         futures_util::future::join_all(sessions).await;
         // What is in the store for sure is gone from the spool.
-        wait_for("the spool to be empty", Duration::from_secs(20), || async {
+        wait_for("the spool to be empty", || async {
             let left = std::fs::read_dir(world.data().join("spool")).ok()?.flatten().count();
             (left == 0).then_some(())
         })

@@ -12,7 +12,7 @@ use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
 use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Fault, S3Server, SECRET_KEY};
 use archiver_testkit::s3_others::{garage, moto};
-use archiver_testkit::wait::wait_for;
+use archiver_testkit::wait::{DEADLINE, wait_for};
 use base64::Engine;
 use sha2::Digest;
 use tokio::sync::watch;
@@ -140,7 +140,7 @@ fn growing(dir: &std::path::Path) -> (Growing, watch::Sender<u32>) {
 
 /// Waits until the journal names so many parts of the upload that it began last.
 async fn parts_sent(journal: &std::path::Path, count: usize) {
-    wait_for(&format!("{count} parts"), Duration::from_secs(30), || async {
+    wait_for(&format!("{count} parts"), || async {
         let text = std::fs::read_to_string(journal).ok()?;
         let last = text.rsplit("\"begun\"").next()?.matches("\"part\"").count();
         (last == count).then_some(())
@@ -332,7 +332,7 @@ async fn garage_keeps_the_contract() {
     let config = s3(&garage.endpoint, &garage.access_key, &garage.secret_key, &garage.region, BUCKET);
     let store = S3Store::new(config.clone()).await;
     // The server answers before its bucket is there.
-    wait_for("garage's bucket", Duration::from_secs(20), || async { store.list("x").await.ok() }).await;
+    wait_for("garage's bucket", || async { store.list("x").await.ok() }).await;
     contract(&store, true).await;
     server(config.clone()).await;
     refuses_other_buckets(config).await;
@@ -364,7 +364,7 @@ async fn send(store: &dyn ObjectStore, file: &Upload) -> u64 {
     };
     let calm = CancellationToken::new();
     let sending = upload(store, file, &calm, &count);
-    let info = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("in time").expect("upload");
+    let info = tokio::time::timeout(DEADLINE, sending).await.expect("in time").expect("upload");
     assert_eq!((info.size, info.sha256.as_ref()), (file.size, Some(&file.sha256)));
     sent.into_inner()
 }

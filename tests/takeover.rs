@@ -31,7 +31,7 @@ async fn over(machines: &[(&str, u64)]) -> (Value, Vec<(f64, f64)>) {
             publisher = Some(Publisher::start(Options::new(&world.janus, "moved", "alice")).await.expect("publisher"));
         }
         let began = format!("\"epoch\":{}", n + 1);
-        wait_for(&format!("{machine} to have the job\n{}", world.log()), Duration::from_secs(30), || async {
+        wait_for(&format!("{machine} to have the job\n{}", world.log()), || async {
             let archive = std::fs::read_dir(world.data().join("spool")).ok()?.flatten().next()?;
             let history = std::fs::read_to_string(archive.path().join("history.jsonl")).ok()?;
             history.contains(&began).then_some(())
@@ -44,7 +44,7 @@ async fn over(machines: &[(&str, u64)]) -> (Value, Vec<(f64, f64)>) {
     }
     let ended = world.ended("moved");
     world.publish(&ended).expect("publish");
-    let archive = world.archive("moved", "available", Duration::from_secs(60)).await;
+    let archive = world.archive("moved", "available").await;
     let truth = publisher.expect("a machine").crash().timeline();
     let archive = world.download(&archive).expect("download");
     let files = archive.files("alice");

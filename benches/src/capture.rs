@@ -83,18 +83,18 @@ async fn ours(world: &mut World, run: usize, streams: usize, window: Duration) -
     let mut started = world.started(&session);
     started["data"]["router"]["room"] = json!(ROOM);
     world.publish(&started)?;
-    world.recording(2 * streams, Duration::from_secs(60)).await;
+    world.recording(2 * streams).await;
     tokio::time::sleep(SETTLE).await;
     let cost = watch(world.worker_pid().context("a worker")?, window).await?;
     let ended = world.ended(&session);
     world.publish(&ended)?;
-    let archive = world.archive(&session, "available", Duration::from_secs(120)).await;
+    let archive = world.archive(&session, "available").await;
     let archive = world.download(&archive)?;
     let list = archive.manifest["files"].as_array().context("files")?;
     let files: Vec<_> = list.iter().filter_map(|f| f["name"].as_str()).map(|name| archive.dir.join(name)).collect();
     complete("archiver", &files, streams, window)?;
     std::fs::remove_dir_all(&archive.dir)?;
-    ensure!(world.stop_worker(Duration::from_secs(20)), "{}", world.log());
+    ensure!(world.stop_worker(), "{}", world.log());
     Ok(cost)
 }
 

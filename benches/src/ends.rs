@@ -1,7 +1,6 @@
 //! How long it takes from the end of a session to its composed archive, for short sessions and long ones alike. The
 //! beginning of a session is put into its log, as if it had been captured: only its last seconds are live.
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -33,26 +32,9 @@ pub struct End {
     pub caught_up_s: f64,
 }
 
-/// Changes the catalog of a worker that does not run: the session began so many seconds earlier.
-fn began_earlier(world: &World, session: &str, seconds: u64) -> Result<()> {
-    let script = "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); \
-                  n=db.execute('UPDATE jobs SET origin = origin - ? WHERE session_id = ?', \
-                  (int(sys.argv[2])*1000000, sys.argv[3])).rowcount; db.commit(); sys.exit(n!=1)";
-    let catalog = world.data().join("catalog.sqlite");
-    let mut python = std::process::Command::new("python3");
-    let status = python.args(["-c", script]).arg(catalog).arg(seconds.to_string()).arg(session).status()?;
-    ensure!(status.success(), "the catalog cannot be changed");
-    Ok(())
-}
-
 /// The sum and the number of what a histogram of the worker has been told.
 fn told(world: &World, name: &str) -> Result<(f64, f64)> {
-    let config: toml::Table = std::fs::read_to_string(world.config())?.parse()?;
-    let address = config["http"]["bind"].as_str().context("no address")?.to_owned();
-    let mut connection = std::net::TcpStream::connect(&address)?;
-    connection.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
-    let mut text = String::new();
-    connection.read_to_string(&mut text)?;
+    let text = world.metrics()?;
     let value = |end: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name}_{end} ")));
         line.and_then(|value| value.trim().parse::<f64>().ok()).unwrap_or(0.0)
@@ -91,9 +73,9 @@ async fn end(world: &mut World, inputs: &[Input], n: usize, length_s: u64) -> Re
     let mut event = world.started(&session);
     event["data"]["archive"] = json!({ "outputMode": "composed", "resolution": "1280x720" });
     world.publish(&event)?;
-    let row = world.archive(&session, "started", Duration::from_secs(20)).await;
+    let row = world.archive(&session, "started").await;
     let dir: PathBuf = world.data().join("spool").join(row["archive"].as_str().context("no id")?);
-    wait_for("media of all tracks", Duration::from_secs(20), || async {
+    wait_for("media of all tracks", || async {
         (std::fs::read_dir(dir.join("tracks")).ok()?.count() == 2 * STREAMS).then_some(())
     })
     .await;
@@ -102,39 +84,23 @@ async fn end(world: &mut World, inputs: &[Input], n: usize, length_s: u64) -> Re
     let id: SessionId = session.parse()?;
     let streams: Vec<StreamId> = (0..STREAMS).map(|p| StreamId::of_router(&id, &format!("p{p}"))).collect();
     write_log(&dir, &streams, inputs, length_s.div_ceil(LOOP_S))?;
-    began_earlier(world, &session, length_s)?;
+    let earlier = (length_s * 1_000_000).to_string();
+    world.sql("UPDATE jobs SET origin = origin - CAST(? AS INTEGER) WHERE session_id = ?", &[&earlier, &session])?;
     world.start_worker()?;
     let begin = Instant::now();
     caught_up(world, Duration::from_secs(60 + 2 * length_s)).await?;
     let caught_up_s = begin.elapsed().as_secs_f64();
     // What it has made is sent meanwhile.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let (took, bytes) = available(world, &session).await?;
+    let (events, catalog) = (crate::times::events(world).await?, crate::times::catalog(world).await?);
+    let (took, row) = crate::times::end(world, &events, &catalog, &session).await?;
+    events.close().await?;
     // What went another way than it should.
     for line in world.log().lines().filter(|line| [" WARN ", " ERROR "].iter().any(|level| line.contains(level))) {
         println!("{line}");
     }
-    ensure!(world.stop_worker(Duration::from_secs(20)), "{}", world.log());
-    Ok(End { length_s, end_to_available_s: took, bytes, caught_up_s })
-}
-
-/// Ends a session, and waits for its archive.
-async fn available(world: &mut World, session: &str) -> Result<(f64, u64)> {
-    let catalog = crate::times::catalog(world).await?;
-    let (events, ended) = (crate::times::events(world).await?, world.ended(session));
-    let start = Instant::now();
-    crate::times::publish(&events, &ended, archiver::broker::ENDED_KEY).await?;
-    let filter = crate::times::available(session)?;
-    let row = loop {
-        if let Some(row) = catalog.archives(&filter).await?.0.pop() {
-            break row;
-        }
-        ensure!(start.elapsed() < Duration::from_secs(120), "{session} is not archived: {}", world.log());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
-    let took = start.elapsed().as_secs_f64();
-    events.close().await?;
-    Ok((took, u64::try_from(row.size)?))
+    ensure!(world.stop_worker(), "{}", world.log());
+    Ok(End { length_s, end_to_available_s: took, bytes: u64::try_from(row.size)?, caught_up_s })
 }
 
 /// Measures the ends of sessions of these lengths, one after the other, with a directory as the store.

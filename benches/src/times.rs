@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use archiver::broker::{BrokerConfig, ENDED_KEY, Publisher as Events, STARTED_KEY};
-use archiver::catalog::{ArchiveFilter, ArchiveStatus, Catalog};
+use archiver::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
@@ -16,6 +16,9 @@ const ROOMS: usize = 4;
 /// Publishers of a session whose end is measured.
 const STREAMS: usize = 4;
 
+/// An archive that takes longer is none.
+const AVAILABLE_MAX: Duration = Duration::from_secs(120);
+
 /// The region of the test kit's worker.
 const REGION: &str = "eu";
 
@@ -23,7 +26,7 @@ pub async fn events(world: &World) -> Result<Events> {
     Ok(Events::connect(&BrokerConfig::new(world.rabbit.url().into(), REGION.parse()?)).await?)
 }
 
-pub async fn publish(events: &Events, event: &Value, key: &str) -> Result<()> {
+async fn publish(events: &Events, event: &Value, key: &str) -> Result<()> {
     events.publish(&format!("{key}.{REGION}"), event.to_string().as_bytes(), &BTreeMap::new()).await?;
     Ok(())
 }
@@ -33,10 +36,25 @@ pub async fn catalog(world: &World) -> Result<Catalog> {
     Ok(Catalog::open(&format!("sqlite:{}", world.data().join("catalog.sqlite").display())).await?)
 }
 
-/// A session's archive when it is available.
-pub fn available(session: &str) -> Result<ArchiveFilter> {
-    let (session, status) = (Some(session.parse()?), Some(ArchiveStatus::Available));
-    Ok(ArchiveFilter { session, status, count: 1, ..ArchiveFilter::default() })
+/// Ends a session. Returns the seconds from handing `session.ended` to the broker until the catalog says available, asked
+/// every 5 ms, and what it says.
+///
+/// # Errors
+/// When the session is not archived.
+pub async fn end(world: &mut World, events: &Events, catalog: &Catalog, session: &str) -> Result<(f64, ArchiveRow)> {
+    let status = Some(ArchiveStatus::Available);
+    let filter = ArchiveFilter { session: Some(session.parse()?), status, count: 1, ..ArchiveFilter::default() };
+    let ended = world.ended(session);
+    let start = Instant::now();
+    publish(events, &ended, ENDED_KEY).await?;
+    loop {
+        // A disk that is slow for a while is a part of what is measured.
+        if let Some(row) = catalog.archives(&filter).await.ok().and_then(|(mut rows, _)| rows.pop()) {
+            return Ok((start.elapsed().as_secs_f64(), row));
+        }
+        ensure!(start.elapsed() < AVAILABLE_MAX, "{session} is not archived: {}", world.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Whether an archive's index has a part, which is on disk before it is indexed.
@@ -82,15 +100,15 @@ pub async fn first_media(world: &mut World, sessions: usize) -> Result<Vec<f64>>
         }
         times.push(start.elapsed().as_secs_f64());
         publish(&events, &world.ended(&session), ENDED_KEY).await?;
-        world.archive(&session, "available", Duration::from_secs(30)).await;
+        world.archive(&session, "available").await;
     }
     events.close().await?;
-    ensure!(world.stop_worker(Duration::from_secs(20)), "{}", world.log());
+    ensure!(world.stop_worker(), "{}", world.log());
     Ok(times)
 }
 
 /// Seconds from handing `session.ended` to the broker until the catalog says available, for one session of each
-/// length, all running side by side and ending one after the other. Asking every 5 ms.
+/// length, all running side by side and ending one after the other.
 ///
 /// # Errors
 /// When a session is not archived.
@@ -116,19 +134,9 @@ pub async fn end_to_available(world: &mut World, lengths: &[Duration]) -> Result
     let catalog = catalog(world).await?;
     let mut times = Vec::new();
     for (n, length) in order {
-        let session = format!("ends-{n}");
-        let filter = available(&session)?;
-        let ended = world.ended(&session);
-        let start = Instant::now();
-        publish(&events, &ended, ENDED_KEY).await?;
-        // A disk that is slow for a while is a part of what is measured.
-        while !matches!(&catalog.archives(&filter).await, Ok((rows, _)) if !rows.is_empty()) {
-            ensure!(start.elapsed() < Duration::from_secs(60), "session {n} is not archived: {}", world.log());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        times.push((length, start.elapsed().as_secs_f64()));
+        times.push((length, end(world, &events, &catalog, &format!("ends-{n}")).await?.0));
     }
     events.close().await?;
-    ensure!(world.stop_worker(Duration::from_secs(20)), "{}", world.log());
+    ensure!(world.stop_worker(), "{}", world.log());
     Ok(times)
 }

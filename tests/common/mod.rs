@@ -6,13 +6,29 @@ use std::path::Path;
 use archiver::archive::keys::Keys;
 use archiver::capture::restore::restore;
 use archiver::config::Settings;
-use archiver_testkit::world::World;
-use serde_json::Value;
+use archiver_testkit::world::{Downloaded, World};
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 /// The configuration of a world's worker.
 pub fn settings(world: &World) -> Settings {
     Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration")
+}
+
+/// Begins to record a session, in a room of its name, with these archive options.
+pub async fn begin(world: &mut World, session: &str, archive: Value) {
+    world.janus.create_room(session, json!({})).await.expect("room");
+    let mut started = world.started(session);
+    started["data"]["archive"] = archive;
+    world.publish(&started).expect("publish");
+}
+
+/// Ends a session, and fetches its archive when it is available.
+pub async fn finished(world: &mut World, session: &str) -> Downloaded {
+    let ended = world.ended(session);
+    world.publish(&ended).expect("publish");
+    let archive = world.archive(session, "available").await;
+    world.download(&archive).expect("download")
 }
 
 /// An archive's place in the store, by its manifest.

@@ -154,6 +154,17 @@ function mute({ kind, on }) {
   return {};
 }
 
+// A layer of the picture is sent or not.
+async function layer({ rid, on }) {
+  for (const sender of plugin.webrtcStuff.pc.getSenders()) {
+    if (!sender.track || sender.track.kind !== 'video') continue;
+    const parameters = sender.getParameters();
+    for (const encoding of parameters.encodings) if (encoding.rid === rid) encoding.active = on;
+    await sender.setParameters(parameters);
+  }
+  return {};
+}
+
 async function stats() {
   const rows = [];
   (await plugin.webrtcStuff.pc.getStats()).forEach((row) => {
@@ -209,4 +220,4 @@ function play({ url, times }) {
 }
 
 window.publisher = {
-  play, publish, mute, stats, leave, truth: () => truth };
+  play, publish, mute, layer, stats, leave, truth: () => truth };

@@ -1,5 +1,6 @@
 //! Child processes that end with their handle.
 
+use crate::wait::DEADLINE;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -88,14 +89,14 @@ impl Server {
     ///
     /// # Errors
     /// When it ends or takes too long; the end of its log is in the error.
-    pub fn wait_ready(&mut self, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
-        let until = Instant::now() + limit;
+    pub fn wait_ready(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let until = Instant::now() + DEADLINE;
         while !ready() {
             if !self.runs() {
                 bail!("{} ended: {}", self.name, self.log_tail());
             }
             if Instant::now() > until {
-                bail!("{} was not ready in {limit:?}: {}", self.name, self.log_tail());
+                bail!("{} was not ready in {DEADLINE:?}: {}", self.name, self.log_tail());
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -1,5 +1,6 @@
 //! A private Janus with VideoRoom and WebSocket only.
 
+use crate::wait::DEADLINE;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -90,7 +91,7 @@ impl Janus {
         self.kill9();
         let mut server = Server::start("janus", self.dir.path(), Command::new("janus").arg("-F").arg(self.dir.path()))?;
         let address = SocketAddr::new(self.net.ip(), self.port);
-        server.wait_ready(Duration::from_secs(15), || TcpStream::connect(address).is_ok())?;
+        server.wait_ready(|| TcpStream::connect(address).is_ok())?;
         self.server = Some(server);
         Ok(())
     }
@@ -231,6 +232,6 @@ impl Client {
             }
             bail!("Janus closed the connection")
         };
-        tokio::time::timeout(Duration::from_secs(10), answer).await.context("Janus does not answer")?
+        tokio::time::timeout(DEADLINE, answer).await.context("Janus does not answer")?
     }
 }

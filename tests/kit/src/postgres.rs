@@ -79,7 +79,7 @@ impl Postgres {
         let mut server = Server::start("postgres", self.dir.path(), &mut command)?;
         let address = SocketAddr::new(LOOPBACK, self.port);
         let (bin, port) = (self.bin.join("pg_isready"), self.port.to_string());
-        server.wait_ready(Duration::from_secs(30), || {
+        server.wait_ready(|| {
             TcpStream::connect(address).is_ok()
                 && Command::new(&bin).args(["-q", "-h", "127.0.0.1", "-p", &port]).status().is_ok_and(|s| s.success())
         })?;

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
 
 use anyhow::Result;
 
@@ -89,7 +88,7 @@ impl RabbitMq {
             .env("ERL_MAX_PORTS", "4096");
         let mut server = Server::start("rabbitmq", at, &mut command)?;
         let address = SocketAddr::new(LOOPBACK, self.port);
-        server.wait_ready(Duration::from_secs(60), || TcpStream::connect(address).is_ok())?;
+        server.wait_ready(|| TcpStream::connect(address).is_ok())?;
         self.server = Some(server);
         Ok(())
     }

@@ -16,13 +16,12 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::content::Timeline;
 use crate::janus::{API_SECRET, Janus};
+use crate::wait::DEADLINE;
 
 /// Where Debian's `libjs-janus-gateway` has `janus.js`.
 const JANUS_JS: &str = "/usr/share/javascript/janus-gateway";
 /// Debian's `chromium`.
 const CHROMIUM: &str = "/usr/bin/chromium";
-/// A command that takes longer has failed.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// A browser that takes longer to end is killed.
 const END_MAX: Duration = Duration::from_secs(3);
 
@@ -186,7 +185,7 @@ impl ChromiumPublisher {
     }
 
     async fn answer(&mut self) -> Result<Value> {
-        let line = tokio::time::timeout(ANSWER_MAX, self.answers.next_line()).await.context("the browser hangs")??;
+        let line = tokio::time::timeout(DEADLINE, self.answers.next_line()).await.context("the browser hangs")??;
         let mut answer: Value = serde_json::from_str(&line.context("the browser has ended")?)?;
         if let Some(error) = answer["error"].as_str() {
             bail!("in the browser: {error}");
@@ -212,6 +211,15 @@ impl ChromiumPublisher {
     /// When the browser has ended.
     pub async fn mute_audio(&mut self, on: bool) -> Result<()> {
         self.ask(&json!({ "do": "mute", "kind": "audio", "on": on })).await.map(drop)
+    }
+
+    /// Ceases or resumes to send a simulcast layer: `h`, `m` or `l`. Another than the highest that is sent is what the
+    /// router has for its subscribers then.
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn layer(&mut self, rid: &str, on: bool) -> Result<()> {
+        self.ask(&json!({ "do": "layer", "rid": rid, "on": on })).await.map(drop)
     }
 
     /// What it sends, layer by layer.
@@ -297,7 +305,7 @@ mod tests {
         options.pin = Some("secret".to_owned());
         let mut publisher = ChromiumPublisher::start(&options).await.expect("publish");
         let pid = publisher.browser.expect("pid");
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + DEADLINE;
         loop {
             let layers = publisher.stats().await.expect("stats");
             let sent = |width| layers.iter().any(|l| l.width == width && l.frames > 30);

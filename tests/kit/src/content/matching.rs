@@ -98,7 +98,8 @@ fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> Vec<(usize, Pair)> {
     }
     // A shift near the border of two bins votes for both.
     let weight = |bin: i64| [bin - 1, bin, bin + 1].iter().filter_map(|b| votes.get(b)).sum::<usize>();
-    let Some(bin) = votes.keys().copied().max_by_key(|bin| (weight(*bin), votes[bin])) else {
+    // Of those that are as good as each other the earliest: the numbers come again when the file has ended.
+    let Some(bin) = votes.keys().rev().copied().max_by_key(|bin| (weight(*bin), votes[bin])) else {
         return Vec::new();
     };
     #[allow(clippy::cast_precision_loss)]

@@ -10,6 +10,7 @@ pub mod media;
 mod pool;
 mod rtc;
 
+use crate::wait::DEADLINE;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -191,10 +192,10 @@ impl Publisher {
         #[allow(clippy::disallowed_methods)]
         let signalling = tokio::spawn(keep_alive(client, leaving));
         let publisher = Self { switches, truth, signalling: Some(signalling), leave };
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + DEADLINE;
         while !publisher.switches.connected.load(Ordering::Relaxed) {
             if Instant::now() > until {
-                bail!("no connection to Janus within 10 s");
+                bail!("no connection to Janus within {DEADLINE:?}");
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
