@@ -152,7 +152,7 @@ impl Scaler {
         let Self { means, across, down, row, halves, arch, .. } = self;
         let mut from = from;
         for means in means {
-            arch.dispatch(Meaning { from, to: &mut *means });
+            arch.dispatch(Averaging { from, to: &mut *means });
             from = means.plane();
         }
         arch.dispatch(Scaling { from, to, across, down, row, halves });
@@ -174,12 +174,12 @@ impl Means {
 }
 
 /// To be compiled for the processor it runs on.
-struct Meaning<'a> {
+struct Averaging<'a> {
     from: Plane<'a>,
     to: &'a mut Means,
 }
 
-impl WithSimd for Meaning<'_> {
+impl WithSimd for Averaging<'_> {
     type Output = ();
 
     #[inline(always)]
