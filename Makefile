@@ -11,7 +11,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/archiver
 PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstreamer-plugins-bad1.0-dev \
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
   janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
-  iproute2 procps python3-venv libsodium-dev libzstd-dev
+  iproute2 procps python3-venv
 
 GARAGE := $(CACHE)/garage/bin/garage
 
@@ -69,6 +69,7 @@ fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	done
 
 garage: ## build the S3 server garage once, for the store's contract tests
+	@[ -x "$(GARAGE)" ] || $(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) libsodium-dev libzstd-dev"
 	@[ -x "$(GARAGE)" ] || CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install garage --version 2.5.0 --locked --debug \
 	  --no-default-features --features lmdb,system-libs --root $(CACHE)/garage --target-dir $(CACHE)/garage/target
 	@rm -rf $(CACHE)/garage/target
