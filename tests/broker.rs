@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const REGION: &str = "eu";
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(20);
 /// Long enough for something to happen that must not.
 const A_WHILE: Duration = Duration::from_millis(700);
 
@@ -117,7 +117,7 @@ impl Worker {
 
     async fn stop(self) {
         self.cancel.cancel();
-        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("it stops at once");
+        tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.expect("it stops at once");
     }
 }
 

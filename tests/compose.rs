@@ -244,10 +244,11 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         let next = captured.partition_point(|(_, at)| *at <= frame.pts);
         let age = frame.pts - captured[next.saturating_sub(1)].1;
         let Some(number) = frame.number.filter(|_| frame.code == Some(7)) else {
-            // A browser that is short of processor sends nothing for so long that its last picture goes.
+            // A picture without a successor goes after two seconds.
             assert!(age > 1.9, "another picture, or none, at {}", frame.pts);
             continue;
         };
+        assert!(age < 2.1, "{number} is still there at {}", frame.pts);
         let near = captured[next.saturating_sub(2)..].iter().find(|(n, _)| *n == u32::from(number));
         let off = near.map(|(_, at)| *at).unwrap_or_else(|| panic!("{number} at {}", frame.pts)) - frame.pts;
         // Of this picture's time, until the next one's: how far it is from there.
@@ -256,7 +257,7 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         pictures += 1;
     }
     println!("{sizes:?}, {pictures} pictures, at most {:.1} ms from where they belong", 1000.0 * worst);
-    assert!(pictures > 120, "{pictures}");
+    assert!(pictures > 200, "{pictures}");
     assert!(worst <= 1.0 / 30.0 + 0.005, "{worst:.4} s");
 }
 

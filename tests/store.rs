@@ -12,7 +12,7 @@ use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
 use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Fault, S3Server, SECRET_KEY};
 use archiver_testkit::s3_others::{garage, moto};
-use archiver_testkit::wait::{DEADLINE, wait_for};
+use archiver_testkit::wait::wait_for;
 use base64::Engine;
 use sha2::Digest;
 use tokio::sync::watch;
@@ -364,7 +364,7 @@ async fn send(store: &dyn ObjectStore, file: &Upload) -> u64 {
     };
     let calm = CancellationToken::new();
     let sending = upload(store, file, &calm, &count);
-    let info = tokio::time::timeout(DEADLINE, sending).await.expect("in time").expect("upload");
+    let info = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("in time").expect("upload");
     assert_eq!((info.size, info.sha256.as_ref()), (file.size, Some(&file.sha256)));
     sent.into_inner()
 }

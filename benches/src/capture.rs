@@ -60,6 +60,9 @@ fn times(file: &Path, kind: &str) -> Result<Vec<f64>> {
     Ok(text.lines().filter_map(|line| line.trim_end_matches(',').parse().ok()).collect())
 }
 
+/// What the publishers may take of a core, so that there is one for what is measured.
+const PUBLISHERS_MAX: f64 = 0.9;
+
 /// Both write all that was measured, or the comparison is void.
 fn complete(who: &str, files: &[std::path::PathBuf], streams: usize, window: Duration) -> Result<()> {
     ensure!(files.len() == streams, "{who}: {} files of {streams} streams", files.len());
@@ -85,7 +88,13 @@ async fn ours(world: &mut World, run: usize, streams: usize, window: Duration) -
     world.publish(&started)?;
     world.recording(2 * streams).await;
     tokio::time::sleep(SETTLE).await;
-    let cost = watch(world.worker_pid().context("a worker")?, window).await?;
+    let worker = world.worker_pid().context("a worker")?;
+    let (cost, publishers) = tokio::join!(watch(worker, window), watch(std::process::id(), window));
+    let (cost, publishers) = (cost?, publishers?.cpu);
+    ensure!(
+        publishers < PUBLISHERS_MAX,
+        "{streams} publishers take {publishers:.2} of a core: too much beside a worker"
+    );
     let ended = world.ended(&session);
     world.publish(&ended)?;
     let archive = world.archive(&session, "available").await;

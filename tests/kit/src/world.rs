@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -14,12 +15,15 @@ use crate::janus::{API_SECRET, Janus};
 use crate::net::free_port;
 use crate::rabbitmq::RabbitMq;
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
-use crate::wait::{DEADLINE, wait_for};
+use crate::wait::wait_for;
 
 /// The application of all sessions here.
 pub const APPLICATION: &str = "78d335fa-323d-0114-9c3d-d6f0d48968cf";
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A worker that is told to stop hands its sessions over, and does not wait for their ends.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// A deployment.
 #[derive(Debug)]
@@ -114,13 +118,13 @@ impl World {
         self.worker = None;
     }
 
-    /// `SIGTERM`; returns whether it ended by itself with success.
+    /// `SIGTERM`; returns whether it ended by itself with success, within 15 s.
     pub fn stop_worker(&mut self) -> bool {
         let Some(mut worker) = self.worker.take() else { return false };
         if std::env::var_os("ARCHIVER_IMAGE").is_some_and(|name| !name.is_empty()) {
-            return worker.stop_innermost(DEADLINE);
+            return worker.stop_innermost(STOP_MAX);
         }
-        worker.stop(DEADLINE)
+        worker.stop(STOP_MAX)
     }
 
     /// The worker's process.
@@ -268,7 +272,7 @@ impl World {
     /// Waits until a session has an archive with a status, and it is the only one.
     ///
     /// # Panics
-    /// When it takes longer than [`DEADLINE`].
+    /// When it takes longer than [`crate::wait::DEADLINE`].
     pub async fn archive(&self, session: &str, status: &str) -> Value {
         let what = format!("an archive of {session} that is {status}");
         let found = wait_for(&what, || async {
@@ -284,7 +288,7 @@ impl World {
     /// Waits until media of a session is being recorded.
     ///
     /// # Panics
-    /// When it takes longer than [`DEADLINE`].
+    /// When it takes longer than [`crate::wait::DEADLINE`].
     pub async fn recording(&self, tracks: usize) {
         wait_for(&format!("{tracks} tracks in the spool\n{}", self.log()), || async {
             let mut found = 0;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::janus::Janus;
 use crate::proxy::Conditions;
+use crate::wait::wait_for;
 
 async fn room() -> Janus {
     let janus = Janus::start().expect("janus");
@@ -88,6 +89,8 @@ async fn fifty_publishers_of_one_process_send_evenly() {
     tokio::time::sleep(Duration::from_secs(4)).await;
     let share = (cpu_seconds() - before.0) / before.1.elapsed().as_secs_f64();
     println!("50 publishers: {:.1} % of a core", share * 100.0);
+    let least = || publishers.iter().map(Publisher::frames_sent).min();
+    wait_for("a hundred pictures of each", || async { (least() > Some(100)).then_some(()) }).await;
     for publisher in publishers {
         assert_even(&publisher.crash());
     }
