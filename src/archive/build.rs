@@ -315,6 +315,8 @@ fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
             | What::Muted { .. }
             | What::Layout { .. }
             | What::Classes { .. }
+            | What::StreamMode { .. }
+            | What::Selected { .. }
             | What::RouterLost
             | What::RouterBack
             | What::Ended { .. } => {}

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::log::{HISTORY, LineFile, LogError, read_lines};
-use crate::event::Layout;
+use crate::event::{Layout, StreamMode};
 use crate::ids::{Epoch, StreamId, TrackKind, WorkerId};
 use crate::router::VideoType;
 use crate::time::MediaTime;
@@ -19,6 +19,23 @@ pub struct Event {
     /// What.
     #[serde(flatten)]
     pub what: What,
+}
+
+/// What of a stream a composed archive has while its stream mode is manual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Selection {
+    /// Its sound.
+    pub has_audio: bool,
+    /// Its picture.
+    pub has_video: bool,
+}
+
+impl Selection {
+    /// All of it.
+    pub const ALL: Self = Self { has_audio: true, has_video: true };
+    /// The stream is not in the archive: it was never added, or is removed.
+    pub const NONE: Self = Self { has_audio: false, has_video: false };
 }
 
 /// What can happen.
@@ -79,6 +96,18 @@ pub enum What {
         stream: StreamId,
         /// All of them.
         classes: Vec<String>,
+    },
+    /// The composed archive has all streams, or only those that are selected, from now on.
+    StreamMode {
+        /// Which.
+        mode: StreamMode,
+    },
+    /// Other of a stream is selected from now on. It counts while the stream mode is manual, and is kept while it is not.
+    Selected {
+        /// Which stream.
+        stream: StreamId,
+        /// What of it.
+        selection: Selection,
     },
     /// Signalling with the router was lost.
     RouterLost,

@@ -8,7 +8,7 @@ use super::canvas::{Canvases, Tile};
 use super::custom;
 use super::follow::{Deserted, Growth, Session, WaitError};
 use super::geometry::Size;
-use super::inputs::{Errors, VideoInput};
+use super::inputs::{Errors, VideoInput, nanoseconds};
 use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
 use super::stills::{self, Stills};
@@ -162,7 +162,7 @@ pub fn compose(
             made += 1;
             if options.audio {
                 let to = delay + samples_until(made, options.rate);
-                mixed = mix(work.session, &mut limiter, work.feeder, mixed, to)?;
+                mixed = mix(work.session, &mut limiter, work.feeder, start, (mixed, to))?;
             }
             work.tell(start, made, options.rate);
         }
@@ -248,13 +248,14 @@ fn mix(
     session: &mut Session,
     limiter: &mut Limiter,
     feeder: &mut Feeder,
-    from: u64,
-    to: u64,
+    start: MediaTime,
+    (from, to): (u64, u64),
 ) -> Result<u64, MediaError> {
     let mut block = vec![0.0; usize::try_from(2 * (to - from)).unwrap_or(0)];
     let at = i64::try_from(from).unwrap_or(i64::MAX);
-    for input in session.audio.values_mut() {
-        input.mix(at, &mut block, &session.clocks)?;
+    let heard = session.heard(start + nanoseconds(at));
+    for (id, input) in &mut session.audio {
+        input.mix(at, &mut block, &session.clocks, heard.contains(id))?;
     }
     limiter.limit(&mut block);
     feeder.sound(&block)?;

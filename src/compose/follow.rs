@@ -1,6 +1,6 @@
 //! A session's log as a composer reads it: finished, or growing while the session runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -19,8 +19,6 @@ use crate::event::Layout;
 use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::time::{MediaSpan, MediaTime};
 
-/// Streams whose sound is mixed (Vonage's limit).
-const AUDIO_STREAMS_MAX: usize = 50;
 /// What arrived before a moment is from before it by less than this, unless the network held it back.
 const JITTER: MediaSpan = 500_000_000;
 /// Tracks that begin this soon after the first one may be earlier than it, once their clocks are known.
@@ -224,13 +222,18 @@ impl Session {
                 TrackKind::Video if !self.video.contains_key(&track.stream) => {
                     self.video.insert(track.stream, VideoInput::new(&open()?, self.pipelines.clone()));
                 }
-                TrackKind::Audio if self.audio.len() < AUDIO_STREAMS_MAX && !self.audio.contains_key(&track.stream) => {
+                TrackKind::Audio if !self.audio.contains_key(&track.stream) => {
                     self.audio.insert(track.stream, AudioInput::new(&open()?, start, self.pipelines.clone()));
                 }
                 TrackKind::Video | TrackKind::Audio => {}
             }
         }
         Ok(())
+    }
+
+    /// Whose sound is heard at a moment.
+    pub fn heard(&self, at: MediaTime) -> BTreeSet<StreamId> {
+        timeline::heard(self.audio.keys().filter_map(|id| self.streams.get(id)), at)
     }
 
     /// The layout at a moment, if it is another than the one that was asked for at first.

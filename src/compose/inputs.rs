@@ -253,6 +253,8 @@ pub struct AudioInput {
     waiting: VecDeque<f32>,
     /// Where the first of them belongs, in samples from the beginning.
     first: i64,
+    /// Whether it was heard in the last block.
+    heard: Option<bool>,
     scratch: Vec<f32>,
     /// What could not be decoded.
     pub errors: Errors,
@@ -270,6 +272,7 @@ impl AudioInput {
             decoder: None,
             waiting: VecDeque::new(),
             first: 0,
+            heard: None,
             scratch: Vec::new(),
             errors: Errors::default(),
         }
@@ -289,15 +292,39 @@ impl AudioInput {
         self.source.late
     }
 
-    /// Adds its sound to a block that begins at sample `from`. Blocks come in order.
+    /// Adds its sound to a block that begins at sample `from`, if it is `heard`. Blocks come in order. Within a block its
+    /// sound comes or goes smoothly: a step would be a click.
     ///
     /// # Errors
     /// When there can be no decoder for its format.
-    pub fn mix(&mut self, from: i64, block: &mut [f32], clocks: &Clocks) -> Result<(), MediaError> {
+    pub fn mix(&mut self, from: i64, block: &mut [f32], clocks: &Clocks, heard: bool) -> Result<(), MediaError> {
+        let before = self.heard.replace(heard).unwrap_or(heard);
         let to = from + i64::try_from(block.len() / 2).unwrap_or(0);
-        let last = self.start + nanoseconds(to) + -1;
+        self.read(self.start + nanoseconds(to) + -1, clocks, heard || before)?;
+        let skipped = usize::try_from(from - self.first).unwrap_or(0).min(self.waiting.len() / 2);
+        self.waiting.drain(..2 * skipped);
+        self.first += i64::try_from(skipped).unwrap_or(0);
+        let offset = usize::try_from(self.first - from).unwrap_or(0).min(block.len() / 2);
+        let ready = self.waiting.len().min(block.len() - 2 * offset);
+        let length = (block.len() / 2) as f32;
+        let sums = block[2 * offset..].iter_mut().zip(self.waiting.drain(..ready));
+        for (n, (sum, sample)) in sums.enumerate() {
+            let part = (offset + n / 2) as f32 / length;
+            *sum += match (before, heard) {
+                (true, true) => sample,
+                (false, true) => sample * part,
+                (true, false) => sample * (1.0 - part),
+                (false, false) => 0.0,
+            };
+        }
+        self.first += i64::try_from(ready / 2).unwrap_or(0);
+        Ok(())
+    }
+
+    /// Reads all frames up to a moment. What nobody hears is not decoded: a decoder begins anew behind it.
+    fn read(&mut self, last: MediaTime, clocks: &Clocks, decoded: bool) -> Result<(), MediaError> {
         while let Some((item, torn)) = self.source.take(last, clocks) {
-            if torn {
+            if torn || !decoded {
                 self.decoder = None;
             }
             match item {
@@ -307,18 +334,10 @@ impl AudioInput {
                     }
                     self.format = Some(format);
                 }
-                LogItem::Frame(frame) => self.frame(&frame)?,
+                LogItem::Frame(frame) if decoded => self.frame(&frame)?,
+                LogItem::Frame(_) => {}
             }
         }
-        let skipped = usize::try_from(from - self.first).unwrap_or(0).min(self.waiting.len() / 2);
-        self.waiting.drain(..2 * skipped);
-        self.first += i64::try_from(skipped).unwrap_or(0);
-        let offset = usize::try_from(self.first - from).unwrap_or(0).min(block.len() / 2);
-        let ready = self.waiting.len().min(block.len() - 2 * offset);
-        for (sum, sample) in block[2 * offset..].iter_mut().zip(self.waiting.drain(..ready)) {
-            *sum += sample;
-        }
-        self.first += i64::try_from(ready / 2).unwrap_or(0);
         Ok(())
     }
 
@@ -389,7 +408,7 @@ const fn samples(span: i64) -> i64 {
 }
 
 /// Nanoseconds of a number of samples.
-const fn nanoseconds(samples: i64) -> i64 {
+pub(super) const fn nanoseconds(samples: i64) -> i64 {
     let rate = SAMPLE_RATE as i64;
     samples.div_euclid(rate) * 1_000_000_000 + samples.rem_euclid(rate) * 1_000_000_000 / rate
 }

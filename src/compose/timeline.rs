@@ -1,16 +1,18 @@
 //! Who is there when: a pure reading of a session's history and of when its tracks began. What is true at a moment
 //! depends on nothing later, so that it can be read while the session runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::capture::history::{Event, What};
-use crate::event::Layout;
+use crate::capture::history::{Event, Selection, What};
+use crate::event::{Layout, StreamMode};
 use crate::ids::{StreamId, TrackKind};
 use crate::router::VideoType;
 use crate::time::{MediaSpan, MediaTime};
 
 /// A picture is held for so long when no further one comes; then its stream leaves the picture.
 pub const HOLD: MediaSpan = 2_000_000_000;
+/// Streams whose sound is mixed (Vonage's limit).
+pub const AUDIO_STREAMS_MAX: usize = 50;
 
 /// A stream in a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct Stream {
     classes: Vec<(MediaTime, Vec<String>)>,
     /// Since when it is a screen, or none.
     screen: Vec<(MediaTime, bool)>,
+    /// What of it is in the archive, each time from when on. All of it before.
+    selected: Vec<(MediaTime, Selection)>,
     /// When it was there. Empty when the history does not know it: then its media alone tells.
     present: Vec<Span>,
     /// When its publisher had switched the picture off.
@@ -48,8 +52,16 @@ impl Stream {
     /// Whether it is in the picture at a moment at which its newest picture is from `newest`.
     #[must_use]
     pub fn is_shown(&self, at: MediaTime, newest: MediaTime) -> bool {
-        let there = self.present.is_empty() || self.present.iter().any(|span| span.has(at));
-        there && at - newest < HOLD && !self.video_off.iter().any(|span| span.has(at))
+        let selected = self.is_there(at) && self.selection(at).has_video;
+        selected && at - newest < HOLD && !self.video_off.iter().any(|span| span.has(at))
+    }
+
+    fn is_there(&self, at: MediaTime) -> bool {
+        self.present.is_empty() || self.present.iter().any(|span| span.has(at))
+    }
+
+    fn selection(&self, at: MediaTime) -> Selection {
+        self.selected.iter().take_while(|(since, _)| *since <= at).last().map_or(Selection::ALL, |(_, what)| *what)
     }
 
     /// Whether it is a screen at a moment. Its first media may be a moment older than the news of it.
@@ -82,6 +94,7 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
             added: *added,
             classes: Vec::new(),
             screen: Vec::new(),
+            selected: selected(*id, events),
             present: Vec::new(),
             video_off: Vec::new(),
         };
@@ -92,6 +105,33 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
         happened(&mut streams, event);
     }
     streams
+}
+
+/// What of a stream is in the archive, each time from when on. Before it is added, a manual archive has nothing of it.
+fn selected(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
+    let (mut mode, mut added) = (StreamMode::Auto, Selection::NONE);
+    let change = |event: &Event| {
+        match &event.what {
+            What::StreamMode { mode: now } => mode = *now,
+            What::Selected { stream, selection } if *stream == id => added = *selection,
+            _ => return None,
+        }
+        let selection = match mode {
+            StreamMode::Auto => Selection::ALL,
+            StreamMode::Manual => added,
+        };
+        Some((event.at, selection))
+    };
+    events.iter().filter_map(change).collect()
+}
+
+/// Whose sound is heard at a moment, of streams that have any. Who has left has what is not yet played of theirs, but
+/// leaves no room to nobody who is there.
+#[must_use]
+pub fn heard<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
+    let mut heard: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();
+    heard.sort_by_key(|stream| (!stream.is_there(at), stream.priority(at)));
+    heard.iter().take(AUDIO_STREAMS_MAX).map(|stream| stream.id).collect()
 }
 
 /// The layouts that were asked for while the session ran, each from when on.
@@ -147,6 +187,8 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
         | What::Muted { .. }
         | What::Layer { .. }
         | What::Layout { .. }
+        | What::StreamMode { .. }
+        | What::Selected { .. }
         | What::RouterLost
         | What::RouterBack
         | What::Ended { .. } => {}
@@ -206,6 +248,75 @@ mod tests {
         ] {
             assert_eq!(read(&events).is_shown(at(moment), at(newest)), shown, "{name}");
         }
+    }
+
+    #[test]
+    fn a_manual_archive_has_of_each_stream_what_was_added() {
+        let mode = |ms, mode| Event { at: at(ms), what: What::StreamMode { mode } };
+        let (manual, auto) = (|ms| mode(ms, StreamMode::Manual), |ms| mode(ms, StreamMode::Auto));
+        let select = |ms, stream, has_audio, has_video| {
+            let selection = Selection { has_audio, has_video };
+            Event { at: at(ms), what: What::Selected { stream: id(stream), selection } }
+        };
+        let (both, sound, picture, none) = ((true, true), (true, false), (false, true), (false, false));
+        // What is seen and heard of stream 1 at each of the moments.
+        for (name, events, expected) in [
+            ("all streams", vec![], vec![(0, both)]),
+            ("manual, and never added", vec![manual(0)], vec![(0, none), (5000, none)]),
+            ("another one is added", vec![manual(0), select(1000, 2, true, true)], vec![(2000, none)]),
+            ("added", vec![manual(0), select(1000, 1, true, true)], vec![(999, none), (1000, both)]),
+            ("only its sound", vec![manual(0), select(1000, 1, true, false)], vec![(1000, sound)]),
+            ("only its picture", vec![manual(0), select(1000, 1, false, true)], vec![(1000, picture)]),
+            (
+                "added again, otherwise",
+                vec![manual(0), select(1000, 1, true, true), select(2000, 1, false, true)],
+                vec![(1999, both), (2000, picture)],
+            ),
+            (
+                "removed",
+                vec![manual(0), select(1000, 1, true, true), select(2000, 1, false, false)],
+                vec![(1999, both), (2000, none)],
+            ),
+            (
+                "manual for a while; what was added stays so",
+                vec![manual(1000), select(2000, 1, true, false), auto(3000), manual(4000)],
+                vec![(999, both), (1000, none), (2000, sound), (3000, both), (4000, sound)],
+            ),
+            (
+                "added before it was manual, at the moment it becomes so",
+                vec![select(500, 1, false, true), manual(1000), select(1000, 1, true, true)],
+                vec![(500, both), (999, both), (1000, both)],
+            ),
+        ] {
+            let stream = read(&[vec![told(1, 0, VideoType::Camera)], events].concat());
+            for (ms, (audio, video)) in expected {
+                assert_eq!(stream.is_shown(at(ms), at(ms)), video, "{name}: picture at {ms}");
+                assert_eq!(heard([&stream].into_iter(), at(ms)).len(), usize::from(audio), "{name}: sound at {ms}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_sound_of_as_many_as_may_be_is_heard_of_those_who_are_there_first() {
+        let all = u8::try_from(AUDIO_STREAMS_MAX).expect("small") + 2;
+        let media = (1..=all).map(|n| (id(n), at(i64::from(n)))).collect();
+        let gone = Event { at: at(3000), what: What::StreamGone { stream: id(1) } };
+        let mut events: Vec<Event> = (1..=all).map(|n| told(n, i64::from(n), VideoType::Camera)).collect();
+        events.push(gone);
+        let left_out = |ms, events: &[Event]| {
+            let streams = streams(&media, events);
+            let heard = heard(streams.values(), at(ms));
+            (1..=all).filter(|n| !heard.contains(&id(*n))).collect::<Vec<u8>>()
+        };
+        assert_eq!(left_out(2000, &events), [all - 1, all], "who came last");
+        assert_eq!(left_out(4000, &events), [1, all], "who has left makes room");
+        // One more is no limit when others are not selected.
+        events.push(Event { at: at(0), what: What::StreamMode { mode: StreamMode::Manual } });
+        for n in 1..=all {
+            let selection = if n > 2 { Selection::ALL } else { Selection::NONE };
+            events.push(Event { at: at(0), what: What::Selected { stream: id(n), selection } });
+        }
+        assert_eq!(left_out(2000, &events), [1, 2], "who is not selected makes room");
     }
 
     #[test]

@@ -136,6 +136,17 @@ pub struct Layout {
     pub screenshare_type: Option<LayoutType>,
 }
 
+/// Which streams a composed archive has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StreamMode {
+    /// All.
+    #[default]
+    Auto,
+    /// Those that are added while it is recorded.
+    Manual,
+}
+
 /// What the archive should be like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -149,6 +160,9 @@ pub struct ArchiveOptions {
     pub resolution: Option<Resolution>,
     /// Of a composed archive.
     pub layout: Option<Layout>,
+    /// Of a composed archive.
+    #[serde(default)]
+    pub stream_mode: StreamMode,
     /// Whether sound is archived.
     #[serde(default = "yes")]
     pub has_audio: bool,
@@ -183,6 +197,7 @@ impl Default for ArchiveOptions {
             output_mode: OutputMode::default(),
             resolution: None,
             layout: None,
+            stream_mode: StreamMode::default(),
             has_audio: true,
             has_video: true,
             quantization_parameter: None,

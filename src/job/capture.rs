@@ -74,6 +74,10 @@ pub(super) async fn capture(
     let (history, before) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
+    let noted = Desired::noted(&before);
+    if let Some(first) = noted.first(&job.event.data.archive) {
+        history.add(first.at, first.what).map_err(|e| Stuck::of(&e))?;
+    }
     let mut room = match enter(job, &mut presence, &mut asked.end_reason).await? {
         Entered::Room(room) => room,
         Entered::Ended(captured) => return Ok(captured),
@@ -81,7 +85,7 @@ pub(super) async fn capture(
     let complete = watch::Sender::new(MediaTime(i64::MIN));
     *composing = Composing::start(job, complete.clone());
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
-    let mut session = Session::new(job, capture, room.control(), history, Desired::noted(&before), presence);
+    let mut session = Session::new(job, capture, room.control(), history, noted, presence);
     let (waiting, stop_shipping, shipping) =
         (Arc::new(Waiting::default()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(

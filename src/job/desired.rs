@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::history::{Event, What};
-use crate::event::Layout;
+use crate::capture::history::{Event, Selection, What};
+use crate::event::{ArchiveOptions, Layout, StreamMode};
 use crate::ids::StreamId;
+use crate::time::MediaTime;
 
 /// What is asked for, all in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,10 @@ pub struct Desired {
     pub layout: Option<Layout>,
     /// Streams' layout classes.
     pub classes: BTreeMap<StreamId, Vec<String>>,
+    /// The stream mode, if it is another than the archive began with.
+    pub stream_mode: Option<StreamMode>,
+    /// Streams that were added or removed.
+    pub selected: BTreeMap<StreamId, Selection>,
 }
 
 impl Desired {
@@ -30,10 +35,23 @@ impl Desired {
                 What::Classes { stream, classes } => {
                     noted.classes.insert(*stream, classes.clone());
                 }
+                What::StreamMode { mode } => noted.stream_mode = Some(*mode),
+                What::Selected { stream, selection } => {
+                    noted.selected.insert(*stream, *selection);
+                }
                 _ => {}
             }
         }
         noted
+    }
+
+    /// What an archive begins with that is not the usual, unless it was noted. It stands at the archive's origin: before
+    /// all media, and harmless when an owner who does not have the others' history notes it again.
+    #[must_use]
+    pub fn first(&self, options: &ArchiveOptions) -> Option<Event> {
+        let mode = options.stream_mode;
+        let news = mode != StreamMode::default() && self.stream_mode.is_none();
+        news.then_some(Event { at: MediaTime::ZERO, what: What::StreamMode { mode } })
     }
 
     /// What is to be noted now, of which `noted` was before.
@@ -46,7 +64,14 @@ impl Desired {
             before != Some(classes) && !(before.is_none() && classes.is_empty())
         });
         let classes = classes.map(|(stream, classes)| What::Classes { stream: *stream, classes: classes.clone() });
-        layout.chain(classes).collect()
+        let mode = self.stream_mode.filter(|mode| noted.stream_mode != Some(*mode));
+        let mode = mode.map(|mode| What::StreamMode { mode });
+        let selected = self.selected.iter().filter(|(stream, selection)| {
+            let before = noted.selected.get(stream).copied().unwrap_or(Selection::NONE);
+            before != **selection
+        });
+        let selected = selected.map(|(stream, selection)| What::Selected { stream: *stream, selection: *selection });
+        layout.chain(classes).chain(mode).chain(selected).collect()
     }
 }
 
@@ -54,7 +79,6 @@ impl Desired {
 mod tests {
     use super::*;
     use crate::event::LayoutType;
-    use crate::time::MediaTime;
 
     fn layout(kind: LayoutType) -> Layout {
         Layout { kind, ..Layout::default() }
@@ -73,6 +97,16 @@ mod tests {
         let new_layout = What::Layout { layout: layout(LayoutType::Pip) };
         let classes = |classes| What::Classes { stream: stream(1), classes };
         let nothing = Desired::default;
+        let selected = |selection| Desired {
+            stream_mode: Some(StreamMode::Manual),
+            selected: BTreeMap::from([(stream(1), selection)]),
+            ..Desired::default()
+        };
+        let (added, removed) = (selected(Selection::ALL), selected(Selection::NONE));
+        let silent = Selection { has_audio: false, has_video: true };
+        let manual = What::StreamMode { mode: StreamMode::Manual };
+        let selects = |selection| What::Selected { stream: stream(1), selection };
+        let auto = Desired { stream_mode: Some(StreamMode::Auto), ..added.clone() };
         for (name, wanted, noted, news) in [
             ("nothing is asked for", nothing(), nothing(), vec![]),
             ("a layout", pip.clone(), nothing(), vec![new_layout.clone()]),
@@ -81,12 +115,29 @@ mod tests {
             ("both at once", both.clone(), nothing(), vec![new_layout, classes(focus())]),
             ("no classes any more", none.clone(), both, vec![classes(Vec::new())]),
             ("no classes where there were none", none, pip, vec![]),
+            ("a stream is selected", added.clone(), nothing(), vec![manual.clone(), selects(Selection::ALL)]),
+            ("the same stream again", added.clone(), added.clone(), vec![]),
+            ("without its sound", selected(silent), added.clone(), vec![selects(silent)]),
+            ("removed", removed.clone(), added.clone(), vec![selects(Selection::NONE)]),
+            ("removed where it was not", removed, nothing(), vec![manual]),
+            ("all streams again", auto, added, vec![What::StreamMode { mode: StreamMode::Auto }]),
         ] {
             assert_eq!(wanted.news(&noted), news, "{name}");
             let lines = noted.news(&nothing()).into_iter().chain(news);
             let events: Vec<Event> = lines.map(|what| Event { at: MediaTime::ZERO, what }).collect();
             assert_eq!(wanted.news(&Desired::noted(&events)), [], "{name}, read by the next owner");
         }
+    }
+
+    #[test]
+    fn the_stream_mode_of_the_event_is_noted_once_and_at_the_origin() {
+        let options = |stream_mode| ArchiveOptions { stream_mode, ..ArchiveOptions::default() };
+        let (auto, manual) = (options(StreamMode::Auto), options(StreamMode::Manual));
+        let before = Desired::default();
+        assert_eq!(before.first(&auto), None);
+        let first = before.first(&manual).expect("news");
+        assert_eq!(first.at, MediaTime::ZERO);
+        assert_eq!(Desired::noted(&[first]).first(&manual), None);
     }
 
     #[test]

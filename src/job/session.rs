@@ -115,18 +115,24 @@ impl<'a> Session<'a> {
         MediaTime::from_wallclock(Wallclock::now(), self.job.row.origin)
     }
 
-    /// The history is for people and layouts; a disk that cannot take it must not end a capture.
     pub(super) fn note(&self, what: What) {
-        if let Err(error) = self.history.add(self.now(), what) {
+        self.note_at(self.now(), what);
+    }
+
+    /// The history is for people and layouts; a disk that cannot take it must not end a capture.
+    fn note_at(&self, at: MediaTime, what: What) {
+        if let Err(error) = self.history.add(at, what) {
             tracing::warn!("the session's history is incomplete: {}", chain(&error));
         }
     }
 
     /// Notes what is newly wanted: the composer draws by the history.
     fn wish(&mut self, wanted: &Desired) {
+        // One moment for what was asked for together: no picture lies between.
+        let at = self.now();
         for news in wanted.news(&self.noted) {
             tracing::info!(?news, "the archive is to be otherwise from now on");
-            self.note(news);
+            self.note_at(at, news);
         }
         self.noted.clone_from(wanted);
     }
