@@ -340,6 +340,76 @@ async fn the_layout_and_classes_change_while_the_session_runs_and_again_over_the
     assert!(still.others.is_empty() && still.delays.len() > 40, "{:?}", still.others);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manual_archive_shows_and_sounds_what_was_added_and_again_over_the_finished_log() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    begin(&mut world, "c10", json!({ "outputMode": "both", "streamMode": "manual" })).await;
+    let alice = Publisher::start(Options::new(&world.janus, "c10", "alice")).await.expect("alice");
+    world.recording(2).await;
+    let silent = Options { code: 2, audio: None, ..Options::new(&world.janus, "c10", "bob") };
+    let bob = Publisher::start(silent).await.expect("bob");
+    world.recording(3).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let id = world.archive("c10", "started").await["archive"].as_str().expect("id").to_owned();
+    let session: archiver::ids::SessionId = "c10".parse().expect("id");
+    let stream = |name| archiver::ids::StreamId::of_router(&session, name).to_string();
+    let (of_alice, of_bob) = (stream("alice"), stream("bob"));
+    let streams = |world: &World, more: &[&str]| asked(world, &[&["streams", &id], more].concat());
+    assert!(streams(&world, &["--add", &of_bob, "--remove", &of_bob]).contains("at once"));
+    assert!(streams(&world, &["--add", &of_alice, "--add", &of_bob]).contains("heartbeat"));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // The next owner goes on with it, and hears what was asked for while there was none.
+    world.kill_worker();
+    assert!(streams(&world, &["--remove", &of_bob, "--add", &of_alice, "--no-audio"]).contains("heartbeat"));
+    world.start_worker().expect("worker");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(streams(&world, &["--mode", "auto"]).contains("heartbeat"));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(streams(&world, &["--add", &of_bob]).contains("stream mode manual only"));
+    let archive = finished(&mut world, "c10").await;
+    let (alice, bob) = (alice.crash().timeline(), bob.crash().timeline());
+    let (file, log) = (archive.dir.join("archive.mp4"), tempfile::tempdir().expect("folder"));
+    fetch_log(&world, &archive.manifest, log.path()).await;
+    let when = |what| noted(log.path(), &archive.manifest, what);
+    let added = when(r#""hasAudio":true,"hasVideo":true"#);
+    let (removed, all) = (when(r#""hasAudio":false,"hasVideo":false"#), when(r#""mode":"auto""#));
+    let end = archive.manifest["durationS"].as_f64().expect("duration");
+    let whole = Part { x: 0, y: 0, width: 640, height: 480 };
+    let [left, right] = [0, 320].map(|x| Part { x, y: 120, width: 320, height: 240 });
+    // Nobody at first, then both, then alice without her sound, then both with it.
+    let nobody = seen(&file, whole, 1, &alice, 0.0, added - 0.05);
+    assert!(nobody.delays.is_empty() && nobody.others.len() > 60, "{:?}", nobody.delays);
+    for (name, part, code, truth, from, to, least) in [
+        ("alice is added", left, 1, &alice, added + 0.05, added + 2.0, 50),
+        ("and bob", right, 2, &bob, added + 0.05, added + 2.0, 50),
+        ("alice alone", whole, 1, &alice, removed + 2.0, all - 0.05, 30),
+        ("alice again", left, 1, &alice, all + 0.05, end - 0.1, 50),
+        ("bob again", right, 2, &bob, all + 0.05, end - 0.1, 50),
+    ] {
+        let part = seen(&file, part, code, truth, from, to);
+        assert!(part.others.is_empty(), "{name}: {:?}", part.others);
+        assert!(part.delays.len() > least, "{name}: {}", part.delays.len());
+    }
+    let beeps = Content::read(&file).expect("file").beeps;
+    for (name, from, to, heard) in [
+        ("before she is added", 0.0, added, false),
+        ("added", added + 0.1, added + 2.5, true),
+        ("without her sound", removed + 0.1, all, false),
+        ("all streams", all + 0.1, end, true),
+    ] {
+        let beeps: Vec<f64> = beeps.iter().map(|beep| beep.at).filter(|at| (from..to).contains(at)).collect();
+        assert_eq!(!beeps.is_empty(), heard, "{name}, {from:.2} to {to:.2}: {beeps:?}");
+    }
+    // What was captured does not depend on it.
+    assert!(captured(&archive, "bob", 2).iter().any(|(_, at)| *at < added - 1.0), "bob was not captured");
+    let again = log.path().join("again.mp4");
+    compose(log.path(), &again, &[]);
+    for track in ["v", "a"] {
+        assert!(hashes(&file, track) == hashes(&again, track), "{track} differs");
+    }
+}
+
 /// A hash of each decoded picture, or block of sound.
 fn hashes(file: &Path, track: &str) -> String {
     let output = std::process::Command::new("ffmpeg")

@@ -12,12 +12,13 @@ use super::{say, say_json};
 use crate::archive::build::Clip;
 use crate::archive::documents::{Manifest, ObjectEntry};
 use crate::archive::keys::{Keys, Kind};
+use crate::capture::history::Selection;
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
-use crate::event::{Layout, LayoutType, Resolution};
+use crate::event::{Layout, LayoutType, Resolution, StreamMode};
 use crate::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::job::desired::Desired;
-use crate::ops::desire::{check_classes, desire};
+use crate::ops::desire::{StreamsChange, check_classes, desire, select_streams};
 use crate::ops::recompose::{Otherwise, recompose};
 use crate::store::checksum::Hasher;
 use crate::store::dir::collect;
@@ -121,6 +122,28 @@ pub(super) enum ArchivesCommand {
         stream: StreamId,
         /// The classes.
         classes: Vec<String>,
+    },
+    /// Choose which streams an archive that is being recorded shows and sounds, from now on. All are captured whatever is
+    /// chosen; in stream mode manual the composed file has those that were added.
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["mode", "add", "remove"]))]
+    Streams {
+        /// The archive.
+        archive: ArchiveId,
+        /// auto (all streams) or manual (those that are added).
+        #[arg(long, value_parser = super::compose::named::<StreamMode>)]
+        mode: Option<StreamMode>,
+        /// A stream to add, or to have otherwise than before; may be given again.
+        #[arg(long, value_name = "STREAM")]
+        add: Vec<StreamId>,
+        /// Add them without their sound.
+        #[arg(long, requires = "add", conflicts_with = "no_video")]
+        no_audio: bool,
+        /// Add them without their picture.
+        #[arg(long, requires = "add")]
+        no_video: bool,
+        /// A stream to remove; may be given again.
+        #[arg(long, value_name = "STREAM")]
+        remove: Vec<StreamId>,
     },
     /// Delete an archive and all its objects.
     Delete {
@@ -242,6 +265,11 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             };
             desire(&catalog, archive, change).await?;
             say("the classes change with the next heartbeat of the archive's worker");
+        }
+        ArchivesCommand::Streams { archive, mode, add, no_audio, no_video, remove } => {
+            let selection = Selection { has_audio: !no_audio, has_video: !no_video };
+            select_streams(&catalog, archive, &StreamsChange { mode, add, selection, remove }).await?;
+            say("the streams change with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Delete { archive, yes } => {
             let row = found(&catalog, archive).await?;

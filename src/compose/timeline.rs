@@ -125,8 +125,8 @@ fn selected(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
     events.iter().filter_map(change).collect()
 }
 
-/// Whose sound is heard at a moment, of streams that have any. Who has left has what is not yet played of theirs, but
-/// leaves no room to nobody who is there.
+/// Whose sound is heard at a moment, of streams that have any. Who has left is heard to the end, unless others who are
+/// there need the place.
 #[must_use]
 pub fn heard<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
     let mut heard: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();

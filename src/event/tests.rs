@@ -126,6 +126,7 @@ pub fn malformed() -> Vec<(&'static str, Vec<u8>, &'static str, &'static str)> {
         ("name control", set("/data/archive/name", json!("a\u{7}b")), invalid, "control"),
         ("resolution", set("/data/archive", json!({ "resolution": "800x600" })), invalid, "data.archive.resolution"),
         ("output mode", set("/data/archive", json!({ "outputMode": "dvd" })), invalid, "data.archive.outputMode"),
+        ("stream mode", set("/data/archive", json!({ "streamMode": "some" })), invalid, "data.archive.streamMode"),
         (
             "layout type",
             set("/data/archive", json!({ "layout": { "type": "mosaic" } })),

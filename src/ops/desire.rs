@@ -1,8 +1,11 @@
-//! Asking for something of an archive that is being recorded: another layout, other layout classes of its streams.
+//! Asking for something of an archive that is being recorded: another layout, other layout classes of its streams, other
+//! streams.
 
-use crate::catalog::{Catalog, CatalogError, JobState};
+use crate::capture::history::Selection;
+use crate::catalog::{Catalog, CatalogError, JobRow, JobState};
+use crate::event::{SessionEvent, StreamMode};
 use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::ArchiveId;
+use crate::ids::{ArchiveId, StreamId};
 use crate::job::desired::Desired;
 use crate::time::Wallclock;
 
@@ -37,6 +40,12 @@ pub enum DesireError {
         "layout classes are at most {CLASSES_MAX} names of at most {CLASS_LENGTH_MAX} letters without blanks: {0:?}"
     )]
     Class(String),
+    /// Streams are chosen only in stream mode manual.
+    #[error("archive {0} has all streams: they are added and removed in stream mode manual only")]
+    AllStreams(ArchiveId),
+    /// A selection that cannot be one.
+    #[error("{0}")]
+    Selection(String),
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -46,8 +55,8 @@ impl HasFault for DesireError {
     fn fault(&self) -> Fault {
         match self {
             Self::NotFound(_) => FaultKind::NotFound.fault(),
-            Self::NotRecording { .. } | Self::Busy(_) => FaultKind::Conflict.fault(),
-            Self::Class(_) => FaultKind::EventInvalid.fault(),
+            Self::NotRecording { .. } | Self::Busy(_) | Self::AllStreams(_) => FaultKind::Conflict.fault(),
+            Self::Class(_) | Self::Selection(_) => FaultKind::EventInvalid.fault(),
             Self::Catalog(e) => e.fault(),
         }
     }
@@ -78,6 +87,82 @@ pub async fn desire(
     archive: ArchiveId,
     change: impl Fn(&mut Desired) + Send + Sync,
 ) -> Result<Desired, DesireError> {
+    let change = |_: &JobRow, desired: &mut Desired| {
+        change(desired);
+        Ok(())
+    };
+    desire_of(catalog, archive, change).await
+}
+
+/// A change of the streams that a composed archive has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamsChange {
+    /// All of them, or those that are added.
+    pub mode: Option<StreamMode>,
+    /// Streams to add. One that is there already is from now on as `selection` says.
+    pub add: Vec<StreamId>,
+    /// What of those that are added.
+    pub selection: Selection,
+    /// Streams to remove.
+    pub remove: Vec<StreamId>,
+}
+
+impl StreamsChange {
+    /// Whether it can be one.
+    fn check(&self) -> Result<(), DesireError> {
+        if !self.add.is_empty() && self.selection == Selection::NONE {
+            return Err(DesireError::Selection("a stream is added with its sound, its picture, or both".to_owned()));
+        }
+        match self.add.iter().find(|stream| self.remove.contains(stream)) {
+            Some(both) => Err(DesireError::Selection(format!("stream {both} is to be added and removed at once"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Changes what is desired of an archive that began with stream mode `first`. Returns whether that can be.
+    fn apply(&self, first: StreamMode, desired: &mut Desired) -> bool {
+        desired.stream_mode = self.mode.or(desired.stream_mode);
+        let chosen = !self.add.is_empty() || !self.remove.is_empty();
+        if chosen && desired.stream_mode.unwrap_or(first) == StreamMode::Auto {
+            return false;
+        }
+        desired.selected.extend(self.add.iter().map(|stream| (*stream, self.selection)));
+        desired.selected.extend(self.remove.iter().map(|stream| (*stream, Selection::NONE)));
+        true
+    }
+}
+
+/// Asks for other streams in a composed archive.
+///
+/// # Errors
+/// See [`DesireError`].
+pub async fn select_streams(
+    catalog: &Catalog,
+    archive: ArchiveId,
+    change: &StreamsChange,
+) -> Result<Desired, DesireError> {
+    change.check()?;
+    let change = |job: &JobRow, desired: &mut Desired| match change.apply(first_mode(job), desired) {
+        true => Ok(()),
+        false => Err(DesireError::AllStreams(archive)),
+    };
+    desire_of(catalog, archive, change).await
+}
+
+/// The stream mode that a job's archive began with.
+fn first_mode(job: &JobRow) -> StreamMode {
+    match crate::event::parse(job.event.as_bytes()) {
+        Ok(SessionEvent::Started(event)) => event.data.archive.stream_mode,
+        // The job itself says so when it cannot read its event.
+        Ok(SessionEvent::Ended(_)) | Err(_) => StreamMode::default(),
+    }
+}
+
+async fn desire_of(
+    catalog: &Catalog,
+    archive: ArchiveId,
+    change: impl Fn(&JobRow, &mut Desired) -> Result<(), DesireError> + Send + Sync,
+) -> Result<Desired, DesireError> {
     for _ in 0..TRIES {
         let row = catalog.archive(archive).await?.ok_or(DesireError::NotFound(archive))?;
         let job = catalog.job(row.job).await?.ok_or(DesireError::NotFound(archive))?;
@@ -87,7 +172,7 @@ pub async fn desire(
         let known = job.desired.as_deref().map(serde_json::from_str::<Desired>).transpose();
         // What cannot be read was not written by this program: it is asked for anew.
         let mut desired = known.unwrap_or_default().unwrap_or_default();
-        change(&mut desired);
+        change(&job, &mut desired)?;
         let text = serde_json::to_string(&desired).expect("plain data");
         if catalog.desire(&job, &text, Wallclock::now()).await? {
             return Ok(desired);
@@ -99,6 +184,35 @@ pub async fn desire(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn streams_are_chosen_in_stream_mode_manual_only() {
+        let stream = |n: u8| format!("00000000-0000-4000-8000-0000000000{n:02}").parse::<StreamId>().expect("id");
+        let change = |mode, add: &[u8], remove: &[u8]| {
+            let ids = |ids: &[u8]| ids.iter().map(|n| stream(*n)).collect();
+            StreamsChange { mode, add: ids(add), selection: Selection::ALL, remove: ids(remove) }
+        };
+        let (auto, manual) = (Some(StreamMode::Auto), Some(StreamMode::Manual));
+        for (name, first, before, change, possible) in [
+            ("a manual archive", StreamMode::Manual, None, change(None, &[1], &[2]), true),
+            ("one with all streams", StreamMode::Auto, None, change(None, &[1], &[]), false),
+            ("one that becomes manual", StreamMode::Auto, None, change(manual, &[1], &[]), true),
+            ("one that became manual", StreamMode::Auto, manual, change(None, &[], &[1]), true),
+            ("one that has all streams since", StreamMode::Manual, auto, change(None, &[], &[1]), false),
+            ("one that is to have all", StreamMode::Manual, None, change(auto, &[], &[]), true),
+        ] {
+            assert!(change.check().is_ok(), "{name}");
+            let mut desired = Desired { stream_mode: before, ..Desired::default() };
+            assert_eq!(change.apply(first, &mut desired), possible, "{name}");
+            if possible {
+                let selected = |ids: &[StreamId], what| ids.iter().all(|id| desired.selected.get(id) == Some(&what));
+                assert!(selected(&change.add, Selection::ALL) && selected(&change.remove, Selection::NONE), "{name}");
+                assert_eq!(desired.stream_mode, change.mode.or(before), "{name}");
+            }
+        }
+        assert!(change(None, &[1, 2], &[3, 2]).check().is_err());
+        assert!(StreamsChange { selection: Selection::NONE, ..change(None, &[1], &[]) }.check().is_err());
+    }
 
     #[test]
     fn classes_are_few_short_names() {
