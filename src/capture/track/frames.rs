@@ -176,7 +176,8 @@ impl TrackRules {
             out.push(Output::Format(format));
         }
         if frame.keyframe {
-            self.keyframes.came(now);
+            let pixels = self.format.as_ref().map_or(0, |f| u64::from(f.width) * u64::from(f.height));
+            self.keyframes.came(pixels, now);
             self.stats.keyframes += u64::from(self.kind == TrackKind::Video);
         }
         let lasts = duration

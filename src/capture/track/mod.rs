@@ -5,7 +5,7 @@
 //! - A missing packet is waited for as long as a retransmission may take; then it is lost, counted once, and
 //!   the frame it belonged to is dropped. Frames that are whole are all kept, in order, once.
 //! - A picture begins with a keyframe. Keyframes cost every viewer of the session, so they are asked for
-//!   sparingly: at the beginning, after a loss, and when media resumes.
+//!   sparingly: at the beginning, after a loss, when media resumes, and when pictures became smaller.
 //! - Time that passes without media is a gap with a cause, except where the codec says that it is silence.
 
 mod frames;
@@ -91,6 +91,8 @@ pub enum KeyframeReason {
     Resume,
     /// None came for long.
     Interval,
+    /// The picture became smaller, and the router may have a larger one.
+    Smaller,
 }
 
 /// What the rules say.

@@ -9,10 +9,11 @@ fn ms(ms: i64) -> MediaTime {
     MediaTime::from_millis(ms)
 }
 
-/// A VP8 packet: `k` first of a keyframe, `f` first of an inter frame, `c` a continuation.
+/// A VP8 packet: `k` first of a keyframe, `s` of one of 160x120, `f` first of an inter frame, `c` a continuation.
 fn vp8(what: char, number: u8) -> Bytes {
     Bytes::from(match what {
         'k' => [&[0x10][..], &KEY, &[number]].concat(),
+        's' => [&[0x10][..], &KEY[..6], &[0xa0, 0, 0x78, 0], &[number]].concat(),
         'f' => vec![0x10, 0x01, number],
         _ => vec![0x00, number, number],
     })
@@ -316,6 +317,28 @@ fn a_keyframe_that_does_not_come_is_asked_for_with_growing_pauses() {
         }
     }
     assert_eq!(asked, [0, 1, 2, 4, 8, 16, 31]);
+}
+
+#[test]
+fn a_picture_that_became_smaller_is_asked_for_until_it_is_larger() {
+    let mut t = Track::new(TrackKind::Video);
+    let (mut asked, mut answers) = (Vec::new(), 0);
+    for n in 0..1000_u32 {
+        let what = match n {
+            0 | 275 => 'k',
+            150 => 's',
+            // What is asked for comes, and is as small.
+            _ if asked.len() > answers => 's',
+            _ => 'f',
+        };
+        answers = asked.len();
+        let at = i64::from(n) * 33;
+        let before = t.requests().len();
+        t.video(u64::from(n), n, what, true, at);
+        asked.extend(t.requests()[before..].iter().map(|reason| (*reason, at / 1000)));
+    }
+    // It is 160x120 from 4.95 s to 9.07 s.
+    assert_eq!(asked, [(KeyframeReason::Smaller, 5), (KeyframeReason::Smaller, 7)]);
 }
 
 #[test]
