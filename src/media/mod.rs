@@ -4,12 +4,14 @@
 //! before them, so that an operator can try another element without a build.
 
 pub mod check;
+pub mod clip;
 pub mod decode;
 mod duration;
 pub mod encode;
 pub mod fragment;
 mod mp4;
 mod mp4_index;
+mod mp4_read;
 pub mod mux;
 pub mod picture;
 mod runner;

@@ -98,6 +98,13 @@ impl Mp4Writer {
         }
     }
 
+    /// Of a track not all is played: `ticks` of its clock, behind so many. Without, all of it is.
+    pub fn play(&mut self, track: usize, before: u64, ticks: u64) {
+        if let Some(open) = self.tracks.get_mut(track) {
+            open.index.play(before, ticks);
+        }
+    }
+
     /// Adds a sample to a track. Chunks are written in the order of their times, whichever track is made first, so that the
     /// same media always makes the same file.
     ///

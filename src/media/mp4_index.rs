@@ -1,11 +1,11 @@
 //! The boxes of an MP4 file's index (ISO/IEC 14496-12, 14496-14, 14496-15). Pure.
 
 /// Samples of sound in a frame of AAC.
-const AAC_SAMPLES: u32 = 1024;
+pub(super) const AAC_SAMPLES: u32 = 1024;
 /// Ticks of a picture, so that every rate is exact.
-const PICTURE_TICKS: u32 = 1000;
+pub(super) const PICTURE_TICKS: u32 = 1000;
 /// Ticks of the file a second.
-const FILE_TICKS: u64 = 1000;
+pub(super) const FILE_TICKS: u64 = 1000;
 const MICROSECONDS: u64 = 1_000_000;
 /// The two letters of "undetermined".
 const LANGUAGE: u16 = 0x55c4;
@@ -31,7 +31,7 @@ pub enum Track {
 
 impl Track {
     /// Ticks of its clock a second, and of one sample.
-    const fn ticks(self) -> (u32, u32) {
+    pub(super) const fn ticks(self) -> (u32, u32) {
         match self {
             Self::Picture { rate, .. } => (rate * PICTURE_TICKS, PICTURE_TICKS),
             Self::Sound { rate } => (rate, AAC_SAMPLES),
@@ -67,12 +67,18 @@ pub(super) struct TrackIndex {
     keyframes: Vec<u32>,
     /// Where each chunk is, and its samples.
     chunks: Vec<(u64, u32)>,
+    /// What is played, if not all of it: ticks before it, and its ticks.
+    played: Option<(u64, u64)>,
 }
 
 impl TrackIndex {
     pub fn new(track: Track) -> Self {
         let (sizes, numbers, keyframes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { track, codec: Vec::new(), sizes, numbers, keyframes, chunks: Vec::new() }
+        Self { track, codec: Vec::new(), sizes, numbers, keyframes, chunks: Vec::new(), played: None }
+    }
+
+    pub fn play(&mut self, before: u64, ticks: u64) {
+        self.played = Some((before, ticks));
     }
 
     pub fn add(&mut self, size: u32, number: u32, keyframe: bool) {
@@ -105,7 +111,9 @@ impl TrackIndex {
 
     /// Its length in the file's ticks.
     fn length(&self) -> u64 {
-        self.moment(u64::from(self.count())) / (MICROSECONDS / FILE_TICKS)
+        let (second, sample) = self.track.ticks();
+        let ticks = self.played.map_or(u64::from(self.count()) * u64::from(sample), |(_, ticks)| ticks);
+        ticks * FILE_TICKS / u64::from(second.max(1))
     }
 
     /// When a sample begins, in microseconds.
@@ -206,7 +214,8 @@ fn trak(out: &mut Vec<u8>, track: &TrackIndex, number: u32, length: u64, shift: 
         full(out, b"elst", 1, 0, |out| {
             put32(out, 1);
             put64(out, length);
-            put64(out, u64::from(track.delay()) * u64::from(sample));
+            let before = track.played.map_or(0, |(before, _)| before);
+            put64(out, u64::from(track.delay()) * u64::from(sample) + before);
             put32(out, 0x1_0000);
         });
     });
