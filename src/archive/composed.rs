@@ -61,7 +61,10 @@ pub(super) fn make(
     let path = path(dir);
     // Of a finished log the length is known.
     let options = Options { clip: about.clip, one_layout: about.one_layout, ..options(&about.options, Duration::ZERO) };
-    let right = |composed: &Composed| check(composed, &options, &path, pipelines, cancel);
+    let right = |composed: &Composed| {
+        let Composed { pictures, rate, .. } = *composed;
+        check(Expected { pictures, rate, video: options.video, audio: options.audio }, &path, pipelines, cancel)
+    };
     let mut sent = None;
     let followed = match followed.map(|composed| right(&composed).map(|()| composed)) {
         Some(Err(ArchiveError::Cancelled)) => return Err(ArchiveError::Cancelled),
@@ -118,9 +121,30 @@ pub(super) fn stills(dir: &Path) -> Result<Vec<Object>, ArchiveError> {
     Ok(objects)
 }
 
+/// What a composed file must be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    pub pictures: u64,
+    /// Pictures a second.
+    pub rate: u32,
+    pub video: bool,
+    pub audio: bool,
+}
+
+/// A composed file that lies at `path`, if it is right.
+pub(crate) fn checked(
+    expected: Expected,
+    path: PathBuf,
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<Object, ArchiveError> {
+    check(expected, &path, pipelines, cancel)?;
+    let (sha256, size) = zip::sha256(&path)?;
+    Ok(Object { kind: Kind::Mp4, path, size, sha256, parts: None })
+}
+
 fn check(
-    composed: &Composed,
-    options: &Options,
+    expected: Expected,
     path: &Path,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
@@ -131,13 +155,13 @@ fn check(
         source => ArchiveError::Media { file: NAME.to_owned(), source },
     };
     let (first, last) = verify::ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
-    let expected = composed.pictures * 1_000_000_000 / u64::from(composed.rate.max(1));
-    if first.duration_ns.abs_diff(expected) > DURATION_TOLERANCE {
+    let lasts = expected.pictures * 1_000_000_000 / u64::from(expected.rate.max(1));
+    if first.duration_ns.abs_diff(lasts) > DURATION_TOLERANCE {
         let ms = |ns: u64| ns / 1_000_000;
-        return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(first.duration_ns), ms(expected))));
+        return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(first.duration_ns), ms(lasts))));
     }
     for (place, decoded) in [("beginning", first), ("end", last)] {
-        if (options.video && decoded.pictures == 0) || (options.audio && decoded.sounds == 0) {
+        if (expected.video && decoded.pictures == 0) || (expected.audio && decoded.sounds == 0) {
             return Err(invalid(format!("its picture or its sound cannot be decoded at its {place}")));
         }
     }

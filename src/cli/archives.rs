@@ -18,6 +18,7 @@ use crate::config::Settings;
 use crate::event::{Layout, LayoutType, Resolution, StreamMode};
 use crate::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::job::desired::Desired;
+use crate::ops::clip::{Part, clip};
 use crate::ops::desire::{StreamsChange, check_classes, desire, select_streams};
 use crate::ops::recompose::{Otherwise, recompose};
 use crate::store::checksum::Hasher;
@@ -99,6 +100,24 @@ pub(super) enum ArchivesCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make a new archive of a part of a composed one by copying, without encoding: also when the segments are gone. The
+    /// part begins at a keyframe, of which there is one in two seconds.
+    Clip {
+        /// The archive.
+        archive: ArchiveId,
+        /// Begin so many seconds behind the beginning of the archive.
+        #[arg(long, value_name = "SECONDS", value_parser = milliseconds, required_unless_present = "to")]
+        from: Option<u32>,
+        /// End so many seconds behind the beginning of the archive.
+        #[arg(long, value_name = "SECONDS", value_parser = milliseconds)]
+        to: Option<u32>,
+        /// Begin at the keyframe before, if there is none at the beginning.
+        #[arg(long)]
+        at_keyframe: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Give an archive that is being recorded another layout, from now on.
     Layout {
         /// The archive.
@@ -167,6 +186,30 @@ fn milliseconds(text: &str) -> Result<u32, String> {
     }
 }
 
+fn check_part(from: Option<u32>, to: Option<u32>) -> Result<()> {
+    if to.is_some_and(|to| to <= from.unwrap_or(0)) {
+        bail!("the part ends before it begins: give --to more than --from");
+    }
+    Ok(())
+}
+
+/// Shows that something is done.
+async fn spinning<T>(doing: &'static str, work: impl Future<Output = T>) -> T {
+    let spinner = ProgressBar::new_spinner().with_message(doing);
+    spinner.enable_steady_tick(std::time::Duration::from_millis(120));
+    let done = work.await;
+    spinner.finish_and_clear();
+    done
+}
+
+fn say_made(made: &ArchiveRow, json: bool) -> Result<()> {
+    if json {
+        return say_json(made);
+    }
+    say(&format!("{} of {} s; see `archiver archives show {}`", made.archive, made.duration_s, made.archive));
+    Ok(())
+}
+
 async fn found(catalog: &Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
     catalog
         .archive(archive)
@@ -183,6 +226,7 @@ async fn manifest(store: &dyn ObjectStore, keys: &Keys) -> Result<Manifest> {
 pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result<()> {
     let catalog = crate::worker::catalog(settings).await?;
     let store = crate::worker::store(settings).await?;
+    let stop = CancellationToken::new();
     match command {
         ArchivesCommand::List { application, session, status, offset, count, json } => {
             let filter = ArchiveFilter { application, session, status, offset, count: count.min(1000) };
@@ -232,24 +276,22 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 bail!("--layout custom takes --stylesheet FILE, and no other layout does");
             }
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
-            if to.is_some_and(|to| to <= from.unwrap_or(0)) {
-                bail!("the part ends before it begins: give --to more than --from");
-            }
+            check_part(from, to)?;
             let otherwise = Otherwise {
                 layout: layout.map(|kind| Layout { kind, stylesheet, screenshare_type: screenshare }),
                 resolution,
                 clip: (from.is_some() || to.is_some()).then(|| Clip { from_ms: from.unwrap_or(0), to_ms: to }),
             };
-            let spinner = ProgressBar::new_spinner().with_message("fetching the segments and composing them");
-            spinner.enable_steady_tick(std::time::Duration::from_millis(120));
-            let stop = tokio_util::sync::CancellationToken::new();
-            let made = recompose(settings, &catalog, store.as_ref(), archive, &otherwise, &stop).await;
-            spinner.finish_and_clear();
-            let made = made.with_context(|| format!("archive {archive} cannot be made again"))?;
-            if json {
-                return say_json(&made);
-            }
-            say(&format!("{} of {} s; see `archiver archives show {}`", made.archive, made.duration_s, made.archive));
+            let making = recompose(settings, &catalog, store.as_ref(), archive, &otherwise, &stop);
+            let made = spinning("fetching the segments and composing them", making).await;
+            say_made(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
+        }
+        ArchivesCommand::Clip { archive, from, to, at_keyframe, json } => {
+            check_part(from, to)?;
+            let part = Part { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
+            let making = clip(settings, &catalog, store.as_ref(), archive, part, &stop);
+            let made = spinning("fetching the part and copying it", making).await;
+            say_made(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
         }
         ArchivesCommand::Layout { archive, layout, screenshare, stylesheet } => {
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;

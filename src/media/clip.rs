@@ -125,10 +125,10 @@ impl Source {
         Ok(())
     }
 
-    /// Whether it has pictures, and whether it has sound.
+    /// Whether a part has pictures, and whether it has sound.
     #[must_use]
-    pub fn has(&self) -> (bool, bool) {
-        (self.movie.picture.is_some(), self.movie.sound.is_some())
+    pub fn has(&self, cut: &Cut) -> (bool, bool) {
+        (!self.pictures_of(cut).is_empty(), !self.sounds_of(cut).is_empty())
     }
 
     /// Pictures a second.

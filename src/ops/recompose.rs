@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
+use super::{Work, publish};
 use crate::archive::ArchiveError;
 use crate::archive::build::{About, Clip, build};
-use crate::archive::deliver::{DeliverError, Delivery};
+use crate::archive::deliver::DeliverError;
 use crate::archive::keys::Keys;
 use crate::capture::restore::restore;
 use crate::capture::ship::{JOB, ShipError};
@@ -16,7 +17,6 @@ use crate::event::{Layout, OutputMode, Resolution};
 use crate::ids::ArchiveId;
 use crate::media::Pipelines;
 use crate::store::ObjectStore;
-use crate::time::Wallclock;
 
 /// What is to be other than in the first archive.
 #[derive(Debug, Clone, Default)]
@@ -60,17 +60,6 @@ pub enum RecomposeError {
     },
 }
 
-/// The folder of one re-composition; removed with it.
-struct Work(PathBuf);
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), "the folder stays: {error}");
-        }
-    }
-}
-
 /// Makes a composed archive of another one's segments, and publishes it. Returns the new one.
 ///
 /// # Errors
@@ -86,9 +75,7 @@ pub async fn recompose(
     let finished = |row: &ArchiveRow| matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded);
     let row = catalog.archive(archive).await?.filter(finished).ok_or(RecomposeError::NotFound(archive))?;
     let new = ArchiveId::random();
-    let work = Work(settings.worker.data_dir.join("recompose").join(new.to_string()));
-    let io = |source| RecomposeError::Io { path: work.0.clone(), source };
-    std::fs::create_dir_all(&work.0).map_err(io)?;
+    let work = Work::begin(settings, "recompose", new).map_err(|(path, source)| RecomposeError::Io { path, source })?;
     let fetched = restore(store, &Keys::new(row.application.clone(), archive), &work.0, cancel).await?;
     let about = std::fs::read(work.0.join(JOB)).ok().and_then(|json| serde_json::from_slice::<About>(&json).ok());
     let Some(mut about) = about.filter(|_| fetched > 0) else { return Err(RecomposeError::NotKept(archive)) };
@@ -102,22 +89,5 @@ pub async fn recompose(
     let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
     let making = tokio::task::spawn_blocking(move || build(&dir, &told, &reason, None, &pipelines, &stop));
     let built = making.await.expect("making an archive does not panic")?;
-    let keys = Keys::new(row.application.clone(), new);
-    let (out, part_bytes) = (work.0.join("out"), settings.store.part_size.0);
-    let delivery = Delivery { store, keys: &keys, out: &out, part_bytes, progress: &|_| {} };
-    let manifest = delivery.send(&built, cancel).await?;
-    let made = ArchiveRow {
-        archive: new,
-        status: ArchiveStatus::Available,
-        output_mode: OutputMode::Composed.as_str().to_owned(),
-        created_at: Wallclock::now(),
-        updated_at: Wallclock::now(),
-        duration_s: manifest.duration_s.round() as i64,
-        size: built.objects.first().map_or(0, |object| i64::try_from(object.size).unwrap_or(i64::MAX)),
-        sha256: built.objects.first().map(|object| object.sha256.clone()).unwrap_or_default(),
-        object_key: built.objects.first().map(|object| keys.key(object.kind)),
-        ..row
-    };
-    catalog.put_archive(&made).await?;
-    Ok(made)
+    publish((catalog, store), settings.store.part_size.0, row, &built, &work.0.join("out"), cancel).await
 }

@@ -79,9 +79,48 @@ pub async fn download(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), DownloadError> {
     let partial = download.partial();
-    let mut have = tokio::fs::metadata(&partial).await.map_or(0, |m| m.len());
-    if have > download.size {
-        tokio::fs::remove_file(&partial).await.map_err(local("remove", &partial))?;
+    let stretch = Stretch { key: &download.key, from: 0, len: download.size };
+    arrive(store, stretch, &partial, cancel, progress).await?;
+    let (download, path) = (download.clone(), partial.clone());
+    let finished = tokio::task::spawn_blocking(move || finish(&download, &path)).await;
+    Ok(finished.unwrap_or_else(|e| Err(local("check", &partial)(std::io::Error::other(e))))?)
+}
+
+/// Fetches a stretch of an object, from byte `from` on, so many bytes. What of it is in the file at `path` is not fetched
+/// again. The checksum of the whole object says nothing of a stretch: whoever asks must look at what it is.
+///
+/// # Errors
+/// As for [`download`], apart from the checksum.
+pub async fn download_range(
+    store: &dyn ObjectStore,
+    key: &str,
+    (from, len): (u64, u64),
+    path: &Path,
+    cancel: &CancellationToken,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<(), DownloadError> {
+    arrive(store, Stretch { key, from, len }, path, cancel, progress).await
+}
+
+/// Bytes of an object.
+#[derive(Clone, Copy)]
+struct Stretch<'a> {
+    key: &'a str,
+    from: u64,
+    len: u64,
+}
+
+/// Fetches bytes into a file, through passing errors.
+async fn arrive(
+    store: &dyn ObjectStore,
+    stretch: Stretch<'_>,
+    partial: &Path,
+    cancel: &CancellationToken,
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<(), DownloadError> {
+    let mut have = tokio::fs::metadata(partial).await.map_or(0, |m| m.len());
+    if have > stretch.len {
+        tokio::fs::remove_file(partial).await.map_err(local("remove", partial))?;
         have = 0;
     }
     progress(have);
@@ -90,10 +129,10 @@ pub async fn download(
         let before = have;
         let more = tokio::select! {
             () = cancel.cancelled() => return Err(DownloadError::Cancelled),
-            more = fetch(store, download, &partial, &mut have, progress) => more,
+            more = fetch(store, stretch, partial, &mut have, progress) => more,
         };
         match more {
-            Ok(()) => break,
+            Ok(()) => return Ok(()),
             Err(error @ StoreError::Unavailable { .. }) => {
                 fruitless = if have > before { 0 } else { fruitless + 1 };
                 if fruitless >= FRUITLESS_TRIES_MAX {
@@ -107,15 +146,12 @@ pub async fn download(
             Err(error) => return Err(error.into()),
         }
     }
-    let (download, path) = (download.clone(), partial.clone());
-    let finished = tokio::task::spawn_blocking(move || finish(&download, &path)).await;
-    Ok(finished.unwrap_or_else(|e| Err(local("check", &partial)(std::io::Error::other(e))))?)
 }
 
 /// Fetches what is missing behind `have` bytes.
 async fn fetch(
     store: &dyn ObjectStore,
-    download: &Download,
+    stretch: Stretch<'_>,
     partial: &Path,
     have: &mut u64,
     progress: &(dyn Fn(u64) + Send + Sync),
@@ -124,24 +160,25 @@ async fn fetch(
     let mut file = file.map_err(local("open", partial))?;
     // Of a try that was broken off in the middle of a write, the file has the last word.
     *have = file.metadata().await.map_err(local("read", partial))?.len();
-    if *have == download.size {
+    if *have == stretch.len {
         return Ok(());
     }
-    let mut flow = store.get(&download.key, Some((*have, download.size - *have))).await?;
+    let mut flow = store.get(stretch.key, Some((stretch.from + *have, stretch.len - *have))).await?;
     while let Some(chunk) = flow.next().await {
         let chunk = chunk?;
         let len = chunk.len() as u64;
-        if *have + len > download.size {
-            return Err(download.corrupt(format!("{} bytes", download.size), "more".to_owned()));
+        if *have + len > stretch.len {
+            let (expected, found) = (format!("{} bytes", stretch.len), "more".to_owned());
+            return Err(StoreError::Corrupt { key: stretch.key.to_owned(), expected, found });
         }
         file.write_all(&chunk).await.map_err(local("write", partial))?;
         file.flush().await.map_err(local("write", partial))?;
         *have += len;
         progress(len);
     }
-    if *have < download.size {
-        let source = format!("it ended after {have} of {} bytes", download.size).into();
-        return Err(StoreError::Unavailable { doing: "read", key: download.key.clone(), source });
+    if *have < stretch.len {
+        let source = format!("it ended after {have} of {} bytes", stretch.len).into();
+        return Err(StoreError::Unavailable { doing: "read", key: stretch.key.to_owned(), source });
     }
     Ok(())
 }

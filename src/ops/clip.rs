@@ -1,0 +1,218 @@
+//! Making a new archive of a part of a composed one, without decoding and encoding: the archive's own file in the store is
+//! enough, so it works long after the segments are gone, and costs what copying costs.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::{Work, publish};
+use crate::archive::ArchiveError;
+use crate::archive::build::Built;
+use crate::archive::composed::{Expected, checked};
+use crate::archive::deliver::DeliverError;
+use crate::archive::documents::{ComposedEntry, Manifest, ObjectEntry, Report};
+use crate::archive::keys::{Keys, Kind};
+use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
+use crate::config::Settings;
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::ArchiveId;
+pub use crate::media::clip::Part;
+use crate::media::clip::{Cut, CutError, Mp4Error, Source};
+use crate::media::{self, Pipelines};
+use crate::store::dir::collect;
+use crate::store::download::{DownloadError, download_range};
+use crate::store::{ObjectStore, StoreError};
+use crate::time::{MediaTime, Wallclock};
+
+/// The largest manifest or report that is read.
+const DOCUMENT_BYTES_MAX: usize = 16 << 20;
+
+/// Why there is no new archive.
+#[derive(Debug, thiserror::Error)]
+pub enum ClipError {
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Fetching the part.
+    #[error(transparent)]
+    Fetch(#[from] DownloadError),
+    /// The index of the archive's file.
+    #[error(transparent)]
+    Index(#[from] Mp4Error),
+    /// The part.
+    #[error("{source}; {}", way_out(source, .archive, *.part))]
+    Cut {
+        /// The archive.
+        archive: ArchiveId,
+        /// What was asked for.
+        part: Part,
+        /// Why not.
+        source: CutError,
+    },
+    /// Making it.
+    #[error(transparent)]
+    Make(#[from] ArchiveError),
+    /// Sending it.
+    #[error(transparent)]
+    Deliver(#[from] DeliverError),
+    /// There is no such archive, or it is not finished.
+    #[error("there is no finished archive {0}; see `archiver archives list`")]
+    NotFound(ArchiveId),
+    /// It has no composed file.
+    #[error(
+        "archive {0} has no composed file; `archiver archives recompose {0}` makes one while its segments are kept"
+    )]
+    NotComposed(ArchiveId),
+    /// Its manifest or its report.
+    #[error("{key} cannot be understood")]
+    Document {
+        /// Its key.
+        key: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The folder for the work.
+    #[error("{path} cannot be used")]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl HasFault for ClipError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Catalog(e) => e.fault(),
+            Self::Store(e) => e.fault(),
+            Self::Fetch(e) => e.fault(),
+            Self::Make(e) => e.fault(),
+            Self::Deliver(e) => e.fault(),
+            Self::Index(_) | Self::Document { .. } => FaultKind::StoreCorrupt.fault(),
+            Self::Cut { .. } => FaultKind::RangeInvalid.fault(),
+            Self::NotFound(_) => FaultKind::NotFound.fault(),
+            Self::NotComposed(_) => FaultKind::Conflict.fault(),
+            Self::Io { .. } => FaultKind::SpoolIo.fault(),
+        }
+    }
+}
+
+/// What can be asked for instead.
+fn way_out(error: &CutError, archive: &ArchiveId, part: Part) -> String {
+    let seconds = |ms: u32| f64::from(ms) / 1000.0;
+    match error {
+        CutError::NoKeyframe { .. } => {
+            let to = part.to_ms.map(|to| format!(" --to {}", seconds(to))).unwrap_or_default();
+            let exactly = format!("archiver archives recompose {archive} --from {}{to}", seconds(part.from_ms));
+            format!("--at-keyframe begins at the one before, and `{exactly}` cuts exactly while the segments are kept")
+        }
+        CutError::Empty { .. } => "give another --from and --to".to_owned(),
+    }
+}
+
+/// Cuts a part out of a composed archive, and publishes it as a new one. Returns that.
+///
+/// # Errors
+/// See [`ClipError`].
+pub async fn clip(
+    settings: &Settings,
+    catalog: &Catalog,
+    store: &dyn ObjectStore,
+    archive: ArchiveId,
+    part: Part,
+    cancel: &CancellationToken,
+) -> Result<ArchiveRow, ClipError> {
+    let finished = |row: &ArchiveRow| matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded);
+    let row = catalog.archive(archive).await?.filter(finished).ok_or(ClipError::NotFound(archive))?;
+    let keys = Keys::new(row.application.clone(), archive);
+    let manifest: Manifest = document(store, keys.key(Kind::Manifest)).await?;
+    let file = manifest.objects.iter().find(|object| object.key == keys.key(Kind::Mp4));
+    let (Some(file), Some(entry)) = (file.cloned(), manifest.composed.clone()) else {
+        return Err(ClipError::NotComposed(archive));
+    };
+    let report: Report = document(store, keys.key(Kind::Report)).await?;
+    let new = ArchiveId::random();
+    let work = Work::begin(settings, "clip", new).map_err(|(path, source)| ClipError::Io { path, source })?;
+    let source = index(store, &file, entry.rate, &work.0, cancel).await?;
+    let cut = source.cut(part).map_err(|source| ClipError::Cut { archive, part, source })?;
+    let (range, media) = (source.bytes(&cut), work.0.join("media"));
+    download_range(store, &file.key, (range.start, range.end - range.start), &media, cancel, &|_| {}).await?;
+    let out = work.0.join("out");
+    std::fs::create_dir_all(&out).map_err(|source| ClipError::Io { path: out.clone(), source })?;
+    let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
+    let (path, stop) = (out.join("archive.mp4"), cancel.clone());
+    let documents = (manifest, entry, report);
+    let making = move || make(new, &source, &cut, (&media, path), documents, &pipelines, &stop);
+    let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
+    publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await
+}
+
+async fn document<T: DeserializeOwned>(store: &dyn ObjectStore, key: String) -> Result<T, ClipError> {
+    let bytes = collect(store.get(&key, None).await?, &key, DOCUMENT_BYTES_MAX).await?;
+    serde_json::from_slice(&bytes).map_err(|source| ClipError::Document { key, source })
+}
+
+/// Reads the index of an archive's file: it stands at the beginning, so that no more than it is fetched.
+async fn index(
+    store: &dyn ObjectStore,
+    file: &ObjectEntry,
+    rate: u32,
+    work: &Path,
+    cancel: &CancellationToken,
+) -> Result<Source, ClipError> {
+    let range = async |range: std::ops::Range<u64>, name: &str| {
+        let (path, len) = (work.join(name), range.end - range.start);
+        download_range(store, &file.key, (range.start, len), &path, cancel, &|_| {}).await?;
+        tokio::fs::read(&path).await.map_err(|source| ClipError::Io { path, source })
+    };
+    let place = Source::index_place(&range(0..file.size.min(Source::HEAD_BYTES), "head").await?)?;
+    if place.end > file.size {
+        return Err(Mp4Error::Damaged("it is larger than the file").into());
+    }
+    Ok(Source::parse(&range(place, "index").await?, file.size, rate)?)
+}
+
+/// Writes the file, looks whether it can be played, and writes its documents. Blocking.
+fn make(
+    archive: ArchiveId,
+    source: &Source,
+    cut: &Cut,
+    (media, path): (&Path, PathBuf),
+    (manifest, entry, report): (Manifest, ComposedEntry, Report),
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<Built, ClipError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        |source| ClipError::Io { path, source }
+    };
+    let bytes = File::open(media).map_err(io(media))?;
+    source.write(cut, &bytes, &path).map_err(io(&path))?;
+    media::init().map_err(|source| ArchiveError::Media { file: path.display().to_string(), source })?;
+    let (video, audio) = source.has(cut);
+    let expected = Expected { pictures: cut.pictures, rate: source.rate(), video, audio };
+    let object = checked(expected, path, pipelines, cancel)?;
+    let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(cut.before));
+    let origin = Wallclock::parse_rfc3339(&manifest.origin);
+    let started_at = origin.map(|origin| MediaTime::from_millis(start_ms).to_wallclock(origin).to_rfc3339());
+    // What could not be decoded has no times: what is told of the whole holds for the part at most.
+    let entry = ComposedEntry { start_ms, pictures: cut.pictures, rate: source.rate(), ..entry };
+    let key = Keys::new(manifest.application_id.clone(), archive).key(object.kind);
+    let told = ObjectEntry { key, size: object.size, sha256: object.sha256.clone(), part_bytes: None };
+    let manifest = Manifest {
+        archive_id: archive,
+        started_at: started_at.unwrap_or_else(|| manifest.started_at.clone()),
+        duration_s: entry.duration_s(),
+        objects: vec![told],
+        files: Vec::new(),
+        composed: Some(entry),
+        ..manifest
+    };
+    Ok(Built { objects: vec![object], manifest, report: Report { archive_id: archive, ..report } })
+}
