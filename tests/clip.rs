@@ -77,7 +77,7 @@ fn clip_is_right(world: &World, of: &Value, file: &Path, arguments: &[&str], fro
     assert_eq!(clip.manifest["composed"]["pictures"], to - from);
     let start = |manifest: &Value| manifest["composed"]["startMs"].as_f64().expect("start") / 1000.0;
     assert!((start(&clip.manifest) - start(of) - begin).abs() <= 0.001);
-    assert!(clip.report()["archiveId"] == new);
+    assert!(clip.report["archiveId"] == new);
     let verified = world.command(&["archives", "verify", new]).expect("verify");
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
 
@@ -151,7 +151,7 @@ async fn a_part_from_a_keyframe_on_has_the_samples_of_its_archive_when_the_segme
         let last = all.iter().position(|p| number(p.at) + 1 == *end);
         last.is_some_and(|last| all[..last].iter().any(|p| number(p.at) >= *end))
     };
-    let splits = (second + 10..all.len() - 5).find(leans).expect("pictures in another order");
+    let splits = (second + 50..all.len() - 5).find(leans).expect("pictures in another order");
     let time = |picture: usize| format!("{:.3}", picture as f64 * PICTURE);
     let (from, to) = (time(first), time(splits));
     let made = clip_is_right(&world, &archive.manifest, &file, &["--from", &from, "--to", &to], first, splits);
@@ -183,7 +183,9 @@ async fn a_part_from_a_keyframe_on_has_the_samples_of_its_archive_when_the_segme
     let times = [end - 0.5, 0.5, end / 2.0];
     let played =
         ChromiumPublisher::play(shown["url"].as_str().expect("url"), &times).await.expect("a browser plays it");
-    assert!((played.duration - end).abs() <= PICTURE, "{} s of {end} s", played.duration);
+    // Chromium counts the pictures behind the end, which it is told not to show.
+    let counted = packets(&of, "v:0").iter().map(|p| p.at + PICTURE).fold(end, f64::max);
+    assert!((end - PICTURE..counted + 0.001).contains(&played.duration), "{} s of {end} s", played.duration);
     let apart = times.iter().zip(&played.seen).map(|(to, at)| (to - at).abs()).fold(0.0, f64::max);
     assert!(played.seen.len() == 3 && apart <= PICTURE + 0.001, "{:?} instead of {times:?}", played.seen);
 }

@@ -117,8 +117,11 @@ fn long(from: &[u8], at: usize) -> Result<u64, Mp4Error> {
     Ok(u64::from(word(from, at)?) << 32 | u64::from(word(from, at + 4)?))
 }
 
-/// Takes the next box from what is left: its type and its content.
-fn next<'a>(rest: &mut &'a [u8]) -> Result<Option<(&'a [u8], &'a [u8])>, Mp4Error> {
+/// A box: its type and its content.
+type Boxed<'a> = (&'a [u8], &'a [u8]);
+
+/// Takes the next box from what is left.
+fn next<'a>(rest: &mut &'a [u8]) -> Result<Option<Boxed<'a>>, Mp4Error> {
     if rest.is_empty() {
         return Ok(None);
     }
