@@ -163,6 +163,7 @@ async fn a_part_from_a_keyframe_on_has_the_samples_of_its_archive_when_the_segme
     let refused = world.command(&["archives", "clip", id, "--from", &beside]).expect("clip");
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{why}");
+    println!("{why}");
     let nearest = format!("the nearest are at {} s and {} s", time(first), time(second));
     for part in [&nearest, &format!("recompose {id} --from"), "--at-keyframe"] {
         assert!(why.contains(part), "{part}: {why}");

@@ -45,14 +45,14 @@ pub enum ClipError {
     #[error(transparent)]
     Index(#[from] Mp4Error),
     /// The part.
-    #[error("{source}; {}", way_out(source, .archive, *.part))]
+    #[error("{why}; {}", way_out(why, .archive, *.part))]
     Cut {
         /// The archive.
         archive: ArchiveId,
         /// What was asked for.
         part: Part,
         /// Why not.
-        source: CutError,
+        why: CutError,
     },
     /// Making it.
     #[error(transparent)]
@@ -140,7 +140,7 @@ pub async fn clip(
     let new = ArchiveId::random();
     let work = Work::begin(settings, "clip", new).map_err(|(path, source)| ClipError::Io { path, source })?;
     let source = index(store, &file, entry.rate, &work.0, cancel).await?;
-    let cut = source.cut(part).map_err(|source| ClipError::Cut { archive, part, source })?;
+    let cut = source.cut(part).map_err(|why| ClipError::Cut { archive, part, why })?;
     let (range, media) = (source.bytes(&cut), work.0.join("media"));
     download_range(store, &file.key, (range.start, range.end - range.start), &media, cancel, &|_| {}).await?;
     let out = work.0.join("out");
