@@ -61,7 +61,7 @@ soak: setup ## session after session for an hour (ARCHIVER_SOAK seconds), by one
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
-	for target in events index webrtc_input; do \
+	for target in events index webrtc_input movie; do \
 	  mkdir -p tests/fuzz/corpus/$$target; seeds=tests/fuzz/seeds/$$target; \
 	  [ $$target = events ] && seeds=fixtures/events/valid; \
 	  RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/fuzz $(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target \
