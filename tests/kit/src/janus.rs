@@ -7,11 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Message, http::HeaderValue};
+use tokio_tungstenite::tungstenite::{self, Message, http::HeaderValue};
 
 use crate::child::Server;
 use crate::net::{TestNet, free_port};
@@ -90,10 +90,20 @@ impl Janus {
     pub fn restart(&mut self) -> Result<()> {
         self.kill9();
         let mut server = Server::start("janus", self.dir.path(), Command::new("janus").arg("-F").arg(self.dir.path()))?;
-        let address = SocketAddr::new(self.net.ip(), self.port);
-        server.wait_ready(|| TcpStream::connect(address).is_ok())?;
+        server.wait_ready(|| self.answers().is_ok())?;
         self.server = Some(server);
         Ok(())
+    }
+
+    /// Asks it for a sign of life. Its port is open before that: a connection that comes between is reset now and then.
+    fn answers(&self) -> Result<()> {
+        let stream = TcpStream::connect(self.address())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let (mut socket, _) = tungstenite::client(request(&self.url())?, stream).context("no WebSocket")?;
+        socket.send(Message::text(json!({ "janus": "ping", "transaction": "ready" }).to_string()))?;
+        let answer: Value = serde_json::from_str(socket.read()?.to_text()?)?;
+        ensure!(answer["janus"] == "pong", "another answer: {answer}");
+        Ok(socket.close(None)?)
     }
 
     /// `kill -9`.
@@ -155,6 +165,13 @@ impl Janus {
     }
 }
 
+/// The request for a WebSocket of Janus.
+fn request(url: &str) -> Result<tungstenite::handshake::client::Request> {
+    let mut request = url.into_client_request()?;
+    request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("janus-protocol"));
+    Ok(request)
+}
+
 /// A client of Janus with one VideoRoom handle.
 #[derive(Debug)]
 pub struct Client {
@@ -170,9 +187,7 @@ impl Client {
     /// # Errors
     /// When Janus is away or refuses.
     pub async fn connect(url: &str) -> Result<Self> {
-        let mut request = url.into_client_request()?;
-        request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("janus-protocol"));
-        let (stream, _) = tokio_tungstenite::connect_async(request).await?;
+        let (stream, _) = tokio_tungstenite::connect_async(request(url)?).await?;
         let mut client = Self { stream, session: 0, handle: 0, transaction: 0 };
         let id = |answer: &Value| answer["data"]["id"].as_u64().context("no id in the answer");
         client.session = id(&client.ask(json!({ "janus": "create" })).await?)?;
