@@ -117,8 +117,8 @@ fault_kinds! {
     NotFound = "not_found", Request, Never, "check the id";
     /// The thing is in a state in which this cannot be done.
     Conflict = "conflict", Request, Never, "look at its state, and try again when it has changed";
-    /// A part of an archive was asked for that cannot be cut out.
-    RangeInvalid = "range_invalid", Request, Never, "ask for another part: the error says which can be had";
+    /// Something was asked for that cannot be had.
+    RequestInvalid = "request_invalid", Request, Never, "ask otherwise: the error says what can be had";
     /// A defect of this program.
     Bug = "bug", Ours, Backoff, "report it with the log lines around it";
 }

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::{Work, publish};
+use super::remade::{RemakeError, Work, finished, publish};
 use crate::archive::ArchiveError;
 use crate::archive::build::Built;
 use crate::archive::composed::{Expected, checked};
-use crate::archive::deliver::DeliverError;
 use crate::archive::documents::{ComposedEntry, Manifest, ObjectEntry, Report};
 use crate::archive::keys::{Keys, Kind};
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
+use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::ArchiveId;
@@ -32,9 +31,9 @@ const DOCUMENT_BYTES_MAX: usize = 16 << 20;
 /// Why there is no new archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ClipError {
-    /// The catalog.
+    /// What any new archive takes.
     #[error(transparent)]
-    Catalog(#[from] CatalogError),
+    Remake(#[from] RemakeError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -54,15 +53,6 @@ pub enum ClipError {
         /// Why not.
         why: CutError,
     },
-    /// Making it.
-    #[error(transparent)]
-    Make(#[from] ArchiveError),
-    /// Sending it.
-    #[error(transparent)]
-    Deliver(#[from] DeliverError),
-    /// There is no such archive, or it is not finished.
-    #[error("there is no finished archive {0}; see `archiver archives list`")]
-    NotFound(ArchiveId),
     /// It has no composed file.
     #[error(
         "archive {0} has no composed file; `archiver archives recompose {0}` makes one while its segments are kept"
@@ -76,29 +66,17 @@ pub enum ClipError {
         /// Why.
         source: serde_json::Error,
     },
-    /// The folder for the work.
-    #[error("{path} cannot be used")]
-    Io {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
 }
 
 impl HasFault for ClipError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Catalog(e) => e.fault(),
+            Self::Remake(e) => e.fault(),
             Self::Store(e) => e.fault(),
             Self::Fetch(e) => e.fault(),
-            Self::Make(e) => e.fault(),
-            Self::Deliver(e) => e.fault(),
             Self::Index(_) | Self::Document { .. } => FaultKind::StoreCorrupt.fault(),
-            Self::Cut { .. } => FaultKind::RangeInvalid.fault(),
-            Self::NotFound(_) => FaultKind::NotFound.fault(),
+            Self::Cut { .. } => FaultKind::RequestInvalid.fault(),
             Self::NotComposed(_) => FaultKind::Conflict.fault(),
-            Self::Io { .. } => FaultKind::SpoolIo.fault(),
         }
     }
 }
@@ -128,8 +106,7 @@ pub async fn clip(
     part: Part,
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, ClipError> {
-    let finished = |row: &ArchiveRow| matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded);
-    let row = catalog.archive(archive).await?.filter(finished).ok_or(ClipError::NotFound(archive))?;
+    let row = finished(catalog, archive).await?;
     let keys = Keys::new(row.application.clone(), archive);
     let manifest: Manifest = document(store, keys.key(Kind::Manifest)).await?;
     let file = manifest.objects.iter().find(|object| object.key == keys.key(Kind::Mp4));
@@ -138,19 +115,19 @@ pub async fn clip(
     };
     let report: Report = document(store, keys.key(Kind::Report)).await?;
     let new = ArchiveId::random();
-    let work = Work::begin(settings, "clip", new).map_err(|(path, source)| ClipError::Io { path, source })?;
+    let work = Work::begin(settings, "clip", new)?;
     let source = index(store, &file, entry.rate, &work.0, cancel).await?;
     let cut = source.cut(part).map_err(|why| ClipError::Cut { archive, part, why })?;
     let (range, media) = (source.bytes(&cut), work.0.join("media"));
     download_range(store, &file.key, (range.start, range.end - range.start), &media, cancel, &|_| {}).await?;
     let out = work.0.join("out");
-    std::fs::create_dir_all(&out).map_err(|source| ClipError::Io { path: out.clone(), source })?;
+    std::fs::create_dir_all(&out).map_err(RemakeError::io(&out))?;
     let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
     let (path, stop) = (out.join("archive.mp4"), cancel.clone());
     let documents = (manifest, entry, report);
     let making = move || make(new, &source, &cut, (&media, path), documents, &pipelines, &stop);
     let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
-    publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await
+    Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
 }
 
 async fn document<T: DeserializeOwned>(store: &dyn ObjectStore, key: String) -> Result<T, ClipError> {
@@ -169,7 +146,7 @@ async fn index(
     let range = async |range: std::ops::Range<u64>, name: &str| {
         let (path, len) = (work.join(name), range.end - range.start);
         download_range(store, &file.key, (range.start, len), &path, cancel, &|_| {}).await?;
-        tokio::fs::read(&path).await.map_err(|source| ClipError::Io { path, source })
+        Ok::<_, ClipError>(tokio::fs::read(&path).await.map_err(RemakeError::io(&path))?)
     };
     let place = Source::index_place(&range(0..file.size.min(Source::HEAD_BYTES), "head").await?)?;
     if place.end > file.size {
@@ -187,13 +164,9 @@ fn make(
     (manifest, entry, report): (Manifest, ComposedEntry, Report),
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Built, ClipError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        |source| ClipError::Io { path, source }
-    };
-    let bytes = File::open(media).map_err(io(media))?;
-    source.write(cut, &bytes, &path).map_err(io(&path))?;
+) -> Result<Built, RemakeError> {
+    let bytes = File::open(media).map_err(RemakeError::io(media))?;
+    source.write(cut, &bytes, &path).map_err(RemakeError::io(&path))?;
     media::init().map_err(|source| ArchiveError::Media { file: path.display().to_string(), source })?;
     let (video, audio) = source.has(cut);
     let expected = Expected { pictures: cut.pictures, rate: source.rate(), video, audio };

@@ -56,7 +56,7 @@ impl HasFault for DesireError {
         match self {
             Self::NotFound(_) => FaultKind::NotFound.fault(),
             Self::NotRecording { .. } | Self::Busy(_) | Self::AllStreams(_) => FaultKind::Conflict.fault(),
-            Self::Class(_) | Self::Selection(_) => FaultKind::EventInvalid.fault(),
+            Self::Class(_) | Self::Selection(_) => FaultKind::RequestInvalid.fault(),
             Self::Catalog(e) => e.fault(),
         }
     }

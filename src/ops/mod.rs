@@ -4,73 +4,17 @@ pub mod check;
 pub mod clip;
 pub mod desire;
 pub mod recompose;
+mod remade;
 pub mod sweep;
-
-use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tokio_util::sync::CancellationToken;
 
-use crate::archive::build::Built;
-use crate::archive::deliver::{DeliverError, Delivery};
-use crate::archive::keys::Keys;
 use crate::broker::{BrokerError, Headers, Publisher};
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, ParkedRow, ParkedState};
-use crate::config::Settings;
-use crate::event::OutputMode;
-use crate::ids::ArchiveId;
-use crate::store::ObjectStore;
+use crate::catalog::{Catalog, CatalogError, ParkedRow, ParkedState};
 use crate::time::Wallclock;
 
-/// The folder of the work on one archive; removed with it.
-struct Work(PathBuf);
-
-impl Work {
-    /// Makes the folder.
-    fn begin(settings: &Settings, doing: &str, archive: ArchiveId) -> Result<Self, (PathBuf, std::io::Error)> {
-        let path = settings.worker.data_dir.join(doing).join(archive.to_string());
-        std::fs::create_dir_all(&path).map_err(|source| (path.clone(), source))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(path = %self.0.display(), "the folder stays: {error}");
-        }
-    }
-}
-
-/// Sends a composed archive that was made of another one, and enters it in the catalog.
-async fn publish<E: From<DeliverError> + From<CatalogError>>(
-    (catalog, store): (&Catalog, &dyn ObjectStore),
-    part_bytes: u64,
-    of: ArchiveRow,
-    built: &Built,
-    out: &Path,
-    cancel: &CancellationToken,
-) -> Result<ArchiveRow, E> {
-    let archive = built.manifest.archive_id;
-    let keys = Keys::new(of.application.clone(), archive);
-    let delivery = Delivery { store, keys: &keys, out, part_bytes, progress: &|_| {} };
-    let manifest = delivery.send(built, cancel).await?;
-    let made = ArchiveRow {
-        archive,
-        status: ArchiveStatus::Available,
-        output_mode: OutputMode::Composed.as_str().to_owned(),
-        created_at: Wallclock::now(),
-        updated_at: Wallclock::now(),
-        duration_s: manifest.duration_s.round() as i64,
-        size: built.objects.first().map_or(0, |object| i64::try_from(object.size).unwrap_or(i64::MAX)),
-        sha256: built.objects.first().map(|object| object.sha256.clone()).unwrap_or_default(),
-        object_key: built.objects.first().map(|object| keys.key(object.kind)),
-        ..of
-    };
-    catalog.put_archive(&made).await?;
-    Ok(made)
-}
+pub use remade::RemakeError;
 
 /// Header of a replayed event: who replayed it.
 pub const REPLAYED_BY: &str = "archiver-replayed-by";
