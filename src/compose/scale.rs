@@ -4,24 +4,21 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod half;
 mod kernel;
 mod weights;
 
-use kernel::{Kernel, Pair, Plain};
-use weights::{Down, LANES, PAIRS_MAX, RowPair, Taps};
+use half::Half;
+use kernel::{Kernel, Pair, Plain, mix_rows};
+use weights::{Down, PAIRS_MAX, RowPair, Taps};
 
 use crate::media::picture::{Plane, PlaneMut};
 
 /// Bits behind the binary point of a pixel of which pairs of rows were mixed.
 const PAIRED_BITS: u32 = 7;
-/// Where rows are mixed one by one, pixels enter with so many bits behind the binary point. Of each product with a weight the
-/// upper 16 bits are kept.
-const PIXEL_BITS: u32 = 7;
 /// What becomes smaller by so much is halved first.
 const QUARTER: usize = 4;
-/// A row's first pixel goes on for so many before it, as halving needs them.
-const BEFORE: usize = 3;
-/// And its last one behind it, beside the weights that are zero: as many as are read at once.
+/// A row's last pixel goes on behind it, beside the weights that are zero: as many as are read at once.
 const BEHIND: usize = 64;
 
 /// Scales planes of one size to another.
@@ -31,6 +28,9 @@ pub struct Scaler {
     to: (usize, usize),
     /// Each half as large as the one before.
     means: Vec<Means>,
+    /// Then in one way,
+    half: Option<Half>,
+    /// or in the other.
     across: Taps,
     down: Down,
     /// One row, mixed of several, with some pixels beside it.
@@ -50,9 +50,10 @@ impl Scaler {
             from = (from.0 / 2, from.1 / 2);
             means.push(Means { data: vec![0; from.0 * from.1], width: from.0, height: from.1 });
         }
+        let half = Half::new(from, to);
         let (across, down) = (Taps::across(from.0, to.0), Down::new(from.1, to.1));
-        let row = vec![0; BEFORE + from.0 + across.taps + BEHIND];
-        Self { from: whole, to, means, across, down, row }
+        let row = vec![0; from.0 + across.taps + BEHIND];
+        Self { from: whole, to, means, half, across, down, row }
     }
 
     /// Width and height of what comes out.
@@ -83,7 +84,7 @@ impl Scaler {
 
     #[inline(always)]
     fn scale_by(&mut self, kernel: impl Kernel, from: Plane<'_>, to: &mut PlaneMut<'_>) {
-        let Self { means, across, down, row, .. } = self;
+        let Self { means, half, across, down, row, .. } = self;
         let mut from = from;
         for means in means {
             for (y, out) in means.data.chunks_exact_mut(means.width).enumerate() {
@@ -91,19 +92,18 @@ impl Scaler {
             }
             from = means.plane();
         }
+        if let Some(half) = half {
+            return half.scale(kernel, from, to);
+        }
         for y in 0..to.height {
             let row_bits = match down {
-                Down::Pairs { rows } => mix_pairs(kernel, from, &rows[y], &mut row[BEFORE..][..from.width]),
-                Down::Rows(taps) => mix_rows(from, taps, y, &mut row[BEFORE..][..from.width]),
+                Down::Pairs { rows } => mix_pairs(kernel, from, &rows[y], &mut row[..from.width]),
+                Down::Rows(taps) => mix_rows(from, taps, y, &mut row[..from.width]),
             };
-            let (first, last) = (row[BEFORE], row[BEFORE + from.width - 1]);
-            row[..BEFORE].fill(first);
-            row[BEFORE + from.width..].fill(last);
+            let last = row[from.width - 1];
+            row[from.width..].fill(last);
             let (out, bits) = (&mut to.data[y * to.stride..][..to.width], across.bits + row_bits);
-            match half(from.width, across) {
-                Some(weights) => kernel.halve(row, weights, bits, out),
-                None => kernel.mix_pixels(&row[BEFORE..], across, bits, out),
-            }
+            kernel.mix_pixels(row, across, bits, out);
         }
     }
 }
@@ -141,14 +141,6 @@ impl<K: Kernel> pulp::NullaryFnOnce for Scaling<'_, '_, K> {
     }
 }
 
-/// The weights of all output pixels where each is the middle of two, with enough beside them: far from the edges they are
-/// the same.
-fn half(from: usize, across: &Taps) -> Option<&[i16; LANES]> {
-    let to = across.first.len();
-    let half = from == 2 * to && to > 2 * LANES;
-    half.then(|| across.of(to / 2).1.first_chunk()).flatten()
-}
-
 /// Mixes the input rows that make one output row, in pairs. Returns the bits behind its binary points.
 #[inline(always)]
 fn mix_pairs(kernel: impl Kernel, from: Plane<'_>, pairs: &[RowPair], out: &mut [i16]) -> u32 {
@@ -161,39 +153,6 @@ fn mix_pairs(kernel: impl Kernel, from: Plane<'_>, pairs: &[RowPair], out: &mut 
     }
     kernel.mix_pairs(&rows[..pairs.len()], out);
     PAIRED_BITS
-}
-
-/// Mixes the input rows that make output row `y`. Returns the bits behind its binary points.
-#[inline(always)]
-fn mix_rows(from: Plane<'_>, down: &Taps, y: usize, out: &mut [i16]) -> u32 {
-    let (first, weights) = down.of(y);
-    let part = |pixel: u8, weight: i16| upper(i16::from(pixel) << PIXEL_BITS, weight);
-    // Each product is cut off: half a unit too low.
-    out.fill(i16::try_from(weights.len() / 2).unwrap_or(0));
-    let last = from.height - 1;
-    let (fours, rest) = weights.as_chunks::<4>();
-    for (n, w) in fours.iter().enumerate() {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|k| &from.row((first + 4 * n + k).min(last))[..out.len()]);
-        for x in 0..out.len() {
-            let (one, two) =
-                (part(a[x], w[0]).wrapping_add(part(b[x], w[1])), part(c[x], w[2]).wrapping_add(part(d[x], w[3])));
-            out[x] = out[x].wrapping_add(one).wrapping_add(two);
-        }
-    }
-    for (n, w) in rest.iter().enumerate() {
-        let a = &from.row((first + 4 * fours.len() + n).min(last))[..out.len()];
-        for x in 0..out.len() {
-            out[x] = out[x].wrapping_add(part(a[x], *w));
-        }
-    }
-    PIXEL_BITS + down.bits - 16
-}
-
-/// The upper half of a product.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation)]
-fn upper(a: i16, b: i16) -> i16 {
-    ((i32::from(a) * i32::from(b)) >> 16) as i16
 }
 
 #[cfg(test)]

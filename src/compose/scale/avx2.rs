@@ -6,7 +6,10 @@ use std::arch::x86_64::{__m128i, __m256i};
 use pulp::cast;
 use pulp::x86::V3;
 
-use super::kernel::{Kernel, Pair, mean, mix_pairs, mix_pixels};
+use super::kernel::{
+    HALF_BIT, Kernel, PAIR_ORDER, PIXEL_BITS, Pair, ROW_ORDER, WINDOW, halve_across, halve_down, mean, mix_pairs,
+    mix_pixels,
+};
 use super::weights::{LANES, PAIRS_MAX, Taps};
 
 /// Pixels of 8 bits that are mixed at once.
@@ -48,30 +51,39 @@ impl Kernel for V3 {
     }
 
     #[inline(always)]
-    fn halve(self, row: &[i16], weights: &[i16; LANES], bits: u32, out: &mut [u8]) {
-        let pairs: [i32; 4] = cast(*weights);
-        let weights = pairs.map(|pair| self.avx._mm256_set1_epi32(pair));
-        let (rounding, shift) = (self.avx._mm256_set1_epi32(1 << (bits - 1)), count(self, bits));
-        for (n, out) in out.chunks_mut(OUT).enumerate() {
-            let window =
-                row[2 * OUT * n..].first_chunk::<{ 2 * OUT + LANES }>().expect("a row goes on behind its last pixel");
-            let half = |at: usize| {
-                let mut sum = rounding;
-                for (k, weights) in weights.iter().enumerate() {
-                    let pixels = *window[at + 2 * k..].first_chunk::<OUT>().expect("inside the window");
-                    sum = self.avx2._mm256_add_epi32(sum, self.avx2._mm256_madd_epi16(cast(pixels), *weights));
-                }
-                self.avx2._mm256_sra_epi32(sum, shift)
-            };
-            let words = self.avx2._mm256_packs_epi32(half(0), half(OUT));
-            let words = self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-            let [low, high]: [__m128i; 2] = cast(words);
-            let pixels: [u8; OUT] = cast(self.sse2._mm_packus_epi16(low, high));
-            match out.first_chunk_mut::<OUT>() {
-                Some(out) => *out = pixels,
-                None => out.copy_from_slice(&pixels[..out.len()]),
+    fn halve_across(self, row: &[u8], weights: &[[i8; 2]; WINDOW / 2], out: &mut [i16]) {
+        let pairs = weights.map(|pair| self.avx._mm256_set1_epi16(i16::from_ne_bytes(cast(pair))));
+        let done = out.len() - out.len() % OUT;
+        for (n, out) in out.as_chunks_mut::<OUT>().0.iter_mut().enumerate() {
+            let window = row[2 * OUT * n..].first_chunk::<{ 2 * OUT + WINDOW - 2 }>().expect("a row goes on behind it");
+            let mut sum = self.avx._mm256_setzero_si256();
+            for k in PAIR_ORDER {
+                let pixels = *window[2 * k..].first_chunk::<WIDE>().expect("inside the window");
+                sum = self.avx2._mm256_adds_epi16(sum, self.avx2._mm256_maddubs_epi16(cast(pixels), pairs[k]));
             }
+            *out = cast(sum);
         }
+        halve_across(row, weights, done, &mut out[done..]);
+    }
+
+    #[inline(always)]
+    fn halve_down(self, rows: [&[i16]; WINDOW], weights: &[i16; WINDOW], out: &mut [u8]) {
+        let wide = weights.map(|weight| self.avx._mm256_set1_epi16(weight));
+        let chunks = rows.map(|row| row.as_chunks::<OUT>().0.as_chunks::<2>().0);
+        let done = out.len() - out.len() % WIDE;
+        let half = self.avx._mm256_set1_epi16(HALF_BIT);
+        for (x, out) in out.as_chunks_mut::<WIDE>().0.iter_mut().enumerate() {
+            let mut sums = [half; 2];
+            for k in ROW_ORDER {
+                for (sum, pixels) in sums.iter_mut().zip(chunks[k][x]) {
+                    *sum = self.avx2._mm256_adds_epi16(*sum, self.avx2._mm256_mulhrs_epi16(cast(pixels), wide[k]));
+                }
+            }
+            let [low, high] = sums.map(|sum| self.avx2._mm256_srai_epi16::<{ PIXEL_BITS as i32 }>(sum));
+            let pixels = self.avx2._mm256_packus_epi16(low, high);
+            *out = cast(self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(pixels));
+        }
+        halve_down(rows, weights, done, &mut out[done..]);
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 /// Bits of weights behind the binary point: as many as 16 bits hold with the largest weight.
 const WEIGHT_BITS: u32 = 14;
 /// Of weights that are all below one, as where a picture becomes smaller.
-const SMALL_WEIGHT_BITS: u32 = 15;
+pub(super) const SMALL_WEIGHT_BITS: u32 = 15;
 /// Of weights of pairs of rows: as many as 8 bits hold with weights below one.
 const PAIR_WEIGHT_BITS: u32 = 7;
 /// From here on a picture becomes smaller by enough for that.
@@ -36,7 +36,7 @@ impl Taps {
     /// The weights that make `to` pixels of `from`, as many for each as a multiple of `round`: where there are less, the rest
     /// is zero, and may stand for pixels behind the last one.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    fn new(from: usize, to: usize, round: usize, bits: u32) -> Self {
+    pub fn new(from: usize, to: usize, round: usize, bits: u32) -> Self {
         let step = from as f64 / to as f64;
         let widened = step.max(1.0);
         let rows: Vec<(usize, Vec<i16>)> = (0..to)
