@@ -2,6 +2,7 @@
 FROM rust:1.95-bookworm AS build
 RUN apt-get update -qq \
  && apt-get install -y -qq --no-install-recommends pkg-config libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev \
+    libavcodec-dev libavformat-dev libavutil-dev libswresample-dev libswscale-dev \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .

@@ -9,6 +9,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/archiver
 
 # To build; to run; to test with real servers.
 PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev libgstreamer-plugins-bad1.0-dev \
+  libavcodec-dev libavformat-dev libavutil-dev libswresample-dev libswscale-dev \
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
   janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
   iproute2 procps python3-venv

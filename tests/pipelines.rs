@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use archiver::capture::types::{Codec, Frame, TrackFormat};
 use archiver::media::Pipelines;
+use archiver::media::decode::{AudioDecoder, Picture, VideoDecoder};
+use archiver::media::fragment::EMBEDDED;
 use archiver::media::mux::{MuxInput, Muxed, mux};
+use archiver::media::picture::Plane;
 use archiver::media::verify;
 use archiver::time::MediaTime;
 use gstreamer as gst;
@@ -21,7 +24,6 @@ const AUDIO8: &str = "audiotestsrc num-buffers=200 samplesperbuffer=160 ! audio/
 
 /// Four seconds of a codec, made by GStreamer's own encoder.
 fn coded(codec: Codec) -> (TrackFormat, Vec<Frame>) {
-    gst::init().expect("gstreamer");
     let encoder = match codec {
         Codec::Vp8 => format!("{VIDEO}vp8enc deadline=1 keyframe-max-dist=25"),
         Codec::Vp9 => format!("{VIDEO}vp9enc deadline=1 cpu-used=8 keyframe-max-dist=25"),
@@ -35,6 +37,11 @@ fn coded(codec: Codec) -> (TrackFormat, Vec<Frame>) {
         Codec::Pcmu => format!("{AUDIO8}mulawenc"),
         Codec::Pcma => format!("{AUDIO8}alawenc"),
     };
+    coded_by(codec, &encoder)
+}
+
+fn coded_by(codec: Codec, encoder: &str) -> (TrackFormat, Vec<Frame>) {
+    gst::init().expect("gstreamer");
     let pipeline = gst::parse::launch(&format!("{encoder} ! appsink name=out sync=false")).expect("encoder");
     let pipeline = pipeline.downcast::<gst::Pipeline>().expect("pipeline");
     let sink = pipeline.by_name("out").and_then(|e| e.downcast::<AppSink>().ok()).expect("sink");
@@ -170,4 +177,70 @@ fn sound_that_begins_late_and_sound_alone_are_right() {
     run(None, Some(coded(Codec::Opus)), &path);
     assert!((duration(&path) - 4.0).abs() < 0.05, "{}", duration(&path));
     plays(&path);
+}
+
+/// A folder with this build's fragments for decoding, without the line that passes the elements by.
+fn elements() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("dir");
+    for (name, text) in EMBEDDED.iter().filter(|(name, _)| name.starts_with("decode-")) {
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("# directly:")).collect();
+        std::fs::write(dir.path().join(format!("{name}.launch")), lines.join("\n")).expect("write");
+    }
+    dir
+}
+
+/// What can be seen of each picture: its three planes.
+fn pictures(format: &TrackFormat, frames: &[Frame], pipelines: Option<&Path>) -> Vec<Vec<u8>> {
+    let mut decoder = VideoDecoder::new(format, pipelines).expect("decoder");
+    let decoded = frames.iter().filter_map(|frame| decoder.decode(frame).expect("decoded"));
+    let seen = |picture: Picture| {
+        assert_eq!(picture.size(), (320, 240));
+        let rows = |plane: Plane<'_>| (0..plane.height).flat_map(|y| plane.row(y).to_vec()).collect::<Vec<u8>>();
+        (0..3).flat_map(|n| picture.with_plane(n, rows).expect("plane")).collect()
+    };
+    decoded.map(seen).collect()
+}
+
+#[test]
+fn a_library_that_is_called_directly_decodes_what_the_elements_do() {
+    let elements = elements();
+    let fine =
+        format!("{}vp9enc deadline=1 cpu-used=8 keyframe-max-dist=25", VIDEO.replace("width", "format=Y444,width"));
+    for (name, (format, frames)) in [
+        ("VP8", coded(Codec::Vp8)),
+        ("VP9", coded(Codec::Vp9)),
+        ("H.264", coded(Codec::H264)),
+        // Its chroma is as large as its luma: that is for elements to convert.
+        ("VP9, 4:4:4", coded_by(Codec::Vp9, &fine)),
+    ] {
+        let directly = pictures(&format, &frames, None);
+        assert!(directly.len() == frames.len() && directly[0].len() == 320 * 240 * 3 / 2, "{name}: {}", directly.len());
+        assert!(directly == pictures(&format, &frames, Some(elements.path())), "{name}: the pictures differ");
+    }
+}
+
+#[test]
+fn sound_that_is_decoded_directly_is_what_the_elements_make_of_it() {
+    let (elements, (format, frames)) = (elements(), coded(Codec::Opus));
+    let decoded = |pipelines: Option<&Path>| {
+        let mut decoder = AudioDecoder::new(&format, pipelines).expect("decoder");
+        let mut samples = Vec::new();
+        frames.iter().for_each(|frame| decoder.decode(frame, &mut samples).expect("decoded"));
+        samples
+    };
+    let (directly, theirs) = (decoded(None), decoded(Some(elements.path())));
+    assert_eq!(directly.len(), theirs.len());
+    let power = |samples: &mut dyn Iterator<Item = f32>| samples.map(|s| f64::from(s * s)).sum::<f64>();
+    let error = power(&mut directly.iter().zip(&theirs).map(|(a, b)| a - b)) / power(&mut theirs.iter().copied());
+    // Two programs that do the same, and round otherwise.
+    assert!(error < 1e-5, "they differ by {error}");
+}
+
+#[test]
+fn what_cannot_be_called_directly_is_told() {
+    let (dir, (format, _)) = (tempfile::tempdir().expect("dir"), coded(Codec::Vp8));
+    let text = "# purpose: pictures\n# directly: libvpx\n# elements: vp8dec (gstreamer1.0-plugins-good)\nvp8dec";
+    std::fs::write(dir.path().join("decode-vp8.launch"), text).expect("write");
+    let error = VideoDecoder::new(&format, Some(dir.path())).err().expect("refused").to_string();
+    assert!(error.contains("decode-vp8") && error.contains("libvpx") && error.contains("libavcodec is"), "{error}");
 }

@@ -15,18 +15,28 @@ use crate::media::picture::{Plane, PlaneMut};
 /// Black in BT.601's limited range: luma and chroma.
 const BLACK: [u8; 3] = [16, 128, 128];
 
-/// A picture in a cell.
+/// The place of a stream's picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
     /// Whose picture.
     pub stream: StreamId,
-    /// Which of its pictures.
-    pub number: u64,
-    /// Its place.
+    /// Where it is drawn.
     pub cell: Cell,
-    /// Its size.
+    /// The picture's size.
     pub size: (u32, u32),
 }
+
+/// Where pictures come from.
+pub trait Pictures {
+    /// The newest picture of a stream, and its number. It is drawn at once, while the processor still has it at hand.
+    ///
+    /// # Errors
+    /// When it cannot be decoded by what there is.
+    fn newest(&mut self, stream: StreamId) -> Result<Option<(&Picture, u64)>, MediaError>;
+}
+
+/// What is on a canvas.
+type Drawn = Vec<(Tile, u64)>;
 
 impl Tile {
     /// What of the picture is drawn, and where.
@@ -42,18 +52,13 @@ impl Tile {
         let (source, target) = seen(source, target, window)?;
         Some((source, Rect { x: target.x - cut.left + area.x, y: target.y - cut.top + area.y, ..target }))
     }
-
-    /// Whether it covers the same pixels, whatever the picture.
-    fn same_place(&self, other: &Self) -> bool {
-        (self.stream, self.cell, self.size) == (other.stream, other.cell, other.size)
-    }
 }
 
 /// The canvases of one file.
 pub struct Canvases {
     frame: Size,
     /// What is on each, by its number.
-    drawn: Vec<Option<Vec<Tile>>>,
+    drawn: Vec<Option<Drawn>>,
     scalers: HashMap<[usize; 4], Scaler>,
 }
 
@@ -64,44 +69,68 @@ impl Canvases {
         Self { frame, drawn: Vec::new(), scalers: HashMap::new() }
     }
 
-    /// Draws tiles, in the order of their depth, on a canvas that is free.
+    /// Draws tiles, in the order of their depth, on a canvas that is free. `None` when a picture has become another size
+    /// than its tile was made for: then they should be made anew.
     ///
     /// # Errors
-    /// When there is none, or a picture cannot be read.
-    pub fn draw(&mut self, feeder: &mut Feeder, tiles: &[(Tile, &Picture)]) -> Result<usize, MediaError> {
+    /// When there is no canvas, or a picture cannot be decoded or read.
+    pub fn draw(
+        &mut self,
+        feeder: &mut Feeder,
+        tiles: &[Tile],
+        pictures: &mut impl Pictures,
+    ) -> Result<Option<usize>, MediaError> {
         let canvas = feeder.canvas()?;
         if self.drawn.len() <= canvas {
             self.drawn.resize_with(canvas + 1, || None);
         }
         let before = self.drawn[canvas].take();
-        let same_places = before.as_ref().is_some_and(|drawn| {
-            drawn.len() == tiles.len() && drawn.iter().zip(tiles).all(|(a, (b, _))| a.same_place(b))
-        });
-        // What lies over another one must be drawn again with it.
-        let flat = tiles.iter().all(|(tile, _)| tile.cell.z == 0);
-        let changed: Vec<bool> = match &before {
-            Some(drawn) if same_places => {
-                let differs: Vec<bool> = drawn.iter().zip(tiles).map(|(a, (b, _))| a != b).collect();
-                if flat { differs } else { vec![differs.contains(&true); tiles.len()] }
+        let before = before.filter(|drawn| drawn.iter().map(|(tile, _)| tile).eq(tiles));
+        let (frame, scalers) = (self.frame, &mut self.scalers);
+        let mut drawn = Ok(None);
+        feeder.draw(canvas, |mut planes| {
+            if before.is_none() {
+                clear(&mut planes, frame);
             }
-            _ => vec![true; tiles.len()],
-        };
-        let mut order: Vec<usize> = (0..tiles.len()).filter(|n| changed[*n]).collect();
-        order.sort_by_key(|n| tiles[*n].0.cell.z);
-        let mut result = Ok(());
-        if !same_places || !order.is_empty() {
-            let (frame, scalers) = (self.frame, &mut self.scalers);
-            feeder.draw(canvas, |mut planes| {
-                if !same_places {
-                    clear(&mut planes, frame);
-                }
-                result = order.iter().try_for_each(|n| draw(scalers, &mut planes, &tiles[*n].0, tiles[*n].1));
-            })?;
-        }
-        result?;
-        self.drawn[canvas] = Some(tiles.iter().map(|(tile, _)| *tile).collect());
-        Ok(canvas)
+            drawn = draw_all(scalers, &mut planes, tiles, before, pictures);
+        })?;
+        self.drawn[canvas] = drawn?;
+        Ok(self.drawn[canvas].is_some().then_some(canvas))
     }
+}
+
+/// Draws what differs from `before`. `None` when a picture has another size than its tile.
+fn draw_all(
+    scalers: &mut HashMap<[usize; 4], Scaler>,
+    planes: &mut [PlaneMut<'_>; 3],
+    tiles: &[Tile],
+    before: Option<Drawn>,
+    pictures: &mut impl Pictures,
+) -> Result<Option<Drawn>, MediaError> {
+    let mut before = before;
+    // What lies over another one must be drawn again with it.
+    if tiles.iter().any(|tile| tile.cell.z != 0) {
+        for (tile, number) in before.iter().flatten() {
+            if pictures.newest(tile.stream)?.is_none_or(|(_, newest)| newest != *number) {
+                before = None;
+                break;
+            }
+        }
+    }
+    let mut order: Vec<usize> = (0..tiles.len()).collect();
+    order.sort_by_key(|n| tiles[*n].cell.z);
+    let mut drawn: Drawn = tiles.iter().map(|tile| (*tile, 0)).collect();
+    for n in order {
+        let Some((picture, number)) = pictures.newest(tiles[n].stream)? else { return Ok(None) };
+        if picture.size() != tiles[n].size {
+            return Ok(None);
+        }
+        drawn[n].1 = number;
+        if before.as_ref().is_none_or(|before| before[n].1 != number) {
+            draw(scalers, planes, &tiles[n], picture)?;
+        }
+    }
+    Ok(Some(drawn))
 }
 
 fn clear(planes: &mut [PlaneMut<'_>; 3], frame: Size) {
@@ -120,24 +149,33 @@ fn draw(
     picture: &Picture,
 ) -> Result<(), MediaError> {
     let Some((from, to)) = tile.parts() else { return Ok(()) };
-    for (n, plane) in (0..).zip(planes.iter_mut()) {
-        let shift = u32::from(n > 0);
-        let source = picture.plane(n)?;
-        // The chroma of an odd width has a column more than half of it.
-        let (width, height) = ((from.width + shift) >> shift, (from.height + shift) >> shift);
-        let (left, top) = (from.x >> shift, from.y >> shift);
-        let width = (width as usize).min(source.width.saturating_sub(left as usize));
-        let height = (height as usize).min(source.height.saturating_sub(top as usize));
-        let (wide, high) = ((to.width >> shift) as usize, (to.height >> shift) as usize);
-        if width == 0 || height == 0 || wide == 0 || high == 0 {
-            continue;
-        }
-        let source: Plane<'_> = source.part(left as usize, top as usize, width, height);
-        let at = (to.y >> shift) as usize * plane.stride + (to.x >> shift) as usize;
-        let mut target = PlaneMut { data: &mut plane.data[at..], stride: plane.stride, width: wide, height: high };
-        let key = [width, height, wide, high];
-        let scaler = scalers.entry(key).or_insert_with(|| Scaler::new((width, height), (wide, high)));
-        scaler.scale(source, &mut target);
+    for (n, plane) in planes.iter_mut().enumerate() {
+        picture.with_plane(n, |source| draw_plane(scalers, plane, source, n > 0, (from, to)))?;
     }
     Ok(())
+}
+
+fn draw_plane(
+    scalers: &mut HashMap<[usize; 4], Scaler>,
+    plane: &mut PlaneMut<'_>,
+    source: Plane<'_>,
+    chroma: bool,
+    (from, to): (Rect, Rect),
+) {
+    let shift = u32::from(chroma);
+    // The chroma of an odd width has a column more than half of it.
+    let (width, height) = ((from.width + shift) >> shift, (from.height + shift) >> shift);
+    let (left, top) = (from.x >> shift, from.y >> shift);
+    let width = (width as usize).min(source.width.saturating_sub(left as usize));
+    let height = (height as usize).min(source.height.saturating_sub(top as usize));
+    let (wide, high) = ((to.width >> shift) as usize, (to.height >> shift) as usize);
+    if width == 0 || height == 0 || wide == 0 || high == 0 {
+        return;
+    }
+    let source: Plane<'_> = source.part(left as usize, top as usize, width, height);
+    let at = (to.y >> shift) as usize * plane.stride + (to.x >> shift) as usize;
+    let mut target = PlaneMut { data: &mut plane.data[at..], stride: plane.stride, width: wide, height: high };
+    let key = [width, height, wide, high];
+    let scaler = scalers.entry(key).or_insert_with(|| Scaler::new((width, height), (wide, high)));
+    scaler.scale(source, &mut target);
 }

@@ -1,10 +1,11 @@
 //! The composer: draws and mixes a log into one file, while it grows or when it is finished.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::canvas::{Canvases, Tile};
+use super::canvas::{Canvases, Pictures, Tile};
 use super::custom;
 use super::follow::{Deserted, Growth, Session, WaitError};
 use super::geometry::Size;
@@ -12,11 +13,13 @@ use super::inputs::{Errors, VideoInput, nanoseconds};
 use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
 use super::stills::{self, Stills};
+use super::timeline::Stream;
 use crate::capture::log::LogError;
 use crate::event::stylesheet::Stylesheet;
 use crate::event::{Layout, LayoutType};
 use crate::fault::{Fault, FaultKind, HasFault, chain};
 use crate::ids::{StreamId, TrackKind};
+use crate::media::decode::Picture;
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
 use crate::media::{MediaError, Pipelines};
 use crate::time::MediaTime;
@@ -318,13 +321,35 @@ impl<'a> Drawing<'a> {
             }
         }
         there.sort_by_key(|stream| stream.priority(at));
-        let mut shown = Vec::new();
-        for stream in there.into_iter().take(VIDEO_STREAMS_MAX) {
-            let Some(input) = session.video.get_mut(&stream.id) else { continue };
-            input.decode()?;
-            if let Some((picture, _)) = input.picture() {
-                let (screen, classes) = (stream.is_screen(at), stream.classes(at).to_vec());
-                shown.push((stream.id, Shown { size: Some(picture.size()), screen, classes }));
+        let shown = |stream: &Stream| {
+            let (screen, classes) = (stream.is_screen(at), stream.classes(at).to_vec());
+            (stream.id, Shown { size: None, screen, classes })
+        };
+        let there: Vec<_> = there.into_iter().take(VIDEO_STREAMS_MAX).map(shown).collect();
+        let (canvas, tiles) = loop {
+            let tiles = self.tiles(&there, &mut session.video)?;
+            // Without: a picture became another size. Now that it is decoded, its tile can be made.
+            if let Some(canvas) = self.canvases.draw(feeder, &tiles, &mut session.video)? {
+                break (canvas, tiles.len());
+            }
+        };
+        if self.stills.wants(n) {
+            feeder.draw(canvas, |planes| self.stills.add(n, tiles, &planes))?;
+        }
+        feeder.picture(canvas)
+    }
+
+    /// The places of the streams' pictures.
+    fn tiles(
+        &mut self,
+        there: &[(StreamId, Shown)],
+        inputs: &mut BTreeMap<StreamId, VideoInput>,
+    ) -> Result<Vec<Tile>, MediaError> {
+        let mut shown = Vec::with_capacity(there.len());
+        for (id, stream) in there {
+            let size = inputs.get_mut(id).map(VideoInput::size).transpose()?.flatten();
+            if size.is_some() {
+                shown.push((*id, Shown { size, ..stream.clone() }));
             }
         }
         if shown != self.shown {
@@ -335,17 +360,16 @@ impl<'a> Drawing<'a> {
             };
             self.shown = shown;
         }
-        let mut tiles = Vec::with_capacity(self.cells.len());
-        for cell in &self.cells {
-            let id = self.shown[cell.stream].0;
-            if let Some((picture, number)) = session.video.get(&id).and_then(VideoInput::picture) {
-                tiles.push((Tile { stream: id, number, cell: *cell, size: picture.size() }, picture));
-            }
-        }
-        let canvas = self.canvases.draw(feeder, &tiles)?;
-        if self.stills.wants(n) {
-            feeder.draw(canvas, |planes| self.stills.add(n, tiles.len(), &planes))?;
-        }
-        feeder.picture(canvas)
+        let tile = |cell: &Cell| {
+            let (stream, shown) = &self.shown[cell.stream];
+            shown.size.map(|size| Tile { stream: *stream, cell: *cell, size })
+        };
+        Ok(self.cells.iter().filter_map(tile).collect())
+    }
+}
+
+impl Pictures for BTreeMap<StreamId, VideoInput> {
+    fn newest(&mut self, stream: StreamId) -> Result<Option<(&Picture, u64)>, MediaError> {
+        self.get_mut(&stream).map_or(Ok(None), VideoInput::picture)
     }
 }

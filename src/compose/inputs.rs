@@ -179,7 +179,7 @@ impl VideoInput {
     ///
     /// # Errors
     /// When there can be no decoder for its format. A frame that cannot be decoded is no error.
-    pub fn decode(&mut self) -> Result<(), MediaError> {
+    fn decode(&mut self) -> Result<(), MediaError> {
         self.waiting_bytes = 0;
         for waiting in std::mem::take(&mut self.waiting) {
             match waiting {
@@ -205,7 +205,7 @@ impl VideoInput {
             }
             self.decoder = Some(VideoDecoder::new(format, self.pipelines.as_deref())?);
         }
-        let Some(decoder) = &self.decoder else { return Ok(()) };
+        let Some(decoder) = &mut self.decoder else { return Ok(()) };
         let mut decoded = decoder.decode(frame);
         if let (Err(error), true) = (&decoded, frame.keyframe) {
             // It may have been the decoder's state.
@@ -230,10 +230,25 @@ impl VideoInput {
         Ok(())
     }
 
-    /// The newest picture, and its number.
-    #[must_use]
-    pub fn picture(&self) -> Option<(&Picture, u64)> {
-        self.picture.as_ref().map(|picture| (picture, self.number))
+    /// The size of the newest picture. It is decoded only if what was read can make another one of it.
+    ///
+    /// # Errors
+    /// See [`decode`](Self::decode).
+    pub fn size(&mut self) -> Result<Option<(u32, u32)>, MediaError> {
+        let builds_on = |waiting: &Waiting| matches!(waiting, Waiting::Frame(frame) if !frame.keyframe);
+        if self.decoder.is_none() || self.picture.is_none() || !self.waiting.iter().all(builds_on) {
+            self.decode()?;
+        }
+        Ok(self.picture.as_ref().map(Picture::size))
+    }
+
+    /// The newest picture, decoded, and its number.
+    ///
+    /// # Errors
+    /// See [`decode`](Self::decode).
+    pub fn picture(&mut self) -> Result<Option<(&Picture, u64)>, MediaError> {
+        self.decode()?;
+        Ok(self.picture.as_ref().map(|picture| (picture, self.number)))
     }
 }
 

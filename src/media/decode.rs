@@ -10,9 +10,10 @@ use gstreamer::prelude::*;
 use gstreamer_video::video_frame::Readable;
 use gstreamer_video::{VideoFormat, VideoFrame, VideoFrameExt, VideoInfo};
 
+use super::fragment::Fragment;
 use super::mux::caps;
 use super::picture::Plane;
-use super::{MediaError, fragment};
+use super::{MediaError, fragment, libav};
 use crate::capture::types::{Codec, Frame, TrackFormat};
 
 /// What came out of a decoder, and its caps at that moment.
@@ -52,13 +53,12 @@ pub const fn fragment_of(codec: Codec) -> &'static str {
 }
 
 impl Decoder {
-    fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
+    fn new(format: &TrackFormat, fragment: &Fragment) -> Result<Self, MediaError> {
         super::init()?;
-        let name = fragment_of(format.codec);
-        let bad = |what: &str| MediaError::Fragment { name: name.to_owned(), what: what.to_owned() };
-        let text = fragment::load(name, pipelines)?.text;
+        let name = &fragment.name;
+        let bad = |what: &str| MediaError::Fragment { name: name.clone(), what: what.to_owned() };
         #[allow(clippy::disallowed_methods)]
-        let bin = gst::parse::bin_from_description(&text, true).map_err(|e| bad(e.message()))?;
+        let bin = gst::parse::bin_from_description(&fragment.text, true).map_err(|e| bad(e.message()))?;
         let (Some(into), Some(out)) = (bin.static_pad("sink"), bin.static_pad("src")) else {
             return Err(bad("it is not a chain of elements with one input and one output"));
         };
@@ -67,7 +67,7 @@ impl Decoder {
         let sink = sink(&received).map_err(|e| bad(&e.to_string()))?;
         let bus = gst::Bus::new();
         bin.set_bus(Some(&bus));
-        let decoder = Self { name: name.to_owned(), bin, bus, source, sink, received };
+        let decoder = Self { name: name.clone(), bin, bus, source, sink, received };
         let linked = decoder.source.link(&into).is_ok() && out.link(&decoder.sink).is_ok();
         let active = decoder.source.set_active(true).is_ok() && decoder.sink.set_active(true).is_ok();
         if !linked || !active || decoder.bin.set_state(gst::State::Playing).is_err() {
@@ -109,6 +109,29 @@ impl Decoder {
         }
     }
 
+    fn picture(&self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
+        let mut picture = None;
+        for (buffer, caps) in self.decode(frame)? {
+            let info = VideoInfo::from_caps(&caps).map_err(|e| self.failed(&e.to_string()))?;
+            if info.format() != VideoFormat::I420 {
+                return Err(self.failed("its pictures are not I420"));
+            }
+            let frame = VideoFrame::from_buffer_readable(buffer, &info);
+            let frame = frame.map_err(|_| self.failed("its pictures cannot be read"))?;
+            picture = Some(Picture(Data::Element(Box::new(frame))));
+        }
+        Ok(picture)
+    }
+
+    fn sound(&self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
+        for (buffer, _) in self.decode(frame)? {
+            let bytes = buffer.map_readable().map_err(|_| self.failed("its samples cannot be read"))?;
+            let sample = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
+            samples.extend(bytes.chunks_exact(4).map(sample));
+        }
+        Ok(())
+    }
+
     /// What the bus says of a failure, or else what is known.
     fn failed(&self, what: &str) -> MediaError {
         let message = self.bus.pop_filtered(&[gst::MessageType::Error]);
@@ -127,34 +150,66 @@ impl Drop for Decoder {
     }
 }
 
+/// Whether a fragment asks for libavcodec itself.
+fn is_direct(fragment: &Fragment) -> Result<bool, MediaError> {
+    match fragment.directly.as_deref().map(|text| text.split(',').next().unwrap_or(text).trim()) {
+        None => Ok(false),
+        Some(libav::NAME) => Ok(true),
+        Some(other) => {
+            let what = format!("`directly: {other}` is not known; {} is, or leave the line out", libav::NAME);
+            Err(MediaError::Fragment { name: fragment.name.clone(), what })
+        }
+    }
+}
+
 /// A decoded picture, as the decoder laid it out: I420.
-pub struct Picture {
-    frame: VideoFrame<Readable>,
+pub struct Picture(Data);
+
+enum Data {
+    Element(Box<VideoFrame<Readable>>),
+    Libav(ac_ffmpeg::codec::video::VideoFrame),
 }
 
 impl Picture {
     /// Width and height in pixels.
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
-        (self.frame.info().width(), self.frame.info().height())
+        let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
+        match &self.0 {
+            Data::Element(frame) => (frame.info().width(), frame.info().height()),
+            Data::Libav(frame) => (side(frame.width()), side(frame.height())),
+        }
     }
 
-    /// Luma (0) or one of the chroma planes (1, 2).
+    /// Lets luma (0) or one of the chroma planes (1, 2) be looked at.
     ///
     /// # Errors
     /// When the decoder's buffer has no such plane.
-    pub fn plane(&self, n: u32) -> Result<Plane<'_>, MediaError> {
+    pub fn with_plane<T>(&self, n: usize, look: impl FnOnce(Plane<'_>) -> T) -> Result<T, MediaError> {
+        let frame = match &self.0 {
+            Data::Element(frame) => frame,
+            Data::Libav(frame) => return Ok(libav::with_plane(frame, n, look)),
+        };
         let broken = |_| MediaError::Element { element: "decoder".to_owned(), what: format!("no plane {n}") };
-        let data = self.frame.plane_data(n).map_err(broken)?;
-        let at = n as usize;
-        let stride = usize::try_from(self.frame.plane_stride()[at]).unwrap_or(0);
-        let (width, height) = (self.frame.comp_width(n) as usize, self.frame.comp_height(n) as usize);
-        Ok(Plane { data, stride, width, height })
+        let plane = u32::try_from(n).unwrap_or(u32::MAX);
+        let data = frame.plane_data(plane).map_err(broken)?;
+        let stride = usize::try_from(frame.plane_stride()[n]).unwrap_or(0);
+        let (width, height) = (frame.comp_width(plane) as usize, frame.comp_height(plane) as usize);
+        Ok(look(Plane { data, stride, width, height }))
     }
 }
 
 /// Decodes pictures.
-pub struct VideoDecoder(Decoder);
+pub struct VideoDecoder {
+    format: TrackFormat,
+    fragment: Fragment,
+    by: PicturesBy,
+}
+
+enum PicturesBy {
+    Elements(Decoder),
+    Libav(libav::Pictures),
+}
 
 impl VideoDecoder {
     /// A decoder for frames of this format.
@@ -162,29 +217,43 @@ impl VideoDecoder {
     /// # Errors
     /// When an element is missing, or refuses the format.
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
-        Decoder::new(format, pipelines).map(Self)
+        let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
+        let by = if is_direct(&fragment)? {
+            PicturesBy::Libav(libav::Pictures::new(format)?)
+        } else {
+            PicturesBy::Elements(Decoder::new(format, &fragment)?)
+        };
+        Ok(Self { format: format.clone(), fragment, by })
     }
 
     /// Decodes a frame. Not every frame is shown: there may be no picture.
     ///
     /// # Errors
     /// When it cannot be decoded. The decoder should not be used any more then.
-    pub fn decode(&self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
-        let mut picture = None;
-        for (buffer, caps) in self.0.decode(frame)? {
-            let info = VideoInfo::from_caps(&caps).map_err(|e| self.0.failed(&e.to_string()))?;
-            if info.format() != VideoFormat::I420 {
-                return Err(self.0.failed("its pictures are not I420"));
+    pub fn decode(&mut self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
+        if let PicturesBy::Libav(decoder) = &mut self.by {
+            match decoder.decode(frame)? {
+                Some(picture) if !libav::is_planar(&picture) => {
+                    // It is converted by elements: from a keyframe on they have all that they need.
+                    self.by = PicturesBy::Elements(Decoder::new(&self.format, &self.fragment)?);
+                }
+                picture => return Ok(picture.map(|picture| Picture(Data::Libav(picture)))),
             }
-            let frame = VideoFrame::from_buffer_readable(buffer, &info);
-            picture = Some(Picture { frame: frame.map_err(|_| self.0.failed("its pictures cannot be read"))? });
         }
-        Ok(picture)
+        match &self.by {
+            PicturesBy::Elements(decoder) => decoder.picture(frame),
+            PicturesBy::Libav(_) => Ok(None),
+        }
     }
 }
 
 /// Decodes sound to two channels of 48 kHz.
-pub struct AudioDecoder(Decoder);
+pub struct AudioDecoder(SoundBy);
+
+enum SoundBy {
+    Elements(Decoder),
+    Libav(libav::Sound),
+}
 
 impl AudioDecoder {
     /// A decoder for frames of this format.
@@ -192,20 +261,23 @@ impl AudioDecoder {
     /// # Errors
     /// When an element is missing, or refuses the format.
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
-        Decoder::new(format, pipelines).map(Self)
+        let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
+        Ok(Self(if is_direct(&fragment)? {
+            SoundBy::Libav(libav::Sound::new(format)?)
+        } else {
+            SoundBy::Elements(Decoder::new(format, &fragment)?)
+        }))
     }
 
     /// Decodes a packet, and adds its samples: left and right in turn.
     ///
     /// # Errors
     /// When it cannot be decoded. The decoder should not be used any more then.
-    pub fn decode(&self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
-        for (buffer, _) in self.0.decode(frame)? {
-            let bytes = buffer.map_readable().map_err(|_| self.0.failed("its samples cannot be read"))?;
-            let sample = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
-            samples.extend(bytes.chunks_exact(4).map(sample));
+    pub fn decode(&mut self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
+        match &mut self.0 {
+            SoundBy::Elements(decoder) => decoder.sound(frame, samples),
+            SoundBy::Libav(decoder) => decoder.decode(frame, samples),
         }
-        Ok(())
     }
 }
 

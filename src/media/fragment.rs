@@ -19,6 +19,8 @@ pub struct Fragment {
     pub elements: Vec<(String, String)>,
     /// Samples by which an encoder's sound comes late, for which its container cannot make up.
     pub delay: u64,
+    /// The library that does the same as the elements, if it is to be called without them.
+    pub directly: Option<String>,
     /// The text for GStreamer's parser, without the header.
     pub text: String,
 }
@@ -96,6 +98,7 @@ pub fn parse(name: &str, text: &str) -> Result<Fragment, MediaError> {
         purpose: header("purpose").ok_or(bad("the header has no `purpose`"))?,
         names: header("names").map(list).unwrap_or_default(),
         delay: header("delay").map_or(Ok(0), |d| d.parse().map_err(|_| bad("`delay` is no number of samples")))?,
+        directly: header("directly"),
         elements: elements.ok_or(bad("`elements` is a list of `element (Debian package)`"))?,
         text: body.join("\n"),
     })

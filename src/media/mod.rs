@@ -9,6 +9,7 @@ pub mod decode;
 mod duration;
 pub mod encode;
 pub mod fragment;
+mod libav;
 mod mp4;
 mod mp4_index;
 mod mp4_read;

@@ -1,0 +1,140 @@
+//! Decoding by libavcodec itself, in the calling thread. GStreamer's elements around it copy each picture, because they
+//! make writable what they hold mapped (`gst_video_decoder_finish_frame` of 1.22): a fourteenth of what composing costs.
+
+use std::sync::{LazyLock, Once};
+
+use ac_ffmpeg::codec::audio::{self, AudioFrame, SampleFormat};
+use ac_ffmpeg::codec::video::{self, PixelFormat, VideoFrame};
+use ac_ffmpeg::codec::{CodecError, Decoder};
+use ac_ffmpeg::packet::{Packet, PacketMut};
+
+use super::MediaError;
+use super::picture::Plane;
+use crate::capture::types::{Codec, Frame, TrackFormat};
+
+/// What the fragments call it.
+pub(super) const NAME: &str = "libavcodec";
+
+/// The decoder of a codec, as libavcodec calls it; none where GStreamer's elements do as well.
+const fn decoder_of(codec: Codec) -> Option<&'static str> {
+    match codec {
+        Codec::Vp8 => Some("vp8"),
+        Codec::Vp9 => Some("vp9"),
+        Codec::H264 => Some("h264"),
+        Codec::Opus => Some("opus"),
+        Codec::Av1 | Codec::Pcmu | Codec::Pcma => None,
+    }
+}
+
+fn failed(what: &str) -> MediaError {
+    MediaError::Element { element: NAME.to_owned(), what: what.to_owned() }
+}
+
+/// The decoder's name, when libavcodec decodes this format.
+fn known(format: &TrackFormat) -> Result<&'static str, MediaError> {
+    quiet();
+    decoder_of(format.codec).ok_or_else(|| failed(&format!("it is not asked to decode {}", format.codec.as_str())))
+}
+
+/// What libavcodec has to say goes with the rest of the log, and only to who looks closely: errors come back from its
+/// calls as well.
+fn quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        ac_ffmpeg::set_log_callback(|level, text| {
+            if level <= WARNING {
+                tracing::debug!("libav: {}", text.trim_end());
+            }
+        });
+    });
+}
+
+/// `AV_LOG_WARNING` of libavutil.
+const WARNING: i32 = 24;
+
+fn packet(frame: &Frame) -> Packet {
+    let mut packet = PacketMut::new(frame.data.len());
+    packet.data_mut().copy_from_slice(&frame.data);
+    packet.with_raw_pts(frame.pts.0 / 1000).with_key_flag(frame.keyframe).freeze()
+}
+
+/// Everything a decoder has for a packet.
+fn decode<D: Decoder>(decoder: &mut D, frame: &Frame) -> Result<Vec<D::Frame>, MediaError> {
+    if frame.data.is_empty() {
+        // To libavcodec that is the end.
+        return Ok(Vec::new());
+    }
+    let what = |error: CodecError| failed(&error.to_string());
+    decoder.try_push(packet(frame)).map_err(what)?;
+    let mut out = Vec::with_capacity(1);
+    while let Some(frame) = decoder.take().map_err(|e| failed(&e.to_string()))? {
+        out.push(frame);
+    }
+    Ok(out)
+}
+
+/// Decodes pictures.
+pub(super) struct Pictures(video::VideoDecoder);
+
+impl Pictures {
+    /// One thread, so that each picture comes out as its frame goes in.
+    pub fn new(format: &TrackFormat) -> Result<Self, MediaError> {
+        let builder = video::VideoDecoder::builder(known(format)?).map_err(|e| failed(&e.to_string()))?;
+        let private = Some(&format.codec_private).filter(|private| !private.is_empty());
+        let decoder = builder.set_option("threads", 1).extradata(private).build();
+        decoder.map(Self).map_err(|e| failed(&e.to_string()))
+    }
+
+    /// Decodes a frame; not each is shown.
+    pub fn decode(&mut self, frame: &Frame) -> Result<Option<VideoFrame>, MediaError> {
+        Ok(decode(&mut self.0, frame)?.pop())
+    }
+}
+
+/// Whether a picture has a plane of luma, and two of chroma of half its width and height, eight bits each.
+pub(super) fn is_planar(picture: &VideoFrame) -> bool {
+    static PLANAR: LazyLock<Vec<PixelFormat>> =
+        LazyLock::new(|| ["yuv420p", "yuvj420p"].iter().filter_map(|name| name.parse().ok()).collect());
+    PLANAR.contains(&picture.pixel_format())
+}
+
+/// Lets a plane of a planar picture be looked at.
+pub(super) fn with_plane<T>(picture: &VideoFrame, n: usize, look: impl FnOnce(Plane<'_>) -> T) -> T {
+    let (planes, shift) = (picture.planes(), usize::from(n > 0));
+    let (width, height) = ((picture.width() + shift) >> shift, (picture.height() + shift) >> shift);
+    look(Plane { data: planes[n].data(), stride: planes[n].line_size(), width, height })
+}
+
+/// Decodes Opus.
+pub(super) struct Sound(audio::AudioDecoder);
+
+impl Sound {
+    pub fn new(format: &TrackFormat) -> Result<Self, MediaError> {
+        let builder = audio::AudioDecoder::builder(known(format)?).map_err(|e| failed(&e.to_string()))?;
+        // The encoder's look-ahead stays in: whoever places the sound knows it, also where a decoder begins in the middle.
+        let decoder = builder.set_option("flags2", "+skip_manual").extradata(Some(&format.codec_private)).build();
+        decoder.map(Self).map_err(|e| failed(&e.to_string()))
+    }
+
+    /// Decodes a packet, and adds its samples: left and right in turn.
+    pub fn decode(&mut self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
+        for sound in decode(&mut self.0, frame)? {
+            interleave(&sound, samples)?;
+        }
+        Ok(())
+    }
+}
+
+/// libavcodec gives one plane of numbers for each channel; of one channel both sides are the same.
+fn interleave(sound: &AudioFrame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
+    let planar = "fltp".parse().is_ok_and(|format: SampleFormat| sound.sample_format() == format);
+    let channels = sound.channel_layout().channels();
+    if !planar || sound.sample_rate() != super::encode::SAMPLE_RATE || !(1..=2).contains(&channels) {
+        return Err(failed("its sound is not of 48 kHz, in one or two channels"));
+    }
+    let planes = sound.planes();
+    let plane = |n: usize| planes[n].data().as_chunks::<4>().0.iter().take(sound.samples());
+    let (left, right) = (plane(0), plane(usize::from(channels == 2)));
+    samples.extend(left.zip(right).flat_map(|(l, r)| [f32::from_ne_bytes(*l), f32::from_ne_bytes(*r)]));
+    Ok(())
+}
