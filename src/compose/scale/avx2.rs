@@ -53,17 +53,23 @@ impl Kernel for V3 {
     #[inline(always)]
     fn halve_across(self, row: &[u8], weights: &[[i8; 2]; WINDOW / 2], out: &mut [i16]) {
         let pairs = weights.map(|pair| self.avx._mm256_set1_epi16(i16::from_ne_bytes(cast(pair))));
-        let done = out.len() - out.len() % OUT;
-        for (n, out) in out.as_chunks_mut::<OUT>().0.iter_mut().enumerate() {
-            let window = row[2 * OUT * n..].first_chunk::<{ 2 * OUT + WINDOW - 2 }>().expect("a row goes on behind it");
+        let sixteen = |begin: usize| -> [i16; OUT] {
+            let window = row[2 * begin..].first_chunk::<{ 2 * OUT + WINDOW - 2 }>().expect("a row goes on behind it");
             let mut sum = self.avx._mm256_setzero_si256();
             for k in PAIR_ORDER {
                 let pixels = *window[2 * k..].first_chunk::<WIDE>().expect("inside the window");
                 sum = self.avx2._mm256_adds_epi16(sum, self.avx2._mm256_maddubs_epi16(cast(pixels), pairs[k]));
             }
-            *out = cast(sum);
+            cast(sum)
+        };
+        for (n, out) in out.as_chunks_mut::<OUT>().0.iter_mut().enumerate() {
+            *out = sixteen(OUT * n);
         }
-        halve_across(row, weights, done, &mut out[done..]);
+        // What is left is made together with some that were made before.
+        match out.len().checked_sub(OUT) {
+            Some(begin) => out[begin..].copy_from_slice(&sixteen(begin)),
+            None => halve_across(row, weights, 0, out),
+        }
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! that size), and one whose weights are the same for all pixels. Each input row is read once: it is halved across, and waits
 //! among the last eight until the output row is made that they are mixed to.
 
-use super::kernel::{Kernel, WINDOW};
+use super::kernel::{Kernel, Plain, WINDOW};
 use super::weights::{SMALL_WEIGHT_BITS, Taps};
 use crate::media::picture::{Plane, PlaneMut};
 
@@ -10,12 +10,10 @@ use crate::media::picture::{Plane, PlaneMut};
 const BEFORE: usize = WINDOW / 2 - 1;
 /// Bits of a weight across behind the binary point.
 const ACROSS_BITS: u32 = 7;
-/// Output pixels at both ends of a row that are made of a copy, in which the row goes on.
-const ENDS: usize = 16;
-/// What they are made of.
-const ENDS_INPUT: usize = 2 * ENDS + WINDOW;
+/// Output pixels at either end of a row whose window goes beyond it.
+const ENDS: usize = 2;
 /// Smaller planes have too many edges for it.
-const SMALLEST: usize = 2 * ENDS;
+const SMALLEST: usize = 32;
 
 /// Halves planes of one size.
 #[derive(Debug)]
@@ -70,14 +68,10 @@ impl Half {
 /// Halves a row. Its first and its last pixel go on beyond it.
 #[inline(always)]
 fn halve_row(kernel: impl Kernel, row: &[u8], weights: &[[i8; 2]; WINDOW / 2], out: &mut [i16]) {
-    let (length, last) = (out.len(), row[row.len() - 1]);
-    let mut copy = [row[0]; ENDS_INPUT];
-    copy[BEFORE..].copy_from_slice(&row[..ENDS_INPUT - BEFORE]);
-    kernel.halve_across(&copy, weights, &mut out[..ENDS]);
-    let middle = &row[2 * ENDS - BEFORE..];
-    kernel.halve_across(middle, weights, &mut out[ENDS..length - ENDS]);
-    let end = &row[row.len() - 2 * ENDS - BEFORE..];
-    let mut copy = [last; ENDS_INPUT];
-    copy[..end.len()].copy_from_slice(end);
-    kernel.halve_across(&copy, weights, &mut out[length - ENDS..]);
+    let (length, last) = (out.len(), row.len() - 1);
+    for x in [0, 1, length - 2, length - 1] {
+        let window: [u8; WINDOW] = std::array::from_fn(|k| row[(2 * x + k).saturating_sub(BEFORE).min(last)]);
+        Plain.halve_across(&window, weights, &mut out[x..=x]);
+    }
+    kernel.halve_across(&row[2 * ENDS - BEFORE..], weights, &mut out[ENDS..length - ENDS]);
 }
