@@ -333,6 +333,10 @@ impl<'a> Drawing<'a> {
                 break (canvas, tiles.len());
             }
         };
+        // Those that the layout hides go on, too: with another layout they are there without waiting for a keyframe.
+        for (id, _) in &there {
+            session.video.newest(*id)?;
+        }
         if self.stills.wants(n) {
             feeder.draw(canvas, |planes| self.stills.add(n, tiles, &planes))?;
         }
