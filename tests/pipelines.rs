@@ -6,12 +6,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use archiver::capture::types::{Codec, Frame, TrackFormat};
-use archiver::media::Pipelines;
 use archiver::media::decode::{AudioDecoder, Picture, VideoDecoder};
 use archiver::media::fragment::EMBEDDED;
 use archiver::media::mux::{MuxInput, Muxed, mux};
 use archiver::media::picture::Plane;
 use archiver::media::verify;
+use archiver::media::{Pipelines, check};
 use archiver::time::MediaTime;
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -243,4 +243,6 @@ fn what_cannot_be_called_directly_is_told() {
     std::fs::write(dir.path().join("decode-vp8.launch"), text).expect("write");
     let error = VideoDecoder::new(&format, Some(dir.path())).err().expect("refused").to_string();
     assert!(error.contains("decode-vp8") && error.contains("libvpx") && error.contains("libavcodec is"), "{error}");
+    // `archiver check` finds it before an archive does.
+    assert_eq!(check::elements(Some(dir.path())).expect_err("refused").to_string(), error);
 }

@@ -150,18 +150,6 @@ impl Drop for Decoder {
     }
 }
 
-/// Whether a fragment asks for libavcodec itself.
-fn is_direct(fragment: &Fragment) -> Result<bool, MediaError> {
-    match fragment.directly.as_deref().map(|text| text.split(',').next().unwrap_or(text).trim()) {
-        None => Ok(false),
-        Some(libav::NAME) => Ok(true),
-        Some(other) => {
-            let what = format!("`directly: {other}` is not known; {} is, or leave the line out", libav::NAME);
-            Err(MediaError::Fragment { name: fragment.name.clone(), what })
-        }
-    }
-}
-
 /// A decoded picture, as the decoder laid it out: I420.
 pub struct Picture(Data);
 
@@ -218,7 +206,7 @@ impl VideoDecoder {
     /// When an element is missing, or refuses the format.
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
         let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
-        let by = if is_direct(&fragment)? {
+        let by = if fragment.directly {
             PicturesBy::Libav(libav::Pictures::new(format)?)
         } else {
             PicturesBy::Elements(Decoder::new(format, &fragment)?)
@@ -231,18 +219,19 @@ impl VideoDecoder {
     /// # Errors
     /// When it cannot be decoded. The decoder should not be used any more then.
     pub fn decode(&mut self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
-        if let PicturesBy::Libav(decoder) = &mut self.by {
-            match decoder.decode(frame)? {
-                Some(picture) if !libav::is_planar(&picture) => {
-                    // It is converted by elements: from a keyframe on they have all that they need.
-                    self.by = PicturesBy::Elements(Decoder::new(&self.format, &self.fragment)?);
-                }
-                picture => return Ok(picture.map(|picture| Picture(Data::Libav(picture)))),
+        let decoder = match &mut self.by {
+            PicturesBy::Elements(decoder) => return decoder.picture(frame),
+            PicturesBy::Libav(decoder) => decoder,
+        };
+        match decoder.decode(frame)? {
+            Some(picture) if !libav::is_planar(&picture) => {
+                // It is converted by elements: from a keyframe on they have all that they need.
+                let elements = Decoder::new(&self.format, &self.fragment)?;
+                let converted = elements.picture(frame);
+                self.by = PicturesBy::Elements(elements);
+                converted
             }
-        }
-        match &self.by {
-            PicturesBy::Elements(decoder) => decoder.picture(frame),
-            PicturesBy::Libav(_) => Ok(None),
+            picture => Ok(picture.map(|picture| Picture(Data::Libav(picture)))),
         }
     }
 }
@@ -262,7 +251,7 @@ impl AudioDecoder {
     /// When an element is missing, or refuses the format.
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
         let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
-        Ok(Self(if is_direct(&fragment)? {
+        Ok(Self(if fragment.directly {
             SoundBy::Libav(libav::Sound::new(format)?)
         } else {
             SoundBy::Elements(Decoder::new(format, &fragment)?)

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::MediaError;
+use super::{MediaError, libav};
 
 /// A fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub struct Fragment {
     pub elements: Vec<(String, String)>,
     /// Samples by which an encoder's sound comes late, for which its container cannot make up.
     pub delay: u64,
-    /// The library that does the same as the elements, if it is to be called without them.
-    pub directly: Option<String>,
+    /// Whether libavcodec, which does the same as the elements, is called without them.
+    pub directly: bool,
     /// The text for GStreamer's parser, without the header.
     pub text: String,
 }
@@ -98,10 +98,20 @@ pub fn parse(name: &str, text: &str) -> Result<Fragment, MediaError> {
         purpose: header("purpose").ok_or(bad("the header has no `purpose`"))?,
         names: header("names").map(list).unwrap_or_default(),
         delay: header("delay").map_or(Ok(0), |d| d.parse().map_err(|_| bad("`delay` is no number of samples")))?,
-        directly: header("directly"),
+        directly: directly(header("directly").as_deref()).map_err(|e| bad(&e))?,
         elements: elements.ok_or(bad("`elements` is a list of `element (Debian package)`"))?,
         text: body.join("\n"),
     })
+}
+
+/// Reads `directly: <library>, <why>`.
+fn directly(value: Option<&str>) -> Result<bool, String> {
+    let library = value.map(|value| value.split(',').next().unwrap_or(value).trim());
+    match library {
+        None => Ok(false),
+        Some(libav::NAME) => Ok(true),
+        Some(other) => Err(format!("`directly: {other}` is not known; {} is, or leave the line out", libav::NAME)),
+    }
 }
 
 #[cfg(test)]

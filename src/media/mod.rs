@@ -1,4 +1,4 @@
-//! GStreamer, and nothing about archives: pipeline fragments as data, a runner, muxing, decoding to verify.
+//! GStreamer and libavcodec, and nothing about archives: pipeline fragments as data, a runner, muxing, decoding.
 //!
 //! Fragments are files in `pipelines/`; they are part of the binary, and a folder given by configuration goes
 //! before them, so that an operator can try another element without a build.

@@ -83,6 +83,10 @@ pub(super) fn mix_pairs(pairs: &[Pair<'_>], begin: usize, out: &mut [i16]) {
 
 /// The pairs of a window in the order in which they are added: those at its ends take away.
 pub(super) const PAIR_ORDER: [usize; WINDOW / 2] = [0, 3, 1, 2];
+/// The rows of a window in the order in which they are added: those at its ends take away.
+pub(super) const ROW_ORDER: [usize; WINDOW] = [0, 1, 6, 7, 2, 5, 3, 4];
+/// Half of what the bits behind the binary point can tell.
+pub(super) const HALF_BIT: i16 = 1 << (PIXEL_BITS - 1);
 
 /// Mixes the output pixels from `begin` on.
 #[inline(always)]
@@ -107,11 +111,6 @@ pub(super) fn halve_down(rows: [&[i16]; WINDOW], weights: &[i16; WINDOW], begin:
         *pixel = (sum >> PIXEL_BITS).clamp(0, 255) as u8;
     }
 }
-
-/// The rows of a window in the order in which they are added: those at its ends take away.
-pub(super) const ROW_ORDER: [usize; WINDOW] = [0, 1, 6, 7, 2, 5, 3, 4];
-/// Half of what the bits behind the binary point can tell.
-pub(super) const HALF_BIT: i16 = 1 << (PIXEL_BITS - 1);
 
 /// Mixes the output pixels from `begin` on.
 #[inline(always)]
