@@ -5,6 +5,7 @@
 pub mod api;
 pub mod archive;
 pub mod broker;
+pub mod callback;
 pub mod capture;
 pub mod catalog;
 pub mod cli;
@@ -18,6 +19,7 @@ pub mod media;
 pub mod metrics;
 pub mod ops;
 pub mod router;
+pub mod session;
 pub mod store;
 pub mod telemetry;
 pub mod time;

@@ -330,6 +330,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
                 region: event.data.region.clone(),
                 event: String::from_utf8_lossy(&delivery.body).into_owned(),
                 started_at: event.at().unwrap_or_else(Wallclock::now),
+                tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
             };
             let outcome = match accept(context, &new).await? {
                 Accepted::New(job) => {

@@ -8,6 +8,7 @@ use archiver::catalog::{
     Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
     NewParked, ParkedState,
 };
+use archiver::event::ArchiveOptions;
 use archiver::fault::{FaultKind, HasFault, Retry};
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::time::Wallclock;
@@ -37,6 +38,7 @@ fn event(session: &str, event: &str) -> NewJob {
         region: "eu".parse().unwrap(),
         event: format!("{{\"id\":\"{event}\"}}"),
         started_at: NOW,
+        tag: String::new(),
     }
 }
 
@@ -67,6 +69,7 @@ fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
         size: 1 << 40,
         sha256: "c2hh".to_owned(),
         object_key: None,
+        options: ArchiveOptions::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! HTTP: health and metrics.
 
+pub mod token;
+
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 

@@ -3,11 +3,12 @@
 use sqlx::any::AnyRow;
 
 use super::{Catalog, CatalogError, Columns, statement, storable};
+use crate::event::ArchiveOptions;
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
 use crate::time::Wallclock;
 
 /// Vonage's statuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum ArchiveStatus {
@@ -75,7 +76,7 @@ impl std::str::FromStr for ArchiveStatus {
 }
 
 /// An archive.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchiveRow {
     /// Its id.
@@ -106,6 +107,8 @@ pub struct ArchiveRow {
     pub sha256: String,
     /// Its object.
     pub object_key: Option<String>,
+    /// What it was asked to be. Its layout is the one that it began with.
+    pub options: ArchiveOptions,
 }
 
 /// Which archives.
@@ -124,7 +127,7 @@ pub struct ArchiveFilter {
 }
 
 const COLUMNS: &str = "archive_id, job_id, session_id, application_id, name, status, reason, output_mode, created_at, \
-     updated_at, duration_s, size, sha256, object_key";
+     updated_at, duration_s, size, sha256, object_key, document";
 
 fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
     let columns = Columns { row, table: "archives" };
@@ -143,7 +146,14 @@ fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
         size: columns.number("size")?,
         sha256: columns.text("sha256")?,
         object_key: columns.get("object_key")?,
+        options: options(&columns)?,
     })
+}
+
+/// The options in an archive's `document`; rows of earlier versions of this program have none.
+fn options(columns: &Columns<'_>) -> Result<ArchiveOptions, CatalogError> {
+    let text = columns.text("document")?;
+    serde_json::from_str(&text).map_err(|e| CatalogError::Corrupt { column: "document", what: e.to_string() })
 }
 
 impl Catalog {
@@ -172,11 +182,11 @@ impl Catalog {
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
         let fence = match epoch {
-            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $15 AND jobs.epoch = $16)",
+            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $16 AND jobs.epoch = $17)",
             None => "1 = 1",
         };
         let mut put = statement(format!(
-            "INSERT INTO archives ({COLUMNS}) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 \
+            "INSERT INTO archives ({COLUMNS}) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 \
              WHERE {fence} \
              ON CONFLICT (archive_id) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
              updated_at = excluded.updated_at, duration_s = excluded.duration_s, size = excluded.size, \
@@ -196,7 +206,8 @@ impl Catalog {
         .bind(archive.duration_s)
         .bind(archive.size)
         .bind(archive.sha256.clone())
-        .bind(archive.object_key.clone());
+        .bind(archive.object_key.clone())
+        .bind(storable(&serde_json::to_string(&archive.options).expect("plain data")));
         if let Some(epoch) = epoch {
             put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
         }

@@ -85,6 +85,8 @@ pub struct NewJob {
     pub event: String,
     /// When the conversation started, by the clock of the event's sender.
     pub started_at: Wallclock,
+    /// What sets its archive apart from others of the session at the same time; empty for the one that has none.
+    pub tag: String,
 }
 
 /// A job.
@@ -125,6 +127,8 @@ pub struct JobRow {
     pub updated_at: Wallclock,
     /// What its archive should be like from now on, as JSON.
     pub desired: Option<String>,
+    /// What sets its archive apart from others of the session at the same time; empty for the one that has none.
+    pub tag: String,
 }
 
 /// What became of an accepted event.
@@ -148,10 +152,10 @@ pub struct Claimed {
 }
 
 const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, event, state, origin, owner, \
-     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired";
+     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired, tag";
 
 const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
-/// The states of which a session has at most one job; the index `jobs_active_session` holds it.
+/// The states of which a session has at most one job for each tag; the index `jobs_active_session` holds it.
 const ACTIVE: &str = "('accepted', 'capturing')";
 
 fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
@@ -178,6 +182,7 @@ fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
         created_at: Wallclock(columns.number("created_at")?),
         updated_at: Wallclock(columns.number("updated_at")?),
         desired: columns.get("desired")?,
+        tag: columns.text("tag")?,
     })
 }
 
@@ -206,7 +211,7 @@ impl Catalog {
     pub async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
         let insert = statement(format!(
             "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
-             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10) \
+             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10, $11) \
              ON CONFLICT DO NOTHING"
         ))
         .bind(new.job.to_string())
@@ -218,23 +223,26 @@ impl Catalog {
         .bind(now.0)
         .bind(now.0)
         .bind(now.0)
+        .bind(storable(&new.tag))
         .bind(new.started_at.0);
         let note = history_line(new.job, "accepted", "broker", now);
         let known = select_job(new.job);
         // The end of the conversation before, should it come later than this start, must not end this one.
         let join = statement(format!(
             "UPDATE jobs SET conversation_at = $1 WHERE application_id = $2 AND session_id = $3 \
-             AND state IN {ACTIVE} AND end_reason IS NULL AND conversation_at < $4"
+             AND state IN {ACTIVE} AND end_reason IS NULL AND conversation_at < $4 AND tag = $5"
         ))
         .bind(new.started_at.0)
         .bind(new.application.to_string())
         .bind(new.session.to_string())
-        .bind(new.started_at.0);
+        .bind(new.started_at.0)
+        .bind(storable(&new.tag));
         let of_session = statement(format!(
-            "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND state IN {ACTIVE}"
+            "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND tag = $3 AND state IN {ACTIVE}"
         ))
         .bind(new.application.to_string())
-        .bind(new.session.to_string());
+        .bind(new.session.to_string())
+        .bind(storable(&new.tag));
         let found = self.run("accept a job", |c: &mut AnyConnection| {
             Box::pin(async move {
                 let mut transaction = c.begin().await?;
@@ -514,6 +522,37 @@ impl Catalog {
         .bind(session.to_string())
         .bind(ended_at.0);
         Ok(self.execute("end a session", request).await? > 0)
+    }
+
+    /// Somebody wants one archive to end. Its owner reads it with the next heartbeat. Returns whether its job was running.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        let request = statement(format!(
+            "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 WHERE job_id = $3 AND state IN {ACTIVE}"
+        ))
+        .bind(storable(reason))
+        .bind(now.0)
+        .bind(job.to_string());
+        Ok(self.execute("stop an archive", request).await? > 0)
+    }
+
+    /// The running jobs of a session: one for each tag.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn active_jobs(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+    ) -> Result<Vec<JobRow>, CatalogError> {
+        let select = statement(format!(
+            "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND state IN {ACTIVE}"
+        ))
+        .bind(application.to_string())
+        .bind(session.to_string());
+        self.rows("find a session's jobs", select).await?.iter().map(job_row).collect()
     }
 
     /// Asks for something of a live job's archive, if nobody has asked for something else than `before` meanwhile. Its

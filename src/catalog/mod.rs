@@ -1,13 +1,15 @@
-//! The catalog: jobs and their leases, archives, parked jobs. SQLite by default, PostgreSQL for a fleet; the
+//! The catalog: applications and their sessions, jobs and their leases, archives, parked jobs. SQLite by default, PostgreSQL for a fleet; the
 //! same statements on both. The only module that names `sqlx`.
 //!
 //! Every change that only an owner may make names the owner's epoch: an owner that was paused, and whose job
 //! was taken over, changes nothing any more (fencing).
 
+mod applications;
 mod archives;
 mod failure;
 mod jobs;
 mod parked;
+mod sessions;
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,9 +22,11 @@ use tokio::time::timeout;
 
 use crate::fault::{Fault, FaultKind, HasFault};
 
+pub use applications::{ApplicationKey, ApplicationKind, ApplicationRow};
 pub use archives::{ArchiveFilter, ArchiveRow, ArchiveStatus};
 pub use jobs::{Accepted, Claimed, JobRow, JobState, NewJob};
 pub use parked::{NewParked, ParkedRow, ParkedState};
+pub use sessions::{Classes, SessionRow};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);

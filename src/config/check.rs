@@ -7,6 +7,7 @@ use url::Url;
 
 use super::values::Shown;
 use super::{Settings, Span, StoreKind};
+use crate::callback::rules::Network;
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
@@ -59,6 +60,8 @@ pub(super) fn check(settings: &Settings, errors: &mut Vec<String>) {
     worker_and_services(settings, &mut rules);
     store(settings, &mut rules);
     routers(settings, &mut rules);
+    regions(settings, &mut rules);
+    api(settings, &mut rules);
     media(settings, &mut rules);
     limits(settings, &mut rules);
     let level = &settings.log.level;
@@ -135,7 +138,58 @@ fn routers(settings: &Settings, rules: &mut Rules) {
         rules.open_address(&key, &router.url, &["ws", "wss"], "api_secret or token");
         let twice = settings.routers[..n].iter().any(|r| r.name == router.name);
         rules.hold(!twice, || format!("router {}: is there more than once", router.name));
+        if let Some(url) = &router.public_url {
+            rules.open_address(&format!("router {}.public_url", router.name), url, &["ws", "wss"], "room_key");
+        }
     }
+}
+
+fn networks(key: &str, list: &super::List, rules: &mut Rules) {
+    for error in list.0.iter().filter_map(|text| text.parse::<Network>().err()) {
+        rules.errors.push(format!("{key}: {error}"));
+    }
+}
+
+fn regions(settings: &Settings, rules: &mut Rules) {
+    for (n, region) in settings.regions.iter().enumerate() {
+        let key = format!("region {}", region.name);
+        rules.hold(!settings.regions[..n].iter().any(|r| r.name == region.name), || {
+            format!("{key}: is there more than once")
+        });
+        networks(&format!("{key}.networks"), &region.networks, rules);
+        rules.hold(region.latitude.is_some() == region.longitude.is_some(), || {
+            format!("{key}.latitude and {key}.longitude: go together")
+        });
+        let inside = |degrees: Option<f64>, most: f64| degrees.is_none_or(|d| (-most..=most).contains(&d));
+        rules.hold(inside(region.latitude, 90.0) && inside(region.longitude, 180.0), || {
+            format!("{key}: latitude is from -90 to 90, longitude from -180 to 180")
+        });
+    }
+}
+
+fn api(settings: &Settings, rules: &mut Rules) {
+    let api = &settings.api;
+    rules
+        .hold(api.certificate.is_some() == api.key.is_some(), || "api.certificate and api.key: go together".to_owned());
+    if let Some(url) = &api.public_url {
+        rules.open_address("api.public_url", url, &["http", "https"], "no password");
+    }
+    let body = api.body_max;
+    rules.hold((16 << 10..=16 * MIB).contains(&body.0), || {
+        format!("api.body_max = {}: allowed is 16KiB to 16MiB", body.shown().unwrap_or_default())
+    });
+    rules.span("api.timeout", api.timeout, SECOND..=10 * MINUTE, "1s to 10m");
+    rules.number("api.requests_per_second", api.requests_per_second.into(), 1..=1_000_000);
+    let short = api.operator_token.as_ref().is_some_and(|token| token.expose_secret().len() < 16);
+    rules.hold(!short, || "api.operator_token: has fewer than 16 characters".to_owned());
+    let callbacks = &settings.callbacks;
+    networks("callbacks.allow", &callbacks.allow, rules);
+    rules.span("callbacks.timeout", callbacks.timeout, SECOND..=2 * MINUTE, "1s to 2m");
+    rules.number("callbacks.at_once", callbacks.at_once as u64, 1..=1000);
+    rules.span("callbacks.keep", callbacks.keep, HOUR..=10_000 * HOUR, "1h to 10000h");
+    rules.span("bridge.poll", settings.bridge.poll, 200..=MINUTE, "200ms to 60s");
+    rules.span("bridge.remove_rooms_after", settings.bridge.remove_rooms_after, SECOND..=24 * HOUR, "1s to 24h");
+    rules.hold(!settings.bridge.queue.is_empty(), || "bridge.queue = \"\": is empty".to_owned());
 }
 
 fn media(settings: &Settings, rules: &mut Rules) {

@@ -20,10 +20,11 @@ use crate::ids::WorkerId;
 use crate::job::presence::Limits;
 
 pub use sections::{
-    BrokerSection, CaptureSection, CatalogSection, HttpSection, LimitsSection, LogSection, MediaSection,
-    PipelinesSection, RouterSection, SpoolSection, StoreKind, StoreSection, WorkerSection,
+    ApiSection, BridgeSection, BrokerSection, CallbacksSection, CaptureSection, CatalogSection, GeoSection,
+    HttpSection, LimitsSection, LogSection, MediaSection, PipelinesSection, RegionSection, RouterSection, SpoolSection,
+    StoreKind, StoreSection, WorkerSection,
 };
-pub use values::{ByteCount, Span};
+pub use values::{ByteCount, List, Span};
 
 /// All that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,16 @@ pub struct Settings {
     pub store: StoreSection,
     /// `[[router]]`.
     pub routers: Vec<RouterSection>,
+    /// `[[region]]`.
+    pub regions: Vec<RegionSection>,
+    /// `[geo]`.
+    pub geo: GeoSection,
+    /// `[api]`.
+    pub api: ApiSection,
+    /// `[callbacks]`.
+    pub callbacks: CallbacksSection,
+    /// `[bridge]`.
+    pub bridge: BridgeSection,
     /// `[spool]`.
     pub spool: SpoolSection,
     /// `[media]`.
@@ -94,7 +105,12 @@ impl Settings {
             broker: source.take("broker", &mut errors),
             catalog: source.take("catalog", &mut errors),
             store: source.take("store", &mut errors),
-            routers: source.take_routers(&mut errors),
+            routers: source.take_list("router", &[("name", "x"), ("url", "ws://x")], &mut errors),
+            regions: source.take_list("region", &[("name", "x")], &mut errors),
+            geo: source.take("geo", &mut errors),
+            api: source.take("api", &mut errors),
+            callbacks: source.take("callbacks", &mut errors),
+            bridge: source.take("bridge", &mut errors),
             spool: source.take("spool", &mut errors),
             media: source.take("media", &mut errors),
             capture: source.take("capture", &mut errors),
@@ -175,6 +191,13 @@ impl fmt::Display for Settings {
         for router in &self.routers {
             section("[[router]]", router.shown())?;
         }
+        for region in &self.regions {
+            section("[[region]]", region.shown())?;
+        }
+        section("[geo]", self.geo.shown())?;
+        section("[api]", self.api.shown())?;
+        section("[callbacks]", self.callbacks.shown())?;
+        section("[bridge]", self.bridge.shown())?;
         section("[spool]", self.spool.shown())?;
         section("[media]", self.media.shown())?;
         section("[capture]", self.capture.shown())?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::values::{ByteCount, Shown, Span};
+use super::values::{ByteCount, List, Shown, Span};
 use crate::ids::{Region, RouterName, WorkerId};
 use crate::telemetry::LogFormat;
 
@@ -16,7 +16,8 @@ pub(super) const SECRETS: &[(&str, &[&str])] = &[
     ("broker", &["url"]),
     ("catalog", &["url"]),
     ("store", &["secret_key"]),
-    ("router", &["api_secret", "token", "pin"]),
+    ("router", &["api_secret", "token", "pin", "admin_key", "room_key", "token_secret"]),
+    ("api", &["operator_token"]),
 ];
 
 macro_rules! section {
@@ -140,6 +141,17 @@ pub struct RouterSection {
     pub token: Option<SecretString>,
     /// The pin of its rooms.
     pub pin: Option<SecretString>,
+    /// The region that it is in; the worker's own if left out.
+    pub region: Option<Region>,
+    /// Janus's `admin_key`, to create rooms with.
+    pub admin_key: Option<SecretString>,
+    /// Rooms that this program creates have pins of their own, made of this; a client that is let into one room cannot enter
+    /// another. All processes of a deployment have the same.
+    pub room_key: Option<SecretString>,
+    /// Janus's `token_auth_secret`: clients are given tokens that are signed with it, and end by themselves.
+    pub token_secret: Option<SecretString>,
+    /// The `wss://` address that clients are given; `url` if left out.
+    pub public_url: Option<String>,
     /// Whether rooms and feeds have names (`string_ids = true` in Janus) or numbers.
     #[serde(default = "yes")]
     pub string_ids: bool,
@@ -147,7 +159,8 @@ pub struct RouterSection {
 
 impl RouterSection {
     /// The keys of this section.
-    pub const KEYS: &'static [&'static str] = &["name", "url", "api_secret", "token", "pin", "string_ids"];
+    pub const KEYS: &'static [&'static str] =
+        &["name", "url", "api_secret", "token", "pin", "region", "admin_key", "room_key", "public_url", "string_ids"];
 
     /// Keys and values, secrets hidden.
     pub(super) fn shown(&self) -> Vec<(&'static str, Option<String>)> {
@@ -157,6 +170,11 @@ impl RouterSection {
             ("api_secret", self.api_secret.shown()),
             ("token", self.token.shown()),
             ("pin", self.pin.shown()),
+            ("region", self.region.shown()),
+            ("admin_key", self.admin_key.shown()),
+            ("room_key", self.room_key.shown()),
+            ("token_secret", self.token_secret.shown()),
+            ("public_url", self.public_url.shown()),
             ("string_ids", self.string_ids.shown()),
         ]
     }
@@ -164,6 +182,97 @@ impl RouterSection {
 
 const fn yes() -> bool {
     true
+}
+
+/// `[[region]]`: a region, and the clients that are near to it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionSection {
+    /// Its name.
+    pub name: Region,
+    /// Networks whose clients are near to it, such as `203.0.113.0/24`; the longest that has an address counts.
+    #[serde(default)]
+    pub networks: List,
+    /// Degrees north, for the distance to where `geo.database` says a client is.
+    pub latitude: Option<f64>,
+    /// Degrees east.
+    pub longitude: Option<f64>,
+}
+
+impl RegionSection {
+    /// The keys of this section.
+    pub const KEYS: &'static [&'static str] = &["name", "networks", "latitude", "longitude"];
+
+    /// Keys and values.
+    pub(super) fn shown(&self) -> Vec<(&'static str, Option<String>)> {
+        vec![
+            ("name", self.name.shown()),
+            ("networks", self.networks.shown()),
+            ("latitude", self.latitude.shown()),
+            ("longitude", self.longitude.shown()),
+        ]
+    }
+}
+
+section! {
+    /// `[geo]`: where clients are.
+    GeoSection {
+        /// A MaxMind database of cities (GeoLite2-City.mmdb): for addresses in no region's networks.
+        database: Option<PathBuf> = None,
+    }
+}
+
+section! {
+    /// `[api]`: the REST API.
+    ApiSection {
+        /// Its address.
+        bind: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8090)),
+        /// The address that developers know, such as `https://video.example.com`: links begin with it. Without, what their
+        /// requests name.
+        public_url: Option<String> = None,
+        /// The certificate chain (PEM). With it and `key` the API speaks https only.
+        certificate: Option<PathBuf> = None,
+        /// The certificate's key (PEM).
+        key: Option<PathBuf> = None,
+        /// Longest body of a request.
+        body_max: ByteCount = ByteCount(256 << 10),
+        /// A request that takes longer is answered with an error.
+        timeout: Span = Span(Duration::from_secs(30)),
+        /// Requests a second of one application, or of one address without a valid token; twice as many may come at once.
+        requests_per_second: u32 = 100,
+        /// Web pages of these origins may call it; `*` is all. None by default: secrets do not belong into pages.
+        cors_origins: List = List(Vec::new()),
+        /// What operators' requests carry as a bearer token. Without one there are no operators' endpoints.
+        operator_token: Option<SecretString> = None,
+    }
+}
+
+section! {
+    /// `[callbacks]`: notices to developers.
+    CallbacksSection {
+        /// Networks that callbacks may go to although they are not public, such as `10.1.0.0/16`.
+        allow: List = List(Vec::new()),
+        /// A receiver has so long to answer.
+        timeout: Span = Span(Duration::from_secs(10)),
+        /// Callbacks that are sent at a time.
+        at_once: usize = 16,
+        /// What was delivered is kept in the catalog for so long; what was not, ten times as long.
+        keep: Span = Span(Duration::from_secs(7 * 24 * 3600)),
+    }
+}
+
+section! {
+    /// `[bridge]`: how sessions are found to have started.
+    BridgeSection {
+        /// Whether the API's process looks for them; `false` where the platform publishes events itself.
+        enabled: bool = true,
+        /// How often routers are asked who is in their rooms.
+        poll: Span = Span(Duration::from_secs(3)),
+        /// The queue that Janus's event handler publishes to, to hear of it sooner.
+        queue: String = "archiver.janus".to_owned(),
+        /// A room that this program created is removed when nobody was there for so long.
+        remove_rooms_after: Span = Span(Duration::from_secs(15 * 60)),
+    }
 }
 
 section! {

@@ -7,8 +7,8 @@ use std::io::Read;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use super::ConfigErrors;
 use super::sections::SECRETS;
-use super::{ConfigErrors, RouterSection};
 
 /// A file that holds a secret is at most this long.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -77,53 +77,57 @@ impl Source {
         read_each::<T>(name, name, given, &Table::new(), errors).try_into().unwrap_or_default()
     }
 
-    /// Takes all routers. `ARCHIVER__ROUTER__<NAME>__<KEY>` goes before what the file says of the router of this
-    /// name, in which characters other than letters and digits are written `_`.
-    pub(super) fn take_routers(&mut self, errors: &mut Vec<String>) -> Vec<RouterSection> {
-        let list = match self.file.remove("router") {
+    /// Takes all sections of a list, such as routers, that each have a name. `ARCHIVER__ROUTER__<NAME>__<KEY>` goes before
+    /// what the file says of the one of this name, in which characters other than letters and digits are written `_`.
+    /// `base` has what is needed, with values that are good.
+    pub(super) fn take_list<T: DeserializeOwned>(
+        &mut self,
+        section: &'static str,
+        base: &[(&str, &str)],
+        errors: &mut Vec<String>,
+    ) -> Vec<T> {
+        let list = match self.file.remove(section) {
             None => Vec::new(),
             Some(Value::Array(list)) => list,
             Some(_) => {
-                errors.push("router: is not a list: write [[router]]".to_owned());
+                errors.push(format!("{section}: is not a list: write [[{section}]]"));
                 Vec::new()
             }
         };
-        let mut routers = Vec::new();
-        for (n, router) in list.into_iter().enumerate() {
-            let Value::Table(fields) = router else {
-                errors.push(format!("router[{n}]: is not a section: write [[router]]"));
+        let mut found = Vec::new();
+        for (n, fields) in list.into_iter().enumerate() {
+            let Value::Table(fields) = fields else {
+                errors.push(format!("{section}[{n}]: is not a section: write [[{section}]]"));
                 continue;
             };
             let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
-            let told = if name.is_empty() { format!("router[{n}]") } else { format!("router {name}") };
+            let told = if name.is_empty() { format!("{section}[{n}]") } else { format!("{section} {name}") };
             let in_environment: String =
                 name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-            let environment = self.environment.remove(&format!("router__{in_environment}")).unwrap_or_default();
-            let given = with_secrets("router", &told, merged(fields, environment, "router"), errors);
-            for needed in ["name", "url"] {
-                if !given.contains_key(needed) {
+            let environment = self.environment.remove(&format!("{section}__{in_environment}")).unwrap_or_default();
+            let given = with_secrets(section, &told, merged(fields, environment, section), errors);
+            for (needed, _) in base {
+                if !given.contains_key(*needed) {
                     errors.push(format!("{told}.{needed}: is missing"));
                 }
             }
-            let base: Table = [("name", "x"), ("url", "ws://x")]
-                .into_iter()
-                .map(|(k, v)| (k.to_owned(), Value::String(v.to_owned())))
-                .collect();
-            let good = read_each::<RouterSection>("router", &told, given, &base, errors);
+            let base = base.iter().map(|(k, v)| ((*k).to_owned(), Value::String((*v).to_owned()))).collect();
+            let good = read_each::<T>(section, &told, given, &base, errors);
             // One with a bad value is checked like the others, so that all is told at once.
-            if let Ok(router) = good.try_into() {
-                routers.push(router);
+            if let Ok(good) = good.try_into() {
+                found.push(good);
             }
         }
-        routers
+        found
     }
 
     /// What is left has no meaning.
     pub(super) fn end(self, errors: &mut Vec<String>) {
         errors.extend(self.file.keys().map(|name| format!("{name}: there is no such section")));
         for section in self.environment.keys() {
-            errors.push(match section.strip_prefix("router__") {
-                Some(name) => format!("{PREFIX}ROUTER__{}: the file has no such router", name.to_uppercase()),
+            let listed = ["router", "region"].into_iter().find_map(|list| Some((list, section.strip_prefix(list)?)));
+            errors.push(match listed.and_then(|(list, name)| Some((list, name.strip_prefix("__")?))) {
+                Some((list, _)) => format!("{PREFIX}{}: the file has no such {list}", section.to_uppercase()),
                 None => format!("{PREFIX}{}: there is no such section", section.to_uppercase()),
             });
         }

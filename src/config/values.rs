@@ -59,6 +59,27 @@ impl FromStr for ByteCount {
     }
 }
 
+/// Several texts: a list, or one text with commas, as the environment has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct List(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Given {
+            Text(String),
+            List(Vec<String>),
+        }
+        let given = Given::deserialize(from).map_err(|_| serde::de::Error::custom("is not a list of texts"))?;
+        let list = match given {
+            Given::List(list) => list,
+            Given::Text(text) => text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect(),
+        };
+        Ok(Self(list))
+    }
+}
+
 macro_rules! from_text {
     ($($name:ident, $such_as:literal;)*) => {$(
         impl<'de> Deserialize<'de> for $name {
@@ -104,7 +125,14 @@ macro_rules! shown_as_it_is {
     )*};
 }
 shown_as_text!(String, SocketAddr, IpAddr, WorkerId, Region, RouterName);
-shown_as_it_is!(bool, usize, u8);
+shown_as_it_is!(bool, usize, u8, u32, f64);
+
+impl Shown for List {
+    fn shown(&self) -> Option<String> {
+        let texts = self.0.iter().map(|text| toml::Value::String(text.clone())).collect();
+        Some(toml::Value::Array(texts).to_string())
+    }
+}
 
 impl<T: Shown> Shown for Option<T> {
     fn shown(&self) -> Option<String> {

@@ -173,6 +173,8 @@ pub struct ArchiveOptions {
     pub quantization_parameter: Option<u8>,
     /// Limit of a composed picture: 100,000 to 6,000,000 bit/s.
     pub max_bitrate: Option<u32>,
+    /// Sets it apart from other archives of the session at the same time: 1 to 80 characters. One at a time has none.
+    pub multi_archive_tag: Option<String>,
 }
 
 impl ArchiveOptions {
@@ -202,6 +204,7 @@ impl Default for ArchiveOptions {
             has_video: true,
             quantization_parameter: None,
             max_bitrate: None,
+            multi_archive_tag: None,
         }
     }
 }
@@ -214,6 +217,27 @@ pub struct RouterRoom {
     pub name: RouterName,
     /// The room at that router.
     pub room: RoomId,
+    /// How one gets in.
+    #[serde(default, skip_serializing_if = "RoomAccess::is_shared")]
+    pub access: RoomAccess,
+}
+
+/// How one gets into a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RoomAccess {
+    /// With the pin of the router's rooms, if the configuration has one.
+    #[default]
+    Shared,
+    /// With a pin of its own, made of the router's `room_key`: a room that this program created.
+    Derived,
+}
+
+impl RoomAccess {
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    const fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared)
+    }
 }
 
 /// Data of [`STARTED`].
@@ -418,34 +442,47 @@ fn check_time(time: Option<&str>) -> Result<(), EventError> {
 }
 
 fn check_started(data: &Started) -> Result<(), EventError> {
-    let archive = &data.archive;
-    if let Some(name) = &archive.name
-        && (name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control))
-    {
-        return Err(invalid(
-            "data.archive.name",
-            format!("has none, more than {NAME_CHARS_MAX}, or control characters"),
-        ));
-    }
-    if !archive.has_audio && !archive.has_video {
-        return Err(invalid("data.archive.hasAudio", "is false like hasVideo: nothing would be archived"));
-    }
-    if archive.quantization_parameter.is_some_and(|quality| !QUANTIZATION.contains(&quality)) {
-        return Err(invalid("data.archive.quantizationParameter", "is not from 15 to 40"));
-    }
-    if archive.max_bitrate.is_some_and(|bits| !BITRATE.contains(&bits)) {
-        return Err(invalid("data.archive.maxBitrate", "is not from 100000 to 6000000"));
-    }
-    if archive.max_bitrate.is_some() && archive.quantization_parameter.is_some() {
-        return Err(invalid("data.archive.maxBitrate", "does not go with quantizationParameter"));
-    }
+    data.archive.check().map_err(|(field, what)| invalid(&format!("data.archive.{field}"), what))?;
     if data.media_mode == MediaMode::Routed && data.router.is_none() {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));
     }
-    if let Some(layout) = &archive.layout {
-        layout.check().map_err(|(field, what)| invalid(&format!("data.archive.layout.{field}"), what))?;
-    }
     Ok(())
+}
+
+/// Whether a text can be a name or a tag: 1 to 80 characters in one line.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().count() <= NAME_CHARS_MAX && !text.chars().any(char::is_control)
+}
+
+impl ArchiveOptions {
+    /// Whether they can be had.
+    ///
+    /// # Errors
+    /// The field that is wrong, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |field: &str, what: &str| Err((field.to_owned(), what.to_owned()));
+        for (field, text) in [("name", &self.name), ("multiArchiveTag", &self.multi_archive_tag)] {
+            if text.as_ref().is_some_and(|text| !is_name(text)) {
+                return wrong(field, &format!("has none, more than {NAME_CHARS_MAX}, or control characters"));
+            }
+        }
+        if !self.has_audio && !self.has_video {
+            return wrong("hasAudio", "is false like hasVideo: nothing would be archived");
+        }
+        if self.quantization_parameter.is_some_and(|quality| !QUANTIZATION.contains(&quality)) {
+            return wrong("quantizationParameter", "is not from 15 to 40");
+        }
+        if self.max_bitrate.is_some_and(|bits| !BITRATE.contains(&bits)) {
+            return wrong("maxBitrate", "is not from 100000 to 6000000");
+        }
+        if self.max_bitrate.is_some() && self.quantization_parameter.is_some() {
+            return wrong("maxBitrate", "does not go with quantizationParameter");
+        }
+        match &self.layout {
+            Some(layout) => layout.check().map_err(|(field, what)| (format!("layout.{field}"), what)),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Layout {

@@ -112,13 +112,15 @@ pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> 
     }
 }
 
-/// Ends the job for the catalog, so that a successor may have its session. Repeating it is harmless.
+/// Ends the job for the catalog, so that a successor may have its session, if there is to be one. Repeating it is harmless.
 pub(super) async fn hand_on(job: &Job, reason: &str) -> Result<Moved, Stuck> {
     if advance(job, JobState::Finalizing, Some(reason)).await? == Moved::Fenced {
         return Ok(Moved::Fenced);
     }
-    follow_on(job).await?;
-    job.gives_on();
+    if job.goes_on() {
+        follow_on(job).await?;
+        job.gives_on();
+    }
     Ok(Moved::Yes)
 }
 
@@ -138,6 +140,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         region: job.row.region.clone(),
         event: serde_json::to_string(&event).expect("plain data"),
         started_at: event.at().unwrap_or(job.row.created_at),
+        tag: job.row.tag.clone(),
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
     let next = match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {

@@ -33,7 +33,7 @@ use crate::capture::peer::Engine;
 use crate::capture::spool::Spool;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, JobRow};
 use crate::config::Settings;
-use crate::event::{Envelope, SessionEvent, Started};
+use crate::event::{ArchiveMode, Envelope, SessionEvent, Started};
 use crate::fault::{FaultKind, chain};
 use crate::ids::{RouterName, WorkerId};
 use crate::router::MediaRouter;
@@ -143,6 +143,12 @@ impl Job {
         })
     }
 
+    /// Whether another archive follows when this one has become as long as one may: of automatic ones. One that somebody
+    /// started ends there.
+    fn goes_on(&self) -> bool {
+        self.event.data.archive_mode == ArchiveMode::Always
+    }
+
     /// A successor needs a place of this worker's room: this job's will do.
     fn gives_on(&self) {
         if !self.given_on.swap(true, Ordering::Relaxed) {
@@ -190,6 +196,7 @@ impl Job {
             size: 0,
             sha256: String::new(),
             object_key: None,
+            options: self.event.data.archive.clone(),
         }
     }
 }

@@ -196,7 +196,7 @@ impl<'a> Session<'a> {
                             return Captured::Ended(reason);
                         }
                         match self.presence.ended(Wallclock::now()) {
-                            Some(reason) if reason.vonage() == AT_MOST => {
+                            Some(reason) if reason.vonage() == AT_MOST && self.job.goes_on() => {
                                 handing_on = HandingOn::Begun(Box::pin(hand_on(self.job, AT_MOST)));
                             }
                             Some(reason) => return Captured::Ended(reason.vonage().to_owned()),

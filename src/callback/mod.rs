@@ -1,0 +1,3 @@
+//! Notices to developers of each change of status.
+
+pub mod rules;

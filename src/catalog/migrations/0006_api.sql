@@ -1,0 +1,66 @@
+-- Archives of one session side by side: each has a tag of its own; automatic ones and those without one have none.
+ALTER TABLE jobs ADD COLUMN tag TEXT NOT NULL DEFAULT '';
+DROP INDEX jobs_active_session;
+CREATE UNIQUE INDEX jobs_active_session ON jobs (application_id, session_id, tag) WHERE state IN ('accepted', 'capturing');
+
+-- How many archives a list has in all is counted in an index.
+CREATE INDEX archives_counted ON archives (application_id, status);
+DROP INDEX archives_newest;
+CREATE INDEX archives_newest ON archives (application_id, created_at DESC, archive_id);
+
+-- Who may ask: an application or project, with the keys that it signs its requests with, as JSON.
+CREATE TABLE applications (
+    application_id  TEXT PRIMARY KEY,
+    kind            TEXT NOT NULL,
+    name            TEXT NOT NULL,
+    keys            TEXT NOT NULL,
+    callback_url    TEXT,
+    callback_secret TEXT,
+    created_at      BIGINT NOT NULL,
+    updated_at      BIGINT NOT NULL
+);
+
+-- Sessions that the API made. `conversation` numbers the starts that were told of; 0 is before the first.
+CREATE TABLE sessions (
+    session_id     TEXT PRIMARY KEY,
+    application_id TEXT NOT NULL,
+    media_mode     TEXT NOT NULL,
+    archive_mode   TEXT NOT NULL,
+    e2ee           BIGINT NOT NULL,
+    location       TEXT,
+    region         TEXT NOT NULL,
+    router         TEXT,
+    room           TEXT,
+    room_access    TEXT,
+    archive        TEXT NOT NULL,
+    conversation   BIGINT NOT NULL DEFAULT 0,
+    classes        TEXT NOT NULL DEFAULT '{}',
+    created_at     BIGINT NOT NULL
+);
+CREATE UNIQUE INDEX sessions_by_room ON sessions (router, room);
+
+-- What is to be told of each change of an archive's status: by callback to the application, and as an event. Each archive's
+-- are told in order; one that is being told has a time until which nobody else does.
+CREATE TABLE notices (
+    archive_id     TEXT NOT NULL,
+    target         TEXT NOT NULL,
+    number         BIGINT NOT NULL,
+    application_id TEXT NOT NULL,
+    status         TEXT NOT NULL,
+    archive        TEXT NOT NULL,
+    state          TEXT NOT NULL,
+    failures       BIGINT NOT NULL DEFAULT 0,
+    first_at       BIGINT NOT NULL DEFAULT 0,
+    due_at         BIGINT NOT NULL,
+    detail         TEXT,
+    created_at     BIGINT NOT NULL,
+    updated_at     BIGINT NOT NULL,
+    PRIMARY KEY (archive_id, target, number)
+);
+CREATE INDEX notices_due ON notices (state, due_at);
+
+-- Secrets that all processes of a deployment share and nobody needs to know, such as that of the store's links.
+CREATE TABLE secrets (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+);
