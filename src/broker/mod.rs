@@ -6,6 +6,7 @@
 //!   session.ended.<region>   ─► archiver.ended.<region>     quorum; consumed always
 //! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
 //! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
+//! archiver.nudges (fanout)   ─► a queue of each worker      look into the catalog at once
 //! ```
 //!
 //! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
@@ -13,6 +14,7 @@
 //! when what it asks for is durable in the catalog, never later.
 
 mod consumer;
+mod nudge;
 mod publisher;
 mod topology;
 
@@ -24,6 +26,7 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::Region;
 
 pub use consumer::{BrokerState, Delivery, Outcome, consume};
+pub use nudge::{hear_nudges, keep_nudging};
 pub use publisher::{Headers, Publisher};
 
 /// A started event's routing key is this and the region.
