@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod archive;
+pub mod bridge;
 pub mod broker;
 pub mod callback;
 pub mod capture;
@@ -13,6 +14,7 @@ pub mod compose;
 pub mod config;
 pub mod event;
 pub mod fault;
+pub mod geo;
 pub mod ids;
 pub mod job;
 pub mod media;

@@ -75,6 +75,8 @@ pub fn routers(settings: &Settings) -> BTreeMap<RouterName, Arc<dyn MediaRouter>
         config.api_secret.clone_from(&section.api_secret);
         config.token.clone_from(&section.token);
         config.pin.clone_from(&section.pin);
+        config.admin_key.clone_from(&section.admin_key);
+        config.room_key.clone_from(&section.room_key);
         config.string_ids = section.string_ids;
         (section.name.clone(), Arc::new(JanusRouter::new(config)) as Arc<dyn MediaRouter>)
     };

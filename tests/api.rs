@@ -5,7 +5,7 @@
 mod api;
 
 use api::App;
-use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::publisher::Publisher;
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{APPLICATION, World};
 use serde_json::{Value, json};
@@ -15,11 +15,6 @@ async fn world(more: &str) -> World {
     world.start_worker().expect("worker");
     api::served(&world).await;
     world
-}
-
-/// A client in a session's room, with picture and sound.
-async fn client(world: &World, session: &str, name: &str) -> Publisher {
-    Publisher::start(Options::new(&world.janus, session, name)).await.expect("publisher")
 }
 
 fn streams(archive: &Value) -> Vec<&str> {
@@ -42,8 +37,7 @@ async fn an_archive_is_started_changed_stopped_fetched_and_deleted() {
     assert_eq!((nobody.status, nobody.json()["code"].as_i64()), (404, Some(404)), "{nobody:?}");
     assert!(nobody.text.contains("No clients are actively connected"), "{nobody:?}");
 
-    world.janus.create_room(&session, json!({})).await.expect("room");
-    let alice = client(&world, &session, "alice").await;
+    let alice = app.publisher(&world, &session, "alice").await;
     let begun =
         app.send("POST", &archives, Some(start(json!({ "name": "Weekly: 1", "resolution": "1280x720" })))).await;
     assert_eq!(begun.status, 200, "{begun:?}");
@@ -64,7 +58,7 @@ async fn an_archive_is_started_changed_stopped_fetched_and_deleted() {
     let listed = app.send("GET", &app.path(&format!("session/{session}/stream")), None).await.json();
     assert_eq!(listed["count"], 1, "{listed}");
     let stream = listed["items"][0]["id"].as_str().expect("id").to_owned();
-    assert_eq!(listed["items"][0]["videoType"], "camera");
+    assert_eq!((&listed["items"][0]["videoType"], &listed["items"][0]["name"]), (&json!("camera"), &json!("alice")));
 
     // Streams: only in stream mode manual.
     let add = json!({ "addStream": stream, "hasAudio": true, "hasVideo": false });
@@ -127,8 +121,7 @@ async fn what_is_asked_for_is_heard_within_a_second_and_survives_the_worker() {
     let mut world = world("").await;
     let app = App::legacy(&world, "123456");
     let session = app.session("p2p.preference=disabled").await;
-    world.janus.create_room(&session, json!({})).await.expect("room");
-    let alice = client(&world, &session, "alice").await;
+    let alice = app.publisher(&world, &session, "alice").await;
     let begun = app.send("POST", &app.path("archive"), Some(json!({ "sessionId": session }))).await.json();
     assert_eq!((&begun["partnerId"], &begun["projectId"]), (&json!(123_456), &json!(123_456)));
     let id = begun["id"].as_str().expect("id").to_owned();
@@ -180,5 +173,45 @@ async fn sessions_are_made_as_the_sdks_parse_them() {
     for session in [&others, "2_nowhere"] {
         let unknown = unified.send("POST", &unified.path("archive"), Some(json!({ "sessionId": session }))).await;
         assert_eq!(unknown.status, 404, "{unknown:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_come_in_with_the_tokens_that_the_sdks_make() {
+    let world = world("").await;
+    let (unified, legacy) = (App::unified(&world, APPLICATION), App::legacy(&world, "45828062"));
+    for app in [&unified, &legacy] {
+        let session = app.session("").await;
+        let joined = app.join_with(&session, &app.client_claims(&session)).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+        let joined = joined.json();
+        let router = &joined["router"];
+        assert!(["pin", "token", "url", "room"].iter().all(|field| router[*field].is_string()), "{joined}");
+        assert!(!joined.to_string().contains(archiver_testkit::janus::API_SECRET), "{joined}");
+        let alice = Publisher::start(api::options(&world, &joined, "alice")).await.expect("publisher");
+        let listed = app.send("GET", &app.path(&format!("session/{session}/stream")), None).await.json();
+        assert_eq!(listed["items"][0]["id"], joined["streamId"], "{listed}");
+        alice.leave().await.expect("leave");
+
+        // Layout classes of the token are those of the stream.
+        let mut focused = app.client_claims(&session);
+        focused["initial_layout_class_list"] = json!("focus");
+        let joined = app.join_with(&session, &focused).await.json();
+        let bob = Publisher::start(api::options(&world, &joined, "bob")).await.expect("publisher");
+        let path = app.path(&format!("session/{session}/stream/{}", joined["streamId"].as_str().expect("id")));
+        assert_eq!(app.send("GET", &path, None).await.json()["layoutClassList"], json!(["focus"]));
+        bob.leave().await.expect("leave");
+
+        // Neither a request's token, nor one of another session, nor one that ended lets anybody in.
+        let mut ended = app.client_claims(&session);
+        ended["exp"] = json!(api::now() - 120);
+        let other = app.session("").await;
+        for claims in [app.claims(), app.client_claims(&other), ended] {
+            let refused = app.join_with(&session, &claims).await;
+            assert_eq!(refused.status, 403, "{refused:?}");
+        }
+        // And a client's token is none for requests.
+        let (name, token) = app.header(&app.token(&app.client_claims(&session)));
+        assert_eq!(app.send_with("GET", &app.path("archive"), None, &[(name, &token)]).await.status, 403);
     }
 }

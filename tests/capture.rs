@@ -7,8 +7,9 @@ use std::time::Duration;
 use archiver::capture::log::LogReader;
 use archiver::capture::peer::{CaptureEvent, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
+use archiver::event::RouterRoom;
 use archiver::event::{ArchiveOptions, OutputMode};
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, RoomId, SessionId, StreamId, TrackKind};
+use archiver::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::media::Pipelines;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, RoomEvent, StreamInfo};
@@ -62,7 +63,10 @@ async fn every_codec_arrives_whole_in_its_log() {
         .create_room("r", serde_json::json!({ "videocodec": "vp8,vp9,h264,av1", "audiocodec": "opus,pcmu,pcma" }))
         .await
         .expect("room");
-    let mut room = router(&janus).join(&"r".parse::<RoomId>().expect("id"), "test").await.expect("join");
+    let mut room = router(&janus)
+        .join(&RouterRoom::shared("test".parse().expect("id"), "r".parse().expect("id")), "test")
+        .await
+        .expect("join");
     let control = room.control();
     let kinds = [
         (VideoCodec::Vp8, AudioCodec::Opus),

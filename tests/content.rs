@@ -8,8 +8,8 @@ use std::time::Duration;
 use archiver::archive::build::{About, Built, build};
 use archiver::capture::peer::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
-use archiver::event::{ArchiveOptions, OutputMode};
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, RoomId, SessionId, StreamId, TrackKind};
+use archiver::event::{ArchiveOptions, OutputMode, RouterRoom};
+use archiver::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::media::Pipelines;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, Room, RoomEvent};
@@ -64,7 +64,8 @@ impl Session {
             .expect("open");
         let mut router = JanusConfig::new("test", &janus.url());
         router.api_secret = Some(API_SECRET.into());
-        let room = JanusRouter::new(router).join(&"r".parse::<RoomId>().expect("id"), "test").await.expect("join");
+        let place = RouterRoom::shared("test".parse().expect("name"), "r".parse().expect("id"));
+        let room = JanusRouter::new(router).join(&place, "test").await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
         let about =

@@ -3,10 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use archiver::ids::{RoomId, TrackKind};
+use archiver::config::RouterSection;
+use archiver::event::RouterRoom;
+use archiver::ids::{SessionId, TrackKind};
 use archiver::router::janus::{JanusConfig, JanusRouter};
-use archiver::router::{MediaRouter, Room, RoomEvent, RouterError, StreamInfo};
-use archiver_testkit::janus::{API_SECRET, Client, Janus};
+use archiver::router::{ListedRoom, MediaRouter, Room, RoomEvent, Rooms, RouterError, StreamInfo};
+use archiver::session::access::{access_at, client_access, signed_token};
+use archiver::session::room::room_of;
+use archiver::time::Wallclock;
+use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus, TOKEN_SECRET};
 use archiver_testkit::liar::{Lie, liar, reply};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::publisher::{Options, Publisher};
@@ -22,8 +27,8 @@ fn config(url: &str) -> JanusConfig {
     config
 }
 
-fn id(room: &str) -> RoomId {
-    room.parse().expect("room")
+fn id(room: &str) -> RouterRoom {
+    RouterRoom::shared("test".parse().expect("name"), room.parse().expect("room"))
 }
 
 async fn enter(url: &str, room: &str) -> Box<dyn Room> {
@@ -347,5 +352,98 @@ async fn nonsense_in_a_room_harms_nothing() {
 async fn clients_or_streams_only(room: &mut dyn Room) {
     while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(1), room.next_event()).await {
         assert!(!matches!(event, RoomEvent::Disconnected | RoomEvent::RoomDestroyed), "{event:?}");
+    }
+}
+
+/// A Janus as the API knows it: with the keys to make rooms, and to sign tokens for clients.
+fn section(janus: &Janus) -> RouterSection {
+    toml::from_str(&format!(
+        "name = \"test\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\nadmin_key = \"{ADMIN_KEY}\"\nroom_key = \"key\"\ntoken_secret = \"{TOKEN_SECRET}\"\n",
+        janus.url()
+    ))
+    .expect("section")
+}
+
+fn router(section: &RouterSection) -> JanusRouter {
+    let mut config = config(&section.url);
+    config.admin_key.clone_from(&section.admin_key);
+    config.room_key.clone_from(&section.room_key);
+    JanusRouter::new(config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rooms_are_made_listed_looked_into_and_removed() {
+    let mut janus = tokio::task::spawn_blocking(Janus::start).await.expect("task").expect("Janus");
+    let section = section(&janus);
+    let router = router(&section);
+    let session: SessionId = "2_MX4xMjM0NTY-fn5-".parse().expect("session");
+    let place = RouterRoom { access: access_at(&section), ..id(room_of(&session, true).as_str()) };
+    assert!(router.create_room(&place, &session).await.expect("create"));
+    assert!(!router.create_room(&place, &session).await.expect("create again"));
+    let listed = || async { router.list_rooms().await.expect("list") };
+    let expected = |participants| ListedRoom { room: place.room.clone(), about: session.to_string(), participants };
+    assert_eq!(listed().await, [expected(0)]);
+    assert!(router.streams(&place).await.expect("streams").is_empty());
+
+    // A client, with what clients are given, and an archiver, which is none.
+    let access = client_access(&section, &place, Wallclock::now() + Duration::from_secs(60));
+    let mut options = Options::new(&janus, place.room.as_str(), "alice");
+    (options.pin, options.token) = (access.pin.clone(), access.token.clone());
+    options.display = r#"{"name":"Alice","connectionData":"u=1"}"#.to_owned();
+    let alice = Publisher::start(options).await.expect("alice");
+    let archiver = router.join(&place, "x").await.expect("join");
+    assert_eq!(listed().await, [expected(2)]);
+    let seen = router.participants(&place.room).await.expect("participants");
+    assert_eq!(seen.len(), 1);
+    assert_eq!(
+        (seen[0].router_id.as_str(), seen[0].name.as_deref(), seen[0].publishing),
+        ("alice", Some("Alice"), true)
+    );
+    let streams = router.streams(&place).await.expect("streams");
+    assert_eq!((streams.len(), streams[0].tracks.len()), (1, 2));
+    archiver.leave().await;
+
+    // Clients can neither list rooms, nor do anything to one, nor make one.
+    let token = access.token.as_deref().expect("token");
+    let mut client = Client::connect_with_token(&janus.url(), token).await.expect("client");
+    let list = client.message(json!({ "request": "list" }), None).await.expect("answer");
+    assert_eq!(list["plugindata"]["data"]["list"], json!([]));
+    for (request, code) in [
+        (json!({ "request": "destroy", "room": place.room }), 429),
+        (json!({ "request": "kick", "room": place.room, "id": "alice" }), 429),
+        (json!({ "request": "create", "room": "mine" }), 429),
+        (json!({ "request": "join", "ptype": "publisher", "room": place.room }), 429),
+        (json!({ "request": "join", "ptype": "publisher", "room": place.room, "pin": "x" }), 433),
+    ] {
+        let answer = client.message(request.clone(), None).await.expect("answer");
+        assert_eq!(answer["plugindata"]["data"]["error_code"], code, "{request}: {answer}");
+    }
+    drop(alice.crash());
+    assert!(router.remove_room(&place).await.expect("remove"));
+    assert!(!router.remove_room(&place).await.expect("remove again"));
+    assert!(listed().await.is_empty());
+    let gone = router.participants(&place.room).await.expect_err("no room");
+    assert!(matches!(gone, RouterError::RoomNotFound { .. }), "{gone}");
+    // What is kept open is lost with a Janus that goes; nobody hears of that when it is back.
+    janus.restart().expect("restart");
+    assert!(router.create_room(&place, &session).await.expect("create"));
+    let no_key = JanusRouter::new(config(&janus.url()));
+    let refused = no_key.join(&place, "x").await.map(drop).expect_err("no key");
+    assert!(matches!(refused, RouterError::Refused { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_needs_a_token_that_is_signed_and_not_over() {
+    let janus = tokio::task::spawn_blocking(Janus::start).await.expect("task").expect("Janus");
+    let now = Wallclock::now();
+    let signed = |secret: &str, expires| signed_token(&secret.into(), expires);
+    let good = signed(TOKEN_SECRET, now + Duration::from_secs(60));
+    Client::connect_with_token(&janus.url(), &good).await.expect("a good token");
+    let over = signed(TOKEN_SECRET, Wallclock(now.0 - 10_000_000));
+    let forged = signed("another secret", now + Duration::from_secs(60));
+    let tampered = good.replacen(char::is_numeric, "9", 1);
+    for bad in [over.as_str(), &forged, &tampered, "", "x", ":"] {
+        let error = Client::connect_with_token(&janus.url(), bad).await.expect_err(bad).to_string();
+        assert!(error.contains("403"), "{bad}: {error}");
     }
 }

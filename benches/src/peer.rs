@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use archiver::event::RouterRoom;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, RoomEvent};
 use clap::Parser;
@@ -159,7 +160,8 @@ async fn main() -> Result<()> {
     gst::init()?;
     let mut config = JanusConfig::new("peer", &arguments.janus);
     config.api_secret = Some(arguments.secret.into());
-    let mut room = JanusRouter::new(config).join(&arguments.room.parse()?, "peer").await?;
+    let place = RouterRoom::shared("peer".parse()?, arguments.room.parse()?);
+    let mut room = JanusRouter::new(config).join(&place, "peer").await?;
     let control = room.control();
     let (mut recorders, mut known) = (Vec::new(), std::collections::HashSet::new());
     let until = tokio::time::Instant::now() + READY;

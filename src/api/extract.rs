@@ -62,7 +62,7 @@ impl FromRequestParts<Shared> for Caller {
         let caller = match auth::caller(&api.catalog, &parts.headers, Wallclock::now()).await {
             Ok(caller) => caller,
             Err(refused) => {
-                api.stranger(parts)?;
+                Stranger::of(parts).counted(api)?;
                 return Err(refused);
             }
         };
@@ -72,6 +72,29 @@ impl FromRequestParts<Shared> for Caller {
             caller.owns(project)?;
         }
         Ok(caller)
+    }
+}
+
+/// Somebody who is not let in yet.
+#[derive(Debug)]
+pub struct Stranger(Option<std::net::IpAddr>);
+
+impl Stranger {
+    fn of(parts: &Parts) -> Self {
+        Self(parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip()))
+    }
+
+    /// Counts a request that is not let in.
+    pub fn counted(&self, api: &Shared) -> Result<(), ApiError> {
+        self.0.map_or(Ok(()), |address| api.limits.stranger(address))
+    }
+}
+
+impl FromRequestParts<Shared> for Stranger {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Self::Rejection> {
+        Ok(Self::of(parts))
     }
 }
 
@@ -86,18 +109,8 @@ impl FromRequestParts<Shared> for Operator {
         if auth::is_operator(&parts.headers, api.settings.api.operator_token.as_ref()) {
             return Ok(Self);
         }
-        api.stranger(parts)?;
+        Stranger::of(parts).counted(api)?;
         Err(ApiError::forbidden("this needs the operators' token: `Authorization: Bearer` with `api.operator_token`"))
-    }
-}
-
-impl super::Api {
-    /// Counts a request that is not let in.
-    pub(super) fn stranger(&self, parts: &Parts) -> Result<(), ApiError> {
-        match parts.extensions.get::<ConnectInfo<SocketAddr>>() {
-            Some(ConnectInfo(peer)) => self.limits.stranger(peer.ip()),
-            None => Ok(()),
-        }
     }
 }
 

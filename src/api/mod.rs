@@ -10,9 +10,11 @@
 
 mod archives;
 mod auth;
+mod client_token;
 mod error;
 mod extract;
 pub mod health;
+mod join;
 mod limits;
 mod links;
 mod openapi;
@@ -30,8 +32,10 @@ use tokio::sync::Notify;
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::Settings;
+use crate::geo::{Geo, GeoError};
 use crate::ids::RouterName;
 use crate::router::MediaRouter;
+use crate::session::region::Atlas;
 use crate::store::{SharedStore, StoreError};
 
 pub use openapi::document;
@@ -49,6 +53,9 @@ pub enum StartError {
     /// The broker's address.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigErrors),
+    /// The database of addresses.
+    #[error(transparent)]
+    Geo(#[from] GeoError),
     /// The address is another's, or not this machine's.
     #[error("the API cannot listen at {bind}: change api.bind, or end who listens there")]
     Bind {
@@ -79,6 +86,8 @@ pub struct Api {
     links: links::Links,
     limits: limits::Limits,
     routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    atlas: Atlas,
+    geo: Geo,
     /// Notified when workers should look into the catalog.
     wanted: Notify,
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoParams, Modify, OpenApi, ToSchema};
 
-use super::{archives, error, sessions, wire};
+use super::{archives, error, join, sessions, wire};
 
 /// The application that the token is of.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -174,7 +174,7 @@ pub struct LayoutClasses {
                        Vonage's says so.",
     ),
     paths(
-        sessions::create, sessions::streams, sessions::stream, sessions::classes,
+        sessions::create, join::join, sessions::streams, sessions::stream, sessions::classes,
         archives::start, archives::list, archives::get, archives::stop, archives::delete, archives::layout, archives::streams,
     ),
     components(schemas(error::ErrorBody, wire::Archive, wire::ArchiveList)),

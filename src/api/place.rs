@@ -1,79 +1,74 @@
 //! Sessions at the media router: where a new one's room will be, and who is in a room now.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
-use tokio::time::timeout;
+use axum::http::StatusCode;
 
 use super::error::ApiError;
 use super::sessions::SessionStream;
 use crate::catalog::SessionRow;
-use crate::event::{RoomAccess, RouterRoom};
-use crate::ids::{Region, SessionId, StreamId};
-use crate::router::{RoomEvent, RouterError, StreamInfo, VideoType};
+use crate::config::RouterSection;
+use crate::event::RouterRoom;
+use crate::ids::{Region, RouterName, SessionId, StreamId};
+use crate::router::{MediaRouter, RouterError, StreamInfo, VideoType};
+use crate::session::access::access_at;
+use crate::session::room::room_of;
 
-/// A router tells who is in a room within this.
-const LOOK_MAX: Duration = Duration::from_secs(5);
+fn unavailable(message: &str) -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+}
 
 impl super::Api {
-    /// The region and the room of a new session.
+    /// The region and the room of a new session: those nearest to where its first client is said to be.
     pub(super) fn place(
         &self,
         session: &SessionId,
-        _location: Option<IpAddr>,
+        location: Option<IpAddr>,
     ) -> Result<(Region, RouterRoom), ApiError> {
-        let router = self.settings.routers.first().ok_or_else(|| {
-            ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "there is no media router in the configuration")
-        })?;
-        let region = router.region.clone().unwrap_or_else(|| self.settings.worker.region.clone());
-        let room = session.as_str().parse().map_err(|_| ApiError::invalid("the session's id cannot be a room's"))?;
-        Ok((region, RouterRoom { name: router.name.clone(), room, access: RoomAccess::Shared }))
+        let choice = self.atlas.choose(session, location, |address| self.geo.locate(address));
+        let choice = choice.ok_or_else(|| unavailable("there is no media router in the configuration"))?;
+        let router = self.section(&choice.router)?;
+        let room = room_of(session, router.string_ids);
+        Ok((choice.region, RouterRoom { name: choice.router, room, access: access_at(router) }))
+    }
+
+    /// A router of the configuration.
+    pub(super) fn section(&self, name: &RouterName) -> Result<&RouterSection, ApiError> {
+        let found = self.settings.routers.iter().find(|router| router.name == *name);
+        found.ok_or_else(|| unavailable("the session's media router is not in the configuration any more"))
+    }
+
+    /// A session's router and room. A relayed session has none.
+    pub(super) fn room<'s>(
+        &self,
+        session: &'s SessionRow,
+    ) -> Result<Option<(&dyn MediaRouter, &'s RouterRoom)>, ApiError> {
+        let Some(place) = session.router.as_ref() else { return Ok(None) };
+        self.section(&place.name)?;
+        Ok(self.routers.get(&place.name).map(|router| (router.as_ref(), place)))
     }
 
     /// How many clients are in a session now.
     pub(super) async fn clients(&self, session: &SessionRow) -> Result<usize, ApiError> {
-        Ok(self.look(session).await?.0)
+        let Some((router, place)) = self.room(session)? else { return Ok(0) };
+        // Without a room its first client has not come yet.
+        Ok(there(router.participants(&place.room).await)?.map_or(0, |clients| clients.len()))
     }
 
     /// The streams that are published in a session now.
     pub(super) async fn streams(&self, session: &SessionRow) -> Result<Vec<SessionStream>, ApiError> {
-        let (_, found) = self.look(session).await?;
+        let Some((router, place)) = self.room(session)? else { return Ok(Vec::new()) };
+        let found = there(router.streams(place).await)?.unwrap_or_default();
         Ok(found.iter().map(|info| stream(session, info)).collect())
     }
+}
 
-    async fn look(&self, session: &SessionRow) -> Result<(usize, Vec<StreamInfo>), ApiError> {
-        let Some(router) = session.router.as_ref() else { return Ok((0, Vec::new())) };
-        let Some(at) = self.routers.get(&router.name) else {
-            return Err(ApiError::new(
-                axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                "the session's media router is not in the configuration",
-            ));
-        };
-        let looking = async {
-            let mut room = at.join(&router.room, "api").await?;
-            let (mut clients, mut streams) = (0, Vec::new());
-            while let Some(event) = room.next_event().await {
-                match event {
-                    RoomEvent::StreamPresent(info) => streams.push(info),
-                    RoomEvent::Clients { count } => {
-                        clients = count;
-                        break;
-                    }
-                    _ => {}
-                }
-            }
-            room.leave().await;
-            Ok((clients, streams))
-        };
-        match timeout(LOOK_MAX, looking).await {
-            Ok(Ok(found)) => Ok(found),
-            // Its first client has not come yet.
-            Ok(Err(RouterError::RoomNotFound { .. })) => Ok((0, Vec::new())),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => {
-                Err(ApiError::new(axum::http::StatusCode::SERVICE_UNAVAILABLE, "the media router does not answer"))
-            }
-        }
+/// A room that is not there is nobody.
+fn there<T>(found: Result<T, RouterError>) -> Result<Option<T>, RouterError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(RouterError::RoomNotFound { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

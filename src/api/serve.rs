@@ -24,10 +24,12 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use tracing::Instrument;
 
 use super::error::ApiError;
-use super::{Api, Shared, StartError, archives, limits, links, openapi, sessions};
+use super::{Api, Shared, StartError, archives, join, limits, links, openapi, sessions};
 use crate::config::Settings;
+use crate::geo::Geo;
 use crate::job::driver::CATALOG;
 use crate::metrics::{RequestLabels, metrics};
+use crate::session::region::Atlas;
 use crate::store::retry::persist;
 
 /// Requests that are under way when the service stops have so long.
@@ -54,7 +56,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
     let store = crate::worker::store(&settings).await?;
     let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into();
     let secret = catalog.shared_secret(links::SECRET, &secret).await?;
+    let database = settings.geo.database.clone();
+    let geo = tokio::task::spawn_blocking(move || Geo::open(database.as_deref())).await;
+    let geo = geo.expect("reading a database does not panic")?;
     let api = Arc::new(Api {
+        atlas: Atlas::new(&settings.worker.region, &settings.regions, &settings.routers),
+        geo,
         links: links::Links::new(Arc::clone(&store), secret, settings.store.link_valid.0),
         limits: limits::Limits::new(settings.api.requests_per_second),
         routers: crate::worker::routers(&settings),
@@ -149,6 +156,7 @@ fn routes(api: &Shared) -> Router {
         .route(&format!("{archive}/streams"), patch(archives::streams))
         .route(&format!("{session}/stream"), get(sessions::streams).put(sessions::classes))
         .route(&format!("{session}/stream/{{stream}}"), get(sessions::stream))
+        .route("/session/{session}/join", post(join::join))
         .route("/links/{application}/{archive}/{file}", get(links::serve))
         .route("/openapi.json", get(|| async { Json(openapi::document()) }))
         .fallback(|| async { ApiError::not_found("there is no such address; /openapi.json lists all") });

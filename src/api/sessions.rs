@@ -1,5 +1,7 @@
 //! Sessions: creating them, their streams and layout classes.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -239,6 +241,12 @@ impl super::Api {
             let mut classes = session.classes.clone();
             classes.extend(changed.iter().cloned());
             classes.retain(|_, list| !list.is_empty());
+            if classes.len() > CLASSES_MAX {
+                // Most of them left long ago.
+                let there: BTreeSet<_> = self.streams(&session).await?.into_iter().map(|stream| stream.id).collect();
+                let new = |id: &StreamId| changed.iter().any(|(stream, _)| stream == id);
+                classes.retain(|id, _| there.contains(&id.to_string()) || new(id));
+            }
             if classes.len() > CLASSES_MAX {
                 return Err(ApiError::invalid("too many streams of this session have layout classes: take some away"));
             }

@@ -83,6 +83,12 @@ pub struct Network {
 }
 
 impl Network {
+    /// How many bits its addresses have in common: of two networks the longer one says more.
+    #[must_use]
+    pub const fn length(&self) -> u8 {
+        self.bits
+    }
+
     /// Whether an address is in it.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {

@@ -159,8 +159,19 @@ pub struct RouterSection {
 
 impl RouterSection {
     /// The keys of this section.
-    pub const KEYS: &'static [&'static str] =
-        &["name", "url", "api_secret", "token", "pin", "region", "admin_key", "room_key", "public_url", "string_ids"];
+    pub const KEYS: &'static [&'static str] = &[
+        "name",
+        "url",
+        "api_secret",
+        "token",
+        "pin",
+        "region",
+        "admin_key",
+        "room_key",
+        "token_secret",
+        "public_url",
+        "string_ids",
+    ];
 
     /// Keys and values, secrets hidden.
     pub(super) fn shown(&self) -> Vec<(&'static str, Option<String>)> {

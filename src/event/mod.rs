@@ -222,6 +222,14 @@ pub struct RouterRoom {
     pub access: RoomAccess,
 }
 
+impl RouterRoom {
+    /// A room that is entered with the pin of its router's rooms, if they have one.
+    #[must_use]
+    pub const fn shared(name: RouterName, room: RoomId) -> Self {
+        Self { name, room, access: RoomAccess::Shared }
+    }
+}
+
 /// How one gets into a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -182,7 +182,7 @@ async fn enter(
         let error = tokio::select! {
             () = job.fenced.cancelled() => return Ok(Entered::Ended(Captured::Fenced)),
             () = job.drain.cancelled() => return Ok(Entered::Ended(Captured::Drained)),
-            joined = router.join(&place.room, &observer) => match joined {
+            joined = router.join(place, &observer) => match joined {
                 Ok(room) => {
                     presence.router_back(Wallclock::now());
                     return Ok(Entered::Room(room));

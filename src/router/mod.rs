@@ -8,8 +8,9 @@ pub mod janus;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::event::RouterRoom;
 use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::{RoomId, TrackKind};
+use crate::ids::{RoomId, SessionId, TrackKind};
 
 /// What a router says of one track of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,9 +195,52 @@ impl HasFault for RouterError {
     }
 }
 
+/// A room, as a router's list has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedRoom {
+    /// Its name.
+    pub room: RoomId,
+    /// What it was created for: of a room that this program made, its session's id.
+    pub about: String,
+    /// Who is in it, archivers included.
+    pub participants: usize,
+}
+
+/// A client in a room, publishing or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Participant {
+    /// Its id at the router.
+    pub router_id: String,
+    /// The name that people see.
+    pub name: Option<String>,
+    /// What the client's token carried.
+    pub connection_data: Option<String>,
+    /// Whether it publishes.
+    pub publishing: bool,
+}
+
+/// The rooms of a router. All of it may be done again without harm, and each has a deadline.
+#[async_trait]
+pub trait Rooms: Send + Sync {
+    /// Creates a session's room, if it is not there. Returns whether it was not.
+    async fn create_room(&self, place: &RouterRoom, session: &SessionId) -> Result<bool, RouterError>;
+
+    /// All rooms.
+    async fn list_rooms(&self) -> Result<Vec<ListedRoom>, RouterError>;
+
+    /// The clients in a room, without archivers.
+    async fn participants(&self, room: &RoomId) -> Result<Vec<Participant>, RouterError>;
+
+    /// The streams that are published in a room. It may need a short visit to the room as an observer: not for every second.
+    async fn streams(&self, place: &RouterRoom) -> Result<Vec<StreamInfo>, RouterError>;
+
+    /// Removes a room; whoever is in it is sent out. Returns whether it was there.
+    async fn remove_room(&self, place: &RouterRoom) -> Result<bool, RouterError>;
+}
+
 /// A media router: one for each entry of the configuration.
 #[async_trait]
-pub trait MediaRouter: Send + Sync {
+pub trait MediaRouter: Rooms {
     /// Its name in the configuration.
     fn name(&self) -> &str;
 
@@ -205,7 +249,7 @@ pub trait MediaRouter: Send + Sync {
 
     /// Enters a room as an invisible observer. The observer's `display` names the archive, so that
     /// another archiver, or this one after a restart, is not counted as a client.
-    async fn join(&self, room: &RoomId, observer: &str) -> Result<Box<dyn Room>, RouterError>;
+    async fn join(&self, place: &RouterRoom, observer: &str) -> Result<Box<dyn Room>, RouterError>;
 }
 
 /// A room that was entered. Dropping it leaves the room; `leave` waits for it.

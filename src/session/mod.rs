@@ -1,4 +1,7 @@
-//! Sessions as developers create them: their ids, and what is asked of them. Pure.
+//! Sessions as developers create them: their ids, what is asked of them, where their rooms are, and how clients get in. Pure.
 
+pub mod access;
 pub mod create;
 pub mod id;
+pub mod region;
+pub mod room;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
@@ -158,6 +159,30 @@ impl App {
         answer.json()[0]["session_id"].as_str().expect("id").to_owned()
     }
 
+    /// The claims of a client's token for a session.
+    pub fn client_claims(&self, session: &str) -> Value {
+        let mut claims = self.claims();
+        let more = json!({
+            "scope": "session.connect", "session_id": session, "role": "publisher", "connection_data": "name=Alice",
+            "initial_layout_class_list": "",
+        });
+        claims.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        claims
+    }
+
+    /// Lets a client into a session with a token of these claims.
+    pub async fn join_with(&self, session: &str, claims: &Value) -> Answer {
+        let token = format!("Bearer {}", self.token(claims));
+        self.send_with("POST", &format!("/session/{session}/join"), None, &[("authorization", &token)]).await
+    }
+
+    /// Lets a client into a session, and starts it there with sound and picture. It calls itself `name`.
+    pub async fn publisher(&self, world: &World, session: &str, name: &str) -> Publisher {
+        let joined = self.join_with(session, &self.client_claims(session)).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+        Publisher::start(options(world, &joined.json(), name)).await.expect("publisher")
+    }
+
     /// Waits for an archive to have a status.
     pub async fn archive(&self, id: &str, status: &str) -> Value {
         wait_for(&format!("archive {id} to be {status}"), || async {
@@ -165,6 +190,21 @@ impl App {
             (archive["status"] == status).then_some(archive)
         })
         .await
+    }
+}
+
+/// A publisher as a join's answer lets it in.
+pub fn options(world: &World, joined: &Value, name: &str) -> Options {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let router = &joined["router"];
+    let mut display: Value = serde_json::from_str(joined["display"].as_str().expect("display")).expect("JSON");
+    display["name"] = json!(name);
+    Options {
+        url: text(&router["url"]).expect("url"),
+        pin: text(&router["pin"]),
+        token: text(&router["token"]),
+        display: display.to_string(),
+        ..Options::new(&world.janus, router["room"].as_str().expect("room"), name)
     }
 }
 

@@ -19,6 +19,7 @@
 mod control;
 mod link;
 mod room;
+mod rooms;
 mod roster;
 pub mod wire;
 
@@ -29,7 +30,8 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::{MediaRouter, Room, RouterError};
-use crate::ids::RoomId;
+use crate::event::{RoomAccess, RouterRoom};
+use crate::session::room::derived_pin;
 
 /// The marks of an observer's `display`; participants with it are no clients.
 pub(crate) const OBSERVER_PREFIX: &str = "archiver:";
@@ -47,6 +49,10 @@ pub struct JanusConfig {
     pub token: Option<SecretString>,
     /// The pin of rooms that have one.
     pub pin: Option<SecretString>,
+    /// Janus's `admin_key`, to create and list rooms with.
+    pub admin_key: Option<SecretString>,
+    /// What the pins of rooms that this program created are made of.
+    pub room_key: Option<SecretString>,
     /// Whether rooms and feeds have names (`string_ids = true`) or numbers.
     pub string_ids: bool,
     /// How long Janus may take to answer.
@@ -65,6 +71,8 @@ impl JanusConfig {
             api_secret: None,
             token: None,
             pin: None,
+            admin_key: None,
+            room_key: None,
             string_ids: true,
             timeout: Duration::from_secs(5),
             poll: Duration::from_secs(2),
@@ -72,17 +80,36 @@ impl JanusConfig {
     }
 }
 
+impl JanusConfig {
+    /// The same with the pin of one room.
+    fn of_room(&self, place: &RouterRoom) -> Result<Self, RouterError> {
+        if place.access == RoomAccess::Shared {
+            return Ok(self.clone());
+        }
+        let Some(key) = &self.room_key else {
+            return Err(RouterError::Refused {
+                router: self.name.clone(),
+                doing: "let us into the room",
+                code: 0,
+                text: "the room has a pin of its own, and the configuration has no room_key to make it of".to_owned(),
+            });
+        };
+        Ok(Self { pin: Some(derived_pin(key, &place.room).into()), ..self.clone() })
+    }
+}
+
 /// A Janus.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct JanusRouter {
     config: JanusConfig,
+    idle: rooms::Idle,
 }
 
 impl JanusRouter {
     /// Connects to nothing yet.
     #[must_use]
     pub const fn new(config: JanusConfig) -> Self {
-        Self { config }
+        Self { config, idle: rooms::Idle::new() }
     }
 }
 
@@ -101,8 +128,9 @@ impl MediaRouter for JanusRouter {
         Ok(format!("Janus {version} with VideoRoom"))
     }
 
-    async fn join(&self, room: &RoomId, observer: &str) -> Result<Box<dyn Room>, RouterError> {
-        room::JanusRoom::join(self.config.clone(), room.clone(), format!("{OBSERVER_PREFIX}{observer}"))
+    async fn join(&self, place: &RouterRoom, observer: &str) -> Result<Box<dyn Room>, RouterError> {
+        let config = self.config.of_room(place)?;
+        room::JanusRoom::join(config, place.room.clone(), format!("{OBSERVER_PREFIX}{observer}"))
             .await
             .map(|room| Box::new(room) as Box<dyn Room>)
     }

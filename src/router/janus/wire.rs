@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::OBSERVER_PREFIX;
 use crate::ids::TrackKind;
-use crate::router::{RouterError, StreamInfo, TrackInfo, VideoType};
+use crate::router::{ListedRoom, Participant, RouterError, StreamInfo, TrackInfo, VideoType};
 
 /// Longest name or connection data that is kept, in characters (Vonage's limit for connection data is 1,000).
 const TEXT_CHARS_MAX: usize = 1000;
@@ -13,6 +13,11 @@ const TEXT_CHARS_MAX: usize = 1000;
 const TRACKS_MAX: usize = 64;
 /// Publishers in one message that are looked at.
 const PUBLISHERS_MAX: usize = 1000;
+/// Rooms of one router that are looked at.
+const ROOMS_MAX: usize = 20_000;
+/// A room's name is taken, or there is no such room.
+const ROOM_EXISTS: i64 = 427;
+const NO_SUCH_ROOM: i64 = 426;
 
 /// An id that may be a text or a number (`string_ids`).
 #[must_use]
@@ -125,6 +130,49 @@ pub fn participants(data: &Value) -> Option<Participants> {
     Some(found)
 }
 
+/// The clients in a list of participants.
+#[must_use]
+pub fn clients(data: &Value) -> Option<Vec<Participant>> {
+    let list = data.get("participants")?.as_array()?.iter().filter(|p| !is_observer(p));
+    let client = |value: &Value| {
+        let StreamInfo { router_id, name, connection_data, .. } = publisher(value)?;
+        Some(Participant { router_id, name, connection_data, publishing: flag(value, "publisher") })
+    };
+    Some(list.take(PUBLISHERS_MAX).filter_map(client).collect())
+}
+
+/// Reads a list of rooms. A room whose name we could not ask for is passed over.
+#[must_use]
+pub fn rooms(data: &Value) -> Option<Vec<ListedRoom>> {
+    let room = |value: &Value| {
+        Some(ListedRoom {
+            room: id(value.get("room")?)?.parse().ok()?,
+            about: text(value.get("description")).unwrap_or_default(),
+            participants: value
+                .get("num_participants")
+                .and_then(Value::as_u64)
+                .and_then(|n| usize::try_from(n).ok())?,
+        })
+    };
+    Some(data.get("list")?.as_array()?.iter().take(ROOMS_MAX).filter_map(room).collect())
+}
+
+fn plugin_code(answer: &Value) -> Option<i64> {
+    answer.get("plugindata")?.get("data")?.get("error_code")?.as_i64()
+}
+
+/// Whether an answer says that the room to create is there already.
+#[must_use]
+pub fn is_there_already(answer: &Value) -> bool {
+    plugin_code(answer) == Some(ROOM_EXISTS)
+}
+
+/// Whether an answer says that there is no such room.
+#[must_use]
+pub fn is_not_there(answer: &Value) -> bool {
+    plugin_code(answer) == Some(NO_SUCH_ROOM)
+}
+
 /// A track that a moderator switched off or on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moderation {
@@ -177,7 +225,7 @@ pub fn error(
     let what = text(reason).unwrap_or_default();
     let router = router.to_owned();
     Some(match (code, room) {
-        (426, Some(room)) => RouterError::RoomNotFound { router, room: room.clone() },
+        (NO_SUCH_ROOM, Some(room)) => RouterError::RoomNotFound { router, room: room.clone() },
         (428, _) => RouterError::StreamNotFound { stream: what },
         (403 | 405 | 429 | 430 | 433, _) => RouterError::Refused { router, doing, code, text: what },
         _ => RouterError::Protocol { router, doing, what: format!("error {code}: {what}") },
@@ -216,6 +264,38 @@ mod tests {
             { "id": "a", "publisher": true }, { "id": "b", "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false } ] });
         let expected = Participants { clients: 2, publishing: vec!["a".to_owned()], observers: vec!["c".to_owned()] };
         assert_eq!(participants(&data), Some(expected));
+    }
+
+    #[test]
+    fn clients_are_told_with_what_their_display_carries() {
+        let data = json!({ "participants": [
+            { "id": "a", "display": r#"{"name":"A","connectionData":"u=1"}"#, "publisher": true },
+            { "id": 7, "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false }, { "display": "no id" }, 7 ] });
+        let client = |id: &str, name: Option<&str>, connection_data: Option<&str>, publishing| Participant {
+            router_id: id.to_owned(),
+            name: name.map(str::to_owned),
+            connection_data: connection_data.map(str::to_owned),
+            publishing,
+        };
+        assert_eq!(
+            clients(&data),
+            Some(vec![client("a", Some("A"), Some("u=1"), true), client("7", None, None, false)])
+        );
+        assert_eq!(clients(&json!({ "participants": 7 })), None);
+    }
+
+    #[test]
+    fn rooms_have_names_or_numbers_and_others_are_passed_over() {
+        let data = json!({ "list": [
+            { "room": "r", "description": "s", "num_participants": 2 }, { "room": 77, "num_participants": 0 },
+            { "room": "a/b", "num_participants": 1 }, { "room": "x", "num_participants": -1 }, {}, null ] });
+        let listed = |room: &str, about: &str, participants| ListedRoom {
+            room: room.parse().expect("room"),
+            about: about.to_owned(),
+            participants,
+        };
+        assert_eq!(rooms(&data), Some(vec![listed("r", "s", 2), listed("77", "", 0)]));
+        assert_eq!(rooms(&json!({})), None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::net::{TestNet, free_port};
 pub const ADMIN_KEY: &str = "room-admin";
 /// The secret of every request.
 pub const API_SECRET: &str = "api-secret";
+/// The secret that clients' tokens are signed with; a request needs a token or [`API_SECRET`].
+pub const TOKEN_SECRET: &str = "token-secret";
 
 /// A running Janus.
 #[derive(Debug)]
@@ -49,23 +51,34 @@ impl Janus {
     /// # Errors
     /// When it cannot be started.
     pub fn start() -> Result<Self> {
+        Self::start_telling(None)
+    }
+
+    /// Starts one that tells a broker what happens: through the queue of that name, by its event handler.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_telling(broker: Option<(SocketAddr, &str)>) -> Result<Self> {
         let net = TestNet::new()?;
         let dir = tempfile::tempdir()?;
         let port = free_port(net.ip())?;
         let at = dir.path();
         links(&at.join("plugins"), "plugins", &["libjanus_videoroom.so"])?;
         links(&at.join("transports"), "transports", &["libjanus_websockets.so"])?;
-        links(&at.join("events"), "events", &[])?;
+        links(&at.join("events"), "events", if broker.is_some() { &["libjanus_rabbitmqevh.so"] } else { &[] })?;
         let (folder, ip) = (at.display(), net.ip());
         let config = |name: &str, text: String| std::fs::write(at.join(name), text);
         config(
             "janus.jcfg",
             format!(
                 "general: {{ configs_folder = \"{folder}\" plugins_folder = \"{folder}/plugins\" transports_folder = \"{folder}/transports\" \
-                 events_folder = \"{folder}/events\" admin_secret = \"admin\" api_secret = \"{API_SECRET}\" debug_colors = false \
+                 events_folder = \"{folder}/events\" admin_secret = \"admin\" api_secret = \"{API_SECRET}\" \
+                 token_auth = true token_auth_secret = \"{TOKEN_SECRET}\" debug_colors = false server_name = \"kit\" \
                  interface = \"{ip}\" reclaim_session_timeout = 20 }}\n\
                  media: {{ ipv6 = false min_nack_queue = 1000 }}\n\
-                 nat: {{ ice_enforce_list = \"{ip}\" ignore_mdns = true }}\n"
+                 nat: {{ ice_enforce_list = \"{ip}\" ignore_mdns = true }}\n\
+                 events: {{ broadcast = {} }}\n",
+                broker.is_some()
             ),
         )?;
         config(
@@ -78,6 +91,17 @@ impl Janus {
                 "general: {{ json = \"compact\" ws = true ws_port = {port} ws_ip = \"{ip}\" wss = false }}\nadmin: {{ admin_ws = false }}\n"
             ),
         )?;
+        if let Some((address, queue)) = broker {
+            config(
+                "janus.eventhandler.rabbitmqevh.jcfg",
+                format!(
+                    "general: {{ enabled = true events = \"plugins,core\" grouping = true json = \"compact\" host = \"{}\" port = {} \
+                     route_key = \"{queue}\" heartbeat = 4 declare_outgoing_queue = false }}\n",
+                    address.ip(),
+                    address.port()
+                ),
+            )?;
+        }
         let mut janus = Self { server: None, dir, net, port };
         janus.restart()?;
         Ok(janus)
@@ -179,6 +203,8 @@ pub struct Client {
     session: u64,
     handle: u64,
     transaction: u64,
+    /// What each request carries: the secret, or a token.
+    key: (&'static str, String),
 }
 
 impl Client {
@@ -187,9 +213,22 @@ impl Client {
     /// # Errors
     /// When Janus is away or refuses.
     pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with(url, ("apisecret", API_SECRET.to_owned())).await
+    }
+
+    /// Connects and attaches as a client does that has nothing but a token.
+    ///
+    /// # Errors
+    /// When Janus is away or refuses.
+    pub async fn connect_with_token(url: &str, token: &str) -> Result<Self> {
+        Self::connect_with(url, ("token", token.to_owned())).await
+    }
+
+    async fn connect_with(url: &str, key: (&'static str, String)) -> Result<Self> {
         let (stream, _) = tokio_tungstenite::connect_async(request(url)?).await?;
-        let mut client = Self { stream, session: 0, handle: 0, transaction: 0 };
-        let id = |answer: &Value| answer["data"]["id"].as_u64().context("no id in the answer");
+        let mut client = Self { stream, session: 0, handle: 0, transaction: 0, key };
+        let id =
+            |answer: &Value| answer["data"]["id"].as_u64().with_context(|| format!("no id in the answer: {answer}"));
         client.session = id(&client.ask(json!({ "janus": "create" })).await?)?;
         client.handle = id(&client.ask(json!({ "janus": "attach", "plugin": "janus.plugin.videoroom" })).await?)?;
         Ok(client)
@@ -224,7 +263,7 @@ impl Client {
         self.transaction += 1;
         let transaction = format!("k{}", self.transaction);
         request["transaction"] = json!(transaction);
-        request["apisecret"] = json!(API_SECRET);
+        request[self.key.0] = json!(self.key.1);
         if self.session != 0 {
             request["session_id"] = json!(self.session);
         }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::child::Server;
-use crate::janus::{API_SECRET, Janus};
+use crate::janus::{ADMIN_KEY, API_SECRET, Janus, TOKEN_SECRET};
 use crate::net::free_port;
 use crate::rabbitmq::RabbitMq;
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -19,6 +19,9 @@ use crate::wait::wait_for;
 
 /// The application of all sessions here.
 pub const APPLICATION: &str = "78d335fa-323d-0114-9c3d-d6f0d48968cf";
+
+/// What the pins of rooms that the program creates are made of.
+pub const ROOM_KEY: &str = "room-key";
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -54,11 +57,26 @@ impl World {
     /// # Errors
     /// When a server cannot be started.
     pub async fn start(binary: &str, catalog: Option<&str>, more: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
         let rabbit = tokio::task::spawn_blocking(RabbitMq::start);
         let janus = tokio::task::spawn_blocking(Janus::start);
-        let s3 = S3Server::start().await?;
         let (rabbit, janus) = (rabbit.await??, janus.await??);
+        Self::around(binary, rabbit, janus, catalog, more).await
+    }
+
+    /// The same with a Janus that tells of its rooms through a queue of the broker.
+    ///
+    /// # Errors
+    /// When a server cannot be started.
+    pub async fn start_telling(binary: &str, queue: &'static str, more: &str) -> Result<Self> {
+        let rabbit = tokio::task::spawn_blocking(RabbitMq::start).await??;
+        let address = rabbit.address();
+        let janus = tokio::task::spawn_blocking(move || Janus::start_telling(Some((address, queue)))).await??;
+        Self::around(binary, rabbit, janus, None, more).await
+    }
+
+    async fn around(binary: &str, rabbit: RabbitMq, janus: Janus, catalog: Option<&str>, more: &str) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let s3 = S3Server::start().await?;
         let catalog = catalog.map(|url| format!("[catalog]\nurl = \"{url}\"\n")).unwrap_or_default();
         let ip = janus.ip();
         let http = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
@@ -67,7 +85,8 @@ impl World {
             "[worker]\nid = \"worker-1\"\nregion = \"eu\"\ndata_dir = \"{}\"\n\
              [broker]\nurl = \"{}\"\n{catalog}\
              [store]\nkind = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\naccess_key = \"{ACCESS_KEY}\"\nsecret_key = \"{SECRET_KEY}\"\n\
-             [[router]]\nname = \"janus-1\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\n\
+             [[router]]\nname = \"janus-1\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\nadmin_key = \"{ADMIN_KEY}\"\n\
+             room_key = \"{ROOM_KEY}\"\ntoken_secret = \"{TOKEN_SECRET}\"\n\
              [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"{http}\"\n\
              [api]\nbind = \"{api}\"\n{more}\n",
             dir.path().join("data-worker-1").display(),

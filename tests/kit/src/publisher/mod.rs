@@ -32,6 +32,8 @@ pub struct Options {
     pub room: String,
     /// The room's pin.
     pub pin: Option<String>,
+    /// A client's token; Janus's secret without one.
+    pub token: Option<String>,
     /// The feed's id.
     pub id: String,
     /// What others see.
@@ -67,6 +69,7 @@ impl Options {
             url: janus.url(),
             room: room.to_owned(),
             pin: None,
+            token: None,
             id: id.to_owned(),
             display: format!("The {id}"),
             video: Some(VideoCodec::Vp8),
@@ -150,7 +153,10 @@ impl Publisher {
     /// # Errors
     /// When Janus refuses, or no connection comes up within 10 s.
     pub async fn start(options: Options) -> Result<Self> {
-        let mut client = Client::connect(&options.url).await?;
+        let mut client = match &options.token {
+            Some(token) => Client::connect_with_token(&options.url, token).await?,
+            None => Client::connect(&options.url).await?,
+        };
         let mut join = json!({
             "request": "join", "ptype": "publisher", "room": options.room, "id": options.id, "display": options.display,
         });

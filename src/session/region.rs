@@ -1,0 +1,238 @@
+//! Which region and which media router a session gets: those nearest to where its first client is said to be. Pure.
+//!
+//! A network that the configuration names counts most, then the distance to where a database of addresses says the client is,
+//! then the region of this process. A region without a router is passed over for the next nearest one that has one.
+
+use std::net::IpAddr;
+
+use sha2::{Digest, Sha256};
+
+use crate::callback::rules::Network;
+use crate::config::{RegionSection, RouterSection};
+use crate::ids::{Region, RouterName, SessionId};
+
+/// A place on the globe, in degrees north and east.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coordinates {
+    /// -90 to 90.
+    pub latitude: f64,
+    /// -180 to 180.
+    pub longitude: f64,
+}
+
+impl Coordinates {
+    /// The great-circle distance, in radians (the haversine formula); only ever compared.
+    #[must_use]
+    pub fn distance(self, other: Self) -> f64 {
+        let half_square = |radians: f64| (radians / 2.0).sin().powi(2);
+        let (a, b) = (self.latitude.to_radians(), other.latitude.to_radians());
+        let east = (other.longitude - self.longitude).to_radians();
+        2.0 * (half_square(b - a) + a.cos() * b.cos() * half_square(east)).sqrt().min(1.0).asin()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    name: Region,
+    networks: Vec<Network>,
+    at: Option<Coordinates>,
+}
+
+/// Regions and routers of a configuration.
+#[derive(Debug, Clone)]
+pub struct Atlas {
+    own: Region,
+    regions: Vec<Known>,
+    routers: Vec<(Region, RouterName)>,
+}
+
+/// What a session gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The region whose workers archive it: its router's.
+    pub region: Region,
+    /// Where its room is.
+    pub router: RouterName,
+}
+
+impl Atlas {
+    /// The atlas of a configuration. `own` is this process's region: that of routers without one, and of clients of whom nothing
+    /// is known.
+    #[must_use]
+    pub fn new(own: &Region, regions: &[RegionSection], routers: &[RouterSection]) -> Self {
+        let known = |section: &RegionSection| Known {
+            name: section.name.clone(),
+            // What is no network the configuration's check has told of.
+            networks: section.networks.0.iter().filter_map(|text| text.parse().ok()).collect(),
+            at: section
+                .latitude
+                .zip(section.longitude)
+                .map(|(latitude, longitude)| Coordinates { latitude, longitude }),
+        };
+        let router =
+            |router: &RouterSection| (router.region.clone().unwrap_or_else(|| own.clone()), router.name.clone());
+        Self {
+            own: own.clone(),
+            regions: regions.iter().map(known).collect(),
+            routers: routers.iter().map(router).collect(),
+        }
+    }
+
+    /// Chooses for a session. `whereabouts` tells where an address is, as far as anybody knows. The routers of a region take
+    /// turns by the session's id, so that each process chooses the same. `None` when there is no router at all.
+    #[must_use]
+    pub fn choose(
+        &self,
+        session: &SessionId,
+        location: Option<IpAddr>,
+        whereabouts: impl FnOnce(IpAddr) -> Option<Coordinates>,
+    ) -> Option<Choice> {
+        let region = self.nearest(location, whereabouts)?;
+        let there: Vec<&RouterName> =
+            self.routers.iter().filter(|(at, _)| *at == region).map(|(_, name)| name).collect();
+        let hash = Sha256::digest(session.as_str());
+        let turn = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+        let count = u64::try_from(there.len()).ok()?;
+        let turn = usize::try_from(turn.checked_rem(count)?).ok()?;
+        Some(Choice { region, router: there.get(turn).copied()?.clone() })
+    }
+
+    /// The nearest region that has a router.
+    fn nearest(
+        &self,
+        location: Option<IpAddr>,
+        whereabouts: impl FnOnce(IpAddr) -> Option<Coordinates>,
+    ) -> Option<Region> {
+        let by_network = location.and_then(|address| self.by_network(address));
+        let first = by_network.filter(|known| self.has_router(&known.name));
+        if let Some(known) = first {
+            return Some(known.name.clone());
+        }
+        // From where the client is, as nearly as is known: its address, its network's region, this process's region.
+        let own = self.regions.iter().find(|known| known.name == self.own).and_then(|known| known.at);
+        let found = by_network.and_then(|known| known.at).or_else(|| location.and_then(whereabouts));
+        if found.is_none() && self.has_router(&self.own) {
+            return Some(self.own.clone());
+        }
+        let from = found.or(own);
+        let placed = self.regions.iter().filter(|known| self.has_router(&known.name));
+        let placed = placed.filter_map(|known| Some((from?.distance(known.at?), &known.name)));
+        let nearest = placed.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name);
+        let own = Some(&self.own).filter(|own| self.has_router(own));
+        nearest.or(own).or_else(|| self.routers.first().map(|(region, _)| region)).cloned()
+    }
+
+    /// The region with the longest network that has the address.
+    fn by_network(&self, address: IpAddr) -> Option<&Known> {
+        let longest = |known: &Known| {
+            known.networks.iter().filter(|network| network.contains(address)).map(Network::length).max()
+        };
+        let fitting = self.regions.iter().filter_map(|known| Some((longest(known)?, known)));
+        // The first of those that are as long: `max_by_key` alone would take the last.
+        fitting.rev().max_by_key(|(length, _)| *length).map(|(_, known)| known)
+    }
+
+    fn has_router(&self, region: &Region) -> bool {
+        self.routers.iter().any(|(at, _)| at == region)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRANKFURT: Coordinates = Coordinates { latitude: 50.1, longitude: 8.7 };
+    const LISBON: Coordinates = Coordinates { latitude: 38.7, longitude: -9.1 };
+    const SEOUL: Coordinates = Coordinates { latitude: 37.6, longitude: 127.0 };
+    const HONOLULU: Coordinates = Coordinates { latitude: 21.3, longitude: -157.9 };
+
+    fn atlas(own: &str, routers: &[(&str, Option<&str>)]) -> Atlas {
+        #[derive(serde::Deserialize)]
+        struct Regions {
+            region: Vec<RegionSection>,
+        }
+        let regions: Regions = toml::from_str(
+            "[[region]]\nname = \"eu\"\nnetworks = [\"203.0.113.0/24\", \"2001:db8::/32\"]\nlatitude = 50.1\nlongitude = 8.7\n\
+             [[region]]\nname = \"us\"\nnetworks = [\"203.0.113.128/25\", \"198.51.100.0/24\"]\nlatitude = 39.0\nlongitude = -77.5\n\
+             [[region]]\nname = \"ap\"\nlatitude = 35.7\nlongitude = 139.7\n\
+             [[region]]\nname = \"lan\"\nnetworks = [\"10.0.0.0/8\"]\n",
+        )
+        .expect("regions");
+        let router = |(name, region): &(&str, Option<&str>)| {
+            let region = region.map(|r| format!("region = \"{r}\"\n")).unwrap_or_default();
+            toml::from_str(&format!("name = \"{name}\"\nurl = \"ws://x\"\n{region}")).expect("router")
+        };
+        let routers: Vec<RouterSection> = routers.iter().map(router).collect();
+        Atlas::new(&own.parse().expect("region"), &regions.region, &routers)
+    }
+
+    fn chosen(atlas: &Atlas, location: Option<&str>, at: Option<Coordinates>) -> Option<(String, String)> {
+        let session = "s1".parse().expect("id");
+        let choice = atlas.choose(&session, location.map(|ip| ip.parse().expect("address")), |_| at)?;
+        Some((choice.region.to_string(), choice.router.to_string()))
+    }
+
+    const ALL: &[(&str, Option<&str>)] =
+        &[("j-eu", Some("eu")), ("j-us", Some("us")), ("j-ap", Some("ap")), ("j-lan", Some("lan"))];
+
+    #[test]
+    fn the_nearest_region_is_that_of_the_longest_network_then_of_the_least_distance_then_our_own() {
+        let atlas = atlas("eu", ALL);
+        for (location, at, region) in [
+            (None, None, "eu"),
+            (Some("203.0.113.1"), None, "eu"),
+            (Some("203.0.113.200"), None, "us"),
+            (Some("203.0.113.200"), Some(FRANKFURT), "us"),
+            (Some("2001:db8::7"), Some(SEOUL), "eu"),
+            (Some("10.1.2.3"), None, "lan"),
+            (Some("192.0.2.1"), Some(LISBON), "eu"),
+            (Some("192.0.2.1"), Some(SEOUL), "ap"),
+            // Over the date line: Tokyo is nearer than Virginia.
+            (Some("192.0.2.1"), Some(HONOLULU), "ap"),
+            (Some("192.0.2.1"), None, "eu"),
+        ] {
+            let expected = (region.to_owned(), format!("j-{region}"));
+            assert_eq!(chosen(&atlas, location, at), Some(expected), "{location:?} {at:?}");
+        }
+    }
+
+    #[test]
+    fn a_region_without_a_router_is_passed_over_for_the_next_nearest() {
+        for (own, routers, location, at, region) in [
+            ("eu", &[("a", Some("us")), ("b", Some("ap"))][..], Some("203.0.113.1"), None, "us"),
+            ("eu", &[("a", Some("us")), ("b", Some("ap"))], Some("192.0.2.1"), Some(SEOUL), "ap"),
+            ("eu", &[("a", Some("us")), ("b", Some("ap"))], None, None, "us"),
+            ("ap", &[("a", Some("us")), ("b", Some("eu"))], Some("10.1.2.3"), None, "eu"),
+            ("nowhere", &[("a", Some("ap"))], None, None, "ap"),
+            ("nowhere", &[("a", None)], Some("203.0.113.1"), None, "nowhere"),
+            ("mars", &[("a", Some("moon")), ("b", Some("mars"))], Some("192.0.2.1"), Some(SEOUL), "mars"),
+        ] {
+            let found = chosen(&atlas(own, routers), location, at).map(|(region, _)| region);
+            assert_eq!(found.as_deref(), Some(region), "{own} {routers:?} {location:?}");
+        }
+        assert_eq!(chosen(&atlas("eu", &[]), None, None), None);
+    }
+
+    #[test]
+    fn the_routers_of_a_region_take_turns_and_one_without_a_region_is_in_ours() {
+        let atlas = atlas("eu", &[("a", Some("eu")), ("b", None), ("c", Some("eu")), ("d", Some("us"))]);
+        let mut counts = std::collections::BTreeMap::new();
+        for n in 0..3000 {
+            let session = format!("session-{n}").parse().expect("id");
+            let choice = atlas.choose(&session, None, |_| None).expect("a router");
+            assert_eq!(atlas.choose(&session, None, |_| None).as_ref(), Some(&choice));
+            *counts.entry(choice.router.to_string()).or_insert(0) += 1;
+        }
+        assert_eq!(counts.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert!(counts.values().all(|count| (900..1100).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn distances_are_those_of_the_globe() {
+        // 1 radian is 6,371 km: Frankfurt to Lisbon is 1,890 km, to Seoul 8,600 km.
+        let km = |a: Coordinates, b: Coordinates| a.distance(b) * 6371.0;
+        assert!((km(FRANKFURT, LISBON) - 1890.0).abs() < 30.0, "{}", km(FRANKFURT, LISBON));
+        assert!((km(FRANKFURT, SEOUL) - 8600.0).abs() < 80.0, "{}", km(FRANKFURT, SEOUL));
+        assert!(km(SEOUL, SEOUL).abs() < 1e-6);
+    }
+}
