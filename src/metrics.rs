@@ -75,6 +75,15 @@ pub struct GapLabels {
     pub cause: &'static str,
 }
 
+/// What became of a try to tell of an archive's change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NoticeLabels {
+    /// `callback`, `event`.
+    pub target: &'static str,
+    /// `delivered`, `failed` (and tried again), `undelivered` (given up).
+    pub outcome: &'static str,
+}
+
 /// The metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -110,6 +119,8 @@ pub struct Metrics {
     pub compose_behind: Histogram,
     /// Event received to first media on disk, in seconds.
     pub start_delay: Histogram,
+    /// Tries to tell of archives' changes, by target and outcome.
+    pub notices: Family<NoticeLabels, Counter>,
     /// 1 while the broker is connected.
     pub broker_connected: Gauge<i64, AtomicI64>,
 }
@@ -171,6 +182,7 @@ fn build() -> (Metrics, Registry) {
         archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
         compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
+        notices: Family::default(),
         broker_connected: Gauge::default(),
     };
     let mut registry = Registry::with_prefix("archiver");
@@ -196,6 +208,7 @@ fn build() -> (Metrics, Registry) {
         archive_delay, "seconds from a session's end to its archive being available";
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
+        notices, "callbacks and events of archives' changes, by target and outcome";
         broker_connected, "1 while the broker is connected";
     }
     (metrics, registry)
