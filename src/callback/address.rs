@@ -37,7 +37,9 @@ pub enum UrlError {
     #[error("the name {0} cannot be resolved")]
     Unresolved(String),
     /// Its name stands for an address that callbacks may not go to.
-    #[error("the name {host} stands for an address that callbacks may not go to: they go to public addresses, and to the networks in callbacks.allow")]
+    #[error(
+        "the name {host} stands for an address that callbacks may not go to: they go to public addresses, and to the networks in callbacks.allow"
+    )]
     Forbidden {
         /// The name.
         host: String,

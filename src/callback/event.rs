@@ -175,7 +175,9 @@ mod tests {
         let schema = schemars::schema_for!(ArchiveStatusEvent);
         let folder = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/events");
         let sample = serde_json::to_value(&event).expect("JSON");
-        for (file, now) in [("archive-status.schema.json", schema.as_value()), ("published/archive-status.json", &sample)] {
+        for (file, now) in
+            [("archive-status.schema.json", schema.as_value()), ("published/archive-status.json", &sample)]
+        {
             let (path, text) = (folder.join(file), serde_json::to_string_pretty(now).expect("JSON") + "\n");
             if std::env::var_os("UPDATE_FIXTURES").is_some() {
                 std::fs::create_dir_all(path.parent().expect("folder")).expect("folder");

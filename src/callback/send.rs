@@ -124,6 +124,10 @@ impl Sender {
             }
             cause = one.source();
         }
-        if error.is_timeout() { SendError::Timeout(self.timeout.as_secs()) } else { SendError::Unreachable(chain(&error)) }
+        if error.is_timeout() {
+            SendError::Timeout(self.timeout.as_secs())
+        } else {
+            SendError::Unreachable(chain(&error))
+        }
     }
 }

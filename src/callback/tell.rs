@@ -151,11 +151,7 @@ impl Telling {
 /// Tells of archives until `cancel`. Any number of processes may do so at the same time: each notice is told by one of them.
 pub async fn keep_telling(telling: Telling, cancel: CancellationToken) {
     let telling = Arc::new(telling);
-    tokio::join!(
-        keep_calling(&telling, &cancel),
-        keep_publishing(&telling, &cancel),
-        keep_clean(&telling, &cancel)
-    );
+    tokio::join!(keep_calling(&telling, &cancel), keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
 }
 
 /// Callbacks that are under way, and whose they are.

@@ -215,9 +215,10 @@ impl Catalog {
     pub async fn claim_notices(&self, claim: &Claim<'_>, now: Wallclock) -> Result<Vec<NoticeRow>, CatalogError> {
         const DOING: &str = "take notices";
         // Mostly there is none, and a look takes no lock.
-        let look = statement("SELECT 1 AS due FROM notices WHERE target = $1 AND state = 'waiting' AND due_at <= $2 LIMIT 1")
-            .bind(claim.target.as_str())
-            .bind(now.0);
+        let look =
+            statement("SELECT 1 AS due FROM notices WHERE target = $1 AND state = 'waiting' AND due_at <= $2 LIMIT 1")
+                .bind(claim.target.as_str())
+                .bind(now.0);
         if self.row(DOING, look).await?.is_none() {
             return Ok(Vec::new());
         }

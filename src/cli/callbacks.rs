@@ -78,8 +78,10 @@ async fn list(catalog: &Catalog, filter: &NoticeFilter, json: bool) -> Result<()
     if json {
         return say_json(&serde_json::json!({ "count": total, "items": notices }));
     }
-    for NoticeRow { archive, number, status, state, failures, created_at, application, detail, due_at, .. } in &notices {
-        let next = if *state == NoticeState::Waiting && *failures > 0 { format!(", next {due_at}") } else { String::new() };
+    for NoticeRow { archive, number, status, state, failures, created_at, application, detail, due_at, .. } in &notices
+    {
+        let next =
+            if *state == NoticeState::Waiting && *failures > 0 { format!(", next {due_at}") } else { String::new() };
         say(&format!(
             "{archive}  {number:>3} {:<10} {:<11} {created_at}  {application}",
             status.as_str(),

@@ -11,9 +11,7 @@ use super::composing::Composing;
 use super::desired::Desired;
 use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
-use crate::catalog::{
-    Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked,
-};
+use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
 use crate::event::{ArchiveOptions, SessionEvent};
 use crate::fault::Backoff;
 use crate::ids::EventId;
@@ -192,12 +190,8 @@ async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &Cancellati
 
 /// Developers hear that an archive failed; a replay of its job takes it on from there.
 async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result<(), CatalogError> {
-    let failed = |known| ArchiveRow {
-        status: ArchiveStatus::Failed,
-        reason: "failure".to_owned(),
-        updated_at: now,
-        ..known
-    };
+    let failed =
+        |known| ArchiveRow { status: ArchiveStatus::Failed, reason: "failure".to_owned(), updated_at: now, ..known };
     let archive = match context.catalog.archive(row.archive).await {
         Ok(Some(known)) => failed(known),
         Ok(None) => failed(unknown_archive(row)),
