@@ -119,6 +119,8 @@ fault_kinds! {
     Conflict = "conflict", Request, Never, "look at its state, and try again when it has changed";
     /// Something was asked for that cannot be had.
     RequestInvalid = "request_invalid", Request, Never, "ask otherwise: the error says what can be had";
+    /// An application's callback was not taken.
+    CallbackFailed = "callback_failed", Destination, Backoff, "check the receiver at the application's callback URL; `archiver callbacks list` says what it answered, `archiver callbacks resend` sends it once more";
     /// A defect of this program.
     Bug = "bug", Ours, Backoff, "report it with the log lines around it";
 }

@@ -208,6 +208,11 @@ uuid_id! {
     ParkedId, "parked job id"
 }
 
+uuid_id! {
+    /// One thing that is told of an archive's change: the same however often it is told, so that a receiver knows it again.
+    NoticeId, "notice id"
+}
+
 /// Name space of the ids that are made from other ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b2c_41a6_93f4_4f0b_8f5e_2d1c_90d3_77aa);
 
@@ -240,6 +245,14 @@ impl StreamId {
     pub fn of_router(session: &SessionId, at_router: &str) -> Self {
         Uuid::try_parse(at_router)
             .map_or_else(|_| Self(Uuid::new_v5(&NAMESPACE, format!("stream\n{session}\n{at_router}").as_bytes())), Self)
+    }
+}
+
+impl NoticeId {
+    /// The notice of an archive's change to a target (`callback` or `event`).
+    #[must_use]
+    pub fn of(archive: ArchiveId, target: &str, number: i64) -> Self {
+        Self(Uuid::new_v5(&NAMESPACE, format!("notice\n{archive}\n{target}\n{number}").as_bytes()))
     }
 }
 

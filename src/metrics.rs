@@ -84,6 +84,15 @@ pub struct RequestLabels {
     pub outcome: &'static str,
 }
 
+/// What became of a try to tell of an archive's change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NoticeLabels {
+    /// `callback`, `event`.
+    pub target: &'static str,
+    /// `delivered`, `failed` (and tried again), `undelivered` (given up).
+    pub outcome: &'static str,
+}
+
 /// The metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -123,6 +132,8 @@ pub struct Metrics {
     pub api_requests: Family<RequestLabels, Counter>,
     /// What the API takes to answer, in seconds.
     pub api_seconds: Histogram,
+    /// Tries to tell of archives' changes, by target and outcome.
+    pub notices: Family<NoticeLabels, Counter>,
     /// 1 while the broker is connected.
     pub broker_connected: Gauge<i64, AtomicI64>,
 }
@@ -186,6 +197,7 @@ fn build() -> (Metrics, Registry) {
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
         api_requests: Family::default(),
         api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+        notices: Family::default(),
         broker_connected: Gauge::default(),
     };
     let mut registry = Registry::with_prefix("archiver");
@@ -213,6 +225,7 @@ fn build() -> (Metrics, Registry) {
         start_delay, "seconds from an event to the first media on disk";
         api_requests, "requests to the API, by route and outcome";
         api_seconds, "seconds that the API takes to answer";
+        notices, "callbacks and events of archives' changes, by target and outcome";
         broker_connected, "1 while the broker is connected";
     }
     (metrics, registry)

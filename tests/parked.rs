@@ -233,6 +233,11 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     ];
     let entries = parked(&world, reasons.len()).await;
     listed_and_shown(&world, &entries, &reasons);
+    // Developers hear of it.
+    for session in ["nowhere", "locked", "muxed", "spoiled", "unseen"] {
+        let failed = world.archive(session, "failed").await;
+        assert_eq!(failed["reason"], "failure", "{failed}");
+    }
     // What was wrong is mended.
     std::fs::remove_file(&in_the_way).expect("the file goes");
     std::fs::remove_dir_all(&pipelines).expect("fragments");

@@ -15,6 +15,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,19 +25,27 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use tracing::Instrument;
 
 use super::error::ApiError;
-use super::{Api, Shared, StartError, archives, join, limits, links, openapi, sessions};
+use super::extract::Base;
+use super::{Api, Shared, StartError, archives, join, limits, links, openapi, sessions, wire};
+use crate::broker::BrokerConfig;
+use crate::callback::address::allowed;
+use crate::callback::{Render, Sender, SystemResolver, Telling, keep_telling};
+use crate::catalog::{ApplicationRow, ArchiveRow};
 use crate::config::Settings;
 use crate::geo::Geo;
 use crate::job::driver::CATALOG;
 use crate::metrics::{RequestLabels, metrics};
 use crate::session::region::Atlas;
 use crate::store::retry::persist;
+use crate::time::Wallclock;
 
 /// Requests that are under way when the service stops have so long.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// An address that is in use is tried again for so long.
 const BIND_MAX: Duration = Duration::from_secs(3);
 const BIND_PAUSE: Duration = Duration::from_millis(50);
+/// How often it is looked for notices that are due.
+const TELL_EVERY: Duration = Duration::from_millis(500);
 /// A client has so long to send the head of a request.
 const HEAD_MAX: Duration = Duration::from_secs(15);
 /// How often counters of who has not asked for a while are forgotten.
@@ -70,6 +79,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
         store,
         settings,
     });
+    let told = broker.clone();
     let tasks = TaskTracker::new();
     let ending = stop.child_token();
     tasks.spawn({
@@ -77,11 +87,44 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
         async move { crate::broker::keep_nudging(&broker, &api.wanted, &ending).await }
     });
     tasks.spawn(keep_forgetting(Arc::clone(&api), ending.clone()));
+    tasks.spawn(keep_telling(telling(&api, told), ending.clone()));
     let served = listen(&api, &stop).await;
     ending.cancel();
     tasks.close();
     tasks.wait().await;
     served
+}
+
+/// What callbacks and events of archives' changes take.
+fn telling(api: &Shared, broker: BrokerConfig) -> Telling {
+    let section = &api.settings.callbacks;
+    Telling {
+        catalog: api.catalog.clone(),
+        render: Arc::new(Body(Arc::clone(api))),
+        sender: Sender::new(allowed(section), section.timeout.0, Arc::new(SystemResolver)),
+        broker: Some(broker),
+        at_once: section.at_once,
+        timeout: section.timeout.0,
+        keep: section.keep.0,
+        poll: TELL_EVERY,
+        clock: Arc::new(Wallclock::now),
+    }
+}
+
+/// A callback's body: the archive as a request for it would be answered.
+struct Body(Shared);
+
+#[async_trait::async_trait]
+impl Render for Body {
+    async fn render(&self, archive: &ArchiveRow, application: &ApplicationRow) -> Value {
+        let base = Base(self.0.base(None));
+        let body = match self.0.wire(archive, application, &base).await {
+            Ok(body) => body,
+            // Better without a link than not at all: the archive can be asked for.
+            Err(_) => wire::archive(archive, application, None, None),
+        };
+        serde_json::to_value(body).expect("plain data")
+    }
 }
 
 async fn keep_forgetting(api: Shared, stop: CancellationToken) {

@@ -7,6 +7,8 @@
 //! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
 //! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
 //! archiver.nudges (fanout)   ─► a queue of each worker      look into the catalog at once
+//! archiver.archives (topic)                                 for whoever wants to hear of archives
+//!   archive.<status>.<region>
 //! ```
 //!
 //! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
@@ -27,12 +29,15 @@ use crate::ids::Region;
 
 pub use consumer::{BrokerState, Delivery, Outcome, consume};
 pub use nudge::{hear_nudges, keep_nudging};
-pub use publisher::{Headers, Publisher};
+pub use publisher::{ArchivePublisher, Headers, Publisher};
 
 /// A started event's routing key is this and the region.
 pub const STARTED_KEY: &str = "session.started";
 /// An ended event's routing key is this and the region.
 pub const ENDED_KEY: &str = "session.ended";
+
+/// The routing key of an archive's change is this, the status, and the region.
+pub const ARCHIVE_KEY: &str = "archive";
 
 /// How to reach the broker.
 #[derive(Debug, Clone)]
@@ -136,8 +141,24 @@ fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
     }
 }
 
+/// What a connection declares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Declared {
+    /// Everything.
+    All,
+    /// What archives are told by: no queues, for nobody may consume them here.
+    Archives,
+}
+
 /// Connects, declares everything and asks for confirms, with a limit: a black hole answers nothing.
 async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
+    open_with(config, Declared::All).await
+}
+
+async fn open_with(
+    config: &BrokerConfig,
+    declared: Declared,
+) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
     const DOING: &str = "take a connection";
     const SECONDS: u64 = 10;
     let properties = lapin::ConnectionProperties::default().with_connection_name("archiver".into());
@@ -145,7 +166,10 @@ async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channe
     let opening = async {
         let connection = lapin::Connection::connect(&uri, properties).await.map_err(failed(DOING))?;
         let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
-        topology::declare(&channel, config).await?;
+        match declared {
+            Declared::All => topology::declare(&channel, config).await?,
+            Declared::Archives => topology::declare_archives(&channel, config).await?,
+        }
         let confirms = channel.confirm_select(lapin::options::ConfirmSelectOptions::default());
         confirms.await.map_err(failed("confirm messages"))?;
         Ok((connection, channel))

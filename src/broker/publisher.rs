@@ -8,10 +8,11 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::time::timeout;
 
-use super::{BrokerConfig, BrokerError, failed, open};
+use super::{BrokerConfig, BrokerError, Declared, failed, open, open_with};
 
 /// A confirm in flight when the broker dies may stay pending for ever.
 const CONFIRM_SECONDS: u64 = 10;
+const DOING: &str = "confirm a message";
 
 /// Headers of a message.
 pub type Headers = BTreeMap<String, String>;
@@ -51,6 +52,45 @@ impl Publisher {
     }
 }
 
+/// A connection that tells of archives.
+pub struct ArchivePublisher {
+    exchange: String,
+    connection: Connection,
+    channel: Channel,
+}
+
+impl ArchivePublisher {
+    /// Connects and declares the exchange.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
+        let (connection, channel) = open_with(config, Declared::Archives).await?;
+        Ok(Self { exchange: config.name("archives"), connection, channel })
+    }
+
+    /// Publishes an event with its id; the broker has it when this returns, and so has each queue that is bound for it.
+    /// That there is none is no error: nobody need listen.
+    ///
+    /// # Errors
+    /// When the broker does not confirm it.
+    pub async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError> {
+        let properties = properties().with_message_id(id.into());
+        match send(&self.channel, &self.exchange, routing_key, body, properties, false).await? {
+            Confirmation::Ack(_) => Ok(()),
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_taken()),
+        }
+    }
+
+    /// Closes the connection.
+    ///
+    /// # Errors
+    /// When it is lost already.
+    pub async fn close(self) -> Result<(), BrokerError> {
+        self.connection.close(200, "done".into()).await.map_err(failed("close a connection"))
+    }
+}
+
 /// Publishes on a channel with confirms.
 pub(super) async fn publish(
     channel: &Channel,
@@ -59,29 +99,41 @@ pub(super) async fn publish(
     body: &[u8],
     headers: &Headers,
 ) -> Result<(), BrokerError> {
-    const DOING: &str = "confirm a message";
     let mut table = FieldTable::default();
     for (name, value) in headers {
         table.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
     }
-    let properties = BasicProperties::default()
-        .with_content_type("application/cloudevents+json".into())
-        .with_delivery_mode(2)
-        .with_headers(table);
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    match send(channel, exchange, routing_key, body, properties().with_headers(table), true).await? {
+        Confirmation::Ack(None) => Ok(()),
+        // Returned: RabbitMQ acks what no queue takes.
+        Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable { routing_key: routing_key.to_owned() }),
+        Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_taken()),
+    }
+}
+
+fn not_taken() -> BrokerError {
+    BrokerError::Refused { doing: DOING, why: "the queue took it not".to_owned() }
+}
+
+/// Of every message: a CloudEvent, kept on disk.
+fn properties() -> BasicProperties {
+    BasicProperties::default().with_content_type("application/cloudevents+json".into()).with_delivery_mode(2)
+}
+
+async fn send(
+    channel: &Channel,
+    exchange: &str,
+    routing_key: &str,
+    body: &[u8],
+    properties: BasicProperties,
+    mandatory: bool,
+) -> Result<Confirmation, BrokerError> {
+    let options = BasicPublishOptions { mandatory, ..BasicPublishOptions::default() };
     let whole = async {
         let sent = channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties).await;
         sent.map_err(failed(DOING))?.await.map_err(failed(DOING))
     };
-    let confirmation = timeout(Duration::from_secs(CONFIRM_SECONDS), whole)
+    timeout(Duration::from_secs(CONFIRM_SECONDS), whole)
         .await
-        .map_err(|_| BrokerError::Timeout { doing: DOING, seconds: CONFIRM_SECONDS })??;
-    match confirmation {
-        Confirmation::Ack(None) => Ok(()),
-        // Returned: RabbitMQ acks what no queue takes.
-        Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable { routing_key: routing_key.to_owned() }),
-        Confirmation::Nack(_) | Confirmation::NotRequested => {
-            Err(BrokerError::Refused { doing: DOING, why: "the queue took it not".to_owned() })
-        }
-    }
+        .map_err(|_| BrokerError::Timeout { doing: DOING, seconds: CONFIRM_SECONDS })?
 }

@@ -21,17 +21,26 @@ fn text(value: impl Into<String>) -> AMQPValue {
     AMQPValue::LongString(value.into().into())
 }
 
+/// Declares the exchange that changes of archives are published to. Who wants to hear of them binds a queue of his own.
+pub(super) async fn declare_archives(channel: &Channel, config: &BrokerConfig) -> Result<(), BrokerError> {
+    exchange(channel, &config.name("archives")).await
+}
+
+async fn exchange(channel: &Channel, name: &str) -> Result<(), BrokerError> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel
+        .exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default())
+        .await
+        .map_err(failed("declare exchanges and queues"))
+}
+
 /// Declares all exchanges and the region's queues.
 pub(super) async fn declare(channel: &Channel, config: &BrokerConfig) -> Result<(), BrokerError> {
-    const DOING: &str = "declare exchanges and queues";
     let (sessions, retry, dead) = (config.name("sessions"), config.name("retry"), config.name("dead"));
-    for exchange in [&sessions, &retry, &dead] {
-        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-        channel
-            .exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
-            .await
-            .map_err(failed(DOING))?;
+    for name in [&sessions, &retry, &dead] {
+        exchange(channel, name).await?;
     }
+    declare_archives(channel, config).await?;
     let safe = |to: &str| {
         vec![
             ("x-queue-type", text("quorum")),

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::catalog::{NoticeRow, NoticeTarget, Settled};
 use crate::time::Wallclock;
 
 /// The first pause; each is twice the one before (Vonage's rule since 2024).
@@ -18,6 +19,41 @@ pub fn next_try(first: Wallclock, failed: u32, now: Wallclock) -> Option<Wallclo
     let doubled = PAUSE_MIN.saturating_mul(1_u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX));
     let next = now + doubled.min(PAUSE_MAX);
     (next.since(first) <= TRIES_LAST).then_some(next)
+}
+
+/// The first pause before an event is published again; each is twice the one before. The broker is one for all, and waited for
+/// by itself: this only keeps one event that it refuses from being tried without end.
+pub const EVENT_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest.
+pub const EVENT_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// What became of a try to tell something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tried {
+    /// It was told.
+    Delivered,
+    /// It was not, in words.
+    Failed(String),
+    /// There is nobody to tell any more, in words.
+    Gone(String),
+}
+
+/// What happens to a notice after a try that ended at `now`. Callbacks are given up after a day; events never, for the broker
+/// is part of the deployment and comes back.
+#[must_use]
+pub fn settle(notice: &NoticeRow, tried: &Tried, now: Wallclock) -> Settled {
+    match (tried, notice.target) {
+        (Tried::Delivered, _) => Settled::Delivered,
+        (Tried::Gone(_), _) => Settled::Undelivered,
+        (Tried::Failed(_), NoticeTarget::Callback) => {
+            next_try(notice.first_at.unwrap_or(now), notice.failures.saturating_add(1), now)
+                .map_or(Settled::Undelivered, Settled::Again)
+        }
+        (Tried::Failed(_), NoticeTarget::Event) => {
+            let doubled = EVENT_PAUSE_MIN.saturating_mul(1_u32.checked_shl(notice.failures).unwrap_or(u32::MAX));
+            Settled::Again(now + doubled.min(EVENT_PAUSE_MAX))
+        }
+    }
 }
 
 /// Whether a callback may go to an address: one on the public net, or in a network that the configuration names. It is asked when

@@ -1,14 +1,16 @@
 //! Archives as developers see them.
 
 use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, Connection};
 
+use super::notices::{change, notes};
 use super::{Catalog, CatalogError, Columns, statement, storable};
 use crate::event::ArchiveOptions;
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
 use crate::time::Wallclock;
 
 /// Vonage's statuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum ArchiveStatus {
@@ -49,7 +51,8 @@ impl ArchiveStatus {
         }
     }
 
-    /// A status never goes back, except between started and paused, and from failed when a replay succeeds.
+    /// A status never goes back, except between started and paused, and from failed when its job is replayed: what was still
+    /// recording then records again.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
@@ -58,7 +61,10 @@ impl ArchiveStatus {
                 Self::Started | Self::Paused,
                 Self::Started | Self::Paused | Self::Stopped | Self::Available | Self::Failed
             ) | (Self::Stopped, Self::Stopped | Self::Available | Self::Uploaded | Self::Failed)
-                | (Self::Failed, Self::Stopped | Self::Available | Self::Failed | Self::Deleted)
+                | (
+                    Self::Failed,
+                    Self::Started | Self::Paused | Self::Stopped | Self::Available | Self::Failed | Self::Deleted
+                )
                 | (Self::Available | Self::Uploaded, Self::Available | Self::Uploaded | Self::Expired | Self::Deleted)
                 | (Self::Expired | Self::Deleted, Self::Deleted)
         )
@@ -179,6 +185,7 @@ impl Catalog {
         self.put(archive, Some(epoch)).await
     }
 
+    /// In one transaction with what is to be told of it, if the status is another one than before.
     async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>) -> Result<bool, CatalogError> {
         let from: Vec<String> = ArchiveStatus::ALL
             .iter()
@@ -190,11 +197,14 @@ impl Catalog {
             None => "1 = 1",
         };
         let mut put = statement(format!(
-            "INSERT INTO archives ({COLUMNS}) SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15 \
-             WHERE {fence} \
-             ON CONFLICT (archive_id) DO UPDATE SET status = excluded.status, reason = excluded.reason, \
-             updated_at = excluded.updated_at, duration_s = excluded.duration_s, size = excluded.size, \
-             sha256 = excluded.sha256, object_key = excluded.object_key WHERE archives.status IN ({})",
+            "INSERT INTO archives ({COLUMNS}, changes) \
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1 WHERE {fence} \
+             ON CONFLICT (archive_id) DO UPDATE SET status_before = archives.status, \
+             status = excluded.status, reason = excluded.reason, updated_at = excluded.updated_at, \
+             duration_s = excluded.duration_s, size = excluded.size, \
+             sha256 = excluded.sha256, object_key = excluded.object_key, \
+             changes = archives.changes + CASE WHEN archives.status = excluded.status THEN 0 ELSE 1 END \
+             WHERE archives.status IN ({}) RETURNING {COLUMNS}, status_before, changes",
             from.join(", ")
         ))
         .bind(archive.archive.to_string())
@@ -215,7 +225,24 @@ impl Catalog {
         if let Some(epoch) = epoch {
             put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
         }
-        Ok(self.execute("write an archive", put).await? == 1)
+        let given = archive.clone();
+        let written = self.run("write an archive", |c: &mut AnyConnection| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                let written = put.fetch_optional(&mut *transaction).await?;
+                if let Some(row) = &written
+                    && let Some(number) = change(row)?
+                {
+                    // A row that somebody damaged must not keep its archive from going on.
+                    for notice in notes(&archive_row(row).unwrap_or(given), number) {
+                        notice.execute(&mut *transaction).await?;
+                    }
+                }
+                transaction.commit().await?;
+                Ok(written.is_some())
+            })
+        });
+        written.await
     }
 
     /// An archive.
@@ -304,6 +331,7 @@ mod tests {
             (Available, Stopped, false),
             (Available, Failed, false),
             (Failed, Available, true),
+            (Failed, Started, true),
             (Deleted, Available, false),
             (Available, Deleted, true),
         ] {

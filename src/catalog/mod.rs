@@ -8,6 +8,7 @@ mod applications;
 mod archives;
 mod failure;
 mod jobs;
+mod notices;
 mod parked;
 mod sessions;
 
@@ -25,6 +26,7 @@ use crate::fault::{Fault, FaultKind, HasFault};
 pub use applications::{ApplicationKey, ApplicationKind, ApplicationRow};
 pub use archives::{ArchiveFilter, ArchiveRow, ArchiveStatus};
 pub use jobs::{Accepted, Claimed, JobRow, JobState, NewJob};
+pub use notices::{Claim, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
 pub use parked::{NewParked, ParkedRow, ParkedState};
 pub use sessions::{Classes, SessionRow};
 

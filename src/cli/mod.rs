@@ -2,6 +2,7 @@
 
 mod apps;
 mod archives;
+mod callbacks;
 pub mod compose;
 mod jobs;
 
@@ -62,6 +63,9 @@ enum Command {
     /// List, show, replay and discard jobs.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
+    /// List callbacks and send them once more; check where they may go.
+    #[command(subcommand)]
+    Callbacks(callbacks::CallbacksCommand),
     /// Compose an archive's capture log into one MP4. The worker runs it by itself; by hand, on a copy of a log.
     Compose(compose::Compose),
     /// Print a completion script for a shell.
@@ -131,6 +135,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Archives(command) => archives::run(&load()?, command).await?,
         Command::Compose(args) => tokio::task::spawn_blocking(move || compose::run(&args)).await??,
+        Command::Callbacks(command) => return callbacks::run(&load()?, command).await,
         Command::Jobs(command) => jobs::run(&load()?, command).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -11,7 +11,8 @@ use super::composing::Composing;
 use super::desired::Desired;
 use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
-use crate::catalog::{Accepted, ArchiveStatus, CatalogError, Claimed, JobState, NewJob, NewParked};
+use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
+use crate::event::{ArchiveOptions, SessionEvent};
 use crate::fault::Backoff;
 use crate::ids::EventId;
 use crate::metrics::metrics;
@@ -69,7 +70,7 @@ pub(super) struct Asked {
 
 async fn stages(
     job: &Job,
-    status: &watch::Sender<Option<crate::catalog::ArchiveRow>>,
+    status: &watch::Sender<Option<ArchiveRow>>,
     asked: Asked,
     composing: &mut Option<Composing>,
 ) -> Result<Ended, Stuck> {
@@ -162,7 +163,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
     Ok(())
 }
 
-async fn park(context: &Context, row: &crate::catalog::JobRow, stuck: Stuck, fenced: &CancellationToken) -> Ended {
+async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &CancellationToken) -> Ended {
     tracing::error!(fault.kind = %stuck.kind, "job is parked: {}; {}", stuck.detail, stuck.kind.advice());
     metrics().jobs_parked.get_or_create(&stuck.kind.into()).inc();
     let detail = format!("{}; {}", stuck.detail, stuck.kind.advice());
@@ -177,10 +178,52 @@ async fn park(context: &Context, row: &crate::catalog::JobRow, stuck: Stuck, fen
     let act = || async {
         let now = Wallclock::now();
         context.catalog.park(&entry, now).await?;
+        // Before the job: should we die between the two, its next owner parks it, or makes the archive after all.
+        fail_archive(context, row, now).await?;
         context.catalog.park_job(row.job, row.epoch, stuck.kind.as_str(), &detail, now).await
     };
     match persist("park a job", CATALOG, fenced, act).await {
         None | Some(Err(_)) => Ended::Fenced,
         Some(Ok(())) => Ended::Parked(stuck),
+    }
+}
+
+/// Developers hear that an archive failed; a replay of its job takes it on from there.
+async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result<(), CatalogError> {
+    let failed =
+        |known| ArchiveRow { status: ArchiveStatus::Failed, reason: "failure".to_owned(), updated_at: now, ..known };
+    let archive = match context.catalog.archive(row.archive).await {
+        Ok(Some(known)) => failed(known),
+        Ok(None) => failed(unknown_archive(row)),
+        // A damaged row must not keep its job from being parked.
+        Err(CatalogError::Corrupt { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // Not written when another owner has the job, or when the archive is there already.
+    context.catalog.put_own_archive(&archive, row.epoch).await.map(drop)
+}
+
+/// The archive of a job that was parked before it was written for the first time.
+fn unknown_archive(row: &JobRow) -> ArchiveRow {
+    let options = match crate::event::parse(row.event.as_bytes()) {
+        Ok(SessionEvent::Started(event)) => event.data.archive,
+        _ => ArchiveOptions::default(),
+    };
+    ArchiveRow {
+        archive: row.archive,
+        job: row.job,
+        session: row.session.clone(),
+        application: row.application.clone(),
+        name: options.name.clone(),
+        status: ArchiveStatus::Failed,
+        reason: String::new(),
+        output_mode: options.output_mode.as_str().to_owned(),
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        duration_s: 0,
+        size: 0,
+        sha256: String::new(),
+        object_key: None,
+        options,
     }
 }

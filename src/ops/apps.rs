@@ -8,6 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
 use crate::api::token::is_public_key;
+use crate::callback::address::{allowed, check_url};
 use crate::catalog::{ApplicationKey, ApplicationKind, ApplicationRow, Catalog, CatalogError};
 use crate::config::Settings;
 use crate::fault::{Fault, FaultKind, HasFault};
@@ -244,16 +245,10 @@ pub async fn set_callback(
 }
 
 /// Whether callbacks may go there.
-#[allow(clippy::unused_async)]
-async fn check_callback(_settings: &Settings, url: Option<&str>) -> Result<(), AppsError> {
-    let good =
-        |url: &str| url::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
-    match url {
-        Some(url) if !good(url) => {
-            Err(AppsError::Invalid("a callback's address is such as https://host/path".to_owned()))
-        }
-        _ => Ok(()),
-    }
+async fn check_callback(settings: &Settings, url: Option<&str>) -> Result<(), AppsError> {
+    let Some(url) = url else { return Ok(()) };
+    let checked = check_url(url, &allowed(&settings.callbacks)).await;
+    checked.map(drop).map_err(|error| AppsError::Invalid(format!("callbacks cannot go there: {error}")))
 }
 
 /// An application without its secrets.

@@ -8,6 +8,10 @@ CREATE INDEX archives_counted ON archives (application_id, status);
 DROP INDEX archives_newest;
 CREATE INDEX archives_newest ON archives (application_id, created_at DESC, archive_id);
 
+-- An archive's changes of status are numbered; the status before the last write says whether that was one.
+ALTER TABLE archives ADD COLUMN changes BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE archives ADD COLUMN status_before TEXT;
+
 -- Who may ask: an application or project, with the keys that it signs its requests with, as JSON.
 CREATE TABLE applications (
     application_id  TEXT PRIMARY KEY,
@@ -39,8 +43,8 @@ CREATE TABLE sessions (
 );
 CREATE UNIQUE INDEX sessions_by_room ON sessions (router, room);
 
--- What is to be told of each change of an archive's status: by callback to the application, and as an event. Each archive's
--- are told in order; one that is being told has a time until which nobody else does.
+-- What is to be told of each change of an archive's status: by callback to the application, and as an event. `number` is that
+-- of the change. Each archive's are told in order; for one that is being told, `due_at` is until when nobody else does.
 CREATE TABLE notices (
     archive_id     TEXT NOT NULL,
     target         TEXT NOT NULL,
@@ -57,7 +61,9 @@ CREATE TABLE notices (
     updated_at     BIGINT NOT NULL,
     PRIMARY KEY (archive_id, target, number)
 );
-CREATE INDEX notices_due ON notices (state, due_at);
+CREATE INDEX notices_due ON notices (target, state, due_at);
+CREATE INDEX notices_old ON notices (state, updated_at);
+CREATE INDEX notices_newest ON notices (created_at DESC, archive_id);
 
 -- Secrets that all processes of a deployment share and nobody needs to know, such as that of the store's links.
 CREATE TABLE secrets (
