@@ -12,7 +12,7 @@ PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer
   libavcodec-dev libavformat-dev libavutil-dev libswresample-dev libswscale-dev \
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
   janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
-  iproute2 procps python3-venv
+  iproute2 procps openssl python3-venv
 
 GARAGE := $(CACHE)/garage/bin/garage
 
@@ -47,7 +47,8 @@ test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and 
 demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
 	$(CARGO) test --locked --quiet --workspace --test demo
 
-bench: setup ## cost and speed against a GStreamer recorder, in about 15 minutes; figures in target/bench.json
+bench: ## cost and speed against a GStreamer recorder, in about 20 minutes; figures in target/bench.json
+	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) hey"
 	$(CARGO) build --locked --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/bench $(BENCH_ARGS)
 
