@@ -84,6 +84,15 @@ pub struct NoticeLabels {
     pub outcome: &'static str,
 }
 
+/// Label of [`Metrics::api_requests`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route, with names in place of ids.
+    pub route: String,
+    /// `ok`, `refused` (4xx) or `failed` (5xx).
+    pub outcome: &'static str,
+}
+
 /// The metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -121,6 +130,10 @@ pub struct Metrics {
     pub start_delay: Histogram,
     /// Tries to tell of archives' changes, by target and outcome.
     pub notices: Family<NoticeLabels, Counter>,
+    /// Requests to the API, by route and outcome.
+    pub api_requests: Family<RequestLabels, Counter>,
+    /// What the API takes to answer, in seconds.
+    pub api_seconds: Histogram,
     /// 1 while the broker is connected.
     pub broker_connected: Gauge<i64, AtomicI64>,
 }
@@ -183,6 +196,8 @@ fn build() -> (Metrics, Registry) {
         compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
         notices: Family::default(),
+        api_requests: Family::default(),
+        api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         broker_connected: Gauge::default(),
     };
     let mut registry = Registry::with_prefix("archiver");
@@ -209,6 +224,8 @@ fn build() -> (Metrics, Registry) {
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
         notices, "callbacks and events of archives' changes, by target and outcome";
+        api_requests, "requests to the API, by route and outcome";
+        api_seconds, "seconds that the API takes to answer";
         broker_connected, "1 while the broker is connected";
     }
     (metrics, registry)

@@ -150,6 +150,12 @@ impl<'a> Unverified<'a> {
     }
 }
 
+/// Whether a text is a public key that a unified application may have.
+#[must_use]
+pub fn is_public_key(pem: &str) -> bool {
+    pem.contains("PUBLIC KEY") && DecodingKey::from_rsa_pem(pem.as_bytes()).is_ok()
+}
+
 fn part<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, TokenError> {
     let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| TokenError::Malformed)?;
     serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)

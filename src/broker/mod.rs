@@ -8,6 +8,7 @@
 //! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
 //! archiver.archives (topic)                                 for whoever wants to hear of archives
 //!   archive.<status>.<region>
+//! archiver.nudges (fanout)   ─► a queue of each worker      look into the catalog at once
 //! ```
 //!
 //! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
@@ -15,6 +16,7 @@
 //! when what it asks for is durable in the catalog, never later.
 
 mod consumer;
+mod nudge;
 mod publisher;
 mod topology;
 
@@ -26,6 +28,7 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::Region;
 
 pub use consumer::{BrokerState, Delivery, Outcome, consume};
+pub use nudge::{hear_nudges, keep_nudging};
 pub use publisher::{ArchivePublisher, Headers, Publisher};
 
 /// A started event's routing key is this and the region.
