@@ -10,6 +10,7 @@
 
 mod archives;
 mod auth;
+mod callbacks;
 mod error;
 mod extract;
 pub mod health;

@@ -24,7 +24,8 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use tracing::Instrument;
 
 use super::error::ApiError;
-use super::{Api, Shared, StartError, archives, limits, links, openapi, sessions};
+use super::{Api, Shared, StartError, archives, callbacks, limits, links, openapi, sessions};
+use crate::callback::{Telling, keep_telling};
 use crate::config::Settings;
 use crate::job::driver::CATALOG;
 use crate::metrics::{RequestLabels, metrics};
@@ -65,6 +66,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
     });
     let tasks = TaskTracker::new();
     let ending = stop.child_token();
+    let rendered = Arc::new(callbacks::Rendered(Arc::clone(&api)));
+    let telling = Telling::new(api.catalog.clone(), &api.settings.callbacks, Some(broker.clone()), rendered);
+    tasks.spawn(keep_telling(telling, ending.clone()));
     tasks.spawn({
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move { crate::broker::keep_nudging(&broker, &api.wanted, &ending).await }
