@@ -6,6 +6,7 @@
 //!   session.ended.<region>   ─► archiver.ended.<region>     quorum; consumed always
 //! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
 //! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
+//! Janus's event handlers     ─► archiver.janus              hints; consumed by the bridge
 //! ```
 //!
 //! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
@@ -13,6 +14,7 @@
 //! when what it asks for is durable in the catalog, never later.
 
 mod consumer;
+mod hints;
 mod publisher;
 mod topology;
 
@@ -24,6 +26,7 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::Region;
 
 pub use consumer::{BrokerState, Delivery, Outcome, consume};
+pub use hints::listen;
 pub use publisher::{Headers, Publisher};
 
 /// A started event's routing key is this and the region.
@@ -133,23 +136,32 @@ fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
     }
 }
 
-/// Connects, declares everything and asks for confirms, with a limit: a black hole answers nothing.
-async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
-    const DOING: &str = "take a connection";
-    const SECONDS: u64 = 10;
+const CONNECT: &str = "take a connection";
+
+async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError> {
     let properties = lapin::ConnectionProperties::default().with_connection_name("archiver".into());
-    let uri = config.uri();
-    let opening = async {
-        let connection = lapin::Connection::connect(&uri, properties).await.map_err(failed(DOING))?;
+    lapin::Connection::connect(&config.uri(), properties).await.map_err(failed(CONNECT))
+}
+
+/// With a limit: a black hole answers nothing.
+async fn in_time<T>(opening: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+    const SECONDS: u64 = 10;
+    tokio::time::timeout(Duration::from_secs(SECONDS), opening)
+        .await
+        .map_err(|_| BrokerError::Timeout { doing: CONNECT, seconds: SECONDS })?
+}
+
+/// Connects, declares everything and asks for confirms.
+async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
+    in_time(async {
+        let connection = connect(config).await?;
         let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
         topology::declare(&channel, config).await?;
         let confirms = channel.confirm_select(lapin::options::ConfirmSelectOptions::default());
         confirms.await.map_err(failed("confirm messages"))?;
         Ok((connection, channel))
-    };
-    tokio::time::timeout(Duration::from_secs(SECONDS), opening)
-        .await
-        .map_err(|_| BrokerError::Timeout { doing: DOING, seconds: SECONDS })?
+    })
+    .await
 }
 
 /// Connects and declares everything. For `archiver check`.
