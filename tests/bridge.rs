@@ -290,7 +290,8 @@ async fn a_restart_of_the_router_or_the_broker_neither_loses_nor_doubles_a_sessi
     drop(alice);
     // Nobody has called the API, and the room is there again.
     wait_for("the room", || async { ground.has_room(&row).await.then_some(()) }).await;
-    let _alice = ground.client(&row, "alice").await;
+    // Under another name, so that her tracks are others.
+    let _alice = ground.client(&row, "alice-again").await;
     ground.world.recording(4).await;
 
     // A session begins while the broker is away.

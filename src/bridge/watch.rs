@@ -129,12 +129,14 @@ impl Watch {
     }
 
     async fn look_at(&mut self, hints: BTreeSet<Hint>) -> Result<(), LookError> {
+        let mut first = Ok(());
         for hint in hints {
             if let Hint::Room(room) = hint {
-                self.look(&room).await?;
+                let looked = self.look(&room).await;
+                keep_first(&mut first, looked)?;
             }
         }
-        Ok(())
+        first
     }
 
     async fn look_at_everything(&mut self) -> Result<(), LookError> {
@@ -144,20 +146,22 @@ impl Watch {
         self.make_again(&recorded, &there).await;
         self.rooms.retain(|room, _| there.contains(room));
         let busy: BTreeSet<&SessionId> = recorded.iter().map(|session| &session.session).collect();
+        let mut first = Ok(());
         for room in &listed {
             let looked = self.looked;
             let known = self.rooms.entry(room.room.clone()).or_insert_with(|| new_room(looked));
             known.participants = room.participants;
-            if room.participants > 0 {
+            let looked = if room.participants > 0 {
                 known.unused_since = None;
-                self.look(&room.room).await?;
+                self.look(&room.room).await
             } else {
                 known.memory.empty();
-                self.tidy(room, &busy).await?;
-            }
+                self.tidy(room, &busy).await
+            };
+            keep_first(&mut first, looked)?;
         }
         self.looked = true;
-        Ok(())
+        first
     }
 
     /// Rooms that are gone although they are needed, as after a restart of the router: those of archives that are being
@@ -282,6 +286,19 @@ impl Watch {
                 tracing::debug!(%router, %session, %region, conversation, "not told again: {}", chain(&error))
             }
         }
+    }
+}
+
+/// One room that cannot be looked at keeps nobody from looking at the others, but a router or catalog that is away does.
+fn keep_first(first: &mut Result<(), LookError>, looked: Result<(), LookError>) -> Result<(), LookError> {
+    use {CatalogError as C, LookError as L, RouterError as R};
+    match looked {
+        Err(away @ (L::Router(R::Unavailable { .. } | R::Timeout { .. }) | L::Catalog(C::Unavailable { .. }))) => Err(away),
+        Err(error) if first.is_ok() => {
+            *first = Err(error);
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
