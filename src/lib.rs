@@ -25,4 +25,5 @@ pub mod session;
 pub mod store;
 pub mod telemetry;
 pub mod time;
+pub mod tls;
 pub mod worker;

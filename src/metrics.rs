@@ -107,6 +107,15 @@ pub struct GapLabels {
     pub cause: &'static str,
 }
 
+/// Label of [`Metrics::api_requests`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The route, with names in place of ids.
+    pub route: String,
+    /// `ok`, `refused` (4xx) or `failed` (5xx).
+    pub outcome: &'static str,
+}
+
 /// The metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -142,6 +151,10 @@ pub struct Metrics {
     pub compose_behind: Histogram,
     /// Event received to first media on disk, in seconds.
     pub start_delay: Histogram,
+    /// Requests to the API, by route and outcome.
+    pub api_requests: Family<RequestLabels, Counter>,
+    /// What the API takes to answer, in seconds.
+    pub api_seconds: Histogram,
     /// 1 while the broker is connected.
     pub broker_connected: Gauge<i64, AtomicI64>,
     /// Messages of media routers' event handlers.
@@ -207,6 +220,8 @@ fn build() -> (Metrics, Registry) {
         archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
         compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
+        api_requests: Family::default(),
+        api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         broker_connected: Gauge::default(),
         router_hints: Family::default(),
         session_starts: Family::default(),
@@ -234,6 +249,8 @@ fn build() -> (Metrics, Registry) {
         archive_delay, "seconds from a session's end to its archive being available";
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
+        api_requests, "requests to the API, by route and outcome";
+        api_seconds, "seconds that the API takes to answer";
         broker_connected, "1 while the broker is connected";
         router_hints, "messages of media routers' event handlers, by outcome";
         session_starts, "starts of sessions that workers were told of, by outcome";

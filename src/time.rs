@@ -43,6 +43,15 @@ impl Wallclock {
             .to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
     }
 
+    /// As `Sun Sep 15 21:56:28 UTC 2024`, to the second.
+    #[must_use]
+    pub fn to_words(self) -> String {
+        chrono::DateTime::from_timestamp_micros(self.0)
+            .unwrap_or_default()
+            .format("%a %b %d %H:%M:%S UTC %Y")
+            .to_string()
+    }
+
     /// Reads RFC 3339.
     #[must_use]
     pub fn parse_rfc3339(text: &str) -> Option<Self> {

@@ -143,6 +143,20 @@ pub struct Status {
     pub jobs: Arc<AtomicUsize>,
 }
 
+impl Status {
+    /// Whether this worker takes events.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn ready(&self) -> Result<String, String> {
+        let jobs = self.jobs.load(Ordering::Relaxed);
+        match *self.broker.borrow() {
+            BrokerState::Connected => Ok(format!("ready, {jobs} jobs")),
+            BrokerState::Disconnected => Err(format!("no broker, {jobs} jobs go on")),
+        }
+    }
+}
+
 /// Runs a worker until `stop`, then hands its jobs over.
 ///
 /// # Errors
@@ -166,7 +180,7 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
         spool,
         settings,
         given_on: AtomicUsize::new(0),
-        ends: watch::channel(0).0,
+        news: watch::channel(0).0,
     });
     tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
         store = context.store.describe(), "worker begins");
@@ -177,7 +191,19 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
     let nudge = Arc::new(Notify::new());
     let tasks = TaskTracker::new();
     let (leave_queue, stop_http) = (stop.child_token(), CancellationToken::new());
-    tasks.spawn(crate::api::serve(context.settings.http.bind, status, stop_http.clone()));
+    let ready: crate::api::health::Ready = Arc::new(move || status.ready());
+    tasks.spawn(crate::api::health::serve(context.settings.http.bind, ready, stop_http.clone()));
+    tasks.spawn({
+        let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
+        let config = broker_config.clone();
+        async move {
+            let nudged = || {
+                nudge.notify_one();
+                context.look_now();
+            };
+            broker::hear_nudges(&config, nudged, &cancel).await;
+        }
+    });
     tasks.spawn({
         let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
         async move {
@@ -316,7 +342,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             if !context.catalog.request_end(application, session, reason, at, now).await? {
                 tracing::info!(%session, ended_at = %at, "a session's end changes nothing: it is not recorded, or was used again since");
             }
-            context.ends.send_modify(|ends| *ends = ends.wrapping_add(1));
+            context.look_now();
             return Ok(EventOutcome::Ended);
         }
     };

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use archiver::catalog::{
     Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, ParkedState,
+    NewParked, ParkedState, SessionRow,
 };
-use archiver::event::ArchiveOptions;
+use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use archiver::fault::{FaultKind, HasFault, Retry};
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::time::Wallclock;
@@ -222,7 +222,9 @@ async fn conversations(url: String) {
     catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
     assert_eq!(catalog.recorded_sessions(&j1).await.unwrap().len(), 1);
     // One that runs goes before one that ended, whatever their clocks say.
-    let Accepted::New(second) = catalog.accept(&event("s", "e2"), Wallclock(NOW.0 - 1)).await.unwrap() else { panic!() };
+    let Accepted::New(second) = catalog.accept(&event("s", "e2"), Wallclock(NOW.0 - 1)).await.unwrap() else {
+        panic!()
+    };
     let newest = async |tag: &str| catalog.newest_job(&s.application, &s.session, tag).await.unwrap().map(|j| j.job);
     assert_eq!((newest("").await, newest("x").await), (Some(second.job), None));
     let epoch = claimed(&catalog, second.job, "w", NOW).await.job.epoch;

@@ -1,46 +1,114 @@
-//! HTTP: health and metrics.
+//! HTTP: the REST API that the SDKs of Vonage and `OpenTok` call, health and metrics.
+//!
+//! ```text
+//! request ─► id, time limit, count ─► caller: token ─► application ─► rate ─► handler ─► catalog, store, router
+//!                                          403            path's project?        │
+//!                                                                                └─► nudge: workers look at once
+//! ```
+//!
+//! What is asked for of a running archive goes into the catalog, where it survives whoever owns the job; nobody is called.
 
+mod archives;
+mod auth;
+mod client_token;
+mod error;
+mod extract;
+pub mod health;
+mod join;
+mod limits;
+mod links;
+mod openapi;
+mod place;
+mod request;
+mod serve;
+mod sessions;
 pub mod token;
+mod wire;
 
-use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 
-use crate::broker::BrokerState;
-use crate::worker::Status;
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::Settings;
+use crate::geo::{Geo, GeoError};
+use crate::ids::RouterName;
+use crate::router::MediaRouter;
+use crate::session::region::Atlas;
+use crate::store::{SharedStore, StoreError};
 
-/// Serves `/health/live`, `/health/ready` and `/metrics` until `stop`. A port that is taken is logged; a
-/// worker without health checks still records.
-pub async fn serve(bind: SocketAddr, status: Status, stop: CancellationToken) {
-    let routes = Router::new()
-        .route("/health/live", get(|| async { "ok\n" }))
-        .route("/health/ready", get(ready))
-        .route("/metrics", get(metrics))
-        .with_state(status);
-    let listener = match tokio::net::TcpListener::bind(bind).await {
-        Ok(listener) => listener,
-        Err(error) => return tracing::error!(%bind, "health and metrics cannot be served: {error}"),
-    };
-    if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await {
-        tracing::error!("health and metrics have ended: {error}");
-    }
+pub use openapi::document;
+pub use serve::run;
+
+/// What must be there before the API can be served.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The broker's address.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigErrors),
+    /// The database of addresses.
+    #[error(transparent)]
+    Geo(#[from] GeoError),
+    /// The address is another's, or not this machine's.
+    #[error("the API cannot listen at {bind}: change api.bind, or end who listens there")]
+    Bind {
+        /// Where.
+        bind: std::net::SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Certificate or key.
+    #[error("the API's certificate {certificate:?} and key {key:?} cannot be used")]
+    Certificate {
+        /// `api.certificate`.
+        certificate: std::path::PathBuf,
+        /// `api.key`.
+        key: std::path::PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
-async fn ready(State(status): State<Status>) -> impl IntoResponse {
-    let jobs = status.jobs.load(Ordering::Relaxed);
-    match *status.broker.borrow() {
-        BrokerState::Connected => (StatusCode::OK, format!("ready, {jobs} jobs\n")),
-        BrokerState::Disconnected => (StatusCode::SERVICE_UNAVAILABLE, format!("no broker, {jobs} jobs go on\n")),
-    }
+/// What all requests use.
+pub struct Api {
+    settings: Settings,
+    catalog: Catalog,
+    store: SharedStore,
+    links: links::Links,
+    limits: limits::Limits,
+    routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    atlas: Atlas,
+    geo: Geo,
+    /// Notified when workers should look into the catalog.
+    wanted: Notify,
 }
 
-async fn metrics() -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], crate::metrics::render())
+/// As handlers have it.
+pub type Shared = Arc<Api>;
+
+impl Api {
+    /// Makes all workers look into the catalog at once.
+    fn nudge(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Where this service is found, given a request's `Host`.
+    fn base(&self, host: Option<&str>) -> String {
+        if let Some(url) = &self.settings.api.public_url {
+            return url.trim_end_matches('/').to_owned();
+        }
+        let scheme = if self.settings.api.certificate.is_some() { "https" } else { "http" };
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+        let host = host.filter(|host| !host.is_empty() && host.chars().all(plain));
+        host.map_or_else(|| format!("{scheme}://{}", self.settings.api.bind), |host| format!("{scheme}://{host}"))
+    }
 }

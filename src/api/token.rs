@@ -11,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::ids::ApplicationId;
 use crate::time::Wallclock;
@@ -60,12 +61,56 @@ pub enum TokenError {
     Purpose,
 }
 
-/// A token that was taken apart, and is not believed yet.
+/// A JSON Web Token that was taken apart: what is signed, by which algorithm, and the signature.
 #[derive(Debug)]
-pub struct Unverified<'a> {
-    signed: &'a str,
-    signature: &'a str,
+pub struct Signed {
+    text: String,
+    signature: String,
     algorithm: String,
+}
+
+impl Signed {
+    /// Takes a token apart. Returns its claims, too, and `ist` where opentok-ruby has it: in the header.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn parse(token: &str) -> Result<(Self, Value), TokenError> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(TokenError::Malformed);
+        }
+        let (text, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
+        let (header, claims) = text.split_once('.').ok_or(TokenError::Malformed)?;
+        let header: Header = part(header)?;
+        let mut claims: Map<String, Value> = part(claims)?;
+        if let Some(ist) = header.ist {
+            claims.entry("ist").or_insert(ist.into());
+        }
+        let signed = Self { text: text.to_owned(), signature: signature.to_owned(), algorithm: header.alg };
+        Ok((signed, Value::Object(claims)))
+    }
+
+    /// Whether one of an application's keys has signed it.
+    #[must_use]
+    pub fn is_by(&self, keys: &Keys) -> bool {
+        let signed_by = |key: DecodingKey, algorithm: Algorithm| {
+            crypto::verify(&self.signature, self.text.as_bytes(), &key, algorithm).unwrap_or(false)
+        };
+        match keys {
+            Keys::Unified(pems) if self.algorithm == "RS256" => pems
+                .iter()
+                .any(|pem| DecodingKey::from_rsa_pem(pem.as_bytes()).is_ok_and(|key| signed_by(key, Algorithm::RS256))),
+            Keys::Legacy(secrets) if self.algorithm == "HS256" => secrets
+                .iter()
+                .any(|secret| signed_by(DecodingKey::from_secret(secret.expose_secret().as_bytes()), Algorithm::HS256)),
+            Keys::Unified(_) | Keys::Legacy(_) => false,
+        }
+    }
+}
+
+/// The token of a request that was taken apart, and is not believed yet.
+#[derive(Debug)]
+pub struct Unverified {
+    signed: Signed,
     claims: Claims,
     /// The application that it says it is of.
     pub application: ApplicationId,
@@ -74,7 +119,6 @@ pub struct Unverified<'a> {
 #[derive(Debug, Deserialize)]
 struct Header {
     alg: String,
-    /// opentok-ruby has it here, all others among the claims.
     ist: Option<String>,
 }
 
@@ -90,26 +134,21 @@ struct Claims {
     session_id: Option<String>,
 }
 
-impl<'a> Unverified<'a> {
+impl Unverified {
     /// Takes a token apart.
     ///
     /// # Errors
     /// When it is none, or for something else than requests.
-    pub fn parse(token: &'a str) -> Result<Self, TokenError> {
-        if token.len() > TOKEN_BYTES_MAX {
-            return Err(TokenError::Malformed);
-        }
-        let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let (header, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
-        let header: Header = part(header)?;
-        let claims: Claims = part(claims)?;
-        let purpose = claims.ist.as_deref().or(header.ist.as_deref());
-        if purpose.is_some_and(|ist| ist != "project") || claims.scope.is_some() || claims.session_id.is_some() {
+    pub fn parse(token: &str) -> Result<Self, TokenError> {
+        let (signed, claims) = Signed::parse(token)?;
+        let claims: Claims = serde_json::from_value(claims).map_err(|_| TokenError::Malformed)?;
+        let other = claims.ist.as_deref().is_some_and(|ist| ist != "project");
+        if other || claims.scope.is_some() || claims.session_id.is_some() {
             return Err(TokenError::Purpose);
         }
         let application = claims.application_id.as_deref().or(claims.iss.as_deref()).ok_or(TokenError::Malformed)?;
         let application = application.parse().map_err(|_| TokenError::Malformed)?;
-        Ok(Self { signed, signature, algorithm: header.alg, claims, application })
+        Ok(Self { signed, claims, application })
     }
 
     /// Whether one of the application's keys has signed it, and whether it is valid now.
@@ -117,19 +156,7 @@ impl<'a> Unverified<'a> {
     /// # Errors
     /// See [`TokenError`].
     pub fn verify(&self, keys: &Keys, now: Wallclock) -> Result<(), TokenError> {
-        let signed_by = |key: DecodingKey, algorithm: Algorithm| {
-            crypto::verify(self.signature, self.signed.as_bytes(), &key, algorithm).unwrap_or(false)
-        };
-        let good = match keys {
-            Keys::Unified(pems) if self.algorithm == "RS256" => pems
-                .iter()
-                .any(|pem| DecodingKey::from_rsa_pem(pem.as_bytes()).is_ok_and(|key| signed_by(key, Algorithm::RS256))),
-            Keys::Legacy(secrets) if self.algorithm == "HS256" => secrets
-                .iter()
-                .any(|secret| signed_by(DecodingKey::from_secret(secret.expose_secret().as_bytes()), Algorithm::HS256)),
-            Keys::Unified(_) | Keys::Legacy(_) => false,
-        };
-        if !good {
+        if !self.signed.is_by(keys) {
             return Err(TokenError::Signature);
         }
         self.is_timely(now)
@@ -148,6 +175,12 @@ impl<'a> Unverified<'a> {
         let begins = self.claims.iat.into_iter().chain(self.claims.nbf).fold(f64::MIN, f64::max);
         if begins > now + skew { Err(TokenError::Future) } else { Ok(()) }
     }
+}
+
+/// Whether a text is a public key that a unified application may have.
+#[must_use]
+pub fn is_public_key(pem: &str) -> bool {
+    pem.contains("PUBLIC KEY") && DecodingKey::from_rsa_pem(pem.as_bytes()).is_ok()
 }
 
 fn part<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, TokenError> {

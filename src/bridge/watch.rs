@@ -293,7 +293,9 @@ impl Watch {
 fn keep_first(first: &mut Result<(), LookError>, looked: Result<(), LookError>) -> Result<(), LookError> {
     use {CatalogError as C, LookError as L, RouterError as R};
     match looked {
-        Err(away @ (L::Router(R::Unavailable { .. } | R::Timeout { .. }) | L::Catalog(C::Unavailable { .. }))) => Err(away),
+        Err(away @ (L::Router(R::Unavailable { .. } | R::Timeout { .. }) | L::Catalog(C::Unavailable { .. }))) => {
+            Err(away)
+        }
         Err(error) if first.is_ok() => {
             *first = Err(error);
             Ok(())

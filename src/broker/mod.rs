@@ -7,6 +7,7 @@
 //! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
 //! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
 //! Janus's event handlers     ─► archiver.janus              hints; consumed by the bridge
+//! archiver.nudges (fanout)   ─► a queue of each worker      look into the catalog at once
 //! ```
 //!
 //! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
@@ -15,6 +16,7 @@
 
 mod consumer;
 mod hints;
+mod nudge;
 mod publisher;
 mod topology;
 
@@ -27,6 +29,7 @@ use crate::ids::Region;
 
 pub use consumer::{BrokerState, Delivery, Outcome, consume};
 pub use hints::listen;
+pub use nudge::{hear_nudges, keep_nudging};
 pub use publisher::{Headers, Publisher};
 
 /// A started event's routing key is this and the region.

@@ -120,6 +120,10 @@ pub struct ArchiveFilter {
     pub session: Option<SessionId>,
     /// With a status; without one, deleted archives are left out.
     pub status: Option<ArchiveStatus>,
+    /// Begun then or later.
+    pub from: Option<Wallclock>,
+    /// Begun before.
+    pub to: Option<Wallclock>,
     /// Pass over so many.
     pub offset: u32,
     /// At most so many.
@@ -264,6 +268,9 @@ impl Catalog {
         add("status", filter.status.map(|s| s.as_str().to_owned()));
         if filter.status.is_none() {
             conditions.push("status <> 'deleted'".to_owned());
+        }
+        for (comparison, bound) in [(">=", filter.from), ("<", filter.to)] {
+            conditions.extend(bound.map(|at| format!("created_at {comparison} {}", at.0)));
         }
         let condition = conditions.join(" AND ");
         let mut page = statement(format!(

@@ -19,13 +19,13 @@ use crate::event::{Layout, LayoutType, Resolution, StreamMode};
 use crate::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::job::desired::Desired;
 use crate::ops::clip::{Part, clip};
+use crate::ops::delete;
 use crate::ops::desire::{StreamsChange, check_classes, desire, select_streams};
 use crate::ops::recompose::{Otherwise, recompose};
 use crate::store::checksum::Hasher;
 use crate::store::dir::collect;
 use crate::store::download::{Download, download};
 use crate::store::{ObjectStore, SharedStore};
-use crate::time::Wallclock;
 
 /// Largest manifest that is read.
 const MANIFEST_BYTES_MAX: usize = 16 << 20;
@@ -229,7 +229,8 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
     let stop = CancellationToken::new();
     match command {
         ArchivesCommand::List { application, session, status, offset, count, json } => {
-            let filter = ArchiveFilter { application, session, status, offset, count: count.min(1000) };
+            let count = count.min(1000);
+            let filter = ArchiveFilter { application, session, status, offset, count, ..ArchiveFilter::default() };
             let (rows, total) = catalog.archives(&filter).await?;
             if json {
                 return say_json(&serde_json::json!({ "count": total, "items": rows }));
@@ -315,21 +316,11 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
         }
         ArchivesCommand::Delete { archive, yes } => {
             let row = found(&catalog, archive).await?;
-            if !row.status.may_become(ArchiveStatus::Deleted) {
-                bail!(
-                    "archive {archive} is {}: only what is available, uploaded, expired or failed can be deleted",
-                    row.status.as_str()
-                );
-            }
+            delete::check(&row)?;
             if !yes && !confirmed(&format!("delete archive {archive} of session {}?", row.session))? {
                 bail!("nothing was deleted");
             }
-            let prefix = Keys::new(row.application.clone(), archive).prefix();
-            for object in store.list(&prefix).await? {
-                store.delete(&object.key).await?;
-            }
-            let row = ArchiveRow { status: ArchiveStatus::Deleted, updated_at: Wallclock::now(), ..row };
-            catalog.put_archive(&row).await?;
+            delete::delete(&catalog, store.as_ref(), row).await?;
             say(&format!("deleted {archive}"));
         }
     }

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod apps;
 mod archives;
 pub mod compose;
 mod jobs;
@@ -32,10 +33,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run everything in one process: take events, record, deliver, answer for health and metrics.
+    /// Run everything in one process: take events, record, deliver, serve the API, answer for health and metrics.
     Serve,
-    /// Run a worker: the same as `serve` until the API has a process of its own.
+    /// Run a worker: take events, record, deliver.
     Worker,
+    /// Run the REST API that the SDKs of Vonage and OpenTok call.
+    Api,
+    /// Add, list and change applications: who may use the API, and with what keys.
+    #[command(subcommand)]
+    Apps(apps::AppsCommand),
     /// Look whether configuration, GStreamer, broker, catalog, store, routers and disk can be used.
     Check {
         /// Print JSON.
@@ -113,7 +119,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "archiver", &mut std::io::stdout());
         }
-        Command::Serve | Command::Worker => serve(load()?).await?,
+        Command::Serve => serve(load()?, Roles { worker: true, api: true }).await?,
+        Command::Worker => serve(load()?, Roles { worker: true, api: false }).await?,
+        Command::Api => serve(load()?, Roles { worker: false, api: true }).await?,
+        Command::Apps(command) => apps::run(&load()?, command).await?,
         Command::Check { print_config: true, .. } => say(load()?.to_string().trim()),
         Command::Check { json, .. } => return check(&load()?, json).await,
         Command::Health => health(&load()?).await?,
@@ -127,20 +136,61 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(settings: Settings) -> Result<()> {
+/// What a process does.
+#[derive(Debug, Clone, Copy)]
+struct Roles {
+    worker: bool,
+    api: bool,
+}
+
+async fn serve(settings: Settings, roles: Roles) -> Result<()> {
     crate::telemetry::start(settings.log.format, &settings.log.level)?;
+    crate::tls::choose_provider();
+    let stop = CancellationToken::new();
+    let signals = tokio_util::task::TaskTracker::new();
+    signals.spawn(stop_on_signals(stop.clone()));
+    // Either that cannot start, or is done, ends the other one too, in its own order.
+    let (worked, served) = tokio::join!(
+        ending(&stop, work(&settings, roles, stop.clone())),
+        ending(&stop, serve_api(&settings, roles, stop.clone())),
+    );
+    worked.context("the worker cannot start")?;
+    served.context("the API cannot start")
+}
+
+async fn ending<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> T {
+    let done = work.await;
+    stop.cancel();
+    done
+}
+
+async fn work(settings: &Settings, roles: Roles, stop: CancellationToken) -> Result<(), crate::worker::StartError> {
+    if !roles.worker {
+        stop.cancelled().await;
+        return Ok(());
+    }
     let engine = EngineConfig {
         bind: settings.media.bind,
         advertise: settings.media.advertise,
         receive_buffer_bytes: usize::try_from(settings.media.receive_buffer.0).unwrap_or(4 << 20),
         ..EngineConfig::default()
     };
-    let stop = CancellationToken::new();
-    let signals = tokio_util::task::TaskTracker::new();
-    signals.spawn(stop_on_signals(stop.clone()));
-    let worked = crate::worker::work(settings, engine, stop.clone()).await;
-    stop.cancel();
-    worked.context("the worker cannot start")
+    crate::worker::work(settings.clone(), engine, stop).await
+}
+
+async fn serve_api(settings: &Settings, roles: Roles, stop: CancellationToken) -> Result<(), crate::api::StartError> {
+    if !roles.api {
+        stop.cancelled().await;
+        return Ok(());
+    }
+    // A worker in the same process answers for both.
+    let health = async {
+        if !roles.worker {
+            let ready = std::sync::Arc::new(|| Ok("ready".to_owned()));
+            crate::api::health::serve(settings.http.bind, ready, stop.clone()).await;
+        }
+    };
+    tokio::join!(ending(&stop, crate::api::run(settings.clone(), stop.clone())), health).0
 }
 
 async fn stop_on_signals(stop: CancellationToken) {

@@ -68,12 +68,12 @@ pub async fn keep(
     let mut away_since: Option<Wallclock> = None;
     let mut unwritten = false;
     let mut asked = job.desired.clone();
-    let mut ends = context.ends.subscribe();
+    let mut news = context.news.subscribe();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             // The sender is in the context, which lives.
-            Ok(()) = ends.changed() => beat.reset_immediately(),
+            Ok(()) = news.changed() => beat.reset_immediately(),
             _ = beat.tick() => {
                 let now = Wallclock::now();
                 match context.catalog.heartbeat(job.job, job.epoch, now, lease).await {

@@ -58,8 +58,15 @@ pub struct Context {
     pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
     /// Jobs here that have given their session to a successor, and do not count for the capacity any more.
     pub given_on: AtomicUsize,
-    /// Counts the ends of sessions that this worker put into the catalog: its own jobs look there at once.
-    pub ends: watch::Sender<u64>,
+    /// Counts what was put into the catalog for jobs that may be this worker's: they look there at once.
+    pub news: watch::Sender<u64>,
+}
+
+impl Context {
+    /// Makes this worker's jobs look into the catalog now instead of with their next heartbeat.
+    pub fn look_now(&self) {
+        self.news.send_modify(|news| *news = news.wrapping_add(1));
+    }
 }
 
 /// Why a job cannot go on by itself.

@@ -1,7 +1,9 @@
 //! What operators do: look whether everything can be used, replay and discard parked jobs, make archives anew, cut parts out of them.
 
+pub mod apps;
 pub mod check;
 pub mod clip;
+pub mod delete;
 pub mod desire;
 pub mod recompose;
 mod remade;

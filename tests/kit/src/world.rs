@@ -45,6 +45,8 @@ pub struct World {
     config: PathBuf,
     /// Where the worker tells its metrics.
     http: SocketAddr,
+    /// Where it serves the API.
+    api: SocketAddr,
     events: u32,
 }
 
@@ -78,13 +80,15 @@ impl World {
         let catalog = catalog.map(|url| format!("[catalog]\nurl = \"{url}\"\n")).unwrap_or_default();
         let ip = janus.ip();
         let http = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
+        let api = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
         let text = format!(
             "[worker]\nid = \"worker-1\"\nregion = \"eu\"\ndata_dir = \"{}\"\n\
              [broker]\nurl = \"{}\"\n{catalog}\
              [store]\nkind = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"{}\"\naccess_key = \"{ACCESS_KEY}\"\nsecret_key = \"{SECRET_KEY}\"\n\
              [[router]]\nname = \"janus-1\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\nadmin_key = \"{ADMIN_KEY}\"\n\
              room_key = \"{ROOM_KEY}\"\ntoken_secret = \"{TOKEN_SECRET}\"\n\
-             [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"{http}\"\n{more}\n",
+             [media]\nbind = \"{ip}:0\"\n[http]\nbind = \"{http}\"\n\
+             [api]\nbind = \"{api}\"\n{more}\n",
             dir.path().join("data-worker-1").display(),
             rabbit.url(),
             s3.endpoint(),
@@ -102,6 +106,7 @@ impl World {
             machine: "worker-1".to_owned(),
             config,
             http,
+            api,
             events: 0,
         })
     }
@@ -180,6 +185,12 @@ impl World {
         std::fs::write(&self.config, text)?;
         self.machine = machine.to_owned();
         Ok(())
+    }
+
+    /// Where the API is served.
+    #[must_use]
+    pub const fn api(&self) -> SocketAddr {
+        self.api
     }
 
     /// The worker's metrics, as Prometheus reads them.

@@ -1,0 +1,328 @@
+//! Archives: start, stop, get, list, delete, layout, streams.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use tokio::time::{Duration, Instant, sleep};
+
+use super::auth::Caller;
+use super::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
+use super::extract::{Base, Segments};
+use super::{Shared, request, wire};
+use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow};
+use crate::event::{
+    ArchiveMode, ArchiveOptions, Envelope, MediaMode, OutputMode, STARTED, SessionEvent, Started, StreamMode,
+};
+use crate::ids::{ArchiveId, EventId, SessionId};
+use crate::job::desired::Desired;
+use crate::ops::delete::{self, DeleteError};
+use crate::ops::desire::{DesireError, desire, select_streams};
+use crate::time::Wallclock;
+
+/// A start waits so long for the session's last archive, which is about to end.
+const ENDING_MAX: Duration = Duration::from_secs(2);
+/// A stop is answered after this at the latest, with the status as it is then.
+const STOPPING_MAX: Duration = Duration::from_millis(1500);
+const POLL: Duration = Duration::from_millis(25);
+
+/// Vonage's reason of an archive that somebody stopped.
+const USER_INITIATED: &str = "user initiated";
+
+/// `POST /v2/project/{project}/archive`
+#[utoipa::path(
+    post, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "startArchive",
+    params(super::openapi::Project), request_body = super::openapi::StartArchive,
+    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn start(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    body: Bytes,
+) -> Result<Json<wire::Archive>, ApiError> {
+    let request::Start { session, options } = request::start(&body)?;
+    let session = api.session(&caller, &session).await?;
+    if session.media_mode == MediaMode::Relayed {
+        return Err(ApiError::conflict(NOT_ROUTED, "Only routed sessions are allowed to initiate archives."));
+    }
+    if session.e2ee {
+        return Err(ApiError::conflict(
+            NOT_ROUTED,
+            "The media of a session with e2ee cannot be read, so it is not archived.",
+        ));
+    }
+    if api.clients(&session).await? == 0 {
+        // Vonage's own words.
+        return Err(ApiError::not_found("Not found. No clients are actively connected to the OpenTok session."));
+    }
+    let row = begin(&api, &session, options).await?;
+    api.nudge();
+    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+}
+
+/// Makes the job of an archive that somebody starts, and its first entry.
+async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> Result<ArchiveRow, ApiError> {
+    let now = Wallclock::now();
+    let id: EventId = format!("api-{}", uuid::Uuid::new_v4()).parse().expect("a valid id");
+    let event = Envelope {
+        specversion: "1.0".to_owned(),
+        id,
+        source: "archiver/api".to_owned(),
+        kind: STARTED.to_owned(),
+        time: Some(now.to_rfc3339()),
+        data: Started {
+            session_id: session.session.clone(),
+            application_id: session.application.clone(),
+            media_mode: MediaMode::Routed,
+            archive_mode: ArchiveMode::Manual,
+            location: session.location,
+            region: session.region.clone(),
+            router: session.router.clone(),
+            archive: options,
+        },
+    };
+    let new = NewJob {
+        job: event.job(),
+        session: session.session.clone(),
+        application: session.application.clone(),
+        region: session.region.clone(),
+        event: serde_json::to_string(&event).expect("plain data"),
+        started_at: now,
+        tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
+    };
+    let job = accept(api, &new).await?;
+    if !session.classes.is_empty() {
+        let desired = Desired { classes: session.classes.clone(), ..Desired::default() };
+        api.catalog.desire(&job, &serde_json::to_string(&desired).expect("plain data"), now).await?;
+    }
+    let row = ArchiveRow {
+        archive: job.archive,
+        job: job.job,
+        session: job.session.clone(),
+        application: job.application.clone(),
+        name: event.data.archive.name.clone(),
+        status: ArchiveStatus::Started,
+        reason: String::new(),
+        output_mode: event.data.archive.output_mode.as_str().to_owned(),
+        created_at: job.created_at,
+        updated_at: now,
+        duration_s: 0,
+        size: 0,
+        sha256: String::new(),
+        object_key: None,
+        options: event.data.archive,
+    };
+    // The job's owner may have been quicker, and told more.
+    api.catalog.put_archive(&row).await?;
+    Ok(row)
+}
+
+/// Accepts a job. A session whose last archive is about to end is waited for.
+async fn accept(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
+    let deadline = Instant::now() + ENDING_MAX;
+    loop {
+        match api.catalog.accept(new, Wallclock::now()).await {
+            Ok(Accepted::New(job) | Accepted::Duplicate(job)) => return Ok(job),
+            Err(CatalogError::Ending { .. }) if Instant::now() < deadline => sleep(POLL).await,
+            Ok(Accepted::SessionBusy(_)) | Err(CatalogError::Ending { .. }) => {
+                return Err(ApiError::conflict(
+                    ALREADY_ARCHIVING,
+                    "the session is archived already: another archive at the same time needs a multiArchiveTag of its own",
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// `GET /v2/project/{project}/archive`
+#[utoipa::path(
+    get, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "listArchives",
+    params(super::openapi::Project, super::openapi::ListQuery),
+    responses((status = 200, body = wire::ArchiveList), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn list(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    RawQuery(query): RawQuery,
+) -> Result<Json<wire::ArchiveList>, ApiError> {
+    let mut filter = request::list(query.as_deref().unwrap_or_default())?;
+    filter.application = Some(caller.application.application.clone());
+    let (rows, count) = api.catalog.archives(&filter).await?;
+    let mut items = Vec::with_capacity(rows.len());
+    for row in &rows {
+        items.push(api.wire(row, &caller.application, &base).await?);
+    }
+    Ok(Json(wire::ArchiveList { count, items }))
+}
+
+/// `GET /v2/project/{project}/archive/{archive}`
+#[utoipa::path(
+    get, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "getArchive",
+    params(super::openapi::Project, super::openapi::OfArchive),
+    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn get(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    path: Segments,
+) -> Result<Json<wire::Archive>, ApiError> {
+    let row = api.archive(&caller, path.archive()?).await?;
+    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+}
+
+/// `POST /v2/project/{project}/archive/{archive}/stop`
+///
+/// An automatic archive goes on: it ends with its session (Vonage's rule).
+#[utoipa::path(
+    post, path = "/v2/project/{project}/archive/{archive}/stop", tag = "archives", operation_id = "stopArchive",
+    params(super::openapi::Project, super::openapi::OfArchive),
+    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn stop(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    path: Segments,
+) -> Result<Json<wire::Archive>, ApiError> {
+    let archive = path.archive()?;
+    let row = api.archive(&caller, archive).await?;
+    if !matches!(row.status, ArchiveStatus::Started | ArchiveStatus::Paused | ArchiveStatus::Stopped) {
+        let message =
+            format!("the archive is {}: it is not recorded (started, paused or stopped)", row.status.as_str());
+        return Err(ApiError::conflict(NOT_RUNNING, message));
+    }
+    let job = api.catalog.job(row.job).await?;
+    if !job.as_ref().is_some_and(is_automatic) && wire::is_running(row.status) {
+        api.catalog.request_stop(row.job, USER_INITIATED, Wallclock::now()).await?;
+        api.nudge();
+    }
+    let row = if job.as_ref().is_some_and(is_automatic) { row } else { stopped(&api, &caller, row).await? };
+    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+}
+
+/// Whether nobody started an archive: its session did.
+fn is_automatic(job: &JobRow) -> bool {
+    match crate::event::parse(job.event.as_bytes()) {
+        Ok(SessionEvent::Started(event)) => event.data.archive_mode == ArchiveMode::Always,
+        Ok(SessionEvent::Ended(_)) | Err(_) => true,
+    }
+}
+
+/// Waits a moment for the owner of a job to have heard that it should end.
+async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<ArchiveRow, ApiError> {
+    let deadline = Instant::now() + STOPPING_MAX;
+    while wire::is_running(row.status) && Instant::now() < deadline {
+        sleep(POLL).await;
+        row = api.archive(caller, row.archive).await?;
+    }
+    Ok(row)
+}
+
+/// `DELETE /v2/project/{project}/archive/{archive}`
+#[utoipa::path(
+    delete, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "deleteArchive",
+    params(super::openapi::Project, super::openapi::OfArchive),
+    responses((status = 204), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
+    let row = api.archive(&caller, path.archive()?).await?;
+    match delete::delete(&api.catalog, api.store.as_ref(), row).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(DeleteError::Unfinished { status, .. }) => Err(ApiError::conflict(
+            NOT_DELETABLE,
+            format!("the archive is {status}: only what is available, uploaded, expired or failed can be deleted"),
+        )),
+        Err(error) => Err(ApiError::of(&error)),
+    }
+}
+
+/// `PUT /v2/project/{project}/archive/{archive}/layout`
+#[utoipa::path(
+    put, path = "/v2/project/{project}/archive/{archive}/layout", tag = "archives", operation_id = "setArchiveLayout",
+    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::ArchiveLayout,
+    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn layout(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    path: Segments,
+    body: Bytes,
+) -> Result<Json<wire::Archive>, ApiError> {
+    let row = api.archive(&caller, path.archive()?).await?;
+    let layout = request::layout(&body)?;
+    if row.options.output_mode == OutputMode::Individual {
+        return Err(ApiError::invalid("an individual archive has no layout"));
+    }
+    desire(&api.catalog, row.archive, |desired| desired.layout = Some(layout.clone())).await?;
+    api.nudge();
+    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+}
+
+/// `PATCH /v2/project/{project}/archive/{archive}/streams`
+#[utoipa::path(
+    patch, path = "/v2/project/{project}/archive/{archive}/streams", tag = "archives", operation_id = "selectArchiveStreams",
+    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::ArchiveStreams,
+    responses((status = 204), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn streams(
+    State(api): State<Shared>,
+    caller: Caller,
+    path: Segments,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let row = api.archive(&caller, path.archive()?).await?;
+    let change = request::streams(&body)?;
+    match select_streams(&api.catalog, row.archive, &change).await {
+        Ok(_) => {
+            api.nudge();
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        // What the SDKs know as "streamMode is auto".
+        Err(error @ DesireError::AllStreams(_)) => {
+            Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, error.to_string()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl super::Api {
+    /// An archive of the caller's application; another one does not exist for it, nor does one that was deleted.
+    pub(super) async fn archive(&self, caller: &Caller, archive: ArchiveId) -> Result<ArchiveRow, ApiError> {
+        let row = self.catalog.archive(archive).await?;
+        row.filter(|row| row.application == caller.application.application && row.status != ArchiveStatus::Deleted)
+            .ok_or_else(|| ApiError::not_found("there is no such archive"))
+    }
+
+    /// A session of the caller's application.
+    pub(super) async fn session(&self, caller: &Caller, session: &SessionId) -> Result<SessionRow, ApiError> {
+        let found = self.catalog.session(&caller.application.application, session).await?;
+        found.ok_or_else(|| ApiError::not_found("there is no such session: was it created here, by this application?"))
+    }
+
+    /// An archive as it is sent, with a link if it has a file.
+    pub(super) async fn wire(
+        &self,
+        row: &ArchiveRow,
+        application: &crate::catalog::ApplicationRow,
+        base: &Base,
+    ) -> Result<wire::Archive, ApiError> {
+        let url = match &row.object_key {
+            Some(key) if row.status == ArchiveStatus::Available => {
+                Some(self.links.link(key, &super::links::file_name(row, key), &base.0).await?)
+            }
+            _ => None,
+        };
+        // Only such an archive says which streams it has, and only while it runs.
+        let desired = match wire::is_running(row.status) && row.options.stream_mode == StreamMode::Manual {
+            true => self.catalog.job(row.job).await?.as_ref().map(crate::job::ledger::desired),
+            false => None,
+        };
+        Ok(wire::archive(row, application, url, desired.as_ref()))
+    }
+}

@@ -1,0 +1,91 @@
+//! Clients: from the token that an SDK made to the room at the media router.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use serde::Serialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use super::auth::{bearer, keys};
+use super::client_token::{ClientToken, Role};
+use super::error::{ApiError, NOT_ROUTED};
+use super::extract::{Segments, Stranger};
+use super::{Shared, token::TokenError};
+use crate::ids::StreamId;
+use crate::session::access::{ClientAccess, client_access};
+use crate::time::Wallclock;
+
+/// What Janus is given to let a client in ends with the client's token, and after this at the latest, in seconds: who stays longer
+/// asks again.
+const ACCESS_SECONDS_MAX: i64 = 24 * 3600;
+
+/// Where a client finds its session, and what it says there.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Joined {
+    /// The session.
+    pub session_id: String,
+    /// What the token lets it do. The media router knows no roles: a client of the platform's own keeps to it.
+    pub role: Role,
+    /// The id of the stream that it will publish. For a second one, such as a screen, it asks again.
+    pub stream_id: String,
+    /// What it gives as `display` when it joins the room. It may add `name` and `videoType` (`camera`, `screen`, `custom`).
+    pub display: String,
+    /// Where the room is: `url`, `room`, and as far as the router needs them `pin`, `token`, `expires`.
+    #[schema(value_type = Object)]
+    pub router: ClientAccess,
+}
+
+/// `POST /session/{session}/join`: ours. The token is a client's, as the SDKs' token methods make it.
+#[utoipa::path(
+    post, path = "/session/{session}/join", tag = "clients", operation_id = "joinSession",
+    params(super::openapi::OfSession),
+    responses((status = 200, body = Joined), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn join(
+    State(api): State<Shared>,
+    stranger: Stranger,
+    headers: HeaderMap,
+    path: Segments,
+) -> Result<Json<Joined>, ApiError> {
+    let now = Wallclock::now();
+    let token = match verified(&api, &headers, now).await {
+        Ok(token) => token,
+        Err(refused) => {
+            stranger.counted(&api)?;
+            return Err(refused);
+        }
+    };
+    api.limits.application(&token.application)?;
+    if path.session()? != token.session {
+        return Err(ApiError::forbidden("the session in the address is not the one that the token is of"));
+    }
+    let session = api.catalog.session(&token.application, &token.session).await?;
+    let session = session.ok_or_else(|| ApiError::not_found("there is no such session"))?;
+    let Some((router, place)) = api.room(&session)? else {
+        return Err(ApiError::conflict(NOT_ROUTED, "the session is relayed: its clients connect to each other"));
+    };
+    router.create_room(place, &session.session).await?;
+    let stream: StreamId = StreamId::from_uuid(uuid::Uuid::new_v4());
+    if !token.classes.is_empty() {
+        api.give_classes(session.clone(), &[(stream, token.classes.clone())]).await?;
+    }
+    let expires = token.expires.min(now.as_millis() / 1000 + ACCESS_SECONDS_MAX);
+    let access = client_access(api.section(&place.name)?, place, Wallclock(expires.saturating_mul(1_000_000)));
+    let display = json!({ "streamId": stream, "connectionData": token.connection_data });
+    Ok(Json(Joined {
+        session_id: session.session.to_string(),
+        role: token.role,
+        stream_id: stream.to_string(),
+        display: display.to_string(),
+        router: access,
+    }))
+}
+
+async fn verified(api: &Shared, headers: &HeaderMap, now: Wallclock) -> Result<ClientToken, ApiError> {
+    let token = ClientToken::parse(bearer(headers)?)?;
+    let application = api.catalog.application(&token.application).await?.ok_or(TokenError::Unknown)?;
+    token.verify(&keys(&application, now), now)?;
+    Ok(token)
+}

@@ -1,0 +1,73 @@
+//! How many requests a second one application may send, or one address that has no valid token.
+
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+
+use axum::http::StatusCode;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+use super::error::ApiError;
+use crate::ids::ApplicationId;
+
+/// The counters. Forgotten when they are full again: see [`Limits::forget`].
+pub struct Limits {
+    applications: DefaultKeyedRateLimiter<ApplicationId>,
+    strangers: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+impl Limits {
+    /// So many a second; twice as many may come at once.
+    #[must_use]
+    pub fn new(per_second: u32) -> Self {
+        let rate = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
+        let quota = Quota::per_second(rate).allow_burst(rate.saturating_mul(nonzero(2)));
+        Self { applications: RateLimiter::keyed(quota), strangers: RateLimiter::keyed(quota) }
+    }
+
+    /// Counts a request of an application.
+    ///
+    /// # Errors
+    /// 429 when there are too many.
+    pub fn application(&self, application: &ApplicationId) -> Result<(), ApiError> {
+        self.applications.check_key(application).map_err(|_| too_many())
+    }
+
+    /// Counts a request that was not let in.
+    ///
+    /// # Errors
+    /// 429 when there are too many.
+    pub fn stranger(&self, address: IpAddr) -> Result<(), ApiError> {
+        self.strangers.check_key(&address).map_err(|_| too_many())
+    }
+
+    /// Forgets who has not asked for a while, so that the counters do not grow for ever.
+    pub fn forget(&self) {
+        self.applications.retain_recent();
+        self.strangers.retain_recent();
+    }
+}
+
+const fn nonzero(number: u32) -> NonZeroU32 {
+    match NonZeroU32::new(number) {
+        Some(number) => number,
+        None => NonZeroU32::MIN,
+    }
+}
+
+fn too_many() -> ApiError {
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests: wait a second, and send fewer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn twice_the_rate_may_come_at_once_and_others_are_not_touched() {
+        let limits = Limits::new(5);
+        let (a, b) = ("a".parse().expect("id"), "b".parse().expect("id"));
+        let let_in = (0..50).filter(|_| limits.application(&a).is_ok()).count();
+        assert!((10..=12).contains(&let_in), "{let_in}");
+        assert!(limits.application(&b).is_ok());
+    }
+}

@@ -1,0 +1,175 @@
+//! Links to archives: those of the store where it has some, else our own, signed and served here.
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, Mac};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use sha2::Sha256;
+
+use super::Shared;
+use super::error::ApiError;
+use crate::archive::keys::{Keys, Kind};
+use crate::catalog::ArchiveRow;
+use crate::store::{SharedStore, StoreError};
+use crate::time::Wallclock;
+
+/// The name of the secret in the catalog.
+pub const SECRET: &str = "links";
+/// What our links begin with.
+const PATH: &str = "/links/";
+
+/// Makes and checks links.
+#[derive(Clone)]
+pub struct Links {
+    store: SharedStore,
+    secret: SecretString,
+    valid: std::time::Duration,
+}
+
+impl Links {
+    /// Links of a store, that are valid for so long.
+    #[must_use]
+    pub const fn new(store: SharedStore, secret: SecretString, valid: std::time::Duration) -> Self {
+        Self { store, secret, valid }
+    }
+
+    /// A link to an object that needs no token, and what it is called when it is kept. `base` is where this service is found.
+    ///
+    /// # Errors
+    /// When the store cannot sign.
+    pub async fn link(&self, key: &str, file_name: &str, base: &str) -> Result<String, StoreError> {
+        if let Some(link) = self.store.presign_get(key, self.valid, file_name).await? {
+            return Ok(link);
+        }
+        let expires = (Wallclock::now() + self.valid).as_millis() / 1000;
+        let signature = URL_SAFE_NO_PAD.encode(self.signed(key, expires, file_name).finalize().into_bytes());
+        Ok(format!("{base}{PATH}{key}?expires={expires}&name={file_name}&signature={signature}"))
+    }
+
+    fn signed(&self, key: &str, expires: i64, file_name: &str) -> Hmac<Sha256> {
+        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(self.secret.expose_secret().as_bytes())
+            .expect("a key of any length will do");
+        mac.update(format!("{key}\n{expires}\n{file_name}").as_bytes());
+        mac
+    }
+
+    fn is_good(&self, key: &str, query: &LinkQuery, now: Wallclock) -> bool {
+        let Ok(signature) = URL_SAFE_NO_PAD.decode(&query.signature) else { return false };
+        let good = self.signed(key, query.expires, &query.name).verify_slice(&signature).is_ok();
+        good && now.as_millis() / 1000 <= query.expires
+    }
+}
+
+/// What an archive's file is called when somebody keeps it: its name as far as every file system takes it, and its id.
+#[must_use]
+pub fn file_name(row: &ArchiveRow, key: &str) -> String {
+    let extension = key.rsplit('.').next().unwrap_or("bin");
+    let name: String = row
+        .name
+        .iter()
+        .flat_map(|name| name.chars())
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    let name = name.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-");
+    let name = if name.is_empty() { "archive" } else { &name };
+    format!("{name}-{}.{extension}", row.archive)
+}
+
+/// The query of a link of ours.
+#[derive(Debug, Deserialize)]
+pub struct LinkQuery {
+    expires: i64,
+    name: String,
+    signature: String,
+}
+
+/// What a `Range` header asks for (RFC 9110, 14.2), of an object of so many bytes: first byte and length. `None` is the whole:
+/// what is no single range of bytes is passed over. `Err` is a range that lies outside.
+fn range(header: Option<&str>, size: u64) -> Result<Option<(u64, u64)>, ()> {
+    let Some(spec) = header.and_then(|h| h.trim().strip_prefix("bytes=")) else { return Ok(None) };
+    let Some((first, last)) = spec.split_once('-') else { return Ok(None) };
+    let (first, last) = (first.trim(), last.trim());
+    let number = |text: &str| text.parse::<u64>().ok();
+    let (first, last) = match (first.is_empty(), last.is_empty()) {
+        (true, true) => return Ok(None),
+        (true, false) => match number(last) {
+            Some(0) => return Err(()),
+            Some(suffix) => (size.saturating_sub(suffix), size.saturating_sub(1)),
+            None => return Ok(None),
+        },
+        (false, _) => match (number(first), if last.is_empty() { Some(u64::MAX) } else { number(last) }) {
+            (Some(first), Some(last)) if last >= first => (first, last.min(size.saturating_sub(1))),
+            _ => return Ok(None),
+        },
+    };
+    if first >= size { Err(()) } else { Ok(Some((first, last - first + 1))) }
+}
+
+/// `GET /links/{application}/{archive}/{file}`
+pub async fn serve(
+    State(api): State<Shared>,
+    Path((application, archive, file)): Path<(String, String, String)>,
+    Query(query): Query<LinkQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let key = format!("{application}/{archive}/{file}");
+    let kind = Keys::parse(&key).map(|(_, kind)| kind).filter(|kind| !matches!(kind, Kind::Bundle(..)));
+    let Some(kind) = kind.filter(|_| api.links.is_good(&key, &query, Wallclock::now())) else {
+        return Err(ApiError::forbidden(
+            "this link is not valid, or not any more: get the archive again for a new one",
+        ));
+    };
+    let info = api.links.store.head(&key).await?.ok_or_else(|| ApiError::not_found("the archive's file is gone"))?;
+    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let Ok(range) = range(asked, info.size) else {
+        let unsatisfied = [(header::CONTENT_RANGE, format!("bytes */{}", info.size))];
+        return Ok((StatusCode::RANGE_NOT_SATISFIABLE, unsatisfied).into_response());
+    };
+    let body = Body::from_stream(api.links.store.get(&key, range).await?);
+    let mut response = Response::new(body);
+    let (first, length) = range.unwrap_or((0, info.size));
+    if range.is_some() {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let value = format!("bytes {first}-{}/{}", first + length - 1, info.size);
+        response.headers_mut().extend(HeaderValue::try_from(value).map(|v| (header::CONTENT_RANGE, v)));
+    }
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.content_type()));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    // Signed by us, so it is a name that we made.
+    let disposition = HeaderValue::try_from(format!("attachment; filename=\"{}\"", query.name));
+    headers.extend(disposition.map(|v| (header::CONTENT_DISPOSITION, v)));
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_players_send_them() {
+        for (header, expected) in [
+            (None, Ok(None)),
+            (Some("bytes=0-"), Ok(Some((0, 100)))),
+            (Some("bytes=10-19"), Ok(Some((10, 10)))),
+            (Some("bytes=90-500"), Ok(Some((90, 10)))),
+            (Some("bytes=-30"), Ok(Some((70, 30)))),
+            (Some("bytes=-300"), Ok(Some((0, 100)))),
+            (Some("bytes=100-"), Err(())),
+            (Some("bytes=-0"), Err(())),
+            (Some("bytes=20-10"), Ok(None)),
+            (Some("bytes=0-1,5-6"), Ok(None)),
+            (Some("lines=1-2"), Ok(None)),
+            (Some("bytes=-"), Ok(None)),
+        ] {
+            assert_eq!(range(header, 100), expected, "{header:?}");
+        }
+        assert_eq!(range(Some("bytes=0-"), 0), Err(()));
+    }
+}

@@ -1,0 +1,276 @@
+//! Applications: adding them, changing their keys, saying where their callbacks go.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+
+use crate::api::token::is_public_key;
+use crate::catalog::{ApplicationKey, ApplicationKind, ApplicationRow, Catalog, CatalogError};
+use crate::config::Settings;
+use crate::fault::{Fault, FaultKind, HasFault};
+use crate::ids::ApplicationId;
+use crate::time::Wallclock;
+
+/// Shortest secret of a legacy project: OpenTok's have forty characters.
+const SECRET_CHARS_MIN: usize = 16;
+/// Keys of one application that are kept, good or not.
+const KEYS_MAX: usize = 10;
+/// How often it is tried when others change the same application.
+const TRIES: u32 = 5;
+
+/// Why it cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum AppsError {
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// There is one of this id.
+    #[error("there is an application {0} already; `archiver apps rotate` gives it another key")]
+    Exists(ApplicationId),
+    /// There is none.
+    #[error("there is no application {0}; `archiver apps list` shows all")]
+    NotFound(ApplicationId),
+    /// Something that cannot be had.
+    #[error("{0}")]
+    Invalid(String),
+    /// Others change it all the time.
+    #[error("others change application {0} all the time: try again")]
+    Busy(ApplicationId),
+}
+
+impl HasFault for AppsError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Catalog(e) => e.fault(),
+            Self::Exists(_) | Self::Busy(_) => FaultKind::Conflict.fault(),
+            Self::NotFound(_) => FaultKind::NotFound.fault(),
+            Self::Invalid(_) => FaultKind::RequestInvalid.fault(),
+        }
+    }
+}
+
+/// A key to add.
+#[derive(Debug)]
+pub enum NewKey {
+    /// Of a unified application (PEM).
+    Public(String),
+    /// Of a legacy one; a new one is made without.
+    Secret(Option<SecretString>),
+}
+
+/// An application to add.
+#[derive(Debug)]
+pub struct NewApplication {
+    /// A UUID, or a number; a new one without.
+    pub id: Option<ApplicationId>,
+    /// What people call it.
+    pub name: String,
+    /// Its first key, which also says of which kind it is.
+    pub key: NewKey,
+    /// Where its callbacks go.
+    pub callback_url: Option<String>,
+}
+
+/// An application that was added or changed.
+#[derive(Debug)]
+pub struct Changed {
+    /// As it is now.
+    pub row: ApplicationRow,
+    /// A secret that was made here: shown once.
+    pub new_secret: Option<SecretString>,
+}
+
+/// A secret that nobody guesses: 256 bits.
+fn new_secret() -> SecretString {
+    URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into()
+}
+
+/// Whether an id can be one of such an application (`vonage-api.md` 1.3: SDKs take them apart).
+fn check_id(id: &ApplicationId, kind: ApplicationKind) -> Result<(), AppsError> {
+    let good = match kind {
+        ApplicationKind::Unified => {
+            uuid::Uuid::try_parse(id.as_str()).is_ok_and(|uuid| uuid.as_hyphenated().to_string() == id.as_str())
+        }
+        // .NET reads a 32-bit number.
+        ApplicationKind::Legacy => id.as_str().parse::<i32>().is_ok_and(|n| n > 0 && n.to_string() == id.as_str()),
+    };
+    if good {
+        return Ok(());
+    }
+    let needed = match kind {
+        ApplicationKind::Unified => "a unified application's id is a UUID in small letters",
+        ApplicationKind::Legacy => "a legacy project's key is a number from 1 to 2147483647",
+    };
+    Err(AppsError::Invalid(format!("{id}: {needed}")))
+}
+
+fn checked(key: NewKey) -> Result<(ApplicationKind, SecretString, bool), AppsError> {
+    match key {
+        NewKey::Public(pem) if is_public_key(&pem) => Ok((ApplicationKind::Unified, pem.into(), false)),
+        NewKey::Public(_) => Err(AppsError::Invalid(
+            "this is no RSA public key in PEM; of a private key, `openssl rsa -in private.key -pubout` makes it"
+                .to_owned(),
+        )),
+        NewKey::Secret(Some(secret)) if secret.expose_secret().chars().count() < SECRET_CHARS_MIN => {
+            Err(AppsError::Invalid(format!("the secret has fewer than {SECRET_CHARS_MIN} characters")))
+        }
+        NewKey::Secret(Some(secret)) => Ok((ApplicationKind::Legacy, secret, false)),
+        NewKey::Secret(None) => Ok((ApplicationKind::Legacy, new_secret(), true)),
+    }
+}
+
+/// Adds an application.
+///
+/// # Errors
+/// See [`AppsError`].
+pub async fn add(
+    catalog: &Catalog,
+    settings: &Settings,
+    new: NewApplication,
+    now: Wallclock,
+) -> Result<Changed, AppsError> {
+    let (kind, key, made) = checked(new.key)?;
+    let id = match new.id {
+        Some(id) => id,
+        None => new_id(kind),
+    };
+    check_id(&id, kind)?;
+    check_callback(settings, new.callback_url.as_deref()).await?;
+    let row = ApplicationRow {
+        application: id.clone(),
+        kind,
+        name: new.name.chars().filter(|c| !c.is_control()).take(200).collect(),
+        keys: vec![ApplicationKey { key: key.clone(), created_at: now, ends_at: None }],
+        callback_secret: new.callback_url.is_some().then(new_secret),
+        callback_url: new.callback_url,
+        created_at: now,
+        updated_at: now,
+    };
+    if !catalog.add_application(&row).await? {
+        return Err(AppsError::Exists(id));
+    }
+    Ok(Changed { row, new_secret: made.then_some(key) })
+}
+
+fn new_id(kind: ApplicationKind) -> ApplicationId {
+    let text = match kind {
+        ApplicationKind::Unified => uuid::Uuid::new_v4().to_string(),
+        ApplicationKind::Legacy => rand::random_range(10_000_000..=i32::MAX).to_string(),
+    };
+    text.parse().expect("digits and letters")
+}
+
+/// Changes an application as `change` says; again when somebody else was quicker.
+async fn changed<T>(
+    catalog: &Catalog,
+    id: &ApplicationId,
+    now: Wallclock,
+    change: impl Fn(&mut ApplicationRow) -> Result<T, AppsError>,
+) -> Result<(ApplicationRow, T), AppsError> {
+    for _ in 0..TRIES {
+        let mut row = catalog.application(id).await?.ok_or_else(|| AppsError::NotFound(id.clone()))?;
+        let before = row.updated_at;
+        let told = change(&mut row)?;
+        // The time is the mark by which it is seen whether somebody else was quicker.
+        row.updated_at = Wallclock(now.0.max(before.0 + 1));
+        if catalog.change_application(&row, before).await? {
+            return Ok((row, told));
+        }
+    }
+    Err(AppsError::Busy(id.clone()))
+}
+
+/// Gives an application another key; those before stay good for `overlap`.
+///
+/// # Errors
+/// See [`AppsError`].
+pub async fn rotate(
+    catalog: &Catalog,
+    id: &ApplicationId,
+    public_key: Option<String>,
+    overlap: Duration,
+    now: Wallclock,
+) -> Result<Changed, AppsError> {
+    let secret = new_secret();
+    let change = |row: &mut ApplicationRow| {
+        let key = match (row.kind, &public_key) {
+            (ApplicationKind::Unified, Some(pem)) => checked(NewKey::Public(pem.clone()))?.1,
+            (ApplicationKind::Legacy, None) => secret.clone(),
+            (ApplicationKind::Unified, None) => {
+                return Err(AppsError::Invalid("a unified application needs --public-key FILE".to_owned()));
+            }
+            (ApplicationKind::Legacy, Some(_)) => {
+                return Err(AppsError::Invalid(
+                    "a legacy project has a secret, which is made here, no public key".to_owned(),
+                ));
+            }
+        };
+        let end = now + overlap;
+        for old in &mut row.keys {
+            old.ends_at = Some(old.ends_at.map_or(end, |known| Wallclock(known.0.min(end.0))));
+        }
+        row.keys.retain(|key| key.is_good(now));
+        row.keys.insert(0, ApplicationKey { key, created_at: now, ends_at: None });
+        row.keys.truncate(KEYS_MAX);
+        Ok(row.kind)
+    };
+    let (row, kind) = changed(catalog, id, now, change).await?;
+    Ok(Changed { row, new_secret: (kind == ApplicationKind::Legacy).then_some(secret) })
+}
+
+/// Says where an application's callbacks go; `None` ends them. The secret that they are signed with stays.
+///
+/// # Errors
+/// See [`AppsError`].
+pub async fn set_callback(
+    catalog: &Catalog,
+    settings: &Settings,
+    id: &ApplicationId,
+    url: Option<String>,
+    now: Wallclock,
+) -> Result<ApplicationRow, AppsError> {
+    check_callback(settings, url.as_deref()).await?;
+    let change = |row: &mut ApplicationRow| {
+        row.callback_url.clone_from(&url);
+        if url.is_some() && row.callback_secret.is_none() {
+            row.callback_secret = Some(new_secret());
+        }
+        Ok(())
+    };
+    Ok(changed(catalog, id, now, change).await?.0)
+}
+
+/// Whether callbacks may go there.
+#[allow(clippy::unused_async)]
+async fn check_callback(_settings: &Settings, url: Option<&str>) -> Result<(), AppsError> {
+    let good =
+        |url: &str| url::Url::parse(url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    match url {
+        Some(url) if !good(url) => {
+            Err(AppsError::Invalid("a callback's address is such as https://host/path".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An application without its secrets.
+#[must_use]
+pub fn shown(row: &ApplicationRow, now: Wallclock) -> Value {
+    let keys: Vec<Value> = row
+        .keys
+        .iter()
+        .map(|key| {
+            json!({
+                "createdAt": key.created_at.to_rfc3339(), "endsAt": key.ends_at.map(Wallclock::to_rfc3339),
+                "good": key.is_good(now),
+            })
+        })
+        .collect();
+    json!({
+        "applicationId": row.application, "kind": row.kind, "name": row.name, "callbackUrl": row.callback_url, "keys": keys,
+        "createdAt": row.created_at.to_rfc3339(), "updatedAt": row.updated_at.to_rfc3339(),
+    })
+}

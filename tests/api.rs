@@ -1,0 +1,217 @@
+//! The REST API against real servers: Janus, RabbitMQ, S3, and the catalog.
+#![allow(missing_docs, clippy::disallowed_methods)]
+
+#[path = "common/api.rs"]
+mod api;
+
+use api::App;
+use archiver_testkit::publisher::Publisher;
+use archiver_testkit::wait::wait_for;
+use archiver_testkit::world::{APPLICATION, World};
+use serde_json::{Value, json};
+
+async fn world(more: &str) -> World {
+    let mut world = World::start(env!("CARGO_BIN_EXE_archiver"), None, more).await.expect("servers");
+    world.start_worker().expect("worker");
+    api::served(&world).await;
+    world
+}
+
+fn streams(archive: &Value) -> Vec<&str> {
+    archive["streams"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(|s| s["streamId"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_is_started_changed_stopped_fetched_and_deleted() {
+    let world = world("").await;
+    let app = App::unified(&world, APPLICATION);
+    let session = app.session("p2p.preference=disabled").await;
+    let start = |options: Value| {
+        let mut body = json!({ "sessionId": session });
+        body.as_object_mut().expect("object").extend(options.as_object().cloned().unwrap_or_default());
+        body
+    };
+    let archives = app.path("archive");
+    // Nobody is there.
+    let nobody = app.send("POST", &archives, Some(start(json!({})))).await;
+    assert_eq!((nobody.status, nobody.json()["code"].as_i64()), (404, Some(404)), "{nobody:?}");
+    assert!(nobody.text.contains("No clients are actively connected"), "{nobody:?}");
+
+    let alice = app.publisher(&world, &session, "alice").await;
+    let begun =
+        app.send("POST", &archives, Some(start(json!({ "name": "Weekly: 1", "resolution": "1280x720" })))).await;
+    assert_eq!(begun.status, 200, "{begun:?}");
+    let begun = begun.json();
+    assert_eq!((&begun["status"], &begun["applicationId"]), (&json!("started"), &json!(APPLICATION)));
+    assert_eq!((&begun["resolution"], &begun["url"]), (&json!("1280x720"), &Value::Null));
+    let archive = app.path(&format!("archive/{}", begun["id"].as_str().expect("id")));
+
+    // A second one at the same time needs a tag.
+    let second = app.send("POST", &archives, Some(start(json!({})))).await;
+    assert_eq!((second.status, second.json()["code"].as_i64()), (409, Some(15001)), "{second:?}");
+    let manual = json!({ "multiArchiveTag": "b", "outputMode": "composed", "streamMode": "manual" });
+    let manual = app.send("POST", &archives, Some(start(manual))).await.json();
+    assert_eq!((&manual["streamMode"], &manual["streams"]), (&json!("manual"), &json!([])));
+    let manual_path = app.path(&format!("archive/{}", manual["id"].as_str().expect("id")));
+    world.recording(4).await;
+
+    let listed = app.send("GET", &app.path(&format!("session/{session}/stream")), None).await.json();
+    assert_eq!(listed["count"], 1, "{listed}");
+    let stream = listed["items"][0]["id"].as_str().expect("id").to_owned();
+    assert_eq!((&listed["items"][0]["videoType"], &listed["items"][0]["name"]), (&json!("camera"), &json!("alice")));
+
+    // Streams: only in stream mode manual.
+    let add = json!({ "addStream": stream, "hasAudio": true, "hasVideo": false });
+    assert_eq!(app.send("PATCH", &format!("{archive}/streams"), Some(add.clone())).await.status, 405);
+    assert_eq!(app.send("PATCH", &format!("{manual_path}/streams"), Some(add)).await.status, 204);
+    let with = app.send("GET", &manual_path, None).await.json();
+    assert_eq!(with["streams"], json!([{ "streamId": stream, "hasAudio": true, "hasVideo": false }]));
+    let remove = json!({ "removeStream": stream });
+    assert_eq!(app.send("PATCH", &format!("{manual_path}/streams"), Some(remove)).await.status, 204);
+    assert!(streams(&app.send("GET", &manual_path, None).await.json()).is_empty());
+
+    // Layout, and classes.
+    let pip = app.send("PUT", &format!("{archive}/layout"), Some(json!({ "type": "pip" }))).await;
+    assert_eq!((pip.status, pip.json()["id"].clone()), (200, begun["id"].clone()));
+    assert_eq!(app.send("PUT", &format!("{archive}/layout"), Some(json!({ "type": "round" }))).await.status, 400);
+    let classes = json!({ "items": [{ "id": stream, "layoutClassList": ["full"] }] });
+    let classes = app.send("PUT", &app.path(&format!("session/{session}/stream")), Some(classes)).await;
+    assert_eq!((classes.status, &classes.json()["items"][0]["layoutClassList"]), (200, &json!(["full"])));
+    let one = app.send("GET", &app.path(&format!("session/{session}/stream/{stream}")), None).await;
+    assert_eq!(one.json()["layoutClassList"], json!(["full"]));
+
+    // A running one cannot be deleted; both are stopped.
+    let early = app.send("DELETE", &archive, None).await;
+    assert_eq!((early.status, early.json()["code"].as_i64()), (409, Some(15004)), "{early:?}");
+    for path in [&archive, &manual_path] {
+        let stopped = app.send("POST", &format!("{path}/stop"), None).await;
+        assert_eq!((stopped.status, &stopped.json()["reason"]), (200, &json!("user initiated")), "{stopped:?}");
+        assert_ne!(stopped.json()["status"], "started");
+    }
+    let id = begun["id"].as_str().expect("id");
+    let done = app.archive(id, "available").await;
+    assert_eq!((&done["reason"], &done["event"]), (&json!("user initiated"), &json!("archive")));
+    assert!(done["duration"].as_i64() > Some(0) && done["size"].as_i64() > Some(0), "{done}");
+    let file =
+        app.client.get(done["url"].as_str().expect("url")).header("range", "bytes=4-7").send().await.expect("file");
+    assert_eq!(file.status(), 206);
+    let disposition = file.headers()["content-disposition"].to_str().expect("text").to_owned();
+    assert!(disposition.contains(&format!("Weekly-1-{id}.mp4")), "{disposition}");
+    assert_eq!(file.headers()["content-type"], "video/mp4");
+    assert_eq!(file.bytes().await.expect("bytes").as_ref(), b"ftyp");
+    let again = app.send("POST", &format!("{archive}/stop"), None).await;
+    assert_eq!((again.status, again.json()["code"].as_i64()), (409, Some(15002)), "{again:?}");
+
+    // Newest first, all counted.
+    app.archive(manual["id"].as_str().expect("id"), "available").await;
+    let list = app.send("GET", &format!("{archives}?count=1&session_id={session}"), None).await.json();
+    assert_eq!((&list["count"], &list["items"][0]["id"]), (&json!(2), &manual["id"]));
+    let rest = app.send("GET", &format!("{archives}?offset=1&sessionId={session}&status=available"), None).await.json();
+    assert_eq!((&rest["items"][0]["id"], rest["items"].as_array().map(Vec::len)), (&begun["id"], Some(1)));
+    assert_eq!(app.send("GET", &format!("{archives}?from=99999999999999"), None).await.json()["count"], 0);
+
+    assert_eq!(app.send("DELETE", &archive, None).await.status, 204);
+    assert_eq!(app.send("GET", &archive, None).await.status, 404);
+    assert_eq!(app.send("GET", &archives, None).await.json()["count"], 1);
+    alice.leave().await.expect("leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_is_heard_within_a_second_and_survives_the_worker() {
+    let mut world = world("").await;
+    let app = App::legacy(&world, "123456");
+    let session = app.session("p2p.preference=disabled").await;
+    let alice = app.publisher(&world, &session, "alice").await;
+    let begun = app.send("POST", &app.path("archive"), Some(json!({ "sessionId": session }))).await.json();
+    assert_eq!((&begun["partnerId"], &begun["projectId"]), (&json!(123_456), &json!(123_456)));
+    let id = begun["id"].as_str().expect("id").to_owned();
+    world.recording(2).await;
+    // Its owner dies; another one must hear what is asked for meanwhile. The API is in the same process here.
+    world.kill_worker();
+    world.start_worker().expect("worker");
+    api::served(&world).await;
+    let asked = std::time::Instant::now();
+    let stopped = app.send("POST", &app.path(&format!("archive/{id}/stop")), None).await;
+    assert_eq!(stopped.status, 200, "{stopped:?}");
+    wait_for("the archive to end", || async {
+        let archive = app.send("GET", &app.path(&format!("archive/{id}")), None).await.json();
+        (archive["status"] != "started" && archive["status"] != "paused").then_some(())
+    })
+    .await;
+    println!("heard after {:?}", asked.elapsed());
+    let done = app.archive(&id, "available").await;
+    assert_eq!(done["reason"], "user initiated");
+    alice.leave().await.expect("leave");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_made_as_the_sdks_parse_them() {
+    let world = world("").await;
+    let (unified, legacy) = (App::unified(&world, APPLICATION), App::legacy(&world, "45828062"));
+    for (app, partner) in [(&unified, APPLICATION), (&legacy, "45828062")] {
+        let (name, token) = app.header(&app.token(&app.claims()));
+        let xml = app.send_with("POST", "/session/create", None, &[(name, &token)]).await;
+        assert_eq!((xml.status, xml.kind.as_str()), (200, "text/xml"), "{xml:?}");
+        assert!(xml.text.contains(&format!("<partner_id>{partner}</partner_id>")), "{xml:?}");
+        // A form that is called JSON (vonage-python).
+        let headers = [(name, token.as_str()), ("accept", "application/json"), ("content-type", "application/json")];
+        let form = json!("p2p.preference=disabled&archiveMode=always");
+        let created = app.send_with("POST", "/session/create", Some(form), &headers).await;
+        assert_eq!((created.status, created.kind.as_str()), (200, "application/json"), "{created:?}");
+        assert_eq!(created.json().as_array().map(Vec::len), Some(1));
+        assert_eq!(created.json()[0]["partner_id"], partner);
+    }
+    let bad = unified.send("POST", "/session/create", Some(json!("archiveMode=always&p2p.preference=enabled"))).await;
+    assert_eq!(bad.status, 400);
+    assert!(bad.json()["message"].as_str().is_some_and(|m| m.contains("needs a routed session")), "{bad:?}");
+    // A relayed session cannot be archived.
+    let relayed = unified.session("p2p.preference=enabled").await;
+    let refused = unified.send("POST", &unified.path("archive"), Some(json!({ "sessionId": relayed }))).await;
+    assert_eq!((refused.status, refused.json()["code"].as_i64()), (409, Some(15008)), "{refused:?}");
+    // Nor one of somebody else, or one that is not known.
+    let others = legacy.session("").await;
+    for session in [&others, "2_nowhere"] {
+        let unknown = unified.send("POST", &unified.path("archive"), Some(json!({ "sessionId": session }))).await;
+        assert_eq!(unknown.status, 404, "{unknown:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_come_in_with_the_tokens_that_the_sdks_make() {
+    let world = world("").await;
+    let (unified, legacy) = (App::unified(&world, APPLICATION), App::legacy(&world, "45828062"));
+    for app in [&unified, &legacy] {
+        let session = app.session("").await;
+        let joined = app.join_with(&session, &app.client_claims(&session)).await;
+        assert_eq!(joined.status, 200, "{joined:?}");
+        let joined = joined.json();
+        let router = &joined["router"];
+        assert!(["pin", "token", "url", "room"].iter().all(|field| router[*field].is_string()), "{joined}");
+        assert!(!joined.to_string().contains(archiver_testkit::janus::API_SECRET), "{joined}");
+        let alice = Publisher::start(api::options(&world, &joined, "alice")).await.expect("publisher");
+        let listed = app.send("GET", &app.path(&format!("session/{session}/stream")), None).await.json();
+        assert_eq!(listed["items"][0]["id"], joined["streamId"], "{listed}");
+        alice.leave().await.expect("leave");
+
+        // Layout classes of the token are those of the stream.
+        let mut focused = app.client_claims(&session);
+        focused["initial_layout_class_list"] = json!("focus");
+        let joined = app.join_with(&session, &focused).await.json();
+        let bob = Publisher::start(api::options(&world, &joined, "bob")).await.expect("publisher");
+        let path = app.path(&format!("session/{session}/stream/{}", joined["streamId"].as_str().expect("id")));
+        assert_eq!(app.send("GET", &path, None).await.json()["layoutClassList"], json!(["focus"]));
+        bob.leave().await.expect("leave");
+
+        // Neither a request's token, nor one of another session, nor one that ended lets anybody in.
+        let mut ended = app.client_claims(&session);
+        ended["exp"] = json!(api::now() - 120);
+        let other = app.session("").await;
+        for claims in [app.claims(), app.client_claims(&other), ended] {
+            let refused = app.join_with(&session, &claims).await;
+            assert_eq!(refused.status, 403, "{refused:?}");
+        }
+        // And a client's token is none for requests.
+        let (name, token) = app.header(&app.token(&app.client_claims(&session)));
+        assert_eq!(app.send_with("GET", &app.path("archive"), None, &[(name, &token)]).await.status, 403);
+    }
+}
