@@ -168,7 +168,7 @@ async fn a_session_that_the_router_tells_of_is_recorded_at_once_by_one_job() {
     wait_for("a hint to be heard", || async {
         let text = archiver::metrics::render();
         if !text.contains("router_hints_total{outcome=\"Used\"}") {
-            let probe = format!("probe-{}", rand_name());
+            let probe = format!("probe-{}", Wallclock::now().0);
             ground.world.janus.create_room(&probe, json!({})).await.ok()?;
         }
         text.contains("router_hints_total{outcome=\"Used\"}").then_some(())
@@ -186,12 +186,11 @@ async fn a_session_that_the_router_tells_of_is_recorded_at_once_by_one_job() {
     assert_eq!(archive["reason"], "session ended");
     assert_eq!((ground.jobs(&row).await, ground.conversation(&row).await), (1, 1));
     // What is no message of Janus's is passed over.
-    let broker = lapin::Connection::connect(&ground.world.rabbit.url(), lapin::ConnectionProperties::default()).await;
-    let channel = broker.expect("broker").create_channel().await.expect("channel");
+    let (_connection, channel) = channel(&ground.world).await;
     let properties = lapin::BasicProperties::default();
     channel.basic_publish("".into(), QUEUE.into(), Default::default(), b"nonsense", properties).await.expect("publish");
     wait_for("nonsense to be counted", || async {
-        archiver::metrics::render().contains("router_hints_total{outcome=\"Malformed\"} 1").then_some(())
+        archiver::metrics::render().contains("router_hints_total{outcome=\"Malformed\"}").then_some(())
     })
     .await;
     // It goes on: somebody comes back.
@@ -201,8 +200,12 @@ async fn a_session_that_the_router_tells_of_is_recorded_at_once_by_one_job() {
     running.stop().await;
 }
 
-fn rand_name() -> u128 {
-    std::time::Duration::from_micros(Wallclock::now().0.unsigned_abs()).as_micros()
+/// A channel to the world's broker; it ends with its connection.
+async fn channel(world: &World) -> (lapin::Connection, lapin::Channel) {
+    let properties = lapin::ConnectionProperties::default();
+    let connection = lapin::Connection::connect(&world.rabbit.url(), properties).await.expect("broker");
+    let channel = connection.create_channel().await.expect("channel");
+    (connection, channel)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,8 +333,7 @@ async fn unused_rooms_are_removed_and_a_region_without_workers_is_told_again() {
     let mut mars = ground.broker();
     mars.region = "mars".parse().expect("region");
     Broker::connect(&mars).await.expect("broker").close().await.expect("close");
-    let broker = lapin::Connection::connect(&ground.world.rabbit.url(), lapin::ConnectionProperties::default()).await;
-    let channel = broker.expect("broker").create_channel().await.expect("channel");
+    let (_connection, channel) = channel(&ground.world).await;
     let event = wait_for("the start", || async {
         let got = channel.basic_get("archiver.started.mars".into(), Default::default()).await.expect("get")?;
         Some(serde_json::from_slice::<serde_json::Value>(&got.delivery.data).expect("JSON"))

@@ -63,7 +63,7 @@ mod tests {
         read(message.to_string().as_bytes())
     }
 
-    fn plugin(data: Value) -> Value {
+    fn plugin(data: &Value) -> Value {
         json!({ "emitter": "e", "type": 64, "timestamp": 1, "event": { "plugin": "janus.plugin.videoroom", "data": data } })
     }
 
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn rooms_are_named_by_one_event_or_by_many() {
-        let joined = plugin(json!({ "event": "joined", "room": "r", "id": "bob" }));
-        let left = plugin(json!({ "event": "leaving", "room": 77, "id": 5 }));
+        let joined = plugin(&json!({ "event": "joined", "room": "r", "id": "bob" }));
+        let left = plugin(&json!({ "event": "leaving", "room": 77, "id": 5 }));
         let begun = json!({ "type": 256, "subtype": 1, "event": { "status": "started" } });
         assert_eq!(hints(&joined), Some(vec![room("r")]));
         assert_eq!(hints(&json!([joined, left, begun])), Some(vec![room("r"), room("77"), Hint::Everything]));
@@ -83,10 +83,10 @@ mod tests {
     #[test]
     fn what_says_nothing_of_a_room_is_passed_over_and_what_is_none_of_janus_is_refused() {
         for (message, expected) in [
-            (plugin(json!({ "event": "subscribed", "room": 0 })), Some(vec![])),
-            (plugin(json!({ "event": "joined", "room": "a/b" })), Some(vec![])),
-            (plugin(json!({ "event": "joined", "room": {} })), Some(vec![])),
-            (plugin(json!({ "event": 7 })), Some(vec![])),
+            (plugin(&json!({ "event": "subscribed", "room": 0 })), Some(vec![])),
+            (plugin(&json!({ "event": "joined", "room": "a/b" })), Some(vec![])),
+            (plugin(&json!({ "event": "joined", "room": {} })), Some(vec![])),
+            (plugin(&json!({ "event": 7 })), Some(vec![])),
             (json!({ "type": 256, "subtype": 2 }), Some(vec![])),
             (json!({ "type": "64" }), Some(vec![])),
             (json!([1, null, [], { "type": 64 }]), Some(vec![])),

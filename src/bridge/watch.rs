@@ -114,7 +114,7 @@ impl Watch {
     fn told(&mut self, looked: Result<(), LookError>) {
         match looked {
             Ok(()) if std::mem::take(&mut self.lost) => {
-                tracing::info!(router = %self.name, "its rooms can be watched again")
+                tracing::info!(router = %self.name, "its rooms can be watched again");
             }
             Ok(()) => {}
             Err(error) => {
@@ -283,7 +283,7 @@ impl Watch {
                 tracing::warn!(%router, %session, %region, conversation, "workers cannot be told of a conversation, trying again: {text}");
             }
             Err(error) => {
-                tracing::debug!(%router, %session, %region, conversation, "not told again: {}", chain(&error))
+                tracing::debug!(%router, %session, %region, conversation, "not told again: {}", chain(&error));
             }
         }
     }
