@@ -59,7 +59,7 @@ pub async fn clip(
     path: Segments,
     body: Bytes,
 ) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
-    remake(&api, &caller, &base, &path, &request::clip(&body)?).await
+    remake(&api, &caller, &base, &path, || request::clip(&body)).await
 }
 
 /// `POST /v2/project/{project}/archive/{archive}/recompose`: ours. Makes a new archive of the segments that are kept of another
@@ -76,7 +76,7 @@ pub async fn recompose(
     path: Segments,
     body: Bytes,
 ) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
-    remake(&api, &caller, &base, &path, &request::recompose(&body)?).await
+    remake(&api, &caller, &base, &path, || request::recompose(&body)).await
 }
 
 /// The new archive is `stopped` until it is made, then `available`, or `failed`; callbacks tell.
@@ -85,9 +85,9 @@ async fn remake(
     caller: &Caller,
     base: &Base,
     path: &Segments,
-    remake: &Remake,
+    read: impl FnOnce() -> Result<Remake, ApiError>,
 ) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
     let of = api.archive(caller, path.archive()?).await?;
-    let new = ask(&api.catalog, &of, remake, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
+    let new = ask(&api.catalog, &of, &read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
     Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, base).await?)))
 }

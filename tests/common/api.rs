@@ -1,4 +1,6 @@
 //! A client of the API without an SDK: applications with keys of their own, tokens as the SDKs make them, plain requests.
+// Each test uses a part of it.
+#![allow(dead_code)]
 
 use std::path::Path;
 use std::process::Command;
