@@ -53,6 +53,10 @@ pub async fn start(
             "The media of a session with e2ee cannot be read, so it is not archived.",
         ));
     }
+    if session.archive_mode == ArchiveMode::Always && options.multi_archive_tag.is_none() {
+        // Its automatic archive has none, though it may not have begun yet.
+        return Err(already());
+    }
     if api.clients(&session).await? == 0 {
         // Vonage's own words.
         return Err(ApiError::not_found("Not found. No clients are actively connected to the OpenTok session."));
@@ -119,6 +123,12 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
     Ok(row)
 }
 
+fn already() -> ApiError {
+    let message =
+        "the session is archived already: another archive at the same time needs a multiArchiveTag of its own";
+    ApiError::conflict(ALREADY_ARCHIVING, message)
+}
+
 /// Accepts a job. A session whose last archive is about to end is waited for.
 async fn accept(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
     let deadline = Instant::now() + ENDING_MAX;
@@ -127,10 +137,7 @@ async fn accept(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
             Ok(Accepted::New(job) | Accepted::Duplicate(job)) => return Ok(job),
             Err(CatalogError::Ending { .. }) if Instant::now() < deadline => sleep(POLL).await,
             Ok(Accepted::SessionBusy(_)) | Err(CatalogError::Ending { .. }) => {
-                return Err(ApiError::conflict(
-                    ALREADY_ARCHIVING,
-                    "the session is archived already: another archive at the same time needs a multiArchiveTag of its own",
-                ));
+                return Err(already());
             }
             Err(error) => return Err(error.into()),
         }

@@ -374,4 +374,24 @@ mod tests {
             assert_eq!(list(bad).expect_err(bad).status, 400);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_comes_makes_them_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            value in "[ -~]{0,60}",
+        ) {
+            let fields = ["sessionId", "layout", "name", "items", "addStream", "from", "to", "url", "stylesheet", "type"];
+            let object = fields.map(|field| format!("{field:?}:{value}")).join(",");
+            for body in [bytes, format!("{{{object}}}").into_bytes()] {
+                let told = [
+                    start(&body).map(drop), layout(&body).map(drop), streams(&body).map(drop), classes(&body).map(drop),
+                    clip(&body).map(drop), recompose(&body).map(drop), callback(&body).map(drop), list(&value).map(drop),
+                ];
+                for error in told.into_iter().filter_map(Result::err) {
+                    proptest::prop_assert!(error.status == 400 && !error.message.is_empty());
+                }
+            }
+        }
+    }
 }

@@ -42,7 +42,24 @@ pub async fn check(settings: &Settings) -> Vec<Line> {
         lines.push(line(&format!("router {name}"), told(router.probe().await, |version| version)));
     }
     lines.push(line("spool", spool(settings).await));
+    lines.push(line("api", api(settings).await));
     lines
+}
+
+/// Certificate and database of addresses; whether its address is free is not looked at, for it may be serving.
+async fn api(settings: &Settings) -> Result<String, String> {
+    let (database, section) = (settings.geo.database.clone(), settings.api.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        let scheme = match (&section.certificate, &section.key) {
+            (Some(certificate), Some(key)) => {
+                crate::tls::check(certificate, key).map_err(|e| format!("api.certificate and api.key: {e}"))?;
+                "https"
+            }
+            _ => "http",
+        };
+        told(crate::geo::Geo::open(database.as_deref()), |_| format!("{scheme} at {}", section.bind))
+    });
+    looked.await.map_err(|e| e.to_string())?
 }
 
 async fn elements(settings: &Settings) -> Vec<Line> {
