@@ -48,7 +48,8 @@ test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and 
 demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
 	$(CARGO) test --locked --quiet --workspace --test demo
 
-bench: setup ## cost and speed against a GStreamer recorder, in about 15 minutes; figures in target/bench.json
+bench: ## cost and speed against a GStreamer recorder, in about 20 minutes; figures in target/bench.json
+	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) hey"
 	$(CARGO) build --locked --release --workspace --bins
 	$${CARGO_TARGET_DIR:-target}/release/bench $(BENCH_ARGS)
 

@@ -215,3 +215,83 @@ async fn clients_come_in_with_the_tokens_that_the_sdks_make() {
         assert_eq!(app.send_with("GET", &app.path("archive"), None, &[(name, &token)]).await.status, 403);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_too_much_is_told_so_and_nobody_else() {
+    let world =
+        world("requests_per_second = 5\nbody_max = \"16KiB\"\ncors_origins = [\"https://console.example.com\"]\n")
+            .await;
+    let (busy, quiet) = (App::legacy(&world, "45828062"), App::legacy(&world, "45828063"));
+    let mut refused = None;
+    for _ in 0..100 {
+        let answer = busy.send("GET", &busy.path("archive"), None).await;
+        if answer.status == 429 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("too many");
+    assert!(refused.json()["message"].as_str().is_some_and(|m| m.contains("too many requests")), "{refused:?}");
+    assert_eq!(quiet.send("GET", &quiet.path("archive"), None).await.status, 200);
+    // Bodies, addresses and methods that cannot be, all told in the shape that the SDKs parse.
+    let large = json!({ "sessionId": "s", "name": "x".repeat(20 << 10) });
+    let cases = [("POST", quiet.path("archive"), Some(large), 413), ("PUT", quiet.path("archive"), None, 405)];
+    let more = [("GET", "/nowhere".to_owned(), None, 404), ("GET", quiet.path("archive/not-an-id"), None, 400)];
+    for (method, path, body, status) in cases.into_iter().chain(more) {
+        let answer = quiet.send(method, &path, body).await;
+        assert_eq!((answer.status, answer.kind.as_str()), (status, "application/json"), "{method} {path}: {answer:?}");
+        assert!(answer.json()["message"].is_string(), "{answer:?}");
+    }
+    let answer =
+        quiet.client.get(format!("{}/openapi.json", quiet.base)).header("origin", "https://console.example.com");
+    let answer = answer.header("x-request-id", "mine").send().await.expect("an answer");
+    assert_eq!(answer.headers()["access-control-allow-origin"], "https://console.example.com");
+    assert_eq!(answer.headers()["x-request-id"], "mine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archives_are_cut_and_composed_anew_and_their_reports_read() {
+    let world = world("").await;
+    let app = App::unified(&world, APPLICATION);
+    let session = app.session("p2p.preference=disabled").await;
+    let alice = app.publisher(&world, &session, "alice").await;
+    let begun = app.send("POST", &app.path("archive"), Some(json!({ "sessionId": session }))).await.json();
+    let id = begun["id"].as_str().expect("id").to_owned();
+    let path = app.path(&format!("archive/{id}"));
+    // Not while it is recorded.
+    let early = app.send("POST", &format!("{path}/clip"), Some(json!({ "from": 0, "to": 2 }))).await;
+    assert_eq!(early.status, 409, "{early:?}");
+    assert_eq!(app.send("GET", &format!("{path}/report"), None).await.status, 404);
+    wait_for("some seconds of media", || async { (alice.frames_sent() > 200).then_some(()) }).await;
+    app.send("POST", &format!("{path}/stop"), None).await;
+    let whole = app.archive(&id, "available").await;
+    let report = app.send("GET", &format!("{path}/report"), None).await;
+    assert_eq!((report.status, report.kind.as_str()), (200, "application/json"), "{report:?}");
+    assert_eq!(report.json()["archiveId"], json!(id));
+    let picture = app.send("GET", &format!("{path}/thumbnail"), None).await;
+    assert_eq!((picture.status, picture.kind.as_str()), (200, "image/jpeg"));
+
+    for (what, bad) in [
+        ("clip", json!({})),
+        ("clip", json!({ "from": 3, "to": 1 })),
+        ("recompose", json!({ "layout": { "type": "custom" } })),
+    ] {
+        assert_eq!(app.send("POST", &format!("{path}/{what}"), Some(bad)).await.status, 400, "{what}");
+    }
+    let clip = app.send("POST", &format!("{path}/clip"), Some(json!({ "from": 0, "to": 3 }))).await;
+    let again = json!({ "layout": { "type": "pip" }, "resolution": "480x640" });
+    let again = app.send("POST", &format!("{path}/recompose"), Some(again)).await;
+    for (asked, duration) in [(&clip, 3), (&again, whole["duration"].as_i64().expect("seconds"))] {
+        assert_eq!((asked.status, &asked.json()["status"]), (202, &json!("stopped")), "{asked:?}");
+        let made = app.archive(asked.json()["id"].as_str().expect("id"), "available").await;
+        assert!((made["duration"].as_i64().expect("seconds") - duration).abs() <= 1, "{made}");
+        assert_eq!(made["sessionId"], json!(session));
+    }
+    let made = app.send("GET", &app.path(&format!("archive/{}", again.json()["id"].as_str().expect("id"))), None).await;
+    assert_eq!(made.json()["resolution"], "480x640");
+    // What cannot be made fails, and says so.
+    let late = app.send("POST", &format!("{path}/clip"), Some(json!({ "from": 5000 }))).await;
+    let failed = app.archive(late.json()["id"].as_str().expect("id"), "failed").await;
+    assert_eq!(failed["reason"], "failure");
+    alice.leave().await.expect("leave");
+}

@@ -2,6 +2,7 @@
 //! run. Prints a table and writes `target/bench.json`.
 #![allow(missing_docs)]
 
+mod api;
 mod capture;
 mod compose;
 mod ends;
@@ -52,6 +53,12 @@ struct Arguments {
     /// `BENCH_ENDS=3600`: it takes a quarter of one.
     #[arg(long, env = "BENCH_ENDS", value_delimiter = ',', default_value = "60,60,60,60,60")]
     ends: Vec<u64>,
+    /// Seconds that each question to the API is asked for.
+    #[arg(long, env = "BENCH_API_SECONDS", default_value_t = 15)]
+    api_seconds: u64,
+    /// Only the API is measured.
+    #[arg(long)]
+    api_only: bool,
     /// Only composing is measured.
     #[arg(long)]
     compose_only: bool,
@@ -137,6 +144,10 @@ async fn main() -> Result<()> {
     if arguments.compose_only {
         return write("bench-compose.json", &composing(&arguments, &archiver)?);
     }
+    if arguments.api_only {
+        return write("bench-api.json", &json!(api::measure(&archiver, arguments.api_seconds)?));
+    }
+    let asked = if arguments.ends_only { Vec::new() } else { api::measure(&archiver, arguments.api_seconds)? };
     let compose = if arguments.ends_only { json!(null) } else { composing(&arguments, &archiver)? };
     let archiver = archiver.to_str().context("a path in UTF-8")?;
     let composed_ends = ends::composed(archiver, &arguments.ends).await?;
@@ -177,6 +188,7 @@ async fn main() -> Result<()> {
         "first_media_s": { "p50": half, "p95": most, "all": first },
         "sessions": ends,
         "compose": compose,
+        "api": asked,
         "composed_sessions": composed_ends,
     });
     write("bench.json", &figures)

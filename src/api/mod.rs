@@ -10,14 +10,17 @@
 
 mod archives;
 mod auth;
+mod callbacks;
 mod client_token;
 mod error;
 mod extract;
+mod extras;
 pub mod health;
 mod join;
 mod limits;
 mod links;
 mod openapi;
+mod operator;
 mod place;
 mod request;
 mod serve;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoParams, Modify, OpenApi, ToSchema};
 
-use super::{archives, error, join, sessions, wire};
+use super::{archives, callbacks, error, extras, join, operator, sessions, wire};
 
 /// The application that the token is of.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -40,6 +40,15 @@ pub struct OfSession {
 pub struct OfStream {
     /// The stream's id.
     stream: uuid::Uuid,
+}
+
+/// A callback.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[allow(dead_code)]
+pub struct OfCallback {
+    /// The callback's id.
+    callback: uuid::Uuid,
 }
 
 /// Which archives.
@@ -166,6 +175,46 @@ pub struct LayoutClasses {
     items: Vec<StreamClasses>,
 }
 
+/// What part of an archive is wanted.
+#[derive(Debug, Serialize, ToSchema)]
+#[allow(dead_code)]
+#[serde(rename_all = "camelCase")]
+pub struct ClipArchive {
+    /// Seconds from its beginning.
+    from: Option<f64>,
+    /// Seconds from its beginning.
+    to: Option<f64>,
+    /// Begin at the keyframe before, if there is none at the beginning; without it that is an error.
+    at_keyframe: Option<bool>,
+}
+
+/// How an archive is to be composed anew.
+#[derive(Debug, Serialize, ToSchema)]
+#[allow(dead_code)]
+#[serde(rename_all = "camelCase")]
+pub struct RecomposeArchive {
+    /// Another layout; as it was without.
+    layout: Option<ArchiveLayout>,
+    /// Another size; as it was without.
+    resolution: Option<String>,
+    /// Only a part: seconds from its beginning.
+    from: Option<f64>,
+    /// Only a part: seconds from its beginning.
+    to: Option<f64>,
+}
+
+/// Where callbacks are to go.
+#[derive(Debug, Serialize, ToSchema)]
+#[allow(dead_code)]
+pub struct RegisterCallback {
+    /// An address such as `https://host/path`.
+    url: String,
+    /// `archive`.
+    group: Option<String>,
+    /// `status`.
+    event: Option<String>,
+}
+
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -176,6 +225,9 @@ pub struct LayoutClasses {
     paths(
         sessions::create, join::join, sessions::streams, sessions::stream, sessions::classes,
         archives::start, archives::list, archives::get, archives::stop, archives::delete, archives::layout, archives::streams,
+        extras::report, extras::thumbnail, extras::clip, extras::recompose,
+        callbacks::list, callbacks::register, callbacks::unregister,
+        operator::jobs, operator::parked, operator::callbacks, operator::resend,
     ),
     components(schemas(error::ErrorBody, wire::Archive, wire::ArchiveList)),
     modifiers(&Security),
@@ -190,6 +242,9 @@ impl Modify for Security {
         let components = openapi.components.get_or_insert_default();
         let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+        let operator =
+            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The operators' token")).build();
+        components.add_security_scheme("operator", SecurityScheme::Http(operator));
         let legacy = ApiKeyValue::new("X-OPENTOK-AUTH");
         components.add_security_scheme("opentok", SecurityScheme::ApiKey(ApiKey::Header(legacy)));
     }

@@ -9,9 +9,11 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use crate::capture::history::Selection;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};
-use crate::event::{ArchiveOptions, Layout, OutputMode};
+use crate::event::{ArchiveOptions, Layout, OutputMode, Resolution};
 use crate::ids::{SessionId, StreamId};
+use crate::ops::clip::Part;
 use crate::ops::desire::{StreamsChange, check_classes};
+use crate::ops::remakes::Remake;
 use crate::time::Wallclock;
 
 /// Archives of a page, unless the query says otherwise (Vonage's default).
@@ -188,6 +190,91 @@ pub fn classes(body: &[u8]) -> Result<Vec<(StreamId, Vec<String>)>, ApiError> {
     Ok(wire.items.into_iter().map(|item| (item.id, item.layout_class_list)).collect())
 }
 
+/// Milliseconds of seconds.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn milliseconds(field: &str, seconds: Option<f64>) -> Result<Option<u32>, ApiError> {
+    let Some(seconds) = seconds else { return Ok(None) };
+    let range = 0.0..f64::from(u32::MAX) / 1000.0;
+    if !range.contains(&seconds) {
+        return Err(ApiError::invalid(format!("{field} is a number of seconds from 0 on")));
+    }
+    Ok(Some((seconds * 1000.0).round() as u32))
+}
+
+fn part(from: Option<f64>, to: Option<f64>) -> Result<(Option<u32>, Option<u32>), ApiError> {
+    let (from, to) = (milliseconds("from", from)?, milliseconds("to", to)?);
+    match to {
+        Some(to) if to <= from.unwrap_or(0) => {
+            Err(ApiError::invalid("the part ends before it begins: to is more than from"))
+        }
+        _ => Ok((from, to)),
+    }
+}
+
+/// Reads what part of an archive is wanted, in seconds.
+///
+/// # Errors
+/// 400, with the field and what is wrong with it.
+pub fn clip(body: &[u8]) -> Result<Remake, ApiError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Wire {
+        from: Option<f64>,
+        to: Option<f64>,
+        #[serde(default)]
+        at_keyframe: bool,
+    }
+    let wire: Wire = typed(Value::Object(object(body)?))?;
+    let (from, to_ms) = part(wire.from, wire.to)?;
+    if from.is_none() && to_ms.is_none() {
+        return Err(ApiError::invalid("give from, to, or both: seconds from the archive's beginning"));
+    }
+    Ok(Remake::Clip(Part { from_ms: from.unwrap_or(0), to_ms, at_keyframe: wire.at_keyframe }))
+}
+
+/// Reads how an archive is to be composed anew.
+///
+/// # Errors
+/// 400, with the field and what is wrong with it.
+pub fn recompose(body: &[u8]) -> Result<Remake, ApiError> {
+    #[derive(serde::Deserialize)]
+    struct Wire {
+        layout: Option<Layout>,
+        resolution: Option<Resolution>,
+        from: Option<f64>,
+        to: Option<f64>,
+    }
+    let mut fields = object(body)?;
+    if let Some(Value::Object(layout)) = fields.get_mut("layout") {
+        spelled(layout);
+    }
+    let wire: Wire = typed(Value::Object(fields))?;
+    if let Some(layout) = &wire.layout {
+        layout.check().map_err(wrong)?;
+    }
+    let (from_ms, to_ms) = part(wire.from, wire.to)?;
+    Ok(Remake::Recompose { layout: wire.layout, resolution: wire.resolution, from_ms, to_ms })
+}
+
+/// Reads where callbacks are to go.
+///
+/// # Errors
+/// 400, with the field and what is wrong with it.
+pub fn callback(body: &[u8]) -> Result<String, ApiError> {
+    #[derive(serde::Deserialize)]
+    struct Wire {
+        url: String,
+        group: Option<String>,
+        event: Option<String>,
+    }
+    let wire: Wire = typed(Value::Object(object(body)?))?;
+    let other = |given: &Option<String>, known: &str| given.as_ref().is_some_and(|given| given != known);
+    if other(&wire.group, "archive") || other(&wire.event, "status") {
+        return Err(ApiError::invalid("callbacks are those of group archive, event status: there are no others here"));
+    }
+    Ok(wire.url)
+}
+
 /// Reads the query of a list. `session_id` is vonage-python's and vonage-ruby's word. `status`, `from` and `to` (milliseconds
 /// since 1970, of `createdAt`) are ours.
 ///
@@ -222,7 +309,7 @@ pub fn list(query: &str) -> Result<ArchiveFilter, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{LayoutType, Resolution, StreamMode};
+    use crate::event::{LayoutType, StreamMode};
 
     #[test]
     fn what_each_sdk_sends_to_start_is_understood() {

@@ -9,7 +9,7 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
@@ -26,10 +26,10 @@ use tracing::Instrument;
 
 use super::error::ApiError;
 use super::extract::Base;
-use super::{Api, Shared, StartError, archives, join, limits, links, openapi, sessions, wire};
-use crate::broker::BrokerConfig;
-use crate::callback::address::allowed;
-use crate::callback::{Render, Sender, SystemResolver, Telling, keep_telling};
+use super::{
+    Api, Shared, StartError, archives, callbacks, extras, join, limits, links, openapi, operator, sessions, wire,
+};
+use crate::callback::{Render, Telling, keep_telling};
 use crate::catalog::{ApplicationRow, ArchiveRow};
 use crate::config::Settings;
 use crate::geo::Geo;
@@ -37,15 +37,12 @@ use crate::job::driver::CATALOG;
 use crate::metrics::{RequestLabels, metrics};
 use crate::session::region::Atlas;
 use crate::store::retry::persist;
-use crate::time::Wallclock;
 
 /// Requests that are under way when the service stops have so long.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// An address that is in use is tried again for so long.
 const BIND_MAX: Duration = Duration::from_secs(3);
 const BIND_PAUSE: Duration = Duration::from_millis(50);
-/// How often it is looked for notices that are due.
-const TELL_EVERY: Duration = Duration::from_millis(500);
 /// A client has so long to send the head of a request.
 const HEAD_MAX: Duration = Duration::from_secs(15);
 /// How often counters of who has not asked for a while are forgotten.
@@ -87,28 +84,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
         async move { crate::broker::keep_nudging(&broker, &api.wanted, &ending).await }
     });
     tasks.spawn(keep_forgetting(Arc::clone(&api), ending.clone()));
-    tasks.spawn(keep_telling(telling(&api, told), ending.clone()));
+    tasks.spawn({
+        let (settings, catalog, store) = (Arc::new(api.settings.clone()), api.catalog.clone(), Arc::clone(&api.store));
+        crate::ops::remakes::keep_making(settings, catalog, store, ending.clone())
+    });
+    let render = Arc::new(Body(Arc::clone(&api)));
+    let telling = Telling::new(api.catalog.clone(), &api.settings.callbacks, Some(told), render);
+    tasks.spawn(keep_telling(telling, ending.clone()));
     let served = listen(&api, &stop).await;
     ending.cancel();
     tasks.close();
     tasks.wait().await;
     served
-}
-
-/// What callbacks and events of archives' changes take.
-fn telling(api: &Shared, broker: BrokerConfig) -> Telling {
-    let section = &api.settings.callbacks;
-    Telling {
-        catalog: api.catalog.clone(),
-        render: Arc::new(Body(Arc::clone(api))),
-        sender: Sender::new(allowed(section), section.timeout.0, Arc::new(SystemResolver)),
-        broker: Some(broker),
-        at_once: section.at_once,
-        timeout: section.timeout.0,
-        keep: section.keep.0,
-        poll: TELL_EVERY,
-        clock: Arc::new(Wallclock::now),
-    }
 }
 
 /// A callback's body: the archive as a request for it would be answered.
@@ -197,6 +184,16 @@ fn routes(api: &Shared) -> Router {
         .route(&format!("{archive}/stop"), post(archives::stop))
         .route(&format!("{archive}/layout"), put(archives::layout))
         .route(&format!("{archive}/streams"), patch(archives::streams))
+        .route(&format!("{archive}/report"), get(extras::report))
+        .route(&format!("{archive}/thumbnail"), get(extras::thumbnail))
+        .route(&format!("{archive}/clip"), post(extras::clip))
+        .route(&format!("{archive}/recompose"), post(extras::recompose))
+        .route("/v2/project/{project}/callback", get(callbacks::list).post(callbacks::register))
+        .route("/v2/project/{project}/callback/{callback}", delete(callbacks::unregister))
+        .route("/operator/jobs", get(operator::jobs))
+        .route("/operator/parked", get(operator::parked))
+        .route("/operator/callbacks", get(operator::callbacks))
+        .route("/operator/callbacks/{archive}/resend", post(operator::resend))
         .route(&format!("{session}/stream"), get(sessions::streams).put(sessions::classes))
         .route(&format!("{session}/stream/{{stream}}"), get(sessions::stream))
         .route("/session/{session}/join", post(join::join))

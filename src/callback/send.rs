@@ -72,10 +72,7 @@ impl Sender {
     /// Without a TLS library, which this program always has.
     #[must_use]
     pub fn new(allowed: Vec<Network>, timeout: Duration, resolver: Arc<dyn Resolver>) -> Self {
-        if rustls::crypto::ring::default_provider().install_default().is_err() {
-            // Whoever was first has chosen the same one: there is no other in this program.
-            tracing::trace!("the TLS library was chosen before");
-        }
+        crate::tls::choose_provider();
         let allowed: Arc<[Network]> = allowed.into();
         let client = reqwest::Client::builder()
             .user_agent(concat!("archiver/", env!("CARGO_PKG_VERSION")))

@@ -10,6 +10,7 @@ mod failure;
 mod jobs;
 mod notices;
 mod parked;
+mod remakes;
 mod sessions;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ pub use archives::{ArchiveFilter, ArchiveRow, ArchiveStatus};
 pub use jobs::{Accepted, Claimed, JobRow, JobState, NewJob};
 pub use notices::{Claim, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
 pub use parked::{NewParked, ParkedRow, ParkedState};
+pub use remakes::RemakeRow;
 pub use sessions::{Classes, SessionRow};
 
 /// A statement that takes longer has failed.

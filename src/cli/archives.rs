@@ -283,14 +283,16 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 resolution,
                 clip: (from.is_some() || to.is_some()).then(|| Clip { from_ms: from.unwrap_or(0), to_ms: to }),
             };
-            let making = recompose(settings, &catalog, store.as_ref(), archive, &otherwise, &stop);
+            let new = ArchiveId::random();
+            let making = recompose(settings, &catalog, store.as_ref(), (archive, new), &otherwise, &stop);
             let made = spinning("fetching the segments and composing them", making).await;
             say_made(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
         }
         ArchivesCommand::Clip { archive, from, to, at_keyframe, json } => {
             check_part(from, to)?;
             let part = Part { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
-            let making = clip(settings, &catalog, store.as_ref(), archive, part, &stop);
+            let new = ArchiveId::random();
+            let making = clip(settings, &catalog, store.as_ref(), (archive, new), part, &stop);
             let made = spinning("fetching the part and copying it", making).await;
             say_made(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
         }

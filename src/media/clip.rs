@@ -17,7 +17,7 @@ pub use super::mp4_read::Mp4Error;
 use super::mp4_read::{self, Movie, Place, RATE_MAX, TrackRead};
 
 /// What is wanted of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Part {
     /// Milliseconds from its beginning.
     pub from_ms: u32,

@@ -94,7 +94,7 @@ fn way_out(error: &CutError, archive: &ArchiveId, part: Part) -> String {
     }
 }
 
-/// Cuts a part out of a composed archive, and publishes it as a new one. Returns that.
+/// Cuts a part out of a composed archive (the first), and publishes it as a new one (the second). Returns that.
 ///
 /// # Errors
 /// See [`ClipError`].
@@ -102,7 +102,7 @@ pub async fn clip(
     settings: &Settings,
     catalog: &Catalog,
     store: &dyn ObjectStore,
-    archive: ArchiveId,
+    (archive, new): (ArchiveId, ArchiveId),
     part: Part,
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, ClipError> {
@@ -114,7 +114,6 @@ pub async fn clip(
         return Err(ClipError::NotComposed(archive));
     };
     let report: Report = document(store, keys.key(Kind::Report)).await?;
-    let new = ArchiveId::random();
     let work = Work::begin(settings, "clip", new)?;
     let source = index(store, &file, entry.rate, &work.0, cancel).await?;
     let cut = source.cut(part).map_err(|why| ClipError::Cut { archive, part, why })?;

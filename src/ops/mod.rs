@@ -7,6 +7,7 @@ pub mod delete;
 pub mod desire;
 pub mod recompose;
 mod remade;
+pub mod remakes;
 pub mod sweep;
 
 use base64::Engine;

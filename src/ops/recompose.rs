@@ -50,7 +50,7 @@ impl HasFault for RecomposeError {
     }
 }
 
-/// Makes a composed archive of another one's segments, and publishes it. Returns the new one.
+/// Makes a composed archive (the second) of another one's (the first's) segments, and publishes it. Returns the new one.
 ///
 /// # Errors
 /// See [`RecomposeError`].
@@ -58,12 +58,11 @@ pub async fn recompose(
     settings: &Settings,
     catalog: &Catalog,
     store: &dyn ObjectStore,
-    archive: ArchiveId,
+    (archive, new): (ArchiveId, ArchiveId),
     otherwise: &Otherwise,
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, RecomposeError> {
     let row = finished(catalog, archive).await?;
-    let new = ArchiveId::random();
     let work = Work::begin(settings, "recompose", new)?;
     let fetched = restore(store, &Keys::new(row.application.clone(), archive), &work.0, cancel).await?;
     let about = std::fs::read(work.0.join(JOB)).ok().and_then(|json| serde_json::from_slice::<About>(&json).ok());
@@ -78,5 +77,6 @@ pub async fn recompose(
     let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
     let making = tokio::task::spawn_blocking(move || build(&dir, &told, &reason, None, &pipelines, &stop));
     let built = making.await.expect("making an archive does not panic").map_err(RemakeError::from)?;
+    let row = ArchiveRow { options: about.options.clone(), ..row };
     Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &work.0.join("out"), cancel).await?)
 }

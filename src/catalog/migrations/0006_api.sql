@@ -70,3 +70,16 @@ CREATE TABLE secrets (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 );
+
+-- Archives that are to be made of others: parts, and new compositions. One that is being made has a time until which nobody
+-- else makes it.
+CREATE TABLE remakes (
+    archive_id TEXT PRIMARY KEY,
+    source_id  TEXT NOT NULL,
+    what       TEXT NOT NULL,
+    state      TEXT NOT NULL,
+    due_at     BIGINT NOT NULL,
+    tries      BIGINT NOT NULL DEFAULT 0,
+    created_at BIGINT NOT NULL
+);
+CREATE INDEX remakes_due ON remakes (state, due_at);

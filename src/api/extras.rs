@@ -1,0 +1,93 @@
+//! What is ours of archives: report, thumbnail, parts, compositions.
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::auth::Caller;
+use super::error::ApiError;
+use super::extract::{Base, Segments};
+use super::{Shared, request, wire};
+use crate::archive::keys::{Keys, Kind};
+use crate::ops::remakes::{Remake, ask};
+use crate::store::StoreError;
+use crate::time::Wallclock;
+
+/// `GET /v2/project/{project}/archive/{archive}/report`: ours. What was lost, repaired and missing, and why.
+#[utoipa::path(
+    get, path = "/v2/project/{project}/archive/{archive}/report", tag = "archives (ours)", operation_id = "getReport",
+    params(super::openapi::Project, super::openapi::OfArchive),
+    responses((status = 200, body = Object, content_type = "application/json"), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn report(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<Response, ApiError> {
+    object(&api, &caller, &path, Kind::Report).await
+}
+
+/// `GET /v2/project/{project}/archive/{archive}/thumbnail`: ours. A picture of a composed archive.
+#[utoipa::path(
+    get, path = "/v2/project/{project}/archive/{archive}/thumbnail", tag = "archives (ours)", operation_id = "getThumbnail",
+    params(super::openapi::Project, super::openapi::OfArchive),
+    responses((status = 200, body = String, content_type = "image/jpeg"), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn thumbnail(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<Response, ApiError> {
+    object(&api, &caller, &path, Kind::Thumbnail).await
+}
+
+async fn object(api: &Shared, caller: &Caller, path: &Segments, kind: Kind) -> Result<Response, ApiError> {
+    let row = api.archive(caller, path.archive()?).await?;
+    let key = Keys::new(row.application.clone(), row.archive).key(kind);
+    match api.store.get(&key, None).await {
+        Ok(flow) => Ok(([(header::CONTENT_TYPE, kind.content_type())], Body::from_stream(flow)).into_response()),
+        Err(StoreError::NotFound { .. }) => Err(ApiError::not_found("this archive has none, or not yet")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `POST /v2/project/{project}/archive/{archive}/clip`: ours. Makes a new archive of a part of a composed one, by copying: the
+/// part begins at a keyframe, of which there is one in two seconds.
+#[utoipa::path(
+    post, path = "/v2/project/{project}/archive/{archive}/clip", tag = "archives (ours)", operation_id = "clipArchive",
+    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::ClipArchive,
+    responses((status = 202, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn clip(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    path: Segments,
+    body: Bytes,
+) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
+    remake(&api, &caller, &base, &path, &request::clip(&body)?).await
+}
+
+/// `POST /v2/project/{project}/archive/{archive}/recompose`: ours. Makes a new archive of the segments that are kept of another
+/// one: with another layout or size, or of exactly a part.
+#[utoipa::path(
+    post, path = "/v2/project/{project}/archive/{archive}/recompose", tag = "archives (ours)", operation_id = "recomposeArchive",
+    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::RecomposeArchive,
+    responses((status = 202, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+)]
+pub async fn recompose(
+    State(api): State<Shared>,
+    caller: Caller,
+    base: Base,
+    path: Segments,
+    body: Bytes,
+) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
+    remake(&api, &caller, &base, &path, &request::recompose(&body)?).await
+}
+
+/// The new archive is `stopped` until it is made, then `available`, or `failed`; callbacks tell.
+async fn remake(
+    api: &Shared,
+    caller: &Caller,
+    base: &Base,
+    path: &Segments,
+    remake: &Remake,
+) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
+    let of = api.archive(caller, path.archive()?).await?;
+    let new = ask(&api.catalog, &of, remake, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
+    Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, base).await?)))
+}
