@@ -38,6 +38,38 @@ pub struct EventLabels {
     pub outcome: EventOutcome,
 }
 
+/// What became of a message of a media router's event handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum HintOutcome {
+    Used,
+    NothingNew,
+    Malformed,
+}
+
+/// Label of [`Metrics::router_hints`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HintLabels {
+    /// The outcome.
+    pub outcome: HintOutcome,
+}
+
+/// What became of a start that the bridge told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum StartOutcome {
+    Published,
+    Unroutable,
+    Failed,
+}
+
+/// Label of [`Metrics::session_starts`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StartLabels {
+    /// The outcome.
+    pub outcome: StartOutcome,
+}
+
 /// Label of things that are counted by fault.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FaultLabels {
@@ -136,6 +168,10 @@ pub struct Metrics {
     pub notices: Family<NoticeLabels, Counter>,
     /// 1 while the broker is connected.
     pub broker_connected: Gauge<i64, AtomicI64>,
+    /// Messages of media routers' event handlers.
+    pub router_hints: Family<HintLabels, Counter>,
+    /// Starts of sessions that the bridge told workers of.
+    pub session_starts: Family<StartLabels, Counter>,
 }
 
 impl Metrics {
@@ -199,6 +235,8 @@ fn build() -> (Metrics, Registry) {
         api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         notices: Family::default(),
         broker_connected: Gauge::default(),
+        router_hints: Family::default(),
+        session_starts: Family::default(),
     };
     let mut registry = Registry::with_prefix("archiver");
     macro_rules! register {
@@ -227,6 +265,8 @@ fn build() -> (Metrics, Registry) {
         api_seconds, "seconds that the API takes to answer";
         notices, "callbacks and events of archives' changes, by target and outcome";
         broker_connected, "1 while the broker is connected";
+        router_hints, "messages of media routers' event handlers, by outcome";
+        session_starts, "starts of sessions that workers were told of, by outcome";
     }
     (metrics, registry)
 }

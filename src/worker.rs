@@ -16,12 +16,13 @@ use tracing::Instrument;
 use crate::broker::{self, BrokerConfig, BrokerState, Delivery, Outcome};
 use crate::capture::peer::{Engine, EngineConfig};
 use crate::capture::spool::Spool;
-use crate::catalog::{Accepted, Catalog, CatalogError, JobState, NewJob, NewParked};
+use crate::catalog::{Accepted, Catalog, CatalogError, JobRow, JobState, NewJob, NewParked};
 use crate::config::{Settings, StoreKind};
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::fault::{FaultKind, HasFault, Retry, chain};
 use crate::ids::{JobId, RouterName};
+use crate::job::desired::Desired;
 use crate::job::driver::{CATALOG, run};
 use crate::job::{Context, Ended};
 use crate::metrics::{EventLabels, EventOutcome, metrics};
@@ -363,6 +364,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             let outcome = match accept(context, &new).await? {
                 Accepted::New(job) => {
                     context.catalog.resolve_parked(job.job).await?;
+                    give_classes(context, &job).await;
                     EventOutcome::Accepted
                 }
                 Accepted::Duplicate(job) => {
@@ -377,6 +379,23 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             nudge.notify_one();
             Ok(outcome)
         }
+    }
+}
+
+/// An archive begins with the layout classes that the session's first clients brought with their tokens.
+async fn give_classes(context: &Context, job: &JobRow) {
+    let given = async {
+        let session = context.catalog.session(&job.application, &job.session).await?;
+        let classes = session.map(|session| session.classes).unwrap_or_default();
+        if !classes.is_empty() {
+            let desired = Desired { classes, ..Desired::default() };
+            let desired = serde_json::to_string(&desired).expect("plain data");
+            context.catalog.desire(job, &desired, Wallclock::now()).await?;
+        }
+        Ok::<_, CatalogError>(())
+    };
+    if let Err(error) = given.await {
+        tracing::warn!(job = %job.job, "the archive begins without layout classes: {}", chain(&error));
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use archiver::catalog::{
     Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, ParkedState,
+    NewParked, ParkedState, SessionRow,
 };
-use archiver::event::ArchiveOptions;
+use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use archiver::fault::{FaultKind, HasFault, Retry};
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::time::Wallclock;
@@ -106,6 +106,7 @@ on_both! {
     one_event_accepted_by_twenty_tasks_is_one_job => accept_at_once;
     two_events_of_a_session_accepted_at_once_make_one_job => sessions_at_once;
     a_session_may_be_used_again_once_its_archive_has_ended => session_reuse;
+    a_session_is_found_by_its_room_and_by_its_newest_job => conversations;
     an_end_ends_no_conversation_that_started_after_it => order_of_events;
     of_many_workers_that_want_an_expired_lease_one_wins => lease_race;
     a_worker_takes_its_own_job_back_at_once => own_jobs;
@@ -183,6 +184,55 @@ async fn session_reuse(url: String) {
     catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
     let second = accepted(&catalog, "s", "e2").await;
     assert_ne!((first.job, first.archive), (second.job, second.archive));
+}
+
+async fn conversations(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let place = |router: &str, room: &str| RouterRoom::shared(router.parse().unwrap(), room.parse().unwrap());
+    let row = |session: &str, place| SessionRow {
+        session: session.parse().unwrap(),
+        application: event("s", "e").application,
+        media_mode: MediaMode::Routed,
+        archive_mode: ArchiveMode::Always,
+        e2ee: false,
+        location: None,
+        region: "eu".parse().unwrap(),
+        router: Some(place),
+        archive: ArchiveOptions::default(),
+        conversation: 0,
+        classes: std::collections::BTreeMap::new(),
+        created_at: NOW,
+    };
+    for row in [row("s", place("j1", "r")), row("t", place("j1", "q")), row("u", place("j2", "r"))] {
+        catalog.add_session(&row).await.unwrap();
+    }
+    let j1 = place("j1", "r").name;
+    let s = catalog.session_of_room(&j1, &place("j1", "r").room).await.unwrap().unwrap();
+    assert_eq!(s, row("s", place("j1", "r")));
+    assert!(catalog.recorded_sessions(&j1).await.unwrap().is_empty());
+    assert!(catalog.newest_job(&s.application, &s.session, "").await.unwrap().is_none());
+    let first = accepted(&catalog, "s", "e1").await;
+    let tagged = NewJob { tag: "x".to_owned(), ..event("t", "e1") };
+    assert!(matches!(catalog.accept(&tagged, NOW).await.unwrap(), Accepted::New(_)));
+    accepted(&catalog, "u", "e1").await;
+    let recorded = catalog.recorded_sessions(&j1).await.unwrap();
+    let recorded: std::collections::BTreeSet<_> = recorded.iter().map(|s| s.session.as_str()).collect();
+    assert_eq!(recorded, ["s", "t"].into());
+    let epoch = claimed(&catalog, first.job, "w", NOW).await.job.epoch;
+    catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    assert_eq!(catalog.recorded_sessions(&j1).await.unwrap().len(), 1);
+    // One that runs goes before one that ended, whatever their clocks say.
+    let Accepted::New(second) = catalog.accept(&event("s", "e2"), Wallclock(NOW.0 - 1)).await.unwrap() else {
+        panic!()
+    };
+    let newest = async |tag: &str| catalog.newest_job(&s.application, &s.session, tag).await.unwrap().map(|j| j.job);
+    assert_eq!((newest("").await, newest("x").await), (Some(second.job), None));
+    let epoch = claimed(&catalog, second.job, "w", NOW).await.job.epoch;
+    catalog.advance(second.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    assert_eq!(newest("").await, Some(first.job));
+    // Of two who begin a conversation one does.
+    let (a, b) = tokio::join!(catalog.begin_conversation(&s.session, 0), catalog.begin_conversation(&s.session, 0));
+    assert_ne!(a.unwrap(), b.unwrap());
 }
 
 async fn order_of_events(url: String) {

@@ -29,6 +29,7 @@ use super::extract::Base;
 use super::{
     Api, Shared, StartError, archives, callbacks, extras, join, limits, links, openapi, operator, sessions, wire,
 };
+use crate::bridge::{Bridge, bridge};
 use crate::callback::{Render, Telling, keep_telling};
 use crate::catalog::{ApplicationRow, ArchiveRow};
 use crate::config::Settings;
@@ -79,6 +80,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
     let told = broker.clone();
     let tasks = TaskTracker::new();
     let ending = stop.child_token();
+    let watched = Bridge {
+        catalog: api.catalog.clone(),
+        routers: api.routers.clone(),
+        broker: broker.clone(),
+        settings: api.settings.bridge.clone(),
+    };
+    tasks.spawn(bridge(watched, ending.clone()));
     tasks.spawn({
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move { crate::broker::keep_nudging(&broker, &api.wanted, &ending).await }

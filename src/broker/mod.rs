@@ -6,6 +6,7 @@
 //!   session.ended.<region>   ─► archiver.ended.<region>     quorum; consumed always
 //! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
 //! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
+//! Janus's event handlers     ─► archiver.janus              hints; consumed by the bridge
 //! archiver.nudges (fanout)   ─► a queue of each worker      look into the catalog at once
 //! archiver.archives (topic)                                 for whoever wants to hear of archives
 //!   archive.<status>.<region>
@@ -16,6 +17,7 @@
 //! when what it asks for is durable in the catalog, never later.
 
 mod consumer;
+mod hints;
 mod nudge;
 mod publisher;
 mod topology;
@@ -28,6 +30,7 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::Region;
 
 pub use consumer::{BrokerState, Delivery, Outcome, consume};
+pub use hints::listen;
 pub use nudge::{hear_nudges, keep_nudging};
 pub use publisher::{ArchivePublisher, Headers, Publisher};
 
@@ -141,6 +144,8 @@ fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
     }
 }
 
+const CONNECT: &str = "take a connection";
+
 /// What a connection declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Declared {
@@ -150,7 +155,20 @@ enum Declared {
     Archives,
 }
 
-/// Connects, declares everything and asks for confirms, with a limit: a black hole answers nothing.
+async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError> {
+    let properties = lapin::ConnectionProperties::default().with_connection_name("archiver".into());
+    lapin::Connection::connect(&config.uri(), properties).await.map_err(failed(CONNECT))
+}
+
+/// With a limit: a black hole answers nothing.
+async fn in_time<T>(opening: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+    const SECONDS: u64 = 10;
+    tokio::time::timeout(Duration::from_secs(SECONDS), opening)
+        .await
+        .map_err(|_| BrokerError::Timeout { doing: CONNECT, seconds: SECONDS })?
+}
+
+/// Connects, declares everything and asks for confirms.
 async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
     open_with(config, Declared::All).await
 }
@@ -159,12 +177,8 @@ async fn open_with(
     config: &BrokerConfig,
     declared: Declared,
 ) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
-    const DOING: &str = "take a connection";
-    const SECONDS: u64 = 10;
-    let properties = lapin::ConnectionProperties::default().with_connection_name("archiver".into());
-    let uri = config.uri();
-    let opening = async {
-        let connection = lapin::Connection::connect(&uri, properties).await.map_err(failed(DOING))?;
+    in_time(async {
+        let connection = connect(config).await?;
         let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
         match declared {
             Declared::All => topology::declare(&channel, config).await?,
@@ -173,10 +187,8 @@ async fn open_with(
         let confirms = channel.confirm_select(lapin::options::ConfirmSelectOptions::default());
         confirms.await.map_err(failed("confirm messages"))?;
         Ok((connection, channel))
-    };
-    tokio::time::timeout(Duration::from_secs(SECONDS), opening)
-        .await
-        .map_err(|_| BrokerError::Timeout { doing: DOING, seconds: SECONDS })?
+    })
+    .await
 }
 
 /// Connects and declares everything. For `archiver check`.

@@ -9,7 +9,7 @@ use super::{BrokerConfig, BrokerError, ENDED_KEY, STARTED_KEY, failed};
 /// A message that comes more often than this is dead: it kills whoever takes it.
 const DELIVERIES_MAX: i32 = 20;
 
-fn table(entries: Vec<(&str, AMQPValue)>) -> FieldTable {
+pub(super) fn table(entries: Vec<(&str, AMQPValue)>) -> FieldTable {
     let mut table = FieldTable::default();
     for (name, value) in entries {
         table.insert(name.into(), value);
@@ -17,7 +17,7 @@ fn table(entries: Vec<(&str, AMQPValue)>) -> FieldTable {
     table
 }
 
-fn text(value: impl Into<String>) -> AMQPValue {
+pub(super) fn text(value: impl Into<String>) -> AMQPValue {
     AMQPValue::LongString(value.into().into())
 }
 
@@ -32,6 +32,10 @@ async fn exchange(channel: &Channel, name: &str) -> Result<(), BrokerError> {
         .exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default())
         .await
         .map_err(failed("declare exchanges and queues"))
+}
+
+pub(super) const fn number(value: i32) -> AMQPValue {
+    AMQPValue::LongInt(value)
 }
 
 /// Declares all exchanges and the region's queues.
@@ -52,12 +56,12 @@ pub(super) async fn declare(channel: &Channel, config: &BrokerConfig) -> Result<
     let region = &config.region;
     for (queue, key) in [("started", STARTED_KEY), ("ended", ENDED_KEY)] {
         let mut arguments = safe(&dead);
-        arguments.push(("x-delivery-limit", AMQPValue::LongInt(DELIVERIES_MAX)));
+        arguments.push(("x-delivery-limit", number(DELIVERIES_MAX)));
         bound(channel, &config.regional(queue), arguments, &sessions, &format!("{key}.{region}")).await?;
     }
     let mut arguments = safe(&sessions);
     let wait = i32::try_from(config.retry_after.as_millis()).unwrap_or(i32::MAX);
-    arguments.push(("x-message-ttl", AMQPValue::LongInt(wait)));
+    arguments.push(("x-message-ttl", number(wait)));
     bound(channel, &config.regional("retry"), arguments, &retry, &format!("*.*.{region}")).await?;
     bound(channel, &dead, vec![("x-queue-type", text("quorum"))], &dead, "#").await
 }

@@ -156,7 +156,7 @@ const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, e
 
 const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
 /// The states of which a session has at most one job for each tag; the index `jobs_active_session` holds it.
-const ACTIVE: &str = "('accepted', 'capturing')";
+pub(super) const ACTIVE: &str = "('accepted', 'capturing')";
 
 fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
     let columns = Columns { row, table: "jobs" };
@@ -553,6 +553,26 @@ impl Catalog {
         .bind(application.to_string())
         .bind(session.to_string());
         self.rows("find a session's jobs", select).await?.iter().map(job_row).collect()
+    }
+
+    /// The newest job of a session among those with a tag; one that runs goes before all others.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn newest_job(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        tag: &str,
+    ) -> Result<Option<JobRow>, CatalogError> {
+        let select = statement(format!(
+            "SELECT {COLUMNS} FROM jobs WHERE session_id = $1 AND application_id = $2 AND tag = $3 \
+             ORDER BY CASE WHEN state IN {ACTIVE} THEN 0 ELSE 1 END, created_at DESC LIMIT 1"
+        ))
+        .bind(session.to_string())
+        .bind(application.to_string())
+        .bind(storable(tag));
+        self.row("find a session's newest job", select).await?.as_ref().map(job_row).transpose()
     }
 
     /// Asks for something of a live job's archive, if nobody has asked for something else than `before` meanwhile. Its

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 
+use super::jobs::ACTIVE;
 use super::{Catalog, CatalogError, Columns, parsed, statement, storable};
 use crate::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use crate::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};
@@ -149,6 +150,18 @@ impl Catalog {
             .bind(router.to_string())
             .bind(room.to_string());
         self.row("find a room's session", select).await?.as_ref().map(session_row).transpose()
+    }
+
+    /// The sessions with a room at a router that are being recorded.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn recorded_sessions(&self, router: &RouterName) -> Result<Vec<SessionRow>, CatalogError> {
+        let select = statement(format!(
+            "SELECT {COLUMNS} FROM sessions WHERE router = $1 AND session_id IN (SELECT session_id FROM jobs WHERE state IN {ACTIVE})"
+        ))
+        .bind(router.to_string());
+        self.rows("list the sessions that are recorded", select).await?.iter().map(session_row).collect()
     }
 
     /// Numbers a new conversation of a session, if nobody else has since `before`. Returns whether it was so.
