@@ -34,6 +34,7 @@ setup: ## install what is missing: Debian packages, npm and PyPI packages of the
 	  fi; \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
+	@tests/sdk/install.sh >/dev/null
 
 lint: setup ## formatting, clippy and documentation, all warnings denied
 	$(CARGO) fmt --all --check

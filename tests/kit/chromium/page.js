@@ -79,7 +79,7 @@ async function sound() {
   return track;
 }
 
-function attach({ url, apiSecret }) {
+function attach({ url, apiSecret, token }) {
   return new Promise((resolve, reject) => {
     const fail = (error) => reject(new Error(String(error && error.message ? error.message : error)));
     Janus.init({
@@ -88,7 +88,7 @@ function attach({ url, apiSecret }) {
       callback: () => {
         janus = new Janus({
           server: url,
-          apisecret: apiSecret,
+          ...(token ? { token } : { apisecret: apiSecret }),
           iceServers: [],
           destroyOnUnload: false,
           error: fail,

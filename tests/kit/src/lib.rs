@@ -3,6 +3,7 @@
 //! Every server is an instance of its own: free ports, its own data folder, an address of its own; it is
 //! ended by its process id when its handle is dropped. Nothing here depends on `archiver`.
 
+pub mod api;
 pub mod child;
 pub mod chromium;
 pub mod content;
@@ -15,5 +16,6 @@ pub mod publisher;
 pub mod rabbitmq;
 pub mod s3;
 pub mod s3_others;
+pub mod sdk;
 pub mod wait;
 pub mod world;

@@ -32,6 +32,8 @@ pub struct ChromiumOptions {
     pub url: String,
     /// The secret of every request.
     pub api_secret: String,
+    /// A client's token, instead of the secret.
+    pub token: Option<String>,
     /// The room.
     pub room: String,
     /// The room's pin.
@@ -61,6 +63,7 @@ impl ChromiumOptions {
         Self {
             url: janus.url(),
             api_secret: API_SECRET.to_owned(),
+            token: None,
             room: room.to_owned(),
             pin: None,
             id: id.to_owned(),
@@ -131,8 +134,8 @@ impl ChromiumPublisher {
         let descriptions: Vec<Value> =
             options.descriptions.iter().map(|(mid, text)| json!({ "mid": mid, "description": text })).collect();
         let publish = json!({
-            "do": "publish", "url": options.url, "apiSecret": options.api_secret, "room": options.room, "pin": options.pin,
-            "id": options.id, "display": options.display, "audio": options.audio, "video": options.video,
+            "do": "publish", "url": options.url, "apiSecret": options.api_secret, "token": options.token,
+            "room": options.room, "pin": options.pin, "id": options.id, "display": options.display, "audio": options.audio, "video": options.video,
             "simulcast": options.simulcast, "width": options.size.0, "height": options.size.1, "code": options.code,
             "descriptions": descriptions,
         });
