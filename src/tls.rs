@@ -13,15 +13,17 @@ pub fn choose_provider() {
     }
 }
 
-/// Whether a certificate chain and its key (PEM) can be used. Blocks.
+/// A server's side of TLS for HTTP/1.1, of a certificate chain and its key (PEM). Blocks.
 ///
 /// # Errors
-/// Why not, in words.
-pub fn check(certificate: &Path, key: &Path) -> Result<(), String> {
+/// Why they cannot be used, in words.
+pub fn server(certificate: &Path, key: &Path) -> Result<rustls::ServerConfig, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
     let chain = chain.map_err(|e| format!("{}: {e}", certificate.display()))?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{}: {e}", key.display()))?;
     choose_provider();
     let server = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
-    server.map(drop).map_err(|e| e.to_string())
+    let mut server = server.map_err(|e| e.to_string())?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(server)
 }

@@ -14,9 +14,12 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::broker::{self, BrokerConfig, BrokerState, Delivery, Outcome};
+use crate::callback::{Telling, keep_telling_events};
 use crate::capture::peer::{Engine, EngineConfig};
 use crate::capture::spool::Spool;
-use crate::catalog::{Accepted, Catalog, CatalogError, JobRow, JobState, NewJob, NewParked};
+use crate::catalog::{
+    Accepted, ApplicationRow, ArchiveRow, Catalog, CatalogError, JobRow, JobState, NewJob, NewParked,
+};
 use crate::config::{Settings, StoreKind};
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
@@ -191,6 +194,7 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
     let (room, free) = watch::channel(context.settings.worker.capacity);
     let nudge = Arc::new(Notify::new());
     let tasks = TaskTracker::new();
+    let events = broker_config.clone();
     let (leave_queue, stop_http) = (stop.child_token(), CancellationToken::new());
     let ready: crate::api::health::Ready = Arc::new(move || status.ready());
     tasks.spawn(crate::api::health::serve(context.settings.http.bind, ready, stop_http.clone()));
@@ -212,6 +216,11 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
             broker::consume(&broker_config, free, &state, &cancel, handle).await;
         }
     });
+    // Callbacks are the API's to send; events must not pile up where there is none.
+    let nothing = |_: &ArchiveRow, _: &ApplicationRow| serde_json::Value::Null;
+    let section = &context.settings.callbacks;
+    let telling = Telling::new(context.catalog.clone(), section, Some(events), Arc::new(nothing));
+    tasks.spawn(keep_telling_events(telling, leave_queue.clone()));
     tasks.spawn(crate::ops::sweep::keep_sweeping(Arc::clone(&context), stop.clone()));
     own_jobs(&context, &nudge, &room, &jobs, &stop).await;
     stop_http.cancel();
@@ -347,6 +356,15 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             return Ok(EventOutcome::Ended);
         }
     };
+    if delivery.headers.contains_key(crate::ops::REPLAYED_BY)
+        && let Some(job) = context.catalog.job(event.job()).await?
+        && job.state == JobState::Parked
+    {
+        // A job that was accepted is not decided on again: one that somebody started over the API is of a manual session.
+        context.catalog.unpark_job(job.job, Wallclock::now()).await?;
+        nudge.notify_one();
+        return Ok(EventOutcome::Duplicate);
+    }
     match decide(&event.data, |name| context.routers.contains_key(name)) {
         Decision::Skip(Skip::Relayed) => Ok(EventOutcome::SkippedRelayed),
         Decision::Skip(Skip::Manual) => Ok(EventOutcome::SkippedManual),
@@ -360,6 +378,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
                 event: String::from_utf8_lossy(&delivery.body).into_owned(),
                 started_at: event.at().unwrap_or_else(Wallclock::now),
                 tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
+                is_conversation: true,
             };
             let outcome = match accept(context, &new).await? {
                 Accepted::New(job) => {
@@ -367,13 +386,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
                     give_classes(context, &job).await;
                     EventOutcome::Accepted
                 }
-                Accepted::Duplicate(job) => {
-                    // The same event by hand: a parked job goes on from where its media stands.
-                    if job.state == JobState::Parked && delivery.headers.contains_key(crate::ops::REPLAYED_BY) {
-                        context.catalog.unpark_job(job.job, Wallclock::now()).await?;
-                    }
-                    EventOutcome::Duplicate
-                }
+                Accepted::Duplicate(_) => EventOutcome::Duplicate,
                 Accepted::SessionBusy(_) => EventOutcome::SessionBusy,
             };
             nudge.notify_one();

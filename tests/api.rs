@@ -8,6 +8,7 @@ use api::App;
 use archiver_testkit::publisher::Publisher;
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{APPLICATION, World};
+use base64::Engine;
 use serde_json::{Value, json};
 
 async fn world(more: &str) -> World {
@@ -293,5 +294,40 @@ async fn archives_are_cut_and_composed_anew_and_their_reports_read() {
     let late = app.send("POST", &format!("{path}/clip"), Some(json!({ "from": 5000 }))).await;
     let failed = app.archive(late.json()["id"].as_str().expect("id"), "failed").await;
     assert_eq!(failed["reason"], "failure");
+    alice.leave().await.expect("leave");
+}
+
+/// Nothing started it but a request: the policy on events has no say when its job is replayed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_was_started_and_parked_is_replayed() {
+    let mut world = world("").await;
+    let app = App::unified(&world, APPLICATION);
+    let session = app.session("p2p.preference=disabled").await;
+    let alice = app.publisher(&world, &session, "alice").await;
+    let begun = app.send("POST", &app.path("archive"), Some(json!({ "sessionId": session }))).await.json();
+    let id = begun["id"].as_str().expect("id").to_owned();
+    world.recording(2).await;
+    let jobs = world.json(&["jobs", "list", "--json"]).expect("jobs");
+    let job = &jobs["jobs"][0];
+    let (name, event) = (job["job"].as_str().expect("id").to_owned(), job["event"].as_str().expect("event"));
+    let body = base64::engine::general_purpose::STANDARD.encode(event);
+    world.kill_worker();
+    world
+        .sql("UPDATE jobs SET state = 'parked', parked_from = state, owner = NULL WHERE job_id = ?", &[&name])
+        .expect("parked");
+    let entry = "INSERT INTO parked (parked_id, job_id, fault, detail, routing_key, body, state, times, first_at, last_at) \
+                 VALUES ('11111111-0000-4000-8000-000000000000', ?, 'archive_invalid', '', 'session.started.eu', ?, 'parked', 1, 0, 0)";
+    world.sql(entry, &[&name, &body]).expect("entry");
+    world.start_worker().expect("worker");
+    api::served(&world).await;
+    let replayed = world.command(&["jobs", "replay", &name]).expect("replay");
+    assert!(replayed.status.success(), "{replayed:?}");
+    wait_for("the job to go on", || async {
+        let jobs = world.json(&["jobs", "list", "--json"]).ok()?;
+        (jobs["jobs"][0]["state"] == "capturing").then_some(())
+    })
+    .await;
+    app.send("POST", &app.path(&format!("archive/{id}/stop")), None).await;
+    app.archive(&id, "available").await;
     alice.leave().await.expect("leave");
 }

@@ -725,6 +725,7 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
         event: "{}".to_owned(),
         started_at: NOW,
         tag: "second".to_owned(),
+        is_conversation: true,
     };
     catalog.accept(&job, NOW).await.unwrap();
     put("one", Started).await;

@@ -39,6 +39,7 @@ fn event(session: &str, event: &str) -> NewJob {
         event: format!("{{\"id\":\"{event}\"}}"),
         started_at: NOW,
         tag: String::new(),
+        is_conversation: true,
     }
 }
 

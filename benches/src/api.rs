@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use archiver_testkit::net::free_port;
@@ -68,7 +68,7 @@ fn fill_sqlite(file: &Path) -> Result<()> {
 
 /// Puts the archives into a PostgreSQL.
 fn fill_postgres(url: &str) -> Result<()> {
-    let numbers = format!("generate_series(1, {ARCHIVES}) AS i");
+    let numbers = format!("generate_series(1::bigint, {ARCHIVES}) AS i");
     let sql = format!("{INSERT}{}", select("lpad(to_hex(i), 8, '0') || '-0000-4000-8000-000000000000'", &numbers));
     for statement in [sql, "ANALYZE archives".to_owned()] {
         let status = Command::new("psql").args(["-q", "-v", "ON_ERROR_STOP=1", "-c", &statement, url]).status()?;
@@ -89,7 +89,7 @@ impl Drop for Served {
 }
 
 fn token() -> Result<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let now = archiver::time::Wallclock::now().as_millis() / 1000;
     let claims = serde_json::json!({ "iss": PROJECT, "ist": "project", "iat": now, "exp": now + 3600 });
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
     Ok(jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?)

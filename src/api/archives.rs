@@ -95,6 +95,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
         event: serde_json::to_string(&event).expect("plain data"),
         started_at: now,
         tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
+        is_conversation: false,
     };
     let job = accept(api, &new).await?;
     if !session.classes.is_empty() {
@@ -119,7 +120,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
         options: event.data.archive,
     };
     // The job's owner may have been quicker, and told more.
-    api.catalog.put_archive(&row).await?;
+    api.catalog.add_archive(&row).await?;
     Ok(row)
 }
 
@@ -238,8 +239,18 @@ async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<A
 )]
 pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
     let row = api.archive(&caller, path.archive()?).await?;
-    match delete::delete(&api.catalog, api.store.as_ref(), row).await {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
+    match delete::mark(&api.catalog, &row).await {
+        Ok(()) => {
+            // A long archive has thousands of objects: nobody waits for them, and who goes away does not stop it.
+            let (catalog, store) = (api.catalog.clone(), std::sync::Arc::clone(&api.store));
+            api.tasks.spawn(async move {
+                if let Err(error) = delete::remove(&catalog, store.as_ref(), &row).await {
+                    let archive = row.archive;
+                    tracing::warn!(%archive, "objects of a deleted archive stay for now: {}", crate::fault::chain(&error));
+                }
+            });
+            Ok(StatusCode::NO_CONTENT)
+        }
         Err(DeleteError::Unfinished { status, .. }) => Err(ApiError::conflict(
             NOT_DELETABLE,
             format!("the archive is {status}: only what is available, uploaded, expired or failed can be deleted"),
@@ -322,6 +333,7 @@ impl super::Api {
         let url = match &row.object_key {
             Some(key) if row.status == ArchiveStatus::Available => {
                 Some(self.links.link(key, &super::links::file_name(row, key), &base.0).await?)
+                    .filter(|link| !link.starts_with('/'))
             }
             _ => None,
         };

@@ -57,7 +57,7 @@ pub async fn join(
             return Err(refused);
         }
     };
-    api.limits.application(&token.application)?;
+    api.limits.client(&token.session)?;
     if path.session()? != token.session {
         return Err(ApiError::forbidden("the session in the address is not the one that the token is of"));
     }

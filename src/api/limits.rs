@@ -7,12 +7,13 @@ use axum::http::StatusCode;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::error::ApiError;
-use crate::ids::ApplicationId;
+use crate::ids::{ApplicationId, SessionId};
 
 /// The counters. Forgotten when they are full again: see [`Limits::forget`].
 pub struct Limits {
     applications: DefaultKeyedRateLimiter<ApplicationId>,
     strangers: DefaultKeyedRateLimiter<IpAddr>,
+    sessions: DefaultKeyedRateLimiter<SessionId>,
 }
 
 impl Limits {
@@ -21,7 +22,11 @@ impl Limits {
     pub fn new(per_second: u32) -> Self {
         let rate = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::per_second(rate).allow_burst(rate.saturating_mul(nonzero(2)));
-        Self { applications: RateLimiter::keyed(quota), strangers: RateLimiter::keyed(quota) }
+        Self {
+            applications: RateLimiter::keyed(quota),
+            strangers: RateLimiter::keyed(quota),
+            sessions: RateLimiter::keyed(quota),
+        }
     }
 
     /// Counts a request of an application.
@@ -30,6 +35,14 @@ impl Limits {
     /// 429 when there are too many.
     pub fn application(&self, application: &ApplicationId) -> Result<(), ApiError> {
         self.applications.check_key(application).map_err(|_| too_many())
+    }
+
+    /// Counts a client that comes into a session: clients must not use up what their application may ask.
+    ///
+    /// # Errors
+    /// 429 when there are too many.
+    pub fn client(&self, session: &SessionId) -> Result<(), ApiError> {
+        self.sessions.check_key(session).map_err(|_| too_many())
     }
 
     /// Counts a request that was not let in.
@@ -44,6 +57,7 @@ impl Limits {
     pub fn forget(&self) {
         self.applications.retain_recent();
         self.strangers.retain_recent();
+        self.sessions.retain_recent();
     }
 }
 

@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::Settings;
@@ -69,15 +70,14 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// Certificate or key.
-    #[error("the API's certificate {certificate:?} and key {key:?} cannot be used")]
+    #[error("the API's certificate {certificate:?} and key {key:?} cannot be used: {why}")]
     Certificate {
         /// `api.certificate`.
         certificate: std::path::PathBuf,
         /// `api.key`.
         key: std::path::PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
+        /// Why.
+        why: String,
     },
 }
 
@@ -91,6 +91,8 @@ pub struct Api {
     routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
     atlas: Atlas,
     geo: Geo,
+    /// What goes on although nobody waits for it any more.
+    tasks: TaskTracker,
     /// Notified when workers should look into the catalog.
     wanted: Notify,
 }

@@ -72,13 +72,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
         links: links::Links::new(Arc::clone(&store), secret, settings.store.link_valid.0),
         limits: limits::Limits::new(settings.api.requests_per_second),
         routers: crate::worker::routers(&settings),
+        tasks: TaskTracker::new(),
         wanted: tokio::sync::Notify::new(),
         catalog,
         store,
         settings,
     });
     let told = broker.clone();
-    let tasks = TaskTracker::new();
+    let tasks = api.tasks.clone();
     let ending = stop.child_token();
     let watched = Bridge {
         catalog: api.catalog.clone(),
@@ -112,7 +113,9 @@ struct Body(Shared);
 #[async_trait::async_trait]
 impl Render for Body {
     async fn render(&self, archive: &ArchiveRow, application: &ApplicationRow) -> Value {
-        let base = Base(self.0.base(None));
+        // Without an address that developers know there can be no link of ours, only the store's own.
+        let known = self.0.settings.api.public_url.is_some();
+        let base = Base(if known { self.0.base(None) } else { String::new() });
         let body = match self.0.wire(archive, application, &base).await {
             Ok(body) => body,
             // Better without a link than not at all: the archive can be asked for.
@@ -142,21 +145,24 @@ async fn listen(api: &Shared, stop: &CancellationToken) -> Result<(), StartError
     };
     let local = listener.local_addr().map_err(failed)?;
     tracing::info!(%local, tls = section.certificate.is_some(), "the API is served");
-    let serving = async {
-        if let (Some(certificate), Some(key)) = (&section.certificate, &section.key) {
-            crate::tls::choose_provider();
-            let unusable =
-                |source| StartError::Certificate { certificate: certificate.clone(), key: key.clone(), source };
-            let tls = RustlsConfig::from_pem_file(certificate, key).await.map_err(unusable)?;
-            let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(failed)?.handle(handle.clone());
-            limited(server.http_builder());
-            server.serve(service).await.map_err(failed)
-        } else {
-            let mut server = axum_server::from_tcp(listener).map_err(failed)?.handle(handle.clone());
-            limited(server.http_builder());
-            server.serve(service).await.map_err(failed)
-        }
-    };
+    let serving =
+        async {
+            if let (Some(certificate), Some(key)) = (&section.certificate, &section.key) {
+                let (chain, private) = (certificate.clone(), key.clone());
+                let read = tokio::task::spawn_blocking(move || crate::tls::server(&chain, &private)).await;
+                let tls = read.expect("reading a certificate does not panic").map_err(|why| {
+                    StartError::Certificate { certificate: certificate.clone(), key: key.clone(), why }
+                })?;
+                let tls = RustlsConfig::from_config(Arc::new(tls));
+                let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(failed)?.handle(handle.clone());
+                limited(server.http_builder());
+                server.serve(service).await.map_err(failed)
+            } else {
+                let mut server = axum_server::from_tcp(listener).map_err(failed)?.handle(handle.clone());
+                limited(server.http_builder());
+                server.serve(service).await.map_err(failed)
+            }
+        };
     tokio::select! {
         served = serving => served,
         () = draining => Ok(()),
@@ -177,8 +183,10 @@ async fn bound(bind: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     }
 }
 
-/// Nobody holds a connection by sending nothing.
+/// Nobody holds a connection by sending nothing. The limit of time begins with the connection only where the protocol is known
+/// before the first byte.
 fn limited(builder: &mut hyper_util::server::conn::auto::Builder<hyper_util::rt::TokioExecutor>) {
+    *builder = builder.clone().http1_only();
     builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD_MAX).max_headers(100);
 }
 

@@ -276,8 +276,9 @@ impl super::Api {
         for job in self.catalog.active_jobs(&session.application, &session.session).await? {
             let wished = desire(&self.catalog, job.archive, |desired| desired.classes.extend(changed.iter().cloned()));
             match wished.await {
-                // An archive that ended, or has not begun, meanwhile.
-                Ok(_) | Err(DesireError::NotRecording { .. } | DesireError::NotFound(_)) => {}
+                // An archive that ended, or has not begun, meanwhile; or one that was told of more streams than it takes.
+                Ok(_)
+                | Err(DesireError::NotRecording { .. } | DesireError::NotFound(_) | DesireError::Selection(_)) => {}
                 Err(error) => return Err(error.into()),
             }
         }

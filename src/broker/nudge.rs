@@ -19,6 +19,8 @@ use crate::fault::{Backoff, chain};
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
 /// Connecting, and each message, take at most this long.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Between two nudges.
+const PAUSE: Duration = Duration::from_millis(200);
 /// How often a connection without messages is asked whether it lives.
 const WATCH: Duration = Duration::from_secs(2);
 
@@ -68,6 +70,8 @@ pub async fn keep_nudging(config: &BrokerConfig, wanted: &Notify, cancel: &Cance
             let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
             let sent = channel.basic_publish(exchange.as_str().into(), "".into(), options, b"", properties);
             timeout(ANSWER_MAX, sent).await.map_err(late)?.map_err(failed(DOING))?;
+            // Each makes every running job look: what comes meanwhile goes with the next one.
+            sleep(PAUSE).await;
         }
     };
     again(cancel, session).await;

@@ -18,4 +18,4 @@ pub mod tell;
 
 pub use address::{Resolver, SystemResolver, UrlError, check_url};
 pub use send::{SendError, Sender};
-pub use tell::{Render, Telling, keep_telling};
+pub use tell::{Render, Telling, keep_telling, keep_telling_events};

@@ -154,6 +154,12 @@ pub async fn keep_telling(telling: Telling, cancel: CancellationToken) {
     tokio::join!(keep_calling(&telling, &cancel), keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
 }
 
+/// Publishes events only, and cleans up: for a worker whose fleet may have no API.
+pub async fn keep_telling_events(telling: Telling, cancel: CancellationToken) {
+    let telling = Arc::new(telling);
+    tokio::join!(keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
+}
+
 /// Callbacks that are under way, and whose they are.
 #[derive(Default)]
 struct UnderWay {

@@ -173,7 +173,15 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
-        self.put(archive, None).await
+        self.put(archive, None, false).await
+    }
+
+    /// Adds an archive, if there is none of its id. Returns whether it was added.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn add_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        self.put(archive, None, true).await
     }
 
     /// Writes an archive as the owner of its job does. Neither a status that may not follow the present one is
@@ -182,16 +190,18 @@ impl Catalog {
     /// # Errors
     /// When the catalog is away.
     pub async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError> {
-        self.put(archive, Some(epoch)).await
+        self.put(archive, Some(epoch), false).await
     }
 
     /// In one transaction with what is to be told of it, if the status is another one than before.
-    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>) -> Result<bool, CatalogError> {
-        let from: Vec<String> = ArchiveStatus::ALL
+    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Result<bool, CatalogError> {
+        let mut from: Vec<String> = ArchiveStatus::ALL
             .iter()
-            .filter(|s| s.may_become(archive.status))
+            .filter(|s| !only_new && s.may_become(archive.status))
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
+        // No status is empty.
+        from.push("''".to_owned());
         let fence = match epoch {
             Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $16 AND jobs.epoch = $17)",
             None => "1 = 1",
@@ -255,15 +265,15 @@ impl Catalog {
         self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
     }
 
-    /// Archives that were finished before a moment, and whose segments may still be in the store; the oldest first, not
+    /// Archives that were finished or deleted before a moment, and whose segments may still be in the store; the oldest first, not
     /// all at once.
     ///
     /// # Errors
     /// When the catalog is away.
     pub async fn with_segments(&self, before: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
         let select = statement(format!(
-            "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND status IN ('available', 'uploaded') \
-             AND updated_at < $1 ORDER BY updated_at LIMIT 100"
+            "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND updated_at < $1 \
+             AND status IN ('available', 'uploaded', 'deleted') ORDER BY updated_at LIMIT 100"
         ));
         let rows = self.rows("list archives with segments", select.bind(before.0)).await?;
         rows.iter().map(archive_row).collect()

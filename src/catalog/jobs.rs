@@ -87,6 +87,9 @@ pub struct NewJob {
     pub started_at: Wallclock,
     /// What sets its archive apart from others of the session at the same time; empty for the one that has none.
     pub tag: String,
+    /// Whether it is news of a conversation, not only of somebody who wants an archive: an end that is older than the news is
+    /// of an earlier conversation.
+    pub is_conversation: bool,
 }
 
 /// A job.
@@ -243,6 +246,7 @@ impl Catalog {
         .bind(new.application.to_string())
         .bind(new.session.to_string())
         .bind(storable(&new.tag));
+        let is_conversation = new.is_conversation;
         let found = self.run("accept a job", |c: &mut AnyConnection| {
             Box::pin(async move {
                 let mut transaction = c.begin().await?;
@@ -254,7 +258,9 @@ impl Catalog {
                 let busy = match known {
                     Some(_) => None,
                     None => {
-                        join.execute(&mut *transaction).await?;
+                        if is_conversation {
+                            join.execute(&mut *transaction).await?;
+                        }
                         of_session.fetch_optional(&mut *transaction).await?
                     }
                 };

@@ -39,6 +39,8 @@ const CONNECTIONS_MAX: u32 = 8;
 /// SQLite has no lock for migrations: of two processes that make the tables of one file at the same time, one
 /// fails, and finds them made when it tries again.
 const MIGRATION_TRIES: u32 = 5;
+/// Indexes of many millions of rows take their time.
+const MIGRATION_MAX: Duration = Duration::from_secs(1800);
 /// Between these tries.
 const MIGRATION_PAUSE: Duration = Duration::from_millis(200);
 
@@ -182,7 +184,7 @@ impl Catalog {
         let mut tries = if self.postgres { 1 } else { MIGRATION_TRIES };
         loop {
             tries -= 1;
-            match timeout(STATEMENT_MAX * 3, MIGRATIONS.run(&self.pool)).await {
+            match timeout(MIGRATION_MAX, MIGRATIONS.run(&self.pool)).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(_)) if tries > 0 => tokio::time::sleep(MIGRATION_PAUSE).await,
                 Ok(Err(error)) => return Err(failure::of_migration(doing, error)),

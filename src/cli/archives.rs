@@ -322,7 +322,8 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             if !yes && !confirmed(&format!("delete archive {archive} of session {}?", row.session))? {
                 bail!("nothing was deleted");
             }
-            delete::delete(&catalog, store.as_ref(), row).await?;
+            delete::mark(&catalog, &row).await?;
+            delete::remove(&catalog, store.as_ref(), &row).await?;
             say(&format!("deleted {archive}"));
         }
     }

@@ -142,6 +142,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         event: serde_json::to_string(&event).expect("plain data"),
         started_at: event.at().unwrap_or(job.row.created_at),
         tag: job.row.tag.clone(),
+        is_conversation: true,
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
     let next = match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {

@@ -1,4 +1,6 @@
-//! Deleting an archive: its objects, then its entry.
+//! Deleting an archive: its entry is marked, then its objects are removed.
+
+use futures_util::future::try_join_all;
 
 use crate::archive::keys::Keys;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
@@ -6,6 +8,9 @@ use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::ArchiveId;
 use crate::store::{ObjectStore, StoreError};
 use crate::time::Wallclock;
+
+/// Objects that are removed at a time.
+const AT_ONCE: usize = 16;
 
 /// Why an archive is not deleted.
 #[derive(Debug, thiserror::Error)]
@@ -47,16 +52,30 @@ pub const fn check(row: &ArchiveRow) -> Result<(), DeleteError> {
     Err(DeleteError::Unfinished { archive: row.archive, status: row.status.as_str() })
 }
 
-/// Deletes an archive, its objects first: what is left when this breaks off can be deleted again. Safe to repeat.
+/// Marks an archive as deleted: from then on nobody sees it.
 ///
 /// # Errors
 /// See [`DeleteError`].
-pub async fn delete(catalog: &Catalog, store: &dyn ObjectStore, row: ArchiveRow) -> Result<(), DeleteError> {
-    check(&row)?;
-    for object in store.list(&Keys::new(row.application.clone(), row.archive).prefix()).await? {
-        store.delete(&object.key).await?;
+pub async fn mark(catalog: &Catalog, row: &ArchiveRow) -> Result<(), DeleteError> {
+    check(row)?;
+    let deleted = ArchiveRow { status: ArchiveStatus::Deleted, updated_at: Wallclock::now(), ..row.clone() };
+    if catalog.put_archive(&deleted).await? {
+        return Ok(());
     }
-    let deleted = ArchiveRow { status: ArchiveStatus::Deleted, updated_at: Wallclock::now(), ..row };
-    catalog.put_archive(&deleted).await?;
+    // It became something else meanwhile, such as by a replay.
+    let now = catalog.archive(row.archive).await?.map_or("gone", |row| row.status.as_str());
+    Err(DeleteError::Unfinished { archive: row.archive, status: now })
+}
+
+/// Removes the objects of an archive that is marked. Safe to repeat; what is left when this breaks off, sweeping removes.
+///
+/// # Errors
+/// See [`DeleteError`].
+pub async fn remove(catalog: &Catalog, store: &dyn ObjectStore, row: &ArchiveRow) -> Result<(), DeleteError> {
+    let objects = store.list(&Keys::new(row.application.clone(), row.archive).prefix()).await?;
+    for some in objects.chunks(AT_ONCE) {
+        try_join_all(some.iter().map(|object| store.delete(&object.key))).await?;
+    }
+    catalog.segments_deleted(row.archive).await?;
     Ok(())
 }

@@ -11,6 +11,8 @@ use crate::time::Wallclock;
 
 /// How often it is tried when others ask for something else at the same time.
 const TRIES: u32 = 10;
+/// Streams of one archive that something is asked of: each is a line of its history.
+const STREAMS_MAX: usize = 2000;
 /// Layout classes of one stream.
 pub const CLASSES_MAX: usize = 16;
 /// Letters of a layout class.
@@ -173,6 +175,11 @@ async fn desire_of(
         // What cannot be read was not written by this program: it is asked for anew.
         let mut desired = known.unwrap_or_default().unwrap_or_default();
         change(&job, &mut desired)?;
+        if desired.classes.len() > STREAMS_MAX || desired.selected.len() > STREAMS_MAX {
+            return Err(DesireError::Selection(format!(
+                "more than {STREAMS_MAX} streams of archive {archive} were named"
+            )));
+        }
         let text = serde_json::to_string(&desired).expect("plain data");
         if catalog.desire(&job, &text, Wallclock::now()).await? {
             return Ok(desired);

@@ -1,9 +1,11 @@
 //! Archives made of others because somebody asked the API: durable, one after the other, taken over when the process that makes
 //! one dies.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -105,11 +107,13 @@ pub async fn ask(catalog: &Catalog, of: &ArchiveRow, remake: &Remake, now: Wallc
         ..of.clone()
     };
     let what = serde_json::to_string(remake).expect("plain data");
-    if !catalog.add_remake(new.archive, of.archive, &what, WAITING_MAX, now).await? {
-        return Err(AskError::Busy);
+    // Its entry first: whoever makes it, or gives it up, finds it.
+    catalog.add_archive(&new).await?;
+    let added = catalog.add_remake(new.archive, of.archive, &what, WAITING_MAX, now).await;
+    if !matches!(added, Ok(true)) {
+        give_up(catalog, new.archive).await?;
     }
-    catalog.put_archive(&new).await?;
-    Ok(new)
+    if added? { Ok(new) } else { Err(AskError::Busy) }
 }
 
 /// Makes what was asked for, until `cancel`.
@@ -117,7 +121,16 @@ pub async fn keep_making(settings: Arc<Settings>, catalog: Catalog, store: Share
     loop {
         let now = Wallclock::now();
         match catalog.claim_remake(now, now + LEASE).await {
-            Ok(Some(remake)) => make(&settings, &catalog, &store, remake, &cancel).await,
+            Ok(Some(remake)) => {
+                let archive = remake.archive;
+                let making = AssertUnwindSafe(make(&settings, &catalog, &store, remake, &cancel)).catch_unwind();
+                if making.await.is_err() {
+                    tracing::error!(fault.kind = "bug", %archive, "making an archive of another one panicked");
+                    if let Err(error) = give_up(&catalog, archive).await {
+                        tracing::warn!(%archive, "it is not given up: {}", chain(&error));
+                    }
+                }
+            }
             Ok(None) => {
                 if cancel.run_until_cancelled(sleep(POLL)).await.is_none() {
                     return;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::keys::Keys;
-use crate::catalog::{Catalog, CatalogError, JobState};
+use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState};
 use crate::fault::chain;
 use crate::ids::JobId;
 use crate::job::Context;
@@ -63,7 +63,8 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &Catalog, now: Wallclock) -
     Ok(swept)
 }
 
-/// Deletes the segments of archives that were finished longer ago than `keep`. Returns of how many archives.
+/// Deletes the segments of archives that were finished longer ago than `keep`, and what is left of deleted ones. Returns of
+/// how many archives.
 ///
 /// # Errors
 /// When store or catalog are away; it is tried again at the next time.
@@ -78,7 +79,10 @@ pub async fn sweep_segments(
     loop {
         let archives = catalog.with_segments(before).await?;
         for archive in &archives {
-            let prefix = Keys::new(archive.application.clone(), archive.archive).segments();
+            let keys = Keys::new(archive.application.clone(), archive.archive);
+            // What is left of one that was deleted.
+            let deleted = archive.status == ArchiveStatus::Deleted;
+            let prefix = if deleted { keys.prefix() } else { keys.segments() };
             for object in store.list(&prefix).await? {
                 store.delete(&object.key).await?;
             }
