@@ -92,7 +92,8 @@ fn rendered(archive: &ArchiveRow, application: &ApplicationRow) -> Value {
 
 async fn notices(catalog: &Catalog, filter: NoticeFilter) -> Vec<NoticeRow> {
     let (mut rows, total) = catalog.notices(&NoticeFilter { count: 10_000, ..filter }).await.unwrap();
-    assert_eq!(i64::try_from(rows.len()).unwrap(), total);
+    // Counted a moment later: it may have become one more.
+    assert!(i64::try_from(rows.len()).unwrap() <= total);
     rows.sort_by_key(|row| (row.archive, row.target, row.number));
     rows
 }
