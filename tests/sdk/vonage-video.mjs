@@ -2,14 +2,11 @@
 //
 // usage: node vonage-video.mjs FOLDER_WITH_NODE_MODULES CONFIGURATION
 
-import { createRequire } from 'node:module';
-import { join } from 'node:path';
-import { serve } from './lines.mjs';
+import { load, serve } from './lines.mjs';
 
 const [modules, text] = process.argv.slice(2);
-const require = createRequire(join(modules, 'package.json'));
-const { Video } = require('@vonage/video');
-const { Auth } = require('@vonage/auth');
+const { Video } = await load(modules, '@vonage/video');
+const { Auth } = await load(modules, '@vonage/auth');
 
 const config = JSON.parse(text);
 const auth = new Auth({ applicationId: config.id, privateKey: config.key });
