@@ -468,6 +468,18 @@ async fn listing(url: String) {
     assert_eq!(catalog.archives(&deleted).await.unwrap().1, 3);
     let nobody = ArchiveFilter { application: Some("nobody".parse().unwrap()), ..page(0, 100) };
     assert_eq!(catalog.archives(&nobody).await.unwrap(), (Vec::new(), 0));
+    // An application's are not counted one by one, but as they are written; deleting one twice is once.
+    let of_app = ArchiveFilter { application: Some("app".parse().unwrap()), ..page(0, 100) };
+    assert_eq!(catalog.archives(&of_app).await.unwrap().1, 27);
+    let gone = ArchiveRow { status: ArchiveStatus::Deleted, ..found[0].clone() };
+    for _ in 0..2 {
+        assert!(catalog.put_archive(&gone).await.unwrap());
+    }
+    assert!(!catalog.add_archive(&found[1]).await.unwrap());
+    let (rows, total) = catalog.archives(&of_app).await.unwrap();
+    assert_eq!((rows.len(), total), (26, 26));
+    catalog.recount_archives().await.unwrap();
+    assert_eq!(catalog.archives(&of_app).await.unwrap().1, 26);
     assert_eq!(catalog.jobs(&[JobState::Finalizing], 7).await.unwrap().len(), 7);
     assert!(catalog.jobs(&[JobState::Accepted, JobState::Parked], 7).await.unwrap().is_empty());
 }

@@ -60,7 +60,7 @@ fn fill_sqlite(file: &Path) -> Result<()> {
         "(WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ARCHIVES}) SELECT i FROM n)"
     );
     let sql = format!("{INSERT}{}", select("printf('%08x-0000-4000-8000-000000000000', i)", &numbers));
-    let script = "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); db.execute(sys.argv[2]); db.commit()";
+    let script = "import sqlite3,sys; db=sqlite3.connect(sys.argv[1]); db.execute(sys.argv[2]); db.execute('ANALYZE'); db.commit()";
     let status = Command::new("python3").args(["-c", script]).arg(file).arg(sql).status()?;
     ensure!(status.success(), "the archives cannot be put into {}", file.display());
     Ok(())
@@ -70,7 +70,7 @@ fn fill_sqlite(file: &Path) -> Result<()> {
 fn fill_postgres(url: &str) -> Result<()> {
     let numbers = format!("generate_series(1::bigint, {ARCHIVES}) AS i");
     let sql = format!("{INSERT}{}", select("lpad(to_hex(i), 8, '0') || '-0000-4000-8000-000000000000'", &numbers));
-    for statement in [sql, "ANALYZE archives".to_owned()] {
+    for statement in [sql, "VACUUM ANALYZE archives".to_owned()] {
         let status = Command::new("psql").args(["-q", "-v", "ON_ERROR_STOP=1", "-c", &statement, url]).status()?;
         ensure!(status.success(), "the archives cannot be put into PostgreSQL");
     }

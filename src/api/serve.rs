@@ -126,6 +126,9 @@ impl Render for Body {
 }
 
 async fn keep_forgetting(api: Shared, stop: CancellationToken) {
+    if let Err(error) = api.catalog.recount_archives().await {
+        tracing::warn!("archives are not counted anew: {}", crate::fault::chain(&error));
+    }
     while stop.run_until_cancelled(sleep(FORGET_EVERY)).await.is_some() {
         api.limits.forget();
     }

@@ -4,7 +4,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::notices::{change, notes};
-use super::{Catalog, CatalogError, Columns, statement, storable};
+use super::{Catalog, CatalogError, Columns, Statement, statement, storable};
 use crate::event::ArchiveOptions;
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
 use crate::time::Wallclock;
@@ -160,6 +160,32 @@ fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
     })
 }
 
+/// By how much a written row changes how many archives there are.
+fn counted(row: &AnyRow) -> Result<Option<i64>, sqlx::Error> {
+    let before: Option<String> = sqlx::Row::try_get(row, "status_before")?;
+    let (status, changes): (String, i64) = (sqlx::Row::try_get(row, "status")?, sqlx::Row::try_get(row, "changes")?);
+    let deleted = ArchiveStatus::Deleted.as_str();
+    Ok(match before {
+        None if changes == 1 => (status != deleted).then_some(1),
+        Some(before) if before != deleted && status == deleted => Some(-1),
+        _ => None,
+    })
+}
+
+fn count(archive: &ArchiveRow, more: i64) -> Statement {
+    statement(
+        "INSERT INTO archive_counts (application_id, archives) VALUES ($1, $2) \
+         ON CONFLICT (application_id) DO UPDATE SET archives = archive_counts.archives + $3",
+    )
+    .bind(archive.application.to_string())
+    .bind(more)
+    .bind(more)
+}
+
+fn total_of(application: &ApplicationId) -> Statement {
+    statement("SELECT archives AS total FROM archive_counts WHERE application_id = $1").bind(application.to_string())
+}
+
 /// The options in an archive's `document`; rows of earlier versions of this program have none.
 fn options(columns: &Columns<'_>) -> Result<ArchiveOptions, CatalogError> {
     let text = columns.text("document")?;
@@ -241,6 +267,11 @@ impl Catalog {
                 let mut transaction = c.begin().await?;
                 let written = put.fetch_optional(&mut *transaction).await?;
                 if let Some(row) = &written
+                    && let Some(more) = counted(row)?
+                {
+                    count(&given, more).execute(&mut *transaction).await?;
+                }
+                if let Some(row) = &written
                     && let Some(number) = change(row)?
                 {
                     // A row that somebody damaged must not keep its archive from going on.
@@ -288,6 +319,19 @@ impl Catalog {
         self.execute("note deleted segments", update.bind(archive.to_string())).await.map(drop)
     }
 
+    /// Counts anew how many archives each application has: workers of earlier versions do not count.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn recount_archives(&self) -> Result<(), CatalogError> {
+        let recount = statement(
+            "INSERT INTO archive_counts (application_id, archives) \
+             SELECT application_id, COUNT(*) FROM archives WHERE status <> 'deleted' GROUP BY application_id \
+             ON CONFLICT (application_id) DO UPDATE SET archives = excluded.archives",
+        );
+        self.execute("count archives", recount).await.map(drop)
+    }
+
     /// Archives, newest first, and how many there are in all.
     ///
     /// # Errors
@@ -320,6 +364,10 @@ impl Catalog {
             total = total.bind(value);
         }
         let rows = self.rows("list archives", page).await?;
+        let all = filter.session.is_none() && filter.status.is_none() && filter.from.is_none() && filter.to.is_none();
+        if let (true, Some(application)) = (all, &filter.application) {
+            total = total_of(application);
+        }
         let total = self.row("count archives", total).await?;
         let total = total.map_or(Ok(0), |row| Columns { row: &row, table: "archives" }.number("total"))?;
         Ok((rows.iter().map(archive_row).collect::<Result<_, _>>()?, total))
