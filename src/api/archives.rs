@@ -53,13 +53,13 @@ pub async fn start(
             "The media of a session with e2ee cannot be read, so it is not archived.",
         ));
     }
-    if session.archive_mode == ArchiveMode::Always && options.multi_archive_tag.is_none() {
-        // Its automatic archive has none, though it may not have begun yet.
-        return Err(already());
-    }
     if api.clients(&session).await? == 0 {
         // Vonage's own words.
         return Err(ApiError::not_found("Not found. No clients are actively connected to the OpenTok session."));
+    }
+    if session.archive_mode == ArchiveMode::Always && options.multi_archive_tag.is_none() {
+        // Its automatic archive has none, though it may not have begun yet.
+        return Err(already());
     }
     let row = begin(&api, &session, options).await?;
     api.nudge();
