@@ -57,10 +57,6 @@ pub async fn start(
         // Vonage's own words.
         return Err(ApiError::not_found("Not found. No clients are actively connected to the OpenTok session."));
     }
-    if session.archive_mode == ArchiveMode::Always && options.multi_archive_tag.is_none() {
-        // Its automatic archive has none, though it may not have begun yet.
-        return Err(already());
-    }
     let row = begin(&api, &session, options).await?;
     api.nudge();
     Ok(Json(api.wire(&row, &caller.application, &base).await?))
