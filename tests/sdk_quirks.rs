@@ -434,6 +434,7 @@ async fn the_requests_of_java_net_php_and_ruby_are_answered_as_they_parse() {
     assert!(serde_json::from_str::<Failure>(&odd.body).expect("JSON").message.contains("e2ee"), "{odd:?}");
     let always = service.replay(Sdk::NetLegacy, "create-always", &[]).await;
     session_id(Sdk::NetLegacy, &always);
+    session_id(Sdk::JavaLegacy, &service.replay(Sdk::JavaLegacy, "create-always", &[]).await);
     // A unified application's token in the header of OpenTok: PHP's opentok with keys of Vonage.
     let shim = service.replay_as("php-shim-get", of, &of.token(), &[("archive", NOBODY)]).await;
     assert_eq!(shim.status, 404, "{shim:?}");
