@@ -19,6 +19,7 @@ pub mod ids;
 pub mod job;
 pub mod media;
 pub mod metrics;
+pub mod net;
 pub mod ops;
 pub mod router;
 pub mod session;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -25,10 +25,10 @@ use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::fault::{FaultKind, HasFault, Retry, chain};
 use crate::ids::{JobId, RouterName};
-use crate::job::desired::Desired;
 use crate::job::driver::{CATALOG, run};
 use crate::job::{Context, Ended};
 use crate::metrics::{EventLabels, EventOutcome, metrics};
+use crate::ops::accept::{self, accept};
 use crate::router::MediaRouter;
 use crate::router::janus::{JanusConfig, JanusRouter};
 use crate::store::SharedStore;
@@ -41,7 +41,6 @@ use crate::time::Wallclock;
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// A job that is asked to end does so within this, if its worker lives.
 const ENDING_MAX: Duration = Duration::from_secs(1);
-const ENDING_POLL: Duration = Duration::from_millis(50);
 /// Handing over takes at most this long.
 const DRAIN_MAX: Duration = Duration::from_secs(20);
 
@@ -380,7 +379,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
                 tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
                 is_conversation: true,
             };
-            let outcome = match accept(context, &new).await? {
+            let outcome = match accept(&context.catalog, &new, ENDING_MAX).await? {
                 Accepted::New(job) => {
                     context.catalog.resolve_parked(job.job).await?;
                     give_classes(context, &job).await;
@@ -399,27 +398,13 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
 async fn give_classes(context: &Context, job: &JobRow) {
     let given = async {
         let session = context.catalog.session(&job.application, &job.session).await?;
-        let classes = session.map(|session| session.classes).unwrap_or_default();
-        if !classes.is_empty() {
-            let desired = Desired { classes, ..Desired::default() };
-            let desired = serde_json::to_string(&desired).expect("plain data");
-            context.catalog.desire(job, &desired, Wallclock::now()).await?;
+        match session {
+            Some(session) => accept::give_classes(&context.catalog, job, &session.classes).await,
+            None => Ok(()),
         }
-        Ok::<_, CatalogError>(())
     };
     if let Err(error) = given.await {
         tracing::warn!(job = %job.job, "the archive begins without layout classes: {}", chain(&error));
-    }
-}
-
-/// Accepts a start. A session that is used again at once waits for its last job, which is about to end.
-async fn accept(context: &Context, new: &NewJob) -> Result<Accepted, CatalogError> {
-    let deadline = Instant::now() + ENDING_MAX;
-    loop {
-        match context.catalog.accept(new, Wallclock::now()).await {
-            Err(CatalogError::Ending { .. }) if Instant::now() < deadline => sleep(ENDING_POLL).await,
-            accepted => return accepted,
-        }
     }
 }
 

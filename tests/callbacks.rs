@@ -10,7 +10,6 @@ use std::time::Duration;
 use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
 use archiver::broker::{ArchivePublisher, BrokerConfig};
 use archiver::callback::address::check_url_with;
-use archiver::callback::rules::Network;
 use archiver::callback::send::NOTICE_ID;
 use archiver::callback::{Resolver, Sender, SystemResolver, Telling, keep_telling};
 use archiver::catalog::{
@@ -20,6 +19,7 @@ use archiver::catalog::{
 use archiver::config::CallbacksSection;
 use archiver::event::ArchiveOptions;
 use archiver::ids::{ArchiveId, Epoch, EventId, JobId, NoticeId, SessionId};
+use archiver::net::Network;
 use archiver::time::Wallclock;
 use archiver_testkit::net::{free_port, listen};
 use archiver_testkit::postgres::Postgres;

@@ -16,7 +16,7 @@ use crate::event::{
     ArchiveMode, ArchiveOptions, Envelope, MediaMode, OutputMode, STARTED, SessionEvent, Started, StreamMode,
 };
 use crate::ids::{ArchiveId, EventId, SessionId};
-use crate::job::desired::Desired;
+use crate::ops::accept::{accept, give_classes};
 use crate::ops::delete::{self, DeleteError};
 use crate::ops::desire::{DesireError, desire, select_streams};
 use crate::time::Wallclock;
@@ -59,7 +59,7 @@ pub async fn start(
     }
     let row = begin(&api, &session, options).await?;
     api.nudge();
-    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
 
 /// Makes the job of an archive that somebody starts, and its first entry.
@@ -93,51 +93,23 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
         tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
         is_conversation: false,
     };
-    let job = accept(api, &new).await?;
-    if !session.classes.is_empty() {
-        let desired = Desired { classes: session.classes.clone(), ..Desired::default() };
-        api.catalog.desire(&job, &serde_json::to_string(&desired).expect("plain data"), now).await?;
-    }
-    let row = ArchiveRow {
-        archive: job.archive,
-        job: job.job,
-        session: job.session.clone(),
-        application: job.application.clone(),
-        name: event.data.archive.name.clone(),
-        status: ArchiveStatus::Started,
-        reason: String::new(),
-        output_mode: event.data.archive.output_mode.as_str().to_owned(),
-        created_at: job.created_at,
-        updated_at: now,
-        duration_s: 0,
-        size: 0,
-        sha256: String::new(),
-        object_key: None,
-        options: event.data.archive,
-    };
+    let job = accepted(api, &new).await?;
+    give_classes(&api.catalog, &job, &session.classes).await?;
+    let row = ArchiveRow::of_job(&job, event.data.archive, ArchiveStatus::Started, now);
     // The job's owner may have been quicker, and told more.
     api.catalog.add_archive(&row).await?;
     Ok(row)
 }
 
-fn already() -> ApiError {
-    let message =
-        "the session is archived already: another archive at the same time needs a multiArchiveTag of its own";
-    ApiError::conflict(ALREADY_ARCHIVING, message)
-}
-
-/// Accepts a job. A session whose last archive is about to end is waited for.
-async fn accept(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
-    let deadline = Instant::now() + ENDING_MAX;
-    loop {
-        match api.catalog.accept(new, Wallclock::now()).await {
-            Ok(Accepted::New(job) | Accepted::Duplicate(job)) => return Ok(job),
-            Err(CatalogError::Ending { .. }) if Instant::now() < deadline => sleep(POLL).await,
-            Ok(Accepted::SessionBusy(_)) | Err(CatalogError::Ending { .. }) => {
-                return Err(already());
-            }
-            Err(error) => return Err(error.into()),
-        }
+/// Accepts a job of an archive that somebody starts.
+async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
+    match accept(&api.catalog, new, ENDING_MAX).await {
+        Ok(Accepted::New(job) | Accepted::Duplicate(job)) => Ok(job),
+        Ok(Accepted::SessionBusy(_)) | Err(CatalogError::Ending { .. }) => Err(ApiError::conflict(
+            ALREADY_ARCHIVING,
+            "the session is archived already: another archive at the same time needs a multiArchiveTag of its own",
+        )),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -158,7 +130,7 @@ pub async fn list(
     let (rows, count) = api.catalog.archives(&filter).await?;
     let mut items = Vec::with_capacity(rows.len());
     for row in &rows {
-        items.push(api.wire(row, &caller.application, &base).await?);
+        items.push(api.wire(row, &caller.application, Some(&base)).await?);
     }
     Ok(Json(wire::ArchiveList { count, items }))
 }
@@ -176,7 +148,7 @@ pub async fn get(
     path: Segments,
 ) -> Result<Json<wire::Archive>, ApiError> {
     let row = api.archive(&caller, path.archive()?).await?;
-    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
 
 /// `POST /v2/project/{project}/archive/{archive}/stop`
@@ -206,7 +178,7 @@ pub async fn stop(
         api.nudge();
     }
     let row = if job.as_ref().is_some_and(is_automatic) { row } else { stopped(&api, &caller, row).await? };
-    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
 
 /// Whether nobody started an archive: its session did.
@@ -275,7 +247,7 @@ pub async fn layout(
     }
     desire(&api.catalog, row.archive, |desired| desired.layout = Some(layout.clone())).await?;
     api.nudge();
-    Ok(Json(api.wire(&row, &caller.application, &base).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
 
 /// `PATCH /v2/project/{project}/archive/{archive}/streams`
@@ -319,17 +291,16 @@ impl super::Api {
         found.ok_or_else(|| ApiError::not_found("there is no such session: was it created here, by this application?"))
     }
 
-    /// An archive as it is sent, with a link if it has a file.
+    /// An archive as it is sent, with a link if it has a file. Without a `base` there are the store's own links only.
     pub(super) async fn wire(
         &self,
         row: &ArchiveRow,
         application: &crate::catalog::ApplicationRow,
-        base: &Base,
+        base: Option<&Base>,
     ) -> Result<wire::Archive, ApiError> {
         let url = match &row.object_key {
             Some(key) if row.status == ArchiveStatus::Available => {
-                Some(self.links.link(key, &super::links::file_name(row, key), &base.0).await?)
-                    .filter(|link| !link.starts_with('/'))
+                self.links.link(key, &super::links::file_name(row, key), base).await?
             }
             _ => None,
         };

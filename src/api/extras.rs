@@ -89,5 +89,5 @@ async fn remake(
 ) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
     let of = api.archive(caller, path.archive()?).await?;
     let new = ask(&api.catalog, &of, &read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
-    Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, base).await?)))
+    Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, Some(base)).await?)))
 }

@@ -13,6 +13,7 @@ use sha2::Sha256;
 
 use super::Shared;
 use super::error::ApiError;
+use super::extract::Base;
 use crate::archive::keys::{Keys, Kind};
 use crate::catalog::ArchiveRow;
 use crate::store::{SharedStore, StoreError};
@@ -38,17 +39,19 @@ impl Links {
         Self { store, secret, valid }
     }
 
-    /// A link to an object that needs no token, and what it is called when it is kept. `base` is where this service is found.
+    /// A link to an object that needs no token, and what it is called when it is kept. `base` is where this service is found;
+    /// where that is not known, there is none but of a store that has links of its own.
     ///
     /// # Errors
     /// When the store cannot sign.
-    pub async fn link(&self, key: &str, file_name: &str, base: &str) -> Result<String, StoreError> {
+    pub async fn link(&self, key: &str, file_name: &str, base: Option<&Base>) -> Result<Option<String>, StoreError> {
         if let Some(link) = self.store.presign_get(key, self.valid, file_name).await? {
-            return Ok(link);
+            return Ok(Some(link));
         }
+        let Some(Base(base)) = base else { return Ok(None) };
         let expires = (Wallclock::now() + self.valid).as_millis() / 1000;
         let signature = URL_SAFE_NO_PAD.encode(self.signed(key, expires, file_name).finalize().into_bytes());
-        Ok(format!("{base}{PATH}{key}?expires={expires}&name={file_name}&signature={signature}"))
+        Ok(Some(format!("{base}{PATH}{key}?expires={expires}&name={file_name}&signature={signature}")))
     }
 
     fn signed(&self, key: &str, expires: i64, file_name: &str) -> Hmac<Sha256> {

@@ -32,7 +32,7 @@ use super::{
 use crate::bridge::{Bridge, bridge};
 use crate::callback::{Render, Telling, keep_telling};
 use crate::catalog::{ApplicationRow, ArchiveRow};
-use crate::config::Settings;
+use crate::config::{ApiSection, Settings};
 use crate::geo::Geo;
 use crate::job::driver::CATALOG;
 use crate::metrics::{RequestLabels, metrics};
@@ -92,7 +92,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move { crate::broker::keep_nudging(&broker, &api.wanted, &ending).await }
     });
-    tasks.spawn(keep_forgetting(Arc::clone(&api), ending.clone()));
+    tasks.spawn(keep_house(Arc::clone(&api), ending.clone()));
     tasks.spawn({
         let (settings, catalog, store) = (Arc::new(api.settings.clone()), api.catalog.clone(), Arc::clone(&api.store));
         crate::ops::remakes::keep_making(settings, catalog, store, ending.clone())
@@ -114,9 +114,8 @@ struct Body(Shared);
 impl Render for Body {
     async fn render(&self, archive: &ArchiveRow, application: &ApplicationRow) -> Value {
         // Without an address that developers know there can be no link of ours, only the store's own.
-        let known = self.0.settings.api.public_url.is_some();
-        let base = Base(if known { self.0.base(None) } else { String::new() });
-        let body = match self.0.wire(archive, application, &base).await {
+        let base = self.0.settings.api.public_url.as_ref().map(|_| Base(self.0.base(None)));
+        let body = match self.0.wire(archive, application, base.as_ref()).await {
             Ok(body) => body,
             // Better without a link than not at all: the archive can be asked for.
             Err(_) => wire::archive(archive, application, None, None),
@@ -125,7 +124,8 @@ impl Render for Body {
     }
 }
 
-async fn keep_forgetting(api: Shared, stop: CancellationToken) {
+/// What is looked after while requests are answered.
+async fn keep_house(api: Shared, stop: CancellationToken) {
     if let Err(error) = api.catalog.recount_archives().await {
         tracing::warn!("archives are not counted anew: {}", crate::fault::chain(&error));
     }
@@ -148,28 +148,34 @@ async fn listen(api: &Shared, stop: &CancellationToken) -> Result<(), StartError
     };
     let local = listener.local_addr().map_err(failed)?;
     tracing::info!(%local, tls = section.certificate.is_some(), "the API is served");
-    let serving =
-        async {
-            if let (Some(certificate), Some(key)) = (&section.certificate, &section.key) {
-                let (chain, private) = (certificate.clone(), key.clone());
-                let read = tokio::task::spawn_blocking(move || crate::tls::server(&chain, &private)).await;
-                let tls = read.expect("reading a certificate does not panic").map_err(|why| {
-                    StartError::Certificate { certificate: certificate.clone(), key: key.clone(), why }
-                })?;
-                let tls = RustlsConfig::from_config(Arc::new(tls));
+    let serving = async {
+        match tls(section).await? {
+            Some(tls) => {
                 let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(failed)?.handle(handle.clone());
                 limited(server.http_builder());
                 server.serve(service).await.map_err(failed)
-            } else {
+            }
+            None => {
                 let mut server = axum_server::from_tcp(listener).map_err(failed)?.handle(handle.clone());
                 limited(server.http_builder());
                 server.serve(service).await.map_err(failed)
             }
-        };
+        }
+    };
     tokio::select! {
         served = serving => served,
         () = draining => Ok(()),
     }
+}
+
+/// What https is spoken with, if the configuration has a certificate.
+async fn tls(section: &ApiSection) -> Result<Option<RustlsConfig>, StartError> {
+    let (Some(certificate), Some(key)) = (section.certificate.clone(), section.key.clone()) else { return Ok(None) };
+    let read = tokio::task::spawn_blocking(move || {
+        crate::tls::server(&certificate, &key).map_err(|why| StartError::Certificate { certificate, key, why })
+    });
+    let server = read.await.expect("reading a certificate does not panic")?;
+    Ok(Some(RustlsConfig::from_config(Arc::new(server))))
 }
 
 /// Listens. Who listened before may be about to end: it is waited for.

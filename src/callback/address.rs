@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::rules::{Network, may_connect};
+use super::rules::may_connect;
 use crate::config::CallbacksSection;
 use crate::fault::{Fault, FaultKind, HasFault};
+use crate::net::Network;
 
 /// Longest callback URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::catalog::{NoticeRow, NoticeTarget, Settled};
+use crate::net::Network;
 use crate::time::Wallclock;
 
 /// The first pause; each is twice the one before (Vonage's rule since 2024).
@@ -102,53 +103,13 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         (Ipv4Addr::new(203, 0, 113, 0), 24),
         (Ipv4Addr::new(224, 0, 0, 0), 3),
     ];
-    !SPECIAL.iter().any(|(base, bits)| Network { base: IpAddr::V4(*base), bits: *bits }.contains(IpAddr::V4(address)))
+    !SPECIAL.iter().any(|(base, bits)| Network::new((*base).into(), *bits).contains(IpAddr::V4(address)))
 }
 
 /// Global unicast (2000::/3) without what is for documentation (2001:db8::/32, 3fff::/20) and for protocols (2001::/23).
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let [a, b, ..] = address.segments();
     a & 0xe000 == 0x2000 && !(a == 0x2001 && (b == 0x0db8 || b < 0x0200)) && !(a == 0x3fff && b < 0x1000)
-}
-
-/// A network, as `10.1.0.0/16`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    base: IpAddr,
-    bits: u8,
-}
-
-impl Network {
-    /// How many bits its addresses have in common: of two networks the longer one says more.
-    #[must_use]
-    pub const fn length(&self) -> u8 {
-        self.bits
-    }
-
-    /// Whether an address is in it.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let same = |a: u128, b: u128, length: u32| {
-            let unused = length.saturating_sub(u32::from(self.bits));
-            a.checked_shr(unused).unwrap_or(0) == b.checked_shr(unused).unwrap_or(0)
-        };
-        match (self.base, address) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => same(u32::from(a).into(), u32::from(b).into(), 32),
-            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.into(), b.into(), 128),
-            _ => false,
-        }
-    }
-}
-
-impl std::str::FromStr for Network {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is not a network, such as 10.1.0.0/16 or fd00::/8");
-        let (base, bits) = text.split_once('/').ok_or_else(bad)?;
-        let (base, bits): (IpAddr, u8) = (base.parse().map_err(|_| bad())?, bits.parse().map_err(|_| bad())?);
-        let most = if base.is_ipv4() { 32 } else { 128 };
-        if bits <= most { Ok(Self { base, bits }) } else { Err(bad()) }
-    }
 }
 
 #[cfg(test)]

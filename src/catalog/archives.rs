@@ -4,7 +4,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::notices::{change, notes};
-use super::{Catalog, CatalogError, Columns, Statement, statement, storable};
+use super::{Catalog, CatalogError, Columns, JobRow, Statement, statement, storable};
 use crate::event::ArchiveOptions;
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
 use crate::time::Wallclock;
@@ -117,6 +117,30 @@ pub struct ArchiveRow {
     pub options: ArchiveOptions,
 }
 
+impl ArchiveRow {
+    /// The archive of a job that has not made it yet.
+    #[must_use]
+    pub fn of_job(job: &JobRow, options: ArchiveOptions, status: ArchiveStatus, now: Wallclock) -> Self {
+        Self {
+            archive: job.archive,
+            job: job.job,
+            session: job.session.clone(),
+            application: job.application.clone(),
+            name: options.name.clone(),
+            status,
+            reason: String::new(),
+            output_mode: options.output_mode.as_str().to_owned(),
+            created_at: job.created_at,
+            updated_at: now,
+            duration_s: 0,
+            size: 0,
+            sha256: String::new(),
+            object_key: None,
+            options,
+        }
+    }
+}
+
 /// Which archives.
 #[derive(Debug, Clone, Default)]
 pub struct ArchiveFilter {
@@ -221,13 +245,24 @@ impl Catalog {
 
     /// In one transaction with what is to be told of it, if the status is another one than before.
     async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Result<bool, CatalogError> {
-        let mut from: Vec<String> = ArchiveStatus::ALL
+        let from: Vec<String> = ArchiveStatus::ALL
             .iter()
-            .filter(|s| !only_new && s.may_become(archive.status))
+            .filter(|s| s.may_become(archive.status))
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
-        // No status is empty.
-        from.push("''".to_owned());
+        let known = if only_new {
+            "DO NOTHING".to_owned()
+        } else {
+            format!(
+                "DO UPDATE SET status_before = archives.status, \
+                 status = excluded.status, reason = excluded.reason, updated_at = excluded.updated_at, \
+                 duration_s = excluded.duration_s, size = excluded.size, \
+                 sha256 = excluded.sha256, object_key = excluded.object_key, \
+                 changes = archives.changes + CASE WHEN archives.status = excluded.status THEN 0 ELSE 1 END \
+                 WHERE archives.status IN ({})",
+                from.join(", ")
+            )
+        };
         let fence = match epoch {
             Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $16 AND jobs.epoch = $17)",
             None => "1 = 1",
@@ -235,13 +270,7 @@ impl Catalog {
         let mut put = statement(format!(
             "INSERT INTO archives ({COLUMNS}, changes) \
              SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1 WHERE {fence} \
-             ON CONFLICT (archive_id) DO UPDATE SET status_before = archives.status, \
-             status = excluded.status, reason = excluded.reason, updated_at = excluded.updated_at, \
-             duration_s = excluded.duration_s, size = excluded.size, \
-             sha256 = excluded.sha256, object_key = excluded.object_key, \
-             changes = archives.changes + CASE WHEN archives.status = excluded.status THEN 0 ELSE 1 END \
-             WHERE archives.status IN ({}) RETURNING {COLUMNS}, status_before, changes",
-            from.join(", ")
+             ON CONFLICT (archive_id) {known} RETURNING {COLUMNS}, status_before, changes"
         ))
         .bind(archive.archive.to_string())
         .bind(archive.job.to_string())

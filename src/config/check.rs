@@ -7,7 +7,7 @@ use url::Url;
 
 use super::values::Shown;
 use super::{Settings, Span, StoreKind};
-use crate::callback::rules::Network;
+use crate::net::Network;
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;

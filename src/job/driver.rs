@@ -210,21 +210,5 @@ fn unknown_archive(row: &JobRow) -> ArchiveRow {
         Ok(SessionEvent::Started(event)) => event.data.archive,
         _ => ArchiveOptions::default(),
     };
-    ArchiveRow {
-        archive: row.archive,
-        job: row.job,
-        session: row.session.clone(),
-        application: row.application.clone(),
-        name: options.name.clone(),
-        status: ArchiveStatus::Failed,
-        reason: String::new(),
-        output_mode: options.output_mode.as_str().to_owned(),
-        created_at: row.created_at,
-        updated_at: row.updated_at,
-        duration_s: 0,
-        size: 0,
-        sha256: String::new(),
-        object_key: None,
-        options,
-    }
+    ArchiveRow::of_job(row, options, ArchiveStatus::Failed, row.updated_at)
 }

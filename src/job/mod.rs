@@ -188,22 +188,8 @@ impl Job {
     }
 
     fn archive_row(&self, status: ArchiveStatus, reason: &str) -> ArchiveRow {
-        ArchiveRow {
-            archive: self.row.archive,
-            job: self.row.job,
-            session: self.row.session.clone(),
-            application: self.row.application.clone(),
-            name: self.event.data.archive.name.clone(),
-            status,
-            reason: reason.to_owned(),
-            output_mode: self.event.data.archive.output_mode.as_str().to_owned(),
-            created_at: self.row.created_at,
-            updated_at: Wallclock::now(),
-            duration_s: 0,
-            size: 0,
-            sha256: String::new(),
-            object_key: None,
-            options: self.event.data.archive.clone(),
-        }
+        let options = self.event.data.archive.clone();
+        let reason = reason.to_owned();
+        ArchiveRow { reason, ..ArchiveRow::of_job(&self.row, options, status, Wallclock::now()) }
     }
 }

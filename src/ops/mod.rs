@@ -1,5 +1,6 @@
 //! What operators do: look whether everything can be used, replay and discard parked jobs, make archives anew, cut parts out of them.
 
+pub mod accept;
 pub mod apps;
 pub mod check;
 pub mod clip;

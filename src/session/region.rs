@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
-use crate::callback::rules::Network;
 use crate::config::{RegionSection, RouterSection};
 use crate::ids::{Region, RouterName, SessionId};
+use crate::net::Network;
 
 /// A place on the globe, in degrees north and east.
 #[derive(Debug, Clone, Copy, PartialEq)]

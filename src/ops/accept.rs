@@ -1,0 +1,39 @@
+//! Accepting jobs: what events and requests that start an archive have in common.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::catalog::{Accepted, Catalog, CatalogError, Classes, JobRow, NewJob};
+use crate::job::desired::Desired;
+use crate::time::Wallclock;
+
+/// How often it is looked whether the session's last job has ended.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Accepts a job. A session that is used again at once waits `within` so long for its last job, which is about to end.
+///
+/// # Errors
+/// [`CatalogError::Ending`] when that does not end in time; else when the catalog is away.
+pub async fn accept(catalog: &Catalog, new: &NewJob, within: Duration) -> Result<Accepted, CatalogError> {
+    let deadline = Instant::now() + within;
+    loop {
+        match catalog.accept(new, Wallclock::now()).await {
+            Err(CatalogError::Ending { .. }) if Instant::now() < deadline => sleep(POLL).await,
+            accepted => return accepted,
+        }
+    }
+}
+
+/// The archive of a new job begins with the layout classes that its session's streams have.
+///
+/// # Errors
+/// When the catalog is away.
+pub async fn give_classes(catalog: &Catalog, job: &JobRow, classes: &Classes) -> Result<(), CatalogError> {
+    if classes.is_empty() {
+        return Ok(());
+    }
+    let desired = Desired { classes: classes.clone(), ..Desired::default() };
+    let desired = serde_json::to_string(&desired).expect("plain data");
+    catalog.desire(job, &desired, Wallclock::now()).await.map(drop)
+}
