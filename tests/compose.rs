@@ -275,6 +275,20 @@ fn captured(archive: &Downloaded, router_id: &str, code: u16) -> Vec<(u32, f64)>
     frames.filter_map(|f| Some((u32::from(f.number?), f.pts + start))).collect()
 }
 
+/// The files of a stream: from when to when, in seconds of the composed file, and whether they have pictures and sound.
+fn spans_of(archive: &Downloaded, router_id: &str) -> Vec<(f64, f64, bool, bool)> {
+    let stream = archive.stream(router_id).expect("stream")["streamId"].clone();
+    let start = archive.manifest["composed"]["startMs"].as_f64().expect("start");
+    let second = |value: &serde_json::Value| (value.as_f64().expect("milliseconds") - start) / 1000.0;
+    let files = archive.manifest["files"].as_array().expect("files").iter().filter(|file| file["streamId"] == stream);
+    files
+        .map(|f| {
+            assert_eq!(f["raw"], false, "{f}");
+            (second(&f["startMs"]), second(&f["endMs"]), !f["video"].is_null(), !f["audio"].is_null())
+        })
+        .collect()
+}
+
 /// What an `archiver archives` command says.
 fn asked(world: &World, arguments: &[&str]) -> String {
     let out = world.command(&[&["archives"], arguments].concat()).expect("command");
@@ -401,8 +415,25 @@ async fn a_manual_archive_shows_and_sounds_what_was_added_and_again_over_the_fin
         let beeps: Vec<f64> = beeps.iter().map(|beep| beep.at).filter(|at| (from..to).contains(at)).collect();
         assert_eq!(!beeps.is_empty(), heard, "{name}, {from:.2} to {to:.2}: {beeps:?}");
     }
+    // The files of each stream have what was added, too: begun with a keyframe that was asked for, ended when it was removed.
+    for (name, spans) in [
+        ("alice", vec![(added, removed, true, true), (removed, all, true, false), (all, end, true, true)]),
+        ("bob", vec![(added, removed, true, false), (all, end, true, false)]),
+    ] {
+        let files = spans_of(&archive, name);
+        assert_eq!(files.len(), spans.len(), "{name}: {files:?}");
+        for (file, span) in files.iter().zip(&spans) {
+            assert!(file.0 > span.0 - 0.001 && file.0 < span.0 + 3.0, "{name} begins: {file:?}, {span:?}");
+            assert!(file.1 < span.1 + 0.1 && file.1 > span.1 - 4.0, "{name} ends: {file:?}, {span:?}");
+            assert_eq!((file.2, file.3), (span.2, span.3), "{name}: {file:?}, {span:?}");
+        }
+    }
     // What was captured does not depend on it.
-    assert!(captured(&archive, "bob", 2).iter().any(|(_, at)| *at < added - 1.0), "bob was not captured");
+    let captured = LogReader::open(log.path()).expect("log");
+    let of_bob: archiver::ids::StreamId = of_bob.parse().expect("id");
+    let bob = captured.tracks.iter().find(|track| track.track.stream == of_bob).and_then(|track| track.start());
+    let start = archive.manifest["composed"]["startMs"].as_f64().expect("start") / 1000.0;
+    assert!(bob.is_some_and(|bob| bob.as_secs_f64() - start < added - 1.0), "bob was not captured: {bob:?}");
     let again = log.path().join("again.mp4");
     compose(log.path(), &again, &[]);
     for track in ["v", "a"] {

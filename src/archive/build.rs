@@ -114,7 +114,9 @@ pub fn build(
     let events = history::read(dir)?;
     let reports: Vec<(TrackId, &[_])> = log.tracks.iter().map(|t| (t.track, t.reports.as_slice())).collect();
     let corrections = corrections(&reports);
-    let plans = streams::plan(&log.tracks, &corrections);
+    let all = streams::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());
+    let begin = all.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
+    let end = all.iter().map(|p| p.end).max().unwrap_or(begin);
     let people = people(&events);
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
     let mut stills = Vec::new();
@@ -125,6 +127,7 @@ pub fn build(
         composed = Some(entry);
     }
     if about.options.output_mode != OutputMode::Composed {
+        let plans = streams::plan(&log.tracks, &corrections, &events, &about.options);
         for plan in &plans {
             if cancel.is_cancelled() {
                 return Err(ArchiveError::Cancelled);
@@ -135,8 +138,6 @@ pub fn build(
     }
     // What a link leads to comes first.
     objects.append(&mut stills);
-    let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
-    let end = plans.iter().map(|p| p.end).max().unwrap_or(begin);
     let clipped = composed.as_ref().filter(|_| about.clip.is_some());
     let (begin, duration_s) = match clipped {
         Some(composed) => (MediaTime::from_millis(composed.start_ms), composed.duration_s()),
@@ -239,7 +240,7 @@ fn keep_raw(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, Arch
     tracing::warn!(file = plan.name, "kept as captured: {}", crate::fault::chain(error));
     let mut file = std::fs::File::create(path).map_err(ArchiveError::io("created", path))?;
     for run in [&plan.video, &plan.audio].into_iter().flatten() {
-        join(&run.index, 0..run.index.segments.len(), &mut file)?;
+        join(&run.index, run.segments(), &mut file)?;
     }
     Ok(true)
 }

@@ -6,11 +6,17 @@
 use std::collections::BTreeMap;
 
 use crate::capture::clock::Correction;
-use crate::capture::log::reader::{LogItem, TrackIndex};
+use crate::capture::history::{Event, Selection};
+use crate::capture::log::reader::{LogItem, SegmentIndex, TrackIndex};
 use crate::capture::types::{Codec, Frame, TrackFormat};
+use crate::compose::timeline::selections;
+use crate::event::ArchiveOptions;
 use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::media::mux::{FrameSource, MuxInput, is_webm};
-use crate::time::MediaTime;
+use crate::time::{MediaSpan, MediaTime};
+
+/// A last frame lasts as long as the one before it, but no longer than this.
+const LAST_FRAME_MAX: MediaSpan = 100_000_000;
 
 /// What becomes one file.
 #[derive(Debug, Clone)]
@@ -31,37 +37,91 @@ pub(super) struct Run {
     pub format: TrackFormat,
     from: MediaTime,
     to: MediaTime,
+    /// Whether somebody's wish cut it: anywhere, not where a format begins.
+    is_cut: bool,
+    frames: Frames,
+}
+
+/// The frames of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Frames {
+    first: MediaTime,
+    end: MediaTime,
+    count: u64,
 }
 
 impl Run {
-    /// Frames that should come out, before frames that two epochs have are told apart.
-    pub fn frames_expected(&self) -> u64 {
-        self.index.frames_total()
+    /// The part of a track's run that lies in a span, if any does.
+    fn within(
+        index: &TrackIndex,
+        correction: Correction,
+        (from, to): (MediaTime, MediaTime),
+        is_cut: bool,
+    ) -> Option<Self> {
+        let (first, end) = (correction.apply(index.start()?), correction.apply(index.end()?));
+        if first >= to || end <= from {
+            return None;
+        }
+        let format = index.segments.first()?.format.clone();
+        // As the index has it, before frames that two epochs have are told apart.
+        let frames = Frames { first: first.max(from), end: end.min(to), count: index.frames_total() };
+        let run = Self { index: index.clone(), correction, format, from, to, is_cut, frames };
+        match is_cut {
+            false => Some(run),
+            true => counted(run.source()).map(|frames| Self { frames, ..run }),
+        }
+    }
+
+    /// Frames that should come out.
+    pub const fn frames_expected(&self) -> u64 {
+        self.frames.count
+    }
+
+    /// Its segments, all within the span.
+    pub fn segments(&self) -> std::ops::Range<usize> {
+        let segments = &self.index.segments;
+        if !self.is_cut {
+            return 0..segments.len();
+        }
+        let within = |segment: &SegmentIndex| {
+            let at = |time| self.correction.apply(time);
+            segment.parts.iter().all(|part| at(part.from) >= self.from && at(part.to) <= self.to)
+        };
+        let first = segments.iter().position(within).unwrap_or(segments.len());
+        first..first + segments[first..].iter().take_while(|segment| within(segment)).count()
     }
 
     fn source(&self) -> FrameSource {
         let (correction, from, to) = (self.correction.clone(), self.from, self.to);
+        // Pictures before a cut span's first keyframe lean on some that are not to be in the file.
+        let mut decodable = !self.is_cut || self.index.track.kind == TrackKind::Audio;
         Box::new(self.index.frames().filter_map(move |item| match item {
             LogItem::Format(_) => None,
             LogItem::Frame(frame) => {
                 let pts = correction.apply(frame.pts);
-                (pts >= from && pts < to).then_some(Frame { pts, ..frame })
+                let within = pts >= from && pts < to;
+                decodable |= within && frame.keyframe;
+                (within && decodable).then_some(Frame { pts, ..frame })
             }
         }))
     }
 
     /// Whether its first frame is not later than this.
     pub fn begins_by(&self, at: MediaTime) -> bool {
-        self.first().is_some_and(|first| first <= at)
+        self.frames.first <= at
     }
+}
 
-    fn first(&self) -> Option<MediaTime> {
-        self.index.start().map(|t| self.correction.apply(t).max(self.from))
+/// Reads all frames, to know what the index does not tell.
+fn counted(mut source: FrameSource) -> Option<Frames> {
+    let first = source.next()?.pts;
+    let (mut last, mut span, mut count) = (first, 0, 1);
+    for frame in source {
+        span = (frame.pts - last).clamp(0, LAST_FRAME_MAX);
+        last = frame.pts;
+        count += 1;
     }
-
-    fn last(&self) -> Option<MediaTime> {
-        self.index.end().map(|t| self.correction.apply(t).min(self.to))
-    }
+    Some(Frames { first, end: last + span, count })
 }
 
 impl Plan {
@@ -98,14 +158,42 @@ fn runs(track: &TrackIndex) -> Vec<TrackIndex> {
     runs
 }
 
+/// What of a stream is in the archive, each time from when on, as far as it is not all of it.
+fn wanted(stream: StreamId, events: &[Event], options: &ArchiveOptions) -> Vec<(MediaTime, Selection)> {
+    let only = |selection: Selection| Selection {
+        has_audio: selection.has_audio && options.has_audio,
+        has_video: selection.has_video && options.has_video,
+    };
+    // At the same moment the last one counts.
+    let changes: BTreeMap<MediaTime, Selection> = selections(stream, events).into_iter().collect();
+    let mut wanted = vec![(MediaTime(i64::MIN), only(Selection::ALL))];
+    for (at, selection) in changes {
+        // What is said at the origin is true from the beginning; media may be a moment older.
+        match wanted.last_mut() {
+            Some(first) if at <= MediaTime::ZERO => first.1 = only(selection),
+            Some((_, before)) if *before == only(selection) => {}
+            _ => wanted.push((at, only(selection))),
+        }
+    }
+    wanted
+}
+
 /// The files of all streams.
-pub(super) fn plan(tracks: &[TrackIndex], corrections: &BTreeMap<TrackId, Correction>) -> Vec<Plan> {
+pub(super) fn plan(
+    tracks: &[TrackIndex],
+    corrections: &BTreeMap<TrackId, Correction>,
+    events: &[Event],
+    options: &ArchiveOptions,
+) -> Vec<Plan> {
     let mut streams: BTreeMap<StreamId, [Vec<TrackIndex>; 2]> = BTreeMap::new();
     for track in tracks {
         let slot = usize::from(track.track.kind == TrackKind::Audio);
         streams.entry(track.track.stream).or_default()[slot] = runs(track);
     }
-    streams.into_iter().flat_map(|(stream, [video, audio])| files(stream, &video, &audio, corrections)).collect()
+    let files = |(stream, [video, audio]): (StreamId, [Vec<TrackIndex>; 2])| {
+        files(stream, &video, &audio, corrections, &wanted(stream, events, options))
+    };
+    streams.into_iter().flat_map(files).collect()
 }
 
 fn files(
@@ -113,33 +201,33 @@ fn files(
     video: &[TrackIndex],
     audio: &[TrackIndex],
     corrections: &BTreeMap<TrackId, Correction>,
+    wanted: &[(MediaTime, Selection)],
 ) -> Vec<Plan> {
     let correction = |index: &TrackIndex| corrections.get(&index.track).cloned().unwrap_or_default();
-    // Cuts are where either track's format changes.
+    // Cuts are where either track's format changes, and where something else of the stream is wanted.
     let begins = |runs: &[TrackIndex]| -> Vec<MediaTime> {
         runs.iter().skip(1).filter_map(|r| r.start().map(|t| correction(r).apply(t))).collect()
     };
-    let mut cuts = begins(video);
-    cuts.extend(begins(audio));
-    cuts.sort_unstable();
-    cuts.dedup();
-    let mut edges = vec![MediaTime(i64::MIN)];
-    edges.extend(cuts);
-    edges.push(MediaTime(i64::MAX));
-    let within = |runs: &[TrackIndex], from: MediaTime, to: MediaTime| -> Option<Run> {
+    let mut edges = begins(video);
+    edges.extend(begins(audio));
+    edges.extend(wanted.iter().map(|(at, _)| *at));
+    edges.extend([MediaTime(i64::MIN), MediaTime(i64::MAX)]);
+    edges.sort_unstable();
+    edges.dedup();
+    let is_cut = wanted.len() > 1;
+    let within = |runs: &[TrackIndex], span: (MediaTime, MediaTime)| -> Option<Run> {
         // The last one that fits: the end of the run before is an estimate, and may lie within this span.
-        runs.iter().rev().find_map(|index| {
-            let correction = correction(index);
-            let (first, last) = (correction.apply(index.start()?), correction.apply(index.end()?));
-            let format = index.segments.first()?.format.clone();
-            (first < to && last > from).then(|| Run { index: index.clone(), correction, format, from, to })
-        })
+        runs.iter().rev().find_map(|index| Run::within(index, correction(index), span, is_cut))
     };
     let mut plans: Vec<Plan> = Vec::new();
     for span in edges.windows(2) {
-        let (video, audio) = (within(video, span[0], span[1]), within(audio, span[0], span[1]));
-        let starts = [&video, &audio].into_iter().flatten().filter_map(Run::first).min();
-        let ends = [&video, &audio].into_iter().flatten().filter_map(Run::last).max();
+        let span = (span[0], span[1]);
+        let selection =
+            wanted.iter().take_while(|(at, _)| *at <= span.0).last().map_or(Selection::ALL, |(_, what)| *what);
+        let video = if selection.has_video { within(video, span) } else { None };
+        let audio = if selection.has_audio { within(audio, span) } else { None };
+        let frames = || [&video, &audio].into_iter().flatten().map(|run| run.frames);
+        let (starts, ends) = (frames().map(|frames| frames.first).min(), frames().map(|frames| frames.end).max());
         let (Some(start), Some(end)) = (starts, ends) else { continue };
         let extension = if is_webm(Plan::codec(&video), Plan::codec(&audio)) { "webm" } else { "mkv" };
         let name = match plans.len() {
@@ -149,4 +237,60 @@ fn files(
         plans.push(Plan { stream, name, video, audio, start, end });
     }
     plans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::history::What;
+    use crate::event::StreamMode;
+
+    const FIRST: MediaTime = MediaTime(i64::MIN);
+    const SOUND: Selection = Selection { has_audio: true, has_video: false };
+    const PICTURE: Selection = Selection { has_audio: false, has_video: true };
+
+    fn at(ms: i64) -> MediaTime {
+        MediaTime::from_millis(ms)
+    }
+
+    #[test]
+    fn a_stream_s_files_have_what_was_added_of_it_and_of_what_the_archive_has() {
+        let id: StreamId = "00000000-0000-4000-8000-000000000001".parse().expect("id");
+        let mode = |ms, mode| Event { at: at(ms), what: What::StreamMode { mode } };
+        let manual = |ms| mode(ms, StreamMode::Manual);
+        let select = |ms, selection| Event { at: at(ms), what: What::Selected { stream: id, selection } };
+        let (all, none) = (Selection::ALL, Selection::NONE);
+        let sound_only = ArchiveOptions { has_video: false, ..ArchiveOptions::default() };
+        for (name, options, events, expected) in [
+            ("all streams", ArchiveOptions::default(), vec![], vec![(FIRST, all)]),
+            ("sound alone", sound_only.clone(), vec![], vec![(FIRST, SOUND)]),
+            ("never added", ArchiveOptions::default(), vec![manual(0)], vec![(FIRST, none)]),
+            (
+                "added, removed and added again without its sound",
+                ArchiveOptions::default(),
+                vec![manual(0), select(1000, all), select(2000, none), select(3000, PICTURE)],
+                vec![(FIRST, none), (at(1000), all), (at(2000), none), (at(3000), PICTURE)],
+            ),
+            (
+                "the same again, and two at once",
+                ArchiveOptions::default(),
+                vec![manual(0), select(1000, all), select(2000, all), select(3000, none), select(3000, SOUND)],
+                vec![(FIRST, none), (at(1000), all), (at(3000), SOUND)],
+            ),
+            (
+                "a picture that the archive does not have",
+                sound_only,
+                vec![manual(0), select(1000, all), select(2000, PICTURE)],
+                vec![(FIRST, none), (at(1000), SOUND), (at(2000), none)],
+            ),
+            (
+                "manual for a while",
+                ArchiveOptions::default(),
+                vec![manual(1000), mode(2000, StreamMode::Auto)],
+                vec![(FIRST, all), (at(1000), none), (at(2000), all)],
+            ),
+        ] {
+            assert_eq!(wanted(id, &events, &options), expected, "{name}");
+        }
+    }
 }

@@ -15,4 +15,4 @@ pub mod layout;
 mod limiter;
 mod scale;
 pub mod stills;
-mod timeline;
+pub(crate) mod timeline;

@@ -94,7 +94,7 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
             added: *added,
             classes: Vec::new(),
             screen: Vec::new(),
-            selected: selected(*id, events),
+            selected: selections(*id, events),
             present: Vec::new(),
             video_off: Vec::new(),
         };
@@ -108,7 +108,8 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
 }
 
 /// What of a stream is in the archive, each time from when on. Before it is added, a manual archive has nothing of it.
-fn selected(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
+#[must_use]
+pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
     let (mut mode, mut added) = (StreamMode::Auto, Selection::NONE);
     let change = |event: &Event| {
         match &event.what {

@@ -15,12 +15,12 @@ use super::desired::Desired;
 use super::driver::{Asked, Moved, hand_on};
 use super::presence::{AT_MOST, Presence};
 use super::{Job, Stuck};
-use crate::capture::history::{History, What};
+use crate::capture::history::{History, Selection, What};
 use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
 use crate::capture::ship::Waiting;
 use crate::capture::types::GapCause;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
-use crate::event::ArchiveOptions;
+use crate::event::{ArchiveOptions, OutputMode};
 use crate::fault::chain;
 use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::metrics::metrics;
@@ -132,9 +132,20 @@ impl<'a> Session<'a> {
         let at = self.now();
         for news in wanted.news(&self.noted) {
             tracing::info!(?news, "the archive is to be otherwise from now on");
+            if let What::Selected { stream, selection } = &news {
+                self.begins_file(*stream, *selection);
+            }
             self.note_at(at, news);
         }
         self.noted.clone_from(wanted);
+    }
+
+    /// A file of a stream's picture begins with a keyframe. A composer looks back for one, and shows nothing of it.
+    fn begins_file(&self, stream: StreamId, selection: Selection) {
+        if selection.has_video && self.job.event.data.archive.output_mode != OutputMode::Composed {
+            let track = TrackId { stream, kind: TrackKind::Video };
+            self.told(self.job.context.engine.selected(self.capture, track));
+        }
     }
 
     /// Captures until the session ends, is handed over, or is lost to another owner.

@@ -158,6 +158,10 @@ pub(super) enum Command {
         track: TrackId,
         muted: bool,
     },
+    Selected {
+        capture: CaptureKey,
+        track: TrackId,
+    },
     Close {
         key: CaptureKey,
         done: oneshot::Sender<()>,
@@ -276,6 +280,14 @@ impl Engine {
     /// When the threads are gone.
     pub fn muted(&self, capture: CaptureKey, track: TrackId, muted: bool) -> Result<(), EngineGone> {
         self.send(Command::Muted { capture, track, muted })
+    }
+
+    /// From now on a track is in the archive.
+    ///
+    /// # Errors
+    /// When the threads are gone.
+    pub fn selected(&self, capture: CaptureKey, track: TrackId) -> Result<(), EngineGone> {
+        self.send(Command::Selected { capture, track })
     }
 
     /// Ends a capture: its peers are closed, what waits for a retransmission is given up, and every

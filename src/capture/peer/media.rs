@@ -247,6 +247,11 @@ impl MediaThread {
             }
             Command::RemovePeer { key, cause } => self.remove_peer(key, cause),
             Command::Muted { capture, track, muted } => self.muted(capture, track, muted),
+            Command::Selected { capture, track } => {
+                let rules = self.captures.get_mut(&capture).and_then(|capture| capture.tracks.get_mut(&track));
+                // The next tick asks.
+                rules.into_iter().for_each(TrackRules::selected);
+            }
             Command::Close { key, done } => self.close(key, done),
             Command::Shutdown => {}
         }

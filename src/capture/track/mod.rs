@@ -93,6 +93,8 @@ pub enum KeyframeReason {
     Interval,
     /// The picture became smaller, and the router may have a larger one.
     Smaller,
+    /// From now on the picture is in the archive: a file of it begins.
+    Selected,
 }
 
 /// What the rules say.
@@ -261,6 +263,13 @@ impl TrackRules {
         } else if self.muted.take().is_some() {
             self.keyframes.want(KeyframeReason::Resume);
             self.ask_keyframe(now, out);
+        }
+    }
+
+    /// A file of the track begins now: it needs a keyframe.
+    pub fn selected(&mut self) {
+        if self.kind == TrackKind::Video {
+            self.keyframes.want(KeyframeReason::Selected);
         }
     }
 
