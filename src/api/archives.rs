@@ -15,10 +15,11 @@ use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, 
 use crate::event::{
     ArchiveMode, ArchiveOptions, Envelope, MediaMode, OutputMode, STARTED, SessionEvent, Started, StreamMode,
 };
-use crate::ids::{ArchiveId, EventId, SessionId};
+use crate::ids::{ArchiveId, EventId, SessionId, StreamId};
+use crate::job::desired::Desired;
 use crate::ops::accept::{accept, give_classes};
 use crate::ops::delete::{self, DeleteError};
-use crate::ops::desire::{DesireError, desire, select_streams};
+use crate::ops::desire::{DesireError, StreamsChange, desire, select_streams};
 use crate::time::Wallclock;
 
 /// A start waits so long for the session's last archive, which is about to end.
@@ -36,12 +37,7 @@ const USER_INITIATED: &str = "user initiated";
     params(super::openapi::Project), request_body = super::openapi::StartArchive,
     responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
 )]
-pub async fn start(
-    State(api): State<Shared>,
-    caller: Caller,
-    base: Base,
-    body: Bytes,
-) -> Result<Json<wire::Archive>, ApiError> {
+pub async fn start(State(api): State<Shared>, caller: Caller, body: Bytes) -> Result<Json<wire::Archive>, ApiError> {
     let request::Start { session, options } = request::start(&body)?;
     let session = api.session(&caller, &session).await?;
     if session.media_mode == MediaMode::Relayed {
@@ -57,9 +53,17 @@ pub async fn start(
         // Vonage's own words.
         return Err(ApiError::not_found("Not found. No clients are actively connected to the OpenTok session."));
     }
+    if session.archive_mode == ArchiveMode::Always && options.multi_archive_tag.is_none() {
+        // Vonage's rule. Its automatic archive has no tag, though it may not have begun yet: this one would take its place, and
+        // leave out what it is not asked for.
+        return Err(ApiError::conflict(
+            ALREADY_ARCHIVING,
+            "the session is archived by itself: another archive of it needs a multiArchiveTag",
+        ));
+    }
     let row = begin(&api, &session, options).await?;
     api.nudge();
-    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
+    Ok(Json(wire::archive(&row, &caller.application, None, Some(&Desired::default()))))
 }
 
 /// Makes the job of an archive that somebody starts, and its first entry.
@@ -94,10 +98,17 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
         is_conversation: false,
     };
     let job = accepted(api, &new).await?;
-    give_classes(&api.catalog, &job, &session.classes).await?;
     let row = ArchiveRow::of_job(&job, event.data.archive, ArchiveStatus::Started, now);
-    // The job's owner may have been quicker, and told more.
-    api.catalog.add_archive(&row).await?;
+    // It is begun whatever happens now: who were told otherwise would begin another. Its owner writes the row, too, and may
+    // have been quicker, and told more.
+    let completed = async {
+        give_classes(&api.catalog, &job, &session.classes).await?;
+        api.catalog.add_archive(&row).await
+    };
+    if let Err(error) = completed.await {
+        let archive = row.archive;
+        tracing::warn!(%archive, "begins without its session's layout classes, or is not listed yet: {}", crate::fault::chain(&error));
+    }
     Ok(row)
 }
 
@@ -206,7 +217,11 @@ async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<A
     responses((status = 204), (status = "4XX", body = super::error::ErrorBody)),
 )]
 pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
-    let row = api.archive(&caller, path.archive()?).await?;
+    let row = api.own_archive(&caller, path.archive()?).await?;
+    if row.status == ArchiveStatus::Deleted {
+        // Asked again, as by an SDK whose connection was lost before the answer came.
+        return Ok(StatusCode::NO_CONTENT);
+    }
     match delete::mark(&api.catalog, &row).await {
         Ok(()) => {
             // A long archive has thousands of objects: nobody waits for them, and who goes away does not stop it.
@@ -264,6 +279,7 @@ pub async fn streams(
 ) -> Result<Response, ApiError> {
     let row = api.archive(&caller, path.archive()?).await?;
     let change = request::streams(&body)?;
+    api.knows_streams(&row, &change).await?;
     match select_streams(&api.catalog, row.archive, &change).await {
         Ok(_) => {
             api.nudge();
@@ -277,12 +293,46 @@ pub async fn streams(
     }
 }
 
+fn no_archive() -> ApiError {
+    ApiError::not_found("there is no such archive")
+}
+
 impl super::Api {
     /// An archive of the caller's application; another one does not exist for it, nor does one that was deleted.
     pub(super) async fn archive(&self, caller: &Caller, archive: ArchiveId) -> Result<ArchiveRow, ApiError> {
+        let row = self.own_archive(caller, archive).await?;
+        if row.status == ArchiveStatus::Deleted { Err(no_archive()) } else { Ok(row) }
+    }
+
+    /// An archive of the caller's application, also one that was deleted.
+    async fn own_archive(&self, caller: &Caller, archive: ArchiveId) -> Result<ArchiveRow, ApiError> {
         let row = self.catalog.archive(archive).await?;
-        row.filter(|row| row.application == caller.application.application && row.status != ArchiveStatus::Deleted)
-            .ok_or_else(|| ApiError::not_found("there is no such archive"))
+        row.filter(|row| row.application == caller.application.application).ok_or_else(no_archive)
+    }
+
+    /// Whether streams that are to be added to a manual archive are published now, and those to be removed are in it. Of a
+    /// session that the API did not make only its worker knows the room.
+    ///
+    /// # Errors
+    /// 404 (`vonage-api.md` 1.7), which opentok-node tells as "Archive or stream not found".
+    async fn knows_streams(&self, row: &ArchiveRow, change: &StreamsChange) -> Result<(), ApiError> {
+        let session = self.catalog.session(&row.application, &row.session).await?;
+        let (Some(session), Some(job)) = (session, self.catalog.job(row.job).await?) else { return Ok(()) };
+        let desired = crate::job::ledger::desired(&job);
+        if desired.stream_mode.unwrap_or(row.options.stream_mode) == StreamMode::Auto || !wire::is_running(row.status) {
+            // Not refused for its streams, then.
+            return Ok(());
+        }
+        let there = self.streams(&session).await?;
+        let is_there = |id: &&StreamId| there.iter().any(|stream| stream.id == id.to_string());
+        let added = change.add.iter().find(|id| !is_there(id));
+        let removed = || change.remove.iter().find(|id| !is_there(id) && !desired.selected.contains_key(id));
+        match added.or_else(removed) {
+            Some(unknown) => {
+                Err(ApiError::not_found(format!("nobody publishes stream {unknown} in the archive's session")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// A session of the caller's application.
