@@ -1,9 +1,11 @@
 //! Any S3-compatible store. The only folder that names the SDK.
 
+mod link;
 mod meaning;
 mod transfer;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, Region};
@@ -20,6 +22,7 @@ use aws_smithy_http_client::tls;
 use futures_util::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
 
+use self::link::{Asked, Links};
 use self::meaning::error;
 use self::transfer::{Stalled, Watch, flow, stream, watched};
 use super::{
@@ -67,6 +70,7 @@ pub struct S3Config {
 pub struct S3Store {
     client: Client,
     config: S3Config,
+    links: Arc<Links>,
 }
 
 impl S3Store {
@@ -100,7 +104,28 @@ impl S3Store {
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
-        Self { client: Client::from_conf(builder.build()), config }
+        let links = Arc::new(Links::new(config.region.clone(), shared.credentials_provider()));
+        Self { client: Client::from_conf(builder.build()), config, links }
+    }
+
+    /// A link as the SDK makes it.
+    async fn presigned(&self, asked: Asked<'_>) -> Result<String, StoreError> {
+        let unavailable = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
+            doing: "sign a link to",
+            key: asked.key.to_owned(),
+            source,
+        };
+        let config = PresigningConfig::builder().start_time(asked.at).expires_in(asked.valid).build();
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.config.bucket)
+            .key(asked.key)
+            .response_content_disposition(asked.disposition)
+            .presigned(config.map_err(|e| unavailable(Box::new(e)))?)
+            .await
+            .map_err(|e| unavailable(DisplayErrorContext(&e).to_string().into()))?;
+        Ok(request.uri().to_owned())
     }
 
     fn encryption(&self) -> Option<ServerSideEncryption> {
@@ -338,23 +363,15 @@ impl ObjectStore for S3Store {
     }
 
     async fn presign_get(&self, key: &str, valid: Duration, file_name: &str) -> Result<Option<String>, StoreError> {
-        let unavailable = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
-            doing: "sign a link to",
-            key: key.to_owned(),
-            source,
-        };
-        let config = PresigningConfig::expires_in(valid).map_err(|e| unavailable(Box::new(e)))?;
         let plain: String = file_name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
-        let request = self
-            .client
-            .get_object()
-            .bucket(&self.config.bucket)
-            .key(key)
-            .response_content_disposition(format!("attachment; filename=\"{plain}\""))
-            .presigned(config)
-            .await
-            .map_err(|e| unavailable(DisplayErrorContext(&e).to_string().into()))?;
-        Ok(Some(request.uri().to_owned()))
+        let disposition = format!("attachment; filename=\"{plain}\"");
+        let asked = Asked { key, disposition: &disposition, at: SystemTime::now(), valid };
+        if let Some(link) = self.links.make(asked).await {
+            return Ok(Some(link));
+        }
+        let link = self.presigned(asked).await?;
+        self.links.learn(asked, &link).await;
+        Ok(Some(link))
     }
 
     async fn probe(&self, prefix: &str) -> Result<Capabilities, StoreError> {
