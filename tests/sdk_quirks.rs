@@ -1,450 +1,250 @@
 //! Requests as the SDKs of Java, .NET, PHP and Ruby send them, byte by byte, against the running service; the answers are read
 //! into types as strict as those of the SDK.
-//!
-//! The requests are in `fixtures/requests`. What they have in braces is put in when they are sent; tokens are made as each SDK
-//! makes them.
 #![allow(missing_docs)]
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::process::Command;
+#[path = "common/recorded.rs"]
+mod recorded;
+#[path = "common/strict.rs"]
+mod strict;
 
-use archiver_testkit::api::{self, Answer, Application, now, signed};
+use std::collections::BTreeMap;
+
+use archiver::config::Settings;
+use archiver_testkit::api;
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
-use archiver_testkit::world::World;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use futures_util::StreamExt;
+use recorded::{Sdk, Service};
 use serde_json::{Value, json};
-use uuid::Uuid;
+use strict::{List, Status, Stream, application_in, archive_of, archives_of, failure, session_id, typed};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_archiver");
 /// Nothing has this id.
 const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
+/// SDKs at a time: each has two archives that are composed.
+const AT_ONCE: usize = 4;
 
-/// The statuses that SDKs know; another one is an error to those of Java, .NET and PHP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    Available,
-    Deleted,
-    Expired,
-    Failed,
-    Paused,
-    Started,
-    Stopped,
-    Uploaded,
+/// A session and what is in it.
+struct Call<'a> {
+    service: &'a Service,
+    sdk: Sdk,
+    session: String,
+    stream: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum OutputMode {
-    Composed,
-    Individual,
-}
-
-/// A field that an SDK takes when it is not there, and not when it is null.
-fn not_null<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(field: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(field).map(Some)
-}
-
-/// An archive, as the SDKs of OpenTok for Java, .NET and PHP take it: an integer for a partner, closed sets of words, a reason
-/// that is a text, numbers that are not null.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct Legacy {
-    id: Uuid,
-    status: Status,
-    partner_id: i32,
-    project_id: i32,
-    session_id: String,
-    created_at: i64,
-    duration: u64,
-    size: u64,
-    name: Option<String>,
-    reason: String,
-    has_audio: bool,
-    has_video: bool,
-    output_mode: OutputMode,
-    stream_mode: String,
-    url: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
-    resolution: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
-    max_bitrate: Option<i32>,
-    #[serde(default, deserialize_with = "not_null")]
-    quantization_parameter: Option<i32>,
-    #[serde(default, deserialize_with = "not_null")]
-    transcription: Option<HashMap<String, Value>>,
-}
-
-/// An archive as PHP's `vonage/video` takes it, whose properties have types; those of Java and .NET want no more.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
-struct Unified {
-    id: Uuid,
-    status: Status,
-    application_id: Uuid,
-    session_id: String,
-    created_at: i64,
-    updated_at: i64,
-    duration: u64,
-    size: u64,
-    event: String,
-    name: String,
-    reason: String,
-    has_audio: bool,
-    has_video: bool,
-    output_mode: OutputMode,
-    stream_mode: String,
-    password: String,
-    sha256sum: String,
-    url: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
-    resolution: Option<String>,
-    #[serde(default, deserialize_with = "not_null")]
-    max_bitrate: Option<i32>,
-    #[serde(default, deserialize_with = "not_null")]
-    quantization_parameter: Option<i32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct List<T> {
-    count: u64,
-    items: Vec<T>,
-}
-
-/// What the SDKs read of an error.
-#[derive(Debug, Deserialize)]
-#[allow(dead_code)]
-struct Failure {
-    code: i64,
-    message: String,
-    description: String,
-}
-
-/// An SDK: which requests are its, and how it signs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sdk {
-    JavaLegacy,
-    JavaUnified,
-    NetLegacy,
-    NetUnified,
-    PhpLegacy,
-    PhpUnified,
-    RubyLegacy,
-    RubyUnified,
-}
-
-impl Sdk {
-    const ALL: [Self; 8] = [
-        Self::JavaLegacy,
-        Self::JavaUnified,
-        Self::NetLegacy,
-        Self::NetUnified,
-        Self::PhpLegacy,
-        Self::PhpUnified,
-        Self::RubyLegacy,
-        Self::RubyUnified,
-    ];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::JavaLegacy => "java-legacy",
-            Self::JavaUnified => "java-unified",
-            Self::NetLegacy => "net-legacy",
-            Self::NetUnified => "net-unified",
-            Self::PhpLegacy => "php-legacy",
-            Self::PhpUnified => "php-unified",
-            Self::RubyLegacy => "ruby-legacy",
-            Self::RubyUnified => "ruby-unified",
-        }
+impl Call<'_> {
+    async fn ask(&self, what: &str, archive: &str) -> api::Answer {
+        let values = [("session", self.session.as_str()), ("archive", archive), ("stream", &self.stream)];
+        self.service.replay(self.sdk, what, &values).await
     }
 
-    const fn is_legacy(self) -> bool {
-        matches!(self, Self::JavaLegacy | Self::NetLegacy | Self::PhpLegacy | Self::RubyLegacy)
+    /// An archive that an SDK is told of.
+    async fn archive(&self, what: &str, id: &str) -> (String, Status) {
+        archive_of(self.sdk, &self.ask(what, id).await, &self.session)
     }
 
-    /// Whether it reads nothing but XML when a session is created.
-    const fn reads_xml(self) -> bool {
-        matches!(self, Self::NetLegacy | Self::PhpLegacy | Self::RubyLegacy)
+    /// An error that an SDK reads.
+    async fn refused(&self, what: &str, archive: &str, status: u16, code: i32) {
+        let name = format!("{} {what}", self.sdk.name());
+        let failure = failure(&name, &self.ask(what, archive).await, status);
+        assert_eq!(failure.code, code, "{name}: {failure:?}");
     }
 
-    /// A token of a request, with its claims where it has them.
-    fn token(self, of: &Application) -> String {
-        let (iat, id, uuid) = (now(), &of.id, Uuid::new_v4().to_string());
-        let unified = json!({ "application_id": id, "iat": iat, "exp": iat + 900, "jti": uuid });
-        let typed = |algorithm: &str| json!({ "alg": algorithm, "typ": "JWT" });
-        match self {
-            Self::JavaLegacy => {
-                let claims = json!({ "ist": "project", "iss": id, "jti": uuid, "iat": iat, "exp": iat + 180 });
-                signed(&typed("HS256"), &claims, &of.key)
-            }
-            Self::NetLegacy => {
-                let claims = json!({ "iss": id, "ist": "project", "iat": iat, "exp": iat + 300 });
-                signed(&typed("HS256"), &claims, &of.key)
-            }
-            Self::PhpLegacy => {
-                let claims =
-                    json!({ "ist": "project", "iss": id, "iat": iat, "exp": iat + 300, "jti": "671fb1f0c4a35" });
-                signed(&typed("HS256"), &claims, &of.key)
-            }
-            // In the header, and no word about the type.
-            Self::RubyLegacy => {
-                let claims = json!({ "iss": id, "iat": iat, "exp": iat + 300 });
-                signed(&json!({ "ist": "project", "alg": "HS256" }), &claims, &of.key)
-            }
-            Self::RubyUnified => signed(&json!({ "alg": "RS256" }), &unified, &of.key),
-            Self::JavaUnified | Self::NetUnified | Self::PhpUnified => signed(&typed("RS256"), &unified, &of.key),
-        }
+    /// A success without a body: 204, which alone is one to the SDKs of OpenTok for Java and Ruby.
+    async fn done(&self, what: &str, archive: &str) {
+        let answer = self.ask(what, archive).await;
+        assert_eq!((answer.status, answer.body.as_str()), (204, ""), "{} {what}: {answer:?}", self.sdk.name());
     }
 }
 
-/// The service, and who asks it.
-struct Service {
-    world: World,
-    unified: Application,
-    legacy: Application,
+/// Whether the SDK has a method for the streams of an archive, and for the layout classes of a session's. PHP's `vonage/video`
+/// has neither, and no tag for archives at the same time.
+fn has_streams(sdk: Sdk) -> bool {
+    sdk != Sdk::PhpUnified
 }
 
-impl Service {
-    async fn start() -> Self {
-        let mut world = World::start(BINARY, None, "").await.expect("world");
-        world.start_worker().expect("worker");
-        api::ready(world.api()).await;
-        let unified = Application::unified(&world, "78d335fa-323d-4114-9c3d-d6f0d48968cf").expect("application");
-        let legacy =
-            Application::legacy(&world, "123456", "a secret of forty characters, more or less").expect("project");
-        Self { world, unified, legacy }
-    }
-
-    const fn application(&self, sdk: Sdk) -> &Application {
-        if sdk.is_legacy() { &self.legacy } else { &self.unified }
-    }
-
-    /// Sends a recorded request.
-    async fn replay(&self, sdk: Sdk, what: &str, values: &[(&str, &str)]) -> Answer {
-        let of = self.application(sdk);
-        self.replay_as(&format!("{}-{what}", sdk.name()), of, &sdk.token(of), values).await
-    }
-
-    async fn replay_as(&self, name: &str, of: &Application, token: &str, values: &[(&str, &str)]) -> Answer {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/requests/{name}.http"));
-        let mut text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        while text.starts_with('#') {
-            text = text.split_once('\n').expect("a request after its remarks").1.to_owned();
-        }
-        let host = self.world.api().to_string();
-        for (key, value) in [("host", host.as_str()), ("token", token), ("project", &of.id)].iter().chain(values) {
-            text = text.replace(&format!("{{{{{key}}}}}"), value);
-        }
-        let (head, body) = text.split_once("\n\n").expect("an empty line after the head");
-        let body = body.trim_end();
-        let head = head.replace("{{length}}", &body.len().to_string()).replace('\n', "\r\n");
-        assert!(!format!("{head}{body}").contains("{{"), "{name}: {head}\n{body}");
-        let answer = api::exchange(self.world.api(), format!("{head}\r\n\r\n{body}").as_bytes()).await;
-        answer.unwrap_or_else(|e| panic!("{name}: {e:#}"))
-    }
+/// The SDKs whose first archive here is in stream mode manual; the one beside it is of the other mode.
+fn begins_manual(sdk: Sdk) -> bool {
+    matches!(sdk, Sdk::JavaLegacy | Sdk::JavaUnified | Sdk::RubyLegacy | Sdk::RubyUnified)
 }
 
-fn typed<T: DeserializeOwned>(what: &str, answer: &Answer) -> T {
-    assert_eq!(answer.status, 200, "{what}: {answer:?}");
-    assert_eq!(answer.header("content-type"), Some("application/json"), "{what}");
-    serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{what}: {e}: {}", answer.body))
+/// The SDKs whose first archive here is of individual files.
+fn begins_individual(sdk: Sdk) -> bool {
+    matches!(sdk, Sdk::JavaLegacy | Sdk::PhpLegacy)
 }
 
-/// Reads XML with a parser, as the SDKs do: what is in each element of the first session.
-fn parsed_xml(text: &str) -> HashMap<String, String> {
-    let script = "import json,sys,xml.dom.minidom as d; x=d.parseString(sys.argv[1].encode()); \
-                  s=x.documentElement.getElementsByTagName('Session'); assert x.documentElement.tagName=='sessions' and len(s)==1; \
-                  print(json.dumps({e.tagName:e.firstChild.nodeValue for e in s[0].childNodes}))";
-    let out = Command::new("python3").args(["-c", script, text]).output().expect("python3");
-    assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
-    serde_json::from_slice(&out.stdout).expect("JSON")
-}
-
-/// The id of the session that was created, by the SDK's way of reading.
-fn session_id(sdk: Sdk, answer: &Answer) -> String {
-    let name = sdk.name();
-    assert_eq!(answer.status, 200, "{name}: {answer:?}");
-    if sdk.reads_xml() {
-        assert!(answer.header("content-type").is_some_and(|kind| kind.starts_with("text/xml")), "{name}: {answer:?}");
-        assert!(answer.body.starts_with("<?xml version=\"1.0\" encoding=\"UTF-8\""), "{name}: {answer:?}");
-        let session = parsed_xml(&answer.body);
-        // .NET's `Convert.ToInt32`.
-        assert_eq!(session["partner_id"].parse::<i32>(), Ok(123_456), "{name}: {answer:?}");
-        assert!(!session["create_dt"].is_empty());
-        return session["session_id"].clone();
-    }
-    let sessions: Vec<HashMap<String, Value>> = typed(name, answer);
-    assert_eq!(sessions.len(), 1, "{name}: {answer:?}");
-    // PHP's and Java's getters, which return texts.
-    let mut read = vec!["session_id", "project_id", "partner_id", "create_dt", "media_server_url"];
-    if !sdk.is_legacy() {
-        read.push("application_id");
-    }
-    for key in read {
-        assert!(sessions[0][key].is_string(), "{name}: {key} of {answer:?}");
-    }
-    sessions[0]["session_id"].as_str().expect("a text").to_owned()
-}
-
-/// Takes an id apart as the SDKs do.
-fn application_in(session: &str) -> String {
-    use base64::Engine;
-    let ordinary = session[2..].replace('-', "+").replace('_', "/");
-    let lenient = base64::engine::GeneralPurposeConfig::new()
-        .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent);
-    let engine = base64::engine::GeneralPurpose::new(&base64::alphabet::STANDARD, lenient);
-    let text = String::from_utf8_lossy(&engine.decode(ordinary).expect("base64")).into_owned();
-    text.split('~').nth(1).expect("a second field").to_owned()
-}
-
-/// What an SDK does to an archive, from the session to its stop.
-async fn an_archive(service: &Service, sdk: Sdk) {
+/// What an SDK does to a session and its archives, from its creation to their deletion.
+async fn a_session(service: &Service, sdk: Sdk) {
     let (name, of) = (sdk.name(), service.application(sdk));
     let session = session_id(sdk, &service.replay(sdk, "create", &[]).await);
     assert_eq!(application_in(&session), of.id, "{name}");
+    let mut call = Call { service, sdk, session, stream: NOBODY.to_owned() };
     // Nobody is there: an error that each of them can read.
-    let values = [("session", session.as_str())];
-    let lonely = service.replay(sdk, "start", &values).await;
-    assert_eq!(lonely.status, 404, "{name}: {lonely:?}");
-    assert!(!serde_json::from_str::<Failure>(&lonely.body).expect(name).message.is_empty());
+    call.refused("start", NOBODY, 404, 404).await;
 
-    service.world.janus.create_room(&session, json!({})).await.expect("room");
-    let voice = Options { video: None, ..Options::new(&service.world.janus, &session, "voice") };
+    service.world.janus.create_room(&call.session, json!({})).await.expect("room");
+    let voice = Options { video: None, ..Options::new(&service.world.janus, &call.session, "voice") };
     let voice = Publisher::start(voice).await.expect("publisher");
-    let begun = wait_for("a client to be seen", || async {
-        let answer = service.replay(sdk, "start", &values).await;
-        (answer.status != 404).then_some(answer)
+    let first = wait_for("a client to be seen", || async {
+        let answer = call.ask("start", NOBODY).await;
+        (answer.status != 404).then(|| archive_of(sdk, &answer, &call.session))
     });
-    let begun = begun.await;
-    let id = archive_of(sdk, &begun, &session);
-    assert_eq!(begun.json().expect("JSON")["status"], "started", "{name}: {begun:?}");
-    let values = [("session", session.as_str()), ("archive", id.as_str())];
-    assert_eq!(archive_of(sdk, &service.replay(sdk, "get", &values).await, &session), id);
-    let again = service.replay(sdk, "start", &values).await;
-    assert_eq!(again.status, 409, "{name}: {again:?}");
+    let (first, status) = first.await;
+    assert_eq!(status, Status::Started, "{name}");
+    assert_eq!(call.archive("get", &first).await.0, first, "{name}");
+    call.refused("start", NOBODY, 409, 15001).await;
+    call.stream = streams_of_session(&call).await;
 
-    match sdk {
-        Sdk::JavaLegacy | Sdk::RubyLegacy | Sdk::JavaUnified => streams(service, sdk, &session, &id).await,
-        Sdk::NetLegacy => {
-            assert_eq!(archive_of(sdk, &service.replay(sdk, "layout", &values).await, &session), id);
-        }
-        _ => {}
+    let mut archives = vec![first.clone()];
+    if has_streams(sdk) {
+        let (beside, status) = call.archive("start-beside", NOBODY).await;
+        assert!(status == Status::Started && beside != first, "{name}: {beside}");
+        let (manual, auto) = if begins_manual(sdk) { (&first, &beside) } else { (&beside, &first) };
+        call.done("streams", manual).await;
+        call.refused("streams", auto, 405, 405).await;
+        call.refused("streams", NOBODY, 404, 404).await;
+        archives.insert(0, beside);
     }
-    if sdk == Sdk::RubyLegacy {
-        assert_eq!(service.replay(sdk, "layout", &values).await.status, 200);
+    layout(&call, &archives).await;
+    listed(&call, &archives).await;
+    for archive in &archives {
+        call.refused("delete", archive, 409, 15004).await;
+        assert_eq!(&call.archive("stop", archive).await.0, archive, "{name}");
     }
-    let stopped = service.replay(sdk, "stop", &values).await;
-    assert_eq!(archive_of(sdk, &stopped, &session), id, "{name}: {stopped:?}");
-    listed(service, sdk, &session, &id).await;
-
+    for archive in &archives {
+        deleted(&call, archive).await;
+    }
     // What there is not.
-    for what in ["get", "stop"] {
-        let absent = service.replay(sdk, what, &[("session", &session), ("archive", NOBODY)]).await;
-        assert_eq!(absent.status, 404, "{name} {what}: {absent:?}");
-        let failure: Failure = serde_json::from_str(&absent.body).unwrap_or_else(|e| panic!("{name}: {e}: {absent:?}"));
-        assert!(!failure.message.is_empty() && failure.message == failure.description, "{name}: {failure:?}");
+    for what in ["get", "stop", "delete"] {
+        call.refused(what, NOBODY, 404, 404).await;
     }
     voice.leave().await.expect("leave");
 }
 
-/// The id of an archive that an SDK reads.
-fn archive_of(sdk: Sdk, answer: &Answer, session: &str) -> String {
-    let name = sdk.name();
-    if sdk.is_legacy() {
-        let archive: Legacy = typed(name, answer);
-        assert_eq!((archive.partner_id, archive.session_id.as_str()), (123_456, session), "{name}: {answer:?}");
-        assert!(archive.output_mode == OutputMode::Composed || archive.resolution.is_none(), "{name}: {answer:?}");
-        return archive.id.to_string();
+/// The one stream of a session, and its layout classes; returns its id.
+async fn streams_of_session(call: &Call<'_>) -> String {
+    let (sdk, name) = (call.sdk, call.sdk.name());
+    let stream = wait_for("a stream", || async {
+        let application = call.service.application(sdk);
+        let token = application.token();
+        let bearer = format!("Bearer {token}");
+        let header = if sdk.is_legacy() { ("x-opentok-auth", token) } else { ("authorization", bearer) };
+        let line = format!("GET /v2/project/{}/session/{}/stream", application.id, call.session);
+        let answer = api::send(call.service.world.api(), &line, &[(header.0, &header.1)], "").await.expect("an answer");
+        typed::<List<Stream>>(name, &answer).items.pop()
+    });
+    let stream = stream.await;
+    assert_eq!(stream.layout_class_list, Vec::<String>::new(), "{name}");
+    let call = Call { service: call.service, sdk, session: call.session.clone(), stream: stream.id.to_string() };
+    let mut expected = stream.clone();
+    if has_streams(sdk) {
+        let changed = call.ask("classes", NOBODY).await;
+        assert_eq!(changed.status, 200, "{name}: {changed:?}");
+        expected.layout_class_list = vec!["full".to_owned(), "focus".to_owned()];
     }
-    let archive: Unified = typed(name, answer);
-    assert_eq!((archive.event.as_str(), archive.session_id.as_str()), ("archive", session), "{name}: {answer:?}");
-    archive.id.to_string()
+    assert_eq!(typed::<Stream>(name, &call.ask("session-stream", NOBODY).await), expected, "{name}");
+    let list: List<Stream> = typed(name, &call.ask("session-streams", NOBODY).await);
+    assert_eq!((list.count, list.items), (1, vec![expected]), "{name}");
+    if sdk == Sdk::PhpUnified {
+        // It asks for the page after until one is empty.
+        let next: List<Stream> = typed(name, &call.ask("session-streams-next", NOBODY).await);
+        assert_eq!(next.items, [], "{name}");
+    }
+    // No such stream, and an id that cannot be one.
+    let elsewhere = Call { stream: NOBODY.to_owned(), session: call.session.clone(), ..call };
+    elsewhere.refused("session-stream", NOBODY, 404, 404).await;
+    let odd = Call { stream: "none".to_owned(), ..elsewhere };
+    odd.refused("session-stream", NOBODY, 408, 408).await;
+    stream.id.to_string()
 }
 
-/// Streams of an archive: 204, which alone is a success to the SDKs of OpenTok for Java and Ruby.
-async fn streams(service: &Service, sdk: Sdk, session: &str, archive: &str) {
-    #[derive(Debug, Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    #[allow(dead_code)]
-    struct Stream {
-        id: Uuid,
-        video_type: String,
-        name: String,
-        layout_class_list: Vec<String>,
-    }
-    let stream = wait_for("a stream", || async {
-        let of = service.application(Sdk::JavaUnified);
-        let (of, token) = if sdk.is_legacy() {
-            (&service.legacy, Sdk::NetLegacy.token(&service.legacy))
-        } else {
-            (of, sdk.token(of))
-        };
-        let header =
-            if sdk.is_legacy() { ("x-opentok-auth", token) } else { ("authorization", format!("Bearer {token}")) };
-        let line = format!("GET /v2/project/{}/session/{session}/stream", of.id);
-        let answer = api::send(service.world.api(), &line, &[(header.0, &header.1)], "").await.expect("an answer");
-        typed::<List<Stream>>("streams", &answer).items.pop()
-    });
-    let stream = stream.await.id.to_string();
-    let values = [("session", session), ("archive", archive), ("stream", &stream)];
-    let changed = service.replay(sdk, "streams", &values).await;
-    assert_eq!((changed.status, changed.body.as_str()), (204, ""), "{}: {changed:?}", sdk.name());
-    if sdk == Sdk::JavaUnified {
-        let list: List<Stream> = typed("session-streams", &service.replay(sdk, "session-streams", &values).await);
-        assert_eq!((list.count, list.items.len()), (1, 1));
+/// Changes the layout of a composed archive: 200, which alone is a success to those of OpenTok for Java and Ruby.
+async fn layout(call: &Call<'_>, archives: &[String]) {
+    let (newest, oldest) = (&archives[0], &archives[archives.len() - 1]);
+    let composed = if begins_individual(call.sdk) { newest } else { oldest };
+    assert_eq!(&call.archive("layout", composed).await.0, composed, "{}", call.sdk.name());
+    if begins_individual(call.sdk) {
+        call.refused("layout", oldest, 400, 400).await;
     }
 }
 
 /// Lists, in each SDK's way to ask for them.
-async fn listed(service: &Service, sdk: Sdk, session: &str, archive: &str) {
-    let values = [("session", session)];
-    let whats: &[&str] = if sdk == Sdk::JavaLegacy { &["list", "list-session"] } else { &["list"] };
+async fn listed(call: &Call<'_>, archives: &[String]) {
+    let whats: &[&str] = if call.sdk == Sdk::JavaLegacy { &["list", "list-session"] } else { &["list"] };
     for what in whats {
-        let (name, answer) = (format!("{}-{what}", sdk.name()), service.replay(sdk, what, &values).await);
-        let found = if sdk.is_legacy() {
-            let list: List<Legacy> = typed(&name, &answer);
-            assert!(list.count >= list.items.len() as u64);
-            list.items.iter().map(|item| (item.id.to_string(), item.session_id.clone())).collect::<Vec<_>>()
-        } else {
-            let list: List<Unified> = typed(&name, &answer);
-            list.items.iter().map(|item| (item.id.to_string(), item.session_id.clone())).collect()
-        };
-        let of_session = !["java-legacy-list", "java-unified-list", "php-unified-list"].contains(&name.as_str());
-        assert!(!of_session || found == [(archive.to_owned(), session.to_owned())], "{name}: {found:?}");
-        // All but the three newest, of which this one is.
-        let beyond = name == "java-legacy-list";
-        assert!(beyond || found.iter().any(|(id, _)| id == archive), "{name}: {found:?}");
+        let (name, answer) = (format!("{}-{what}", call.sdk.name()), call.ask(what, NOBODY).await);
+        let found = archives_of(call.sdk, &name, &answer);
+        match name.as_str() {
+            // All of the project but its three newest, of which these are.
+            "java-legacy-list" => {}
+            "java-unified-list" | "php-unified-list" => {
+                assert!(archives.iter().all(|id| found.iter().any(|(found, _)| found == id)), "{name}: {found:?}");
+            }
+            _ => {
+                let expected: Vec<_> = archives.iter().map(|id| (id.clone(), call.session.clone())).collect();
+                assert_eq!(found, expected, "{name}");
+            }
+        }
+    }
+}
+
+/// The end of an archive that was stopped: it is not stopped again, and deleted.
+async fn deleted(call: &Call<'_>, archive: &str) {
+    let name = call.sdk.name();
+    wait_for(&format!("{name}'s archive to be available"), || async {
+        (call.archive("get", archive).await.1 == Status::Available).then_some(())
+    })
+    .await;
+    call.refused("stop", archive, 409, 15002).await;
+    call.done("delete", archive).await;
+    for what in ["get", "delete"] {
+        call.refused(what, archive, 404, 404).await;
+    }
+}
+
+/// What is asked for of automatic archives when their session is created; read from the catalog, as no SDK reads it.
+async fn automatic(service: &Service) {
+    let settings = Settings::load(Some(service.world.config()), &BTreeMap::new()).expect("configuration");
+    let catalog = archiver::worker::catalog(&settings).await.expect("catalog");
+    for (sdk, name, resolution) in [
+        (Sdk::JavaLegacy, Some("Lesson 1"), "1920x1080"),
+        (Sdk::NetLegacy, None, "640x480"),
+        (Sdk::PhpLegacy, None, "1280x720"),
+        (Sdk::RubyLegacy, Some("Lesson 1"), "720x1280"),
+    ] {
+        let id = session_id(sdk, &service.replay(sdk, "create-always", &[]).await);
+        let application = service.application(sdk).id.parse().expect("id");
+        let session =
+            catalog.session(&application, &id.parse().expect("id")).await.expect("catalog").expect("a session");
+        let archive: Value = serde_json::to_value(&session.archive).expect("JSON");
+        assert_eq!(archive["resolution"], resolution, "{}: {archive}", sdk.name());
+        assert_eq!(archive["name"].as_str(), name, "{}: {archive}", sdk.name());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_requests_of_java_net_php_and_ruby_are_answered_as_they_parse() {
     let service = Service::start().await;
-    futures_util::future::join_all(Sdk::ALL.map(|sdk| an_archive(&service, sdk))).await;
+    let sessions = futures_util::stream::iter(Sdk::ALL).map(|sdk| a_session(&service, sdk));
+    sessions.buffer_unordered(AT_ONCE).collect::<()>().await;
+    automatic(&service).await;
 
-    // A form is a form whatever its label; here one that cannot be: a session that nobody can decode is not archived.
+    // A form is a form whatever its label, also when it is refused: a session that nobody can decode is not archived.
     let of = &service.unified;
-    let odd = service.replay_as("json-label-create", of, &of.token(), &[]).await;
-    assert_eq!(odd.status, 400, "{odd:?}");
-    assert!(serde_json::from_str::<Failure>(&odd.body).expect("JSON").message.contains("e2ee"), "{odd:?}");
-    let always = service.replay(Sdk::NetLegacy, "create-always", &[]).await;
-    session_id(Sdk::NetLegacy, &always);
-    session_id(Sdk::JavaLegacy, &service.replay(Sdk::JavaLegacy, "create-always", &[]).await);
+    let labelled = service.replay_as("json-label-create", of, &of.token(), &[]).await;
+    assert_eq!(application_in(&session_id(Sdk::PhpUnified, &labelled)), of.id);
+    let odd = failure("e2ee", &service.replay_as("json-label-e2ee", of, &of.token(), &[]).await, 400);
+    assert!(odd.message.contains("e2ee"), "{odd:?}");
     // A unified application's token in the header of OpenTok: PHP's opentok with keys of Vonage.
     let shim = service.replay_as("php-shim-get", of, &of.token(), &[("archive", NOBODY)]).await;
-    assert_eq!(shim.status, 404, "{shim:?}");
+    failure("php-shim-get", &shim, 404);
     // And who is not let in is told so, in words that each of them reads.
     for sdk in Sdk::ALL {
         let mut stranger = service.application(sdk).clone();
         stranger.key = if sdk.is_legacy() { "another secret".to_owned() } else { api::rsa_key().expect("key").0 };
-        let name = format!("{}-get", sdk.name());
-        let refused = service.replay_as(&name, &stranger, &sdk.token(&stranger), &[("archive", NOBODY)]).await;
-        assert_eq!(refused.status, 403, "{name}: {refused:?}");
-        assert!(!serde_json::from_str::<Failure>(&refused.body).expect("JSON").message.is_empty());
+        for what in ["get", "delete"] {
+            let name = format!("{}-{what}", sdk.name());
+            let refused = service.replay_as(&name, &stranger, &sdk.token(&stranger), &[("archive", NOBODY)]).await;
+            failure(&name, &refused, 403);
+        }
     }
 }

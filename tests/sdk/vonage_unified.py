@@ -47,8 +47,8 @@ def start(layout=None, **given):
 
 def listed(count=None, **given):
     size = {} if count is None else {"page_size": count}
-    items, total, _ = video.list_archives(ListArchivesFilter(**{snake(key): value for key, value in given.items()}, **size))
-    return {"items": [plain(item) for item in items], "count": total}
+    items, total, after = video.list_archives(ListArchivesFilter(**{snake(key): value for key, value in given.items()}, **size))
+    return {"items": [plain(item) for item in items], "count": total, "next": after}
 
 
 def add_stream(archiveId, **given):
