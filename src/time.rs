@@ -35,6 +35,12 @@ impl Wallclock {
         self.0.div_euclid(1000)
     }
 
+    /// As libraries want it.
+    #[must_use]
+    pub fn to_system_time(self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_micros(u64::try_from(self.0).unwrap_or(0))
+    }
+
     /// RFC 3339 with microseconds, in UTC.
     #[must_use]
     pub fn to_rfc3339(self) -> String {

@@ -24,7 +24,7 @@ use crate::config::{Settings, StoreKind};
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::fault::{FaultKind, HasFault, Retry, chain};
-use crate::ids::{JobId, RouterName};
+use crate::ids::{Epoch, JobId, RouterName};
 use crate::job::driver::{CATALOG, run};
 use crate::job::{Context, Ended};
 use crate::metrics::{EventLabels, EventOutcome, metrics};
@@ -301,7 +301,14 @@ async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut
         }
         Err(error) => return tracing::debug!("no jobs can be claimed for now: {}", chain(&error)),
     };
-    for job in found.into_iter().filter(|j| !owned.values().any(|o| *o == j.job)).take(free).collect::<Vec<_>>() {
+    // Archives that requests start come this way alone: a nearly full spool takes none that has no media yet, unless it goes on
+    // from one that is recorded here.
+    let admits = context.spool.admits() || context.given_on.load(Ordering::Relaxed) > 0;
+    let takes = |job: &JobRow| {
+        let is_new = job.state == JobState::Accepted && job.epoch == Epoch(0);
+        (admits || !is_new) && !owned.values().any(|owned| *owned == job.job)
+    };
+    for job in found.into_iter().filter(takes).take(free).collect::<Vec<_>>() {
         match context.catalog.claim(job.job, &context.worker, Wallclock::now(), ttl).await {
             Ok(Some(claimed)) => {
                 let span = tracing::info_span!("job", job = %job.job, archive = %job.archive, session = %job.session, epoch = claimed.job.epoch.0);

@@ -184,6 +184,14 @@ async fn an_automatic_archive_that_is_stopped_goes_on_until_its_session_ends() {
     let (app, _api) = apart(&world).await;
     let session = app.session("p2p.preference=disabled&archiveMode=always").await;
     let alice = app.publisher(&world, &session, "alice").await;
+    // Whether it has begun or not, it has no tag: another one needs one, and takes no place of its.
+    let start = |more: Value| {
+        let mut body = json!({ "sessionId": session });
+        body.as_object_mut().expect("object").extend(more.as_object().cloned().unwrap_or_default());
+        body
+    };
+    let untagged = app.send("POST", &app.path("archive"), Some(start(json!({ "hasVideo": false })))).await;
+    assert_eq!((untagged.status, untagged.json()["code"].as_i64()), (409, Some(15001)), "{untagged:?}");
     let list = app.path(&format!("archive?sessionId={session}"));
     let archive = wait_for("an automatic archive", || async {
         app.send("GET", &list, None).await.json()["items"][0]["id"].as_str().map(str::to_owned)
@@ -206,9 +214,12 @@ async fn an_automatic_archive_that_is_stopped_goes_on_until_its_session_ends() {
     let still = app.send("GET", &app.path(&format!("archive/{archive}")), None).await.json();
     assert_eq!((&still["status"], &still["reason"]), (&json!("started"), &json!("")), "{still}");
     let recorded = begun.elapsed();
+    let beside = app.send("POST", &app.path("archive"), Some(start(json!({ "multiArchiveTag": "beside" })))).await;
+    assert_eq!((beside.status, &beside.json()["status"]), (200, &json!("started")), "{beside:?}");
     alice.leave().await.expect("leave");
+    app.archive(beside.json()["id"].as_str().expect("id"), "available").await;
     let done = app.archive(&archive, "available").await;
     assert_ne!(done["reason"], "user initiated", "{done}");
     assert!(done["duration"].as_f64().expect("seconds") + 1.0 >= recorded.as_secs_f64(), "{recorded:?}: {done}");
-    assert_eq!(app.send("GET", &list, None).await.json()["count"], 1);
+    assert_eq!(app.send("GET", &list, None).await.json()["count"], 2);
 }

@@ -71,6 +71,17 @@ pub struct ListQuery {
     to: Option<i64>,
 }
 
+/// The query of a list of streams.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code)]
+pub struct PageQuery {
+    /// Pass over so many.
+    offset: Option<u32>,
+    /// At most so many: all without.
+    count: Option<u32>,
+}
+
 /// The form of a new session.
 #[derive(Debug, Serialize, ToSchema)]
 #[allow(dead_code)]

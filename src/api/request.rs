@@ -282,28 +282,56 @@ pub fn callback(body: &[u8]) -> Result<String, ApiError> {
 /// 400, with the parameter and what is wrong with it.
 pub fn list(query: &str) -> Result<ArchiveFilter, ApiError> {
     let mut filter = ArchiveFilter { count: COUNT, ..ArchiveFilter::default() };
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        let value = value.trim();
-        if value.is_empty() || ["null", "undefined", "None"].contains(&value) {
-            continue;
-        }
+    for (name, value) in parameters(query) {
         let bad = |what: &str| ApiError::invalid(format!("{name} {what}"));
-        let number = || value.parse::<u32>().map_err(|_| bad("is not a number from 0 on"));
         let time = || value.parse::<i64>().map_err(|_| bad("is not a time in milliseconds since 1970"));
-        match name.as_ref() {
-            "offset" => filter.offset = number()?,
+        match name.as_str() {
+            "offset" => filter.offset = number(&name, &value)?,
             // More than a page may have is as much as it may have.
-            "count" => filter.count = number()?.min(COUNT_MAX),
+            "count" => filter.count = number(&name, &value)?.min(COUNT_MAX),
             "sessionId" | "session_id" => {
                 filter.session = Some(value.parse().map_err(|_| bad("is not a session's id"))?);
             }
-            "status" => filter.status = Some(value.parse::<ArchiveStatus>().map_err(|e| bad(&format!(": {e}")))?),
+            "status" => {
+                let status = value.parse::<ArchiveStatus>().map_err(|e| bad(&format!(": {e}")))?;
+                if status == ArchiveStatus::Deleted {
+                    return Err(bad("is not one of archives that are still there"));
+                }
+                filter.status = Some(status);
+            }
             "from" => filter.from = Some(Wallclock(time()?.saturating_mul(1000))),
             "to" => filter.to = Some(Wallclock(time()?.saturating_mul(1000))),
             _ => {}
         }
     }
     Ok(filter)
+}
+
+/// Which part of a list is asked for: how many to pass over, and how many at most. All without a query.
+///
+/// # Errors
+/// 400, with the parameter and what is wrong with it.
+pub fn page(query: &str) -> Result<(usize, usize), ApiError> {
+    let (mut offset, mut count) = (0, usize::MAX);
+    for (name, value) in parameters(query) {
+        match name.as_str() {
+            "offset" => offset = number(&name, &value)? as usize,
+            "count" => count = number(&name, &value)? as usize,
+            _ => {}
+        }
+    }
+    Ok((offset, count))
+}
+
+/// The parameters of a query, without those that SDKs send for nothing.
+fn parameters(query: &str) -> impl Iterator<Item = (String, String)> + '_ {
+    let parsed = url::form_urlencoded::parse(query.as_bytes());
+    let parsed = parsed.map(|(name, value)| (name.into_owned(), value.trim().to_owned()));
+    parsed.filter(|(_, value)| !value.is_empty() && !["null", "undefined", "None"].contains(&value.as_str()))
+}
+
+fn number(name: &str, value: &str) -> Result<u32, ApiError> {
+    value.parse().map_err(|_| ApiError::invalid(format!("{name} is not a number from 0 on")))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post, put};
-use axum::{Json, Router};
+use axum::{Json, Router, ServiceExt};
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use base64::Engine;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::normalize_path::NormalizePath;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tracing::Instrument;
 
@@ -139,7 +140,9 @@ async fn listen(api: &Shared, stop: &CancellationToken) -> Result<(), StartError
     let bind = section.bind;
     let failed = |source| StartError::Bind { bind, source };
     let listener = bound(bind).await.map_err(failed)?;
-    let service = routes(api).into_make_service_with_connect_info::<SocketAddr>();
+    // PHP's SDKs end an address with a slash (listStreams), or begin it with two (updateArchiveLayout of vonage/video).
+    let routes = NormalizePath::trim_trailing_slash(routes(api));
+    let service = ServiceExt::<Request>::into_make_service_with_connect_info::<SocketAddr>(routes);
     let handle = Handle::new();
     let draining = async {
         stop.cancelled().await;

@@ -1,13 +1,15 @@
 //! Sessions: creating them, their streams and layout classes.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use tokio::time::sleep;
 use utoipa::ToSchema;
 
 use super::auth::Caller;
@@ -24,6 +26,8 @@ use crate::time::Wallclock;
 
 /// How often classes are written when others write some at the same time.
 const TRIES: u32 = 10;
+/// Longest pause between these tries.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Streams of one session whose classes are kept: those of a session that never ends must not grow for ever.
 const CLASSES_MAX: usize = 1000;
 
@@ -169,26 +173,30 @@ pub struct SessionStream {
 /// The streams of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct SessionStreams {
-    /// How many.
+    /// How many there are in all.
     pub count: usize,
-    /// Each of them.
+    /// Each of them, or of the part that was asked for.
     pub items: Vec<SessionStream>,
 }
 
 /// `GET /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "listStreams",
-    params(super::openapi::Project, super::openapi::OfSession),
+    params(super::openapi::Project, super::openapi::OfSession, super::openapi::PageQuery),
     responses((status = 200, body = SessionStreams), (status = "4XX", body = super::error::ErrorBody)),
 )]
 pub async fn streams(
     State(api): State<Shared>,
     caller: Caller,
     path: Segments,
+    RawQuery(query): RawQuery,
 ) -> Result<Json<SessionStreams>, ApiError> {
+    // PHP's vonage/video asks for page after page until one is empty.
+    let (offset, most) = request::page(query.as_deref().unwrap_or_default())?;
     let session = api.session(&caller, &path.session()?).await?;
     let items = api.streams(&session).await?;
-    Ok(Json(SessionStreams { count: items.len(), items }))
+    let count = items.len();
+    Ok(Json(SessionStreams { count, items: items.into_iter().skip(offset).take(most).collect() }))
 }
 
 /// `GET /v2/project/{project}/session/{session}/stream/{stream}`
@@ -250,7 +258,11 @@ impl super::Api {
         mut session: SessionRow,
         changed: &[(StreamId, Vec<String>)],
     ) -> Result<(), ApiError> {
-        for _ in 0..TRIES {
+        for again in 0..TRIES {
+            if again > 0 {
+                // Those who wrote at the same time try again at other moments.
+                sleep(PAUSE.mul_f64(rand::random())).await;
+            }
             let mut classes = session.classes.clone();
             classes.extend(changed.iter().cloned());
             classes.retain(|_, list| !list.is_empty());
@@ -266,8 +278,8 @@ impl super::Api {
             if self.catalog.keep_classes(&session, &classes).await? {
                 return self.pass_classes_on(&session, changed).await;
             }
-            let again = self.catalog.session(&session.application, &session.session).await?;
-            session = again.ok_or_else(|| ApiError::not_found("there is no such session"))?;
+            let newer = self.catalog.session(&session.application, &session.session).await?;
+            session = newer.ok_or_else(|| ApiError::not_found("there is no such session"))?;
         }
         Err(ApiError::new(StatusCode::CONFLICT, "others change the layout classes all the time: try again"))
     }

@@ -17,8 +17,8 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use super::{JanusConfig, wire};
 use crate::router::RouterError;
 
-/// Largest message that is read, in bytes: a room's list of a thousand publishers.
-const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Largest message that is read, in bytes: a list of as many rooms as are looked at has some 700 bytes for each.
+const MESSAGE_BYTES_MAX: usize = 32 << 20;
 /// Messages that may come before the answer that is waited for while the room is being entered.
 const EARLY_MAX: usize = 1000;
 
@@ -46,6 +46,7 @@ impl Socket {
         request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("janus-protocol"));
         let limits = WebSocketConfig::default()
             .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let connecting = tokio_tungstenite::connect_async_with_config(request, Some(limits), true);
         let (stream, _) = timeout(config.timeout, connecting)

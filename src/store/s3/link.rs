@@ -5,7 +5,7 @@
 //! the same letter for letter, the next ones are ours; else the SDK makes all.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use aws_sdk_s3::config::{Credentials, ProvideCredentials, SharedCredentialsProvider};
 use aws_sigv4::http_request::{
@@ -14,6 +14,8 @@ use aws_sigv4::http_request::{
 };
 use aws_sigv4::sign::v4;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+
+use crate::time::Wallclock;
 
 /// Credentials of a role change; they are asked for again after this.
 const CREDENTIALS_FOR: Duration = Duration::from_secs(60);
@@ -27,7 +29,7 @@ pub(super) struct Asked<'a> {
     pub key: &'a str,
     /// `Content-Disposition` of the answer.
     pub disposition: &'a str,
-    pub at: SystemTime,
+    pub at: Wallclock,
     pub valid: Duration,
 }
 
@@ -92,7 +94,7 @@ impl Links {
             .identity(&identity)
             .region(&self.region)
             .name("s3")
-            .time(asked.at)
+            .time(asked.at.to_system_time())
             .settings(settings)
             .build()
             .ok()?
@@ -159,7 +161,7 @@ mod tests {
         ] {
             let store = store(endpoint, path_style, checksums_always).await;
             let name = format!("{endpoint:?}, path style {path_style}, checksums {checksums_always}");
-            let asked = |key, disposition| Asked { key, disposition, at: SystemTime::now(), valid: VALID };
+            let asked = |key, disposition| Asked { key, disposition, at: Wallclock::now(), valid: VALID };
             let first = asked("an-app/an-archive/archive.mp4", "attachment; filename=\"Weekly-1.mp4\"");
             assert_eq!(store.links.make(first).await, None, "{name}: nothing is known of the bucket");
             store.links.learn(first, &store.presigned(first).await.expect("link")).await;
@@ -179,7 +181,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_as_we_would_make_it_is_left_to_the_sdk() {
         let store = store(None, false, false).await;
-        let asked = Asked { key: "k", disposition: "inline", at: SystemTime::now(), valid: VALID };
+        let asked = Asked { key: "k", disposition: "inline", at: Wallclock::now(), valid: VALID };
         let other = store.presigned(asked).await.expect("link").replace("x-id=GetObject", "x-id=HeadObject");
         store.links.learn(asked, &other).await;
         store.links.learn(asked, &store.presigned(asked).await.expect("link")).await;

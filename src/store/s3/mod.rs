@@ -5,7 +5,7 @@ mod meaning;
 mod transfer;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, Region};
@@ -115,7 +115,7 @@ impl S3Store {
             key: asked.key.to_owned(),
             source,
         };
-        let config = PresigningConfig::builder().start_time(asked.at).expires_in(asked.valid).build();
+        let config = PresigningConfig::builder().start_time(asked.at.to_system_time()).expires_in(asked.valid).build();
         let request = self
             .client
             .get_object()
@@ -365,7 +365,7 @@ impl ObjectStore for S3Store {
     async fn presign_get(&self, key: &str, valid: Duration, file_name: &str) -> Result<Option<String>, StoreError> {
         let plain: String = file_name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
         let disposition = format!("attachment; filename=\"{plain}\"");
-        let asked = Asked { key, disposition: &disposition, at: SystemTime::now(), valid };
+        let asked = Asked { key, disposition: &disposition, at: Wallclock::now(), valid };
         if let Some(link) = self.links.make(asked).await {
             return Ok(Some(link));
         }
