@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use archiver::catalog::{
     Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, ParkedState, SessionRow,
+    NewParked, NoticeFilter, ParkedState, SessionRow,
 };
 use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use archiver::fault::{FaultKind, HasFault, Retry};
@@ -118,6 +118,7 @@ on_both! {
     an_archive_never_goes_back => statuses;
     archives_are_listed_newest_first_in_pages => listing;
     what_is_left_of_a_deleted_archive_is_known_until_it_is_removed => removal;
+    what_is_to_be_made_of_an_archive_is_kept_with_its_entry_or_not_at_all => remakes;
     archives_are_counted_anew_while_others_are_written => recount;
     what_is_parked_twice_is_one_entry_with_a_count => parking;
     marks_of_people_who_act_at_once_all_stay => marks;
@@ -568,6 +569,53 @@ async fn recount(url: String) {
     assert_eq!((total("none").await, total("few").await), (7, 0));
     catalog.recount_archives().await.unwrap();
     assert_eq!((total("none").await, total("few").await, total("busy").await), (0, 1, 100));
+}
+
+async fn remakes(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let source = accepted(&catalog, "s", "e").await;
+    let row = |of: &str, n: u64| {
+        let id = JobId::of_event(&source.session, &format!("{of}-{n}").parse().unwrap());
+        let application = of.parse().unwrap();
+        let base = archive(&source, ArchiveStatus::Stopped, NOW);
+        ArchiveRow { archive: ArchiveId::of_job(id), application, ..base }
+    };
+    let limits = (25, 10);
+    let mut tasks = JoinSet::new();
+    for (of, n) in (0..45).map(|n| (["a", "b", "c"][n as usize % 3], n)) {
+        let (catalog, row, source) = (catalog.clone(), row(of, n), source.archive);
+        tasks.spawn(async move { catalog.add_remake(&row, source, "{}", limits, later(n)).await.unwrap() });
+    }
+    let added = tasks.join_all().await.into_iter().filter(|added| *added).count();
+    assert_eq!(added, 25, "so many of all, whoever asks at the same time");
+    let total = async |of: &str| {
+        let filter = ArchiveFilter { application: Some(of.parse().unwrap()), count: 100, ..ArchiveFilter::default() };
+        let (rows, total) = catalog.archives(&filter).await.unwrap();
+        assert_eq!(i64::try_from(rows.len()).unwrap(), total);
+        total
+    };
+    let totals = [total("a").await, total("b").await, total("c").await];
+    assert!(totals.iter().all(|total| *total <= 10) && totals.iter().sum::<i64>() == 25, "{totals:?}");
+    // What was refused left nothing behind, nor anything to tell.
+    let (_, told) = catalog.notices(&NoticeFilter::default()).await.unwrap();
+    assert_eq!(told, 25);
+    // Each is taken once at a time, and every try is counted; one that was given back was none.
+    let one = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("one waits");
+    assert_eq!(one.tries, 1);
+    let again = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("another one waits");
+    assert_ne!(one.archive, again.archive);
+    catalog.give_remake_back(&one, later(101)).await.unwrap();
+    let back = catalog.claim_remake(later(101), later(131)).await.unwrap().expect("it is back");
+    assert_eq!((back.archive, back.tries), (one.archive, 1));
+    let died = catalog.claim_remake(later(131), later(160)).await.unwrap().expect("its time is over");
+    assert!(died.archive == back.archive || died.archive == again.archive);
+    assert_eq!(died.tries, 2);
+    catalog.end_remake(died.archive).await.unwrap();
+    let free = ["a", "b", "c"].into_iter().zip(totals).find(|(_, total)| *total < 10).expect("25 of 30").0;
+    assert!(
+        catalog.add_remake(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
+        "there is room again"
+    );
 }
 
 /// Does what a person with a database client would do.

@@ -345,7 +345,11 @@ impl Catalog {
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn with_segments(&self, finished: Wallclock, deleted: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
+    pub async fn with_segments(
+        &self,
+        finished: Wallclock,
+        deleted: Wallclock,
+    ) -> Result<Vec<ArchiveRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND updated_at < $1 \
              AND (status IN ('available', 'uploaded') AND updated_at < $2 OR status = 'deleted' AND updated_at < $3) \
