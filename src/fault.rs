@@ -117,6 +117,8 @@ fault_kinds! {
     NotFound = "not_found", Request, Never, "check the id";
     /// The thing is in a state in which this cannot be done.
     Conflict = "conflict", Request, Never, "look at its state, and try again when it has changed";
+    /// Too much of it waits already.
+    Busy = "busy", Request, Backoff, "wait until some of what was asked for is done, then ask again";
     /// Something was asked for that cannot be had.
     RequestInvalid = "request_invalid", Request, Never, "ask otherwise: the error says what can be had";
     /// An application's callback was not taken.

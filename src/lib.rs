@@ -2,6 +2,7 @@
 //!
 //! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
 
+pub mod anew;
 pub mod api;
 pub mod archive;
 pub mod bridge;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::anew::{keep, panicked};
 use crate::broker::{self, BrokerConfig, BrokerState, Delivery, Outcome};
 use crate::callback::{Telling, keep_telling_events};
 use crate::capture::peer::{Engine, EngineConfig};
@@ -195,7 +196,7 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
     let tasks = TaskTracker::new();
     let events = broker_config.clone();
     let (leave_queue, stop_http) = (stop.child_token(), CancellationToken::new());
-    let ready: crate::api::health::Ready = Arc::new(move || status.ready());
+    let ready: crate::api::health::Ready = Arc::new(move || Box::pin(std::future::ready(status.ready())));
     tasks.spawn(crate::api::health::serve(context.settings.http.bind, ready, stop_http.clone()));
     tasks.spawn({
         let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
@@ -205,22 +206,32 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
                 nudge.notify_one();
                 context.look_now();
             };
-            broker::hear_nudges(&config, nudged, &cancel).await;
+            while panicked("hearing nudges", &cancel, broker::hear_nudges(&config, nudged, &cancel)).await {}
         }
     });
     tasks.spawn({
         let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
         async move {
             let handle = |delivery| handle(&context, &nudge, delivery);
-            broker::consume(&broker_config, free, &state, &cancel, handle).await;
+            let consuming = || broker::consume(&broker_config, free.clone(), &state, &cancel, handle);
+            while panicked("taking events", &cancel, consuming()).await {
+                state.send_replace(BrokerState::Disconnected);
+            }
         }
     });
     // Callbacks are the API's to send; events must not pile up where there is none.
     let nothing = |_: &ArchiveRow, _: &ApplicationRow| serde_json::Value::Null;
     let section = &context.settings.callbacks;
     let telling = Telling::new(context.catalog.clone(), section, Some(events), Arc::new(nothing));
-    tasks.spawn(keep_telling_events(telling, leave_queue.clone()));
-    tasks.spawn(crate::ops::sweep::keep_sweeping(Arc::clone(&context), stop.clone()));
+    tasks.spawn({
+        let cancel = leave_queue.clone();
+        keep("telling of archives", leave_queue.clone(), move || keep_telling_events(telling.clone(), cancel.clone()))
+    });
+    tasks.spawn({
+        let (context, cancel) = (Arc::clone(&context), stop.clone());
+        let sweeping = move || crate::ops::sweep::keep_sweeping(Arc::clone(&context), cancel.clone());
+        keep("sweeping", stop.clone(), sweeping)
+    });
     own_jobs(&context, &nudge, &room, &jobs, &stop).await;
     stop_http.cancel();
     tasks.close();

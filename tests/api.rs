@@ -242,6 +242,17 @@ async fn who_asks_too_much_is_told_so_and_nobody_else() {
     let refused = refused.expect("too many");
     assert!(refused.json()["message"].as_str().is_some_and(|m| m.contains("too many requests")), "{refused:?}");
     assert_eq!(quiet.send("GET", &quiet.path("archive"), None).await.status, 200);
+    // A client's token for a session that nobody made is a stranger's: whoever makes sessions up is one, however many they are.
+    let mut answers = Vec::new();
+    for n in 0..100 {
+        let session = format!("made-up-{n}");
+        answers.push(quiet.join_with(&session, &quiet.client_claims(&session)).await.status);
+        if answers.last() == Some(&429) {
+            break;
+        }
+    }
+    assert_eq!((answers.first(), answers.last()), (Some(&404), Some(&429)), "{answers:?}");
+    assert_eq!(quiet.send("GET", &quiet.path("archive"), None).await.status, 200);
     // Bodies, addresses and methods that cannot be, all told in the shape that the SDKs parse.
     let large = json!({ "sessionId": "s", "name": "x".repeat(20 << 10) });
     let cases = [("POST", quiet.path("archive"), Some(large), 413), ("PUT", quiet.path("archive"), None, 405)];

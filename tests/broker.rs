@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use archiver::broker::{
     BrokerConfig, BrokerError, BrokerState, Delivery, ENDED_KEY, Headers, Outcome, Publisher, STARTED_KEY, consume,
-    probe,
+    hear_nudges, keep_nudging, probe,
 };
 use archiver::fault::{FaultKind, HasFault, chain};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
@@ -378,4 +378,41 @@ async fn a_broker_that_is_killed_or_frozen_loses_nothing() {
     node.kill9();
     worker.becomes(BrokerState::Disconnected).await;
     worker.stop().await;
+}
+
+/// What finds its connection lost goes over the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nudge_outlives_the_connection_that_it_finds_lost() {
+    let (node, config) = node().await;
+    let proxy = TcpProxy::start([127, 0, 0, 1].into(), node.address()).expect("proxy");
+    let url = node.url().replace(&node.address().to_string(), &proxy.address().to_string());
+    let mut behind = config_at(url);
+    behind.prefix.clone_from(&config.prefix);
+    let (wanted, heard) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicU32::new(0)));
+    let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+    tasks.spawn({
+        let (heard, cancel) = (Arc::clone(&heard), cancel.clone());
+        let nudged = move || {
+            heard.fetch_add(1, Ordering::SeqCst);
+        };
+        async move { hear_nudges(&config, nudged, &cancel).await }
+    });
+    let count = || heard.load(Ordering::SeqCst);
+    wait_for("somebody to hear", || async { (count() > 0).then_some(()) }).await;
+    tasks.spawn({
+        let (wanted, cancel) = (Arc::clone(&wanted), cancel.clone());
+        async move { keep_nudging(&behind, &wanted, &cancel).await }
+    });
+    wanted.notify_one();
+    wait_for("a nudge", || async { (count() == 2).then_some(()) }).await;
+    // It is noticed at the next one only, which is the last.
+    proxy.set(TcpMode::Refuse);
+    tokio::time::sleep(A_WHILE).await;
+    wanted.notify_one();
+    tokio::time::sleep(A_WHILE).await;
+    proxy.set(TcpMode::Forward);
+    wait_for("the nudge", || async { (count() >= 3).then_some(()) }).await;
+    cancel.cancel();
+    tasks.close();
+    tasks.wait().await;
 }

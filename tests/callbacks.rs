@@ -505,6 +505,54 @@ async fn what_is_refused_for_a_day_is_kept_and_can_be_sent_again() {
     teller.stop().await;
 }
 
+/// What is damaged stays damaged: it is given up once, told as such, and can be sent again when somebody has mended it.
+#[tokio::test(flavor = "multi_thread")]
+async fn notices_whose_rows_are_damaged_are_given_up_and_keep_no_other() {
+    let (dir, catalog) = sqlite().await;
+    let node = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap().unwrap();
+    let receiver = Receiver::start(Does::Answer(200)).await;
+    for name in ["damaged", "good"] {
+        catalog.add_application(&application(name, Some(&receiver.url()))).await.unwrap();
+    }
+    let damaged = archive("damaged", "s1", Started, NOW);
+    let job = NewJob {
+        job: damaged.job,
+        session: damaged.session.clone(),
+        application: damaged.application.clone(),
+        region: "eu".parse().unwrap(),
+        event: "{}".to_owned(),
+        started_at: NOW,
+        tag: String::new(),
+        is_conversation: true,
+    };
+    catalog.accept(&job, NOW).await.unwrap();
+    catalog.put_archive(&damaged).await.unwrap();
+    catalog.put_archive(&archive("good", "s2", Started, NOW)).await.unwrap();
+    {
+        use sqlx::{Connection, Executor};
+        let url = format!("sqlite://{}", dir.path().join("catalog.sqlite").display());
+        let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+        connection.execute("UPDATE applications SET kind = 'nonsense' WHERE application_id = 'damaged'").await.unwrap();
+        connection.execute("UPDATE jobs SET state = 'nonsense'").await.unwrap();
+        connection.close().await.unwrap();
+    }
+    let teller = Teller::start(&catalog, |telling| telling.broker = Some(broker(&node)));
+    let settled = async || {
+        let rows = notices(&catalog, NoticeFilter::default()).await;
+        rows.iter().all(|row| row.state != NoticeState::Waiting).then_some(rows)
+    };
+    let rows = wait_for("all to be settled", settled).await;
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let expected = if row.archive == damaged.archive { NoticeState::Undelivered } else { NoticeState::Delivered };
+        assert_eq!(row.state, expected, "{row:?}");
+        let why = row.detail.unwrap_or_default();
+        assert_eq!(why.contains("nonsense"), expected == NoticeState::Undelivered, "{why}");
+    }
+    assert_eq!(receiver.got().len(), 1);
+    teller.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_is_signed_and_goes_where_the_application_wants_it_now() {
     let (_dir, catalog) = sqlite().await;

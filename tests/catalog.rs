@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use archiver::catalog::{
     Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, ParkedState, SessionRow,
+    NewParked, NoticeFilter, ParkedState, SessionRow,
 };
 use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use archiver::fault::{FaultKind, HasFault, Retry};
@@ -117,6 +117,9 @@ on_both! {
     a_parked_job_goes_on_where_its_media_stands => unparking;
     an_archive_never_goes_back => statuses;
     archives_are_listed_newest_first_in_pages => listing;
+    what_is_left_of_a_deleted_archive_is_known_until_it_is_removed => removal;
+    what_is_to_be_made_of_an_archive_is_kept_with_its_entry_or_not_at_all => remakes;
+    archives_are_counted_anew_while_others_are_written => recount;
     what_is_parked_twice_is_one_entry_with_a_count => parking;
     marks_of_people_who_act_at_once_all_stay => marks;
     text_of_any_kind_can_be_stored => hostile_text;
@@ -482,6 +485,146 @@ async fn listing(url: String) {
     assert_eq!(catalog.archives(&of_app).await.unwrap().1, 26);
     assert_eq!(catalog.jobs(&[JobState::Finalizing], 7).await.unwrap().len(), 7);
     assert!(catalog.jobs(&[JobState::Accepted, JobState::Parked], 7).await.unwrap().is_empty());
+}
+
+async fn removal(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    let kept = async |finished, deleted| {
+        let rows = catalog.with_segments(finished, deleted).await.unwrap();
+        rows.iter().map(|row| row.status).collect::<Vec<_>>()
+    };
+    assert!(catalog.put_archive(&archive(&job, ArchiveStatus::Available, NOW)).await.unwrap());
+    assert_eq!(kept(NOW, later(1)).await, [], "it is kept for longer");
+    assert_eq!(kept(later(1), NOW).await, [ArchiveStatus::Available]);
+    // Its segments are swept; its file is there until it is deleted, and then until that is removed, too.
+    catalog.segments_deleted(job.archive).await.unwrap();
+    assert_eq!(kept(later(1), later(1)).await, []);
+    let deleted = archive(&job, ArchiveStatus::Deleted, later(5));
+    assert!(catalog.put_archive(&deleted).await.unwrap());
+    assert_eq!(kept(later(9), later(5)).await, [], "whoever deletes it may be at it");
+    assert_eq!(kept(NOW, later(6)).await, [ArchiveStatus::Deleted], "without the time that segments are kept for");
+    catalog.segments_deleted(job.archive).await.unwrap();
+    // Deleting it once more does not bring it back.
+    assert!(catalog.put_archive(&deleted).await.unwrap());
+    assert_eq!(kept(later(9), later(9)).await, []);
+}
+
+async fn recount(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let row = |of: &str, event: &str| {
+        let session: SessionId = "s".parse().unwrap();
+        let job = JobId::of_event(&session, &event.parse().unwrap());
+        ArchiveRow {
+            archive: ArchiveId::of_job(job),
+            job,
+            session,
+            application: of.parse().unwrap(),
+            name: None,
+            status: ArchiveStatus::Available,
+            reason: String::new(),
+            output_mode: "composed".to_owned(),
+            created_at: NOW,
+            updated_at: NOW,
+            duration_s: 0,
+            size: 0,
+            sha256: String::new(),
+            object_key: None,
+            options: ArchiveOptions::default(),
+        }
+    };
+    let total = async |of: &str| {
+        let filter = ArchiveFilter { application: Some(of.parse().unwrap()), count: 1, ..ArchiveFilter::default() };
+        catalog.archives(&filter).await.unwrap().1
+    };
+    let mut tasks = JoinSet::new();
+    for writer in 0..4 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move {
+            for n in 0..50 {
+                let row = row("busy", &format!("{writer}-{n}"));
+                assert!(catalog.put_archive(&row).await.unwrap());
+                if n % 2 == 0 {
+                    let deleted = ArchiveRow { status: ArchiveStatus::Deleted, ..row };
+                    assert!(catalog.put_archive(&deleted).await.unwrap());
+                }
+            }
+        });
+    }
+    let mut recounts = 0;
+    while !tasks.is_empty() {
+        catalog.recount_archives().await.unwrap();
+        recounts += 1;
+        while let Some(ended) = tasks.try_join_next() {
+            ended.unwrap();
+        }
+    }
+    assert!(recounts > 3, "{recounts}");
+    assert_eq!(total("busy").await, 100, "after {recounts} recounts");
+    // What others wrote without counting it: one too many, and none where one was.
+    assert!(catalog.put_archive(&row("few", "few")).await.unwrap());
+    assert!(catalog.put_archive(&ArchiveRow { status: ArchiveStatus::Deleted, ..row("none", "none") }).await.unwrap());
+    execute(&url, "INSERT INTO archive_counts (application_id, archives) VALUES ('none', 7)").await;
+    execute(&url, "UPDATE archive_counts SET archives = 0 WHERE application_id = 'few'").await;
+    assert_eq!((total("none").await, total("few").await), (7, 0));
+    catalog.recount_archives().await.unwrap();
+    assert_eq!((total("none").await, total("few").await, total("busy").await), (0, 1, 100));
+}
+
+async fn remakes(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let source = accepted(&catalog, "s", "e").await;
+    let row = |of: &str, n: u64| {
+        let id = JobId::of_event(&source.session, &format!("{of}-{n}").parse().unwrap());
+        let application = of.parse().unwrap();
+        let base = archive(&source, ArchiveStatus::Stopped, NOW);
+        ArchiveRow { archive: ArchiveId::of_job(id), application, ..base }
+    };
+    let limits = (25, 10);
+    let mut tasks = JoinSet::new();
+    for (of, n) in (0..45).map(|n| (["a", "b", "c"][n as usize % 3], n)) {
+        let (catalog, row, source) = (catalog.clone(), row(of, n), source.archive);
+        tasks.spawn(async move { catalog.add_remake(&row, source, "{}", limits, later(n)).await.unwrap() });
+    }
+    let added = tasks.join_all().await.into_iter().filter(|added| *added).count();
+    assert_eq!(added, 25, "so many of all, whoever asks at the same time");
+    let total = async |of: &str| {
+        let filter = ArchiveFilter { application: Some(of.parse().unwrap()), count: 100, ..ArchiveFilter::default() };
+        let (rows, total) = catalog.archives(&filter).await.unwrap();
+        assert_eq!(i64::try_from(rows.len()).unwrap(), total);
+        total
+    };
+    let totals = [total("a").await, total("b").await, total("c").await];
+    assert!(totals.iter().all(|total| *total <= 10) && totals.iter().sum::<i64>() == 25, "{totals:?}");
+    // What was refused left nothing behind, nor anything to tell.
+    let (_, told) = catalog.notices(&NoticeFilter::default()).await.unwrap();
+    assert_eq!(told, 25);
+    // Each is taken once at a time, and every try is counted; one that was given back was none.
+    let one = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("one waits");
+    assert_eq!(one.tries, 1);
+    let again = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("another one waits");
+    assert_ne!(one.archive, again.archive);
+    catalog.give_remake_back(&one, later(101)).await.unwrap();
+    let back = catalog.claim_remake(later(101), later(131)).await.unwrap().expect("it is back");
+    assert_eq!((back.archive, back.tries), (one.archive, 1));
+    let died = catalog.claim_remake(later(131), later(160)).await.unwrap().expect("its time is over");
+    assert!(died.archive == back.archive || died.archive == again.archive);
+    assert_eq!(died.tries, 2);
+    catalog.end_remake(died.archive).await.unwrap();
+    let free = ["a", "b", "c"].into_iter().zip(totals).find(|(_, total)| *total < 10).expect("25 of 30").0;
+    assert!(
+        catalog.add_remake(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
+        "there is room again"
+    );
+}
+
+/// Does what a person with a database client would do.
+async fn execute(url: &str, sql: &'static str) {
+    use sqlx::{Connection, Executor};
+    let url = url.replace("sqlite:", "sqlite://").replace('%', "%25");
+    let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+    connection.execute(sql).await.unwrap();
+    connection.close().await.unwrap();
 }
 
 async fn parking(url: String) {

@@ -4,12 +4,19 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use archiver::archive::keys::{Keys, Kind};
+use archiver::catalog::{ArchiveRow, ArchiveStatus, Catalog};
+use archiver::event::ArchiveOptions;
+use archiver::ids::{ArchiveId, JobId, SessionId};
+use archiver::ops::delete::{mark, remove};
+use archiver::ops::sweep::{REMOVER_MAX, sweep_segments};
 use archiver::store::ahead::{self, Growing};
 use archiver::store::dir::{DirStore, collect};
 use archiver::store::download::{Download, DownloadError, download};
 use archiver::store::s3::{S3Config, S3Store};
 use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
+use archiver::time::Wallclock;
 use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Fault, S3Server, SECRET_KEY};
 use archiver_testkit::s3_others::{garage, moto};
 use archiver_testkit::wait::wait_for;
@@ -519,4 +526,57 @@ async fn a_download_goes_on_where_it_broke_off_and_is_checked() {
     let none = Download { key: "app/none".to_owned(), ..wanted };
     let ended = download(&store, &none, &calm, &|_| {}).await;
     assert!(matches!(ended, Err(DownloadError::Store(StoreError::NotFound { .. }))), "{ended:?}");
+}
+
+/// The store is away when an archive is deleted whose segments were swept long ago: sweeping removes its file, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_not_be_removed_of_a_deleted_archive_is_swept() {
+    let server = S3Server::start().await.expect("server");
+    let store = S3Store::new(s3(&server.endpoint(), ACCESS_KEY, SECRET_KEY, "us-east-1", BUCKET)).await;
+    let dir = tempfile::tempdir().expect("folder");
+    let catalog = Catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
+    let catalog = catalog.expect("catalog");
+    let session: SessionId = "s".parse().expect("id");
+    let job = JobId::of_event(&session, &"e".parse().expect("id"));
+    let begun = Wallclock::now();
+    let row = ArchiveRow {
+        archive: ArchiveId::of_job(job),
+        job,
+        session,
+        application: "app".parse().expect("id"),
+        name: None,
+        status: ArchiveStatus::Available,
+        reason: String::new(),
+        output_mode: "composed".to_owned(),
+        created_at: begun,
+        updated_at: begun,
+        duration_s: 60,
+        size: 1,
+        sha256: String::new(),
+        object_key: None,
+        options: ArchiveOptions::default(),
+    };
+    let keys = Keys::new(row.application.clone(), row.archive);
+    let segment = format!("{}1.tar", keys.segments());
+    for key in [&segment, &keys.key(Kind::Mp4), &keys.key(Kind::Manifest)] {
+        store.put(key, Body::bytes("x"), PutOptions::default()).await.expect("put");
+    }
+    assert!(catalog.put_archive(&row).await.expect("put"));
+    let keep = Duration::from_secs(7 * 24 * 3600);
+    let sweep = async |now: Wallclock| sweep_segments(&store, &catalog, keep, now).await;
+    assert_eq!(sweep(begun + keep + Duration::from_secs(1)).await.expect("sweep"), 1);
+    let left = async || store.list(&keys.prefix()).await.expect("list").len();
+    assert_eq!(left().await, 2, "its segments are gone");
+
+    server.inject(S3Fault::Unavailable, "DELETE", u64::MAX);
+    mark(&catalog, &row).await.expect("marked");
+    remove(&catalog, &store, &row).await.expect_err("the store is away");
+    let marked = Wallclock::now();
+    assert_eq!(sweep(marked).await.expect("sweep"), 0, "whoever deletes it may be at it");
+    let after = marked + REMOVER_MAX;
+    sweep(after).await.expect_err("the store is away");
+    server.heal();
+    assert_eq!(left().await, 2);
+    assert_eq!(sweep(after).await.expect("sweep"), 1);
+    assert_eq!((left().await, sweep(after).await.expect("sweep")), (0, 0));
 }

@@ -224,14 +224,7 @@ pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -
     }
     match delete::mark(&api.catalog, &row).await {
         Ok(()) => {
-            // A long archive has thousands of objects: nobody waits for them, and who goes away does not stop it.
-            let (catalog, store) = (api.catalog.clone(), std::sync::Arc::clone(&api.store));
-            api.tasks.spawn(async move {
-                if let Err(error) = delete::remove(&catalog, store.as_ref(), &row).await {
-                    let archive = row.archive;
-                    tracing::warn!(%archive, "objects of a deleted archive stay for now: {}", crate::fault::chain(&error));
-                }
-            });
+            api.removals.add(row);
             Ok(StatusCode::NO_CONTENT)
         }
         Err(DeleteError::Unfinished { status, .. }) => Err(ApiError::conflict(

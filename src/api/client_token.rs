@@ -65,6 +65,8 @@ pub struct ClientToken {
     /// Seconds since 1970.
     pub expires: i64,
     begins: i64,
+    /// When it was made, if it says so.
+    issued: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,7 @@ impl ClientToken {
         let application = text("application_id").or_else(|| text("iss")).ok_or(TokenError::Malformed)?;
         let expires = seconds("exp").or_else(|| seconds("expire_time")).ok_or(TokenError::Endless)?;
         let begins = [seconds("iat"), seconds("nbf"), seconds("create_time")].into_iter().flatten().fold(0.0, f64::max);
+        let issued = seconds("iat").or_else(|| seconds("create_time")).map(whole);
         let classes = match claims.get("initial_layout_class_list") {
             // vonage-python sends a list.
             Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
@@ -111,7 +114,7 @@ impl ClientToken {
             Signature::Jwt(signed),
             (application, session, text("role").unwrap_or_default(), data),
             classes,
-            (whole(begins), whole(expires)),
+            (whole(begins), whole(expires), issued),
         )
     }
 
@@ -138,7 +141,7 @@ impl ClientToken {
             Signature::T1(query.to_owned(), signature),
             (&application, &session, role.as_deref().unwrap_or_default(), data.as_deref().unwrap_or_default()),
             words.split_whitespace().map(str::to_owned).collect(),
-            (begins, expires),
+            (begins, expires, Some(begins)),
         )
     }
 
@@ -146,7 +149,7 @@ impl ClientToken {
         signed: Signature,
         (application, session, role, data): (&str, &str, &str, &str),
         mut classes: Vec<String>,
-        (begins, expires): (i64, i64),
+        (begins, expires, issued): (i64, i64, Option<i64>),
     ) -> Result<Self, TokenError> {
         // Classes that cannot be some must not keep a client out of its session.
         classes.retain(|class| check_classes(std::slice::from_ref(class)).is_ok());
@@ -160,6 +163,7 @@ impl ClientToken {
             classes,
             expires,
             begins,
+            issued,
         })
     }
 
@@ -188,7 +192,8 @@ impl ClientToken {
         if self.begins > now + SKEW {
             return Err(TokenError::Future);
         }
-        if self.expires - self.begins.max(now) > LIFETIME_MAX + SKEW { Err(TokenError::Endless) } else { Ok(()) }
+        let lifetime = self.expires.saturating_sub(self.issued.unwrap_or(now));
+        if lifetime > LIFETIME_MAX + SKEW { Err(TokenError::Endless) } else { Ok(()) }
     }
 }
 
@@ -269,6 +274,25 @@ mod tests {
         assert_eq!(of(|c| c["iat"] = json!(SECONDS + 61)), Err(TokenError::Future));
         assert_eq!(of(|c| c["exp"] = json!(SECONDS + LIFETIME_MAX + 61)), Err(TokenError::Endless));
         assert_eq!(of(|c| drop(c.as_object_mut().and_then(|c| c.remove("exp")))), Err(TokenError::Endless));
+        // It was made long ago to last for long: that it has not much time left does not make it a good one.
+        let made_ago = |c: &mut Value, days: i64| {
+            c["iat"] = json!(SECONDS - days * 24 * 3600);
+            c["exp"] = json!(SECONDS + 3600);
+        };
+        let cases = [(29, Ok(())), (30, Err(TokenError::Endless)), (1000, Err(TokenError::Endless))];
+        for (days, expected) in cases {
+            assert_eq!(verified(&jwt(&claims(|c| made_ago(c, days))), &keys()), expected, "{days} days");
+        }
+        // Without that, from now on.
+        let silent = |c: &mut Value, exp: i64| {
+            c.as_object_mut().expect("claims").remove("iat");
+            c["exp"] = json!(exp);
+        };
+        for (exp, expected) in [(LIFETIME_MAX, Ok(())), (LIFETIME_MAX + 61, Err(TokenError::Endless))] {
+            assert_eq!(verified(&jwt(&claims(|c| silent(c, SECONDS + exp))), &keys()), expected, "{exp}");
+        }
+        let extreme = t1(&format!("session_id=2_MX4&create_time=-1e30&expire_time={}", SECONDS + 60));
+        assert_eq!(verified(&extreme, &keys()), Err(TokenError::Endless));
         assert_eq!(of(|c| c["scope"] = json!("else")), Err(TokenError::Purpose));
         assert_eq!(of(|c| drop(c.as_object_mut().and_then(|c| c.remove("session_id")))), Err(TokenError::Purpose));
         assert_eq!(of(|c| c["role"] = json!("king")), Err(TokenError::Malformed));

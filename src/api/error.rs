@@ -72,10 +72,11 @@ impl ApiError {
 
     /// What a fault is to somebody who asks over HTTP. Of what is not their doing they are told as much as helps them.
     fn of_fault(fault: Fault, message: String) -> Self {
-        use crate::fault::FaultKind::{Conflict, NotFound, RoomNotFound};
+        use crate::fault::FaultKind::{Busy, Conflict, NotFound, RoomNotFound};
         match fault.kind {
             NotFound | RoomNotFound => Self::not_found(message),
             Conflict => Self::new(StatusCode::CONFLICT, message),
+            Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, message),
             _ if fault.blame == Blame::Request => Self::invalid(message),
             kind if fault.retry == Retry::Never || fault.blame == Blame::Ours => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{kind}: the service's log says more"))
@@ -130,6 +131,7 @@ mod tests {
         for (kind, status, told) in [
             (FaultKind::NotFound, 404, true),
             (FaultKind::Conflict, 409, true),
+            (FaultKind::Busy, 429, true),
             (FaultKind::RequestInvalid, 400, true),
             (FaultKind::RoomNotFound, 404, true),
             (FaultKind::CatalogUnavailable, 503, false),

@@ -2,16 +2,41 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::Catalog;
+
+/// A catalog that takes longer to answer does not: who asks does not wait much longer.
+const CATALOG_MAX: Duration = Duration::from_secs(2);
+
 /// Says whether this process can do its work now, in words.
-pub type Ready = Arc<dyn Fn() -> Result<String, String> + Send + Sync>;
+pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+
+/// An API is ready while it listens, which is when `serving` has a catalog, and that answers.
+#[must_use]
+pub fn of_api(serving: watch::Receiver<Option<Catalog>>) -> Ready {
+    Arc::new(move || {
+        let catalog = serving.borrow().clone();
+        Box::pin(async move {
+            let Some(catalog) = catalog else { return Err("the API does not listen".to_owned()) };
+            match timeout(CATALOG_MAX, catalog.probe()).await {
+                Ok(Ok(_)) => Ok("ready".to_owned()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("the catalog has not answered within {} s", CATALOG_MAX.as_secs())),
+            }
+        })
+    })
+}
 
 /// Serves `/health/live`, `/health/ready` and `/metrics` until `stop`. A port that is taken is logged; a
 /// worker without health checks still records.
@@ -31,7 +56,7 @@ pub async fn serve(bind: SocketAddr, ready: Ready, stop: CancellationToken) {
 }
 
 async fn is_ready(State(ready): State<Ready>) -> impl IntoResponse {
-    match ready() {
+    match ready().await {
         Ok(told) => (StatusCode::OK, format!("{told}\n")),
         Err(told) => (StatusCode::SERVICE_UNAVAILABLE, format!("{told}\n")),
     }
@@ -40,4 +65,23 @@ async fn is_ready(State(ready): State<Ready>) -> impl IntoResponse {
 async fn metrics() -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], crate::metrics::render())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_api_is_ready_while_it_listens_and_its_catalog_answers() {
+        let (serving, seen) = watch::channel(None);
+        let ready = of_api(seen);
+        assert_eq!(ready().await, Err("the API does not listen".to_owned()));
+        let dir = tempfile::tempdir().expect("folder");
+        let file = dir.path().join("catalog.sqlite");
+        let catalog = Catalog::open(&format!("sqlite:{}", file.display())).await.expect("catalog");
+        serving.send_replace(Some(catalog));
+        assert_eq!(ready().await, Ok("ready".to_owned()));
+        serving.send_replace(None);
+        ready().await.expect_err("it does not listen any more");
+    }
 }

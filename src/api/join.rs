@@ -57,12 +57,16 @@ pub async fn join(
             return Err(refused);
         }
     };
-    api.limits.client(&token.session)?;
     if path.session()? != token.session {
+        stranger.counted(&api)?;
         return Err(ApiError::forbidden("the session in the address is not the one that the token is of"));
     }
-    let session = api.catalog.session(&token.application, &token.session).await?;
-    let session = session.ok_or_else(|| ApiError::not_found("there is no such session"))?;
+    let Some(session) = api.catalog.session(&token.application, &token.session).await? else {
+        // Each of these would have a counter of its own: who makes sessions up is counted as one.
+        stranger.counted(&api)?;
+        return Err(ApiError::not_found("there is no such session"));
+    };
+    api.limits.client(&session.session)?;
     let Some((router, place)) = api.room(&session)? else {
         return Err(ApiError::conflict(NOT_ROUTED, "the session is relayed: its clients connect to each other"));
     };

@@ -22,6 +22,7 @@ mod links;
 mod openapi;
 mod operator;
 mod place;
+mod removals;
 mod request;
 mod serve;
 mod sessions;
@@ -32,7 +33,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
-use tokio_util::task::TaskTracker;
 
 use crate::catalog::{Catalog, CatalogError};
 use crate::config::Settings;
@@ -91,8 +91,8 @@ pub struct Api {
     routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
     atlas: Atlas,
     geo: Geo,
-    /// What goes on although nobody waits for it any more.
-    tasks: TaskTracker,
+    /// What is to be removed although nobody waits for it any more.
+    removals: removals::Removals,
     /// Notified when workers should look into the catalog.
     wanted: Notify,
 }

@@ -16,6 +16,7 @@ use axum_server::tls_rustls::RustlsConfig;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,11 +29,13 @@ use tracing::Instrument;
 use super::error::ApiError;
 use super::extract::Base;
 use super::{
-    Api, Shared, StartError, archives, callbacks, extras, join, limits, links, openapi, operator, sessions, wire,
+    Api, Shared, StartError, archives, callbacks, extras, join, limits, links, openapi, operator, removals, sessions,
+    wire,
 };
+use crate::anew::{self, keep};
 use crate::bridge::{Bridge, bridge};
 use crate::callback::{Render, Telling, keep_telling};
-use crate::catalog::{ApplicationRow, ArchiveRow};
+use crate::catalog::{ApplicationRow, ArchiveRow, Catalog};
 use crate::config::{ApiSection, Settings};
 use crate::geo::Geo;
 use crate::job::driver::CATALOG;
@@ -42,6 +45,8 @@ use crate::store::retry::persist;
 
 /// Requests that are under way when the service stops have so long.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// What goes on beside the requests has so long to end then: longer than each of it needs when nothing hangs.
+const TASKS_MAX: Duration = Duration::from_secs(20);
 /// An address that is in use is tried again for so long.
 const BIND_MAX: Duration = Duration::from_secs(3);
 const BIND_PAUSE: Duration = Duration::from_millis(50);
@@ -53,11 +58,15 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 const ERROR_BYTES_MAX: usize = 1000;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Serves the API until `stop`.
+/// Serves the API until `stop`. `serving` has the catalog while it listens.
 ///
 /// # Errors
 /// When it cannot start.
-pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), StartError> {
+pub async fn run(
+    settings: Settings,
+    serving: watch::Sender<Option<Catalog>>,
+    stop: CancellationToken,
+) -> Result<(), StartError> {
     let broker = crate::worker::broker_config(&settings)?;
     let opened = persist("open the catalog", CATALOG, &stop, || crate::worker::catalog(&settings)).await;
     let Some(catalog) = opened.transpose()? else { return Ok(()) };
@@ -67,20 +76,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
     let database = settings.geo.database.clone();
     let geo = tokio::task::spawn_blocking(move || Geo::open(database.as_deref())).await;
     let geo = geo.expect("reading a database does not panic")?;
+    let (removals, mut deleted) = removals::removals();
     let api = Arc::new(Api {
         atlas: Atlas::new(&settings.worker.region, &settings.regions, &settings.routers),
         geo,
         links: links::Links::new(Arc::clone(&store), secret, settings.store.link_valid.0),
         limits: limits::Limits::new(settings.api.requests_per_second),
         routers: crate::worker::routers(&settings),
-        tasks: TaskTracker::new(),
+        removals,
         wanted: tokio::sync::Notify::new(),
         catalog,
         store,
         settings,
     });
     let told = broker.clone();
-    let tasks = api.tasks.clone();
+    let tasks = TaskTracker::new();
     let ending = stop.child_token();
     let watched = Bridge {
         catalog: api.catalog.clone(),
@@ -91,20 +101,43 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Star
     tasks.spawn(bridge(watched, ending.clone()));
     tasks.spawn({
         let (api, ending) = (Arc::clone(&api), ending.clone());
-        async move { crate::broker::keep_nudging(&broker, &api.wanted, &ending).await }
+        async move {
+            let nudging = async || crate::broker::keep_nudging(&broker, &api.wanted, &ending).await;
+            while anew::panicked("nudging the workers", &ending, nudging()).await {}
+        }
     });
-    tasks.spawn(keep_house(Arc::clone(&api), ending.clone()));
+    tasks.spawn({
+        let (api, cancel) = (Arc::clone(&api), ending.clone());
+        keep("counting and forgetting", ending.clone(), move || keep_house(Arc::clone(&api), cancel.clone()))
+    });
     tasks.spawn({
         let (settings, catalog, store) = (Arc::new(api.settings.clone()), api.catalog.clone(), Arc::clone(&api.store));
-        crate::ops::remakes::keep_making(settings, catalog, store, ending.clone())
+        let cancel = ending.clone();
+        let making = move || {
+            crate::ops::remakes::keep_making(Arc::clone(&settings), catalog.clone(), Arc::clone(&store), cancel.clone())
+        };
+        keep("making archives of others", ending.clone(), making)
+    });
+    tasks.spawn({
+        let (catalog, store, ending) = (api.catalog.clone(), Arc::clone(&api.store), ending.clone());
+        async move {
+            let mut removing = async || removals::keep_removing(&catalog, &store, &mut deleted, &ending).await;
+            while anew::panicked("removing deleted archives", &ending, removing()).await {}
+        }
     });
     let render = Arc::new(Body(Arc::clone(&api)));
     let telling = Telling::new(api.catalog.clone(), &api.settings.callbacks, Some(told), render);
-    tasks.spawn(keep_telling(telling, ending.clone()));
-    let served = listen(&api, &stop).await;
+    tasks.spawn({
+        let cancel = ending.clone();
+        keep("telling of archives", ending.clone(), move || keep_telling(telling.clone(), cancel.clone()))
+    });
+    let served = listen(&api, &serving, &stop).await;
+    serving.send_replace(None);
     ending.cancel();
     tasks.close();
-    tasks.wait().await;
+    if timeout(TASKS_MAX, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "what goes on beside the requests did not end in time, it is left");
+    }
     served
 }
 
@@ -135,7 +168,11 @@ async fn keep_house(api: Shared, stop: CancellationToken) {
     }
 }
 
-async fn listen(api: &Shared, stop: &CancellationToken) -> Result<(), StartError> {
+async fn listen(
+    api: &Shared,
+    serving: &watch::Sender<Option<Catalog>>,
+    stop: &CancellationToken,
+) -> Result<(), StartError> {
     let section = &api.settings.api;
     let bind = section.bind;
     let failed = |source| StartError::Bind { bind, source };
@@ -146,13 +183,19 @@ async fn listen(api: &Shared, stop: &CancellationToken) -> Result<(), StartError
     let handle = Handle::new();
     let draining = async {
         stop.cancelled().await;
+        // Whoever asks whether to send requests here sends them elsewhere from now on.
+        serving.send_replace(None);
         handle.graceful_shutdown(Some(DRAIN_MAX));
         std::future::pending::<()>().await;
     };
     let local = listener.local_addr().map_err(failed)?;
     tracing::info!(%local, tls = section.certificate.is_some(), "the API is served");
-    let serving = async {
-        match tls(section).await? {
+    let answering = async {
+        let tls = tls(section).await?;
+        if !stop.is_cancelled() {
+            serving.send_replace(Some(api.catalog.clone()));
+        }
+        match tls {
             Some(tls) => {
                 let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(failed)?.handle(handle.clone());
                 limited(server.http_builder());
@@ -166,7 +209,7 @@ async fn listen(api: &Shared, stop: &CancellationToken) -> Result<(), StartError
         }
     };
     tokio::select! {
-        served = serving => served,
+        served = answering => served,
         () = draining => Ok(()),
     }
 }

@@ -16,16 +16,13 @@ pub mod rules;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::anew::panicked;
 use crate::broker::{self, BrokerConfig};
 use crate::catalog::Catalog;
 use crate::config::BridgeSection;
@@ -37,8 +34,6 @@ use hint::Hint;
 
 /// Hints that wait for a router's task; what comes when there are more is found by the next look at everything.
 const HINTS_MAX: usize = 256;
-/// After a defect of ours a task begins anew.
-const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What the bridge works with.
 #[derive(Clone)]
@@ -60,7 +55,7 @@ pub async fn bridge(deps: Bridge, cancel: CancellationToken) {
     }
     let tasks = TaskTracker::new();
     let (outbox, letters) = outbox::outbox();
-    tasks.spawn(outbox::deliver(deps.broker.clone(), letters, cancel.clone()));
+    tasks.spawn(keep_delivering(deps.broker.clone(), letters, cancel.clone()));
     let mut hints = Vec::new();
     for (name, router) in deps.routers {
         let (sender, receiver) = mpsc::channel(HINTS_MAX);
@@ -68,30 +63,37 @@ pub async fn bridge(deps: Bridge, cancel: CancellationToken) {
         let watch = watch::Watch::new(deps.catalog.clone(), name, router, outbox.clone(), deps.settings.clone());
         tasks.spawn(keep_watching(watch, receiver, cancel.clone()));
     }
-    tasks.spawn(listen(deps.broker, deps.settings.queue.clone(), hints, cancel));
+    tasks.spawn(keep_listening(deps.broker, deps.settings.queue.clone(), hints, cancel));
     tasks.close();
     tasks.wait().await;
 }
 
+async fn keep_delivering(broker: BrokerConfig, mut letters: outbox::Letters, cancel: CancellationToken) {
+    let mut delivering = async || outbox::deliver(&broker, &mut letters, &cancel).await;
+    while panicked("publishing starts of sessions", &cancel, delivering()).await {}
+}
+
 async fn keep_watching(mut watch: watch::Watch, mut hints: mpsc::Receiver<Hint>, cancel: CancellationToken) {
-    loop {
-        let watched = tokio::select! {
-            () = cancel.cancelled() => return,
-            watched = AssertUnwindSafe(watch.run(&mut hints)).catch_unwind() => watched,
-        };
-        if watched.is_ok() {
-            return;
-        }
-        tracing::error!(fault.kind = "bug", "the watch over a media router panicked, it begins anew");
+    while panicked("the watch over a media router", &cancel, async {
+        cancel.run_until_cancelled(watch.run(&mut hints)).await;
+    })
+    .await
+    {
         watch.forget();
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = sleep(AFTER_PANIC) => {}
-        }
     }
 }
 
-async fn listen(broker: BrokerConfig, queue: String, routers: Vec<mpsc::Sender<Hint>>, cancel: CancellationToken) {
+/// Whoever listens has the only ends of the routers' queues: without them each watch would end.
+async fn keep_listening(
+    broker: BrokerConfig,
+    queue: String,
+    routers: Vec<mpsc::Sender<Hint>>,
+    cancel: CancellationToken,
+) {
+    while panicked("listening for hints", &cancel, listen(&broker, &queue, &routers, &cancel)).await {}
+}
+
+async fn listen(broker: &BrokerConfig, queue: &str, routers: &[mpsc::Sender<Hint>], cancel: &CancellationToken) {
     let count = |outcome| {
         metrics().router_hints.get_or_create(&HintLabels { outcome }).inc();
     };
@@ -109,5 +111,5 @@ async fn listen(broker: BrokerConfig, queue: String, routers: Vec<mpsc::Sender<H
             }
         }
     };
-    broker::listen(&broker, &queue, &cancel, take).await;
+    broker::listen(broker, queue, cancel, take).await;
 }

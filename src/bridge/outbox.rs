@@ -39,7 +39,7 @@ impl Outbox {
 }
 
 /// Publishes until `cancel`.
-pub(super) async fn deliver(config: BrokerConfig, mut letters: Letters, cancel: CancellationToken) {
+pub(super) async fn deliver(config: &BrokerConfig, letters: &mut Letters, cancel: &CancellationToken) {
     let mut open = None;
     loop {
         let letter = tokio::select! {
@@ -49,7 +49,7 @@ pub(super) async fn deliver(config: BrokerConfig, mut letters: Letters, cancel: 
         let Some(letter) = letter else { break };
         let sent = tokio::select! {
             () = cancel.cancelled() => break,
-            sent = send(&config, &mut open, &letter.event) => sent,
+            sent = send(config, &mut open, &letter.event) => sent,
         };
         let outcome = match &sent {
             Ok(()) => StartOutcome::Published,

@@ -69,7 +69,13 @@ pub async fn keep_nudging(config: &BrokerConfig, wanted: &Notify, cancel: &Cance
             let late = |_| BrokerError::Timeout { doing: DOING, seconds: ANSWER_MAX.as_secs() };
             let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
             let sent = channel.basic_publish(exchange.as_str().into(), "".into(), options, b"", properties);
-            timeout(ANSWER_MAX, sent).await.map_err(late)?.map_err(failed(DOING))?;
+            if let Err(error) =
+                timeout(ANSWER_MAX, sent).await.map_err(late).and_then(|sent| sent.map_err(failed(DOING)))
+            {
+                // Sent again as soon as there is another connection.
+                wanted.notify_one();
+                return Err(error);
+            }
             // Each makes every running job look: what comes meanwhile goes with the next one.
             sleep(PAUSE).await;
         }

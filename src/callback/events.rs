@@ -10,7 +10,7 @@ use super::rules::Tried;
 use super::tell::{Away, STOP_MAX, Telling};
 use crate::broker::{ArchivePublisher, BrokerConfig, BrokerError};
 use crate::catalog::{CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
-use crate::fault::{Backoff, chain};
+use crate::fault::{Backoff, HasFault, Retry, chain};
 
 /// Events that are taken at a time; they are published one after another, within milliseconds each.
 const TAKEN: u32 = 32;
@@ -85,6 +85,10 @@ async fn session(
 async fn publish(telling: &Telling, publisher: &ArchivePublisher, notice: &NoticeRow) -> Result<(), String> {
     let event = match event(telling, notice).await {
         Ok(event) => event,
+        Err(error) if error.fault().retry == Retry::Never => {
+            telling.note(notice, &Tried::Gone(chain(&error)), &CancellationToken::new()).await;
+            return Ok(());
+        }
         Err(error) => {
             tracing::warn!("an event waits for its job's row: {}", chain(&error));
             give_back(telling, notice).await;

@@ -35,7 +35,7 @@ pub enum Tried {
     Delivered,
     /// It was not, in words.
     Failed(String),
-    /// There is nobody to tell any more, in words.
+    /// It cannot be told, and will not be by itself, in words: there is nobody to tell any more, or the catalog is damaged.
     Gone(String),
 }
 

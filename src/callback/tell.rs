@@ -18,7 +18,7 @@ use super::sign;
 use crate::broker::BrokerConfig;
 use crate::catalog::{ApplicationRow, ArchiveRow, Catalog, CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
 use crate::config::CallbacksSection;
-use crate::fault::{Backoff, chain};
+use crate::fault::{Backoff, HasFault, Retry, chain};
 use crate::ids::ApplicationId;
 use crate::metrics::{NoticeLabels, metrics};
 use crate::store::retry::persist;
@@ -236,6 +236,7 @@ async fn keep_calling(telling: &Arc<Telling>, cancel: &CancellationToken) {
 async fn call(telling: &Telling, notice: &NoticeRow, gone: &CancellationToken) {
     let tried = match telling.catalog.application(&notice.application).await {
         Ok(application) => post(telling, notice, application).await,
+        Err(error) if error.fault().retry == Retry::Never => Tried::Gone(chain(&error)),
         Err(error) => {
             tracing::warn!("a callback waits for its application's row: {}", chain(&error));
             // It was not tried; its lease ends by itself if this fails too.

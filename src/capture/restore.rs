@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::log::reader::SegmentIndex;
 use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, TRACKS, hex, to_line};
 use super::ship::{JOB, ShipError};
+use super::spool::room;
 use crate::archive::keys::Keys;
 use crate::ids::TrackId;
 use crate::store::retry::{STORE, persist};
@@ -23,7 +24,7 @@ const TEMP: &str = "restore.tar";
 
 /// Makes an archive's folder of the bundles in the store, as far as this machine has not written or fetched
 /// them itself. Files that are there are never overwritten; indexes and the history gain the lines that they do
-/// not have. Returns how many bundles were fetched.
+/// not have. Returns how many bundles were fetched; none when the disk has no room for all of them.
 ///
 /// # Errors
 /// See [`ShipError`].
@@ -33,13 +34,34 @@ pub async fn restore(
     dir: &Path,
     cancel: &CancellationToken,
 ) -> Result<usize, ShipError> {
+    restore_leaving(store, keys, dir, |_| 0, cancel).await
+}
+
+/// The same, where `leaving` says how much room must be left behind so many bytes.
+///
+/// # Errors
+/// See [`ShipError`].
+pub async fn restore_leaving(
+    store: &dyn ObjectStore,
+    keys: &Keys,
+    dir: &Path,
+    leaving: fn(u64) -> u64,
+    cancel: &CancellationToken,
+) -> Result<usize, ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
     let bundles = persist("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
     let at = dir.to_owned();
     let here = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
+    let missing: Vec<_> = bundles.iter().filter(|b| !here.contains(&b.key)).collect();
+    if let Some(largest) = missing.iter().map(|b| b.size).max() {
+        let bytes = missing.iter().fold(0_u64, |sum, b| sum.saturating_add(b.size));
+        // One lies beside what it was unpacked to for a moment.
+        let (at, needed) = (dir.to_owned(), bytes.saturating_add(largest).saturating_add(leaving(bytes)));
+        tokio::task::spawn_blocking(move || room(&at, needed)).await.expect("looking at a disk does not panic")?;
+    }
     let (mut small, mut fetched) = (Small::default(), 0);
-    for bundle in bundles.iter().filter(|b| !here.contains(&b.key)) {
+    for bundle in missing {
         let temp = dir.join(TEMP);
         let fetch = || fetch(store, &bundle.key, &temp);
         persist("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::capture::log::{LogOptions, TrackLog};
-use crate::capture::restore::restore;
+use crate::capture::restore::{restore, restore_leaving};
 use crate::capture::spool::Spool;
 use crate::capture::types::{Codec, Frame, TrackFormat};
 use crate::ids::{SessionId, StreamId, TrackId, TrackKind};
@@ -39,6 +39,10 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
         assert!(bytes > 16_000);
         assert_eq!(ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship"), 0);
     }
+    // Nothing is fetched to a disk that has no room for it.
+    let full = restore_leaving(&store, &keys, there.path(), |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
+    assert_eq!(full.expect_err("no disk is as large").fault().kind, crate::fault::FaultKind::SpoolFull);
+    assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0);
     assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 3);
     let read = |dir: &Path| {
         let index = LogReader::open(dir).expect("reader").tracks.remove(0);

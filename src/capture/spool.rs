@@ -109,6 +109,20 @@ impl Spool {
     }
 }
 
+/// Looks whether a folder's disk has room for so many bytes. A folder that is not there yet will be on its parent's.
+///
+/// # Errors
+/// [`LogError::NoRoom`] when it has not.
+pub fn room(dir: &Path, needed: u64) -> Result<(), LogError> {
+    let there = dir.ancestors().find(|at| at.is_dir()).unwrap_or(dir);
+    let disk = rustix::fs::statvfs(there).map_err(|e| LogError::io("look at the disk of", there)(e.into()))?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free >= needed {
+        return Ok(());
+    }
+    Err(LogError::NoRoom { path: there.display().to_string(), needed, free })
+}
+
 /// Bytes of all files below a folder; zero if it is not there.
 fn size_of(dir: &Path) -> Result<u64, LogError> {
     let entries = match std::fs::read_dir(dir) {

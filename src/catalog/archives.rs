@@ -216,35 +216,14 @@ fn options(columns: &Columns<'_>) -> Result<ArchiveOptions, CatalogError> {
     serde_json::from_str(&text).map_err(|e| CatalogError::Corrupt { column: "document", what: e.to_string() })
 }
 
-impl Catalog {
-    /// Writes an archive, new or changed, as a person or the API does: without a lease. A status that may not
-    /// follow the present one is not written, and nothing else with it. Returns whether it was.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
-        self.put(archive, None, false).await
-    }
+/// An archive that is about to be written, in a transaction of whoever writes it.
+pub(super) struct Put {
+    put: Statement,
+    given: ArchiveRow,
+}
 
-    /// Adds an archive, if there is none of its id. Returns whether it was added.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn add_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
-        self.put(archive, None, true).await
-    }
-
-    /// Writes an archive as the owner of its job does. Neither a status that may not follow the present one is
-    /// written, nor anything of an owner whose epoch has passed. Returns whether it was.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError> {
-        self.put(archive, Some(epoch), false).await
-    }
-
-    /// In one transaction with what is to be told of it, if the status is another one than before.
-    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Result<bool, CatalogError> {
+impl Put {
+    pub(super) fn new(archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Self {
         let from: Vec<String> = ArchiveStatus::ALL
             .iter()
             .filter(|s| s.may_become(archive.status))
@@ -258,6 +237,8 @@ impl Catalog {
                  status = excluded.status, reason = excluded.reason, updated_at = excluded.updated_at, \
                  duration_s = excluded.duration_s, size = excluded.size, \
                  sha256 = excluded.sha256, object_key = excluded.object_key, \
+                 segments_kept = CASE WHEN excluded.status = 'deleted' AND archives.status <> 'deleted' THEN 1 \
+                 ELSE archives.segments_kept END, \
                  changes = archives.changes + CASE WHEN archives.status = excluded.status THEN 0 ELSE 1 END \
                  WHERE archives.status IN ({})",
                 from.join(", ")
@@ -290,26 +271,60 @@ impl Catalog {
         if let Some(epoch) = epoch {
             put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
         }
-        let given = archive.clone();
+        Self { put, given: archive.clone() }
+    }
+
+    /// Writes it, and with it what is to be told of it if the status is another one than before. Returns whether it was.
+    pub(super) async fn run(self, transaction: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+        let Some(row) = self.put.fetch_optional(&mut *transaction).await? else { return Ok(false) };
+        if let Some(more) = counted(&row)? {
+            count(&self.given, more).execute(&mut *transaction).await?;
+        }
+        if let Some(number) = change(&row)? {
+            // A row that somebody damaged must not keep its archive from going on.
+            for notice in notes(&archive_row(&row).unwrap_or(self.given), number) {
+                notice.execute(&mut *transaction).await?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Catalog {
+    /// Writes an archive, new or changed, as a person or the API does: without a lease. A status that may not
+    /// follow the present one is not written, and nothing else with it. Returns whether it was.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        self.put(archive, None, false).await
+    }
+
+    /// Adds an archive, if there is none of its id. Returns whether it was added.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn add_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        self.put(archive, None, true).await
+    }
+
+    /// Writes an archive as the owner of its job does. Neither a status that may not follow the present one is
+    /// written, nor anything of an owner whose epoch has passed. Returns whether it was.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError> {
+        self.put(archive, Some(epoch), false).await
+    }
+
+    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Result<bool, CatalogError> {
+        let put = Put::new(archive, epoch, only_new);
         let written = self.run("write an archive", |c: &mut AnyConnection| {
             Box::pin(async move {
                 let mut transaction = c.begin().await?;
-                let written = put.fetch_optional(&mut *transaction).await?;
-                if let Some(row) = &written
-                    && let Some(more) = counted(row)?
-                {
-                    count(&given, more).execute(&mut *transaction).await?;
-                }
-                if let Some(row) = &written
-                    && let Some(number) = change(row)?
-                {
-                    // A row that somebody damaged must not keep its archive from going on.
-                    for notice in notes(&archive_row(row).unwrap_or(given), number) {
-                        notice.execute(&mut *transaction).await?;
-                    }
-                }
+                let written = put.run(&mut transaction).await?;
                 transaction.commit().await?;
-                Ok(written.is_some())
+                Ok(written)
             })
         });
         written.await
@@ -325,40 +340,33 @@ impl Catalog {
         self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
     }
 
-    /// Archives that were finished or deleted before a moment, and whose segments may still be in the store; the oldest first, not
-    /// all at once.
+    /// Archives that were finished before one moment, or deleted before another, and of which something may still be in the
+    /// store: of finished ones their segments, of deleted ones anything. The oldest first, not all at once.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn with_segments(&self, before: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
+    pub async fn with_segments(
+        &self,
+        finished: Wallclock,
+        deleted: Wallclock,
+    ) -> Result<Vec<ArchiveRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND updated_at < $1 \
-             AND status IN ('available', 'uploaded', 'deleted') ORDER BY updated_at LIMIT 100"
+             AND (status IN ('available', 'uploaded') AND updated_at < $2 OR status = 'deleted' AND updated_at < $3) \
+             ORDER BY updated_at LIMIT 100"
         ));
-        let rows = self.rows("list archives with segments", select.bind(before.0)).await?;
+        let select = select.bind(finished.max(deleted).0).bind(finished.0).bind(deleted.0);
+        let rows = self.rows("list archives with segments", select).await?;
         rows.iter().map(archive_row).collect()
     }
 
-    /// Notes that an archive has no segments in the store any more.
+    /// Notes that an archive has no segments in the store any more; a deleted one nothing at all.
     ///
     /// # Errors
     /// When the catalog is away.
     pub async fn segments_deleted(&self, archive: ArchiveId) -> Result<(), CatalogError> {
         let update = statement("UPDATE archives SET segments_kept = 0 WHERE archive_id = $1".to_owned());
         self.execute("note deleted segments", update.bind(archive.to_string())).await.map(drop)
-    }
-
-    /// Counts anew how many archives each application has: workers of earlier versions do not count.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn recount_archives(&self) -> Result<(), CatalogError> {
-        let recount = statement(
-            "INSERT INTO archive_counts (application_id, archives) \
-             SELECT application_id, COUNT(*) FROM archives WHERE status <> 'deleted' GROUP BY application_id \
-             ON CONFLICT (application_id) DO UPDATE SET archives = excluded.archives",
-        );
-        self.execute("count archives", recount).await.map(drop)
     }
 
     /// Archives, newest first, and how many there are in all.

@@ -6,6 +6,7 @@
 
 mod applications;
 mod archives;
+mod counts;
 mod failure;
 mod jobs;
 mod notices;

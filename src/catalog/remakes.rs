@@ -1,8 +1,10 @@
 //! Archives that are to be made of others.
 
+use sqlx::Connection;
 use sqlx::any::AnyRow;
 
-use super::{Catalog, CatalogError, Columns, statement, storable};
+use super::archives::Put;
+use super::{ArchiveRow, Catalog, CatalogError, Columns, statement, storable};
 use crate::ids::ArchiveId;
 use crate::time::Wallclock;
 
@@ -35,30 +37,52 @@ fn remake_row(row: &AnyRow) -> Result<RemakeRow, CatalogError> {
 }
 
 impl Catalog {
-    /// Adds one, unless `most` are waiting already. Returns whether it was added.
+    /// Adds one and the entry of its archive, in one transaction, unless `all` are waiting already, or `of_one` of its
+    /// application. Returns whether they were added.
     ///
     /// # Errors
     /// When the catalog is away.
     pub async fn add_remake(
         &self,
-        archive: ArchiveId,
+        new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        most: u32,
+        (all, of_one): (u32, u32),
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
+        // Of two who count at the same time, the second counts the first one's, too. On SQLite there is one writer.
+        let lock = self.postgres.then(|| statement("LOCK TABLE remakes IN SHARE ROW EXCLUSIVE MODE"));
         let insert = statement(
             "INSERT INTO remakes (archive_id, source_id, what, state, due_at, created_at) \
              SELECT $1, $2, $3, 'waiting', $4, $5 \
-             WHERE (SELECT COUNT(*) FROM remakes WHERE state = 'waiting') < $6",
+             WHERE (SELECT COUNT(*) FROM remakes WHERE state = 'waiting') < $6 \
+             AND (SELECT COUNT(*) FROM remakes JOIN archives ON archives.archive_id = remakes.archive_id \
+             WHERE remakes.state = 'waiting' AND archives.application_id = $7) < $8",
         )
-        .bind(archive.to_string())
+        .bind(new.archive.to_string())
         .bind(source.to_string())
         .bind(storable(what))
         .bind(now.0)
         .bind(now.0)
-        .bind(i64::from(most));
-        Ok(self.execute("keep what is to be made", insert).await? == 1)
+        .bind(i64::from(all))
+        .bind(new.application.to_string())
+        .bind(i64::from(of_one));
+        let put = Put::new(new, None, true);
+        self.run("keep what is to be made", |c| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                if let Some(lock) = lock {
+                    lock.execute(&mut *transaction).await?;
+                }
+                let added =
+                    insert.execute(&mut *transaction).await?.rows_affected() == 1 && put.run(&mut transaction).await?;
+                if added {
+                    transaction.commit().await?;
+                }
+                Ok(added)
+            })
+        })
+        .await
     }
 
     /// Takes the oldest one that nobody makes, until `until`.
@@ -81,7 +105,7 @@ impl Catalog {
         Ok(ours.then_some(RemakeRow { tries: found.tries + 1, due_at: until, ..found }))
     }
 
-    /// Keeps one until `until`, or gives it back for then. Returns whether it was still ours.
+    /// Keeps one until `until`, or leaves it until then. Returns whether it was still ours.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -94,6 +118,20 @@ impl Catalog {
         let ours = self.execute("keep what is being made", keep).await? == 1;
         remake.due_at = until;
         Ok(ours)
+    }
+
+    /// Gives one back to whoever comes next, as if it had not been tried.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    pub async fn give_remake_back(&self, remake: &RemakeRow, now: Wallclock) -> Result<(), CatalogError> {
+        let give = statement(
+            "UPDATE remakes SET due_at = $1, tries = tries - 1 WHERE archive_id = $2 AND due_at = $3 AND state = 'waiting'",
+        )
+        .bind(now.0)
+        .bind(remake.archive.to_string())
+        .bind(remake.due_at.0);
+        self.execute("give back what is to be made", give).await.map(drop)
     }
 
     /// One is made, or given up: nothing is to be done for it any more.

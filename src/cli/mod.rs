@@ -188,14 +188,15 @@ async fn serve_api(settings: &Settings, roles: Roles, stop: CancellationToken) -
         stop.cancelled().await;
         return Ok(());
     }
+    let (serving, seen) = tokio::sync::watch::channel(None);
     // A worker in the same process answers for both.
     let health = async {
         if !roles.worker {
-            let ready = std::sync::Arc::new(|| Ok("ready".to_owned()));
+            let ready = crate::api::health::of_api(seen);
             crate::api::health::serve(settings.http.bind, ready, stop.clone()).await;
         }
     };
-    tokio::join!(ending(&stop, crate::api::run(settings.clone(), stop.clone())), health).0
+    tokio::join!(ending(&stop, crate::api::run(settings.clone(), serving, stop.clone())), health).0
 }
 
 async fn stop_on_signals(stop: CancellationToken) {

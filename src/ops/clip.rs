@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::remade::{RemakeError, Work, finished, publish};
+use super::remade::{CLIP, RemakeError, Work, finished, publish};
 use crate::archive::ArchiveError;
 use crate::archive::build::Built;
 use crate::archive::composed::{Expected, checked};
@@ -114,19 +114,26 @@ pub async fn clip(
         return Err(ClipError::NotComposed(archive));
     };
     let report: Report = document(store, keys.key(Kind::Report)).await?;
-    let work = Work::begin(settings, "clip", new)?;
-    let source = index(store, &file, entry.rate, &work.0, cancel).await?;
-    let cut = source.cut(part).map_err(|why| ClipError::Cut { archive, part, why })?;
-    let (range, media) = (source.bytes(&cut), work.0.join("media"));
-    download_range(store, &file.key, (range.start, range.end - range.start), &media, cancel, &|_| {}).await?;
-    let out = work.0.join("out");
-    std::fs::create_dir_all(&out).map_err(RemakeError::io(&out))?;
-    let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
-    let (path, stop) = (out.join("archive.mp4"), cancel.clone());
-    let documents = (manifest, entry, report);
-    let making = move || make(new, &source, &cut, (&media, path), documents, &pipelines, &stop);
-    let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
-    Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
+    let work = Work::begin(settings, CLIP, new).await?;
+    let made: Result<ArchiveRow, ClipError> = async {
+        let source = index(store, &file, entry.rate, &work.dir, cancel).await?;
+        let cut = source.cut(part).map_err(|why| ClipError::Cut { archive, part, why })?;
+        let (range, media) = (source.bytes(&cut), work.dir.join("media"));
+        let len = range.end - range.start;
+        work.has_room(len).await?;
+        download_range(store, &file.key, (range.start, len), &media, cancel, &|_| {}).await?;
+        let out = work.dir.join("out");
+        std::fs::create_dir_all(&out).map_err(RemakeError::io(&out))?;
+        let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
+        let (path, stop) = (out.join("archive.mp4"), cancel.clone());
+        let documents = (manifest, entry, report);
+        let making = move || make(new, &source, &cut, (&media, path), documents, &pipelines, &stop);
+        let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
+        Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
+    }
+    .await;
+    work.end().await;
+    made
 }
 
 async fn document<T: DeserializeOwned>(store: &dyn ObjectStore, key: String) -> Result<T, ClipError> {

@@ -2,10 +2,10 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::remade::{RemakeError, Work, finished, publish};
+use super::remade::{RECOMPOSE, RemakeError, Work, beside, finished, publish};
 use crate::archive::build::{About, Clip, build};
 use crate::archive::keys::Keys;
-use crate::capture::restore::restore;
+use crate::capture::restore::restore_leaving;
 use crate::capture::ship::{JOB, ShipError};
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
@@ -63,20 +63,27 @@ pub async fn recompose(
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, RecomposeError> {
     let row = finished(catalog, archive).await?;
-    let work = Work::begin(settings, "recompose", new)?;
-    let fetched = restore(store, &Keys::new(row.application.clone(), archive), &work.0, cancel).await?;
-    let about = std::fs::read(work.0.join(JOB)).ok().and_then(|json| serde_json::from_slice::<About>(&json).ok());
-    let Some(mut about) = about.filter(|_| fetched > 0) else { return Err(RecomposeError::NotKept(archive)) };
-    about.archive = new;
-    about.clip = otherwise.clip;
-    about.options.output_mode = OutputMode::Composed;
-    about.one_layout = otherwise.layout.is_some();
-    about.options.layout = otherwise.layout.clone().or(about.options.layout);
-    about.options.resolution = otherwise.resolution.or(about.options.resolution);
-    let (dir, reason, stop, told) = (work.0.clone(), row.reason.clone(), cancel.clone(), about.clone());
-    let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
-    let making = tokio::task::spawn_blocking(move || build(&dir, &told, &reason, None, &pipelines, &stop));
-    let built = making.await.expect("making an archive does not panic").map_err(RemakeError::from)?;
-    let row = ArchiveRow { options: about.options.clone(), ..row };
-    Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &work.0.join("out"), cancel).await?)
+    let work = Work::begin(settings, RECOMPOSE, new).await?;
+    let made: Result<ArchiveRow, RecomposeError> = async {
+        let dir = work.dir.clone();
+        let keys = Keys::new(row.application.clone(), archive);
+        let fetched = restore_leaving(store, &keys, &dir, beside, cancel).await?;
+        let about = std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<About>(&json).ok());
+        let Some(mut about) = about.filter(|_| fetched > 0) else { return Err(RecomposeError::NotKept(archive)) };
+        about.archive = new;
+        about.clip = otherwise.clip;
+        about.options.output_mode = OutputMode::Composed;
+        about.one_layout = otherwise.layout.is_some();
+        about.options.layout = otherwise.layout.clone().or(about.options.layout);
+        about.options.resolution = otherwise.resolution.or(about.options.resolution);
+        let (out, reason, stop, told) = (dir.join("out"), row.reason.clone(), cancel.clone(), about.clone());
+        let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
+        let making = tokio::task::spawn_blocking(move || build(&dir, &told, &reason, None, &pipelines, &stop));
+        let built = making.await.expect("making an archive does not panic").map_err(RemakeError::from)?;
+        let row = ArchiveRow { options: about.options.clone(), ..row };
+        Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
+    }
+    .await;
+    work.end().await;
+    made
 }

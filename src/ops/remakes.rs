@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clip::{Part, clip};
 use super::recompose::{Otherwise, recompose};
+use super::remade;
 use crate::archive::build::Clip;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow};
 use crate::config::Settings;
@@ -25,12 +26,14 @@ use crate::time::Wallclock;
 const LEASE: Duration = Duration::from_secs(30);
 /// How often it is looked for one.
 const POLL: Duration = Duration::from_secs(1);
-/// One that fails for a passing reason is tried so often.
+/// One that fails for a passing reason, or takes its process with it, is tried so often.
 const TRIES_MAX: i64 = 20;
 /// Between these.
 const PAUSE: Duration = Duration::from_secs(15);
 /// So many may wait.
 pub const WAITING_MAX: u32 = 1000;
+/// So many of one application: the others' must not wait behind more.
+pub const WAITING_OF_ONE_MAX: u32 = 100;
 
 /// How an archive is made of another one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,7 +69,9 @@ pub enum AskError {
         status: &'static str,
     },
     /// Too many wait.
-    #[error("{WAITING_MAX} archives wait to be made of others: try again later")]
+    #[error(
+        "{WAITING_OF_ONE_MAX} archives of this application, or {WAITING_MAX} of all, wait to be made of others: try again later"
+    )]
     Busy,
 }
 
@@ -74,7 +79,8 @@ impl HasFault for AskError {
     fn fault(&self) -> Fault {
         match self {
             Self::Catalog(e) => e.fault(),
-            Self::Unfinished { .. } | Self::Busy => FaultKind::Conflict.fault(),
+            Self::Unfinished { .. } => FaultKind::Conflict.fault(),
+            Self::Busy => FaultKind::Busy.fault(),
         }
     }
 }
@@ -107,20 +113,25 @@ pub async fn ask(catalog: &Catalog, of: &ArchiveRow, remake: &Remake, now: Wallc
         ..of.clone()
     };
     let what = serde_json::to_string(remake).expect("plain data");
-    // Its entry first: whoever makes it, or gives it up, finds it.
-    catalog.add_archive(&new).await?;
-    let added = catalog.add_remake(new.archive, of.archive, &what, WAITING_MAX, now).await;
-    if !matches!(added, Ok(true)) {
-        give_up(catalog, new.archive).await?;
-    }
-    if added? { Ok(new) } else { Err(AskError::Busy) }
+    let limits = (WAITING_MAX, WAITING_OF_ONE_MAX);
+    if catalog.add_remake(&new, of.archive, &what, limits, now).await? { Ok(new) } else { Err(AskError::Busy) }
 }
 
 /// Makes what was asked for, until `cancel`.
 pub async fn keep_making(settings: Arc<Settings>, catalog: Catalog, store: SharedStore, cancel: CancellationToken) {
+    let data_dir = settings.worker.data_dir.clone();
+    tokio::task::spawn_blocking(move || remade::clean(&data_dir)).await.unwrap_or_default();
     loop {
         let now = Wallclock::now();
         match catalog.claim_remake(now, now + LEASE).await {
+            // Nobody lived to say how the last try ended.
+            Ok(Some(remake)) if remake.tries > TRIES_MAX => {
+                let RemakeRow { archive, source, .. } = remake;
+                tracing::error!(%archive, %source, "each of {TRIES_MAX} tries to make the archive broke off: it is given up");
+                if let Err(error) = give_up(&catalog, archive).await {
+                    tracing::warn!(%archive, "it is not given up: {}", chain(&error));
+                }
+            }
             Ok(Some(remake)) => {
                 let archive = remake.archive;
                 let making = AssertUnwindSafe(make(&settings, &catalog, &store, remake, &cancel)).catch_unwind();
@@ -193,7 +204,7 @@ async fn make(
     };
     if cancel.is_cancelled() && !matches!(made, Made::Done) {
         // Whoever is there takes it at once.
-        catalog.keep_remake(&mut remake, Wallclock::now()).await.unwrap_or_default();
+        catalog.give_remake_back(&remake, Wallclock::now()).await.unwrap_or_default();
         return;
     }
     let ended = match made {
@@ -245,5 +256,90 @@ async fn try_once(
             Made::of(recompose(settings, catalog, store.as_ref(), (source, archive), &otherwise, cancel).await, tries)
         }
         Err(error) => Made::Failed(format!("what is to be made cannot be read: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::event::ArchiveOptions;
+    use crate::ids::{JobId, SessionId};
+    use crate::store::dir::DirStore;
+
+    fn source(application: &str) -> ArchiveRow {
+        let session: SessionId = "s".parse().expect("id");
+        let job = JobId::of_event(&session, &application.parse().expect("id"));
+        ArchiveRow {
+            archive: ArchiveId::of_job(job),
+            job,
+            session,
+            application: application.parse().expect("id"),
+            name: None,
+            status: ArchiveStatus::Available,
+            reason: String::new(),
+            output_mode: "composed".to_owned(),
+            created_at: Wallclock(1),
+            updated_at: Wallclock(1),
+            duration_s: 60,
+            size: 1,
+            sha256: String::new(),
+            object_key: None,
+            options: ArchiveOptions::default(),
+        }
+    }
+
+    fn remake() -> Remake {
+        Remake::Recompose { layout: None, resolution: None, from_ms: None, to_ms: None }
+    }
+
+    async fn catalog(dir: &tempfile::TempDir) -> Catalog {
+        let url = format!("sqlite:{}", dir.path().join("catalog.sqlite").display());
+        Catalog::open(&url).await.expect("catalog")
+    }
+
+    #[tokio::test]
+    async fn an_application_that_asks_for_too_much_is_told_so_and_keeps_nobody_else_waiting() {
+        let dir = tempfile::tempdir().expect("folder");
+        let catalog = catalog(&dir).await;
+        let asked = async |of: &str| ask(&catalog, &source(of), &remake(), Wallclock(2)).await;
+        for _ in 0..WAITING_OF_ONE_MAX {
+            asked("busy").await.expect("there is room");
+        }
+        let error = asked("busy").await.expect_err("too many");
+        assert_eq!(error.fault(), FaultKind::Busy.fault());
+        asked("quiet").await.expect("its own room");
+    }
+
+    #[tokio::test]
+    async fn what_takes_its_process_with_it_each_time_is_given_up() {
+        let dir = tempfile::tempdir().expect("folder");
+        let catalog = catalog(&dir).await;
+        let new = ask(&catalog, &source("app"), &remake(), Wallclock(2)).await.expect("asked");
+        for tries in 1..=TRIES_MAX {
+            // Nobody says how it ended.
+            let claimed = catalog.claim_remake(Wallclock(3), Wallclock(3)).await.expect("catalog").expect("it waits");
+            assert_eq!(claimed.tries, tries);
+        }
+        let file = dir.path().join("archiver.toml");
+        std::fs::write(&file, format!("[worker]\ndata_dir = {:?}\n", dir.path())).expect("written");
+        let settings = Settings::load(Some(&file), &std::collections::BTreeMap::new()).expect("settings");
+        let store: SharedStore = Arc::new(DirStore::open(&dir.path().join("store")).expect("store"));
+        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(keep_making(Arc::new(settings), catalog.clone(), store, cancel.clone()));
+        for _ in 0..100 {
+            if catalog.archive(new.archive).await.expect("catalog").is_some_and(|a| a.status == ArchiveStatus::Failed) {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        cancel.cancel();
+        tasks.close();
+        tasks.wait().await;
+        let row = catalog.archive(new.archive).await.expect("catalog").expect("its entry");
+        assert_eq!((row.status, row.reason.as_str()), (ArchiveStatus::Failed, "failure"));
+        let left = catalog.claim_remake(Wallclock::now(), Wallclock::now()).await.expect("catalog");
+        assert_eq!(left, None);
     }
 }

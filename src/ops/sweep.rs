@@ -21,6 +21,8 @@ use crate::time::Wallclock;
 const EVERY: Duration = Duration::from_secs(3600);
 /// A younger upload is left alone, whatever its job's state: clocks differ.
 const AGE_MIN: Duration = Duration::from_secs(3600);
+/// Whoever deletes an archive removes its objects itself, and has so long for it.
+pub const REMOVER_MAX: Duration = Duration::from_secs(600);
 
 /// Why nothing could be swept.
 #[derive(Debug, thiserror::Error)]
@@ -63,8 +65,8 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &Catalog, now: Wallclock) -
     Ok(swept)
 }
 
-/// Deletes the segments of archives that were finished longer ago than `keep`, and what is left of deleted ones. Returns of
-/// how many archives.
+/// Deletes the segments of archives that were finished longer ago than `keep`, and what is left of those that were deleted
+/// longer ago than [`REMOVER_MAX`]. Returns of how many archives.
 ///
 /// # Errors
 /// When store or catalog are away; it is tried again at the next time.
@@ -74,10 +76,10 @@ pub async fn sweep_segments(
     keep: Duration,
     now: Wallclock,
 ) -> Result<usize, SweepError> {
-    let before = Wallclock(now.0.saturating_sub(i64::try_from(keep.as_micros()).unwrap_or(i64::MAX)));
+    let ago = |span: Duration| Wallclock(now.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)));
     let mut swept = 0;
     loop {
-        let archives = catalog.with_segments(before).await?;
+        let archives = catalog.with_segments(ago(keep), ago(REMOVER_MAX)).await?;
         for archive in &archives {
             let keys = Keys::new(archive.application.clone(), archive.archive);
             // What is left of one that was deleted.

@@ -144,6 +144,16 @@ pub enum LogError {
         /// Bytes allowed.
         quota: u64,
     },
+    /// The disk has less room than what is to be written needs.
+    #[error("{path} has {free} bytes free, and {needed} are needed")]
+    NoRoom {
+        /// A folder on it.
+        path: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
     /// Segments of different formats were to become one file: a caller's mistake.
     #[error("the segment {path} has another format than those before it")]
     Mixed {
@@ -163,7 +173,7 @@ impl HasFault for LogError {
     fn fault(&self) -> Fault {
         match self {
             Self::Io { .. } => FaultKind::SpoolIo,
-            Self::Full { .. } => FaultKind::SpoolFull,
+            Self::Full { .. } | Self::NoRoom { .. } => FaultKind::SpoolFull,
             Self::Mixed { .. } => FaultKind::Bug,
         }
         .fault()
