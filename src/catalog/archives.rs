@@ -384,15 +384,19 @@ impl Catalog {
         add("application_id", filter.application.as_ref().map(ToString::to_string));
         add("session_id", filter.session.as_ref().map(ToString::to_string));
         add("status", filter.status.map(|s| s.as_str().to_owned()));
-        if filter.status.is_none() {
+        if filter.status != Some(ArchiveStatus::Deleted) {
+            // Said even where another status is asked for: the index is of these archives.
             conditions.push("status <> 'deleted'".to_owned());
         }
         for (comparison, bound) in [(">=", filter.from), ("<", filter.to)] {
             conditions.extend(bound.map(|at| format!("created_at {comparison} {}", at.0)));
         }
         let condition = conditions.join(" AND ");
+        // What is passed over is counted in the index alone.
+        const ORDER: &str = "ORDER BY created_at DESC, archive_id";
         let mut page = statement(format!(
-            "SELECT {COLUMNS} FROM archives WHERE {condition} ORDER BY created_at DESC, archive_id LIMIT {} OFFSET {}",
+            "SELECT {COLUMNS} FROM archives WHERE archive_id IN (\
+             SELECT archive_id FROM archives WHERE {condition} {ORDER} LIMIT {} OFFSET {}) {ORDER}",
             filter.count, filter.offset
         ));
         let mut total = statement(format!("SELECT COUNT(*) AS total FROM archives WHERE {condition}"));

@@ -12,7 +12,7 @@ INSERT INTO archive_counts (application_id, archives)
     SELECT application_id, COUNT(*) FROM archives WHERE status <> 'deleted' GROUP BY application_id;
 CREATE INDEX archives_of_session ON archives (application_id, session_id, created_at DESC, archive_id);
 DROP INDEX archives_newest;
-CREATE INDEX archives_newest ON archives (application_id, created_at DESC, archive_id, status);
+CREATE INDEX archives_newest ON archives (application_id, created_at DESC, archive_id) WHERE status <> 'deleted';
 
 -- An archive's changes of status are numbered; the status before the last write says whether that was one.
 ALTER TABLE archives ADD COLUMN changes BIGINT NOT NULL DEFAULT 0;
