@@ -47,10 +47,13 @@ fn flag(value: &Value, name: &str) -> bool {
     value.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// Whether a participant is an archiver's observer.
+/// Whether a participant is an archiver's observer. It never publishes: a client that calls itself one does not hide what it
+/// publishes from being recorded.
 #[must_use]
 pub fn is_observer(participant: &Value) -> bool {
-    participant.get("display").and_then(Value::as_str).is_some_and(|d| d.starts_with(OBSERVER_PREFIX))
+    let named = participant.get("display").and_then(Value::as_str).is_some_and(|d| d.starts_with(OBSERVER_PREFIX));
+    let streams = participant.get("streams").and_then(Value::as_array).is_some_and(|streams| !streams.is_empty());
+    named && !streams && !flag(participant, "publisher")
 }
 
 /// The publishers that a message announces.
@@ -259,11 +262,17 @@ mod tests {
     }
 
     #[test]
-    fn archivers_are_no_clients() {
+    fn archivers_are_no_clients_but_who_publishes_is_one_whatever_it_calls_itself() {
         let data = json!({ "participants": [
-            { "id": "a", "publisher": true }, { "id": "b", "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false } ] });
-        let expected = Participants { clients: 2, publishing: vec!["a".to_owned()], observers: vec!["c".to_owned()] };
+            { "id": "a", "publisher": true }, { "id": "b", "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false },
+            { "id": "d", "display": "archiver:y", "publisher": true } ] });
+        let publishing = vec!["a".to_owned(), "d".to_owned()];
+        let expected = Participants { clients: 3, publishing, observers: vec!["c".to_owned()] };
         assert_eq!(participants(&data), Some(expected));
+        let told = json!({ "publishers": [
+            { "id": "d", "display": "archiver:y", "streams": [{ "type": "audio", "mid": "0", "codec": "opus" }] },
+            { "id": "e", "display": "archiver:z", "streams": [] } ] });
+        assert_eq!(publishers(&told).iter().map(|stream| stream.router_id.as_str()).collect::<Vec<_>>(), ["d"]);
     }
 
     #[test]
