@@ -16,7 +16,7 @@ use archiver::compose::layout::{Shown, place};
 use archiver::event::Layout;
 use archiver::ops::sweep::sweep_segments;
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
-use archiver_testkit::content::{Content, Part, Timeline, percentile};
+use archiver_testkit::content::{Content, Part, SeenFrame, Timeline, percentile};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec, unix_seconds};
 use archiver_testkit::wait::{DEADLINE, wait_for};
 use archiver_testkit::world::{Downloaded, World};
@@ -244,26 +244,34 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         let next = captured.partition_point(|(_, at)| *at <= frame.pts);
         let age = frame.pts - captured[next.saturating_sub(1)].1;
         let Some(number) = frame.number.filter(|_| frame.code == Some(7)) else {
-            // A picture without a successor goes after two seconds.
-            assert!(age > 1.9, "another picture, or none, at {}", frame.pts);
+            // A picture without a successor goes after two seconds. What cannot be read in its own file says nothing.
+            let (of, _) = captured[next.saturating_sub(1)];
+            assert!(of.is_none() || age > 1.9, "another picture, or none, at {}", frame.pts);
             continue;
         };
         assert!(age < 2.1, "{number} is still there at {}", frame.pts);
-        let near = captured[next.saturating_sub(2)..].iter().find(|(n, _)| *n == u32::from(number));
-        let off = near.map(|(_, at)| *at).unwrap_or_else(|| panic!("{number} at {}", frame.pts)) - frame.pts;
+        let around = &captured[next.saturating_sub(2)..];
+        let Some((_, at)) = around.iter().find(|(n, _)| *n == Some(u32::from(number))) else {
+            // The smallest pictures, enlarged otherwise here and there, are read in one file and not in the other.
+            assert!(around.iter().take(3).any(|(n, _)| n.is_none()), "{number} at {}", frame.pts);
+            continue;
+        };
+        let off = at - frame.pts;
         // Of this picture's time, until the next one's: how far it is from there.
         let until = captured.iter().map(|(_, at)| at - frame.pts).find(|at| *at > off).unwrap_or(off);
         worst = worst.max(off).max(-until);
         pictures += 1;
     }
-    println!("{sizes:?}, {pictures} pictures, at most {:.1} ms from where they belong", 1000.0 * worst);
+    let unread = captured.iter().filter(|(number, _)| number.is_none()).count();
+    println!("{sizes:?}, {unread} of {} captured cannot be read", captured.len());
+    println!("{pictures} pictures, at most {:.1} ms from where they belong", 1000.0 * worst);
     assert!(pictures > 200, "{pictures}");
     assert!(worst <= 1.0 / 30.0 + 0.005, "{worst:.4} s");
 }
 
-/// The pictures in a stream's own file, each with its time in the composed file, in seconds. What the worker captured is
-/// what can be composed, whatever the sender did.
-fn captured(archive: &Downloaded, router_id: &str, code: u16) -> Vec<(u32, f64)> {
+/// The pictures in a stream's own file, each with its number if that can be read, and with its time in the composed file, in
+/// seconds. What the worker captured is what can be composed, whatever the sender did.
+fn captured(archive: &Downloaded, router_id: &str, code: u16) -> Vec<(Option<u32>, f64)> {
     let stream = archive.stream(router_id).expect("stream")["streamId"].clone();
     let files = archive.manifest["files"].as_array().expect("files");
     let file = files.iter().find(|f| f["streamId"] == stream).expect("file");
@@ -271,8 +279,8 @@ fn captured(archive: &Downloaded, router_id: &str, code: u16) -> Vec<(u32, f64)>
         - archive.manifest["composed"]["startMs"].as_f64().expect("start"))
         / 1000.0;
     let content = Content::read(&archive.files(router_id)[0]).expect("file");
-    let frames = content.frames.iter().filter(|f| f.code == Some(code));
-    frames.filter_map(|f| Some((u32::from(f.number?), f.pts + start))).collect()
+    let number = |f: &SeenFrame| f.number.filter(|_| f.code == Some(code)).map(u32::from);
+    content.frames.iter().map(|f| (number(f), f.pts + start)).collect()
 }
 
 /// The files of a stream: from when to when, in seconds of the composed file, and whether they have pictures and sound.

@@ -195,10 +195,11 @@ async fn deleted(call: &Call<'_>, archive: &str) {
     })
     .await;
     call.refused("stop", archive, 409, 15002).await;
-    call.done("delete", archive).await;
-    for what in ["get", "delete"] {
-        call.refused(what, archive, 404, 404).await;
+    // Once more, as when the first answer was lost: error 15004 names `deleted` among the statuses that can be deleted.
+    for _ in 0..2 {
+        call.done("delete", archive).await;
     }
+    call.refused("get", archive, 404, 404).await;
 }
 
 /// What is asked for of automatic archives when their session is created; read from the catalog, as no SDK reads it.
