@@ -21,19 +21,8 @@ GARAGE := $(CACHE)/garage/bin/garage
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# No service of a package is started on the machine it is installed on: the tests start their own (policy-rc.d).
 setup: ## install what is missing: Debian packages, npm and PyPI packages of the tests
-	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	command -v node >/dev/null && command -v npm >/dev/null || missing="$$missing nodejs npm"; \
-	if [ -n "$$(echo $$missing)" ]; then \
-	  echo "installing: $$(echo $$missing)"; \
-	  $(SUDO) apt-get update -qq; \
-	  policy=/usr/sbin/policy-rc.d; if [ ! -e $$policy ]; then \
-	    trap '$(SUDO) rm -f /usr/sbin/policy-rc.d' EXIT; \
-	    printf '#!/bin/sh\nexit 101\n' | $(SUDO) tee $$policy >/dev/null; $(SUDO) chmod +x $$policy; \
-	  fi; \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	fi
+	@tests/tools/apt.sh $(PACKAGES) $$(command -v node >/dev/null && command -v npm >/dev/null || echo nodejs npm)
 	@tests/sdk/install.sh >/dev/null
 
 lint: setup ## formatting, clippy and documentation, all warnings denied
@@ -43,10 +32,12 @@ lint: setup ## formatting, clippy and documentation, all warnings denied
 
 test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium
 	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (some minutes)"
+	@tests/tools/build.sh "archiver and its tests" $(CARGO) test --locked --workspace --no-run
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
-	$(CARGO) test --locked --quiet --workspace --test demo
+	@tests/tools/build.sh "archiver and the demo" $(CARGO) test --locked --workspace --test demo --no-run
+	@$(CARGO) test --locked --quiet --workspace --test demo
 
 bench: ## cost and speed against a GStreamer recorder, in about 20 minutes; figures in target/bench.json
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) hey"
@@ -78,8 +69,7 @@ garage: ## build the S3 server garage once, for the store's contract tests
 	@rm -rf $(CACHE)/garage/target
 
 image: setup ## build the image without a registry, and run the demo with the worker in it
-	@for p in buildah debootstrap crun; do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done \
-	| xargs -r $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends >/dev/null
+	@tests/tools/apt.sh buildah debootstrap crun
 	$(SUDO) env PATH="$$PATH" tests/image.sh
 
 clean: ## remove what was built

@@ -60,6 +60,7 @@ trap 'buildah rm "$container" >/dev/null' EXIT
 user=$(buildah run "$container" -- id -un)
 [ "$user" = archiver ] || { echo "the image runs as $user, not as archiver"; exit 1; }
 buildah run "$container" -- archiver --version
+tests/tools/build.sh "the demo" cargo test --locked --workspace --test demo --no-run
 ARCHIVER_IMAGE=$container cargo test --locked --quiet --workspace --test demo
 du -sh "$(buildah mount "$container")" | awk '{print "image: " $1}'
 buildah umount "$container" >/dev/null

@@ -11,11 +11,12 @@ if [ ! -e "$folder/done" ]; then
   exec 9>"$cache/sdks.lock"
   flock 9
   if [ ! -e "$folder/done" ]; then
-    echo "installing the SDKs that the tests use" >&2
+    echo "installing the SDKs that the tests use: npm packages" >&2
     rm -rf "$folder"
     mkdir -p "$folder"
     cp package.json package-lock.json "$folder"
     (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2)
+    echo "installing the SDKs that the tests use: PyPI packages" >&2
     python3 -m venv "$folder/venv"
     "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.txt >&2
     touch "$folder/done"
