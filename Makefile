@@ -16,19 +16,31 @@ PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer
 
 GARAGE := $(CACHE)/garage/bin/garage
 
-.PHONY: help setup demo test bench lint kills outages soak fuzz garage image clean
+# The tools of tests/tools, which 'setup' installs.
+export PATH := $(shell tests/tools/install.sh --folder)/bin:$(PATH)
+
+.PHONY: help setup demo test bench lint audit kills outages soak fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: ## install what is missing: Debian packages, npm and PyPI packages of the tests
+setup: ## install what is missing: Debian packages, the tools of lint and test, npm and PyPI packages of the tests
 	@tests/tools/apt.sh $(PACKAGES) $$(command -v node >/dev/null && command -v npm >/dev/null || echo nodejs npm)
+	@tests/tools/install.sh >/dev/null
 	@tests/sdk/install.sh >/dev/null
 
-lint: setup ## formatting, clippy and documentation, all warnings denied
+lint: setup ## spelling, licences and sources of dependencies, formatting, clippy and documentation, all warnings denied
+	typos
+	cargo-deny --locked --workspace check --allow license-exception-not-encountered licenses bans sources
+	cargo-deny --locked --manifest-path tests/fuzz/Cargo.toml --config deny.toml check licenses bans sources
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+audit: setup ## known vulnerabilities of dependencies; needs a network for the advisory database
+	@cargo-deny fetch db || { echo "audit: the advisory database cannot be reached from here; nothing was checked" >&2; exit 1; }
+	cargo-deny --locked --workspace check advisories
+	cargo-deny --locked --manifest-path tests/fuzz/Cargo.toml --config deny.toml check advisories
 
 test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium
 	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (some minutes)"
