@@ -1,4 +1,4 @@
-//! The README tells the truth: its commands, configuration, event, metrics and faults are checked.
+//! README and glossary are true: commands, configuration, event, metrics, faults, compiler version and words are checked.
 #![allow(missing_docs)]
 
 use std::collections::BTreeMap;
@@ -71,5 +71,48 @@ fn completions_and_help_can_be_printed_without_a_configuration() {
     for arguments in [&["completions", "bash"][..], &["--help"], &["jobs", "replay", "--help"], &["--version"]] {
         let out = Command::new(env!("CARGO_BIN_EXE_archiver")).args(arguments).output().expect("archiver");
         assert!(out.status.success() && !out.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_compiler_version_is_the_same_everywhere() {
+    let version = env!("CARGO_PKG_RUST_VERSION");
+    let files = [
+        ("README.md", README, format!("Rust {version}")),
+        ("Dockerfile", include_str!("../Dockerfile"), format!("FROM rust:{version}-bookworm")),
+        ("tests/image.sh", include_str!("image.sh"), format!("rust:{version}-bookworm")),
+        ("tests/fuzz/Cargo.toml", include_str!("fuzz/Cargo.toml"), format!("rust-version = \"{version}\"")),
+    ];
+    for (name, text, wanted) in files {
+        assert!(text.contains(&wanted), "{name} does not have {wanted:?}, as `rust-version` in Cargo.toml says");
+    }
+}
+
+#[test]
+fn the_glossary_is_sorted_and_explains_no_word_that_it_rejects() {
+    let (mut words, mut rejected, mut last) = (Vec::new(), Vec::new(), String::new());
+    for line in include_str!("../docs/glossary.md").lines() {
+        let Some(row) = line.strip_prefix("| ") else {
+            if line.is_empty() {
+                last.clear();
+            }
+            continue;
+        };
+        let cells: Vec<&str> = row.trim_end_matches('|').split(" |").map(str::trim).collect();
+        let [word, meaning, not] = cells[..] else { panic!("not three columns: {line}") };
+        if word == "word" || word == "name" {
+            continue;
+        }
+        assert!(!meaning.is_empty(), "{word} has no meaning");
+        let key = word.replace('`', "").to_lowercase();
+        assert!(last < key, "{key:?} stands behind {last:?}: each table is sorted, and has a word once");
+        words.push(key.clone());
+        // Names in the source give way one place at a time: `Span` of the configuration, not every `Span`.
+        rejected.extend(not.split(", ").filter(|not| !not.is_empty() && !not.contains('`')));
+        last = key;
+    }
+    assert!(words.len() > 100 && rejected.len() > 10, "{} words, {} rejected", words.len(), rejected.len());
+    for word in rejected {
+        assert!(!words.iter().any(|known| known == word), "{word:?} is rejected, and explained as a word to use");
     }
 }
