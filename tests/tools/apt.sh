@@ -46,7 +46,7 @@ progress() { # COMMAND
 
 run_apt() {
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o APT::Status-Fd=1 "$@" 2>&1 </dev/null | progress "$1" || {
-    grep -E '^[EW]: ' "$log" || tail -n 20 "$log"
+    tail -n 20 "$log"
     return 1
   } >&2
 }
