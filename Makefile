@@ -19,7 +19,11 @@ GARAGE := $(CACHE)/garage/bin/garage
 # The tools of tests/tools, which 'setup' installs.
 export PATH := $(shell tests/tools/install.sh --folder)/bin:$(PATH)
 
-.PHONY: help setup demo test bench lint audit kills outages soak fuzz garage image clean
+# Builds the tests before the servers start; then the servers live while the tests run.
+BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --locked --workspace --tests --bin archiver --bin with-servers
+NEXTEST = $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
+
+.PHONY: help setup demo test bench lint audit kills outages hostile soak fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,10 +46,10 @@ audit: setup ## known vulnerabilities of dependencies; needs a network for the a
 	cargo-deny --locked --workspace check advisories
 	cargo-deny --locked --manifest-path tests/fuzz/Cargo.toml --config deny.toml check advisories
 
-test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium
+test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium; times in target/nextest/default/junit.xml
 	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (some minutes)"
-	@tests/tools/build.sh "archiver and its tests" $(CARGO) test --locked --workspace --no-run
-	$(CARGO) test --locked --workspace --no-fail-fast
+	@$(BUILD_TESTS)
+	$(NEXTEST) $(TEST_ARGS)
 
 demo: setup ## a session of half a minute on private servers; files and a contact sheet in target/demo
 	@tests/tools/build.sh "archiver and the demo" $(CARGO) test --locked --workspace --test demo --no-run
@@ -57,13 +61,20 @@ bench: ## cost and speed against a GStreamer recorder, in about 20 minutes; figu
 	$${CARGO_TARGET_DIR:-target}/release/bench $(BENCH_ARGS)
 
 kills: setup ## twenty kills of the worker in one session
-	ARCHIVER_KILLS=20 $(CARGO) test --locked --workspace --test faults -- --nocapture killed
+	@$(BUILD_TESTS)
+	ARCHIVER_KILLS=20 $(NEXTEST) --profile long -E 'test(/^faults::.*killed/)'
 
 outages: setup ## outages of a minute instead of seconds
-	ARCHIVER_OUTAGE=60 $(CARGO) test --locked --workspace --test faults -- --nocapture away
+	@$(BUILD_TESTS)
+	ARCHIVER_OUTAGE=60 $(NEXTEST) --profile long -E 'test(/^faults::.*away/)'
+
+hostile: setup ## ten thousand odd requests to the API (ARCHIVER_REQUESTS)
+	@$(BUILD_TESTS)
+	ARCHIVER_REQUESTS=$${ARCHIVER_REQUESTS:-10000} $(NEXTEST) --profile long -E 'test(/^hostile_api::/)'
 
 soak: setup ## session after session for an hour (ARCHIVER_SOAK seconds), by one worker that must not grow
-	ARCHIVER_SOAK=$${ARCHIVER_SOAK:-3600} $(CARGO) test --locked --workspace --test soak -- --nocapture
+	@$(BUILD_TESTS)
+	ARCHIVER_SOAK=$${ARCHIVER_SOAK:-3600} $(NEXTEST) --profile long -E 'test(/^soak::/)'
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked

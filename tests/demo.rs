@@ -58,7 +58,7 @@ async fn main() -> Result<()> {
     let steps = Steps::start();
     steps.say("starting RabbitMQ, Janus, an S3 server and the archiver");
     steps.wait("this takes about 10 s");
-    let mut world = World::start(env!("CARGO_BIN_EXE_archiver"), None, "").await?;
+    let mut world = World::start_private(env!("CARGO_BIN_EXE_archiver"), None, "").await?;
     world.start_worker()?;
     let room = "demo-session";
     world.janus.create_room(room, json!({})).await?;

@@ -108,7 +108,7 @@ async fn end(world: &mut World, inputs: &[Input], n: usize, length_s: u64) -> Re
 /// # Errors
 /// When a session is not archived.
 pub async fn composed(archiver: &str, lengths: &[u64]) -> Result<Vec<End>> {
-    let mut world = World::start(archiver, None, "").await?;
+    let mut world = World::start_private(archiver, None, "").await?;
     let (config, store) = (std::fs::read_to_string(world.config())?, world.scratch().join("store"));
     let (before, rest) = config.split_once("[store]").context("no store")?;
     let rest = rest.split_once("[[router]]").context("no router")?.1;

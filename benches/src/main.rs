@@ -155,11 +155,11 @@ async fn main() -> Result<()> {
         return write("bench-ends.json", &json!(composed_ends));
     }
     // The long session goes on while the rest is measured, with a worker, a router and a broker of its own.
-    let mut long = World::start(archiver, None, "").await?;
+    let mut long = World::start_private(archiver, None, "").await?;
     let lengths: Vec<_> = arguments.lengths.iter().map(|s| Duration::from_secs(*s)).collect();
     let ends = async { times::end_to_available(&mut long, &lengths).await };
     let measured = async {
-        let mut world = World::start(archiver, None, "").await?;
+        let mut world = World::start_private(archiver, None, "").await?;
         let window = Duration::from_secs(arguments.seconds);
         let rows = capture::measure(&mut world, &peer, &arguments.streams, arguments.repeat, window).await?;
         print_capture(&rows);

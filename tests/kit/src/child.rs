@@ -33,6 +33,13 @@ impl Server {
         Ok(Self { child, name: name.to_owned(), log })
     }
 
+    /// Gives the process up: it outlives its handle. Returns its process id.
+    pub(crate) fn into_pid(self) -> u32 {
+        let pid = self.pid();
+        std::mem::forget(self);
+        pid
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {

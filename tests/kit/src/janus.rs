@@ -1,10 +1,12 @@
-//! A private Janus with VideoRoom and WebSocket only.
+//! Janus with VideoRoom and WebSocket only: the one that all tests share, or a private one.
 
 use crate::wait::DEADLINE;
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +17,7 @@ use tokio_tungstenite::tungstenite::{self, Message, http::HeaderValue};
 
 use crate::child::Server;
 use crate::net::{TestNet, free_port};
+use crate::shared::Remains;
 
 /// The key that may create rooms.
 pub const ADMIN_KEY: &str = "room-admin";
@@ -23,13 +26,35 @@ pub const API_SECRET: &str = "api-secret";
 /// The secret that clients' tokens are signed with; a request needs a token or [`API_SECRET`].
 pub const TOKEN_SECRET: &str = "token-secret";
 
-/// A running Janus.
+/// A media router of a test.
 #[derive(Debug)]
 pub struct Janus {
+    /// A private process; none where it is shared.
+    own: Option<Own>,
+    address: SocketAddr,
+    /// Each test's rooms begin with this at a shared Janus, so that two tests may use the same name; empty at a private one.
+    prefix: String,
+    /// The names that this test uses for its rooms, without the prefix.
+    rooms: Mutex<BTreeSet<String>>,
+}
+
+/// A process of its own.
+#[derive(Debug)]
+struct Own {
     server: Option<Server>,
     dir: tempfile::TempDir,
     net: TestNet,
-    port: u16,
+}
+
+/// A queue of a broker that Janus tells what happens.
+#[derive(Debug, Clone)]
+pub struct EventQueue {
+    /// Where the broker listens.
+    pub broker: SocketAddr,
+    /// The virtual host's name.
+    pub vhost: String,
+    /// The queue.
+    pub queue: String,
 }
 
 fn links(folder: &Path, source: &str, names: &[&str]) -> Result<()> {
@@ -46,7 +71,17 @@ fn links(folder: &Path, source: &str, names: &[&str]) -> Result<()> {
 }
 
 impl Janus {
-    /// Starts one on an address of its own.
+    /// The one that all tests share.
+    ///
+    /// # Errors
+    /// When the shared servers cannot be started.
+    pub fn shared() -> Result<Self> {
+        let address = crate::shared::addresses()?.janus;
+        let prefix = format!("{}-", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        Ok(Self { own: None, address, prefix, rooms: Mutex::default() })
+    }
+
+    /// Starts a private one on an address of its own.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -54,11 +89,11 @@ impl Janus {
         Self::start_telling(None)
     }
 
-    /// Starts one that tells a broker what happens: through the queue of that name, by its event handler.
+    /// Starts a private one that tells a broker what happens, by its event handler.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_telling(broker: Option<(SocketAddr, &str)>) -> Result<Self> {
+    pub fn start_telling(broker: Option<EventQueue>) -> Result<Self> {
         let net = TestNet::new()?;
         let dir = tempfile::tempdir()?;
         let port = free_port(net.ip())?;
@@ -91,31 +126,48 @@ impl Janus {
                 "general: {{ json = \"compact\" ws = true ws_port = {port} ws_ip = \"{ip}\" wss = false }}\nadmin: {{ admin_ws = false }}\n"
             ),
         )?;
-        if let Some((address, queue)) = broker {
+        if let Some(EventQueue { broker, vhost, queue }) = broker {
             config(
                 "janus.eventhandler.rabbitmqevh.jcfg",
                 format!(
-                    "general: {{ enabled = true events = \"plugins,core\" grouping = true json = \"compact\" host = \"{}\" port = {} \
+                    "general: {{ enabled = true events = \"plugins,core\" grouping = true json = \"compact\" host = \"{}\" port = {} vhost = \"{vhost}\" \
                      route_key = \"{queue}\" heartbeat = 4 declare_outgoing_queue = false }}\n",
-                    address.ip(),
-                    address.port()
+                    broker.ip(),
+                    broker.port()
                 ),
             )?;
         }
-        let mut janus = Self { server: None, dir, net, port };
+        let address = SocketAddr::new(net.ip(), port);
+        let own = Some(Own { server: None, dir, net });
+        let mut janus = Self { own, address, prefix: String::new(), rooms: Mutex::default() };
         janus.restart()?;
         Ok(janus)
+    }
+
+    fn own_mut(&mut self) -> &mut Own {
+        self.own.as_mut().expect("a test that breaks Janus starts a private one")
+    }
+
+    /// Gives a private one up to the keeper of the shared servers.
+    pub(crate) fn into_remains(mut self) -> Remains {
+        let own = self.own.take().expect("only a private Janus becomes the shared one");
+        let kill = own.server.into_iter().map(Server::into_pid).collect();
+        Remains { kill, folders: vec![own.dir.keep()], interface: Some(own.net.into_parts()), ..Remains::default() }
     }
 
     /// Kills it if it runs, and starts it again on the same address. Rooms are gone.
     ///
     /// # Errors
     /// When it cannot be started.
+    ///
+    /// # Panics
+    /// On the shared one.
     pub fn restart(&mut self) -> Result<()> {
         self.kill9();
-        let mut server = Server::start("janus", self.dir.path(), Command::new("janus").arg("-F").arg(self.dir.path()))?;
+        let folder = self.own_mut().dir.path().to_owned();
+        let mut server = Server::start("janus", &folder, Command::new("janus").arg("-F").arg(&folder))?;
         server.wait_ready(|| self.answers().is_ok())?;
-        self.server = Some(server);
+        self.own_mut().server = Some(server);
         Ok(())
     }
 
@@ -131,32 +183,50 @@ impl Janus {
     }
 
     /// `kill -9`.
+    ///
+    /// # Panics
+    /// On the shared one.
     pub fn kill9(&mut self) {
-        self.server = None;
+        self.own_mut().server = None;
     }
 
-    /// The process, to send signals to.
+    /// The private process, to send signals to.
     #[must_use]
-    pub const fn process(&self) -> Option<&Server> {
-        self.server.as_ref()
+    pub fn process(&self) -> Option<&Server> {
+        self.own.as_ref()?.server.as_ref()
     }
 
     /// `ws://…`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("ws://{}:{}", self.net.ip(), self.port)
+        format!("ws://{}", self.address)
     }
 
     /// Its address, where its media is too.
     #[must_use]
     pub const fn ip(&self) -> std::net::IpAddr {
-        self.net.ip()
+        self.address.ip()
     }
 
     /// Where its WebSocket listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.net.ip(), self.port)
+        self.address
+    }
+
+    /// The name at Janus of a room that this test calls `name`: the test's own if it was made by [`Janus::create_room`] or named to
+    /// [`Janus::own_room`], else `name` as it is, as for rooms that the program made.
+    #[must_use]
+    pub fn room(&self, name: &str) -> String {
+        let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        if rooms.contains(name) { format!("{}{name}", self.prefix) } else { name.to_owned() }
+    }
+
+    /// The same for a room that need not be there yet, and is this test's.
+    #[must_use]
+    pub fn own_room(&self, name: &str) -> String {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        format!("{}{name}", self.prefix)
     }
 
     /// Creates a room; `more` is added to the request.
@@ -164,6 +234,14 @@ impl Janus {
     /// # Errors
     /// When Janus refuses.
     pub async fn create_room(&self, room: &str, more: Value) -> Result<()> {
+        self.create_room_named(&self.own_room(room), more).await
+    }
+
+    /// Creates a room with exactly this name, which no other test uses, such as a session's id.
+    ///
+    /// # Errors
+    /// When Janus refuses.
+    pub async fn create_room_named(&self, room: &str, more: Value) -> Result<()> {
         let mut body = json!({
             "request": "create", "room": room, "admin_key": ADMIN_KEY, "publishers": 100, "permanent": false,
             "bitrate": 0, "fir_freq": 0,
@@ -184,9 +262,49 @@ impl Janus {
     /// # Errors
     /// When Janus refuses.
     pub async fn destroy_room(&self, room: &str) -> Result<()> {
-        Client::connect(&self.url()).await?.message(json!({ "request": "destroy", "room": room }), None).await?;
+        Client::connect(&self.url())
+            .await?
+            .message(json!({ "request": "destroy", "room": self.room(room) }), None)
+            .await?;
         Ok(())
     }
+}
+
+impl Drop for Janus {
+    fn drop(&mut self) {
+        let rooms = std::mem::take(self.rooms.get_mut().unwrap_or_else(PoisonError::into_inner));
+        if self.own.is_none() && !rooms.is_empty() {
+            let rooms: Vec<String> = rooms.iter().map(|name| format!("{}{name}", self.prefix)).collect();
+            // Rooms that stay go with their Janus; more of them make its lists longer.
+            destroy(&self.url(), self.address, &rooms).unwrap_or_default();
+        }
+    }
+}
+
+/// Removes rooms, without a runtime.
+fn destroy(url: &str, address: SocketAddr, rooms: &[String]) -> Result<()> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (mut socket, _) = tungstenite::client(request(url)?, stream).context("no WebSocket")?;
+    let mut ask = |mut body: Value| -> Result<Value> {
+        body["apisecret"] = json!(API_SECRET);
+        body["transaction"] = json!("drop");
+        socket.send(Message::text(body.to_string()))?;
+        loop {
+            let answer: Value = serde_json::from_str(socket.read()?.to_text()?)?;
+            if answer["transaction"] == "drop" && answer["janus"] != "ack" {
+                return Ok(answer);
+            }
+        }
+    };
+    let session = ask(json!({ "janus": "create" }))?["data"]["id"].clone();
+    let attach = json!({ "janus": "attach", "plugin": "janus.plugin.videoroom", "session_id": session });
+    let handle = ask(attach)?["data"]["id"].clone();
+    for room in rooms {
+        let body = json!({ "request": "destroy", "room": room });
+        ask(json!({ "janus": "message", "session_id": session, "handle_id": handle, "body": body }))?;
+    }
+    ask(json!({ "janus": "destroy", "session_id": session })).map(drop)
 }
 
 /// The request for a WebSocket of Janus.

@@ -1,7 +1,7 @@
 //! Private servers, publishers and media checks for archiver's tests, demo and benches.
 //!
-//! Every server is an instance of its own: free ports, its own data folder, an address of its own; it is
-//! ended by its process id when its handle is dropped. Nothing here depends on `archiver`.
+//! A test that breaks a server has a server of its own, with free ports, a data folder and an address; the server is ended by its
+//! process id when its handle is dropped. All other tests share servers ([`shared`]). Nothing here depends on `archiver`.
 
 pub mod api;
 pub mod child;
@@ -17,5 +17,6 @@ pub mod rabbitmq;
 pub mod s3;
 pub mod s3_others;
 pub mod sdk;
+pub mod shared;
 pub mod wait;
 pub mod world;

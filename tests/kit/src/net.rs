@@ -19,7 +19,7 @@ pub struct TestNet {
     interface: String,
     ip: Ipv4Addr,
     /// Says that the interface's test lives; released when its process ends, however it does.
-    _lock: File,
+    lock: Option<File>,
 }
 
 /// Where the locks on interfaces and ports are.
@@ -65,7 +65,7 @@ impl TestNet {
             if !ip(&["link", "add", &interface, "type", "veth", "peer", "name", &format!("{interface}p")]) {
                 continue;
             }
-            let net = Self { interface, ip: Ipv4Addr::new(10, 211, b, c), _lock: lock };
+            let net = Self { interface, ip: Ipv4Addr::new(10, 211, b, c), lock: Some(lock) };
             if ip(&["addr", "add", &format!("{}/32", net.ip), "dev", &net.interface])
                 && ip(&["link", "set", &net.interface, "up"])
                 && ip(&["link", "set", &format!("{}p", net.interface), "up"])
@@ -82,6 +82,12 @@ impl TestNet {
         IpAddr::V4(self.ip)
     }
 
+    /// Gives the interface up: it outlives its handle. Returns its name, and the lock that must be held while it is used.
+    pub(crate) fn into_parts(mut self) -> (String, File) {
+        let lock = self.lock.take().expect("the lock is taken only here");
+        (self.interface.clone(), lock)
+    }
+
     /// The interface's name.
     #[must_use]
     pub fn interface(&self) -> &str {
@@ -91,6 +97,9 @@ impl TestNet {
 
 impl Drop for TestNet {
     fn drop(&mut self) {
+        if self.lock.is_none() {
+            return;
+        }
         ip(&["link", "del", &self.interface]);
         if let Ok(locks) = locks("interfaces") {
             std::fs::remove_file(locks.join(&self.interface)).unwrap_or_default();

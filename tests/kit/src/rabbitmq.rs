@@ -1,67 +1,181 @@
-//! A private RabbitMQ node.
+//! RabbitMQ: a virtual host of the shared node, or a private node.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 
 use crate::child::Server;
 use crate::net::free_port;
+use crate::shared::{Remains, addresses};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// `guest:guest` in the header of the management API.
+const AUTHORIZATION: &str = "Basic Z3Vlc3Q6Z3Vlc3Q=";
+/// A request to the management API takes milliseconds; a busy machine may make it longer.
+const REQUEST_MAX: Duration = Duration::from_secs(60);
 
-/// A running node.
+/// A broker of a test.
 #[derive(Debug)]
 pub struct RabbitMq {
+    /// A private node; none where the node is shared.
+    node: Option<Node>,
+    address: SocketAddr,
+    /// Of the shared node.
+    management: SocketAddr,
+    /// As it stands in an address: `%2f` or a name.
+    vhost: String,
+}
+
+/// A node of its own.
+#[derive(Debug)]
+struct Node {
     server: Option<Server>,
     dir: tempfile::TempDir,
     name: String,
-    port: u16,
+    address: SocketAddr,
     dist_port: u16,
     epmd_port: u16,
     epmd: Option<Server>,
 }
 
 impl RabbitMq {
-    /// Starts one; takes 4 to 10 s.
+    /// Makes a virtual host on the node that all tests share; it goes with its handle.
+    ///
+    /// # Errors
+    /// When the shared servers cannot be started.
+    pub fn shared() -> Result<Self> {
+        let addresses = addresses()?;
+        let vhost = format!("t{}", uuid::Uuid::new_v4().simple());
+        request(addresses.management, "PUT", &vhost)?;
+        Ok(Self { node: None, address: addresses.amqp, management: addresses.management, vhost })
+    }
+
+    /// Starts a private node, to be killed or frozen; takes 4 to 10 s.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn start() -> Result<Self> {
-        let (port, dist_port, epmd_port) = (free_port(LOOPBACK)?, free_port(LOOPBACK)?, free_port(LOOPBACK)?);
-        let dir = tempfile::tempdir()?;
-        std::fs::write(
-            dir.path().join("rabbitmq.conf"),
-            "loopback_users = none\nlog.console = false\ndisk_free_limit.absolute = 50MB\n",
-        )?;
-        std::fs::write(dir.path().join("plugins"), "[].\n")?;
-        let mut rabbit =
-            Self { server: None, name: format!("test{port}@localhost"), dir, port, dist_port, epmd_port, epmd: None };
-        rabbit.restart()?;
-        Ok(rabbit)
+        Self::launch("", "[].\n", SocketAddr::new(LOOPBACK, 0))
     }
 
-    /// One node for all tests that run at the same time and use names of their own; it ends with the last.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn shared() -> Result<Arc<Self>> {
-        static SHARED: Mutex<Weak<RabbitMq>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = shared.upgrade() {
-            return Ok(node);
-        }
-        let node = Arc::new(Self::start()?);
-        *shared = Arc::downgrade(&node);
-        Ok(node)
+    /// Starts the node that all tests share: it has a management API.
+    pub(crate) fn start_for_sharing() -> Result<Self> {
+        let management = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
+        let config = format!(
+            "management.tcp.ip = {}\nmanagement.tcp.port = {}\nmanagement_agent.disable_metrics_collector = true\n",
+            management.ip(),
+            management.port()
+        );
+        Self::launch(&config, "[rabbitmq_management].\n", management)
+    }
+
+    fn launch(config: &str, plugins: &str, management: SocketAddr) -> Result<Self> {
+        let address = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
+        let dir = tempfile::tempdir()?;
+        let common = "loopback_users = none\nlog.console = false\ndisk_free_limit.absolute = 50MB\n";
+        std::fs::write(dir.path().join("rabbitmq.conf"), format!("{common}{config}"))?;
+        std::fs::write(dir.path().join("plugins"), plugins)?;
+        let node = Node {
+            server: None,
+            name: format!("test{}@localhost", address.port()),
+            dir,
+            address,
+            dist_port: free_port(LOOPBACK)?,
+            epmd_port: free_port(LOOPBACK)?,
+            epmd: None,
+        };
+        let mut rabbit = Self { node: Some(node), address, management, vhost: "%2f".to_owned() };
+        rabbit.restart()?;
+        Ok(rabbit)
     }
 
     /// Kills it if it runs, and starts it again with its data and ports.
     ///
     /// # Errors
     /// When it cannot be started.
+    ///
+    /// # Panics
+    /// On the shared node.
     pub fn restart(&mut self) -> Result<()> {
+        self.node_mut().restart()
+    }
+
+    /// `kill -9`, of the node itself and not only of the script that started it.
+    ///
+    /// # Panics
+    /// On the shared node.
+    pub fn kill9(&mut self) {
+        self.node_mut().kill9();
+    }
+
+    /// Freezes the node (`SIGSTOP`): connections stay, nothing is answered.
+    ///
+    /// # Panics
+    /// On the shared node.
+    pub fn pause(&mut self) {
+        self.node_mut().signal("-STOP");
+    }
+
+    /// Lets a frozen node go on.
+    ///
+    /// # Panics
+    /// On the shared node.
+    pub fn resume(&mut self) {
+        self.node_mut().signal("-CONT");
+    }
+
+    fn node_mut(&mut self) -> &mut Node {
+        self.node.as_mut().expect("a test that breaks RabbitMQ starts a private node")
+    }
+
+    /// Gives a private node up to the keeper of the shared servers.
+    pub(crate) fn into_remains(mut self) -> Remains {
+        let mut node = self.node.take().expect("only a private node becomes the shared one");
+        let beam = node.pid().and_then(|pid| pid.parse().ok());
+        let servers = [node.server.take(), node.epmd.take()];
+        let kill = beam.into_iter().chain(servers.into_iter().flatten().map(Server::into_pid)).collect();
+        let folder = std::mem::replace(&mut node.dir, tempfile::tempdir().expect("a temporary folder can be made"));
+        Remains { kill, folders: vec![folder.keep()], ..Remains::default() }
+    }
+
+    /// `amqp://…`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@{}/{}", self.address, self.vhost)
+    }
+
+    /// The virtual host's name.
+    #[must_use]
+    pub fn vhost(&self) -> &str {
+        if self.vhost == "%2f" { "/" } else { &self.vhost }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where its management API listens.
+    pub(crate) const fn management(&self) -> SocketAddr {
+        self.management
+    }
+}
+
+impl Drop for RabbitMq {
+    fn drop(&mut self) {
+        if self.node.is_none() && self.vhost != "%2f" {
+            // A virtual host that stays goes with its node.
+            request(self.management, "DELETE", &self.vhost).unwrap_or_default();
+        }
+    }
+}
+
+impl Node {
+    fn restart(&mut self) -> Result<()> {
         self.kill9();
         if self.epmd.is_none() {
             // Started by us, so that it ends with us: one that a node starts by itself outlives it.
@@ -75,7 +189,7 @@ impl RabbitMq {
             .env("HOME", at)
             .env("RABBITMQ_NODENAME", &self.name)
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_NODE_PORT", self.address.port().to_string())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_MNESIA_BASE", at.join("data"))
             .env("RABBITMQ_LOG_BASE", at.join("log"))
@@ -85,52 +199,51 @@ impl RabbitMq {
             .env("RABBITMQ_PID_FILE", at.join("pid"))
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("ERL_MAX_PORTS", "4096");
+            .env("ERL_MAX_PORTS", "4096")
+            // Schedulers that spin while they wait take the CPU from what is tested.
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none");
         let mut server = Server::start("rabbitmq", at, &mut command)?;
-        let address = SocketAddr::new(LOOPBACK, self.port);
+        let address = self.address;
         server.wait_ready(|| TcpStream::connect(address).is_ok())?;
         self.server = Some(server);
         Ok(())
     }
 
-    /// `kill -9`, of the node itself and not only of the script that started it.
-    pub fn kill9(&mut self) {
+    fn kill9(&mut self) {
         self.signal("-9");
         std::fs::remove_file(self.dir.path().join("pid")).unwrap_or_default();
         self.server = None;
     }
 
-    /// Freezes the node (`SIGSTOP`): connections stay, nothing is answered.
-    pub fn pause(&self) {
-        self.signal("-STOP");
-    }
-
-    /// Lets a frozen node go on.
-    pub fn resume(&self) {
-        self.signal("-CONT");
+    fn pid(&self) -> Option<String> {
+        Some(std::fs::read_to_string(self.dir.path().join("pid")).ok()?.trim().to_owned())
     }
 
     fn signal(&self, signal: &str) {
-        if let Ok(pid) = std::fs::read_to_string(self.dir.path().join("pid")) {
-            Command::new("kill").args([signal, pid.trim()]).status().map(drop).unwrap_or_default();
+        if let Some(pid) = self.pid() {
+            Command::new("kill").args([signal, &pid]).status().map(drop).unwrap_or_default();
         }
-    }
-
-    /// `amqp://…`.
-    #[must_use]
-    pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        SocketAddr::new(LOOPBACK, self.port)
     }
 }
 
-impl Drop for RabbitMq {
+impl Drop for Node {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// Makes or deletes a virtual host. Who makes one may use it.
+fn request(management: SocketAddr, method: &str, vhost: &str) -> Result<()> {
+    let mut connection = TcpStream::connect(management).context("RabbitMQ's management API")?;
+    connection.set_read_timeout(Some(REQUEST_MAX))?;
+    let head = format!(
+        "{method} /api/vhosts/{vhost} HTTP/1.1\r\nHost: {management}\r\nAuthorization: {AUTHORIZATION}\r\n\
+         Content-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    connection.write_all(head.as_bytes())?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).unwrap_or_default();
+    ensure!(status.starts_with('2'), "RabbitMQ: {method} virtual host {vhost}: {answer}");
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! A whole deployment of its own: broker, media router, store, and the `archiver` program as a process.
+//! A whole deployment: broker, media router, store, and the `archiver` program as a process.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::child::Server;
-use crate::janus::{ADMIN_KEY, API_SECRET, Janus, TOKEN_SECRET};
+use crate::janus::{ADMIN_KEY, API_SECRET, EventQueue, Janus, TOKEN_SECRET};
 use crate::net::free_port;
 use crate::rabbitmq::RabbitMq;
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -51,26 +51,50 @@ pub struct World {
 }
 
 impl World {
-    /// Starts everything but the worker. `more` is added to the configuration; `catalog` is a database's
-    /// address, SQLite without one.
+    /// Everything but the worker, with the servers that all tests share: a virtual host, and rooms of its own. `more` is added
+    /// to the configuration; `catalog` is a database's address, SQLite without one.
     ///
     /// # Errors
     /// When a server cannot be started.
     pub async fn start(binary: &str, catalog: Option<&str>, more: &str) -> Result<Self> {
+        let servers = tokio::task::spawn_blocking(|| Ok::<_, anyhow::Error>((RabbitMq::shared()?, Janus::shared()?)));
+        let (rabbit, janus) = servers.await??;
+        Self::around(binary, rabbit, janus, catalog, more).await
+    }
+
+    /// The same with a private RabbitMQ and a private Janus, which the test may kill and freeze.
+    ///
+    /// # Errors
+    /// When a server cannot be started.
+    pub async fn start_private(binary: &str, catalog: Option<&str>, more: &str) -> Result<Self> {
         let rabbit = tokio::task::spawn_blocking(RabbitMq::start);
         let janus = tokio::task::spawn_blocking(Janus::start);
         let (rabbit, janus) = (rabbit.await??, janus.await??);
         Self::around(binary, rabbit, janus, catalog, more).await
     }
 
-    /// The same with a Janus that tells of its rooms through a queue of the broker.
+    /// The same with the shared RabbitMQ and a private Janus, for tests that look at all rooms of a router.
     ///
     /// # Errors
     /// When a server cannot be started.
-    pub async fn start_telling(binary: &str, queue: &'static str, more: &str) -> Result<Self> {
-        let rabbit = tokio::task::spawn_blocking(RabbitMq::start).await??;
-        let address = rabbit.address();
-        let janus = tokio::task::spawn_blocking(move || Janus::start_telling(Some((address, queue)))).await??;
+    pub async fn start_with_own_router(binary: &str, more: &str) -> Result<Self> {
+        let servers = tokio::task::spawn_blocking(|| Ok::<_, anyhow::Error>((RabbitMq::shared()?, Janus::start()?)));
+        let (rabbit, janus) = servers.await??;
+        Self::around(binary, rabbit, janus, None, more).await
+    }
+
+    /// The same with a private Janus that tells of its rooms through a queue of the broker, which is private if the test kills it.
+    ///
+    /// # Errors
+    /// When a server cannot be started.
+    pub async fn start_telling(binary: &str, queue: &str, private_broker: bool, more: &str) -> Result<Self> {
+        let queue = queue.to_owned();
+        let servers = tokio::task::spawn_blocking(move || {
+            let rabbit = if private_broker { RabbitMq::start()? } else { RabbitMq::shared()? };
+            let told = EventQueue { broker: rabbit.address(), vhost: rabbit.vhost().to_owned(), queue };
+            Ok::<_, anyhow::Error>((rabbit, Janus::start_telling(Some(told))?))
+        });
+        let (rabbit, janus) = servers.await??;
         Self::around(binary, rabbit, janus, None, more).await
     }
 
@@ -252,7 +276,7 @@ impl World {
             "type": "archiver.session.started.v1",
             "data": {
                 "sessionId": session, "applicationId": APPLICATION, "mediaMode": "routed", "archiveMode": "always",
-                "region": "eu", "router": { "name": "janus-1", "room": session },
+                "region": "eu", "router": { "name": "janus-1", "room": self.janus.own_room(session) },
                 "archive": { "outputMode": "individual" },
             },
         })

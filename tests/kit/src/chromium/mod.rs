@@ -64,7 +64,7 @@ impl ChromiumOptions {
             url: janus.url(),
             api_secret: API_SECRET.to_owned(),
             token: None,
-            room: room.to_owned(),
+            room: janus.room(room),
             pin: None,
             id: id.to_owned(),
             display: format!("The {id}"),

@@ -67,7 +67,7 @@ impl Options {
     pub fn new(janus: &crate::janus::Janus, room: &str, id: &str) -> Self {
         Self {
             url: janus.url(),
-            room: room.to_owned(),
+            room: janus.room(room),
             pin: None,
             token: None,
             id: id.to_owned(),

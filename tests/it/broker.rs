@@ -1,0 +1,417 @@
+//! Consumer and publisher against a real RabbitMQ, and what may happen to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use archiver::broker::{
+    BrokerConfig, BrokerError, BrokerState, Delivery, ENDED_KEY, Headers, Outcome, Publisher, STARTED_KEY, consume,
+    hear_nudges, keep_nudging, probe,
+};
+use archiver::fault::{FaultKind, HasFault, chain};
+use archiver_testkit::proxy::{TcpMode, TcpProxy};
+use archiver_testkit::rabbitmq::RabbitMq;
+use archiver_testkit::wait::wait_for;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const REGION: &str = "eu";
+const SOON: Duration = Duration::from_secs(20);
+/// Long enough for something to happen that must not.
+const A_WHILE: Duration = Duration::from_millis(700);
+
+/// Names of its own for each test, so that many share a node.
+fn config_at(url: String) -> BrokerConfig {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let mut config = BrokerConfig::new(url.into(), REGION.parse().expect("region"));
+    config.prefix = format!("test{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    config.heartbeat = Duration::from_secs(2);
+    config.retry_after = Duration::from_millis(400);
+    config
+}
+
+async fn node() -> (RabbitMq, BrokerConfig) {
+    let node = tokio::task::spawn_blocking(RabbitMq::shared).await.expect("task").expect("RabbitMQ");
+    let config = config_at(node.url());
+    (node, config)
+}
+
+async fn own_node() -> (RabbitMq, BrokerConfig) {
+    // What is printed is shown when the test fails.
+    tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::INFO).try_init().unwrap_or_default();
+    let node = tokio::task::spawn_blocking(RabbitMq::start).await.expect("task").expect("RabbitMQ");
+    let config = config_at(node.url());
+    (node, config)
+}
+
+async fn publish(config: &BrokerConfig, key: &str, body: &str) -> Result<(), BrokerError> {
+    let publisher = Publisher::connect(config).await?;
+    publisher.publish(&format!("{key}.{REGION}"), body.as_bytes(), &Headers::new()).await?;
+    publisher.close().await
+}
+
+/// A worker's consumer; what it is given can be asked for.
+struct Worker {
+    deliveries: mpsc::Receiver<Delivery>,
+    state: watch::Receiver<BrokerState>,
+    room: watch::Sender<usize>,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Worker {
+    /// `answer` is called in the handler, after the delivery was noted.
+    async fn start(
+        config: &BrokerConfig,
+        room: usize,
+        answer: impl Fn(&Delivery) -> Outcome + Send + Sync + 'static,
+    ) -> Self {
+        let (sender, deliveries) = mpsc::channel(1000);
+        let (state_sender, state) = watch::channel(BrokerState::Disconnected);
+        let (room, free) = watch::channel(room);
+        let (cancel, tasks, config) = (CancellationToken::new(), TaskTracker::new(), config.clone());
+        tasks.spawn({
+            let cancel = cancel.clone();
+            async move {
+                let answer = &answer;
+                let handle = |delivery: Delivery| {
+                    let sender = sender.clone();
+                    async move {
+                        sender.send(delivery.clone()).await.expect("the test waits for it");
+                        answer(&delivery)
+                    }
+                };
+                consume(&config, free, &state_sender, &cancel, handle).await;
+            }
+        });
+        tasks.close();
+        let mut worker = Self { deliveries, state, room, cancel, tasks };
+        worker.becomes(BrokerState::Connected).await;
+        worker
+    }
+
+    async fn becomes(&mut self, wanted: BrokerState) {
+        let changed = self.state.wait_for(|state| *state == wanted);
+        tokio::time::timeout(SOON * 2, changed)
+            .await
+            .unwrap_or_else(|_| panic!("not {wanted:?} in time"))
+            .expect("state");
+    }
+
+    async fn next(&mut self) -> Delivery {
+        tokio::time::timeout(SOON, self.deliveries.recv()).await.expect("a delivery in time").expect("a delivery")
+    }
+
+    async fn next_body(&mut self) -> String {
+        String::from_utf8(self.next().await.body).expect("text")
+    }
+
+    async fn gets_nothing(&mut self) {
+        let more = tokio::time::timeout(A_WHILE, self.deliveries.recv()).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+
+    async fn stop(self) {
+        self.cancel.cancel();
+        tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.expect("it stops at once");
+    }
+}
+
+async fn channel(config: &BrokerConfig) -> (lapin::Connection, lapin::Channel) {
+    use secrecy::ExposeSecret;
+    let properties = lapin::ConnectionProperties::default();
+    let connection = lapin::Connection::connect(config.url.expose_secret(), properties).await.expect("connection");
+    let channel = connection.create_channel().await.expect("channel");
+    (connection, channel)
+}
+
+/// Messages in a queue that nobody has taken.
+async fn waiting(config: &BrokerConfig, queue: &str) -> u32 {
+    let (_connection, channel) = channel(config).await;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let name = format!("{}.{queue}", config.prefix);
+    let queue = channel.queue_declare(name.as_str().into(), passive, FieldTable::default()).await.expect("queue");
+    queue.message_count()
+}
+
+async fn waits_for_count(config: &BrokerConfig, queue: &str, count: u32) {
+    wait_for(&format!("{count} messages in {queue}"), || async {
+        (waiting(config, queue).await == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_published_is_consumed_once_with_its_headers() {
+    let (_node, config) = node().await;
+    let publisher = Publisher::connect(&config).await.expect("publisher");
+    let headers = Headers::from([("archiver-replayed-by".to_owned(), "alice".to_owned())]);
+    publisher.publish("session.started.eu", b"before", &headers).await.expect("confirm");
+    let mut worker = Worker::start(&config, 5, |_| Outcome::Done).await;
+    let first = worker.next().await;
+    assert_eq!((first.body.as_slice(), first.routing_key.as_str()), (&b"before"[..], "session.started.eu"));
+    assert_eq!((first.headers, first.attempt, first.dead), (headers, 0, false));
+    publisher.publish("session.ended.eu", b"after", &Headers::new()).await.expect("confirm");
+    assert_eq!(worker.next_body().await, "after");
+    worker.gets_nothing().await;
+    worker.stop().await;
+    // All were acked: a second worker is given nothing.
+    let mut second = Worker::start(&config, 5, |_| Outcome::Done).await;
+    second.gets_nothing().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_now_comes_again_after_a_while_and_counts_its_tries() {
+    let (_node, config) = node().await;
+    let later = |d: &Delivery| if d.attempt < 2 { Outcome::Later } else { Outcome::Done };
+    let mut worker = Worker::start(&config, 5, later).await;
+    publish(&config, STARTED_KEY, "again").await.expect("confirm");
+    let mut last = Instant::now();
+    for attempt in 0..3 {
+        let delivery = worker.next().await;
+        assert_eq!((delivery.attempt, delivery.routing_key.as_str()), (attempt, "session.started.eu"));
+        assert!(attempt == 0 || last.elapsed() >= config.retry_after - Duration::from_millis(50));
+        last = Instant::now();
+    }
+    worker.gets_nothing().await;
+    worker.stop().await;
+    for queue in ["started.eu", "retry.eu", "dead"] {
+        waits_for_count(&config, queue, 0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_makes_the_handler_panic_ends_with_the_dead_and_harms_no_other() {
+    let (_node, config) = node().await;
+    let answer = |d: &Delivery| {
+        assert!(d.dead || d.body != b"poison", "poison");
+        Outcome::Done
+    };
+    let mut worker = Worker::start(&config, 5, answer).await;
+    publish(&config, STARTED_KEY, "poison").await.expect("confirm");
+    publish(&config, STARTED_KEY, "good").await.expect("confirm");
+    let (mut tries, mut good) = (0, 0);
+    loop {
+        let delivery = worker.next().await;
+        match (delivery.body.as_slice(), delivery.dead) {
+            (b"good", _) => good += 1,
+            (_, false) => tries += 1,
+            (_, true) => break,
+        }
+    }
+    if good == 0 {
+        assert_eq!(worker.next_body().await, "good");
+    }
+    assert!((20..=21).contains(&tries), "{tries} tries");
+    worker.gets_nothing().await;
+    assert_eq!(*worker.state.borrow(), BrokerState::Connected);
+    worker.stop().await;
+    waits_for_count(&config, "dead", 0).await;
+}
+
+#[tokio::test]
+async fn a_full_worker_leaves_started_events_to_others_and_still_hears_of_ends() {
+    let (_node, config) = node().await;
+    let mut full = Worker::start(&config, 1, |_| Outcome::Accepted).await;
+    for body in ["one", "two", "three"] {
+        publish(&config, STARTED_KEY, body).await.expect("confirm");
+    }
+    assert_eq!(full.next_body().await, "one");
+    full.room.send_replace(0);
+    full.gets_nothing().await;
+    waits_for_count(&config, "started.eu", 2).await;
+    publish(&config, ENDED_KEY, "end").await.expect("confirm");
+    assert_eq!(full.next_body().await, "end");
+    // Another worker gets what waits, at once and in order.
+    let mut other = Worker::start(&config, 1, |_| Outcome::Accepted).await;
+    assert_eq!(other.next_body().await, "two");
+    other.room.send_replace(0);
+    other.gets_nothing().await;
+    // Room again: more comes.
+    full.room.send_replace(1);
+    assert_eq!(full.next_body().await, "three");
+    full.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_under_way_to_a_worker_that_fills_up_is_not_kept_from_others() {
+    let (_node, config) = node().await;
+    let mut full = Worker::start(&config, 3, |_| Outcome::Done).await;
+    for i in 0..200 {
+        // Room comes and goes while events stream in.
+        full.room.send_replace(i % 2);
+        if i % 4 == 0 {
+            publish(&config, STARTED_KEY, &format!("{i}")).await.expect("confirm");
+        }
+    }
+    full.room.send_replace(0);
+    let mut other = Worker::start(&config, 9, |_| Outcome::Done).await;
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 50 {
+        let body = tokio::select! {
+            body = full.next_body() => body,
+            body = other.next_body() => body,
+        };
+        seen.insert(body);
+    }
+    waits_for_count(&config, "dead", 0).await;
+    full.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_not_claimed_here_blocks_no_more_than_a_moment() {
+    let (_node, config) = node().await;
+    let mut worker = Worker::start(&config, 1, |_| Outcome::Accepted).await;
+    publish(&config, STARTED_KEY, "one").await.expect("confirm");
+    publish(&config, STARTED_KEY, "two").await.expect("confirm");
+    assert_eq!(worker.next_body().await, "one");
+    // Another worker claimed it: the room here stays as it was.
+    assert_eq!(worker.next_body().await, "two");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn queues_that_are_deleted_under_a_consumer_are_made_again() {
+    let (_node, config) = node().await;
+    let mut worker = Worker::start(&config, 5, |_| Outcome::Done).await;
+    let (_connection, channel) = channel(&config).await;
+    for queue in ["started.eu", "ended.eu", "retry.eu", "dead"] {
+        let name = format!("{}.{queue}", config.prefix);
+        channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await.expect("delete");
+    }
+    worker.becomes(BrokerState::Disconnected).await;
+    worker.becomes(BrokerState::Connected).await;
+    publish(&config, STARTED_KEY, "start").await.expect("confirm");
+    assert_eq!(worker.next_body().await, "start");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn what_no_queue_takes_is_an_error_of_the_publisher() {
+    let (_node, config) = node().await;
+    let publisher = Publisher::connect(&config).await.expect("publisher");
+    let error = publisher.publish("session.started.mars", b"x", &Headers::new()).await.expect_err("nobody is there");
+    assert!(
+        matches!(&error, BrokerError::Unroutable { routing_key } if routing_key == "session.started.mars"),
+        "{error}"
+    );
+    publisher.publish("session.started.eu", b"x", &Headers::new()).await.expect("the channel goes on");
+}
+
+#[tokio::test]
+async fn a_wrong_login_and_a_queue_that_was_declared_otherwise_are_refusals_without_secrets() {
+    let (node, mut config) = node().await;
+    config.url = node.url().replace("guest:guest@", "guest:hunter2@").into();
+    let error = probe(&config).await.expect_err("wrong password");
+    assert_eq!(error.fault().kind, FaultKind::BrokerRefused, "{}", chain(&error));
+    for text in [chain(&error), format!("{error:?}"), format!("{config:?}")] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let config = config_at(node.url());
+    let (_connection, channel) = channel(&config).await;
+    let name = format!("{}.started.eu", config.prefix);
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(name.as_str().into(), durable, FieldTable::default()).await.expect("queue");
+    let error = probe(&config).await.expect_err("another queue");
+    assert_eq!(error.fault().kind, FaultKind::BrokerRefused, "{}", chain(&error));
+    assert!(chain(&error).contains(&name), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn a_black_hole_is_noticed_left_and_outlived() {
+    let (node, mut config) = node().await;
+    let direct = config.clone();
+    let proxy = TcpProxy::start("127.0.0.1".parse().expect("ip"), node.address()).expect("proxy");
+    config.url = node.url().replace(&node.address().to_string(), &proxy.address().to_string()).into();
+    let mut worker = Worker::start(&config, 5, |_| Outcome::Done).await;
+    let publisher = Publisher::connect(&config).await.expect("publisher");
+    proxy.set(TcpMode::BlackHole);
+    let begun = Instant::now();
+    let error = publisher.publish("session.started.eu", b"lost", &Headers::new()).await.expect_err("no confirm");
+    assert_eq!(error.fault().kind, FaultKind::BrokerUnavailable, "{}", chain(&error));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    worker.becomes(BrokerState::Disconnected).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    publish(&direct, STARTED_KEY, "meanwhile").await.expect("confirm");
+    proxy.cut();
+    proxy.set(TcpMode::Forward);
+    worker.becomes(BrokerState::Connected).await;
+    assert_eq!(worker.next_body().await, "meanwhile");
+    worker.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_is_killed_or_frozen_loses_nothing() {
+    let (mut node, config) = own_node().await;
+    let mut worker = Worker::start(&config, 5, |_| Outcome::Done).await;
+    publish(&config, STARTED_KEY, "first").await.expect("confirm");
+    assert_eq!(worker.next_body().await, "first");
+    worker.room.send_replace(0);
+    tokio::time::sleep(A_WHILE).await;
+    publish(&config, STARTED_KEY, "kept").await.expect("confirm");
+    // RabbitMQ 3.10 notes a new quorum queue's place half a second later: killed before that, it forgets it.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.kill9();
+    worker.becomes(BrokerState::Disconnected).await;
+    assert_eq!(
+        publish(&config, STARTED_KEY, "nobody").await.expect_err("it is dead").fault().kind,
+        FaultKind::BrokerUnavailable
+    );
+    let mut node =
+        tokio::task::spawn_blocking(move || node.restart().map(|()| node)).await.expect("task").expect("node");
+    worker.becomes(BrokerState::Connected).await;
+    worker.room.send_replace(5);
+    assert_eq!(worker.next_body().await, "kept");
+    node.pause();
+    worker.becomes(BrokerState::Disconnected).await;
+    node.resume();
+    worker.becomes(BrokerState::Connected).await;
+    publish(&config, STARTED_KEY, "last").await.expect("confirm");
+    assert_eq!(worker.next_body().await, "last");
+    node.kill9();
+    worker.becomes(BrokerState::Disconnected).await;
+    worker.stop().await;
+}
+
+/// What finds its connection lost goes over the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nudge_outlives_the_connection_that_it_finds_lost() {
+    let (node, config) = node().await;
+    let proxy = TcpProxy::start([127, 0, 0, 1].into(), node.address()).expect("proxy");
+    let url = node.url().replace(&node.address().to_string(), &proxy.address().to_string());
+    let mut behind = config_at(url);
+    behind.prefix.clone_from(&config.prefix);
+    let (wanted, heard) = (Arc::new(tokio::sync::Notify::new()), Arc::new(AtomicU32::new(0)));
+    let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+    tasks.spawn({
+        let (heard, cancel) = (Arc::clone(&heard), cancel.clone());
+        let nudged = move || {
+            heard.fetch_add(1, Ordering::SeqCst);
+        };
+        async move { hear_nudges(&config, nudged, &cancel).await }
+    });
+    let count = || heard.load(Ordering::SeqCst);
+    wait_for("somebody to hear", || async { (count() > 0).then_some(()) }).await;
+    tasks.spawn({
+        let (wanted, cancel) = (Arc::clone(&wanted), cancel.clone());
+        async move { keep_nudging(&behind, &wanted, &cancel).await }
+    });
+    wanted.notify_one();
+    wait_for("a nudge", || async { (count() == 2).then_some(()) }).await;
+    // It is noticed at the next one only, which is the last.
+    proxy.set(TcpMode::Refuse);
+    tokio::time::sleep(A_WHILE).await;
+    wanted.notify_one();
+    tokio::time::sleep(A_WHILE).await;
+    proxy.set(TcpMode::Forward);
+    wait_for("the nudge", || async { (count() >= 3).then_some(()) }).await;
+    cancel.cancel();
+    tasks.close();
+    tasks.wait().await;
+}

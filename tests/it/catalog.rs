@@ -1,0 +1,817 @@
+//! The catalog's promises, each held on SQLite and on a real PostgreSQL.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::support::databases;
+use archiver::catalog::{
+    Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
+    NewParked, NoticeFilter, ParkedState, SessionRow,
+};
+use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
+use archiver::fault::{FaultKind, HasFault, Retry};
+use archiver::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
+use archiver::time::Wallclock;
+use archiver_testkit::postgres::Postgres;
+use archiver_testkit::proxy::{TcpMode, TcpProxy};
+use archiver_testkit::wait::wait_for;
+use tokio::task::JoinSet;
+
+const TTL: Duration = Duration::from_secs(8);
+const NOW: Wallclock = Wallclock(1_800_000_000_000_000);
+
+fn later(seconds: u64) -> Wallclock {
+    NOW + Duration::from_secs(seconds)
+}
+
+fn worker(name: &str) -> WorkerId {
+    name.parse().unwrap()
+}
+
+fn event(session: &str, event: &str) -> NewJob {
+    let session: SessionId = session.parse().unwrap();
+    let id: EventId = event.parse().unwrap();
+    NewJob {
+        job: JobId::of_event(&session, &id),
+        session,
+        application: "app".parse().unwrap(),
+        region: "eu".parse().unwrap(),
+        event: format!("{{\"id\":\"{event}\"}}"),
+        started_at: NOW,
+        tag: String::new(),
+        is_conversation: true,
+    }
+}
+
+async fn accepted(catalog: &Catalog, session: &str, id: &str) -> JobRow {
+    match catalog.accept(&event(session, id), NOW).await.unwrap() {
+        Accepted::New(job) => job,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn claimed(catalog: &Catalog, job: JobId, who: &str, now: Wallclock) -> Claimed {
+    catalog.claim(job, &worker(who), now, TTL).await.unwrap().expect("free")
+}
+
+fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
+    ArchiveRow {
+        archive: job.archive,
+        job: job.job,
+        session: job.session.clone(),
+        application: job.application.clone(),
+        name: Some("Team Ümlaut".to_owned()),
+        status,
+        reason: "session ended".to_owned(),
+        output_mode: "individual".to_owned(),
+        created_at: NOW,
+        updated_at: at,
+        duration_s: 62,
+        size: 1 << 40,
+        sha256: "c2hh".to_owned(),
+        object_key: None,
+        options: ArchiveOptions::default(),
+    }
+}
+
+fn fenced<T: std::fmt::Debug>(result: Result<T, CatalogError>) {
+    assert!(matches!(result, Err(CatalogError::Fenced { .. })), "{result:?}");
+}
+
+/// Each test on SQLite and on PostgreSQL.
+macro_rules! on_both {
+    ($($(#[$doc:meta])* $name:ident => $test:path;)*) => {
+        mod sqlite {
+            use super::*;
+
+            $($(#[$doc])* #[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let dir = tempfile::tempdir().unwrap();
+                $test(format!("sqlite:{}", dir.path().join("a new folder/100%/catalog.sqlite").display())).await;
+            })*
+        }
+        mod postgres {
+            use super::*;
+
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let database = databases::with_tables();
+                $test(database.url()).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    one_event_accepted_by_twenty_tasks_is_one_job => accept_at_once;
+    two_events_of_a_session_accepted_at_once_make_one_job => sessions_at_once;
+    a_session_may_be_used_again_once_its_archive_has_ended => session_reuse;
+    a_session_is_found_by_its_room_and_by_its_newest_job => conversations;
+    an_end_ends_no_conversation_that_started_after_it => order_of_events;
+    of_many_workers_that_want_an_expired_lease_one_wins => lease_race;
+    a_worker_takes_its_own_job_back_at_once => own_jobs;
+    an_owner_that_was_paused_changes_nothing_any_more => fencing;
+    of_two_who_ask_for_something_at_once_the_second_asks_again => desires;
+    a_job_moves_forward_only_and_a_repeated_move_is_harmless => states;
+    a_parked_job_goes_on_where_its_media_stands => unparking;
+    an_archive_never_goes_back => statuses;
+    archives_are_listed_newest_first_in_pages => listing;
+    what_is_left_of_a_deleted_archive_is_known_until_it_is_removed => removal;
+    what_is_to_be_made_of_an_archive_is_kept_with_its_entry_or_not_at_all => remakes;
+    archives_are_counted_anew_while_others_are_written => recount;
+    what_is_parked_twice_is_one_entry_with_a_count => parking;
+    marks_of_people_who_act_at_once_all_stay => marks;
+    text_of_any_kind_can_be_stored => hostile_text;
+}
+
+async fn accept_at_once(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move { catalog.accept(&event("s", "e"), NOW).await.unwrap() });
+    }
+    let all = tasks.join_all().await;
+    assert_eq!(all.iter().filter(|a| matches!(a, Accepted::New(_))).count(), 1, "{all:?}");
+    assert_eq!(all.iter().filter(|a| matches!(a, Accepted::Duplicate(_))).count(), 19, "{all:?}");
+    let jobs = catalog.jobs(&[], 10).await.unwrap();
+    assert_eq!(jobs.len(), 1);
+    let job = &jobs[0];
+    assert_eq!((job.state, job.origin, job.epoch), (JobState::Accepted, NOW, Epoch(0)));
+    assert_eq!((job.event.as_str(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
+    assert_eq!(catalog.job_history(job.job).await.unwrap(), [(NOW, "accepted".to_owned(), "broker".to_owned())]);
+}
+
+async fn sessions_at_once(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for n in 0..20 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move { catalog.accept(&event("s", &format!("e{n}")), NOW).await.unwrap() });
+    }
+    let all = tasks.join_all().await;
+    let new: Vec<JobId> =
+        all.iter().filter_map(|a| if let Accepted::New(j) = a { Some(j.job) } else { None }).collect();
+    assert_eq!(new.len(), 1, "{all:?}");
+    assert!(all.iter().all(|a| match a {
+        Accepted::New(job) | Accepted::SessionBusy(job) => job.job == new[0],
+        Accepted::Duplicate(_) => false,
+    }));
+    // The same name at another application is another session.
+    let other = NewJob { application: "other".parse().unwrap(), ..event("s", "x") };
+    assert!(matches!(catalog.accept(&other, NOW).await.unwrap(), Accepted::New(_)));
+}
+
+async fn session_reuse(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let first = accepted(&catalog, "s", "e1").await;
+    let epoch = claimed(&catalog, first.job, "w", NOW).await.job.epoch;
+    catalog.advance(first.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+    assert!(
+        matches!(catalog.accept(&event("s", "e2"), NOW).await.unwrap(), Accepted::SessionBusy(j) if j.job == first.job)
+    );
+    assert!(catalog.request_end(&first.application, &first.session, "session ended", NOW, NOW).await.unwrap());
+    assert!(
+        !catalog.request_end(&first.application, &"other".parse().unwrap(), "session ended", NOW, NOW).await.unwrap()
+    );
+    // A first reason stays; the owner learns it with its heartbeat.
+    assert!(catalog.request_end(&first.application, &first.session, "another", NOW, NOW).await.unwrap());
+    let beat = catalog.heartbeat(first.job, epoch, NOW, TTL).await.unwrap();
+    assert_eq!(beat.end_reason.as_deref(), Some("session ended"));
+    // While it ends, a new conversation's event is neither taken for the old one's nor lost: it comes again.
+    let ending = catalog.accept(&event("s", "e2"), NOW).await;
+    assert!(matches!(ending, Err(CatalogError::Ending { job }) if job == first.job), "{ending:?}");
+    // The old one's event is still known.
+    assert!(matches!(catalog.accept(&event("s", "e1"), NOW).await.unwrap(), Accepted::Duplicate(_)));
+    catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    let second = accepted(&catalog, "s", "e2").await;
+    assert_ne!((first.job, first.archive), (second.job, second.archive));
+}
+
+async fn conversations(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let place = |router: &str, room: &str| RouterRoom::shared(router.parse().unwrap(), room.parse().unwrap());
+    let row = |session: &str, place| SessionRow {
+        session: session.parse().unwrap(),
+        application: event("s", "e").application,
+        media_mode: MediaMode::Routed,
+        archive_mode: ArchiveMode::Always,
+        e2ee: false,
+        location: None,
+        region: "eu".parse().unwrap(),
+        router: Some(place),
+        archive: ArchiveOptions::default(),
+        conversation: 0,
+        classes: std::collections::BTreeMap::new(),
+        created_at: NOW,
+    };
+    for row in [row("s", place("j1", "r")), row("t", place("j1", "q")), row("u", place("j2", "r"))] {
+        catalog.add_session(&row).await.unwrap();
+    }
+    let j1 = place("j1", "r").name;
+    let s = catalog.session_of_room(&j1, &place("j1", "r").room).await.unwrap().unwrap();
+    assert_eq!(s, row("s", place("j1", "r")));
+    assert!(catalog.recorded_sessions(&j1).await.unwrap().is_empty());
+    assert!(catalog.newest_job(&s.application, &s.session, "").await.unwrap().is_none());
+    let first = accepted(&catalog, "s", "e1").await;
+    let tagged = NewJob { tag: "x".to_owned(), ..event("t", "e1") };
+    assert!(matches!(catalog.accept(&tagged, NOW).await.unwrap(), Accepted::New(_)));
+    accepted(&catalog, "u", "e1").await;
+    let recorded = catalog.recorded_sessions(&j1).await.unwrap();
+    let recorded: std::collections::BTreeSet<_> = recorded.iter().map(|s| s.session.as_str()).collect();
+    assert_eq!(recorded, ["s", "t"].into());
+    let epoch = claimed(&catalog, first.job, "w", NOW).await.job.epoch;
+    catalog.advance(first.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    assert_eq!(catalog.recorded_sessions(&j1).await.unwrap().len(), 1);
+    // One that runs goes before one that ended, whatever their clocks say.
+    let Accepted::New(second) = catalog.accept(&event("s", "e2"), Wallclock(NOW.0 - 1)).await.unwrap() else {
+        panic!()
+    };
+    let newest = async |tag: &str| catalog.newest_job(&s.application, &s.session, tag).await.unwrap().map(|j| j.job);
+    assert_eq!((newest("").await, newest("x").await), (Some(second.job), None));
+    let epoch = claimed(&catalog, second.job, "w", NOW).await.job.epoch;
+    catalog.advance(second.job, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    assert_eq!(newest("").await, Some(first.job));
+    // Of two who begin a conversation one does.
+    let (a, b) = tokio::join!(catalog.begin_conversation(&s.session, 0), catalog.begin_conversation(&s.session, 0));
+    assert_ne!(a.unwrap(), b.unwrap());
+}
+
+async fn order_of_events(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let first = accepted(&catalog, "s", "e1").await;
+    let end = async |at: Wallclock| {
+        catalog.request_end(&first.application, &first.session, "session ended", at, later(90)).await.unwrap()
+    };
+    // An end from before the start comes late: it is of an earlier conversation.
+    assert!(!end(Wallclock(NOW.0 - 1)).await);
+    // The session was used again, and that start comes before the end of the first conversation: the running job
+    // has both, and the late end does not end it.
+    let again = |id: &str, at: Wallclock| NewJob { started_at: at, ..event("s", id) };
+    let outcome = catalog.accept(&again("e2", later(60)), later(61)).await.unwrap();
+    assert!(matches!(outcome, Accepted::SessionBusy(_)), "{outcome:?}");
+    assert!(!end(later(59)).await);
+    // An older start that comes again changes nothing.
+    catalog.accept(&again("e0", later(10)), later(62)).await.unwrap();
+    assert!(!end(later(59)).await);
+    assert!(end(later(80)).await);
+}
+
+async fn lease_race(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    let first = claimed(&catalog, job, "w0", NOW).await;
+    assert_eq!((first.job.epoch, first.takeover), (Epoch(1), false));
+    // Nobody takes it while the lease runs.
+    assert!(catalog.claim(job, &worker("w1"), later(7), TTL).await.unwrap().is_none());
+    let region = "eu".parse().unwrap();
+    assert!(catalog.claimable(&worker("w1"), &region, later(7), 10).await.unwrap().is_empty());
+    catalog.heartbeat(job, Epoch(1), later(7), TTL).await.unwrap();
+    assert!(catalog.claim(job, &worker("w1"), later(9), TTL).await.unwrap().is_none());
+    for round in 1..=3_u32 {
+        let now = later(u64::from(round) * 100);
+        assert_eq!(catalog.claimable(&worker("w1"), &region, now, 10).await.unwrap().len(), 1);
+        let mut tasks = JoinSet::new();
+        for n in 0..10 {
+            let catalog = catalog.clone();
+            let who = worker(&format!("w{round}-{n}"));
+            tasks.spawn(async move { catalog.claim(job, &who, now, TTL).await.unwrap() });
+        }
+        let won: Vec<Claimed> = tasks.join_all().await.into_iter().flatten().collect();
+        assert_eq!(won.len(), 1, "{won:?}");
+        assert_eq!((won[0].job.epoch, won[0].takeover), (Epoch(round + 1), true));
+        assert_eq!(catalog.job(job).await.unwrap().unwrap().owner, won[0].job.owner);
+    }
+    assert_eq!(catalog.job_history(job).await.unwrap().len(), 1 + 1 + 3);
+}
+
+async fn own_jobs(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    claimed(&catalog, job, "w", NOW).await;
+    let region = "eu".parse().unwrap();
+    let found = catalog.claimable(&worker("w"), &region, later(1), 10).await.unwrap();
+    assert_eq!(found.iter().map(|j| j.job).collect::<Vec<_>>(), [job]);
+    assert!(catalog.claimable(&worker("w"), &"us".parse().unwrap(), later(1), 10).await.unwrap().is_empty());
+    let again = claimed(&catalog, job, "w", later(1)).await;
+    assert_eq!((again.job.epoch, again.takeover), (Epoch(2), true));
+    // A lease that is given back is anybody's at once.
+    catalog.release(job, Epoch(2), later(2)).await.unwrap();
+    assert_eq!(claimed(&catalog, job, "v", later(2)).await.job.epoch, Epoch(3));
+    // Giving back what one no longer has takes it from nobody.
+    catalog.release(job, Epoch(2), later(2)).await.unwrap();
+    assert_eq!(catalog.job(job).await.unwrap().unwrap().owner, Some(worker("v")));
+}
+
+async fn fencing(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    let old = claimed(&catalog, job.job, "old", NOW).await.job;
+    catalog.advance(job.job, old.epoch, JobState::Capturing, None, NOW).await.unwrap();
+    assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Started, NOW), old.epoch).await.unwrap());
+    let new = claimed(&catalog, job.job, "new", later(60)).await.job;
+    assert_eq!(new.state, JobState::Capturing);
+    fenced(catalog.heartbeat(job.job, old.epoch, later(61), TTL).await);
+    fenced(catalog.advance(job.job, old.epoch, JobState::Finalizing, Some("x"), later(61)).await);
+    fenced(catalog.park_job(job.job, old.epoch, "bug", "x", later(61)).await);
+    catalog.release(job.job, old.epoch, later(61)).await.unwrap();
+    assert!(!catalog.put_own_archive(&archive(&job, ArchiveStatus::Failed, later(61)), old.epoch).await.unwrap());
+    let found = catalog.job(job.job).await.unwrap().unwrap();
+    assert_eq!((found.state, found.owner, found.epoch), (JobState::Capturing, Some(worker("new")), new.epoch));
+    assert_eq!(found.lease_expires_at, later(60) + TTL);
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().status, ArchiveStatus::Started);
+    // The new owner's writes pass.
+    assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Stopped, later(62)), new.epoch).await.unwrap());
+    catalog.advance(job.job, new.epoch, JobState::Finalizing, Some("session ended"), later(62)).await.unwrap();
+    fenced(catalog.heartbeat(JobId::of_event(&job.session, &"none".parse().unwrap()), Epoch(1), NOW, TTL).await);
+}
+
+async fn desires(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    assert_eq!(job.desired, None);
+    assert!(catalog.desire(&job, "{\"a\":1}", NOW).await.unwrap());
+    assert!(!catalog.desire(&job, "{\"b\":1}", NOW).await.unwrap(), "it was read before the other asked");
+    let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+    let heard = catalog.heartbeat(job.job, epoch, NOW, TTL).await.unwrap();
+    assert_eq!(heard.desired.as_deref(), Some("{\"a\":1}"));
+    assert!(catalog.desire(&heard, "{\"b\":1}", NOW).await.unwrap());
+    catalog.advance(job.job, epoch, JobState::Finalizing, Some("x"), NOW).await.unwrap();
+    let ended = catalog.job(job.job).await.unwrap().unwrap();
+    assert!(!catalog.desire(&ended, "{}", NOW).await.unwrap(), "nothing can be asked of what has ended");
+    assert_eq!(ended.desired.as_deref(), Some("{\"b\":1}"));
+}
+
+async fn states(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+    for (next, reason) in
+        [(JobState::Capturing, None), (JobState::Finalizing, Some("session ended")), (JobState::Available, None)]
+    {
+        // The second is a try whose first answer was lost.
+        catalog.advance(job, epoch, next, reason, NOW).await.unwrap();
+        catalog.advance(job, epoch, next, reason, NOW).await.unwrap();
+    }
+    let found = catalog.job(job).await.unwrap().unwrap();
+    assert_eq!((found.state, found.end_reason.as_deref()), (JobState::Available, Some("session ended")));
+    for back in [JobState::Accepted, JobState::Capturing, JobState::Finalizing] {
+        fenced(catalog.advance(job, epoch, back, None, NOW).await);
+    }
+    // What is done is not parked by a late error, not claimed, not ended.
+    fenced(catalog.park_job(job, epoch, "bug", "late", NOW).await);
+    assert!(catalog.claim(job, &worker("v"), later(1000), TTL).await.unwrap().is_none());
+    assert!(!catalog.discard_job(job, "me", NOW).await.unwrap());
+    let lines: Vec<String> = catalog.job_history(job).await.unwrap().into_iter().map(|l| l.1).collect();
+    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert!(
+        matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(j) if j.state == JobState::Available)
+    );
+}
+
+async fn unparking(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    for (session, reason, expected) in
+        [("begun", None, JobState::Accepted), ("captured", Some("session ended"), JobState::Finalizing)]
+    {
+        let job = accepted(&catalog, session, "e").await.job;
+        let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+        catalog.advance(job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+        if reason.is_some() {
+            catalog.advance(job, epoch, JobState::Finalizing, reason, NOW).await.unwrap();
+        }
+        for _ in 0..2 {
+            catalog.park_job(job, epoch, "store_refused", "no such bucket", NOW).await.unwrap();
+        }
+        let parked = catalog.job(job).await.unwrap().unwrap();
+        assert_eq!((parked.state, parked.fault.as_deref()), (JobState::Parked, Some("store_refused")));
+        assert!(catalog.claim(job, &worker("w"), later(100), TTL).await.unwrap().is_none());
+        assert!(catalog.unpark_job(job, later(1)).await.unwrap());
+        assert!(!catalog.unpark_job(job, later(1)).await.unwrap());
+        let again = claimed(&catalog, job, "w", later(1)).await.job;
+        assert_eq!((again.state, again.epoch, again.fault), (expected, Epoch(2), None));
+    }
+    // Parked before it captured, although its session had ended: a replay begins anew.
+    let ended = accepted(&catalog, "ended", "e").await;
+    let epoch = claimed(&catalog, ended.job, "w", NOW).await.job.epoch;
+    catalog.advance(ended.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+    assert!(catalog.request_end(&ended.application, &ended.session, "session ended", NOW, NOW).await.unwrap());
+    catalog.park_job(ended.job, epoch, "router_unavailable", "x", NOW).await.unwrap();
+    assert!(catalog.unpark_job(ended.job, NOW).await.unwrap());
+    let again = claimed(&catalog, ended.job, "w", later(1)).await.job;
+    assert_eq!((again.state, again.end_reason), (JobState::Accepted, None));
+    // A parked job whose session is used again waits for that to end.
+    let old = accepted(&catalog, "again", "e1").await.job;
+    let epoch = claimed(&catalog, old, "w", NOW).await.job.epoch;
+    catalog.park_job(old, epoch, "bug", "x", NOW).await.unwrap();
+    let new = accepted(&catalog, "again", "e2").await.job;
+    let conflict = catalog.unpark_job(old, NOW).await.unwrap_err();
+    assert!(matches!(conflict, CatalogError::Conflict { .. }), "{conflict:?}");
+    let epoch = claimed(&catalog, new, "w", NOW).await.job.epoch;
+    catalog.advance(new, epoch, JobState::Finalizing, Some("session ended"), NOW).await.unwrap();
+    assert!(catalog.unpark_job(old, NOW).await.unwrap());
+}
+
+async fn statuses(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    let mut row = archive(&job, ArchiveStatus::Started, NOW);
+    for (status, written) in [
+        (ArchiveStatus::Started, true),
+        (ArchiveStatus::Paused, true),
+        (ArchiveStatus::Started, true),
+        (ArchiveStatus::Stopped, true),
+        (ArchiveStatus::Paused, false),
+        (ArchiveStatus::Available, true),
+        (ArchiveStatus::Available, true),
+        (ArchiveStatus::Failed, false),
+        (ArchiveStatus::Deleted, true),
+        (ArchiveStatus::Available, false),
+    ] {
+        row.status = status;
+        assert_eq!(catalog.put_archive(&row).await.unwrap(), written, "{status:?}");
+    }
+    row.status = ArchiveStatus::Deleted;
+    assert_eq!(catalog.archive(job.archive).await.unwrap(), Some(row));
+    assert_eq!(
+        catalog.archive(ArchiveId::of_job(JobId::of_event(&job.session, &"no".parse().unwrap()))).await.unwrap(),
+        None
+    );
+}
+
+async fn listing(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    for n in 0..30_u64 {
+        let job = accepted(&catalog, &format!("s{}", n % 3), &format!("e{n}")).await;
+        let status = if n % 10 == 0 { ArchiveStatus::Deleted } else { ArchiveStatus::Available };
+        let row = ArchiveRow { created_at: later(n), ..archive(&job, status, NOW) };
+        assert!(catalog.put_archive(&row).await.unwrap());
+        let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+        catalog.advance(job.job, epoch, JobState::Finalizing, None, NOW).await.unwrap();
+    }
+    let page = |offset, count| ArchiveFilter { offset, count, ..ArchiveFilter::default() };
+    let (first, total) = catalog.archives(&page(0, 10)).await.unwrap();
+    let (second, _) = catalog.archives(&page(10, 10)).await.unwrap();
+    assert_eq!((first.len(), second.len(), total), (10, 10, 27));
+    let order: Vec<i64> = first.iter().chain(&second).map(|a| a.created_at.0).collect();
+    assert!(order.is_sorted_by(|a, b| a > b), "{order:?}");
+    assert!(catalog.archives(&page(27, 10)).await.unwrap().0.is_empty());
+    let filter = ArchiveFilter {
+        application: Some("app".parse().unwrap()),
+        session: Some("s1".parse().unwrap()),
+        status: Some(ArchiveStatus::Available),
+        ..page(0, 100)
+    };
+    let (found, total) = catalog.archives(&filter).await.unwrap();
+    assert_eq!((found.len(), total), (9, 9));
+    assert!(found.iter().all(|a| a.session.as_str() == "s1"));
+    let deleted = ArchiveFilter { status: Some(ArchiveStatus::Deleted), ..page(0, 100) };
+    assert_eq!(catalog.archives(&deleted).await.unwrap().1, 3);
+    let nobody = ArchiveFilter { application: Some("nobody".parse().unwrap()), ..page(0, 100) };
+    assert_eq!(catalog.archives(&nobody).await.unwrap(), (Vec::new(), 0));
+    // An application's are not counted one by one, but as they are written; deleting one twice is once.
+    let of_app = ArchiveFilter { application: Some("app".parse().unwrap()), ..page(0, 100) };
+    assert_eq!(catalog.archives(&of_app).await.unwrap().1, 27);
+    let gone = ArchiveRow { status: ArchiveStatus::Deleted, ..found[0].clone() };
+    for _ in 0..2 {
+        assert!(catalog.put_archive(&gone).await.unwrap());
+    }
+    assert!(!catalog.add_archive(&found[1]).await.unwrap());
+    let (rows, total) = catalog.archives(&of_app).await.unwrap();
+    assert_eq!((rows.len(), total), (26, 26));
+    catalog.recount_archives().await.unwrap();
+    assert_eq!(catalog.archives(&of_app).await.unwrap().1, 26);
+    assert_eq!(catalog.jobs(&[JobState::Finalizing], 7).await.unwrap().len(), 7);
+    assert!(catalog.jobs(&[JobState::Accepted, JobState::Parked], 7).await.unwrap().is_empty());
+}
+
+async fn removal(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await;
+    let kept = async |finished, deleted| {
+        let rows = catalog.with_segments(finished, deleted).await.unwrap();
+        rows.iter().map(|row| row.status).collect::<Vec<_>>()
+    };
+    assert!(catalog.put_archive(&archive(&job, ArchiveStatus::Available, NOW)).await.unwrap());
+    assert_eq!(kept(NOW, later(1)).await, [], "it is kept for longer");
+    assert_eq!(kept(later(1), NOW).await, [ArchiveStatus::Available]);
+    // Its segments are swept; its file is there until it is deleted, and then until that is removed, too.
+    catalog.segments_deleted(job.archive).await.unwrap();
+    assert_eq!(kept(later(1), later(1)).await, []);
+    let deleted = archive(&job, ArchiveStatus::Deleted, later(5));
+    assert!(catalog.put_archive(&deleted).await.unwrap());
+    assert_eq!(kept(later(9), later(5)).await, [], "whoever deletes it may be at it");
+    assert_eq!(kept(NOW, later(6)).await, [ArchiveStatus::Deleted], "without the time that segments are kept for");
+    catalog.segments_deleted(job.archive).await.unwrap();
+    // Deleting it once more does not bring it back.
+    assert!(catalog.put_archive(&deleted).await.unwrap());
+    assert_eq!(kept(later(9), later(9)).await, []);
+}
+
+async fn recount(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let row = |of: &str, event: &str| {
+        let session: SessionId = "s".parse().unwrap();
+        let job = JobId::of_event(&session, &event.parse().unwrap());
+        ArchiveRow {
+            archive: ArchiveId::of_job(job),
+            job,
+            session,
+            application: of.parse().unwrap(),
+            name: None,
+            status: ArchiveStatus::Available,
+            reason: String::new(),
+            output_mode: "composed".to_owned(),
+            created_at: NOW,
+            updated_at: NOW,
+            duration_s: 0,
+            size: 0,
+            sha256: String::new(),
+            object_key: None,
+            options: ArchiveOptions::default(),
+        }
+    };
+    let total = async |of: &str| {
+        let filter = ArchiveFilter { application: Some(of.parse().unwrap()), count: 1, ..ArchiveFilter::default() };
+        catalog.archives(&filter).await.unwrap().1
+    };
+    let mut tasks = JoinSet::new();
+    for writer in 0..4 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move {
+            for n in 0..50 {
+                let row = row("busy", &format!("{writer}-{n}"));
+                assert!(catalog.put_archive(&row).await.unwrap());
+                if n % 2 == 0 {
+                    let deleted = ArchiveRow { status: ArchiveStatus::Deleted, ..row };
+                    assert!(catalog.put_archive(&deleted).await.unwrap());
+                }
+            }
+        });
+    }
+    let mut recounts = 0;
+    while !tasks.is_empty() {
+        catalog.recount_archives().await.unwrap();
+        recounts += 1;
+        while let Some(ended) = tasks.try_join_next() {
+            ended.unwrap();
+        }
+    }
+    assert!(recounts > 3, "{recounts}");
+    assert_eq!(total("busy").await, 100, "after {recounts} recounts");
+    // What others wrote without counting it: one too many, and none where one was.
+    assert!(catalog.put_archive(&row("few", "few")).await.unwrap());
+    assert!(catalog.put_archive(&ArchiveRow { status: ArchiveStatus::Deleted, ..row("none", "none") }).await.unwrap());
+    execute(&url, "INSERT INTO archive_counts (application_id, archives) VALUES ('none', 7)").await;
+    execute(&url, "UPDATE archive_counts SET archives = 0 WHERE application_id = 'few'").await;
+    assert_eq!((total("none").await, total("few").await), (7, 0));
+    catalog.recount_archives().await.unwrap();
+    assert_eq!((total("none").await, total("few").await, total("busy").await), (0, 1, 100));
+}
+
+async fn remakes(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let source = accepted(&catalog, "s", "e").await;
+    let row = |of: &str, n: u64| {
+        let id = JobId::of_event(&source.session, &format!("{of}-{n}").parse().unwrap());
+        let application = of.parse().unwrap();
+        let base = archive(&source, ArchiveStatus::Stopped, NOW);
+        ArchiveRow { archive: ArchiveId::of_job(id), application, ..base }
+    };
+    let limits = (25, 10);
+    let mut tasks = JoinSet::new();
+    for (of, n) in (0..45).map(|n| (["a", "b", "c"][n as usize % 3], n)) {
+        let (catalog, row, source) = (catalog.clone(), row(of, n), source.archive);
+        tasks.spawn(async move { catalog.add_remake(&row, source, "{}", limits, later(n)).await.unwrap() });
+    }
+    let added = tasks.join_all().await.into_iter().filter(|added| *added).count();
+    assert_eq!(added, 25, "so many of all, whoever asks at the same time");
+    let total = async |of: &str| {
+        let filter = ArchiveFilter { application: Some(of.parse().unwrap()), count: 100, ..ArchiveFilter::default() };
+        let (rows, total) = catalog.archives(&filter).await.unwrap();
+        assert_eq!(i64::try_from(rows.len()).unwrap(), total);
+        total
+    };
+    let totals = [total("a").await, total("b").await, total("c").await];
+    assert!(totals.iter().all(|total| *total <= 10) && totals.iter().sum::<i64>() == 25, "{totals:?}");
+    // What was refused left nothing behind, nor anything to tell.
+    let (_, told) = catalog.notices(&NoticeFilter::default()).await.unwrap();
+    assert_eq!(told, 25);
+    // Each is taken once at a time, and every try is counted; one that was given back was none.
+    let one = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("one waits");
+    assert_eq!(one.tries, 1);
+    let again = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("another one waits");
+    assert_ne!(one.archive, again.archive);
+    catalog.give_remake_back(&one, later(101)).await.unwrap();
+    let back = catalog.claim_remake(later(101), later(131)).await.unwrap().expect("it is back");
+    assert_eq!((back.archive, back.tries), (one.archive, 1));
+    let died = catalog.claim_remake(later(131), later(160)).await.unwrap().expect("its time is over");
+    assert!(died.archive == back.archive || died.archive == again.archive);
+    assert_eq!(died.tries, 2);
+    catalog.end_remake(died.archive).await.unwrap();
+    let free = ["a", "b", "c"].into_iter().zip(totals).find(|(_, total)| *total < 10).expect("25 of 30").0;
+    assert!(
+        catalog.add_remake(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
+        "there is room again"
+    );
+}
+
+/// Does what a person with a database client would do.
+async fn execute(url: &str, sql: &'static str) {
+    use sqlx::{Connection, Executor};
+    let url = url.replace("sqlite:", "sqlite://").replace('%', "%25");
+    let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+    connection.execute(sql).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+async fn parking(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = event("s", "e").job;
+    let body = b"{\"broken\": \xff\x00";
+    let entry = |fault, body| NewParked { job: None, fault, detail: "why", routing_key: "session.started.eu", body };
+    let mut tasks = JoinSet::new();
+    for n in 0..10 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move { catalog.park(&entry(FaultKind::EventMalformed, body), later(n)).await.unwrap() });
+    }
+    let ids = tasks.join_all().await;
+    assert!(ids.iter().all(|id| *id == ids[0]));
+    let found = catalog.parked_entry(ids[0]).await.unwrap().unwrap();
+    assert_eq!((found.times, found.state, found.job), (10, ParkedState::Parked, None));
+    assert_eq!(found.fault, "event_malformed");
+    {
+        use base64::Engine;
+        assert_eq!(base64::engine::general_purpose::STANDARD.decode(&found.body).unwrap(), body);
+    }
+    let other = NewParked { job: Some(job), ..entry(FaultKind::EventInvalid, b"x") };
+    let other = catalog.park(&other, later(100)).await.unwrap();
+    assert_eq!(catalog.parked(None, None, 10).await.unwrap().len(), 2);
+    assert_eq!(catalog.parked(None, Some(FaultKind::EventInvalid), 10).await.unwrap()[0].parked, other);
+    assert_eq!(catalog.parked(None, None, 1).await.unwrap()[0].parked, other, "newest first");
+    // Replayed, and refused again: it waits again. Its job done: it needs nobody.
+    catalog.mark_parked(other, ParkedState::Replayed, "ann", later(101)).await.unwrap();
+    assert_eq!(catalog.parked(Some(ParkedState::Replayed), None, 10).await.unwrap().len(), 1);
+    catalog.park(&NewParked { job: Some(job), ..entry(FaultKind::EventInvalid, b"x") }, later(102)).await.unwrap();
+    assert_eq!(catalog.parked(Some(ParkedState::Parked), None, 10).await.unwrap().len(), 2);
+    catalog.resolve_parked(job).await.unwrap();
+    let found = catalog.parked_entry(other).await.unwrap().unwrap();
+    assert_eq!(
+        (found.state, found.times, found.first_at, found.last_at),
+        (ParkedState::Resolved, 2, later(100), later(102))
+    );
+    assert_eq!(found.history, [(later(101), "replayed".to_owned(), "ann".to_owned())]);
+    // What a person gave up stays given up, however often it comes.
+    catalog.mark_parked(ids[0], ParkedState::Discarded, "bob", later(103)).await.unwrap();
+    catalog.park(&entry(FaultKind::EventMalformed, body), later(104)).await.unwrap();
+    assert_eq!(catalog.parked_entry(ids[0]).await.unwrap().unwrap().state, ParkedState::Discarded);
+    // An id that nobody knows is no error.
+    catalog.mark_parked(ParkedId::of_content("no", b""), ParkedState::Replayed, "bob", NOW).await.unwrap();
+}
+
+async fn marks(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let entry = NewParked { job: None, fault: FaultKind::Bug, detail: "", routing_key: "", body: b"x" };
+    let id = catalog.park(&entry, NOW).await.unwrap();
+    let mut tasks = JoinSet::new();
+    for n in 0..20 {
+        let catalog = catalog.clone();
+        tasks.spawn(async move {
+            catalog.mark_parked(id, ParkedState::Replayed, &format!("person {n}"), NOW).await.unwrap();
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(catalog.parked_entry(id).await.unwrap().unwrap().history.len(), 20);
+}
+
+async fn hostile_text(url: String) {
+    let catalog = Catalog::open(&url).await.unwrap();
+    let text = "a\0b ' \" ; DROP TABLE jobs; -- \u{1F600} $1 ?1 %s \\";
+    let stored = text.replace('\0', "\u{fffd}");
+    let new = NewJob { event: text.to_owned(), ..event("s", "e") };
+    let Accepted::New(job) = catalog.accept(&new, NOW).await.unwrap() else { panic!("new") };
+    assert_eq!(job.event, stored);
+    let row = ArchiveRow {
+        name: Some(text.to_owned()),
+        reason: text.to_owned(),
+        ..archive(&job, ArchiveStatus::Started, NOW)
+    };
+    assert!(catalog.put_archive(&row).await.unwrap());
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().name, Some(stored.clone()));
+    let entry = NewParked { job: None, fault: FaultKind::Bug, detail: text, routing_key: text, body: &[0, 255, 0] };
+    let id = catalog.park(&entry, NOW).await.unwrap();
+    catalog.mark_parked(id, ParkedState::Discarded, text, NOW).await.unwrap();
+    let found = catalog.parked_entry(id).await.unwrap().unwrap();
+    assert_eq!((found.detail, found.history[0].2.clone()), (stored.clone(), stored.clone()));
+    catalog.request_end(&job.application, &job.session, text, NOW, NOW).await.unwrap();
+    let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+    catalog.park_job(job.job, epoch, text, text, NOW).await.unwrap();
+    assert_eq!(catalog.job(job.job).await.unwrap().unwrap().detail, Some(stored));
+    // A long one too: an event may have 64 KiB and more.
+    let long = "x".repeat(1 << 20);
+    catalog.note(job.job, &long, "w", later(1)).await.unwrap();
+    assert_eq!(catalog.job_history(job.job).await.unwrap().last().unwrap().1.len(), 1 << 20);
+}
+
+async fn migrations(url: String) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..8 {
+        let url = url.clone();
+        tasks.spawn(async move { Catalog::open(&url).await.expect("opens") });
+    }
+    let all = tasks.join_all().await;
+    let job = accepted(&all[0], "s", "e").await.job;
+    for catalog in &all {
+        assert!(catalog.job(job).await.unwrap().is_some());
+        catalog.probe().await.unwrap();
+    }
+    // And again, over tables with something in them.
+    assert!(Catalog::open(&url).await.unwrap().job(job).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_sqlite_are_made_by_many_at_once_and_only_once() {
+    let dir = tempfile::tempdir().unwrap();
+    migrations(format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_postgres_are_made_by_many_at_once_and_only_once() {
+    migrations(databases::empty().url()).await;
+}
+
+/// Two processes on one SQLite file (a worker and an operator's command): each waits for the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_users_of_one_sqlite_file_wait_for_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("catalog.sqlite").display());
+    let (one, two) = (Catalog::open(&url).await.unwrap(), Catalog::open(&url).await.unwrap());
+    let mut tasks = JoinSet::new();
+    for (who, catalog) in [("a", one.clone()), ("b", two.clone())] {
+        tasks.spawn(async move {
+            for n in 0..50 {
+                let job = accepted(&catalog, &format!("{who}{n}"), "e").await.job;
+                claimed(&catalog, job, who, NOW).await;
+            }
+        });
+    }
+    tasks.join_all().await;
+    assert_eq!(one.jobs(&[], 1000).await.unwrap().len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_database_is_not_taken_for_one_that_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("catalog.sqlite");
+    std::fs::write(&path, "this is no database, and it is long enough to be looked at".repeat(100)).unwrap();
+    let error = Catalog::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
+    assert_eq!(error.fault().kind, FaultKind::CatalogCorrupt, "{error:?}");
+    let error = Catalog::open("sqlite:/proc/nowhere/catalog.sqlite").await.unwrap_err();
+    assert_eq!(error.fault().kind, FaultKind::CatalogUnavailable, "{error:?}");
+    let error = Catalog::open("postgres://archiver@127.0.0.1:1/none").await.unwrap_err();
+    assert_eq!(error.fault().kind, FaultKind::CatalogUnavailable, "{error:?}");
+}
+
+/// What was captured waits for the catalog: it must be told that it is away, and the same handle must work again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_stops_is_unavailable_and_then_works_again() {
+    let mut server = Postgres::start().expect("postgres");
+    let catalog = Catalog::open(&server.url()).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+    server.stop();
+    let stopped = Instant::now();
+    while stopped.elapsed() < Duration::from_secs(5) {
+        let error = catalog.heartbeat(job, epoch, NOW, TTL).await.expect_err("it is stopped");
+        let fault = error.fault();
+        assert_eq!((fault.kind, fault.retry), (FaultKind::CatalogUnavailable, Retry::Backoff), "{error:?}");
+    }
+    server.restart().expect("starts again");
+    let beat = catalog.heartbeat(job, epoch, later(1), TTL).await.expect("the same handle works");
+    assert_eq!(beat.lease_expires_at, later(1) + TTL);
+    assert!(matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(_)));
+}
+
+/// A host that vanished: no reset, no answer. Calls end in time, and no connection stays hung.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_does_not_answer_is_given_up_in_time() {
+    let database = databases::with_tables();
+    let proxy = TcpProxy::start([127, 0, 0, 1].into(), database.address()).expect("proxy");
+    let url = database.url().replace(&database.address().to_string(), &proxy.address().to_string());
+    let catalog = Catalog::open(&url).await.unwrap();
+    let job = accepted(&catalog, "s", "e").await.job;
+    proxy.set(TcpMode::BlackHole);
+    let began = Instant::now();
+    // More than there are connections.
+    let mut tasks = JoinSet::new();
+    for _ in 0..12 {
+        let catalog = Arc::new(catalog.clone());
+        tasks.spawn(async move { catalog.job(job).await.map(drop) });
+    }
+    for result in tasks.join_all().await {
+        assert!(matches!(result, Err(CatalogError::Unavailable { .. })), "{result:?}");
+    }
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
+    proxy.set(TcpMode::Forward);
+    wait_for("the catalog is back", || async { catalog.job(job).await.ok().flatten() }).await;
+}

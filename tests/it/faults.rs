@@ -1,0 +1,209 @@
+//! Whole sessions in which something breaks: one archive each, and nothing that was captured is lost.
+//!
+//! Short versions run with `make test`; `make kills` and `make outages` set the environment for the long ones.
+
+use crate::BINARY;
+use std::time::{Duration, Instant};
+
+use archiver_testkit::content::Content;
+use archiver_testkit::postgres::Postgres;
+use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::wait::wait_for;
+use archiver_testkit::world::World;
+use serde_json::{Value, json};
+
+/// Pictures come each 33 ms; what is missing for 100 ms is a gap.
+const HOLE_MIN: f64 = 0.14;
+
+/// A number from the environment, for the long versions.
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+async fn seconds(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+/// A session with one publisher that is being recorded.
+async fn recording(world: &mut World, session: &str) -> Publisher {
+    world.start_worker().expect("worker");
+    world.janus.create_room(session, json!({})).await.expect("room");
+    let started = world.started(session);
+    world.publish(&started).expect("publish");
+    let publisher = Publisher::start(Options::new(&world.janus, session, "alice")).await.expect("publisher");
+    world.recording(2).await;
+    publisher
+}
+
+fn gaps(track: &Value) -> Vec<(f64, f64, String)> {
+    let second = |v: &Value| v.as_f64().expect("a number") / 1e9;
+    let list = track["gaps"].as_array().expect("gaps");
+    list.iter().map(|g| (second(&g["from"]), second(&g["to"]), g["cause"].as_str().unwrap_or("").to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_again_and_again_makes_one_archive() {
+    let kills = setting("ARCHIVER_KILLS", 3);
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let publisher = recording(&mut world, "killed").await;
+    let mut killed = Vec::new();
+    for _ in 0..kills {
+        tokio::time::sleep(Duration::from_millis(rand_ms(1500, 4000))).await;
+        killed.push(Instant::now());
+        world.kill_worker();
+        tokio::time::sleep(Duration::from_millis(rand_ms(0, 800))).await;
+        world.start_worker().expect("worker");
+    }
+    seconds(4).await;
+    let ended = world.ended("killed");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("killed", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let epochs = archive.report["epochsMs"].as_array().expect("epochs").len() as u64;
+    assert!(epochs > kills, "{epochs} epochs after {kills} kills");
+    let files = archive.files("alice");
+    assert_eq!(files.len(), 1, "{files:?}");
+    let content = Content::read(&files[0]).expect("file");
+    assert!(content.errors.is_empty(), "{:?}", content.errors);
+    let matched = content.against(&truth);
+    assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
+    // Where pictures are missing in the file, by the times of sending, and when the worker was killed.
+    let holes: Vec<(f64, f64)> = matched
+        .frames
+        .windows(2)
+        .filter(|w| w[1].sent - w[0].sent > HOLE_MIN)
+        .map(|w| (w[0].sent, w[1].sent))
+        .collect();
+    let kill_times: Vec<f64> = killed.iter().map(|at| archiver_testkit::publisher::unix_seconds(*at)).collect();
+    for (from, to) in &holes {
+        let at = kill_times.iter().find(|at| (from - 0.1..=to + 0.1).contains(at));
+        let at = at.unwrap_or_else(|| panic!("nobody was killed between {from} and {to}"));
+        assert!(at - from <= 1.0, "{:.2} s before the kill are lost", at - from);
+    }
+    let video = gaps(archive.track("alice", "video").expect("track"));
+    let reported: Vec<_> = video.iter().filter(|g| g.2 == "worker").collect();
+    assert_eq!(reported.len(), holes.len(), "{video:?} {holes:?}");
+    for ((from, to), (gap_from, gap_to, _)) in holes.iter().zip(reported.iter().map(|g| (g.0, g.1, &g.2))) {
+        let off = (gap_to - gap_from) - (to - from);
+        assert!(off.abs() <= 0.1, "a gap of {:.3} s is reported as {:.3} s", to - from, gap_to - gap_from);
+    }
+    let sound = gaps(archive.track("alice", "audio").expect("track"));
+    assert_eq!(sound.iter().filter(|g| g.2 == "worker").count(), holes.len(), "{sound:?}");
+    println!("{kills} kills: {:.2} s missing in all", holes.iter().map(|(a, b)| b - a).sum::<f64>());
+}
+
+fn rand_ms(from: u64, to: u64) -> u64 {
+    let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| u64::from(d.subsec_nanos()));
+    from + now / 1000 % (to - from).max(1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_away_in_mid_session_and_at_the_end_loses_nothing() {
+    let away = setting("ARCHIVER_OUTAGE", 6);
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let publisher = recording(&mut world, "stored").await;
+    seconds(2).await;
+    world.s3.stop().await;
+    seconds(away).await;
+    world.s3.restart().await.expect("store");
+    seconds(3).await;
+    world.s3.stop().await;
+    let ended = world.ended("stored");
+    world.publish(&ended).expect("publish");
+    seconds(away).await;
+    world.s3.restart().await.expect("store");
+    let archive = world.archive("stored", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_dies_is_not_noticed_by_captures() {
+    let mut world = World::start_private(BINARY, None, "").await.expect("world");
+    let publisher = recording(&mut world, "brokered").await;
+    seconds(1).await;
+    world.rabbit.kill9();
+    seconds(3).await;
+    world.rabbit.restart().expect("broker");
+    seconds(2).await;
+    let ended = world.ended("brokered");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("brokered", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0));
+    assert!(gaps(archive.track("alice", "video").expect("track")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_is_restarted_leaves_a_gap_in_the_same_archive() {
+    let mut world = World::start_private(BINARY, None, "").await.expect("world");
+    let publisher = recording(&mut world, "routed").await;
+    seconds(3).await;
+    world.janus.restart().expect("janus");
+    let before = publisher.crash();
+    world.janus.create_room("routed", json!({})).await.expect("room");
+    let publisher = Publisher::start(Options::new(&world.janus, "routed", "alice")).await.expect("publisher");
+    // Media is there again: what was missing is known.
+    wait_for("a gap by the router", || async {
+        let metrics = world.metrics().ok()?;
+        metrics.lines().any(|line| line.starts_with("archiver_gap_seconds_total{cause=\"router\"}")).then_some(())
+    })
+    .await;
+    seconds(4).await;
+    let ended = world.ended("routed");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("routed", "available").await;
+    let after = publisher.crash();
+    let archive = world.download(&archive).expect("download");
+    let files = archive.files("alice");
+    assert_eq!(files.len(), 1, "{files:?}");
+    let content = Content::read(&files[0]).expect("file");
+    assert!(content.errors.is_empty(), "{:?}", content.errors);
+    let seen = content.frames.len();
+    assert!(seen > 90 && seen < before.frames.len() + after.frames.len(), "{seen}");
+    let found = gaps(archive.track("alice", "video").expect("track"));
+    assert!(found.iter().any(|g| g.2 == "router" && g.1 > g.0), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_that_is_away_delays_nothing_but_the_news() {
+    let away = setting("ARCHIVER_OUTAGE", 10);
+    let mut postgres = tokio::task::spawn_blocking(Postgres::start).await.expect("task").expect("postgres");
+    let mut world = World::start(BINARY, Some(&postgres.url()), "").await.expect("world");
+    let publisher = recording(&mut world, "catalogued").await;
+    seconds(2).await;
+    postgres.stop();
+    seconds(away).await;
+    postgres.restart().expect("postgres");
+    seconds(3).await;
+    let ended = world.ended("catalogued");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("catalogued", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0));
+    assert!(gaps(archive.track("alice", "video").expect("track")).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_stop_hands_its_session_over() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let publisher = recording(&mut world, "handed").await;
+    seconds(2).await;
+    assert!(world.stop_worker(), "{}", world.log());
+    world.start_worker().expect("worker");
+    seconds(4).await;
+    let ended = world.ended("handed");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("handed", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!(matched.strange, 0);
+}

@@ -1,0 +1,449 @@
+//! The adapter against a real Janus, one that is cut off or restarted, and servers that lie.
+
+use std::time::{Duration, Instant};
+
+use archiver::config::RouterSection;
+use archiver::event::RouterRoom;
+use archiver::ids::{SessionId, TrackKind};
+use archiver::router::janus::{JanusConfig, JanusRouter};
+use archiver::router::{ListedRoom, MediaRouter, Room, RoomEvent, Rooms, RouterError, StreamInfo};
+use archiver::session::access::{access_at, client_access, signed_token};
+use archiver::session::room::room_of;
+use archiver::time::Wallclock;
+use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus, TOKEN_SECRET};
+use archiver_testkit::liar::{Lie, liar, reply};
+use archiver_testkit::proxy::{TcpMode, TcpProxy};
+use archiver_testkit::publisher::{Options, Publisher};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn config(url: &str) -> JanusConfig {
+    let mut config = JanusConfig::new("test", url);
+    config.api_secret = Some(API_SECRET.into());
+    config.poll = Duration::from_millis(300);
+    config
+}
+
+fn id(room: &str) -> RouterRoom {
+    RouterRoom::shared("test".parse().expect("name"), room.parse().expect("room"))
+}
+
+async fn enter(url: &str, room: &str) -> Box<dyn Room> {
+    JanusRouter::new(config(url)).join(&id(room), "test").await.expect("join")
+}
+
+/// Reads events until one fits; `what` is in the message if none comes. Events before it are returned too.
+async fn until<T>(
+    room: &mut dyn Room,
+    what: &str,
+    mut fits: impl FnMut(&RoomEvent) -> Option<T>,
+) -> (T, Vec<RoomEvent>) {
+    let mut before = Vec::new();
+    let reading = async {
+        loop {
+            let event = room.next_event().await.expect("the room was left");
+            if let Some(found) = fits(&event) {
+                return found;
+            }
+            if !matches!(event, RoomEvent::Talking { .. }) {
+                before.push(event);
+            }
+        }
+    };
+    match tokio::time::timeout(LIMIT, reading).await {
+        Ok(found) => (found, before),
+        Err(_) => panic!("waited for: {what}; there was {before:?}"),
+    }
+}
+
+async fn present(room: &mut dyn Room, stream: &str) -> StreamInfo {
+    let fits = |event: &RoomEvent| match event {
+        RoomEvent::StreamPresent(info) if info.router_id == stream => Some(info.clone()),
+        _ => None,
+    };
+    until(room, "a stream", fits).await.0
+}
+
+async fn gone(room: &mut dyn Room, stream: &str) {
+    until(room, "a stream's end", |e| {
+        matches!(e, RoomEvent::StreamGone { router_id } if router_id == stream).then_some(())
+    })
+    .await;
+}
+
+async fn clients(room: &mut dyn Room, wanted: usize) {
+    until(room, "the clients", |e| matches!(e, RoomEvent::Clients { count } if *count == wanted).then_some(())).await;
+}
+
+async fn reconnected(room: &mut dyn Room) -> (bool, Vec<RoomEvent>) {
+    let fits = |event: &RoomEvent| match event {
+        RoomEvent::Reconnected { subscriptions_live } => Some(*subscriptions_live),
+        _ => None,
+    };
+    until(room, "the connection", fits).await
+}
+
+async fn publish(janus: &Janus, room: &str, stream: &str) -> Publisher {
+    Publisher::start(Options::new(janus, room, stream)).await.expect("publisher")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_tells_who_comes_publishes_is_muted_and_goes() {
+    let janus = Janus::shared().expect("janus");
+    janus.create_room("r", json!({})).await.expect("room");
+    let mut room = enter(&janus.url(), &janus.room("r")).await;
+    clients(room.as_mut(), 0).await;
+
+    let mut options = Options::new(&janus, "r", "alice");
+    options.display = json!({ "name": "Alice", "connectionData": "u=7", "videoType": "screen" }).to_string();
+    let alice = Publisher::start(options).await.expect("publisher");
+    let info = present(room.as_mut(), "alice").await;
+    assert_eq!((info.name.as_deref(), info.connection_data.as_deref()), (Some("Alice"), Some("u=7")));
+    let mut codecs: Vec<(TrackKind, &str)> = info.tracks.iter().map(|t| (t.kind, t.codec.as_str())).collect();
+    codecs.sort();
+    assert_eq!(codecs, [(TrackKind::Audio, "opus"), (TrackKind::Video, "vp8")]);
+    clients(room.as_mut(), 1).await;
+
+    // One that only looks on is a client, a second archiver is none.
+    let other = enter(&janus.url(), &janus.room("r")).await;
+    let mut looker = Client::connect(&janus.url()).await.expect("client");
+    looker
+        .message(json!({ "request": "join", "ptype": "publisher", "room": janus.room("r"), "display": "Bob" }), None)
+        .await
+        .expect("join");
+    clients(room.as_mut(), 2).await;
+    drop(looker);
+    other.leave().await;
+
+    let mut admin = Client::connect(&janus.url()).await.expect("client");
+    let mid = info.tracks.iter().find(|t| t.kind == TrackKind::Video).expect("video").mid.clone();
+    for mute in [true, false] {
+        let body = json!({ "request": "moderate", "room": janus.room("r"), "id": "alice", "mid": mid, "mute": mute });
+        admin.message(body, None).await.expect("moderate");
+        let info = present(room.as_mut(), "alice").await;
+        let muted: Vec<&str> = info.tracks.iter().filter(|t| t.muted).map(|t| t.mid.as_str()).collect();
+        assert_eq!(muted, if mute { vec![mid.as_str()] } else { vec![] });
+    }
+
+    alice.leave().await.expect("leave");
+    gone(room.as_mut(), "alice").await;
+    let _carol = publish(&janus, "r", "carol").await;
+    present(room.as_mut(), "carol").await;
+    admin.message(json!({ "request": "kick", "room": janus.room("r"), "id": "carol" }), None).await.expect("kick");
+    gone(room.as_mut(), "carol").await;
+    room.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_told_apart() {
+    let janus = Janus::shared().expect("janus");
+    janus.create_room("locked", json!({ "pin": "1234", "secret": "s" })).await.expect("room");
+    let join = |config: JanusConfig, room: &str| {
+        let room = id(&janus.room(room));
+        async move { JanusRouter::new(config).join(&room, "test").await.map(drop) }
+    };
+    let pin = |pin: Option<&str>| JanusConfig { pin: pin.map(Into::into), ..config(&janus.url()) };
+    assert!(matches!(join(pin(None), "locked").await, Err(RouterError::Refused { .. })));
+    assert!(matches!(join(pin(Some("wrong")), "locked").await, Err(RouterError::Refused { .. })));
+    join(pin(Some("1234")), "locked").await.expect("join");
+    assert!(matches!(join(pin(None), "missing").await, Err(RouterError::RoomNotFound { .. })));
+
+    let stranger = JanusConfig { api_secret: Some("wrong".into()), ..config(&janus.url()) };
+    let refused = join(stranger.clone(), "locked").await.expect_err("refused");
+    assert!(matches!(refused, RouterError::Refused { code: 403, .. }), "{refused}");
+    assert!(JanusRouter::new(stranger).probe().await.is_err());
+    assert!(JanusRouter::new(config(&janus.url())).probe().await.expect("probe").contains("Janus"));
+    let nobody = config(&format!("ws://{}:9", janus.ip()));
+    assert!(matches!(join(nobody, "locked").await, Err(RouterError::Unavailable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_offered_and_a_bad_answer_harms_only_its_subscription() {
+    let janus = Janus::shared().expect("janus");
+    janus.create_room("r", json!({})).await.expect("room");
+    let _alice = publish(&janus, "r", "alice").await;
+    let mut room = enter(&janus.url(), &janus.room("r")).await;
+    present(room.as_mut(), "alice").await;
+    let control = room.control();
+    assert!(matches!(control.subscribe("nobody").await, Err(RouterError::StreamNotFound { .. })));
+    let offer = control.subscribe("alice").await.expect("offer");
+    assert!(offer.sdp.starts_with("v=0"));
+    let kinds: Vec<TrackKind> = offer.mids.iter().map(|(_, kind)| *kind).collect();
+    assert_eq!(kinds, [TrackKind::Audio, TrackKind::Video]);
+    control.prefer_highest_layer(offer.subscription).await.expect("layer");
+    assert!(control.answer(offer.subscription, "not SDP".to_owned()).await.is_err());
+    control.unsubscribe(offer.subscription).await;
+    assert!(matches!(control.prefer_highest_layer(offer.subscription).await, Err(RouterError::StreamNotFound { .. })));
+    control.subscribe("alice").await.expect("a second offer");
+    room.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_websocket_is_replaced_and_subscriptions_live_on() {
+    let janus = Janus::shared().expect("janus");
+    janus.create_room("r", json!({})).await.expect("room");
+    let alice = publish(&janus, "r", "alice").await;
+    let proxy = TcpProxy::start(janus.ip(), janus.address()).expect("proxy");
+    let mut room = enter(&format!("ws://{}", proxy.address()), &janus.room("r")).await;
+    present(room.as_mut(), "alice").await;
+    let control = room.control();
+    let offer = control.subscribe("alice").await.expect("offer");
+
+    proxy.cut();
+    let (live, before) = reconnected(room.as_mut()).await;
+    assert!(live && before.contains(&RoomEvent::Disconnected), "{before:?}");
+    present(room.as_mut(), "alice").await;
+    control.prefer_highest_layer(offer.subscription).await.expect("the subscription is still there");
+
+    // Who came and went while nobody listened.
+    proxy.set(TcpMode::Refuse);
+    until(room.as_mut(), "the loss", |e| (*e == RoomEvent::Disconnected).then_some(())).await;
+    alice.leave().await.expect("leave");
+    let _bob = publish(&janus, "r", "bob").await;
+    proxy.set(TcpMode::Forward);
+    assert!(reconnected(room.as_mut()).await.0);
+    gone(room.as_mut(), "alice").await;
+    present(room.as_mut(), "bob").await;
+
+    // A connection that swallows everything is found out by the lists that do not come.
+    proxy.set(TcpMode::BlackHole);
+    until(room.as_mut(), "the loss", |e| (*e == RoomEvent::Disconnected).then_some(())).await;
+    proxy.set(TcpMode::Forward);
+    assert!(reconnected(room.as_mut()).await.0);
+    room.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_janus_is_entered_again_even_if_its_room_comes_late() {
+    let mut janus = Janus::start().expect("janus");
+    janus.create_room("r", json!({})).await.expect("room");
+    let alice = publish(&janus, "r", "alice").await;
+    let mut room = enter(&janus.url(), &janus.room("r")).await;
+    present(room.as_mut(), "alice").await;
+    let control = room.control();
+    let offer = control.subscribe("alice").await.expect("offer");
+    janus.restart().expect("restart");
+    alice.crash();
+    // Several tries find Janus without the room; each later one claims the session of the one before.
+    until(room.as_mut(), "the room's end", |e| (*e == RoomEvent::RoomDestroyed).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    janus.create_room("r", json!({})).await.expect("room");
+    let _alice = publish(&janus, "r", "alice").await;
+    let (live, before) = reconnected(room.as_mut()).await;
+    assert!(!live, "the subscriptions went with the old Janus");
+    assert!(!before.contains(&RoomEvent::RoomDestroyed), "it is told once: {before:?}");
+    assert!(matches!(control.prefer_highest_layer(offer.subscription).await, Err(RouterError::StreamNotFound { .. })));
+    present(room.as_mut(), "alice").await;
+    control.subscribe("alice").await.expect("a new offer");
+    room.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_is_made_again_and_an_observer_that_was_removed_are_noticed() {
+    let janus = Janus::shared().expect("janus");
+    janus.create_room("r", json!({})).await.expect("room");
+    let _alice = publish(&janus, "r", "alice").await;
+    let mut room = enter(&janus.url(), &janus.room("r")).await;
+    present(room.as_mut(), "alice").await;
+    janus.destroy_room("r").await.expect("destroy");
+    gone(room.as_mut(), "alice").await;
+    until(room.as_mut(), "the room's end", |e| (*e == RoomEvent::RoomDestroyed).then_some(())).await;
+    janus.create_room("r", json!({})).await.expect("room");
+    let _bob = publish(&janus, "r", "bob").await;
+    present(room.as_mut(), "bob").await;
+    clients(room.as_mut(), 1).await;
+
+    let mut admin = Client::connect(&janus.url()).await.expect("client");
+    let listed =
+        admin.message(json!({ "request": "listparticipants", "room": janus.room("r") }), None).await.expect("list");
+    let list = listed["plugindata"]["data"]["participants"].as_array().expect("list").clone();
+    let observer = list.iter().find(|p| p["display"] == "archiver:test").expect("observer")["id"].clone();
+    admin.message(json!({ "request": "kick", "room": janus.room("r"), "id": observer }), None).await.expect("kick");
+    let _carol = publish(&janus, "r", "carol").await;
+    present(room.as_mut(), "carol").await;
+    room.control().subscribe("carol").await.expect("offer");
+    room.leave().await;
+}
+
+/// As Janus answers, as far as a room is entered.
+fn honest(request: &Value) -> Option<Vec<Message>> {
+    let plugin = |data: Value| json!({ "janus": "event", "sender": 7, "plugindata": { "data": data } });
+    let answer = match (request["janus"].as_str()?, request["body"]["request"].as_str()) {
+        ("create" | "attach", _) => json!({ "janus": "success", "data": { "id": 7 } }),
+        ("message", Some("join")) => plugin(json!({ "videoroom": "joined", "id": "me", "publishers": [] })),
+        ("message", Some("listparticipants")) => plugin(
+            json!({ "videoroom": "participants", "participants": [{ "id": "me", "display": "archiver:test" }, { "id": "c" }] }),
+        ),
+        _ => json!({ "janus": "success" }),
+    };
+    Some(vec![reply(request, answer)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_no_janus_is_refused_in_time() {
+    let lies: [(&str, Lie); 9] = [
+        ("silence", |_| None),
+        ("no JSON", |_| Some(vec![Message::text("hello"), Message::binary(vec![0_u8; 1000])])),
+        ("wrong types", |r| Some(vec![reply(r, json!({ "janus": [], "data": { "id": "seven" } }))])),
+        ("a negative id", |r| Some(vec![reply(r, json!({ "janus": "success", "data": { "id": -1 } }))])),
+        ("an odd error", |r| Some(vec![reply(r, json!({ "janus": "error", "error": { "code": "x", "reason": {} } }))])),
+        ("deep JSON", |_| Some(vec![Message::text("[".repeat(500_000))])),
+        ("huge JSON", |r| Some(vec![reply(r, json!({ "janus": "success", "data": "x".repeat(5 << 20) }))])),
+        ("other answers", |_| {
+            Some(vec![Message::text(json!({ "janus": "success", "transaction": "z" }).to_string()); 3000])
+        }),
+        ("a closed door", |_| Some(vec![Message::Close(None)])),
+    ];
+    for (name, lie) in lies {
+        let url = liar(lie).await.expect("liar");
+        let started = Instant::now();
+        let router = JanusRouter::new(JanusConfig { timeout: Duration::from_millis(500), ..config(&url) });
+        let error = router.join(&id("r"), "test").await.map(drop).expect_err(name);
+        assert!(!matches!(error, RouterError::Refused { .. }), "{name}: {error}");
+        assert!(started.elapsed() < Duration::from_secs(5), "{name}: {error}");
+        assert!(error.to_string().len() < 2000, "{name}");
+        assert!(router.probe().await.is_err(), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_in_a_room_harms_nothing() {
+    let url = liar(|request| {
+        let mut answers = honest(request)?;
+        if request["body"]["request"] == "listparticipants" {
+            let event = |data: Value| {
+                Message::text(json!({ "janus": "event", "sender": 7, "plugindata": { "data": data } }).to_string())
+            };
+            answers.extend([
+                Message::text("{"),
+                Message::text("[1,2]"),
+                Message::text("{\"a\":".repeat(10_000)),
+                Message::binary(vec![255_u8; 100]),
+                Message::text(json!({ "janus": 7, "sender": "x", "transaction": {} }).to_string()),
+                Message::text(json!({ "janus": "hangup", "sender": 9_999 }).to_string()),
+                Message::text(json!({ "janus": "event", "sender": 7, "plugindata": [] }).to_string()),
+                event(json!({ "publishers": { "a": 1 } })),
+                event(json!({ "publishers": [null, 7, { "id": {} }, { "id": "p", "display": 7, "streams": "x" }] })),
+                event(json!({ "leaving": [], "unpublished": {}, "moderation": 7, "videoroom": 1 })),
+                event(json!({ "videoroom": "talking", "id": [] })),
+                event(json!({ "moderation": "muted", "id": "nobody", "mid": "0" })),
+                event(json!({ "publishers": [{ "id": "long", "display": "x".repeat(100_000), "streams": [] }] })),
+            ]);
+            answers.extend((0..200).map(|_| event(json!({ "videoroom": "talking", "id": "p" }))));
+        }
+        Some(answers)
+    })
+    .await
+    .expect("liar");
+    let mut room = enter(&url, "r").await;
+    clients(room.as_mut(), 1).await;
+    let long = present(room.as_mut(), "long").await;
+    assert!(long.name.expect("name").len() <= 1000);
+    assert!(room.control().subscribe("long").await.is_err(), "it has no tracks");
+    // A driver that reads nothing for a while is told how things are, and can still leave.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    clients_or_streams_only(room.as_mut()).await;
+    tokio::time::timeout(Duration::from_secs(5), room.leave()).await.expect("leave");
+}
+
+/// Reads what waits; the connection was never lost.
+async fn clients_or_streams_only(room: &mut dyn Room) {
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(1), room.next_event()).await {
+        assert!(!matches!(event, RoomEvent::Disconnected | RoomEvent::RoomDestroyed), "{event:?}");
+    }
+}
+
+/// A Janus as the API knows it: with the keys to make rooms, and to sign tokens for clients.
+fn section(janus: &Janus) -> RouterSection {
+    toml::from_str(&format!(
+        "name = \"test\"\nurl = \"{}\"\napi_secret = \"{API_SECRET}\"\nadmin_key = \"{ADMIN_KEY}\"\nroom_key = \"key\"\ntoken_secret = \"{TOKEN_SECRET}\"\n",
+        janus.url()
+    ))
+    .expect("section")
+}
+
+fn router(section: &RouterSection) -> JanusRouter {
+    let mut config = config(&section.url);
+    config.admin_key.clone_from(&section.admin_key);
+    config.room_key.clone_from(&section.room_key);
+    JanusRouter::new(config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rooms_are_made_listed_looked_into_and_removed() {
+    let mut janus = tokio::task::spawn_blocking(Janus::start).await.expect("task").expect("Janus");
+    let section = section(&janus);
+    let router = router(&section);
+    let session: SessionId = "2_MX4xMjM0NTY-fn5-".parse().expect("session");
+    let place = RouterRoom { access: access_at(&section), ..id(room_of(&session, true).as_str()) };
+    assert!(router.create_room(&place, &session).await.expect("create"));
+    assert!(!router.create_room(&place, &session).await.expect("create again"));
+    let listed = || async { router.list_rooms().await.expect("list") };
+    let expected = |participants| ListedRoom { room: place.room.clone(), about: session.to_string(), participants };
+    assert_eq!(listed().await, [expected(0)]);
+    assert!(router.streams(&place).await.expect("streams").is_empty());
+
+    // A client, with what clients are given, and an archiver, which is none.
+    let access = client_access(&section, &place, Wallclock::now() + Duration::from_secs(60));
+    let mut options = Options::new(&janus, place.room.as_str(), "alice");
+    (options.pin, options.token) = (access.pin.clone(), access.token.clone());
+    options.display = r#"{"name":"Alice","connectionData":"u=1"}"#.to_owned();
+    let alice = Publisher::start(options).await.expect("alice");
+    let archiver = router.join(&place, "x").await.expect("join");
+    assert_eq!(listed().await, [expected(2)]);
+    let seen = router.participants(&place.room).await.expect("participants");
+    assert_eq!(seen.len(), 1);
+    assert_eq!(
+        (seen[0].router_id.as_str(), seen[0].name.as_deref(), seen[0].publishing),
+        ("alice", Some("Alice"), true)
+    );
+    let streams = router.streams(&place).await.expect("streams");
+    assert_eq!((streams.len(), streams[0].tracks.len()), (1, 2));
+    archiver.leave().await;
+
+    // Clients can neither list rooms, nor do anything to one, nor make one.
+    let token = access.token.as_deref().expect("token");
+    let mut client = Client::connect_with_token(&janus.url(), token).await.expect("client");
+    let list = client.message(json!({ "request": "list" }), None).await.expect("answer");
+    assert_eq!(list["plugindata"]["data"]["list"], json!([]));
+    for (request, code) in [
+        (json!({ "request": "destroy", "room": place.room }), 429),
+        (json!({ "request": "kick", "room": place.room, "id": "alice" }), 429),
+        (json!({ "request": "create", "room": "mine" }), 429),
+        (json!({ "request": "join", "ptype": "publisher", "room": place.room }), 429),
+        (json!({ "request": "join", "ptype": "publisher", "room": place.room, "pin": "x" }), 433),
+    ] {
+        let answer = client.message(request.clone(), None).await.expect("answer");
+        assert_eq!(answer["plugindata"]["data"]["error_code"], code, "{request}: {answer}");
+    }
+    drop(alice.crash());
+    assert!(router.remove_room(&place).await.expect("remove"));
+    assert!(!router.remove_room(&place).await.expect("remove again"));
+    assert!(listed().await.is_empty());
+    let gone = router.participants(&place.room).await.expect_err("no room");
+    assert!(matches!(gone, RouterError::RoomNotFound { .. }), "{gone}");
+    // What is kept open is lost with a Janus that goes; nobody hears of that when it is back.
+    janus.restart().expect("restart");
+    assert!(router.create_room(&place, &session).await.expect("create"));
+    let no_key = JanusRouter::new(config(&janus.url()));
+    let refused = no_key.join(&place, "x").await.map(drop).expect_err("no key");
+    assert!(matches!(refused, RouterError::Refused { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_needs_a_token_that_is_signed_and_not_over() {
+    let janus = tokio::task::spawn_blocking(Janus::shared).await.expect("task").expect("Janus");
+    let now = Wallclock::now();
+    let signed = |secret: &str, expires| signed_token(&secret.into(), expires);
+    let good = signed(TOKEN_SECRET, now + Duration::from_secs(60));
+    Client::connect_with_token(&janus.url(), &good).await.expect("a good token");
+    let over = signed(TOKEN_SECRET, Wallclock(now.0 - 10_000_000));
+    let forged = signed("another secret", now + Duration::from_secs(60));
+    let tampered = good.replacen(char::is_numeric, "9", 1);
+    for bad in [over.as_str(), &forged, &tampered, "", "x", ":"] {
+        let error = Client::connect_with_token(&janus.url(), bad).await.expect_err(bad).to_string();
+        assert!(error.contains("403"), "{bad}: {error}");
+    }
+}

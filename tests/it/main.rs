@@ -1,0 +1,38 @@
+//! The integration tests: one binary, a module for each behaviour.
+//!
+//! The tests run against real servers. Tests that do not break a server share one RabbitMQ, one PostgreSQL and one Janus
+//! (`archiver_testkit::shared`); a test that kills or freezes a server starts its own.
+#![allow(missing_docs, clippy::disallowed_methods, clippy::needless_pass_by_value, clippy::unwrap_used)]
+
+mod api;
+mod api_auth;
+mod api_errors;
+mod bridge;
+mod broker;
+mod callbacks;
+mod capture;
+mod catalog;
+mod clip;
+mod commands;
+mod compose;
+mod compose_damaged;
+mod content;
+mod faults;
+mod hostile;
+mod hostile_api;
+mod janus;
+mod links;
+mod parked;
+mod pipelines;
+mod program;
+mod readme;
+mod sdk_quirks;
+mod sdks;
+mod session;
+mod soak;
+mod store;
+mod support;
+mod takeover;
+
+/// The program under test.
+const BINARY: &str = env!("CARGO_BIN_EXE_archiver");

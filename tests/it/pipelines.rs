@@ -1,0 +1,247 @@
+//! The muxer against an independent reader (ffprobe): codecs, counts, durations, pauses, late starts.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use archiver::capture::types::{Codec, Frame, TrackFormat};
+use archiver::media::decode::{AudioDecoder, Picture, VideoDecoder};
+use archiver::media::fragment::EMBEDDED;
+use archiver::media::mux::{MuxInput, Muxed, mux};
+use archiver::media::picture::Plane;
+use archiver::media::verify;
+use archiver::media::{Pipelines, check};
+use archiver::time::MediaTime;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app::AppSink;
+use tokio_util::sync::CancellationToken;
+
+const VIDEO: &str = "videotestsrc num-buffers=100 pattern=ball ! video/x-raw,width=320,height=240,framerate=25/1 ! ";
+const AUDIO: &str = "audiotestsrc num-buffers=200 samplesperbuffer=960 ! audio/x-raw,rate=48000,channels=2 ! ";
+const AUDIO8: &str = "audiotestsrc num-buffers=200 samplesperbuffer=160 ! audio/x-raw,rate=8000,channels=1 ! ";
+
+/// Four seconds of a codec, made by GStreamer's own encoder.
+fn coded(codec: Codec) -> (TrackFormat, Vec<Frame>) {
+    let encoder = match codec {
+        Codec::Vp8 => format!("{VIDEO}vp8enc deadline=1 keyframe-max-dist=25"),
+        Codec::Vp9 => format!("{VIDEO}vp9enc deadline=1 cpu-used=8 keyframe-max-dist=25"),
+        Codec::H264 => format!(
+            "{VIDEO}x264enc tune=zerolatency speed-preset=ultrafast key-int-max=25 ! video/x-h264,stream-format=avc,alignment=au"
+        ),
+        Codec::Av1 => format!(
+            "{VIDEO}av1enc cpu-used=8 usage-profile=realtime lag-in-frames=0 ! av1parse ! video/x-av1,stream-format=obu-stream,alignment=tu"
+        ),
+        Codec::Opus => format!("{AUDIO}opusenc frame-size=20"),
+        Codec::Pcmu => format!("{AUDIO8}mulawenc"),
+        Codec::Pcma => format!("{AUDIO8}alawenc"),
+    };
+    coded_by(codec, &encoder)
+}
+
+fn coded_by(codec: Codec, encoder: &str) -> (TrackFormat, Vec<Frame>) {
+    gst::init().expect("gstreamer");
+    let pipeline = gst::parse::launch(&format!("{encoder} ! appsink name=out sync=false")).expect("encoder");
+    let pipeline = pipeline.downcast::<gst::Pipeline>().expect("pipeline");
+    let sink = pipeline.by_name("out").and_then(|e| e.downcast::<AppSink>().ok()).expect("sink");
+    pipeline.set_state(gst::State::Playing).expect("playing");
+    let (mut frames, mut private, mut first) = (Vec::new(), Vec::new(), None);
+    while let Some(sample) = sink.try_pull_sample(gst::ClockTime::from_seconds(20)) {
+        if let Some(data) = sample.caps().and_then(|c| c.structure(0)?.get::<gst::Buffer>("codec_data").ok()) {
+            private = data.map_readable().expect("codec data").to_vec();
+        }
+        let buffer = sample.buffer().expect("buffer");
+        let pts = i64::try_from(buffer.pts().expect("pts").nseconds()).expect("small");
+        let first = *first.get_or_insert(pts);
+        frames.push(Frame {
+            pts: MediaTime(pts - first),
+            duration: None,
+            keyframe: !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT),
+            data: buffer.map_readable().expect("map").to_vec().into(),
+        });
+    }
+    pipeline.set_state(gst::State::Null).expect("null");
+    let (width, height, channels) = match codec {
+        Codec::Opus => (0, 0, 2),
+        Codec::Pcmu | Codec::Pcma => (0, 0, 1),
+        _ => (320, 240, 0),
+    };
+    if codec == Codec::Opus {
+        private = b"OpusHead\x01\x02\x38\x01\x80\xbb\0\0\0\0\0".to_vec();
+    }
+    assert!(frames.len() >= 100, "{codec:?} {}", frames.len());
+    (TrackFormat { codec, width, height, channels, codec_private: private }, frames)
+}
+
+type Track = Option<(TrackFormat, Vec<Frame>)>;
+
+fn run(video: Track, audio: Track, path: &Path) -> Muxed {
+    let source =
+        |t: Track| t.map(|(f, frames)| (f, Box::new(frames.into_iter()) as Box<dyn Iterator<Item = Frame> + Send>));
+    let input = MuxInput { video: source(video), audio: source(audio), start: MediaTime::ZERO };
+    mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux")
+}
+
+/// `key=value` lines of ffprobe for one kind of stream, with packets counted.
+fn probe(path: &Path, select: &str, entries: &str) -> String {
+    let out = Command::new("ffprobe")
+        .args([
+            "-v",
+            "error",
+            "-count_packets",
+            "-select_streams",
+            select,
+            "-show_entries",
+            entries,
+            "-of",
+            "default=nw=1",
+        ])
+        .arg(path)
+        .output()
+        .expect("ffprobe");
+    String::from_utf8(out.stdout).expect("text")
+}
+
+fn plays(path: &Path) {
+    let out =
+        Command::new("ffmpeg").args(["-v", "error", "-xerror", "-i"]).arg(path).args(["-f", "null", "-"]).output();
+    let out = out.expect("ffmpeg");
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.trim().is_empty(), "{}: {text}", path.display());
+}
+
+fn duration(path: &Path) -> f64 {
+    probe(path, "", "format=duration").trim().trim_start_matches("duration=").parse().expect("duration")
+}
+
+#[test]
+fn every_pair_of_codecs_is_muxed_whole_and_plays() {
+    let dir = tempfile::tempdir().expect("dir");
+    for (video, v) in [(Codec::Vp8, "vp8"), (Codec::Vp9, "vp9"), (Codec::H264, "h264"), (Codec::Av1, "av1")] {
+        for (audio, a) in [(Codec::Opus, "opus"), (Codec::Pcmu, "pcm_mulaw"), (Codec::Pcma, "pcm_alaw")] {
+            let path = dir.path().join(format!("{v}-{a}"));
+            let (video, audio) = (coded(video), coded(audio));
+            let counts = (video.1.len(), audio.1.len());
+            let muxed = run(Some(video), Some(audio), &path);
+            assert_eq!((muxed.video_frames, muxed.audio_frames), (counts.0 as u64, counts.1 as u64), "{v} {a}");
+            let text = probe(&path, "v", "stream=codec_name,nb_read_packets");
+            assert!(text.contains(&format!("codec_name={v}\n")), "{v} {a}: {text}");
+            assert!(text.contains(&format!("nb_read_packets={}", counts.0)), "{v} {a}: {text}");
+            let text = probe(&path, "a", "stream=codec_name,nb_read_packets");
+            assert!(text.contains(&format!("codec_name={a}\n")), "{v} {a}: {text}");
+            assert!(text.contains(&format!("nb_read_packets={}", counts.1)), "{v} {a}: {text}");
+            assert!((duration(&path) - 4.0).abs() < 0.05, "{v} {a}: {}", duration(&path));
+            plays(&path);
+        }
+    }
+}
+
+#[test]
+fn a_pause_of_the_sound_of_an_hour_stays_a_pause_and_holds_nothing_up() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (video, mut audio) = (coded(Codec::Vp8), coded(Codec::Opus));
+    // Pictures go on for an hour; sound is there for two seconds at either end.
+    let hour = 3_600_000_000_000_i64;
+    let mut frames = Vec::new();
+    for round in 0..900_i64 {
+        frames.extend(video.1.iter().map(|f| Frame { pts: f.pts + round * 4_000_000_000, ..f.clone() }));
+    }
+    for frame in audio.1.iter_mut().skip(100) {
+        frame.pts = frame.pts + (hour - 4_000_000_000);
+    }
+    let counts = (frames.len(), audio.1.len());
+    let path = dir.path().join("pause.webm");
+    let began = Instant::now();
+    let muxed = run(Some((video.0, frames)), Some(audio), &path);
+    println!("an hour of VP8 and Opus muxed in {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60));
+    assert_eq!((muxed.video_frames, muxed.audio_frames), (counts.0 as u64, counts.1 as u64));
+    assert!((duration(&path) - 3600.0).abs() < 0.05, "{}", duration(&path));
+}
+
+#[test]
+fn sound_that_begins_late_and_sound_alone_are_right() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (video, mut audio) = (coded(Codec::Vp8), coded(Codec::Opus));
+    for frame in &mut audio.1 {
+        frame.pts = frame.pts + 5_000_000_000;
+    }
+    let path = dir.path().join("late.webm");
+    run(Some(video.clone()), Some(audio.clone()), &path);
+    assert!((duration(&path) - 9.0).abs() < 0.05, "{}", duration(&path));
+    plays(&path);
+    let counted = verify::count(&path, &Pipelines::default(), &CancellationToken::new()).expect("count");
+    assert_eq!((counted.pictures, counted.sounds), (video.1.len() as u64, audio.1.len() as u64));
+    let path = dir.path().join("audio.webm");
+    run(None, Some(coded(Codec::Opus)), &path);
+    assert!((duration(&path) - 4.0).abs() < 0.05, "{}", duration(&path));
+    plays(&path);
+}
+
+/// A folder with this build's fragments for decoding, without the line that passes the elements by.
+fn elements() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("dir");
+    for (name, text) in EMBEDDED.iter().filter(|(name, _)| name.starts_with("decode-")) {
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("# directly:")).collect();
+        std::fs::write(dir.path().join(format!("{name}.launch")), lines.join("\n")).expect("write");
+    }
+    dir
+}
+
+/// What can be seen of each picture: its three planes.
+fn pictures(format: &TrackFormat, frames: &[Frame], pipelines: Option<&Path>) -> Vec<Vec<u8>> {
+    let mut decoder = VideoDecoder::new(format, pipelines).expect("decoder");
+    let decoded = frames.iter().filter_map(|frame| decoder.decode(frame).expect("decoded"));
+    let seen = |picture: Picture| {
+        assert_eq!(picture.size(), (320, 240));
+        let rows = |plane: Plane<'_>| (0..plane.height).flat_map(|y| plane.row(y).to_vec()).collect::<Vec<u8>>();
+        (0..3).flat_map(|n| picture.with_plane(n, rows).expect("plane")).collect()
+    };
+    decoded.map(seen).collect()
+}
+
+#[test]
+fn a_library_that_is_called_directly_decodes_what_the_elements_do() {
+    let elements = elements();
+    let fine =
+        format!("{}vp9enc deadline=1 cpu-used=8 keyframe-max-dist=25", VIDEO.replace("width", "format=Y444,width"));
+    for (name, (format, frames)) in [
+        ("VP8", coded(Codec::Vp8)),
+        ("VP9", coded(Codec::Vp9)),
+        ("H.264", coded(Codec::H264)),
+        // Its chroma is as large as its luma: that is for elements to convert.
+        ("VP9, 4:4:4", coded_by(Codec::Vp9, &fine)),
+    ] {
+        let directly = pictures(&format, &frames, None);
+        assert!(directly.len() == frames.len() && directly[0].len() == 320 * 240 * 3 / 2, "{name}: {}", directly.len());
+        assert!(directly == pictures(&format, &frames, Some(elements.path())), "{name}: the pictures differ");
+    }
+}
+
+#[test]
+fn sound_that_is_decoded_directly_is_what_the_elements_make_of_it() {
+    let (elements, (format, frames)) = (elements(), coded(Codec::Opus));
+    let decoded = |pipelines: Option<&Path>| {
+        let mut decoder = AudioDecoder::new(&format, pipelines).expect("decoder");
+        let mut samples = Vec::new();
+        frames.iter().for_each(|frame| decoder.decode(frame, &mut samples).expect("decoded"));
+        samples
+    };
+    let (directly, theirs) = (decoded(None), decoded(Some(elements.path())));
+    assert_eq!(directly.len(), theirs.len());
+    let power = |samples: &mut dyn Iterator<Item = f32>| samples.map(|s| f64::from(s * s)).sum::<f64>();
+    let error = power(&mut directly.iter().zip(&theirs).map(|(a, b)| a - b)) / power(&mut theirs.iter().copied());
+    // Two programs that do the same, and round otherwise.
+    assert!(error < 1e-5, "they differ by {error}");
+}
+
+#[test]
+fn what_cannot_be_called_directly_is_told() {
+    let (dir, (format, _)) = (tempfile::tempdir().expect("dir"), coded(Codec::Vp8));
+    let text = "# purpose: pictures\n# directly: libvpx\n# elements: vp8dec (gstreamer1.0-plugins-good)\nvp8dec";
+    std::fs::write(dir.path().join("decode-vp8.launch"), text).expect("write");
+    let error = VideoDecoder::new(&format, Some(dir.path())).err().expect("refused").to_string();
+    assert!(error.contains("decode-vp8") && error.contains("libvpx") && error.contains("libavcodec is"), "{error}");
+    // `archiver check` finds it before an archive does.
+    assert_eq!(check::elements(Some(dir.path())).expect_err("refused").to_string(), error);
+}

@@ -1,0 +1,8 @@
+//! What several modules share and the kit cannot have, because it needs types of `archiver`.
+
+pub mod api;
+pub mod composed;
+pub mod databases;
+pub mod recorded;
+pub mod sdk_errors;
+pub mod strict;
