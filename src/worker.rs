@@ -19,7 +19,7 @@ use crate::callback::{Telling, keep_telling_events};
 use crate::capture::peer::{Engine, EngineConfig};
 use crate::capture::spool::Spool;
 use crate::catalog::{
-    Accepted, ApplicationRow, ArchiveRow, Catalog, CatalogError, JobRow, JobState, NewJob, NewParked,
+    Accepted, ApplicationRow, ArchiveRow, CatalogError, JobRow, JobState, NewJob, NewParked, SharedCatalog,
 };
 use crate::config::{Settings, StoreKind};
 use crate::event::policy::{Decision, Skip, decide};
@@ -133,9 +133,9 @@ pub fn broker_config(settings: &Settings) -> Result<BrokerConfig, crate::config:
 ///
 /// # Errors
 /// When it cannot be reached.
-pub async fn catalog(settings: &Settings) -> Result<Catalog, CatalogError> {
+pub async fn catalog(settings: &Settings) -> Result<SharedCatalog, CatalogError> {
     use secrecy::ExposeSecret;
-    Catalog::open(settings.catalog_url().expose_secret()).await
+    crate::catalog::open(settings.catalog_url().expose_secret()).await
 }
 
 /// What happens to a worker, for health and tests.
@@ -397,7 +397,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
                 tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
                 is_conversation: true,
             };
-            let outcome = match accept(&context.catalog, &new, ENDING_MAX).await? {
+            let outcome = match accept(context.catalog.as_ref(), &new, ENDING_MAX).await? {
                 Accepted::New(job) => {
                     context.catalog.resolve_parked(job.job).await?;
                     give_classes(context, &job).await;
@@ -417,7 +417,7 @@ async fn give_classes(context: &Context, job: &JobRow) {
     let given = async {
         let session = context.catalog.session(&job.application, &job.session).await?;
         match session {
-            Some(session) => accept::give_classes(&context.catalog, job, &session.classes).await,
+            Some(session) => accept::give_classes(context.catalog.as_ref(), job, &session.classes).await,
             None => Ok(()),
         }
     };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use archiver::broker::{BrokerConfig, ENDED_KEY, Publisher as Events, STARTED_KEY};
-use archiver::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
+use archiver::catalog::{self, ArchiveFilter, ArchiveRow, ArchiveStatus, SharedCatalog};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
@@ -32,8 +32,8 @@ async fn publish(events: &Events, event: &Value, key: &str) -> Result<()> {
 }
 
 /// The worker's catalog.
-pub async fn catalog(world: &World) -> Result<Catalog> {
-    Ok(Catalog::open(&format!("sqlite:{}", world.data().join("catalog.sqlite").display())).await?)
+pub async fn catalog(world: &World) -> Result<SharedCatalog> {
+    Ok(catalog::open(&format!("sqlite:{}", world.data().join("catalog.sqlite").display())).await?)
 }
 
 /// Ends a session. Returns the seconds from handing `session.ended` to the broker until the catalog says available, asked
@@ -41,7 +41,12 @@ pub async fn catalog(world: &World) -> Result<Catalog> {
 ///
 /// # Errors
 /// When the session is not archived.
-pub async fn end(world: &mut World, events: &Events, catalog: &Catalog, session: &str) -> Result<(f64, ArchiveRow)> {
+pub async fn end(
+    world: &mut World,
+    events: &Events,
+    catalog: &SharedCatalog,
+    session: &str,
+) -> Result<(f64, ArchiveRow)> {
     let status = Some(ArchiveStatus::Available);
     let filter = ArchiveFilter { session: Some(session.parse()?), status, count: 1, ..ArchiveFilter::default() };
     let ended = world.ended(session);

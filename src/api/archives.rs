@@ -102,7 +102,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
     // It is begun whatever happens now: who were told otherwise would begin another. Its owner writes the row, too, and may
     // have been quicker, and told more.
     let completed = async {
-        give_classes(&api.catalog, &job, &session.classes).await?;
+        give_classes(api.catalog.as_ref(), &job, &session.classes).await?;
         api.catalog.add_archive(&row).await
     };
     if let Err(error) = completed.await {
@@ -114,7 +114,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
 
 /// Accepts a job of an archive that somebody starts.
 async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
-    match accept(&api.catalog, new, ENDING_MAX).await {
+    match accept(api.catalog.as_ref(), new, ENDING_MAX).await {
         Ok(Accepted::New(job) | Accepted::Duplicate(job)) => Ok(job),
         Ok(Accepted::SessionBusy(_)) | Err(CatalogError::Ending { .. }) => Err(ApiError::conflict(
             ALREADY_ARCHIVING,
@@ -222,7 +222,7 @@ pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -
         // Asked again, as by an SDK whose connection was lost before the answer came.
         return Ok(StatusCode::NO_CONTENT);
     }
-    match delete::mark(&api.catalog, &row).await {
+    match delete::mark(api.catalog.as_ref(), &row).await {
         Ok(()) => {
             api.removals.add(row);
             Ok(StatusCode::NO_CONTENT)
@@ -253,7 +253,7 @@ pub async fn layout(
     if row.options.output_mode == OutputMode::Individual {
         return Err(ApiError::invalid("an individual archive has no layout"));
     }
-    desire(&api.catalog, row.archive, |desired| desired.layout = Some(layout.clone())).await?;
+    desire(api.catalog.as_ref(), row.archive, |desired| desired.layout = Some(layout.clone())).await?;
     api.nudge();
     Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
@@ -273,7 +273,7 @@ pub async fn streams(
     let row = api.archive(&caller, path.archive()?).await?;
     let change = request::streams(&body)?;
     api.knows_streams(&row, &change).await?;
-    match select_streams(&api.catalog, row.archive, &change).await {
+    match select_streams(api.catalog.as_ref(), row.archive, &change).await {
         Ok(_) => {
             api.nudge();
             Ok(StatusCode::NO_CONTENT.into_response())

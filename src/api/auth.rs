@@ -61,7 +61,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<&str, TokenError> {
 ///
 /// # Errors
 /// 403 when nobody does who may, 503 when the catalog cannot be asked.
-pub async fn caller(catalog: &Catalog, headers: &HeaderMap, now: Wallclock) -> Result<Caller, ApiError> {
+pub async fn caller(catalog: &dyn Catalog, headers: &HeaderMap, now: Wallclock) -> Result<Caller, ApiError> {
     let token = Unverified::parse(bearer(headers)?)?;
     let application = catalog.application(&token.application).await?.ok_or(TokenError::Unknown)?;
     token.verify(&keys(&application, now), now)?;

@@ -60,7 +60,7 @@ pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
 pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) -> Result<Json<Callback>, ApiError> {
     let url = request::callback(&body)?;
     let id = &caller.application.application;
-    let changed = set_callback(&api.catalog, &api.settings, id, Some(url), Wallclock::now()).await;
+    let changed = set_callback(api.catalog.as_ref(), &api.settings, id, Some(url), Wallclock::now()).await;
     let changed = changed.map_err(|e| ApiError::of(&e))?;
     Ok(Json(callback(&changed).expect("it was just set")))
 }
@@ -76,7 +76,7 @@ pub async fn unregister(State(api): State<Shared>, caller: Caller, path: Segment
         return Err(ApiError::not_found("there is no such callback"));
     }
     let id = &caller.application.application;
-    let changed = set_callback(&api.catalog, &api.settings, id, None, Wallclock::now()).await;
+    let changed = set_callback(api.catalog.as_ref(), &api.settings, id, None, Wallclock::now()).await;
     changed.map_err(|e| ApiError::of(&e))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -59,7 +59,7 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
-        let caller = match auth::caller(&api.catalog, &parts.headers, Wallclock::now()).await {
+        let caller = match auth::caller(api.catalog.as_ref(), &parts.headers, Wallclock::now()).await {
             Ok(caller) => caller,
             Err(refused) => {
                 Stranger::of(parts).counted(api)?;

@@ -88,6 +88,6 @@ async fn remake(
     read: impl FnOnce() -> Result<Remake, ApiError>,
 ) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
     let of = api.archive(caller, path.archive()?).await?;
-    let new = ask(&api.catalog, &of, &read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
+    let new = ask(api.catalog.as_ref(), &of, &read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
     Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, Some(base)).await?)))
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::Catalog;
+use crate::catalog::SharedCatalog;
 
 /// A catalog that takes longer to answer does not: who asks does not wait much longer.
 const CATALOG_MAX: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Se
 
 /// An API is ready while it listens, which is when `serving` has a catalog, and that answers.
 #[must_use]
-pub fn of_api(serving: watch::Receiver<Option<Catalog>>) -> Ready {
+pub fn of_api(serving: watch::Receiver<Option<SharedCatalog>>) -> Ready {
     Arc::new(move || {
         let catalog = serving.borrow().clone();
         Box::pin(async move {
@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(ready().await, Err("the API does not listen".to_owned()));
         let dir = tempfile::tempdir().expect("folder");
         let file = dir.path().join("catalog.sqlite");
-        let catalog = Catalog::open(&format!("sqlite:{}", file.display())).await.expect("catalog");
+        let catalog = crate::catalog::open(&format!("sqlite:{}", file.display())).await.expect("catalog");
         serving.send_replace(Some(catalog));
         assert_eq!(ready().await, Ok("ready".to_owned()));
         serving.send_replace(None);

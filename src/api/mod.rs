@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
 use crate::geo::{Geo, GeoError};
 use crate::ids::RouterName;
@@ -84,7 +84,7 @@ pub enum StartError {
 /// What all requests use.
 pub struct Api {
     settings: Settings,
-    catalog: Catalog,
+    catalog: SharedCatalog,
     store: SharedStore,
     links: links::Links,
     limits: limits::Limits,

@@ -38,7 +38,12 @@ impl Removals {
 }
 
 /// Removes them until `cancel`.
-pub async fn keep_removing(catalog: &Catalog, store: &SharedStore, deleted: &mut Deleted, cancel: &CancellationToken) {
+pub async fn keep_removing(
+    catalog: &dyn Catalog,
+    store: &SharedStore,
+    deleted: &mut Deleted,
+    cancel: &CancellationToken,
+) {
     let mut under_way = FuturesUnordered::new();
     loop {
         tokio::select! {
@@ -52,7 +57,7 @@ pub async fn keep_removing(catalog: &Catalog, store: &SharedStore, deleted: &mut
     }
 }
 
-async fn removed(catalog: &Catalog, store: &SharedStore, row: ArchiveRow) {
+async fn removed(catalog: &dyn Catalog, store: &SharedStore, row: ArchiveRow) {
     if let Err(error) = remove(catalog, store.as_ref(), &row).await {
         let archive = row.archive;
         tracing::warn!(%archive, "objects of a deleted archive stay until the sweep: {}", chain(&error));
@@ -116,7 +121,7 @@ mod tests {
             .await,
         );
         let dir = tempfile::tempdir().expect("folder");
-        let catalog = Catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
+        let catalog = crate::catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
         let catalog = catalog.expect("catalog");
         let rows: Vec<ArchiveRow> = (0..AT_ONCE + 2).map(|n| row(&format!("e{n}"))).collect();
         for row in &rows {
@@ -129,7 +134,7 @@ mod tests {
         let (of_task, known, stop) = (Arc::clone(&store), catalog.clone(), cancel.clone());
         // The first one is removed, the others meet a store that hangs.
         removals.add(rows[0].clone());
-        tasks.spawn(async move { keep_removing(&known, &of_task, &mut deleted, &stop).await });
+        tasks.spawn(async move { keep_removing(known.as_ref(), &of_task, &mut deleted, &stop).await });
         let left = async || store.list("app/").await.expect("list").len();
         wait_for("the first to be removed", || async { (left().await == rows.len() - 1).then_some(()) }).await;
         server.inject(S3Fault::Hang, "DELETE", u64::MAX);

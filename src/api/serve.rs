@@ -35,7 +35,7 @@ use super::{
 use crate::anew::{self, keep};
 use crate::bridge::{Bridge, bridge};
 use crate::callback::{Render, Telling, keep_telling};
-use crate::catalog::{ApplicationRow, ArchiveRow, Catalog};
+use crate::catalog::{ApplicationRow, ArchiveRow, SharedCatalog};
 use crate::config::{ApiSection, Settings};
 use crate::geo::Geo;
 use crate::job::driver::CATALOG;
@@ -64,7 +64,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// When it cannot start.
 pub async fn run(
     settings: Settings,
-    serving: watch::Sender<Option<Catalog>>,
+    serving: watch::Sender<Option<SharedCatalog>>,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
     let broker = crate::worker::broker_config(&settings)?;
@@ -121,7 +121,7 @@ pub async fn run(
     tasks.spawn({
         let (catalog, store, ending) = (api.catalog.clone(), Arc::clone(&api.store), ending.clone());
         async move {
-            let mut removing = async || removals::keep_removing(&catalog, &store, &mut deleted, &ending).await;
+            let mut removing = async || removals::keep_removing(catalog.as_ref(), &store, &mut deleted, &ending).await;
             while anew::panicked("removing deleted archives", &ending, removing()).await {}
         }
     });
@@ -170,7 +170,7 @@ async fn keep_house(api: Shared, stop: CancellationToken) {
 
 async fn listen(
     api: &Shared,
-    serving: &watch::Sender<Option<Catalog>>,
+    serving: &watch::Sender<Option<SharedCatalog>>,
     stop: &CancellationToken,
 ) -> Result<(), StartError> {
     let section = &api.settings.api;

@@ -286,7 +286,8 @@ impl super::Api {
 
     async fn pass_classes_on(&self, session: &SessionRow, changed: &[(StreamId, Vec<String>)]) -> Result<(), ApiError> {
         for job in self.catalog.active_jobs(&session.application, &session.session).await? {
-            let wished = desire(&self.catalog, job.archive, |desired| desired.classes.extend(changed.iter().cloned()));
+            let wished =
+                desire(self.catalog.as_ref(), job.archive, |desired| desired.classes.extend(changed.iter().cloned()));
             match wished.await {
                 // An archive that ended, or has not begun, meanwhile; or one that was told of more streams than it takes.
                 Ok(_)

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::anew::panicked;
 use crate::broker::{self, BrokerConfig};
-use crate::catalog::Catalog;
+use crate::catalog::SharedCatalog;
 use crate::config::BridgeSection;
 use crate::ids::RouterName;
 use crate::metrics::{HintLabels, HintOutcome, metrics};
@@ -39,7 +39,7 @@ const HINTS_MAX: usize = 256;
 #[derive(Clone)]
 pub struct Bridge {
     /// Sessions and jobs.
-    pub catalog: Catalog,
+    pub catalog: SharedCatalog,
     /// The routers, by their names.
     pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
     /// Where workers take their events from, and hints are.

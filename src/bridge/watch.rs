@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::hint::Hint;
 use super::outbox::Outbox;
 use super::rules::{self, Decision, Known, Look, Memory, Newest};
-use crate::catalog::{Catalog, CatalogError, SessionRow};
+use crate::catalog::{CatalogError, SessionRow, SharedCatalog};
 use crate::config::BridgeSection;
 use crate::event::RouterRoom;
 use crate::fault::{Backoff, chain};
@@ -57,7 +57,7 @@ struct Room {
 }
 
 pub(super) struct Watch {
-    catalog: Catalog,
+    catalog: SharedCatalog,
     name: RouterName,
     router: Arc<dyn MediaRouter>,
     outbox: Outbox,
@@ -71,7 +71,7 @@ pub(super) struct Watch {
 
 impl Watch {
     pub fn new(
-        catalog: Catalog,
+        catalog: SharedCatalog,
         name: RouterName,
         router: Arc<dyn MediaRouter>,
         outbox: Outbox,

@@ -16,7 +16,9 @@ use super::rules::{Tried, settle};
 use super::send::{Post, Sender};
 use super::sign;
 use crate::broker::BrokerConfig;
-use crate::catalog::{ApplicationRow, ArchiveRow, Catalog, CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
+use crate::catalog::{
+    ApplicationRow, ArchiveRow, CatalogError, Claim, NoticeRow, NoticeTarget, Settled, SharedCatalog,
+};
 use crate::config::CallbacksSection;
 use crate::fault::{Backoff, HasFault, Retry, chain};
 use crate::ids::ApplicationId;
@@ -59,7 +61,7 @@ impl<F: Fn(&ArchiveRow, &ApplicationRow) -> Value + Send + Sync + 'static> Rende
 #[derive(Clone)]
 pub struct Telling {
     /// Where notices are.
-    pub catalog: Catalog,
+    pub catalog: SharedCatalog,
     /// Makes callbacks' bodies.
     pub render: Arc<dyn Render>,
     /// Sends callbacks.
@@ -82,7 +84,7 @@ impl Telling {
     /// With the settings of a configuration.
     #[must_use]
     pub fn new(
-        catalog: Catalog,
+        catalog: SharedCatalog,
         section: &CallbacksSection,
         broker: Option<BrokerConfig>,
         render: Arc<dyn Render>,

@@ -1,10 +1,11 @@
 //! Applications: who may ask, with what keys, and where their callbacks go.
 
+use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 
-use super::{Catalog, CatalogError, Columns, Statement, statement, storable};
+use super::{CatalogError, Columns, SqlCatalog, Statement, statement, storable};
 use crate::ids::ApplicationId;
 use crate::time::Wallclock;
 
@@ -127,57 +128,68 @@ fn bound(sql: String, application: &ApplicationRow) -> Statement {
         .bind(application.updated_at.0)
 }
 
-impl Catalog {
+/// Applications and shared secrets in the catalog.
+#[async_trait]
+pub trait ApplicationCatalog: Send + Sync {
     /// Adds an application. Returns whether there was none of its id.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn add_application(&self, application: &ApplicationRow) -> Result<bool, CatalogError> {
+    async fn add_application(&self, application: &ApplicationRow) -> Result<bool, CatalogError>;
+
+    /// Writes a changed application, unless somebody else changed it since `before`. Returns whether it was written.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn change_application(&self, application: &ApplicationRow, before: Wallclock) -> Result<bool, CatalogError>;
+
+    /// An application.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn application(&self, application: &ApplicationId) -> Result<Option<ApplicationRow>, CatalogError>;
+
+    /// All applications, by id.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn applications(&self) -> Result<Vec<ApplicationRow>, CatalogError>;
+
+    /// A secret that all processes share: `new` if there was none of this name, else the one that is there.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn shared_secret(&self, name: &str, new: &SecretString) -> Result<SecretString, CatalogError>;
+}
+
+#[async_trait]
+impl ApplicationCatalog for SqlCatalog {
+    async fn add_application(&self, application: &ApplicationRow) -> Result<bool, CatalogError> {
         let sql = format!(
             "INSERT INTO applications ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING"
         );
         Ok(self.execute("add an application", bound(sql, application)).await? == 1)
     }
 
-    /// Writes a changed application, unless somebody else changed it since `before`. Returns whether it was written.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn change_application(
-        &self,
-        application: &ApplicationRow,
-        before: Wallclock,
-    ) -> Result<bool, CatalogError> {
+    async fn change_application(&self, application: &ApplicationRow, before: Wallclock) -> Result<bool, CatalogError> {
         let sql = "UPDATE applications SET kind = $2, name = $3, keys = $4, callback_url = $5, callback_secret = $6, \
                    created_at = $7, updated_at = $8 WHERE application_id = $1 AND updated_at = $9";
         let update = bound(sql.to_owned(), application).bind(before.0);
         Ok(self.execute("change an application", update).await? == 1)
     }
 
-    /// An application.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn application(&self, application: &ApplicationId) -> Result<Option<ApplicationRow>, CatalogError> {
+    async fn application(&self, application: &ApplicationId) -> Result<Option<ApplicationRow>, CatalogError> {
         let select = statement(format!("SELECT {COLUMNS} FROM applications WHERE application_id = $1"))
             .bind(application.to_string());
         self.row("find an application", select).await?.as_ref().map(application_row).transpose()
     }
 
-    /// All applications, by id.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn applications(&self) -> Result<Vec<ApplicationRow>, CatalogError> {
+    async fn applications(&self) -> Result<Vec<ApplicationRow>, CatalogError> {
         let select = statement(format!("SELECT {COLUMNS} FROM applications ORDER BY application_id"));
         self.rows("list applications", select).await?.iter().map(application_row).collect()
     }
 
-    /// A secret that all processes share: `new` if there was none of this name, else the one that is there.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn shared_secret(&self, name: &str, new: &SecretString) -> Result<SecretString, CatalogError> {
+    async fn shared_secret(&self, name: &str, new: &SecretString) -> Result<SecretString, CatalogError> {
         let insert = statement("INSERT INTO secrets (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING")
             .bind(name.to_owned())
             .bind(new.expose_secret().to_owned());

@@ -1,10 +1,11 @@
 //! Archives as developers see them.
 
+use async_trait::async_trait;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::notices::{change, notes};
-use super::{Catalog, CatalogError, Columns, JobRow, Statement, statement, storable};
+use super::{CatalogError, Columns, JobRow, SqlCatalog, Statement, statement, storable};
 use crate::event::ArchiveOptions;
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
 use crate::time::Wallclock;
@@ -290,66 +291,76 @@ impl Put {
     }
 }
 
-impl Catalog {
+/// Archives in the catalog.
+#[async_trait]
+pub trait ArchiveCatalog: Send + Sync {
     /// Writes an archive, new or changed, as a person or the API does: without a lease. A status that may not
     /// follow the present one is not written, and nothing else with it. Returns whether it was.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
-        self.put(archive, None, false).await
-    }
+    async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError>;
 
     /// Adds an archive, if there is none of its id. Returns whether it was added.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn add_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
-        self.put(archive, None, true).await
-    }
+    async fn add_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError>;
 
     /// Writes an archive as the owner of its job does. Neither a status that may not follow the present one is
     /// written, nor anything of an owner whose epoch has passed. Returns whether it was.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError> {
-        self.put(archive, Some(epoch), false).await
-    }
-
-    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Result<bool, CatalogError> {
-        let put = Put::new(archive, epoch, only_new);
-        let written = self.run("write an archive", |c: &mut AnyConnection| {
-            Box::pin(async move {
-                let mut transaction = c.begin().await?;
-                let written = put.run(&mut transaction).await?;
-                transaction.commit().await?;
-                Ok(written)
-            })
-        });
-        written.await
-    }
+    async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError>;
 
     /// An archive.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError> {
-        let select =
-            statement(format!("SELECT {COLUMNS} FROM archives WHERE archive_id = $1")).bind(archive.to_string());
-        self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
-    }
+    async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError>;
 
     /// Archives that were finished before one moment, or deleted before another, and of which something may still be in the
     /// store: of finished ones their segments, of deleted ones anything. The oldest first, not all at once.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn with_segments(
-        &self,
-        finished: Wallclock,
-        deleted: Wallclock,
-    ) -> Result<Vec<ArchiveRow>, CatalogError> {
+    async fn with_segments(&self, finished: Wallclock, deleted: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError>;
+
+    /// Notes that an archive has no segments in the store any more; a deleted one nothing at all.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn segments_deleted(&self, archive: ArchiveId) -> Result<(), CatalogError>;
+
+    /// Archives, newest first, and how many there are in all.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn archives(&self, filter: &ArchiveFilter) -> Result<(Vec<ArchiveRow>, i64), CatalogError>;
+}
+
+#[async_trait]
+impl ArchiveCatalog for SqlCatalog {
+    async fn put_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        self.put(archive, None, false).await
+    }
+
+    async fn add_archive(&self, archive: &ArchiveRow) -> Result<bool, CatalogError> {
+        self.put(archive, None, true).await
+    }
+
+    async fn put_own_archive(&self, archive: &ArchiveRow, epoch: Epoch) -> Result<bool, CatalogError> {
+        self.put(archive, Some(epoch), false).await
+    }
+
+    async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError> {
+        let select =
+            statement(format!("SELECT {COLUMNS} FROM archives WHERE archive_id = $1")).bind(archive.to_string());
+        self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
+    }
+
+    async fn with_segments(&self, finished: Wallclock, deleted: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND updated_at < $1 \
              AND (status IN ('available', 'uploaded') AND updated_at < $2 OR status = 'deleted' AND updated_at < $3) \
@@ -360,20 +371,12 @@ impl Catalog {
         rows.iter().map(archive_row).collect()
     }
 
-    /// Notes that an archive has no segments in the store any more; a deleted one nothing at all.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn segments_deleted(&self, archive: ArchiveId) -> Result<(), CatalogError> {
+    async fn segments_deleted(&self, archive: ArchiveId) -> Result<(), CatalogError> {
         let update = statement("UPDATE archives SET segments_kept = 0 WHERE archive_id = $1".to_owned());
         self.execute("note deleted segments", update.bind(archive.to_string())).await.map(drop)
     }
 
-    /// Archives, newest first, and how many there are in all.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn archives(&self, filter: &ArchiveFilter) -> Result<(Vec<ArchiveRow>, i64), CatalogError> {
+    async fn archives(&self, filter: &ArchiveFilter) -> Result<(Vec<ArchiveRow>, i64), CatalogError> {
         let (mut conditions, mut values) = (Vec::new(), Vec::new());
         let mut add = |column: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -412,6 +415,21 @@ impl Catalog {
         let total = self.row("count archives", total).await?;
         let total = total.map_or(Ok(0), |row| Columns { row: &row, table: "archives" }.number("total"))?;
         Ok((rows.iter().map(archive_row).collect::<Result<_, _>>()?, total))
+    }
+}
+
+impl SqlCatalog {
+    async fn put(&self, archive: &ArchiveRow, epoch: Option<Epoch>, only_new: bool) -> Result<bool, CatalogError> {
+        let put = Put::new(archive, epoch, only_new);
+        let written = self.run("write an archive", |c: &mut AnyConnection| {
+            Box::pin(async move {
+                let mut transaction = c.begin().await?;
+                let written = put.run(&mut transaction).await?;
+                transaction.commit().await?;
+                Ok(written)
+            })
+        });
+        written.await
     }
 }
 

@@ -1,10 +1,13 @@
 //! How many archives each application has.
 
+use async_trait::async_trait;
 use sqlx::Connection;
 
-use super::{Catalog, CatalogError, statement};
+use super::{CatalogError, SqlCatalog, statement};
 
-impl Catalog {
+/// The counts of archives in the catalog.
+#[async_trait]
+pub trait CountCatalog: Send + Sync {
     /// Counts anew how many archives each application has: workers of earlier versions do not count.
     ///
     /// Whoever writes an archive counts it behind that, in the same transaction. So on PostgreSQL the lock on the counts orders
@@ -13,7 +16,12 @@ impl Catalog {
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn recount_archives(&self) -> Result<(), CatalogError> {
+    async fn recount_archives(&self) -> Result<(), CatalogError>;
+}
+
+#[async_trait]
+impl CountCatalog for SqlCatalog {
+    async fn recount_archives(&self) -> Result<(), CatalogError> {
         let lock = self.postgres.then(|| statement("LOCK TABLE archive_counts IN SHARE ROW EXCLUSIVE MODE"));
         // Those that have none left are not there any more.
         let clear = statement("DELETE FROM archive_counts");

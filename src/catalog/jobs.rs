@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::{Catalog, CatalogError, Columns, Statement, parsed, statement, storable};
+use super::{CatalogError, Columns, SqlCatalog, Statement, parsed, statement, storable};
 use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use crate::time::Wallclock;
 
@@ -205,13 +206,164 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
-impl Catalog {
+/// Jobs, their leases and their history in the catalog.
+#[async_trait]
+pub trait JobCatalog: Send + Sync {
     /// Makes a job durable. The same event, or another of the same conversation, makes no second one.
     ///
     /// # Errors
     /// [`CatalogError::Ending`] when the session is used again while its last job is asked to end: the event must
     /// come again, for it begins a conversation of its own. Else when the catalog is away.
-    pub async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
+    async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError>;
+
+    /// A job.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn job(&self, job: JobId) -> Result<Option<JobRow>, CatalogError>;
+
+    /// Jobs, newest first, of the given states (all if empty).
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn jobs(&self, states: &[JobState], limit: u32) -> Result<Vec<JobRow>, CatalogError>;
+
+    /// Takes a live job that nobody owns, whose lease has expired, or that is ours (of this worker's earlier
+    /// run). The epoch grows with each owner.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn claim(
+        &self,
+        job: JobId,
+        worker: &WorkerId,
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<Option<Claimed>, CatalogError>;
+
+    /// Live jobs that this worker may claim: its own, those without an owner, those with an expired lease.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn claimable(
+        &self,
+        worker: &WorkerId,
+        region: &Region,
+        now: Wallclock,
+        limit: u32,
+    ) -> Result<Vec<JobRow>, CatalogError>;
+
+    /// Keeps a lease. Returns the job as it is now: somebody may want it to end.
+    ///
+    /// # Errors
+    /// [`CatalogError::Fenced`] when another owner has it.
+    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError>;
+
+    /// Gives a lease back, so that any worker may take the job at once.
+    ///
+    /// # Errors
+    /// When the catalog is away. A lease that was lost is not an error.
+    async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError>;
+
+    /// Moves a job that we own. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// [`CatalogError::Fenced`] when another owner has it, or it is not in a state from which it may move.
+    async fn advance(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        next: JobState,
+        reason: Option<&str>,
+        now: Wallclock,
+    ) -> Result<(), CatalogError>;
+
+    /// Parks a job that we own, with its fault.
+    ///
+    /// # Errors
+    /// [`CatalogError::Fenced`] when another owner has it.
+    async fn park_job(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        fault: &str,
+        detail: &str,
+        now: Wallclock,
+    ) -> Result<(), CatalogError>;
+
+    /// A parked job goes on from where its media stands: `finalizing` if its capture had ended, else it is
+    /// `accepted` anew, and nobody wants it to end. Returns whether it was parked.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] while another job of the same session runs; else when the catalog is away.
+    async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError>;
+
+    /// A person gives a parked job up.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError>;
+
+    /// Somebody wants a session's running archive to end. Its owner reads it with the next heartbeat.
+    /// Returns whether there is one, and no conversation of it started after `ended_at`.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn request_end(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        reason: &str,
+        ended_at: Wallclock,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError>;
+
+    /// Somebody wants one archive to end. Its owner reads it with the next heartbeat. Returns whether its job was running.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError>;
+
+    /// The running jobs of a session: one for each tag.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn active_jobs(&self, application: &ApplicationId, session: &SessionId) -> Result<Vec<JobRow>, CatalogError>;
+
+    /// The newest job of a session among those with a tag; one that runs goes before all others.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn newest_job(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        tag: &str,
+    ) -> Result<Option<JobRow>, CatalogError>;
+
+    /// Asks for something of a live job's archive, if nobody has asked for something else than `before` meanwhile. Its
+    /// owner reads it with the next heartbeat. Returns whether it was so.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError>;
+
+    /// Adds a line to a job's history.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError>;
+
+    /// A job's history, oldest first: when, what, who.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError>;
+}
+
+#[async_trait]
+impl JobCatalog for SqlCatalog {
+    async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
         let insert = statement(format!(
             "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
              ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10, $11) \
@@ -286,31 +438,18 @@ impl Catalog {
         }
     }
 
-    /// A job.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn job(&self, job: JobId) -> Result<Option<JobRow>, CatalogError> {
+    async fn job(&self, job: JobId) -> Result<Option<JobRow>, CatalogError> {
         self.row("find a job", select_job(job)).await?.as_ref().map(job_row).transpose()
     }
 
-    /// Jobs, newest first, of the given states (all if empty).
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn jobs(&self, states: &[JobState], limit: u32) -> Result<Vec<JobRow>, CatalogError> {
+    async fn jobs(&self, states: &[JobState], limit: u32) -> Result<Vec<JobRow>, CatalogError> {
         let list: Vec<String> = states.iter().map(|s| format!("'{}'", s.as_str())).collect();
         let filter = if list.is_empty() { String::new() } else { format!("WHERE state IN ({})", list.join(", ")) };
         let sql = format!("SELECT {COLUMNS} FROM jobs {filter} ORDER BY created_at DESC LIMIT {limit}");
         self.rows("list jobs", statement(sql)).await?.iter().map(job_row).collect()
     }
 
-    /// Takes a live job that nobody owns, whose lease has expired, or that is ours (of this worker's earlier
-    /// run). The epoch grows with each owner.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn claim(
+    async fn claim(
         &self,
         job: JobId,
         worker: &WorkerId,
@@ -350,11 +489,7 @@ impl Catalog {
         Ok(Some(Claimed { job: job_row(&row)?, takeover: before.epoch.0 > 0 }))
     }
 
-    /// Live jobs that this worker may claim: its own, those without an owner, those with an expired lease.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn claimable(
+    async fn claimable(
         &self,
         worker: &WorkerId,
         region: &Region,
@@ -371,17 +506,7 @@ impl Catalog {
         self.rows("find jobs to claim", select).await?.iter().map(job_row).collect()
     }
 
-    /// Keeps a lease. Returns the job as it is now: somebody may want it to end.
-    ///
-    /// # Errors
-    /// [`CatalogError::Fenced`] when another owner has it.
-    pub async fn heartbeat(
-        &self,
-        job: JobId,
-        epoch: Epoch,
-        now: Wallclock,
-        ttl: Duration,
-    ) -> Result<JobRow, CatalogError> {
+    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError> {
         let keep = statement("UPDATE jobs SET lease_expires_at = $1 WHERE job_id = $2 AND epoch = $3")
             .bind(now.0.saturating_add(micros(ttl)))
             .bind(job.to_string())
@@ -393,11 +518,7 @@ impl Catalog {
         }
     }
 
-    /// Gives a lease back, so that any worker may take the job at once.
-    ///
-    /// # Errors
-    /// When the catalog is away. A lease that was lost is not an error.
-    pub async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {
+    async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {
         let release = statement(
             "UPDATE jobs SET owner = NULL, lease_expires_at = 0, updated_at = $1 \
              WHERE job_id = $2 AND epoch = $3 AND owner IS NOT NULL",
@@ -408,11 +529,7 @@ impl Catalog {
         self.change("release a job", release, history_line(job, "released", "worker", now)).await.map(drop)
     }
 
-    /// Moves a job that we own. Repeating it is harmless.
-    ///
-    /// # Errors
-    /// [`CatalogError::Fenced`] when another owner has it, or it is not in a state from which it may move.
-    pub async fn advance(
+    async fn advance(
         &self,
         job: JobId,
         epoch: Epoch,
@@ -445,11 +562,7 @@ impl Catalog {
         }
     }
 
-    /// Parks a job that we own, with its fault.
-    ///
-    /// # Errors
-    /// [`CatalogError::Fenced`] when another owner has it.
-    pub async fn park_job(
+    async fn park_job(
         &self,
         job: JobId,
         epoch: Epoch,
@@ -476,12 +589,7 @@ impl Catalog {
         }
     }
 
-    /// A parked job goes on from where its media stands: `finalizing` if its capture had ended, else it is
-    /// `accepted` anew, and nobody wants it to end. Returns whether it was parked.
-    ///
-    /// # Errors
-    /// [`CatalogError::Conflict`] while another job of the same session runs; else when the catalog is away.
-    pub async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
         let unpark = statement(
             "UPDATE jobs SET state = CASE WHEN parked_from = 'finalizing' THEN 'finalizing' ELSE 'accepted' END, \
              end_reason = CASE WHEN parked_from = 'finalizing' THEN end_reason ELSE NULL END, \
@@ -493,11 +601,7 @@ impl Catalog {
         self.change("replay a job", unpark, history_line(job, "replayed", "broker", now)).await
     }
 
-    /// A person gives a parked job up.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
         let discard =
             statement("UPDATE jobs SET state = 'discarded', updated_at = $1 WHERE job_id = $2 AND state = 'parked'")
                 .bind(now.0)
@@ -505,12 +609,7 @@ impl Catalog {
         self.change("discard a job", discard, history_line(job, "discarded", who, now)).await
     }
 
-    /// Somebody wants a session's running archive to end. Its owner reads it with the next heartbeat.
-    /// Returns whether there is one, and no conversation of it started after `ended_at`.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn request_end(
+    async fn request_end(
         &self,
         application: &ApplicationId,
         session: &SessionId,
@@ -530,11 +629,7 @@ impl Catalog {
         Ok(self.execute("end a session", request).await? > 0)
     }
 
-    /// Somebody wants one archive to end. Its owner reads it with the next heartbeat. Returns whether its job was running.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
         let request = statement(format!(
             "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 WHERE job_id = $3 AND state IN {ACTIVE}"
         ))
@@ -544,15 +639,7 @@ impl Catalog {
         Ok(self.execute("stop an archive", request).await? > 0)
     }
 
-    /// The running jobs of a session: one for each tag.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn active_jobs(
-        &self,
-        application: &ApplicationId,
-        session: &SessionId,
-    ) -> Result<Vec<JobRow>, CatalogError> {
+    async fn active_jobs(&self, application: &ApplicationId, session: &SessionId) -> Result<Vec<JobRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND state IN {ACTIVE}"
         ))
@@ -561,11 +648,7 @@ impl Catalog {
         self.rows("find a session's jobs", select).await?.iter().map(job_row).collect()
     }
 
-    /// The newest job of a session among those with a tag; one that runs goes before all others.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn newest_job(
+    async fn newest_job(
         &self,
         application: &ApplicationId,
         session: &SessionId,
@@ -581,12 +664,7 @@ impl Catalog {
         self.row("find a session's newest job", select).await?.as_ref().map(job_row).transpose()
     }
 
-    /// Asks for something of a live job's archive, if nobody has asked for something else than `before` meanwhile. Its
-    /// owner reads it with the next heartbeat. Returns whether it was so.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
         let change = statement(format!(
             "UPDATE jobs SET desired = $1, updated_at = $2 \
              WHERE job_id = $3 AND state IN {ACTIVE} AND COALESCE(desired, '') = $4"
@@ -598,19 +676,11 @@ impl Catalog {
         Ok(self.execute("ask for something of an archive", change).await? > 0)
     }
 
-    /// Adds a line to a job's history.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError> {
+    async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError> {
         self.execute("note what happened", history_line(job, what, who, now)).await.map(drop)
     }
 
-    /// A job's history, oldest first: when, what, who.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
+    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
         let select =
             statement("SELECT at, what, who FROM job_history WHERE job_id = $1 ORDER BY at").bind(job.to_string());
         let line = |row: &AnyRow| {

@@ -1,5 +1,5 @@
-//! The catalog: applications and their sessions, jobs and their leases, archives, parked jobs. SQLite by default, PostgreSQL for a fleet; the
-//! same statements on both. The only module that names `sqlx`.
+//! The catalog: applications and their sessions, jobs and their leases, archives, parked jobs. [`Catalog`] is the contract, one trait a
+//! subject. [`SqlCatalog`] keeps it: SQLite by default, PostgreSQL for a fleet, the same statements on both. The only module that names `sqlx`.
 //!
 //! Every change that only an owner may make names the owner's epoch: an owner that was paused, and whose job
 //! was taken over, changes nothing any more (fencing).
@@ -15,8 +15,10 @@ mod remakes;
 mod sessions;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow, install_default_drivers};
 use sqlx::query::Query;
@@ -25,13 +27,14 @@ use tokio::time::timeout;
 
 use crate::fault::{Fault, FaultKind, HasFault};
 
-pub use applications::{ApplicationKey, ApplicationKind, ApplicationRow};
-pub use archives::{ArchiveFilter, ArchiveRow, ArchiveStatus};
-pub use jobs::{Accepted, Claimed, JobRow, JobState, NewJob};
-pub use notices::{Claim, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
-pub use parked::{NewParked, ParkedRow, ParkedState};
-pub use remakes::RemakeRow;
-pub use sessions::{Classes, SessionRow};
+pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
+pub use archives::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus};
+pub use counts::CountCatalog;
+pub use jobs::{Accepted, Claimed, JobCatalog, JobRow, JobState, NewJob};
+pub use notices::{Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
+pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
+pub use remakes::{RemakeCatalog, RemakeRow};
+pub use sessions::{Classes, SessionCatalog, SessionRow};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
@@ -110,9 +113,40 @@ impl HasFault for CatalogError {
     }
 }
 
-/// The catalog. Cheap to clone.
+/// The catalog: the traits of its subjects together.
+#[async_trait]
+pub trait Catalog:
+    ApplicationCatalog
+    + SessionCatalog
+    + JobCatalog
+    + ArchiveCatalog
+    + CountCatalog
+    + NoticeCatalog
+    + ParkedCatalog
+    + RemakeCatalog
+    + std::fmt::Debug
+{
+    /// Checks that the catalog answers, and returns its name for people. For `archiver check`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    async fn probe(&self) -> Result<&'static str, CatalogError>;
+}
+
+/// A shared catalog.
+pub type SharedCatalog = Arc<dyn Catalog>;
+
+/// Connects to a database and brings its tables up to date. `url` is `postgres://…` or `sqlite:<path>`.
+///
+/// # Errors
+/// When the database cannot be reached or its tables cannot be made.
+pub async fn open(url: &str) -> Result<SharedCatalog, CatalogError> {
+    Ok(Arc::new(SqlCatalog::open(url).await?))
+}
+
+/// A catalog in an SQL database. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Catalog {
+pub struct SqlCatalog {
     pool: AnyPool,
     postgres: bool,
 }
@@ -125,7 +159,7 @@ fn statement(sql: impl Into<String>) -> Statement {
     sqlx::query(sqlx::AssertSqlSafe(sql.into()))
 }
 
-impl Catalog {
+impl SqlCatalog {
     /// Connects and brings the tables up to date. `url` is `postgres://…` or `sqlite:<path>`.
     ///
     /// # Errors
@@ -194,15 +228,6 @@ impl Catalog {
         }
     }
 
-    /// Whether it answers. For `archiver check`.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn probe(&self) -> Result<&'static str, CatalogError> {
-        self.execute("answer", statement("SELECT 1")).await?;
-        Ok(if self.postgres { "PostgreSQL" } else { "SQLite" })
-    }
-
     /// Runs statements on one connection, with a limit. A connection that does not answer in time is closed: its
     /// server may be gone without a word, and the pool would wait for it as long as TCP does.
     async fn run<T: Send>(
@@ -252,6 +277,14 @@ impl Catalog {
             })
         })
         .await
+    }
+}
+
+#[async_trait]
+impl Catalog for SqlCatalog {
+    async fn probe(&self) -> Result<&'static str, CatalogError> {
+        self.execute("answer", statement("SELECT 1")).await?;
+        Ok(if self.postgres { "PostgreSQL" } else { "SQLite" })
     }
 }
 

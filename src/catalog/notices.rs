@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, Columns, Statement, statement, storable};
+use super::{ArchiveRow, ArchiveStatus, CatalogError, Columns, SqlCatalog, Statement, statement, storable};
 use crate::ids::{ApplicationId, ArchiveId, NoticeId};
 use crate::time::Wallclock;
 
@@ -206,13 +207,57 @@ pub(super) fn notes(archive: &ArchiveRow, number: i64) -> [Statement; 2] {
     })
 }
 
-impl Catalog {
+/// Notices in the catalog.
+#[async_trait]
+pub trait NoticeCatalog: Send + Sync {
     /// Takes notices that are due, the longest due first: of each archive only the oldest that waits, so that they are told
     /// in order. Nobody else gets them before the claim's lease has ended.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn claim_notices(&self, claim: &Claim<'_>, now: Wallclock) -> Result<Vec<NoticeRow>, CatalogError> {
+    async fn claim_notices(&self, claim: &Claim<'_>, now: Wallclock) -> Result<Vec<NoticeRow>, CatalogError>;
+
+    /// Notes what became of a notice that was taken. Nothing is noted of one that somebody else took after our lease had
+    /// ended, except that it was delivered. Returns whether it was noted.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn settle_notice(
+        &self,
+        notice: &NoticeRow,
+        settled: Settled,
+        detail: Option<&str>,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError>;
+
+    /// Notices, newest first, and how many there are in all.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn notices(&self, filter: &NoticeFilter) -> Result<(Vec<NoticeRow>, i64), CatalogError>;
+
+    /// Callbacks of an archive are sent once more, as if they were new: the one with this number that was delivered or
+    /// given up; without a number, all that were given up. Returns how many.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn resend_notices(
+        &self,
+        archive: ArchiveId,
+        number: Option<i64>,
+        now: Wallclock,
+    ) -> Result<u64, CatalogError>;
+
+    /// Deletes what was delivered before `delivered` and what was given up before `undelivered`. Returns how many.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn delete_old_notices(&self, delivered: Wallclock, undelivered: Wallclock) -> Result<u64, CatalogError>;
+}
+
+#[async_trait]
+impl NoticeCatalog for SqlCatalog {
+    async fn claim_notices(&self, claim: &Claim<'_>, now: Wallclock) -> Result<Vec<NoticeRow>, CatalogError> {
         const DOING: &str = "take notices";
         // Mostly there is none, and a look takes no lock.
         let look =
@@ -261,28 +306,7 @@ impl Catalog {
         Ok(taken)
     }
 
-    /// One that cannot be read must not keep the others.
-    async fn give_up_unreadable(&self, row: &AnyRow, error: &CatalogError, now: Wallclock) -> Result<(), CatalogError> {
-        let (archive, target, number) = key(&Columns { row, table: "notices" })?;
-        tracing::error!(fault.kind = "catalog_corrupt", %archive, number, "a notice cannot be read: {error}");
-        let give_up = statement(
-            "UPDATE notices SET state = 'undelivered', detail = $1, updated_at = $2 \
-             WHERE archive_id = $3 AND target = $4 AND number = $5",
-        )
-        .bind(storable(&error.to_string()))
-        .bind(now.0)
-        .bind(archive.to_string())
-        .bind(target.as_str())
-        .bind(number);
-        self.execute("give a notice up", give_up).await.map(drop)
-    }
-
-    /// Notes what became of a notice that was taken. Nothing is noted of one that somebody else took after our lease had
-    /// ended, except that it was delivered. Returns whether it was noted.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn settle_notice(
+    async fn settle_notice(
         &self,
         notice: &NoticeRow,
         settled: Settled,
@@ -314,11 +338,7 @@ impl Catalog {
         Ok(self.execute("note what became of a notice", settle).await? == 1)
     }
 
-    /// Notices, newest first, and how many there are in all.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn notices(&self, filter: &NoticeFilter) -> Result<(Vec<NoticeRow>, i64), CatalogError> {
+    async fn notices(&self, filter: &NoticeFilter) -> Result<(Vec<NoticeRow>, i64), CatalogError> {
         let (mut conditions, mut values) = (vec!["1 = 1".to_owned()], Vec::new());
         let mut add = |column: &str, value: Option<String>| {
             if let Some(value) = value {
@@ -347,12 +367,7 @@ impl Catalog {
         Ok((rows.iter().map(notice_row).collect::<Result<_, _>>()?, total))
     }
 
-    /// Callbacks of an archive are sent once more, as if they were new: the one with this number that was delivered or
-    /// given up; without a number, all that were given up. Returns how many.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn resend_notices(
+    async fn resend_notices(
         &self,
         archive: ArchiveId,
         number: Option<i64>,
@@ -375,11 +390,7 @@ impl Catalog {
         self.execute("send notices again", resend).await
     }
 
-    /// Deletes what was delivered before `delivered` and what was given up before `undelivered`. Returns how many.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn delete_old_notices(&self, delivered: Wallclock, undelivered: Wallclock) -> Result<u64, CatalogError> {
+    async fn delete_old_notices(&self, delivered: Wallclock, undelivered: Wallclock) -> Result<u64, CatalogError> {
         let mut deleted = 0;
         for (state, before) in [(NoticeState::Delivered, delivered), (NoticeState::Undelivered, undelivered)] {
             loop {
@@ -398,5 +409,23 @@ impl Catalog {
             }
         }
         Ok(deleted)
+    }
+}
+
+impl SqlCatalog {
+    /// One that cannot be read must not keep the others.
+    async fn give_up_unreadable(&self, row: &AnyRow, error: &CatalogError, now: Wallclock) -> Result<(), CatalogError> {
+        let (archive, target, number) = key(&Columns { row, table: "notices" })?;
+        tracing::error!(fault.kind = "catalog_corrupt", %archive, number, "a notice cannot be read: {error}");
+        let give_up = statement(
+            "UPDATE notices SET state = 'undelivered', detail = $1, updated_at = $2 \
+             WHERE archive_id = $3 AND target = $4 AND number = $5",
+        )
+        .bind(storable(&error.to_string()))
+        .bind(now.0)
+        .bind(archive.to_string())
+        .bind(target.as_str())
+        .bind(number);
+        self.execute("give a notice up", give_up).await.map(drop)
     }
 }

@@ -1,10 +1,11 @@
 //! Parked jobs: what was refused or failed for good, with its event, its reason, its history.
 
+use async_trait::async_trait;
 use serde::Serialize;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::{Catalog, CatalogError, Columns, parsed, statement, storable};
+use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
 use crate::fault::FaultKind;
 use crate::ids::{JobId, ParkedId};
 use crate::time::Wallclock;
@@ -113,13 +114,55 @@ pub struct NewParked<'a> {
     pub body: &'a [u8],
 }
 
-impl Catalog {
+/// Parked jobs in the catalog.
+#[async_trait]
+pub trait ParkedCatalog: Send + Sync {
     /// Parks an event. The same bytes for the same reason are the same entry, counted once more; an entry that
     /// was replayed and comes back waits for a person again.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn park(&self, new: &NewParked<'_>, now: Wallclock) -> Result<ParkedId, CatalogError> {
+    async fn park(&self, new: &NewParked<'_>, now: Wallclock) -> Result<ParkedId, CatalogError>;
+
+    /// Parked entries, newest first.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn parked(
+        &self,
+        state: Option<ParkedState>,
+        fault: Option<FaultKind>,
+        limit: u32,
+    ) -> Result<Vec<ParkedRow>, CatalogError>;
+
+    /// A parked entry.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn parked_entry(&self, id: ParkedId) -> Result<Option<ParkedRow>, CatalogError>;
+
+    /// Changes an entry's state, and notes who did it.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn mark_parked(
+        &self,
+        id: ParkedId,
+        state: ParkedState,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<(), CatalogError>;
+
+    /// A job made its archive: its entries need nobody any more.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn resolve_parked(&self, job: JobId) -> Result<(), CatalogError>;
+}
+
+#[async_trait]
+impl ParkedCatalog for SqlCatalog {
+    async fn park(&self, new: &NewParked<'_>, now: Wallclock) -> Result<ParkedId, CatalogError> {
         use base64::Engine;
         let id = ParkedId::of_content(new.fault.as_str(), new.body);
         let park = statement(format!(
@@ -139,11 +182,7 @@ impl Catalog {
         Ok(id)
     }
 
-    /// Parked entries, newest first.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn parked(
+    async fn parked(
         &self,
         state: Option<ParkedState>,
         fault: Option<FaultKind>,
@@ -159,20 +198,12 @@ impl Catalog {
         self.rows("list parked jobs", statement(select)).await?.iter().map(parked_row).collect()
     }
 
-    /// A parked entry.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn parked_entry(&self, id: ParkedId) -> Result<Option<ParkedRow>, CatalogError> {
+    async fn parked_entry(&self, id: ParkedId) -> Result<Option<ParkedRow>, CatalogError> {
         let select = statement(format!("SELECT {COLUMNS} FROM parked WHERE parked_id = $1")).bind(id.to_string());
         self.row("find a parked job", select).await?.as_ref().map(parked_row).transpose()
     }
 
-    /// Changes an entry's state, and notes who did it.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn mark_parked(
+    async fn mark_parked(
         &self,
         id: ParkedId,
         state: ParkedState,
@@ -202,11 +233,7 @@ impl Catalog {
         marked.await
     }
 
-    /// A job made its archive: its entries need nobody any more.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn resolve_parked(&self, job: JobId) -> Result<(), CatalogError> {
+    async fn resolve_parked(&self, job: JobId) -> Result<(), CatalogError> {
         let resolve =
             statement("UPDATE parked SET state = 'resolved' WHERE job_id = $1 AND state IN ('parked', 'replayed')")
                 .bind(job.to_string());

@@ -1,10 +1,11 @@
 //! Archives that are to be made of others.
 
+use async_trait::async_trait;
 use sqlx::Connection;
 use sqlx::any::AnyRow;
 
 use super::archives::Put;
-use super::{ArchiveRow, Catalog, CatalogError, Columns, statement, storable};
+use super::{ArchiveRow, CatalogError, Columns, SqlCatalog, statement, storable};
 use crate::ids::ArchiveId;
 use crate::time::Wallclock;
 
@@ -36,13 +37,51 @@ fn remake_row(row: &AnyRow) -> Result<RemakeRow, CatalogError> {
     })
 }
 
-impl Catalog {
-    /// Adds one and the entry of its archive, in one transaction, unless `all` are waiting already, or `of_one` of its
-    /// application. Returns whether they were added.
+/// Derived archives that wait in the catalog.
+#[async_trait]
+pub trait RemakeCatalog: Send + Sync {
+    /// Adds one and the entry of its archive, in one transaction, unless as many are waiting already as `limits` allows: in
+    /// all, and of one application. Returns whether they were added.
     ///
     /// # Errors
     /// When the catalog is away.
-    pub async fn add_remake(
+    async fn add_remake(
+        &self,
+        new: &ArchiveRow,
+        source: ArchiveId,
+        what: &str,
+        limits: (u32, u32),
+        now: Wallclock,
+    ) -> Result<bool, CatalogError>;
+
+    /// Takes the oldest one that nobody makes, until `until`.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn claim_remake(&self, now: Wallclock, until: Wallclock) -> Result<Option<RemakeRow>, CatalogError>;
+
+    /// Keeps one until `until`, or leaves it until then. Returns whether it was still ours.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn keep_remake(&self, remake: &mut RemakeRow, until: Wallclock) -> Result<bool, CatalogError>;
+
+    /// Gives one back to whoever comes next, as if it had not been tried.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn give_remake_back(&self, remake: &RemakeRow, now: Wallclock) -> Result<(), CatalogError>;
+
+    /// One is made, or given up: nothing is to be done for it any more.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn end_remake(&self, archive: ArchiveId) -> Result<(), CatalogError>;
+}
+
+#[async_trait]
+impl RemakeCatalog for SqlCatalog {
+    async fn add_remake(
         &self,
         new: &ArchiveRow,
         source: ArchiveId,
@@ -85,11 +124,7 @@ impl Catalog {
         .await
     }
 
-    /// Takes the oldest one that nobody makes, until `until`.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn claim_remake(&self, now: Wallclock, until: Wallclock) -> Result<Option<RemakeRow>, CatalogError> {
+    async fn claim_remake(&self, now: Wallclock, until: Wallclock) -> Result<Option<RemakeRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM remakes WHERE state = 'waiting' AND due_at <= $1 ORDER BY created_at LIMIT 1"
         ));
@@ -105,11 +140,7 @@ impl Catalog {
         Ok(ours.then_some(RemakeRow { tries: found.tries + 1, due_at: until, ..found }))
     }
 
-    /// Keeps one until `until`, or leaves it until then. Returns whether it was still ours.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn keep_remake(&self, remake: &mut RemakeRow, until: Wallclock) -> Result<bool, CatalogError> {
+    async fn keep_remake(&self, remake: &mut RemakeRow, until: Wallclock) -> Result<bool, CatalogError> {
         let keep =
             statement("UPDATE remakes SET due_at = $1 WHERE archive_id = $2 AND due_at = $3 AND state = 'waiting'")
                 .bind(until.0)
@@ -120,11 +151,7 @@ impl Catalog {
         Ok(ours)
     }
 
-    /// Gives one back to whoever comes next, as if it had not been tried.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn give_remake_back(&self, remake: &RemakeRow, now: Wallclock) -> Result<(), CatalogError> {
+    async fn give_remake_back(&self, remake: &RemakeRow, now: Wallclock) -> Result<(), CatalogError> {
         let give = statement(
             "UPDATE remakes SET due_at = $1, tries = tries - 1 WHERE archive_id = $2 AND due_at = $3 AND state = 'waiting'",
         )
@@ -134,11 +161,7 @@ impl Catalog {
         self.execute("give back what is to be made", give).await.map(drop)
     }
 
-    /// One is made, or given up: nothing is to be done for it any more.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn end_remake(&self, archive: ArchiveId) -> Result<(), CatalogError> {
+    async fn end_remake(&self, archive: ArchiveId) -> Result<(), CatalogError> {
         let delete = statement("DELETE FROM remakes WHERE archive_id = $1").bind(archive.to_string());
         self.execute("forget what was made", delete).await.map(drop)
     }

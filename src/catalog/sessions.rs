@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 
 use super::jobs::ACTIVE;
-use super::{Catalog, CatalogError, Columns, parsed, statement, storable};
+use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
 use crate::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use crate::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};
 use crate::time::Wallclock;
@@ -95,12 +96,54 @@ fn session_row(row: &AnyRow) -> Result<SessionRow, CatalogError> {
     })
 }
 
-impl Catalog {
+/// Sessions in the catalog.
+#[async_trait]
+pub trait SessionCatalog: Send + Sync {
     /// Adds a session.
     ///
     /// # Errors
     /// [`CatalogError::Conflict`] when its id or its room is another's; else when the catalog is away.
-    pub async fn add_session(&self, session: &SessionRow) -> Result<(), CatalogError> {
+    async fn add_session(&self, session: &SessionRow) -> Result<(), CatalogError>;
+
+    /// A session of an application. One of another application is as if it were not there.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn session(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+    ) -> Result<Option<SessionRow>, CatalogError>;
+
+    /// The session whose room this is.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn session_of_room(&self, router: &RouterName, room: &RoomId) -> Result<Option<SessionRow>, CatalogError>;
+
+    /// The sessions with a room at a router that are being recorded.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn recorded_sessions(&self, router: &RouterName) -> Result<Vec<SessionRow>, CatalogError>;
+
+    /// Numbers a new conversation of a session, if nobody else has since `before`. Returns whether it was so.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn begin_conversation(&self, session: &SessionId, before: i64) -> Result<bool, CatalogError>;
+
+    /// Keeps the layout classes of a session's streams, if nobody else has changed them since `before`. Returns whether it
+    /// was so.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn keep_classes(&self, before: &SessionRow, classes: &Classes) -> Result<bool, CatalogError>;
+}
+
+#[async_trait]
+impl SessionCatalog for SqlCatalog {
+    async fn add_session(&self, session: &SessionRow) -> Result<(), CatalogError> {
         let router = session.router.as_ref();
         let insert = statement(format!(
             "INSERT INTO sessions ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
@@ -122,11 +165,7 @@ impl Catalog {
         self.execute("add a session", insert).await.map(drop)
     }
 
-    /// A session of an application. One of another application is as if it were not there.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn session(
+    async fn session(
         &self,
         application: &ApplicationId,
         session: &SessionId,
@@ -137,26 +176,14 @@ impl Catalog {
         self.row("find a session", select).await?.as_ref().map(session_row).transpose()
     }
 
-    /// The session whose room this is.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn session_of_room(
-        &self,
-        router: &RouterName,
-        room: &RoomId,
-    ) -> Result<Option<SessionRow>, CatalogError> {
+    async fn session_of_room(&self, router: &RouterName, room: &RoomId) -> Result<Option<SessionRow>, CatalogError> {
         let select = statement(format!("SELECT {COLUMNS} FROM sessions WHERE router = $1 AND room = $2"))
             .bind(router.to_string())
             .bind(room.to_string());
         self.row("find a room's session", select).await?.as_ref().map(session_row).transpose()
     }
 
-    /// The sessions with a room at a router that are being recorded.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn recorded_sessions(&self, router: &RouterName) -> Result<Vec<SessionRow>, CatalogError> {
+    async fn recorded_sessions(&self, router: &RouterName) -> Result<Vec<SessionRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM sessions WHERE router = $1 AND session_id IN (SELECT session_id FROM jobs WHERE state IN {ACTIVE})"
         ))
@@ -164,11 +191,7 @@ impl Catalog {
         self.rows("list the sessions that are recorded", select).await?.iter().map(session_row).collect()
     }
 
-    /// Numbers a new conversation of a session, if nobody else has since `before`. Returns whether it was so.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn begin_conversation(&self, session: &SessionId, before: i64) -> Result<bool, CatalogError> {
+    async fn begin_conversation(&self, session: &SessionId, before: i64) -> Result<bool, CatalogError> {
         let update = statement("UPDATE sessions SET conversation = $1 WHERE session_id = $2 AND conversation = $3")
             .bind(before + 1)
             .bind(session.to_string())
@@ -176,12 +199,7 @@ impl Catalog {
         Ok(self.execute("begin a conversation", update).await? == 1)
     }
 
-    /// Keeps the layout classes of a session's streams, if nobody else has changed them since `before`. Returns whether it
-    /// was so.
-    ///
-    /// # Errors
-    /// When the catalog is away.
-    pub async fn keep_classes(&self, before: &SessionRow, classes: &Classes) -> Result<bool, CatalogError> {
+    async fn keep_classes(&self, before: &SessionRow, classes: &Classes) -> Result<bool, CatalogError> {
         let json = |classes: &Classes| serde_json::to_string(classes).expect("plain data");
         let update = statement("UPDATE sessions SET classes = $1 WHERE session_id = $2 AND classes = $3")
             .bind(json(classes))

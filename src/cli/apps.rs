@@ -97,7 +97,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
                 (false, _, None) => NewKey::Secret(secret.map(Into::into)),
             };
             let new = NewApplication { id, name, key, callback_url };
-            let added = apps::add(&catalog, settings, new, now).await?;
+            let added = apps::add(catalog.as_ref(), settings, new, now).await?;
             let secret = added.new_secret.as_ref().map(ExposeSecret::expose_secret);
             let callbacks = added.row.callback_secret.as_ref().map(ExposeSecret::expose_secret);
             if json {
@@ -129,7 +129,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
         AppsCommand::Rotate { id, public_key, overlap, json } => {
             let key = public_key.as_deref().map(read).transpose()?;
             let overlap: Duration = overlap.0;
-            let rotated = apps::rotate(&catalog, &id, key, overlap, now).await?;
+            let rotated = apps::rotate(catalog.as_ref(), &id, key, overlap, now).await?;
             let secret = rotated.new_secret.as_ref().map(ExposeSecret::expose_secret);
             if json {
                 return say_json(&serde_json::json!({ "applicationId": id, "secret": secret }));
@@ -140,7 +140,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
             }
         }
         AppsCommand::Callback { id, url, .. } => {
-            let row = apps::set_callback(&catalog, settings, &id, url, now).await?;
+            let row = apps::set_callback(catalog.as_ref(), settings, &id, url, now).await?;
             match (&row.callback_url, &row.callback_secret) {
                 (Some(url), Some(secret)) => {
                     say(&format!("callbacks go to {url}\ncallback secret  {}", secret.expose_secret()));

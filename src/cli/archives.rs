@@ -210,7 +210,7 @@ fn say_made(made: &ArchiveRow, json: bool) -> Result<()> {
     Ok(())
 }
 
-async fn found(catalog: &Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
+async fn found(catalog: &dyn Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
     catalog
         .archive(archive)
         .await?
@@ -248,9 +248,9 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             }
             say(&format!("{} of {total}", rows.len()));
         }
-        ArchivesCommand::Show { archive, json } => show(settings, &catalog, &store, archive, json).await?,
+        ArchivesCommand::Show { archive, json } => show(settings, catalog.as_ref(), &store, archive, json).await?,
         ArchivesCommand::Download { archive, out } => {
-            let row = found(&catalog, archive).await?;
+            let row = found(catalog.as_ref(), archive).await?;
             let keys = Keys::new(row.application.clone(), archive);
             let manifest = manifest(store.as_ref(), &keys).await.context("the archive is not available yet")?;
             std::fs::create_dir_all(&out)?;
@@ -265,7 +265,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             say(&path.display().to_string());
         }
         ArchivesCommand::Verify { archive } => {
-            let row = found(&catalog, archive).await?;
+            let row = found(catalog.as_ref(), archive).await?;
             let manifest = manifest(store.as_ref(), &Keys::new(row.application, archive)).await?;
             for object in &manifest.objects {
                 verify(store.as_ref(), object).await?;
@@ -284,7 +284,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 clip: (from.is_some() || to.is_some()).then(|| Clip { from_ms: from.unwrap_or(0), to_ms: to }),
             };
             let new = ArchiveId::random();
-            let making = recompose(settings, &catalog, store.as_ref(), (archive, new), &otherwise, &stop);
+            let making = recompose(settings, catalog.as_ref(), store.as_ref(), (archive, new), &otherwise, &stop);
             let made = spinning("fetching the segments and composing them", making).await;
             say_made(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
         }
@@ -292,7 +292,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             check_part(from, to)?;
             let part = Part { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
             let new = ArchiveId::random();
-            let making = clip(settings, &catalog, store.as_ref(), (archive, new), part, &stop);
+            let making = clip(settings, catalog.as_ref(), store.as_ref(), (archive, new), part, &stop);
             let made = spinning("fetching the part and copying it", making).await;
             say_made(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
         }
@@ -300,7 +300,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
             let wanted = Layout { kind: layout, stylesheet, screenshare_type: screenshare };
             wanted.check().map_err(|(field, what)| anyhow::anyhow!("{field} {what}"))?;
-            desire(&catalog, archive, |desired| desired.layout = Some(wanted.clone())).await?;
+            desire(catalog.as_ref(), archive, |desired| desired.layout = Some(wanted.clone())).await?;
             say("the layout changes with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Classes { archive, stream, classes } => {
@@ -308,22 +308,22 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             let change = |desired: &mut Desired| {
                 desired.classes.insert(stream, classes.clone());
             };
-            desire(&catalog, archive, change).await?;
+            desire(catalog.as_ref(), archive, change).await?;
             say("the classes change with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Streams { archive, mode, add, no_audio, no_video, remove } => {
             let selection = Selection { has_audio: !no_audio, has_video: !no_video };
-            select_streams(&catalog, archive, &StreamsChange { mode, add, selection, remove }).await?;
+            select_streams(catalog.as_ref(), archive, &StreamsChange { mode, add, selection, remove }).await?;
             say("the streams change with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Delete { archive, yes } => {
-            let row = found(&catalog, archive).await?;
+            let row = found(catalog.as_ref(), archive).await?;
             delete::check(&row)?;
             if !yes && !confirmed(&format!("delete archive {archive} of session {}?", row.session))? {
                 bail!("nothing was deleted");
             }
-            delete::mark(&catalog, &row).await?;
-            delete::remove(&catalog, store.as_ref(), &row).await?;
+            delete::mark(catalog.as_ref(), &row).await?;
+            delete::remove(catalog.as_ref(), store.as_ref(), &row).await?;
             say(&format!("deleted {archive}"));
         }
     }
@@ -332,7 +332,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
 
 async fn show(
     settings: &Settings,
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     store: &SharedStore,
     archive: ArchiveId,
     json: bool,

@@ -56,7 +56,7 @@ pub(super) async fn run(settings: &Settings, command: CallbacksCommand) -> Resul
         CallbacksCommand::List { state, application, archive, offset, count, json } => {
             let target = Some(NoticeTarget::Callback);
             let filter = NoticeFilter { target, state, application, archive, offset, count };
-            list(&crate::worker::catalog(settings).await?, &filter, json).await?;
+            list(crate::worker::catalog(settings).await?.as_ref(), &filter, json).await?;
         }
         CallbacksCommand::Resend { archive, number } => {
             let catalog = crate::worker::catalog(settings).await?;
@@ -73,7 +73,7 @@ pub(super) async fn run(settings: &Settings, command: CallbacksCommand) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(catalog: &Catalog, filter: &NoticeFilter, json: bool) -> Result<()> {
+async fn list(catalog: &dyn Catalog, filter: &NoticeFilter, json: bool) -> Result<()> {
     let (notices, total) = catalog.notices(filter).await?;
     if json {
         return say_json(&serde_json::json!({ "count": total, "items": notices }));

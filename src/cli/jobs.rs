@@ -66,7 +66,7 @@ pub(super) struct Which {
     dry_run: bool,
 }
 
-async fn selected(catalog: &Catalog, which: &Selection) -> Result<Vec<ParkedRow>> {
+async fn selected(catalog: &dyn Catalog, which: &Selection) -> Result<Vec<ParkedRow>> {
     let ids = &which.ids;
     // One that is named may be in any state; of the others, those that wait.
     let state = ids.is_empty().then_some(ParkedState::Parked);
@@ -89,10 +89,10 @@ fn who() -> String {
 pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()> {
     let catalog = crate::worker::catalog(settings).await?;
     match command {
-        JobsCommand::List { fault, all, json } => list(&catalog, fault, all, json).await,
-        JobsCommand::Show { id, json } => show(&catalog, id, json).await,
+        JobsCommand::List { fault, all, json } => list(catalog.as_ref(), fault, all, json).await,
+        JobsCommand::Show { id, json } => show(catalog.as_ref(), id, json).await,
         JobsCommand::Replay(which) => {
-            let rows = selected(&catalog, &which.selection).await?;
+            let rows = selected(catalog.as_ref(), &which.selection).await?;
             plan("replay", &rows);
             if which.dry_run {
                 return Ok(());
@@ -100,7 +100,7 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
             let publisher = Publisher::connect(&crate::worker::broker_config(settings)?).await?;
             let (bar, who) = (ProgressBar::new(rows.len() as u64), who());
             for row in &rows {
-                crate::ops::replay(&publisher, &catalog, row, &who)
+                crate::ops::replay(&publisher, catalog.as_ref(), row, &who)
                     .await
                     .with_context(|| format!("parked job {}", row.parked))?;
                 bar.inc(1);
@@ -111,7 +111,7 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
             Ok(())
         }
         JobsCommand::Discard(which) => {
-            let rows = selected(&catalog, &which.selection).await?;
+            let rows = selected(catalog.as_ref(), &which.selection).await?;
             plan("discard", &rows);
             if which.dry_run {
                 return Ok(());
@@ -135,7 +135,7 @@ fn plan(what: &str, rows: &[ParkedRow]) {
     }
 }
 
-async fn list(catalog: &Catalog, fault: Option<FaultKind>, all: bool, json: bool) -> Result<()> {
+async fn list(catalog: &dyn Catalog, fault: Option<FaultKind>, all: bool, json: bool) -> Result<()> {
     let live = [JobState::Accepted, JobState::Capturing, JobState::Finalizing, JobState::Parked];
     let jobs = if fault.is_some() { Vec::new() } else { catalog.jobs(if all { &[] } else { &live }, 1000).await? };
     let state = if all { None } else { Some(ParkedState::Parked) };
@@ -170,7 +170,7 @@ async fn list(catalog: &Catalog, fault: Option<FaultKind>, all: bool, json: bool
     Ok(())
 }
 
-async fn show(catalog: &Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
+async fn show(catalog: &dyn Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
     let entry = catalog.parked_entry(ParkedId::from_uuid(id)).await?;
     let job_id = entry.as_ref().and_then(|e| e.job).unwrap_or(JobId::from_uuid(id));
     let job = catalog.job(job_id).await?;

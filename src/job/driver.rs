@@ -151,7 +151,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
     };
     // It goes on as this one was asked to be.
-    let catalog = &job.context.catalog;
+    let catalog = job.context.catalog.as_ref();
     let passed_on = async {
         match catalog.job(job.row.job).await?.and_then(|row| row.desired) {
             Some(desired) => catalog.desire(&next, &desired, Wallclock::now()).await.map(drop),

@@ -31,7 +31,7 @@ use crate::archive::keys::Keys;
 use crate::capture::history;
 use crate::capture::peer::Engine;
 use crate::capture::spool::Spool;
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, JobRow};
+use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
 use crate::config::Settings;
 use crate::event::{ArchiveMode, Envelope, SessionEvent, Started};
 use crate::fault::{FaultKind, chain};
@@ -47,7 +47,7 @@ pub struct Context {
     /// This worker.
     pub worker: WorkerId,
     /// The catalog.
-    pub catalog: Catalog,
+    pub catalog: SharedCatalog,
     /// The store.
     pub store: SharedStore,
     /// The capture threads.

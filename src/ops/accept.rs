@@ -15,7 +15,7 @@ const POLL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// [`CatalogError::Ending`] when that does not end in time; else when the catalog is away.
-pub async fn accept(catalog: &Catalog, new: &NewJob, within: Duration) -> Result<Accepted, CatalogError> {
+pub async fn accept(catalog: &dyn Catalog, new: &NewJob, within: Duration) -> Result<Accepted, CatalogError> {
     let deadline = Instant::now() + within;
     loop {
         match catalog.accept(new, Wallclock::now()).await {
@@ -29,7 +29,7 @@ pub async fn accept(catalog: &Catalog, new: &NewJob, within: Duration) -> Result
 ///
 /// # Errors
 /// When the catalog is away.
-pub async fn give_classes(catalog: &Catalog, job: &JobRow, classes: &Classes) -> Result<(), CatalogError> {
+pub async fn give_classes(catalog: &dyn Catalog, job: &JobRow, classes: &Classes) -> Result<(), CatalogError> {
     if classes.is_empty() {
         return Ok(());
     }

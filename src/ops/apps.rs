@@ -128,7 +128,7 @@ fn checked(key: NewKey) -> Result<(ApplicationKind, SecretString, bool), AppsErr
 /// # Errors
 /// See [`AppsError`].
 pub async fn add(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     settings: &Settings,
     new: NewApplication,
     now: Wallclock,
@@ -166,7 +166,7 @@ fn new_id(kind: ApplicationKind) -> ApplicationId {
 
 /// Changes an application as `change` says; again when somebody else was quicker.
 async fn changed<T>(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     id: &ApplicationId,
     now: Wallclock,
     change: impl Fn(&mut ApplicationRow) -> Result<T, AppsError>,
@@ -189,7 +189,7 @@ async fn changed<T>(
 /// # Errors
 /// See [`AppsError`].
 pub async fn rotate(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     id: &ApplicationId,
     public_key: Option<String>,
     overlap: Duration,
@@ -227,7 +227,7 @@ pub async fn rotate(
 /// # Errors
 /// See [`AppsError`].
 pub async fn set_callback(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     settings: &Settings,
     id: &ApplicationId,
     url: Option<String>,

@@ -100,7 +100,7 @@ fn way_out(error: &CutError, archive: &ArchiveId, part: Part) -> String {
 /// See [`ClipError`].
 pub async fn clip(
     settings: &Settings,
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     store: &dyn ObjectStore,
     (archive, new): (ArchiveId, ArchiveId),
     part: Part,

@@ -56,7 +56,7 @@ pub const fn check(row: &ArchiveRow) -> Result<(), DeleteError> {
 ///
 /// # Errors
 /// See [`DeleteError`].
-pub async fn mark(catalog: &Catalog, row: &ArchiveRow) -> Result<(), DeleteError> {
+pub async fn mark(catalog: &dyn Catalog, row: &ArchiveRow) -> Result<(), DeleteError> {
     check(row)?;
     let deleted = ArchiveRow { status: ArchiveStatus::Deleted, updated_at: Wallclock::now(), ..row.clone() };
     if catalog.put_archive(&deleted).await? {
@@ -71,7 +71,7 @@ pub async fn mark(catalog: &Catalog, row: &ArchiveRow) -> Result<(), DeleteError
 ///
 /// # Errors
 /// See [`DeleteError`].
-pub async fn remove(catalog: &Catalog, store: &dyn ObjectStore, row: &ArchiveRow) -> Result<(), DeleteError> {
+pub async fn remove(catalog: &dyn Catalog, store: &dyn ObjectStore, row: &ArchiveRow) -> Result<(), DeleteError> {
     let objects = store.list(&Keys::new(row.application.clone(), row.archive).prefix()).await?;
     for some in objects.chunks(AT_ONCE) {
         try_join_all(some.iter().map(|object| store.delete(&object.key))).await?;

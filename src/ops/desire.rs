@@ -85,7 +85,7 @@ pub fn check_classes(classes: &[String]) -> Result<(), DesireError> {
 /// # Errors
 /// See [`DesireError`].
 pub async fn desire(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     archive: ArchiveId,
     change: impl Fn(&mut Desired) + Send + Sync,
 ) -> Result<Desired, DesireError> {
@@ -139,7 +139,7 @@ impl StreamsChange {
 /// # Errors
 /// See [`DesireError`].
 pub async fn select_streams(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     archive: ArchiveId,
     change: &StreamsChange,
 ) -> Result<Desired, DesireError> {
@@ -161,7 +161,7 @@ fn first_mode(job: &JobRow) -> StreamMode {
 }
 
 async fn desire_of(
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     archive: ArchiveId,
     change: impl Fn(&JobRow, &mut Desired) -> Result<(), DesireError> + Send + Sync,
 ) -> Result<Desired, DesireError> {

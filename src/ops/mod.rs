@@ -49,7 +49,12 @@ pub enum ReplayError {
 ///
 /// # Errors
 /// See [`ReplayError`]. Nothing is marked unless the broker has confirmed the event.
-pub async fn replay(publisher: &Publisher, catalog: &Catalog, entry: &ParkedRow, who: &str) -> Result<(), ReplayError> {
+pub async fn replay(
+    publisher: &Publisher,
+    catalog: &dyn Catalog,
+    entry: &ParkedRow,
+    who: &str,
+) -> Result<(), ReplayError> {
     let now = Wallclock::now();
     let body = STANDARD.decode(&entry.body).map_err(|_| ReplayError::Body { parked: entry.parked })?;
     let headers = Headers::from([

@@ -56,7 +56,7 @@ impl HasFault for RecomposeError {
 /// See [`RecomposeError`].
 pub async fn recompose(
     settings: &Settings,
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     store: &dyn ObjectStore,
     (archive, new): (ArchiveId, ArchiveId),
     otherwise: &Otherwise,

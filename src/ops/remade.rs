@@ -79,7 +79,7 @@ impl HasFault for RemakeError {
 }
 
 /// An archive that others can be made of.
-pub(super) async fn finished(catalog: &Catalog, archive: ArchiveId) -> Result<ArchiveRow, RemakeError> {
+pub(super) async fn finished(catalog: &dyn Catalog, archive: ArchiveId) -> Result<ArchiveRow, RemakeError> {
     let finished = |row: &ArchiveRow| matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded);
     catalog.archive(archive).await?.filter(finished).ok_or(RemakeError::NotFound(archive))
 }
@@ -190,7 +190,7 @@ pub(super) fn clean(data_dir: &Path) {
 
 /// Sends a composed archive that was made of another one, and enters it in the catalog.
 pub(super) async fn publish(
-    (catalog, store): (&Catalog, &dyn ObjectStore),
+    (catalog, store): (&dyn Catalog, &dyn ObjectStore),
     part_bytes: u64,
     of: ArchiveRow,
     built: &Built,

@@ -14,7 +14,7 @@ use super::clip::{Part, clip};
 use super::recompose::{Otherwise, recompose};
 use super::remade;
 use crate::archive::build::Clip;
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow};
+use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow, SharedCatalog};
 use crate::config::Settings;
 use crate::event::{Layout, OutputMode, Resolution};
 use crate::fault::{Fault, FaultKind, HasFault, Retry, chain};
@@ -89,7 +89,12 @@ impl HasFault for AskError {
 ///
 /// # Errors
 /// See [`AskError`].
-pub async fn ask(catalog: &Catalog, of: &ArchiveRow, remake: &Remake, now: Wallclock) -> Result<ArchiveRow, AskError> {
+pub async fn ask(
+    catalog: &dyn Catalog,
+    of: &ArchiveRow,
+    remake: &Remake,
+    now: Wallclock,
+) -> Result<ArchiveRow, AskError> {
     if !matches!(of.status, ArchiveStatus::Available | ArchiveStatus::Uploaded) {
         return Err(AskError::Unfinished { archive: of.archive, status: of.status.as_str() });
     }
@@ -118,7 +123,12 @@ pub async fn ask(catalog: &Catalog, of: &ArchiveRow, remake: &Remake, now: Wallc
 }
 
 /// Makes what was asked for, until `cancel`.
-pub async fn keep_making(settings: Arc<Settings>, catalog: Catalog, store: SharedStore, cancel: CancellationToken) {
+pub async fn keep_making(
+    settings: Arc<Settings>,
+    catalog: SharedCatalog,
+    store: SharedStore,
+    cancel: CancellationToken,
+) {
     let data_dir = settings.worker.data_dir.clone();
     tokio::task::spawn_blocking(move || remade::clean(&data_dir)).await.unwrap_or_default();
     loop {
@@ -128,16 +138,17 @@ pub async fn keep_making(settings: Arc<Settings>, catalog: Catalog, store: Share
             Ok(Some(remake)) if remake.tries > TRIES_MAX => {
                 let RemakeRow { archive, source, .. } = remake;
                 tracing::error!(%archive, %source, "each of {TRIES_MAX} tries to make the archive broke off: it is given up");
-                if let Err(error) = give_up(&catalog, archive).await {
+                if let Err(error) = give_up(catalog.as_ref(), archive).await {
                     tracing::warn!(%archive, "it is not given up: {}", chain(&error));
                 }
             }
             Ok(Some(remake)) => {
                 let archive = remake.archive;
-                let making = AssertUnwindSafe(make(&settings, &catalog, &store, remake, &cancel)).catch_unwind();
+                let making =
+                    AssertUnwindSafe(make(&settings, catalog.as_ref(), &store, remake, &cancel)).catch_unwind();
                 if making.await.is_err() {
                     tracing::error!(fault.kind = "bug", %archive, "making an archive of another one panicked");
-                    if let Err(error) = give_up(&catalog, archive).await {
+                    if let Err(error) = give_up(catalog.as_ref(), archive).await {
                         tracing::warn!(%archive, "it is not given up: {}", chain(&error));
                     }
                 }
@@ -180,7 +191,7 @@ impl Made {
 
 async fn make(
     settings: &Settings,
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     store: &SharedStore,
     mut remake: RemakeRow,
     cancel: &CancellationToken,
@@ -223,7 +234,7 @@ async fn make(
     }
 }
 
-async fn give_up(catalog: &Catalog, archive: ArchiveId) -> Result<(), CatalogError> {
+async fn give_up(catalog: &dyn Catalog, archive: ArchiveId) -> Result<(), CatalogError> {
     if let Some(row) = catalog.archive(archive).await? {
         let (status, reason) = (ArchiveStatus::Failed, "failure".to_owned());
         catalog.put_archive(&ArchiveRow { status, reason, updated_at: Wallclock::now(), ..row }).await?;
@@ -233,7 +244,7 @@ async fn give_up(catalog: &Catalog, archive: ArchiveId) -> Result<(), CatalogErr
 
 async fn try_once(
     settings: &Settings,
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     store: &SharedStore,
     remake: RemakeRow,
     cancel: &CancellationToken,
@@ -294,16 +305,16 @@ mod tests {
         Remake::Recompose { layout: None, resolution: None, from_ms: None, to_ms: None }
     }
 
-    async fn catalog(dir: &tempfile::TempDir) -> Catalog {
+    async fn catalog(dir: &tempfile::TempDir) -> SharedCatalog {
         let url = format!("sqlite:{}", dir.path().join("catalog.sqlite").display());
-        Catalog::open(&url).await.expect("catalog")
+        crate::catalog::open(&url).await.expect("catalog")
     }
 
     #[tokio::test]
     async fn an_application_that_asks_for_too_much_is_told_so_and_keeps_nobody_else_waiting() {
         let dir = tempfile::tempdir().expect("folder");
         let catalog = catalog(&dir).await;
-        let asked = async |of: &str| ask(&catalog, &source(of), &remake(), Wallclock(2)).await;
+        let asked = async |of: &str| ask(catalog.as_ref(), &source(of), &remake(), Wallclock(2)).await;
         for _ in 0..WAITING_OF_ONE_MAX {
             asked("busy").await.expect("there is room");
         }
@@ -316,7 +327,7 @@ mod tests {
     async fn what_takes_its_process_with_it_each_time_is_given_up() {
         let dir = tempfile::tempdir().expect("folder");
         let catalog = catalog(&dir).await;
-        let new = ask(&catalog, &source("app"), &remake(), Wallclock(2)).await.expect("asked");
+        let new = ask(catalog.as_ref(), &source("app"), &remake(), Wallclock(2)).await.expect("asked");
         for tries in 1..=TRIES_MAX {
             // Nobody says how it ended.
             let claimed = catalog.claim_remake(Wallclock(3), Wallclock(3)).await.expect("catalog").expect("it waits");

@@ -47,7 +47,7 @@ pub fn is_abandoned(upload: &PendingUpload, state: Option<JobState>, now: Wallcl
 ///
 /// # Errors
 /// When store or catalog are away; it is tried again at the next time.
-pub async fn sweep(store: &dyn ObjectStore, catalog: &Catalog, now: Wallclock) -> Result<usize, SweepError> {
+pub async fn sweep(store: &dyn ObjectStore, catalog: &dyn Catalog, now: Wallclock) -> Result<usize, SweepError> {
     let mut swept = 0;
     for upload in store.pending_uploads("").await? {
         let Some((keys, _)) = Keys::parse(&upload.key) else { continue };
@@ -72,7 +72,7 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &Catalog, now: Wallclock) -
 /// When store or catalog are away; it is tried again at the next time.
 pub async fn sweep_segments(
     store: &dyn ObjectStore,
-    catalog: &Catalog,
+    catalog: &dyn Catalog,
     keep: Duration,
     now: Wallclock,
 ) -> Result<usize, SweepError> {
@@ -104,11 +104,11 @@ pub async fn keep_sweeping(context: Arc<Context>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
-        if let Err(error) = sweep(context.store.as_ref(), &context.catalog, Wallclock::now()).await {
+        if let Err(error) = sweep(context.store.as_ref(), context.catalog.as_ref(), Wallclock::now()).await {
             tracing::warn!("abandoned uploads are not swept for now: {}", chain(&error));
         }
         let (store, keep) = (context.store.as_ref(), context.settings.store.keep_segments.0);
-        match sweep_segments(store, &context.catalog, keep, Wallclock::now()).await {
+        match sweep_segments(store, context.catalog.as_ref(), keep, Wallclock::now()).await {
             Ok(0) => {}
             Ok(archives) => tracing::info!(archives, "segments that were kept long enough are deleted"),
             Err(error) => tracing::warn!("old segments are not swept for now: {}", chain(&error)),

@@ -5,7 +5,7 @@ use crate::support::api;
 use std::collections::BTreeMap;
 
 use crate::support::api::{App, Signer, now};
-use archiver::catalog::{ArchiveRow, ArchiveStatus, Catalog};
+use archiver::catalog::{ArchiveRow, ArchiveStatus, SharedCatalog};
 use archiver::config::Settings;
 use archiver::event::ArchiveOptions;
 use archiver::ids::{ArchiveId, JobId};
@@ -39,7 +39,7 @@ fn endpoints(document: &Value, ids: &BTreeMap<&str, String>) -> Vec<Endpoint> {
     found
 }
 
-async fn archive(catalog: &Catalog, application: &str, session: &str) -> ArchiveId {
+async fn archive(catalog: &SharedCatalog, application: &str, session: &str) -> ArchiveId {
     let job = JobId::from_uuid(uuid::Uuid::new_v4());
     let row = ArchiveRow {
         archive: ArchiveId::of_job(job),

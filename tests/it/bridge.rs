@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use archiver::bridge::{Bridge, bridge, rules};
 use archiver::broker::{BrokerConfig, Publisher as Broker};
-use archiver::catalog::{Catalog, JobState, SessionRow};
+use archiver::catalog::{JobState, SessionRow, SharedCatalog};
 use archiver::config::{BridgeSection, Settings, Span};
 use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, OutputMode, RouterRoom};
 use archiver::ids::SessionId;
@@ -50,7 +50,7 @@ impl Running {
 struct Ground {
     world: World,
     settings: Settings,
-    catalog: Catalog,
+    catalog: SharedCatalog,
 }
 
 impl Ground {

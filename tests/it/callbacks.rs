@@ -14,8 +14,8 @@ use archiver::callback::address::check_url_with;
 use archiver::callback::send::NOTICE_ID;
 use archiver::callback::{Resolver, Sender, SystemResolver, Telling, keep_telling};
 use archiver::catalog::{
-    ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Catalog, Claim, NewJob, NoticeFilter, NoticeRow,
-    NoticeState, NoticeTarget, Settled,
+    self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, NewJob, NoticeFilter, NoticeRow,
+    NoticeState, NoticeTarget, Settled, SharedCatalog,
 };
 use archiver::config::CallbacksSection;
 use archiver::event::ArchiveOptions;
@@ -90,7 +90,7 @@ fn rendered(archive: &ArchiveRow, application: &ApplicationRow) -> Value {
     json!({ "id": archive.archive, "status": archive.status, "applicationId": application.application, "event": "archive" })
 }
 
-async fn notices(catalog: &Catalog, filter: NoticeFilter) -> Vec<NoticeRow> {
+async fn notices(catalog: &SharedCatalog, filter: NoticeFilter) -> Vec<NoticeRow> {
     let (mut rows, total) = catalog.notices(&NoticeFilter { count: 10_000, ..filter }).await.unwrap();
     // Counted a moment later: it may have become one more.
     assert!(i64::try_from(rows.len()).unwrap() <= total);
@@ -98,7 +98,7 @@ async fn notices(catalog: &Catalog, filter: NoticeFilter) -> Vec<NoticeRow> {
     rows
 }
 
-async fn callbacks(catalog: &Catalog) -> Vec<NoticeRow> {
+async fn callbacks(catalog: &SharedCatalog) -> Vec<NoticeRow> {
     notices(catalog, NoticeFilter { target: Some(NoticeTarget::Callback), ..NoticeFilter::default() }).await
 }
 
@@ -189,7 +189,7 @@ struct Teller {
 }
 
 impl Teller {
-    fn start(catalog: &Catalog, change: impl FnOnce(&mut Telling)) -> Self {
+    fn start(catalog: &SharedCatalog, change: impl FnOnce(&mut Telling)) -> Self {
         let clock = Arc::new(AtomicI64::new(NOW.0));
         let section = CallbacksSection::default();
         let mut telling = Telling::new(catalog.clone(), &section, None, Arc::new(rendered));
@@ -215,9 +215,9 @@ impl Teller {
     }
 }
 
-async fn sqlite() -> (tempfile::TempDir, Catalog) {
+async fn sqlite() -> (tempfile::TempDir, SharedCatalog) {
     let dir = tempfile::tempdir().unwrap();
-    let catalog = Catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await.unwrap();
+    let catalog = catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await.unwrap();
     (dir, catalog)
 }
 
@@ -252,7 +252,7 @@ on_both! {
 }
 
 async fn written(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let put = async |status, at| catalog.put_archive(&archive("app", "s", status, at)).await.unwrap();
     let owed = async || {
         let rows = notices(&catalog, NoticeFilter::default()).await;
@@ -307,7 +307,7 @@ fn claim(count: u32) -> Claim<'static> {
 }
 
 async fn taken(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     for app in ["a", "b"] {
         catalog.add_application(&application(app, Some("https://example.com/x"))).await.unwrap();
     }
@@ -346,7 +346,7 @@ async fn taken(url: String) {
 }
 
 async fn settled(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     catalog.add_application(&application("a", Some("https://example.com/x"))).await.unwrap();
     for (status, at) in [(Started, NOW), (Stopped, later(1)), (Available, later(2))] {
         catalog.put_archive(&archive("a", "s", status, at)).await.unwrap();
@@ -402,10 +402,10 @@ async fn settled(url: String) {
 }
 
 async fn two_senders(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let receiver = Receiver::start(Does::Answer(204)).await;
     catalog.add_application(&application("a", Some(&receiver.url()))).await.unwrap();
-    let another = Catalog::open(&url).await.unwrap();
+    let another = catalog::open(&url).await.unwrap();
     let tellers = [&catalog, &another].map(|catalog| Teller::start(catalog, |_| {}));
     for n in 0..30 {
         for status in [Started, Stopped, Available] {
@@ -431,7 +431,7 @@ async fn two_senders(url: String) {
 }
 
 /// Lets time pass until a callback is due, again and again, until the state of the first is `until`. Returns the pauses, in seconds.
-async fn pass(catalog: &Catalog, teller: &Teller, until: impl Fn(&NoticeRow) -> bool) -> Vec<u64> {
+async fn pass(catalog: &SharedCatalog, teller: &Teller, until: impl Fn(&NoticeRow) -> bool) -> Vec<u64> {
     let (mut pauses, mut now) = (Vec::new(), None);
     let mut failures = 0;
     loop {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::databases;
 use archiver::catalog::{
-    Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, NoticeFilter, ParkedState, SessionRow,
+    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob,
+    NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog,
 };
 use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
 use archiver::fault::{FaultKind, HasFault, Retry};
@@ -43,14 +43,14 @@ fn event(session: &str, event: &str) -> NewJob {
     }
 }
 
-async fn accepted(catalog: &Catalog, session: &str, id: &str) -> JobRow {
+async fn accepted(catalog: &SharedCatalog, session: &str, id: &str) -> JobRow {
     match catalog.accept(&event(session, id), NOW).await.unwrap() {
         Accepted::New(job) => job,
         other => panic!("{other:?}"),
     }
 }
 
-async fn claimed(catalog: &Catalog, job: JobId, who: &str, now: Wallclock) -> Claimed {
+async fn claimed(catalog: &SharedCatalog, job: JobId, who: &str, now: Wallclock) -> Claimed {
     catalog.claim(job, &worker(who), now, TTL).await.unwrap().expect("free")
 }
 
@@ -125,7 +125,7 @@ on_both! {
 }
 
 async fn accept_at_once(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let mut tasks = JoinSet::new();
     for _ in 0..20 {
         let catalog = catalog.clone();
@@ -143,7 +143,7 @@ async fn accept_at_once(url: String) {
 }
 
 async fn sessions_at_once(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let mut tasks = JoinSet::new();
     for n in 0..20 {
         let catalog = catalog.clone();
@@ -163,7 +163,7 @@ async fn sessions_at_once(url: String) {
 }
 
 async fn session_reuse(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let first = accepted(&catalog, "s", "e1").await;
     let epoch = claimed(&catalog, first.job, "w", NOW).await.job.epoch;
     catalog.advance(first.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
@@ -189,7 +189,7 @@ async fn session_reuse(url: String) {
 }
 
 async fn conversations(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let place = |router: &str, room: &str| RouterRoom::shared(router.parse().unwrap(), room.parse().unwrap());
     let row = |session: &str, place| SessionRow {
         session: session.parse().unwrap(),
@@ -238,7 +238,7 @@ async fn conversations(url: String) {
 }
 
 async fn order_of_events(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let first = accepted(&catalog, "s", "e1").await;
     let end = async |at: Wallclock| {
         catalog.request_end(&first.application, &first.session, "session ended", at, later(90)).await.unwrap()
@@ -258,7 +258,7 @@ async fn order_of_events(url: String) {
 }
 
 async fn lease_race(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await.job;
     let first = claimed(&catalog, job, "w0", NOW).await;
     assert_eq!((first.job.epoch, first.takeover), (Epoch(1), false));
@@ -286,7 +286,7 @@ async fn lease_race(url: String) {
 }
 
 async fn own_jobs(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await.job;
     claimed(&catalog, job, "w", NOW).await;
     let region = "eu".parse().unwrap();
@@ -304,7 +304,7 @@ async fn own_jobs(url: String) {
 }
 
 async fn fencing(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await;
     let old = claimed(&catalog, job.job, "old", NOW).await.job;
     catalog.advance(job.job, old.epoch, JobState::Capturing, None, NOW).await.unwrap();
@@ -327,7 +327,7 @@ async fn fencing(url: String) {
 }
 
 async fn desires(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await;
     assert_eq!(job.desired, None);
     assert!(catalog.desire(&job, "{\"a\":1}", NOW).await.unwrap());
@@ -343,7 +343,7 @@ async fn desires(url: String) {
 }
 
 async fn states(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await.job;
     let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
     for (next, reason) in
@@ -370,7 +370,7 @@ async fn states(url: String) {
 }
 
 async fn unparking(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     for (session, reason, expected) in
         [("begun", None, JobState::Accepted), ("captured", Some("session ended"), JobState::Finalizing)]
     {
@@ -413,7 +413,7 @@ async fn unparking(url: String) {
 }
 
 async fn statuses(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await;
     let mut row = archive(&job, ArchiveStatus::Started, NOW);
     for (status, written) in [
@@ -440,7 +440,7 @@ async fn statuses(url: String) {
 }
 
 async fn listing(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     for n in 0..30_u64 {
         let job = accepted(&catalog, &format!("s{}", n % 3), &format!("e{n}")).await;
         let status = if n % 10 == 0 { ArchiveStatus::Deleted } else { ArchiveStatus::Available };
@@ -486,7 +486,7 @@ async fn listing(url: String) {
 }
 
 async fn removal(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await;
     let kept = async |finished, deleted| {
         let rows = catalog.with_segments(finished, deleted).await.unwrap();
@@ -509,7 +509,7 @@ async fn removal(url: String) {
 }
 
 async fn recount(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let row = |of: &str, event: &str| {
         let session: SessionId = "s".parse().unwrap();
         let job = JobId::of_event(&session, &event.parse().unwrap());
@@ -570,7 +570,7 @@ async fn recount(url: String) {
 }
 
 async fn remakes(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let source = accepted(&catalog, "s", "e").await;
     let row = |of: &str, n: u64| {
         let id = JobId::of_event(&source.session, &format!("{of}-{n}").parse().unwrap());
@@ -626,7 +626,7 @@ async fn execute(url: &str, sql: &'static str) {
 }
 
 async fn parking(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = event("s", "e").job;
     let body = b"{\"broken\": \xff\x00";
     let entry = |fault, body| NewParked { job: None, fault, detail: "why", routing_key: "session.started.eu", body };
@@ -670,7 +670,7 @@ async fn parking(url: String) {
 }
 
 async fn marks(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let entry = NewParked { job: None, fault: FaultKind::Bug, detail: "", routing_key: "", body: b"x" };
     let id = catalog.park(&entry, NOW).await.unwrap();
     let mut tasks = JoinSet::new();
@@ -685,7 +685,7 @@ async fn marks(url: String) {
 }
 
 async fn hostile_text(url: String) {
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let text = "a\0b ' \" ; DROP TABLE jobs; -- \u{1F600} $1 ?1 %s \\";
     let stored = text.replace('\0', "\u{fffd}");
     let new = NewJob { event: text.to_owned(), ..event("s", "e") };
@@ -717,7 +717,7 @@ async fn migrations(url: String) {
     let mut tasks = JoinSet::new();
     for _ in 0..8 {
         let url = url.clone();
-        tasks.spawn(async move { Catalog::open(&url).await.expect("opens") });
+        tasks.spawn(async move { catalog::open(&url).await.expect("opens") });
     }
     let all = tasks.join_all().await;
     let job = accepted(&all[0], "s", "e").await.job;
@@ -726,7 +726,7 @@ async fn migrations(url: String) {
         catalog.probe().await.unwrap();
     }
     // And again, over tables with something in them.
-    assert!(Catalog::open(&url).await.unwrap().job(job).await.unwrap().is_some());
+    assert!(catalog::open(&url).await.unwrap().job(job).await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -745,7 +745,7 @@ async fn tables_of_postgres_are_made_by_many_at_once_and_only_once() {
 async fn two_users_of_one_sqlite_file_wait_for_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}", dir.path().join("catalog.sqlite").display());
-    let (one, two) = (Catalog::open(&url).await.unwrap(), Catalog::open(&url).await.unwrap());
+    let (one, two) = (catalog::open(&url).await.unwrap(), catalog::open(&url).await.unwrap());
     let mut tasks = JoinSet::new();
     for (who, catalog) in [("a", one.clone()), ("b", two.clone())] {
         tasks.spawn(async move {
@@ -764,11 +764,11 @@ async fn a_damaged_database_is_not_taken_for_one_that_is_away() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("catalog.sqlite");
     std::fs::write(&path, "this is no database, and it is long enough to be looked at".repeat(100)).unwrap();
-    let error = Catalog::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
+    let error = catalog::open(&format!("sqlite:{}", path.display())).await.unwrap_err();
     assert_eq!(error.fault().kind, FaultKind::CatalogCorrupt, "{error:?}");
-    let error = Catalog::open("sqlite:/proc/nowhere/catalog.sqlite").await.unwrap_err();
+    let error = catalog::open("sqlite:/proc/nowhere/catalog.sqlite").await.unwrap_err();
     assert_eq!(error.fault().kind, FaultKind::CatalogUnavailable, "{error:?}");
-    let error = Catalog::open("postgres://archiver@127.0.0.1:1/none").await.unwrap_err();
+    let error = catalog::open("postgres://archiver@127.0.0.1:1/none").await.unwrap_err();
     assert_eq!(error.fault().kind, FaultKind::CatalogUnavailable, "{error:?}");
 }
 
@@ -776,7 +776,7 @@ async fn a_damaged_database_is_not_taken_for_one_that_is_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgres_that_stops_is_unavailable_and_then_works_again() {
     let mut server = Postgres::start().expect("postgres");
-    let catalog = Catalog::open(&server.url()).await.unwrap();
+    let catalog = catalog::open(&server.url()).await.unwrap();
     let job = accepted(&catalog, "s", "e").await.job;
     let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
     server.stop();
@@ -798,7 +798,7 @@ async fn a_postgres_that_does_not_answer_is_given_up_in_time() {
     let database = databases::with_tables();
     let proxy = TcpProxy::start([127, 0, 0, 1].into(), database.address()).expect("proxy");
     let url = database.url().replace(&database.address().to_string(), &proxy.address().to_string());
-    let catalog = Catalog::open(&url).await.unwrap();
+    let catalog = catalog::open(&url).await.unwrap();
     let job = accepted(&catalog, "s", "e").await.job;
     proxy.set(TcpMode::BlackHole);
     let began = Instant::now();

@@ -522,7 +522,7 @@ async fn segments_are_kept_for_a_while(world: &World, manifest: &serde_json::Val
     for (moment, swept) in [(now, 0), (archiver::time::Wallclock(now.0 + 86_401_000_000), 1)] {
         let there = store.list(&keys.segments()).await.expect("list").len();
         assert!(there > 0, "kept for less than a day");
-        let of = sweep_segments(store.as_ref(), &catalog, day, moment).await.expect("sweep");
+        let of = sweep_segments(store.as_ref(), catalog.as_ref(), day, moment).await.expect("sweep");
         assert_eq!(of, swept);
     }
     assert_eq!(store.list(&keys.segments()).await.expect("list").len(), 0);

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use archiver::archive::keys::{Keys, Kind};
-use archiver::catalog::{ArchiveRow, ArchiveStatus, Catalog};
+use archiver::catalog::{ArchiveRow, ArchiveStatus, SharedCatalog};
 use archiver::config::Settings;
 use archiver::event::{ArchiveOptions, OutputMode};
 use archiver::ids::{ArchiveId, JobId};
@@ -33,7 +33,7 @@ struct Service {
     dir: tempfile::TempDir,
     at: SocketAddr,
     client: reqwest::Client,
-    catalog: Catalog,
+    catalog: SharedCatalog,
     store: SharedStore,
     _api: Server,
 }

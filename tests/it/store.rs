@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use archiver::archive::keys::{Keys, Kind};
-use archiver::catalog::{ArchiveRow, ArchiveStatus, Catalog};
+use archiver::catalog::{self, ArchiveRow, ArchiveStatus};
 use archiver::event::ArchiveOptions;
 use archiver::ids::{ArchiveId, JobId, SessionId};
 use archiver::ops::delete::{mark, remove};
@@ -533,7 +533,7 @@ async fn what_could_not_be_removed_of_a_deleted_archive_is_swept() {
     let server = S3Server::start().await.expect("server");
     let store = S3Store::new(s3(&server.endpoint(), ACCESS_KEY, SECRET_KEY, "us-east-1", BUCKET)).await;
     let dir = tempfile::tempdir().expect("folder");
-    let catalog = Catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
+    let catalog = catalog::open(&format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
     let catalog = catalog.expect("catalog");
     let session: SessionId = "s".parse().expect("id");
     let job = JobId::of_event(&session, &"e".parse().expect("id"));
@@ -562,14 +562,14 @@ async fn what_could_not_be_removed_of_a_deleted_archive_is_swept() {
     }
     assert!(catalog.put_archive(&row).await.expect("put"));
     let keep = Duration::from_secs(7 * 24 * 3600);
-    let sweep = async |now: Wallclock| sweep_segments(&store, &catalog, keep, now).await;
+    let sweep = async |now: Wallclock| sweep_segments(&store, catalog.as_ref(), keep, now).await;
     assert_eq!(sweep(begun + keep + Duration::from_secs(1)).await.expect("sweep"), 1);
     let left = async || store.list(&keys.prefix()).await.expect("list").len();
     assert_eq!(left().await, 2, "its segments are gone");
 
     server.inject(S3Fault::Unavailable, "DELETE", u64::MAX);
-    mark(&catalog, &row).await.expect("marked");
-    remove(&catalog, &store, &row).await.expect_err("the store is away");
+    mark(catalog.as_ref(), &row).await.expect("marked");
+    remove(catalog.as_ref(), &store, &row).await.expect_err("the store is away");
     let marked = Wallclock::now();
     assert_eq!(sweep(marked).await.expect("sweep"), 0, "whoever deletes it may be at it");
     let after = marked + REMOVER_MAX;
