@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::anew::{keep, panicked};
-use crate::broker::{self, BrokerConfig, BrokerState, Delivery, Outcome};
+use crate::broker::{BrokerConfig, BrokerState, Delivery, Outcome, RabbitBroker, SharedBroker};
 use crate::callback::{Telling, keep_telling_events};
 use crate::capture::peer::{Engine, EngineConfig};
 use crate::capture::spool::Spool;
@@ -118,6 +118,14 @@ pub async fn store(settings: &Settings) -> Result<SharedStore, crate::store::Sto
 ///
 /// # Errors
 /// When it names none.
+pub fn broker(settings: &Settings) -> Result<SharedBroker, crate::config::ConfigErrors> {
+    Ok(Arc::new(RabbitBroker::new(broker_config(settings)?)))
+}
+
+/// How the broker of a configuration is reached.
+///
+/// # Errors
+/// When it names none.
 pub fn broker_config(settings: &Settings) -> Result<BrokerConfig, crate::config::ConfigErrors> {
     let Some(url) = settings.broker.url.clone() else {
         return Err(crate::config::ConfigErrors(vec!["broker.url: is missing".to_owned()]));
@@ -167,7 +175,7 @@ impl Status {
 /// When it cannot start. What fails later is met with retries.
 pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationToken) -> Result<(), StartError> {
     settings.for_worker()?;
-    let broker_config = broker_config(&settings)?;
+    let broker = broker(&settings)?;
     let (dir, quota, percent) = (settings.spool_dir(), settings.spool.quota.0, settings.spool.admission_percent);
     let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, quota, percent)).await;
     let spool = Arc::new(spool.expect("opening the spool does not panic")?);
@@ -188,32 +196,32 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
     });
     tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
         store = context.store.describe(), "worker begins");
-    let (state, broker) = watch::channel(BrokerState::Disconnected);
+    let (state, seen) = watch::channel(BrokerState::Disconnected);
     let jobs = Arc::new(AtomicUsize::new(0));
-    let status = Status { broker, jobs: Arc::clone(&jobs) };
+    let status = Status { broker: seen, jobs: Arc::clone(&jobs) };
     let (room, free) = watch::channel(context.settings.worker.capacity);
     let nudge = Arc::new(Notify::new());
     let tasks = TaskTracker::new();
-    let events = broker_config.clone();
+    let events = Arc::clone(&broker);
     let (leave_queue, stop_http) = (stop.child_token(), CancellationToken::new());
     let ready: crate::api::health::Ready = Arc::new(move || Box::pin(std::future::ready(status.ready())));
     tasks.spawn(crate::api::health::serve(context.settings.http.bind, ready, stop_http.clone()));
     tasks.spawn({
         let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
-        let config = broker_config.clone();
+        let broker = Arc::clone(&broker);
         async move {
             let nudged = || {
                 nudge.notify_one();
                 context.look_now();
             };
-            while panicked("hearing nudges", &cancel, broker::hear_nudges(&config, nudged, &cancel)).await {}
+            while panicked("hearing nudges", &cancel, broker.hear_nudges(&nudged, &cancel)).await {}
         }
     });
     tasks.spawn({
         let (context, nudge, cancel) = (Arc::clone(&context), Arc::clone(&nudge), leave_queue.clone());
         async move {
             let handle = |delivery| handle(&context, &nudge, delivery);
-            let consuming = || broker::consume(&broker_config, free.clone(), &state, &cancel, handle);
+            let consuming = || broker.consume(free.clone(), &state, &cancel, &handle);
             while panicked("taking events", &cancel, consuming()).await {
                 state.send_replace(BrokerState::Disconnected);
             }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use archiver::broker::{BrokerConfig, ENDED_KEY, Publisher as Events, STARTED_KEY};
+use archiver::broker::{Broker, BrokerConfig, ENDED_KEY, Publisher as Events, RabbitBroker, STARTED_KEY};
 use archiver::catalog::{self, ArchiveFilter, ArchiveRow, ArchiveStatus, SharedCatalog};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;
@@ -22,11 +22,12 @@ const AVAILABLE_MAX: Duration = Duration::from_secs(120);
 /// The region of the test kit's worker.
 const REGION: &str = "eu";
 
-pub async fn events(world: &World) -> Result<Events> {
-    Ok(Events::connect(&BrokerConfig::new(world.rabbit.url().into(), REGION.parse()?)).await?)
+pub async fn events(world: &World) -> Result<Box<dyn Events>> {
+    let config = BrokerConfig::new(world.rabbit.url().into(), REGION.parse()?);
+    Ok(RabbitBroker::new(config).publisher().await?)
 }
 
-async fn publish(events: &Events, event: &Value, key: &str) -> Result<()> {
+async fn publish(events: &dyn Events, event: &Value, key: &str) -> Result<()> {
     events.publish(&format!("{key}.{REGION}"), event.to_string().as_bytes(), &BTreeMap::new()).await?;
     Ok(())
 }
@@ -43,7 +44,7 @@ pub async fn catalog(world: &World) -> Result<SharedCatalog> {
 /// When the session is not archived.
 pub async fn end(
     world: &mut World,
-    events: &Events,
+    events: &dyn Events,
     catalog: &SharedCatalog,
     session: &str,
 ) -> Result<(f64, ArchiveRow)> {
@@ -94,7 +95,7 @@ pub async fn first_media(world: &mut World, sessions: usize) -> Result<Vec<f64>>
         let known: Vec<_> =
             std::fs::read_dir(&spool).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
         let start = Instant::now();
-        publish(&events, &event, STARTED_KEY).await?;
+        publish(events.as_ref(), &event, STARTED_KEY).await?;
         loop {
             ensure!(start.elapsed() < Duration::from_secs(20), "session {n} is not recorded: {}", world.log());
             let now = std::fs::read_dir(&spool).map(|d| d.flatten().map(|e| e.path()).collect::<Vec<_>>());
@@ -104,7 +105,7 @@ pub async fn first_media(world: &mut World, sessions: usize) -> Result<Vec<f64>>
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         times.push(start.elapsed().as_secs_f64());
-        publish(&events, &world.ended(&session), ENDED_KEY).await?;
+        publish(events.as_ref(), &world.ended(&session), ENDED_KEY).await?;
         world.archive(&session, "available").await;
     }
     events.close().await?;
@@ -133,13 +134,13 @@ pub async fn end_to_available(world: &mut World, lengths: &[Duration]) -> Result
         for p in 0..STREAMS {
             publishers.push(Publisher::start(Options::new(&world.janus, &session, &format!("p{p}"))).await?);
         }
-        publish(&events, &world.started(&session), STARTED_KEY).await?;
+        publish(events.as_ref(), &world.started(&session), STARTED_KEY).await?;
     }
     tokio::time::sleep_until(tokio::time::Instant::from_std(begin + longest)).await;
     let catalog = catalog(world).await?;
     let mut times = Vec::new();
     for (n, length) in order {
-        times.push((length, end(world, &events, &catalog, &format!("ends-{n}")).await?.0));
+        times.push((length, end(world, events.as_ref(), &catalog, &format!("ends-{n}")).await?.0));
     }
     events.close().await?;
     ensure!(world.stop_worker(), "{}", world.log());

@@ -67,7 +67,7 @@ pub async fn run(
     serving: watch::Sender<Option<SharedCatalog>>,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
-    let broker = crate::worker::broker_config(&settings)?;
+    let broker = crate::worker::broker(&settings)?;
     let opened = persist("open the catalog", CATALOG, &stop, || crate::worker::catalog(&settings)).await;
     let Some(catalog) = opened.transpose()? else { return Ok(()) };
     let store = crate::worker::store(&settings).await?;
@@ -89,20 +89,20 @@ pub async fn run(
         store,
         settings,
     });
-    let told = broker.clone();
+    let told = Arc::clone(&broker);
     let tasks = TaskTracker::new();
     let ending = stop.child_token();
     let watched = Bridge {
         catalog: api.catalog.clone(),
         routers: api.routers.clone(),
-        broker: broker.clone(),
+        broker: Arc::clone(&broker),
         settings: api.settings.bridge.clone(),
     };
     tasks.spawn(bridge(watched, ending.clone()));
     tasks.spawn({
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move {
-            let nudging = async || crate::broker::keep_nudging(&broker, &api.wanted, &ending).await;
+            let nudging = async || broker.keep_nudging(&api.wanted, &ending).await;
             while anew::panicked("nudging the workers", &ending, nudging()).await {}
         }
     });

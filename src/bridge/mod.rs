@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::anew::panicked;
-use crate::broker::{self, BrokerConfig};
+use crate::broker::SharedBroker;
 use crate::catalog::SharedCatalog;
 use crate::config::BridgeSection;
 use crate::ids::RouterName;
@@ -43,7 +43,7 @@ pub struct Bridge {
     /// The routers, by their names.
     pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
     /// Where workers take their events from, and hints are.
-    pub broker: BrokerConfig,
+    pub broker: SharedBroker,
     /// `[bridge]`.
     pub settings: BridgeSection,
 }
@@ -55,7 +55,7 @@ pub async fn bridge(deps: Bridge, cancel: CancellationToken) {
     }
     let tasks = TaskTracker::new();
     let (outbox, letters) = outbox::outbox();
-    tasks.spawn(keep_delivering(deps.broker.clone(), letters, cancel.clone()));
+    tasks.spawn(keep_delivering(Arc::clone(&deps.broker), letters, cancel.clone()));
     let mut hints = Vec::new();
     for (name, router) in deps.routers {
         let (sender, receiver) = mpsc::channel(HINTS_MAX);
@@ -68,8 +68,8 @@ pub async fn bridge(deps: Bridge, cancel: CancellationToken) {
     tasks.wait().await;
 }
 
-async fn keep_delivering(broker: BrokerConfig, mut letters: outbox::Letters, cancel: CancellationToken) {
-    let mut delivering = async || outbox::deliver(&broker, &mut letters, &cancel).await;
+async fn keep_delivering(broker: SharedBroker, mut letters: outbox::Letters, cancel: CancellationToken) {
+    let mut delivering = async || outbox::deliver(broker.as_ref(), &mut letters, &cancel).await;
     while panicked("publishing starts of sessions", &cancel, delivering()).await {}
 }
 
@@ -85,7 +85,7 @@ async fn keep_watching(mut watch: watch::Watch, mut hints: mpsc::Receiver<Hint>,
 
 /// Whoever listens has the only ends of the routers' queues: without them each watch would end.
 async fn keep_listening(
-    broker: BrokerConfig,
+    broker: SharedBroker,
     queue: String,
     routers: Vec<mpsc::Sender<Hint>>,
     cancel: CancellationToken,
@@ -93,7 +93,7 @@ async fn keep_listening(
     while panicked("listening for hints", &cancel, listen(&broker, &queue, &routers, &cancel)).await {}
 }
 
-async fn listen(broker: &BrokerConfig, queue: &str, routers: &[mpsc::Sender<Hint>], cancel: &CancellationToken) {
+async fn listen(broker: &SharedBroker, queue: &str, routers: &[mpsc::Sender<Hint>], cancel: &CancellationToken) {
     let count = |outcome| {
         metrics().router_hints.get_or_create(&HintLabels { outcome }).inc();
     };
@@ -111,5 +111,5 @@ async fn listen(broker: &BrokerConfig, queue: &str, routers: &[mpsc::Sender<Hint
             }
         }
     };
-    broker::listen(broker, queue, cancel, take).await;
+    broker.listen(queue, &take, cancel).await;
 }

@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{BrokerConfig, BrokerError, Headers, Publisher, STARTED_KEY};
+use crate::broker::{Broker, BrokerError, Headers, Publisher, STARTED_KEY};
 use crate::event::{Envelope, Started};
 use crate::metrics::{StartLabels, StartOutcome, metrics};
 
@@ -39,7 +39,7 @@ impl Outbox {
 }
 
 /// Publishes until `cancel`.
-pub(super) async fn deliver(config: &BrokerConfig, letters: &mut Letters, cancel: &CancellationToken) {
+pub(super) async fn deliver(broker: &dyn Broker, letters: &mut Letters, cancel: &CancellationToken) {
     let mut open = None;
     loop {
         let letter = tokio::select! {
@@ -49,7 +49,7 @@ pub(super) async fn deliver(config: &BrokerConfig, letters: &mut Letters, cancel
         let Some(letter) = letter else { break };
         let sent = tokio::select! {
             () = cancel.cancelled() => break,
-            sent = send(config, &mut open, &letter.event) => sent,
+            sent = send(broker, &mut open, &letter.event) => sent,
         };
         let outcome = match &sent {
             Ok(()) => StartOutcome::Published,
@@ -69,8 +69,8 @@ pub(super) async fn deliver(config: &BrokerConfig, letters: &mut Letters, cancel
 
 /// A connection that lay idle may have been lost without our knowledge: then once more on another.
 async fn send(
-    config: &BrokerConfig,
-    open: &mut Option<Publisher>,
+    broker: &dyn Broker,
+    open: &mut Option<Box<dyn Publisher>>,
     event: &Envelope<Started>,
 ) -> Result<(), BrokerError> {
     let key = format!("{STARTED_KEY}.{}", event.data.region);
@@ -85,7 +85,7 @@ async fn send(
             }
         }
     }
-    let publisher = Publisher::connect(config).await?;
+    let publisher = broker.publisher().await?;
     let sent = publisher.publish(&key, &body, &Headers::new()).await;
     *open = Some(publisher);
     sent

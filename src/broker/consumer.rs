@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::publisher::{Headers, publish};
-use super::{BrokerConfig, BrokerError, failed, open};
+use super::publisher::publish;
+use super::{BrokerConfig, BrokerError, DeliveryHandler, Headers, failed, open};
 use crate::fault::{Backoff, chain};
 use crate::metrics::metrics;
 
@@ -32,7 +32,7 @@ const ROOM_NEWS_MAX: Duration = Duration::from_secs(3);
 /// An event that made the handler panic goes back after this; the delivery limit ends it.
 const AFTER_PANIC: Duration = Duration::from_millis(250);
 /// Our own count of tries: RabbitMQ's `x-death` cannot be trusted after a republish.
-const ATTEMPT: &str = "archiver-attempt";
+pub const ATTEMPT: &str = "archiver-attempt";
 
 /// Whether events come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,22 +69,71 @@ pub enum Outcome {
     Later,
 }
 
-/// Consumes until `cancel` says so. `room` is the number of jobs that may still be accepted: started events
-/// are only taken while it is not zero. A handler that panics costs the event one of its deliveries, nothing else.
-///
-/// Dead letters have a connection of their own: should their queue be without a leader, events come all the
-/// same. `state` tells of events only.
-pub async fn consume<F: Future<Output = Outcome>>(
+/// Decides which started events a consumer takes. The worker reports its room from time to time; jobs that were accepted since the
+/// last report are subtracted from it.
+#[derive(Debug)]
+pub struct Admission {
+    /// Jobs accepted since the last report.
+    accepted: usize,
+    /// When the last report counts again without a new one.
+    until: Instant,
+}
+
+impl Admission {
+    /// No job was accepted yet.
+    #[must_use]
+    pub const fn new(now: Instant) -> Self {
+        Self { accepted: 0, until: now }
+    }
+
+    /// Whether a further started event may be taken, if the worker last reported `room`.
+    #[must_use]
+    pub const fn has_room(&self, room: usize) -> bool {
+        room > self.accepted
+    }
+
+    /// A job was accepted.
+    pub fn accepted(&mut self, now: Instant) {
+        (self.accepted, self.until) = (self.accepted + 1, now + ROOM_NEWS_MAX);
+    }
+
+    /// The worker reported its room.
+    pub const fn reported(&mut self) {
+        self.accepted = 0;
+    }
+
+    /// The last report counts again when no new one came in time.
+    pub fn expire(&mut self, now: Instant) {
+        if now >= self.until {
+            self.accepted = 0;
+        }
+    }
+
+    /// Whether a report is waited for.
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        self.accepted > 0
+    }
+
+    /// Until when a report is waited for.
+    #[must_use]
+    pub const fn until(&self) -> Instant {
+        self.until
+    }
+}
+
+/// Consumes until `cancel`; see [`super::Broker::consume`].
+pub(super) async fn consume(
     config: &BrokerConfig,
     room: watch::Receiver<usize>,
     state: &watch::Sender<BrokerState>,
     cancel: &CancellationToken,
-    handle: impl Fn(Delivery) -> F,
+    handler: &dyn DeliveryHandler,
 ) {
     let dead_state = watch::Sender::new(BrokerState::Disconnected);
     tokio::join!(
-        supervise(config, Source::Events, room.clone(), state, cancel, &handle),
-        supervise(config, Source::DeadLetters, room, &dead_state, cancel, &handle),
+        supervise(config, Source::Events, room.clone(), state, cancel, handler),
+        supervise(config, Source::DeadLetters, room, &dead_state, cancel, handler),
     );
 }
 
@@ -95,13 +144,13 @@ enum Source {
     DeadLetters,
 }
 
-async fn supervise<F: Future<Output = Outcome>>(
+async fn supervise(
     config: &BrokerConfig,
     source: Source,
     room: watch::Receiver<usize>,
     state: &watch::Sender<BrokerState>,
     cancel: &CancellationToken,
-    handle: &impl Fn(Delivery) -> F,
+    handler: &dyn DeliveryHandler,
 ) {
     let tell = |now: BrokerState| {
         if source == Source::Events {
@@ -117,7 +166,7 @@ async fn supervise<F: Future<Output = Outcome>>(
         };
         let ended = tokio::select! {
             () = cancel.cancelled() => return,
-            ended = session(config, source, room.clone(), cancel, handle, connected) => ended,
+            ended = session(config, source, room.clone(), cancel, handler, connected) => ended,
         };
         let was_connected = tell(BrokerState::Disconnected) == BrokerState::Connected;
         if was_connected && begun.elapsed() > GOOD_AFTER {
@@ -133,13 +182,13 @@ async fn supervise<F: Future<Output = Outcome>>(
     }
 }
 
-async fn session<F: Future<Output = Outcome>>(
+async fn session(
     config: &BrokerConfig,
     source: Source,
     mut room: watch::Receiver<usize>,
     cancel: &CancellationToken,
-    handle: &impl Fn(Delivery) -> F,
-    connected: impl Fn(),
+    handler: &dyn DeliveryHandler,
+    connected: impl Fn() + Send,
 ) -> Result<(), BrokerError> {
     let (connection, channel) = open(config).await?;
     answered("limit deliveries", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
@@ -148,15 +197,12 @@ async fn session<F: Future<Output = Outcome>>(
     let mut always = begin(&channel, &always).await?;
     let mut started: Option<Consumer> = None;
     let mut watchdog = interval(WATCH);
-    // Jobs accepted since the worker last told its room, and until when its news are waited for.
-    let (mut accepted, mut news_until) = (0, Instant::now());
+    let mut admission = Admission::new(Instant::now());
     connected();
     tracing::info!(region = %config.region, ?source, "consuming");
     loop {
-        if Instant::now() >= news_until {
-            accepted = 0;
-        }
-        let has_room = !is_dead && *room.borrow() > accepted;
+        admission.expire(Instant::now());
+        let has_room = !is_dead && admission.has_room(*room.borrow());
         match (has_room, started.take()) {
             (true, None) => started = Some(begin(&channel, &config.regional("started")).await?),
             (false, Some(consumer)) => leave(&channel, consumer).await?,
@@ -172,10 +218,10 @@ async fn session<F: Future<Output = Outcome>>(
                 if changed.is_err() {
                     return Ok(());
                 }
-                accepted = 0;
+                admission.reported();
                 continue;
             }
-            () = sleep_until(news_until), if accepted > 0 => continue,
+            () = sleep_until(admission.until()), if admission.is_waiting() => continue,
             _ = watchdog.tick() => {
                 if !connection.status().connected() || !channel.status().connected() {
                     return Err(lost());
@@ -185,15 +231,15 @@ async fn session<F: Future<Output = Outcome>>(
         };
         // A consumer that ends was cancelled: its queue was deleted, or the connection is gone.
         let delivery = delivery.ok_or_else(lost)?.map_err(failed("deliver an event"))?;
-        let has_room = *room.borrow() > accepted;
+        let has_room = admission.has_room(*room.borrow());
         let taken = Taken { channel: &channel, config, delivery, is_dead };
         if !has_room && taken.is_started() {
             // The last place was taken while this one was on its way: it is for another worker.
             taken.give_back().await?;
-        } else if let Some(outcome) = taken.handle(handle).await? {
+        } else if let Some(outcome) = taken.handle(handler).await? {
             if outcome == Outcome::Accepted {
-                (accepted, news_until) = (accepted + 1, Instant::now() + ROOM_NEWS_MAX);
-                if *room.borrow() <= accepted
+                admission.accepted(Instant::now());
+                if !admission.has_room(*room.borrow())
                     && let Some(consumer) = started.take()
                 {
                     // Before the ack: nothing more is under way then that would have to go back, and each way
@@ -262,10 +308,7 @@ impl Taken<'_> {
     }
 
     /// Hands it to the handler. `None` when it is answered already: it went back, to come again.
-    async fn handle<F: Future<Output = Outcome>>(
-        &self,
-        handle: &impl Fn(Delivery) -> F,
-    ) -> Result<Option<Outcome>, BrokerError> {
+    async fn handle(&self, handler: &dyn DeliveryHandler) -> Result<Option<Outcome>, BrokerError> {
         let mut headers = self.headers();
         let attempt = headers.get(ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(0_u32);
         let routing_key = self.delivery.routing_key.to_string();
@@ -277,7 +320,7 @@ impl Taken<'_> {
             dead: self.is_dead,
         };
         // The first call is inside too: a handler may panic before its first await.
-        let handled = AssertUnwindSafe(async { handle(event).await }).catch_unwind().await;
+        let handled = AssertUnwindSafe(async { handler.handle(event).await }).catch_unwind().await;
         match handled {
             Ok(Outcome::Later) if self.is_dead => {
                 sleep(self.config.retry_after).await;

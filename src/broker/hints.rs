@@ -26,15 +26,18 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const LENGTH_MAX: i32 = 10_000;
 const OLD_MS: i32 = 60_000;
 
+/// Is handed each message.
+type Take<'a> = &'a (dyn Fn(&[u8]) + Send + Sync);
+
 /// Hands what comes through a queue to `take`, until `cancel`. The queue is declared, durable and of bounded length, unless it is
 /// there already, however it was declared. Reconnects for ever; `take` must not block.
-pub async fn listen(config: &BrokerConfig, queue: &str, cancel: &CancellationToken, take: impl Fn(&[u8])) {
+pub(super) async fn listen(config: &BrokerConfig, queue: &str, take: Take<'_>, cancel: &CancellationToken) {
     let mut attempt = 0;
     loop {
         let begun = Instant::now();
         let ended = tokio::select! {
             () = cancel.cancelled() => return,
-            ended = session(config, queue, &take) => ended,
+            ended = session(config, queue, take) => ended,
         };
         if begun.elapsed() > GOOD_AFTER {
             attempt = 0;
@@ -54,7 +57,7 @@ pub async fn listen(config: &BrokerConfig, queue: &str, cancel: &CancellationTok
     }
 }
 
-async fn session(config: &BrokerConfig, queue: &str, take: &impl Fn(&[u8])) -> Result<(), BrokerError> {
+async fn session(config: &BrokerConfig, queue: &str, take: Take<'_>) -> Result<(), BrokerError> {
     const DOING: &str = "consume hints";
     let (connection, channel, mut consumer) = in_time(async {
         let connection = connect(config).await?;

@@ -1,4 +1,4 @@
-//! RabbitMQ. The only module that names `lapin`.
+//! The message broker. [`Broker`] is the contract, [`RabbitBroker`] keeps it with RabbitMQ. The only module that names `lapin`.
 //!
 //! ```text
 //! archiver.sessions (topic)
@@ -20,19 +20,23 @@ mod consumer;
 mod hints;
 mod nudge;
 mod publisher;
+mod rabbit;
 mod topology;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::fault::{Fault, FaultKind, HasFault};
 use crate::ids::Region;
 
-pub use consumer::{BrokerState, Delivery, Outcome, consume};
-pub use hints::listen;
-pub use nudge::{hear_nudges, keep_nudging};
-pub use publisher::{ArchivePublisher, Headers, Publisher};
+pub use consumer::{ATTEMPT, Admission, BrokerState, Delivery, Outcome};
+pub use rabbit::RabbitBroker;
 
 /// A started event's routing key is this and the region.
 pub const STARTED_KEY: &str = "session.started";
@@ -42,7 +46,110 @@ pub const ENDED_KEY: &str = "session.ended";
 /// The routing key of an archive's change is this, the status, and the region.
 pub const ARCHIVE_KEY: &str = "archive";
 
-/// How to reach the broker.
+/// Headers of a message.
+pub type Headers = BTreeMap<String, String>;
+
+/// A shared broker.
+pub type SharedBroker = Arc<dyn Broker>;
+
+/// A message broker as one process uses it: session events, archive events, nudges between processes, hints of media routers.
+/// Methods that run until `cancel` reconnect with back-off, without a limit.
+#[async_trait]
+pub trait Broker: Send + Sync + std::fmt::Debug {
+    /// Connects and declares everything. For `archiver check`.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    async fn probe(&self) -> Result<(), BrokerError>;
+
+    /// Opens a connection that publishes session events. Declares exchanges and queues first, so that each event has a queue.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    async fn publisher(&self) -> Result<Box<dyn Publisher>, BrokerError>;
+
+    /// Opens a connection that publishes archive events.
+    ///
+    /// # Errors
+    /// When the broker is away or refuses.
+    async fn archive_publisher(&self) -> Result<Box<dyn ArchivePublisher>, BrokerError>;
+
+    /// Consumes session events until `cancel`. `room` is the number of jobs that may still be accepted: started events are taken
+    /// only while it is not zero. A panic of the handler costs the event one delivery.
+    ///
+    /// Dead letters have a connection of their own, so that events are delivered even if the dead letters' queue has no leader.
+    /// `state` covers the events' connection only.
+    async fn consume(
+        &self,
+        room: watch::Receiver<usize>,
+        state: &watch::Sender<BrokerState>,
+        cancel: &CancellationToken,
+        handler: &dyn DeliveryHandler,
+    );
+
+    /// Sends a nudge to all workers each time `wanted` is notified, until `cancel`.
+    async fn keep_nudging(&self, wanted: &Notify, cancel: &CancellationToken);
+
+    /// Calls `nudged` for each nudge, until `cancel`. It must not block.
+    async fn hear_nudges(&self, nudged: &(dyn Fn() + Send + Sync), cancel: &CancellationToken);
+
+    /// Calls `take` for each message of a queue of hints, until `cancel`. Declares the queue, durable and of bounded length,
+    /// unless it exists. `take` must not block.
+    async fn listen(&self, queue: &str, take: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync), cancel: &CancellationToken);
+}
+
+/// Handles deliveries.
+#[async_trait]
+pub trait DeliveryHandler: Send + Sync {
+    /// Processes one event.
+    async fn handle(&self, delivery: Delivery) -> Outcome;
+}
+
+#[async_trait]
+impl<F, A> DeliveryHandler for F
+where
+    F: Fn(Delivery) -> A + Send + Sync,
+    A: Future<Output = Outcome> + Send,
+{
+    async fn handle(&self, delivery: Delivery) -> Outcome {
+        self(delivery).await
+    }
+}
+
+/// A connection that publishes events with confirms.
+#[async_trait]
+pub trait Publisher: Send + Sync {
+    /// Publishes an event; it is in a queue when this returns.
+    ///
+    /// # Errors
+    /// When no queue takes it, or the broker does not confirm it.
+    async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError>;
+
+    /// Closes the connection.
+    ///
+    /// # Errors
+    /// When it is lost already.
+    async fn close(self: Box<Self>) -> Result<(), BrokerError>;
+}
+
+/// A connection that publishes archive events with confirms.
+#[async_trait]
+pub trait ArchivePublisher: Send + Sync {
+    /// Publishes an event with its id; the broker has it when this returns, and so has each queue that is bound for it.
+    /// That there is none is no error: nobody need listen.
+    ///
+    /// # Errors
+    /// When the broker does not confirm it.
+    async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError>;
+
+    /// Closes the connection.
+    ///
+    /// # Errors
+    /// When it is lost already.
+    async fn close(self: Box<Self>) -> Result<(), BrokerError>;
+}
+
+/// How to reach RabbitMQ.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
     /// `amqp://` or `amqps://`, with user and password.
@@ -189,13 +296,4 @@ async fn open_with(
         Ok((connection, channel))
     })
     .await
-}
-
-/// Connects and declares everything. For `archiver check`.
-///
-/// # Errors
-/// When the broker is away or refuses.
-pub async fn probe(config: &BrokerConfig) -> Result<(), BrokerError> {
-    let (connection, _) = open(config).await?;
-    connection.close(200, "checked".into()).await.map_err(failed("close a connection"))
 }

@@ -59,7 +59,7 @@ async fn again<F: Future<Output = Result<(), BrokerError>>>(cancel: &Cancellatio
 }
 
 /// Nudges all workers each time `wanted` is notified, until `cancel`.
-pub async fn keep_nudging(config: &BrokerConfig, wanted: &Notify, cancel: &CancellationToken) {
+pub(super) async fn keep_nudging(config: &BrokerConfig, wanted: &Notify, cancel: &CancellationToken) {
     const DOING: &str = "nudge the workers";
     let exchange = config.name("nudges");
     let session = || async {
@@ -84,7 +84,7 @@ pub async fn keep_nudging(config: &BrokerConfig, wanted: &Notify, cancel: &Cance
 }
 
 /// Calls `nudged` for each nudge, until `cancel`.
-pub async fn hear_nudges(config: &BrokerConfig, nudged: impl Fn(), cancel: &CancellationToken) {
+pub(super) async fn hear_nudges(config: &BrokerConfig, nudged: &(dyn Fn() + Send + Sync), cancel: &CancellationToken) {
     const DOING: &str = "hear nudges";
     let exchange = config.name("nudges");
     let session = || async {

@@ -1,80 +1,64 @@
 //! Publishing with confirms: what is not confirmed was not published.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::time::timeout;
 
-use super::{BrokerConfig, BrokerError, Declared, failed, open, open_with};
+use super::{ArchivePublisher, BrokerConfig, BrokerError, Declared, Headers, Publisher, failed, open, open_with};
 
 /// A confirm in flight when the broker dies may stay pending for ever.
 const CONFIRM_SECONDS: u64 = 10;
 const DOING: &str = "confirm a message";
 
-/// Headers of a message.
-pub type Headers = BTreeMap<String, String>;
-
 /// A connection that publishes.
-pub struct Publisher {
+pub(super) struct RabbitPublisher {
     config: BrokerConfig,
     connection: Connection,
     channel: Channel,
 }
 
-impl Publisher {
+impl RabbitPublisher {
     /// Connects and declares exchanges and queues, so that nothing is published into nowhere.
-    ///
-    /// # Errors
-    /// When the broker is away or refuses.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let (connection, channel) = open(config).await?;
         Ok(Self { config: config.clone(), connection, channel })
     }
+}
 
-    /// Publishes an event; it is in a queue when this returns.
-    ///
-    /// # Errors
-    /// When no queue takes it, or the broker does not confirm it.
-    pub async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError> {
+#[async_trait]
+impl Publisher for RabbitPublisher {
+    async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError> {
         let exchange = self.config.name("sessions");
         publish(&self.channel, &exchange, routing_key, body, headers).await
     }
 
-    /// Closes the connection.
-    ///
-    /// # Errors
-    /// When it is lost already.
-    pub async fn close(self) -> Result<(), BrokerError> {
+    async fn close(self: Box<Self>) -> Result<(), BrokerError> {
         self.connection.close(200, "done".into()).await.map_err(failed("close a connection"))
     }
 }
 
 /// A connection that tells of archives.
-pub struct ArchivePublisher {
+pub(super) struct RabbitArchivePublisher {
     exchange: String,
     connection: Connection,
     channel: Channel,
 }
 
-impl ArchivePublisher {
+impl RabbitArchivePublisher {
     /// Connects and declares the exchange.
-    ///
-    /// # Errors
-    /// When the broker is away or refuses.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let (connection, channel) = open_with(config, Declared::Archives).await?;
         Ok(Self { exchange: config.name("archives"), connection, channel })
     }
+}
 
-    /// Publishes an event with its id; the broker has it when this returns, and so has each queue that is bound for it.
-    /// That there is none is no error: nobody need listen.
-    ///
-    /// # Errors
-    /// When the broker does not confirm it.
-    pub async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError> {
+#[async_trait]
+impl ArchivePublisher for RabbitArchivePublisher {
+    async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError> {
         let properties = properties().with_message_id(id.into());
         match send(&self.channel, &self.exchange, routing_key, body, properties, false).await? {
             Confirmation::Ack(_) => Ok(()),
@@ -82,11 +66,7 @@ impl ArchivePublisher {
         }
     }
 
-    /// Closes the connection.
-    ///
-    /// # Errors
-    /// When it is lost already.
-    pub async fn close(self) -> Result<(), BrokerError> {
+    async fn close(self: Box<Self>) -> Result<(), BrokerError> {
         self.connection.close(200, "done".into()).await.map_err(failed("close a connection"))
     }
 }

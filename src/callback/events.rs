@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::event::ArchiveStatusEvent;
 use super::rules::Tried;
 use super::tell::{Away, STOP_MAX, Telling};
-use crate::broker::{ArchivePublisher, BrokerConfig, BrokerError};
+use crate::broker::{ArchivePublisher, Broker, BrokerError};
 use crate::catalog::{CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
 use crate::fault::{Backoff, HasFault, Retry, chain};
 
@@ -26,7 +26,7 @@ pub(super) async fn keep_publishing(telling: &Telling, cancel: &CancellationToke
             sleep(STOP_MAX).await;
         };
         let ended = tokio::select! {
-            ended = session(telling, broker, cancel, &mut attempt) => ended,
+            ended = session(telling, broker.as_ref(), cancel, &mut attempt) => ended,
             // What was taken is published again when its lease has ended.
             () = left => return,
         };
@@ -45,11 +45,11 @@ pub(super) async fn keep_publishing(telling: &Telling, cancel: &CancellationToke
 /// One connection's life. `Ok` when it was cancelled.
 async fn session(
     telling: &Telling,
-    broker: &BrokerConfig,
+    broker: &dyn Broker,
     cancel: &CancellationToken,
     attempt: &mut u32,
 ) -> Result<(), String> {
-    let connecting = ArchivePublisher::connect(broker);
+    let connecting = broker.archive_publisher();
     let publisher = tokio::select! {
         () = cancel.cancelled() => return Ok(()),
         connected = connecting => connected.map_err(|e| chain(&e))?,
@@ -61,7 +61,7 @@ async fn session(
         let taken = away.heard(telling.catalog.claim_notices(&claim, telling.now()).await);
         let mut notices = taken.iter();
         for notice in notices.by_ref() {
-            let Err(why) = publish(telling, &publisher, notice).await else {
+            let Err(why) = publish(telling, publisher.as_ref(), notice).await else {
                 *attempt = 0;
                 continue;
             };
@@ -82,7 +82,7 @@ async fn session(
 }
 
 /// Publishes one, and notes what became of it. An error when the connection is no good any more.
-async fn publish(telling: &Telling, publisher: &ArchivePublisher, notice: &NoticeRow) -> Result<(), String> {
+async fn publish(telling: &Telling, publisher: &dyn ArchivePublisher, notice: &NoticeRow) -> Result<(), String> {
     let event = match event(telling, notice).await {
         Ok(event) => event,
         Err(error) if error.fault().retry == Retry::Never => {

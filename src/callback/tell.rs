@@ -15,7 +15,7 @@ use super::events::keep_publishing;
 use super::rules::{Tried, settle};
 use super::send::{Post, Sender};
 use super::sign;
-use crate::broker::BrokerConfig;
+use crate::broker::SharedBroker;
 use crate::catalog::{
     ApplicationRow, ArchiveRow, CatalogError, Claim, NoticeRow, NoticeTarget, Settled, SharedCatalog,
 };
@@ -67,7 +67,7 @@ pub struct Telling {
     /// Sends callbacks.
     pub sender: Sender,
     /// Where events go; `None` publishes none.
-    pub broker: Option<BrokerConfig>,
+    pub broker: Option<SharedBroker>,
     /// Callbacks that are sent at a time.
     pub at_once: usize,
     /// A receiver has so long to answer.
@@ -86,7 +86,7 @@ impl Telling {
     pub fn new(
         catalog: SharedCatalog,
         section: &CallbacksSection,
-        broker: Option<BrokerConfig>,
+        broker: Option<SharedBroker>,
         render: Arc<dyn Render>,
     ) -> Self {
         let timeout = section.timeout.0;

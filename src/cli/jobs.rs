@@ -6,7 +6,6 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
 use super::{say, say_json};
-use crate::broker::Publisher;
 use crate::catalog::{Catalog, JobState, ParkedRow, ParkedState};
 use crate::config::Settings;
 use crate::fault::FaultKind;
@@ -97,10 +96,10 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
             if which.dry_run {
                 return Ok(());
             }
-            let publisher = Publisher::connect(&crate::worker::broker_config(settings)?).await?;
+            let publisher = crate::worker::broker(settings)?.publisher().await?;
             let (bar, who) = (ProgressBar::new(rows.len() as u64), who());
             for row in &rows {
-                crate::ops::replay(&publisher, catalog.as_ref(), row, &who)
+                crate::ops::replay(publisher.as_ref(), catalog.as_ref(), row, &who)
                     .await
                     .with_context(|| format!("parked job {}", row.parked))?;
                 bar.inc(1);

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{ENDED_KEY, Headers, Publisher, STARTED_KEY};
+use crate::broker::{ENDED_KEY, Headers, STARTED_KEY};
 use crate::capture::peer::EngineConfig;
 use crate::config::Settings;
 use crate::event::SessionEvent;
@@ -259,8 +259,7 @@ async fn publish(settings: &Settings, file: &std::path::Path, force: bool, regio
         }
         Err(error) => bail!("{error}\n(--force publishes it all the same; it will be parked)"),
     };
-    let config = crate::worker::broker_config(settings)?;
-    let publisher = Publisher::connect(&config).await?;
+    let publisher = crate::worker::broker(settings)?.publisher().await?;
     publisher.publish(&routing_key, &body, &Headers::new()).await?;
     publisher.close().await?;
     say(&format!("published to {routing_key}"));

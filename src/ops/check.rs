@@ -27,8 +27,8 @@ fn told<T, E: crate::fault::HasFault>(result: Result<T, E>, text: impl FnOnce(T)
 pub async fn check(settings: &Settings) -> Vec<Line> {
     let mut lines = vec![line("configuration", told(settings.for_worker(), |()| "valid".to_owned()))];
     lines.extend(elements(settings).await);
-    let broker = match crate::worker::broker_config(settings) {
-        Ok(config) => told(crate::broker::probe(&config).await, |()| "exchanges and queues are declared".to_owned()),
+    let broker = match crate::worker::broker(settings) {
+        Ok(broker) => told(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
         Err(error) => Err(error.to_string()),
     };
     lines.push(line("broker", broker));

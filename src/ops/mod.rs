@@ -50,7 +50,7 @@ pub enum ReplayError {
 /// # Errors
 /// See [`ReplayError`]. Nothing is marked unless the broker has confirmed the event.
 pub async fn replay(
-    publisher: &Publisher,
+    publisher: &dyn Publisher,
     catalog: &dyn Catalog,
     entry: &ParkedRow,
     who: &str,

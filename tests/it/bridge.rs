@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use archiver::bridge::{Bridge, bridge, rules};
-use archiver::broker::{BrokerConfig, Publisher as Broker};
+use archiver::broker::{Broker, RabbitBroker};
 use archiver::catalog::{JobState, SessionRow, SharedCatalog};
 use archiver::config::{BridgeSection, Settings, Span};
 use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, OutputMode, RouterRoom};
@@ -14,7 +14,7 @@ use archiver::ids::SessionId;
 use archiver::session::access::{access_at, client_access};
 use archiver::session::room::room_of;
 use archiver::time::Wallclock;
-use archiver::worker::{broker_config, routers};
+use archiver::worker::{broker, broker_config, routers};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{APPLICATION, World};
@@ -62,18 +62,18 @@ impl Ground {
         Self { world, settings, catalog }
     }
 
-    fn broker(&self) -> BrokerConfig {
-        broker_config(&self.settings).expect("broker")
-    }
-
     fn bridge(&self, poll: Duration) -> Running {
         self.bridge_with(BridgeSection { poll: Span(poll), ..BridgeSection::default() })
     }
 
     fn bridge_with(&self, settings: BridgeSection) -> Running {
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let deps =
-            Bridge { catalog: self.catalog.clone(), routers: routers(&self.settings), broker: self.broker(), settings };
+        let deps = Bridge {
+            catalog: self.catalog.clone(),
+            routers: routers(&self.settings),
+            broker: broker(&self.settings).expect("broker"),
+            settings,
+        };
         tasks.spawn(bridge(deps, cancel.clone()));
         tasks.close();
         Running { cancel, tasks }
@@ -330,9 +330,9 @@ async fn unused_rooms_are_removed_and_a_region_without_workers_is_told_again() {
     })
     .await;
     // A worker's first deed is to declare its region's queues.
-    let mut mars = ground.broker();
+    let mut mars = broker_config(&ground.settings).expect("broker");
     mars.region = "mars".parse().expect("region");
-    Broker::connect(&mars).await.expect("broker").close().await.expect("close");
+    RabbitBroker::new(mars).publisher().await.expect("broker").close().await.expect("close");
     let (_connection, channel) = channel(&ground.world).await;
     let event = wait_for("the start", || async {
         let got = channel.basic_get("archiver.started.mars".into(), Default::default()).await.expect("get")?;

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use archiver::broker::{
-    BrokerConfig, BrokerError, BrokerState, Delivery, ENDED_KEY, Headers, Outcome, Publisher, STARTED_KEY, consume,
-    hear_nudges, keep_nudging, probe,
+    Broker, BrokerConfig, BrokerError, BrokerState, Delivery, ENDED_KEY, Headers, Outcome, RabbitBroker, STARTED_KEY,
 };
 use archiver::fault::{FaultKind, HasFault, chain};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
@@ -48,7 +47,7 @@ async fn own_node() -> (RabbitMq, BrokerConfig) {
 }
 
 async fn publish(config: &BrokerConfig, key: &str, body: &str) -> Result<(), BrokerError> {
-    let publisher = Publisher::connect(config).await?;
+    let publisher = RabbitBroker::new(config.clone()).publisher().await?;
     publisher.publish(&format!("{key}.{REGION}"), body.as_bytes(), &Headers::new()).await?;
     publisher.close().await
 }
@@ -84,7 +83,7 @@ impl Worker {
                         answer(&delivery)
                     }
                 };
-                consume(&config, free, &state_sender, &cancel, handle).await;
+                RabbitBroker::new(config).consume(free, &state_sender, &cancel, &handle).await;
             }
         });
         tasks.close();
@@ -147,7 +146,7 @@ async fn waits_for_count(config: &BrokerConfig, queue: &str, count: u32) {
 #[tokio::test]
 async fn what_is_published_is_consumed_once_with_its_headers() {
     let (_node, config) = node().await;
-    let publisher = Publisher::connect(&config).await.expect("publisher");
+    let publisher = RabbitBroker::new(config.clone()).publisher().await.expect("publisher");
     let headers = Headers::from([("archiver-replayed-by".to_owned(), "alice".to_owned())]);
     publisher.publish("session.started.eu", b"before", &headers).await.expect("confirm");
     let mut worker = Worker::start(&config, 5, |_| Outcome::Done).await;
@@ -295,7 +294,7 @@ async fn queues_that_are_deleted_under_a_consumer_are_made_again() {
 #[tokio::test]
 async fn what_no_queue_takes_is_an_error_of_the_publisher() {
     let (_node, config) = node().await;
-    let publisher = Publisher::connect(&config).await.expect("publisher");
+    let publisher = RabbitBroker::new(config.clone()).publisher().await.expect("publisher");
     let error = publisher.publish("session.started.mars", b"x", &Headers::new()).await.expect_err("nobody is there");
     assert!(
         matches!(&error, BrokerError::Unroutable { routing_key } if routing_key == "session.started.mars"),
@@ -308,7 +307,7 @@ async fn what_no_queue_takes_is_an_error_of_the_publisher() {
 async fn a_wrong_login_and_a_queue_that_was_declared_otherwise_are_refusals_without_secrets() {
     let (node, mut config) = node().await;
     config.url = node.url().replace("guest:guest@", "guest:hunter2@").into();
-    let error = probe(&config).await.expect_err("wrong password");
+    let error = RabbitBroker::new(config.clone()).probe().await.expect_err("wrong password");
     assert_eq!(error.fault().kind, FaultKind::BrokerRefused, "{}", chain(&error));
     for text in [chain(&error), format!("{error:?}"), format!("{config:?}")] {
         assert!(!text.contains("hunter2"), "{text}");
@@ -318,7 +317,7 @@ async fn a_wrong_login_and_a_queue_that_was_declared_otherwise_are_refusals_with
     let name = format!("{}.started.eu", config.prefix);
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(name.as_str().into(), durable, FieldTable::default()).await.expect("queue");
-    let error = probe(&config).await.expect_err("another queue");
+    let error = RabbitBroker::new(config.clone()).probe().await.expect_err("another queue");
     assert_eq!(error.fault().kind, FaultKind::BrokerRefused, "{}", chain(&error));
     assert!(chain(&error).contains(&name), "{}", chain(&error));
 }
@@ -330,7 +329,7 @@ async fn a_black_hole_is_noticed_left_and_outlived() {
     let proxy = TcpProxy::start("127.0.0.1".parse().expect("ip"), node.address()).expect("proxy");
     config.url = node.url().replace(&node.address().to_string(), &proxy.address().to_string()).into();
     let mut worker = Worker::start(&config, 5, |_| Outcome::Done).await;
-    let publisher = Publisher::connect(&config).await.expect("publisher");
+    let publisher = RabbitBroker::new(config.clone()).publisher().await.expect("publisher");
     proxy.set(TcpMode::BlackHole);
     let begun = Instant::now();
     let error = publisher.publish("session.started.eu", b"lost", &Headers::new()).await.expect_err("no confirm");
@@ -394,13 +393,13 @@ async fn a_nudge_outlives_the_connection_that_it_finds_lost() {
         let nudged = move || {
             heard.fetch_add(1, Ordering::SeqCst);
         };
-        async move { hear_nudges(&config, nudged, &cancel).await }
+        async move { RabbitBroker::new(config).hear_nudges(&nudged, &cancel).await }
     });
     let count = || heard.load(Ordering::SeqCst);
     wait_for("somebody to hear", || async { (count() > 0).then_some(()) }).await;
     tasks.spawn({
         let (wanted, cancel) = (Arc::clone(&wanted), cancel.clone());
-        async move { keep_nudging(&behind, &wanted, &cancel).await }
+        async move { RabbitBroker::new(behind).keep_nudging(&wanted, &cancel).await }
     });
     wanted.notify_one();
     wait_for("a nudge", || async { (count() == 2).then_some(()) }).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::support::databases;
 use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
-use archiver::broker::{ArchivePublisher, BrokerConfig};
+use archiver::broker::{Broker, BrokerConfig, RabbitBroker};
 use archiver::callback::address::check_url_with;
 use archiver::callback::send::NOTICE_ID;
 use archiver::callback::{Resolver, Sender, SystemResolver, Telling, keep_telling};
@@ -535,7 +535,7 @@ async fn notices_whose_rows_are_damaged_are_given_up_and_keep_no_other() {
         connection.execute("UPDATE jobs SET state = 'nonsense'").await.unwrap();
         connection.close().await.unwrap();
     }
-    let teller = Teller::start(&catalog, |telling| telling.broker = Some(broker(&node)));
+    let teller = Teller::start(&catalog, |telling| telling.broker = Some(Arc::new(RabbitBroker::new(broker(&node)))));
     let settled = async || {
         let rows = notices(&catalog, NoticeFilter::default()).await;
         rows.iter().all(|row| row.state != NoticeState::Waiting).then_some(rows)
@@ -756,12 +756,12 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
     let put = async |session: &str, status| {
         assert!(catalog.put_archive(&archive("a", session, status, NOW)).await.unwrap());
     };
-    let broker = config.clone();
-    let teller = Teller::start(&catalog, |telling| telling.broker = Some(broker));
+    let broker = RabbitBroker::new(config.clone());
+    let teller = Teller::start(&catalog, |telling| telling.broker = Some(Arc::new(broker)));
     // Nobody listens: it is published all the same.
     put("unheard", Started).await;
     delivered(1).await;
-    ArchivePublisher::connect(&config).await.unwrap().close().await.unwrap();
+    RabbitBroker::new(config.clone()).archive_publisher().await.unwrap().close().await.unwrap();
     listen_to_archives(&node, "all", "archive.#").await;
     listen_to_archives(&node, "available", "archive.available.*").await;
     let one = archive("a", "one", Started, NOW);

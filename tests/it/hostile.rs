@@ -5,7 +5,7 @@ use crate::BINARY;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use archiver::broker::{BrokerConfig, ENDED_KEY, Publisher as Events, STARTED_KEY};
+use archiver::broker::{Broker, BrokerConfig, ENDED_KEY, RabbitBroker, STARTED_KEY};
 use archiver_testkit::content::Content;
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
@@ -80,7 +80,7 @@ async fn each_malformed_or_hostile_event_is_parked_for_its_own_reason_and_the_wo
     let (malformed, hostile) = (kept(), hostile(&world.started("harm")));
     assert!(malformed.len() >= 30 && hostile.len() >= 10, "{} and {}", malformed.len(), hostile.len());
     let config = BrokerConfig::new(world.rabbit.url().into(), "eu".parse().expect("region"));
-    let events = Events::connect(&config).await.expect("broker");
+    let events = RabbitBroker::new(config).publisher().await.expect("broker");
     let all: Vec<&Sample> = malformed.iter().chain(&hostile).collect();
     for (n, sample) in all.iter().enumerate() {
         // By both queues, and what is an event is no better where the other kind is expected.
