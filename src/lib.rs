@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod net;
 pub mod ops;
 pub mod router;
+pub mod services;
 pub mod session;
 pub mod store;
 pub mod telemetry;

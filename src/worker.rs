@@ -1,7 +1,7 @@
 //! A worker: takes events while there is room, owns jobs, answers for its health. Shutdown in this order:
 //! leave the queue, seal and hand over the jobs, then the rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,28 +14,21 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::anew::{keep, panicked};
-use crate::broker::{BrokerConfig, BrokerState, Delivery, Outcome, RabbitBroker, SharedBroker};
+use crate::broker::{BrokerState, Delivery, Outcome};
 use crate::callback::{Telling, keep_telling_events};
 use crate::capture::peer::{Engine, EngineConfig};
 use crate::capture::spool::Spool;
-use crate::catalog::{
-    Accepted, ApplicationRow, ArchiveRow, CatalogError, JobRow, JobState, NewJob, NewParked, SharedCatalog,
-};
-use crate::config::{Settings, StoreKind};
+use crate::catalog::{Accepted, ApplicationRow, ArchiveRow, CatalogError, JobRow, JobState, NewJob, NewParked};
+use crate::config::Settings;
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::fault::{FaultKind, HasFault, Retry, chain};
-use crate::ids::{Epoch, JobId, RouterName};
-use crate::job::driver::{CATALOG, run};
+use crate::ids::{Epoch, JobId};
+use crate::job::driver;
 use crate::job::{Context, Ended};
 use crate::metrics::{EventLabels, EventOutcome, metrics};
 use crate::ops::accept::{self, accept};
-use crate::router::MediaRouter;
-use crate::router::janus::{JanusConfig, JanusRouter};
-use crate::store::SharedStore;
-use crate::store::dir::DirStore;
-use crate::store::retry::persist;
-use crate::store::s3::{S3Config, S3Store};
+use crate::services::{Services, ServicesError};
 use crate::time::Wallclock;
 
 /// How often jobs without an owner are looked for.
@@ -54,12 +47,9 @@ pub enum StartError {
     /// The spool.
     #[error(transparent)]
     Spool(#[from] crate::capture::log::LogError),
-    /// The store.
+    /// Catalog, store or broker.
     #[error(transparent)]
-    Store(#[from] crate::store::StoreError),
-    /// The catalog.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
+    Services(#[from] ServicesError),
     /// The media socket.
     #[error("the media socket cannot be opened at {bind}")]
     Socket {
@@ -69,81 +59,6 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-}
-
-/// The media routers of a configuration.
-#[must_use]
-pub fn routers(settings: &Settings) -> BTreeMap<RouterName, Arc<dyn MediaRouter>> {
-    let router = |section: &crate::config::RouterSection| {
-        let mut config = JanusConfig::new(section.name.as_str(), &section.url);
-        config.api_secret.clone_from(&section.api_secret);
-        config.token.clone_from(&section.token);
-        config.pin.clone_from(&section.pin);
-        config.admin_key.clone_from(&section.admin_key);
-        config.room_key.clone_from(&section.room_key);
-        config.string_ids = section.string_ids;
-        (section.name.clone(), Arc::new(JanusRouter::new(config)) as Arc<dyn MediaRouter>)
-    };
-    settings.routers.iter().map(router).collect()
-}
-
-/// The store of a configuration.
-///
-/// # Errors
-/// When a directory cannot be made.
-pub async fn store(settings: &Settings) -> Result<SharedStore, crate::store::StoreError> {
-    let section = &settings.store;
-    Ok(match section.kind {
-        StoreKind::Dir => {
-            let path = section.path.clone().unwrap_or_else(|| settings.worker.data_dir.join("archives"));
-            Arc::new(DirStore::open(&path)?)
-        }
-        StoreKind::S3 => Arc::new(
-            S3Store::new(S3Config {
-                bucket: section.bucket.clone(),
-                region: section.region.clone(),
-                endpoint: section.endpoint.clone(),
-                path_style: section.path_style,
-                credentials: section.access_key.clone().zip(section.secret_key.clone()),
-                checksums_always: section.checksums_always,
-                encryption: section.encryption.clone(),
-                kms_key: section.kms_key.clone(),
-            })
-            .await,
-        ),
-    })
-}
-
-/// The broker of a configuration.
-///
-/// # Errors
-/// When it names none.
-pub fn broker(settings: &Settings) -> Result<SharedBroker, crate::config::ConfigErrors> {
-    Ok(Arc::new(RabbitBroker::new(broker_config(settings)?)))
-}
-
-/// How the broker of a configuration is reached.
-///
-/// # Errors
-/// When it names none.
-pub fn broker_config(settings: &Settings) -> Result<BrokerConfig, crate::config::ConfigErrors> {
-    let Some(url) = settings.broker.url.clone() else {
-        return Err(crate::config::ConfigErrors(vec!["broker.url: is missing".to_owned()]));
-    };
-    let mut config = BrokerConfig::new(url, settings.worker.region.clone());
-    config.prefix.clone_from(&settings.broker.prefix);
-    config.heartbeat = settings.broker.heartbeat.0;
-    config.retry_after = settings.broker.retry_after.0;
-    Ok(config)
-}
-
-/// The catalog of a configuration.
-///
-/// # Errors
-/// When it cannot be reached.
-pub async fn catalog(settings: &Settings) -> Result<SharedCatalog, CatalogError> {
-    use secrecy::ExposeSecret;
-    crate::catalog::open(settings.catalog_url().expose_secret()).await
 }
 
 /// What happens to a worker, for health and tests.
@@ -175,18 +90,23 @@ impl Status {
 /// When it cannot start. What fails later is met with retries.
 pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationToken) -> Result<(), StartError> {
     settings.for_worker()?;
-    let broker = broker(&settings)?;
     let (dir, quota, percent) = (settings.spool_dir(), settings.spool.quota.0, settings.spool.admission_percent);
     let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, quota, percent)).await;
     let spool = Arc::new(spool.expect("opening the spool does not panic")?);
     let bind = engine.bind;
     let engine = Engine::start(engine, Arc::clone(&spool)).map_err(|source| StartError::Socket { bind, source })?;
-    let opened = persist("open the catalog", CATALOG, &stop, || catalog(&settings)).await;
-    let Some(catalog) = opened.transpose()? else { return Ok(()) };
+    let Some(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
+    run(settings, services, engine, spool, stop).await;
+    Ok(())
+}
+
+/// Runs a worker with these parts until `stop`, then hands its jobs over.
+pub async fn run(settings: Settings, services: Services, engine: Engine, spool: Arc<Spool>, stop: CancellationToken) {
+    let Services { catalog, store, routers, broker } = services;
     let context = Arc::new(Context {
         worker: settings.worker_id(),
-        store: store(&settings).await?,
-        routers: routers(&settings),
+        store,
+        routers,
         catalog,
         engine,
         spool,
@@ -247,7 +167,6 @@ pub async fn work(settings: Settings, engine: EngineConfig, stop: CancellationTo
     // Dropping the engine writes and seals what is left, which blocks.
     tokio::task::spawn_blocking(move || drop(context)).await.unwrap_or_default();
     tracing::info!("worker ends");
-    Ok(())
 }
 
 /// The jobs that run here, by the task that drives them.
@@ -331,8 +250,8 @@ async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut
         match context.catalog.claim(job.job, &context.worker, Wallclock::now(), ttl).await {
             Ok(Some(claimed)) => {
                 let span = tracing::info_span!("job", job = %job.job, archive = %job.archive, session = %job.session, epoch = claimed.job.epoch.0);
-                let driver = drivers.spawn(run(Arc::clone(context), claimed, drain.clone()).instrument(span));
-                owned.insert(driver.id(), job.job);
+                let task = drivers.spawn(driver::run(Arc::clone(context), claimed, drain.clone()).instrument(span));
+                owned.insert(task.id(), job.job);
             }
             Ok(None) => {}
             Err(error) => return tracing::debug!("a job cannot be claimed for now: {}", chain(&error)),

@@ -29,7 +29,6 @@ mod sessions;
 pub mod token;
 mod wire;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -37,13 +36,12 @@ use tokio::sync::Notify;
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
 use crate::geo::{Geo, GeoError};
-use crate::ids::RouterName;
-use crate::router::MediaRouter;
+use crate::services::{Routers, ServicesError};
 use crate::session::region::Atlas;
-use crate::store::{SharedStore, StoreError};
+use crate::store::SharedStore;
 
 pub use openapi::document;
-pub use serve::run;
+pub use serve::{run, serve};
 
 /// What must be there before the API can be served.
 #[derive(Debug, thiserror::Error)]
@@ -51,12 +49,9 @@ pub enum StartError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    /// The store.
+    /// Catalog, store or broker.
     #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The broker's address.
-    #[error(transparent)]
-    Config(#[from] crate::config::ConfigErrors),
+    Services(#[from] ServicesError),
     /// The database of addresses.
     #[error(transparent)]
     Geo(#[from] GeoError),
@@ -88,7 +83,7 @@ pub struct Api {
     store: SharedStore,
     links: links::Links,
     limits: limits::Limits,
-    routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    routers: Routers,
     atlas: Atlas,
     geo: Geo,
     /// What is to be removed although nobody waits for it any more.

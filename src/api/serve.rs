@@ -38,10 +38,9 @@ use crate::callback::{Render, Telling, keep_telling};
 use crate::catalog::{ApplicationRow, ArchiveRow, SharedCatalog};
 use crate::config::{ApiSection, Settings};
 use crate::geo::Geo;
-use crate::job::driver::CATALOG;
 use crate::metrics::{RequestLabels, metrics};
+use crate::services::Services;
 use crate::session::region::Atlas;
-use crate::store::retry::persist;
 
 /// Requests that are under way when the service stops have so long.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -67,10 +66,21 @@ pub async fn run(
     serving: watch::Sender<Option<SharedCatalog>>,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
-    let broker = crate::worker::broker(&settings)?;
-    let opened = persist("open the catalog", CATALOG, &stop, || crate::worker::catalog(&settings)).await;
-    let Some(catalog) = opened.transpose()? else { return Ok(()) };
-    let store = crate::worker::store(&settings).await?;
+    let Some(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
+    serve(settings, services, serving, stop).await
+}
+
+/// Serves the API with these parts until `stop`. `serving` has the catalog while it listens.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn serve(
+    settings: Settings,
+    services: Services,
+    serving: watch::Sender<Option<SharedCatalog>>,
+    stop: CancellationToken,
+) -> Result<(), StartError> {
+    let Services { catalog, store, routers, broker } = services;
     let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into();
     let secret = catalog.shared_secret(links::SECRET, &secret).await?;
     let database = settings.geo.database.clone();
@@ -82,7 +92,7 @@ pub async fn run(
         geo,
         links: links::Links::new(Arc::clone(&store), secret, settings.store.link_valid.0),
         limits: limits::Limits::new(settings.api.requests_per_second),
-        routers: crate::worker::routers(&settings),
+        routers,
         removals,
         wanted: tokio::sync::Notify::new(),
         catalog,

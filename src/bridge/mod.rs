@@ -15,7 +15,6 @@ mod outbox;
 pub mod rules;
 mod watch;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -26,9 +25,8 @@ use crate::anew::panicked;
 use crate::broker::SharedBroker;
 use crate::catalog::SharedCatalog;
 use crate::config::BridgeSection;
-use crate::ids::RouterName;
 use crate::metrics::{HintLabels, HintOutcome, metrics};
-use crate::router::MediaRouter;
+use crate::services::Routers;
 
 use hint::Hint;
 
@@ -41,7 +39,7 @@ pub struct Bridge {
     /// Sessions and jobs.
     pub catalog: SharedCatalog,
     /// The routers, by their names.
-    pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    pub routers: Routers,
     /// Where workers take their events from, and hints are.
     pub broker: SharedBroker,
     /// `[bridge]`.

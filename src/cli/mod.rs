@@ -259,7 +259,7 @@ async fn publish(settings: &Settings, file: &std::path::Path, force: bool, regio
         }
         Err(error) => bail!("{error}\n(--force publishes it all the same; it will be parked)"),
     };
-    let publisher = crate::worker::broker(settings)?.publisher().await?;
+    let publisher = crate::services::broker(settings)?.publisher().await?;
     publisher.publish(&routing_key, &body, &Headers::new()).await?;
     publisher.close().await?;
     say(&format!("published to {routing_key}"));

@@ -18,7 +18,6 @@ pub mod ledger;
 pub mod presence;
 mod session;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,8 +34,8 @@ use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
 use crate::config::Settings;
 use crate::event::{ArchiveMode, Envelope, SessionEvent, Started};
 use crate::fault::{FaultKind, chain};
-use crate::ids::{RouterName, WorkerId};
-use crate::router::MediaRouter;
+use crate::ids::WorkerId;
+use crate::services::Routers;
 use crate::store::SharedStore;
 use crate::time::Wallclock;
 
@@ -55,7 +54,7 @@ pub struct Context {
     /// The local disk.
     pub spool: Arc<Spool>,
     /// The media routers, by name.
-    pub routers: BTreeMap<RouterName, Arc<dyn MediaRouter>>,
+    pub routers: Routers,
     /// Jobs here that have given their session to a successor, and do not count for the capacity any more.
     pub given_on: AtomicUsize,
     /// Counts what was put into the catalog for jobs that may be this worker's: they look there at once.

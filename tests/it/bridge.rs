@@ -11,10 +11,10 @@ use archiver::catalog::{JobState, SessionRow, SharedCatalog};
 use archiver::config::{BridgeSection, Settings, Span};
 use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, OutputMode, RouterRoom};
 use archiver::ids::SessionId;
+use archiver::services::{broker, broker_config, routers};
 use archiver::session::access::{access_at, client_access};
 use archiver::session::room::room_of;
 use archiver::time::Wallclock;
-use archiver::worker::{broker, broker_config, routers};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{APPLICATION, World};
@@ -58,7 +58,7 @@ impl Ground {
         tracing_subscriber::fmt().with_test_writer().with_env_filter("archiver=debug").try_init().unwrap_or_default();
         let settings = Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration");
         std::fs::create_dir_all(world.data()).expect("folder");
-        let catalog = archiver::worker::catalog(&settings).await.expect("catalog");
+        let catalog = archiver::services::catalog(&settings).await.expect("catalog");
         Self { world, settings, catalog }
     }
 
