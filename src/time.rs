@@ -9,7 +9,9 @@
 //!
 //! The clocks of the machine are read here and nowhere else; pure code takes time as an argument.
 
+use std::cell::Cell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::{Add, Sub};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +27,9 @@ impl Wallclock {
     #[must_use]
     #[allow(clippy::disallowed_methods)]
     pub fn now() -> Self {
+        if let Some(clock) = SIMULATED.get() {
+            return clock.start + clock.since.elapsed();
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
     }
@@ -87,6 +92,40 @@ impl fmt::Debug for Wallclock {
 impl fmt::Display for Wallclock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.to_rfc3339())
+    }
+}
+
+/// A wall clock that advances with tokio's clock.
+#[derive(Debug, Clone, Copy)]
+struct SimulatedClock {
+    start: Wallclock,
+    since: tokio::time::Instant,
+}
+
+thread_local! {
+    /// This thread's wall clock, if it is not the machine's.
+    static SIMULATED: Cell<Option<SimulatedClock>> = const { Cell::new(None) };
+}
+
+/// While this guard lives, [`Wallclock::now`] follows tokio's clock on this thread. For simulations.
+#[derive(Debug)]
+#[must_use = "time is the machine's again when this is dropped"]
+pub struct SimulatedTime {
+    /// The guard stays on its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl SimulatedTime {
+    /// Sets this thread's wall clock to `start`; from then on it advances with tokio's clock.
+    pub fn begin(start: Wallclock) -> Self {
+        SIMULATED.set(Some(SimulatedClock { start, since: tokio::time::Instant::now() }));
+        Self { thread: PhantomData }
+    }
+}
+
+impl Drop for SimulatedTime {
+    fn drop(&mut self) {
+        SIMULATED.set(None);
     }
 }
 
@@ -233,7 +272,7 @@ impl ClockAnchor {
     #[must_use]
     #[allow(clippy::disallowed_methods)]
     pub fn now() -> Self {
-        Self { instant: Instant::now(), wallclock: Wallclock::now() }
+        Self { instant: tokio::time::Instant::now().into_std(), wallclock: Wallclock::now() }
     }
 
     /// When the clocks were read.
@@ -265,6 +304,17 @@ mod tests {
         assert_eq!(unwrap.unwrap(0x10), 0x1_0000_0010);
         assert_eq!(unwrap.unwrap(0xffff_fff8), 0xffff_fff8);
         assert_eq!(unwrap.unwrap(0x20), 0x1_0000_0020);
+    }
+
+    #[test]
+    fn a_simulated_clock_begins_where_it_is_set_and_ends_with_its_guard() {
+        let start = Wallclock(1_000_000);
+        let time = SimulatedTime::begin(start);
+        let read = Wallclock::now();
+        assert!(read.since(start) < Duration::from_secs(60), "wanted about {start:?}, got {read:?}");
+        drop(time);
+        let read = Wallclock::now();
+        assert!(read.since(start) > Duration::from_secs(60), "wanted the machine's clock, got {read:?}");
     }
 
     #[test]
