@@ -1,0 +1,376 @@
+//! Jobs, their leases and their history.
+
+use std::time::Duration;
+
+use archiver::catalog::{Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, NewJob};
+use archiver::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
+use archiver::time::Wallclock;
+use async_trait::async_trait;
+
+use super::{MemoryCatalog, State, conflict, page, storable};
+
+/// A job with what only the catalog knows of it.
+#[derive(Debug, Clone)]
+pub(super) struct StoredJob {
+    pub row: JobRow,
+    /// When the newest conversation that it records started.
+    conversation_at: Wallclock,
+    /// The state in which it was parked.
+    parked_from: Option<JobState>,
+}
+
+impl StoredJob {
+    /// A session has at most one such job for each tag.
+    pub fn is_active(&self) -> bool {
+        matches!(self.row.state, JobState::Accepted | JobState::Capturing)
+    }
+
+    fn is_of(&self, application: &ApplicationId, session: &SessionId) -> bool {
+        self.row.application == *application && self.row.session == *session
+    }
+
+    /// Whether a worker may claim it.
+    fn is_free(&self, worker: &WorkerId, now: Wallclock) -> bool {
+        let owner = self.row.owner.as_ref();
+        self.row.state.is_live() && (owner.is_none_or(|owner| owner == worker) || self.row.lease_expires_at <= now)
+    }
+
+    fn want_end(&mut self, reason: &str, now: Wallclock) {
+        self.row.end_reason.get_or_insert_with(|| storable(reason));
+        self.row.updated_at = now;
+    }
+}
+
+fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
+    JobRow {
+        job: new.job,
+        archive: ArchiveId::of_job(new.job),
+        session: new.session.clone(),
+        application: new.application.clone(),
+        region: new.region.clone(),
+        event: storable(&new.event),
+        state: JobState::Accepted,
+        origin: now,
+        owner: None,
+        lease_expires_at: Wallclock(0),
+        epoch: Epoch(0),
+        end_reason: None,
+        fault: None,
+        detail: None,
+        created_at: now,
+        updated_at: now,
+        desired: None,
+        tag: storable(&new.tag),
+    }
+}
+
+impl State {
+    fn line(&mut self, job: JobId, what: &str, who: &str, now: Wallclock) {
+        self.history.entry(job).or_default().push((now, storable(what), storable(who)));
+    }
+
+    /// The job, if this epoch owns it.
+    fn owned(&mut self, job: JobId, epoch: Epoch) -> Option<&mut StoredJob> {
+        self.jobs.get_mut(&job).filter(|found| found.row.epoch == epoch)
+    }
+
+    fn accept(&mut self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
+        if let Some(known) = self.jobs.get(&new.job) {
+            return Ok(Accepted::Duplicate(known.row.clone()));
+        }
+        let tag = storable(&new.tag);
+        let busy =
+            |job: &&mut StoredJob| job.is_active() && job.is_of(&new.application, &new.session) && job.row.tag == tag;
+        let Some(busy) = self.jobs.values_mut().find(busy) else {
+            let row = row_of(new, now);
+            let stored = StoredJob { row: row.clone(), conversation_at: new.started_at, parked_from: None };
+            self.jobs.insert(new.job, stored);
+            self.line(new.job, "accepted", "broker", now);
+            return Ok(Accepted::New(row));
+        };
+        if busy.row.end_reason.is_some() {
+            return Err(CatalogError::Ending { job: busy.row.job });
+        }
+        if new.is_conversation {
+            busy.conversation_at = busy.conversation_at.max(new.started_at);
+        }
+        Ok(Accepted::SessionBusy(busy.row.clone()))
+    }
+
+    fn claim(&mut self, job: JobId, worker: &WorkerId, now: Wallclock, ttl: Duration) -> Option<Claimed> {
+        let found = self.jobs.get_mut(&job).filter(|found| found.is_free(worker, now))?;
+        let takeover = found.row.epoch.0 > 0;
+        let row = &mut found.row;
+        row.owner = Some(worker.clone());
+        row.lease_expires_at = now + ttl;
+        row.epoch = Epoch(row.epoch.0 + 1);
+        row.updated_at = now;
+        let row = row.clone();
+        self.line(job, &format!("claimed, epoch {}", row.epoch.0), worker.as_str(), now);
+        Some(Claimed { job: row, takeover })
+    }
+
+    fn advance(
+        &mut self,
+        job: JobId,
+        epoch: Epoch,
+        next: JobState,
+        reason: Option<&str>,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        let found = self.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
+        if !(found.row.state.is_live() && found.row.state.may_become(next)) {
+            // An earlier try may have been heard although its answer was lost.
+            return if found.row.state == next { Ok(()) } else { Err(CatalogError::Fenced { job }) };
+        }
+        found.row.state = next;
+        found.row.updated_at = now;
+        if let Some(reason) = reason {
+            found.row.end_reason = Some(storable(reason));
+        }
+        self.line(job, next.as_str(), "worker", now);
+        Ok(())
+    }
+
+    fn park_job(
+        &mut self,
+        job: JobId,
+        epoch: Epoch,
+        fault: &str,
+        detail: &str,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        let found = self.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
+        if !found.row.state.is_live() {
+            return if found.row.state == JobState::Parked { Ok(()) } else { Err(CatalogError::Fenced { job }) };
+        }
+        found.parked_from = Some(found.row.state);
+        let row = &mut found.row;
+        row.state = JobState::Parked;
+        row.fault = Some(storable(fault));
+        row.detail = Some(storable(detail));
+        row.owner = None;
+        row.lease_expires_at = Wallclock(0);
+        row.updated_at = now;
+        self.line(job, &format!("parked: {fault}"), "worker", now);
+        Ok(())
+    }
+
+    fn unpark_job(&mut self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
+        let Some(found) = self.jobs.get(&job).filter(|found| found.row.state == JobState::Parked) else {
+            return Ok(false);
+        };
+        let captured = found.parked_from == Some(JobState::Finalizing);
+        let row = &found.row;
+        let is_other = |other: &StoredJob| {
+            other.is_active() && other.is_of(&row.application, &row.session) && other.row.tag == row.tag
+        };
+        if !captured && self.jobs.values().any(is_other) {
+            return Err(conflict("replay a job"));
+        }
+        let found = self.jobs.get_mut(&job).expect("it was found above");
+        found.parked_from = None;
+        let row = &mut found.row;
+        (row.fault, row.detail, row.updated_at) = (None, None, now);
+        row.state = if captured { JobState::Finalizing } else { JobState::Accepted };
+        if !captured {
+            row.end_reason = None;
+        }
+        self.line(job, "replayed", "broker", now);
+        Ok(true)
+    }
+
+    /// Jobs in the order of their creation, newest first.
+    fn newest_first(&self, wanted: impl Fn(&StoredJob) -> bool) -> Vec<JobRow> {
+        let mut rows: Vec<JobRow> = self.jobs.values().filter(|job| wanted(job)).map(|job| job.row.clone()).collect();
+        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
+        rows
+    }
+}
+
+#[async_trait]
+impl JobCatalog for MemoryCatalog {
+    async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
+        self.call("accept", |state| state.accept(new, now)).await
+    }
+
+    async fn job(&self, job: JobId) -> Result<Option<JobRow>, CatalogError> {
+        self.call("job", |state| Ok(state.jobs.get(&job).map(|found| found.row.clone()))).await
+    }
+
+    async fn jobs(&self, states: &[JobState], limit: u32) -> Result<Vec<JobRow>, CatalogError> {
+        self.call("jobs", |state| {
+            let rows = state.newest_first(|job| states.is_empty() || states.contains(&job.row.state));
+            Ok(page(rows, 0, limit))
+        })
+        .await
+    }
+
+    async fn claim(
+        &self,
+        job: JobId,
+        worker: &WorkerId,
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<Option<Claimed>, CatalogError> {
+        self.call("claim", |state| Ok(state.claim(job, worker, now, ttl))).await
+    }
+
+    async fn claimable(
+        &self,
+        worker: &WorkerId,
+        region: &Region,
+        now: Wallclock,
+        limit: u32,
+    ) -> Result<Vec<JobRow>, CatalogError> {
+        self.call("claimable", |state| {
+            let mut rows = state.newest_first(|job| job.row.region == *region && job.is_free(worker, now));
+            rows.sort_by_key(|row| row.created_at);
+            Ok(page(rows, 0, limit))
+        })
+        .await
+    }
+
+    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError> {
+        self.call("heartbeat", |state| {
+            let found = state.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
+            found.row.lease_expires_at = now + ttl;
+            Ok(found.row.clone())
+        })
+        .await
+    }
+
+    async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {
+        self.call("release", |state| {
+            let Some(found) = state.owned(job, epoch).filter(|found| found.row.owner.is_some()) else { return Ok(()) };
+            found.row.owner = None;
+            found.row.lease_expires_at = Wallclock(0);
+            found.row.updated_at = now;
+            state.line(job, "released", "worker", now);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn advance(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        next: JobState,
+        reason: Option<&str>,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        self.call("advance", |state| state.advance(job, epoch, next, reason, now)).await
+    }
+
+    async fn park_job(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        fault: &str,
+        detail: &str,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        self.call("park_job", |state| state.park_job(job, epoch, fault, detail, now)).await
+    }
+
+    async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("unpark_job", |state| state.unpark_job(job, now)).await
+    }
+
+    async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("discard_job", |state| {
+            let found = state.jobs.get_mut(&job).filter(|found| found.row.state == JobState::Parked);
+            let Some(found) = found else { return Ok(false) };
+            found.row.state = JobState::Discarded;
+            found.row.updated_at = now;
+            state.line(job, "discarded", who, now);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn request_end(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        reason: &str,
+        ended_at: Wallclock,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        self.call("request_end", |state| {
+            let mut ends = false;
+            for job in state.jobs.values_mut().filter(|job| job.is_active() && job.is_of(application, session)) {
+                if job.conversation_at <= ended_at {
+                    job.want_end(reason, now);
+                    ends = true;
+                }
+            }
+            Ok(ends)
+        })
+        .await
+    }
+
+    async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("request_stop", |state| {
+            let Some(found) = state.jobs.get_mut(&job).filter(|found| found.is_active()) else { return Ok(false) };
+            found.want_end(reason, now);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn active_jobs(&self, application: &ApplicationId, session: &SessionId) -> Result<Vec<JobRow>, CatalogError> {
+        self.call("active_jobs", |state| {
+            Ok(state.newest_first(|job| job.is_active() && job.is_of(application, session)))
+        })
+        .await
+    }
+
+    async fn newest_job(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        tag: &str,
+    ) -> Result<Option<JobRow>, CatalogError> {
+        self.call("newest_job", |state| {
+            let tag = storable(tag);
+            let is_wanted = |job: &StoredJob| job.is_of(application, session) && job.row.tag == tag;
+            let mut rows = state.newest_first(is_wanted);
+            rows.sort_by_key(|row| !matches!(row.state, JobState::Accepted | JobState::Capturing));
+            Ok(rows.into_iter().next())
+        })
+        .await
+    }
+
+    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("desire", |state| {
+            let before = |found: &&mut StoredJob| {
+                found.is_active()
+                    && found.row.desired.as_deref().unwrap_or_default() == job.desired.as_deref().unwrap_or_default()
+            };
+            let Some(found) = state.jobs.get_mut(&job.job).filter(before) else { return Ok(false) };
+            found.row.desired = Some(storable(desired));
+            found.row.updated_at = now;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError> {
+        self.call("note", |state| {
+            state.line(job, what, who, now);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
+        self.call("job_history", |state| {
+            let mut lines = state.history.get(&job).cloned().unwrap_or_default();
+            lines.sort_by_key(|(at, ..)| *at);
+            Ok(lines)
+        })
+        .await
+    }
+}
