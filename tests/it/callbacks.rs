@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::databases;
+use crate::support::catalogs::{Backend, on_each_catalog};
 use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
 use archiver::broker::{Broker, BrokerConfig, RabbitBroker};
 use archiver::callback::address::check_url_with;
@@ -221,38 +221,15 @@ async fn sqlite() -> (tempfile::TempDir, SharedCatalog) {
     (dir, catalog)
 }
 
-macro_rules! on_both {
-    ($($name:ident => $test:path;)*) => {
-        mod sqlite {
-            use super::*;
-
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                let dir = tempfile::tempdir().unwrap();
-                $test(format!("sqlite:{}", dir.path().join("catalog.sqlite").display())).await;
-            })*
-        }
-        mod postgres {
-            use super::*;
-
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                let database = databases::with_tables();
-                $test(database.url()).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+on_each_catalog! {
     a_notice_is_owed_when_the_status_changes_and_only_then => written;
     the_oldest_of_each_archive_is_taken_by_one_of_many => taken;
     what_became_of_a_notice_is_noted_and_it_can_be_sent_again => settled;
     two_senders_send_each_callback_once_and_in_order => two_senders;
 }
 
-async fn written(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn written(backend: Backend) {
+    let catalog = backend.open().await;
     let put = async |status, at| catalog.put_archive(&archive("app", "s", status, at)).await.unwrap();
     let owed = async || {
         let rows = notices(&catalog, NoticeFilter::default()).await;
@@ -306,8 +283,8 @@ fn claim(count: u32) -> Claim<'static> {
     Claim { target: NoticeTarget::Callback, count, of_one: count, without: &[], lease }
 }
 
-async fn taken(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn taken(backend: Backend) {
+    let catalog = backend.open().await;
     for app in ["a", "b"] {
         catalog.add_application(&application(app, Some("https://example.com/x"))).await.unwrap();
     }
@@ -345,8 +322,8 @@ async fn taken(url: String) {
     assert_eq!(catalog.claim_notices(&claim(100), later(35)).await.unwrap().len(), 20);
 }
 
-async fn settled(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn settled(backend: Backend) {
+    let catalog = backend.open().await;
     catalog.add_application(&application("a", Some("https://example.com/x"))).await.unwrap();
     for (status, at) in [(Started, NOW), (Stopped, later(1)), (Available, later(2))] {
         catalog.put_archive(&archive("a", "s", status, at)).await.unwrap();
@@ -401,11 +378,11 @@ async fn settled(url: String) {
     assert_eq!(callbacks(&catalog).await.last().unwrap().number, 4);
 }
 
-async fn two_senders(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn two_senders(backend: Backend) {
+    let catalog = backend.open().await;
     let receiver = Receiver::start(Does::Answer(204)).await;
     catalog.add_application(&application("a", Some(&receiver.url()))).await.unwrap();
-    let another = catalog::open(&url).await.unwrap();
+    let another = backend.open().await;
     let tellers = [&catalog, &another].map(|catalog| Teller::start(catalog, |_| {}));
     for n in 0..30 {
         for status in [Started, Stopped, Available] {

@@ -1,8 +1,9 @@
-//! The catalog's promises, each held on SQLite and on a real PostgreSQL.
+//! The catalog's promises, each held in memory, on SQLite and on a real PostgreSQL.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob,
@@ -78,31 +79,7 @@ fn fenced<T: std::fmt::Debug>(result: Result<T, CatalogError>) {
     assert!(matches!(result, Err(CatalogError::Fenced { .. })), "{result:?}");
 }
 
-/// Each test on SQLite and on PostgreSQL.
-macro_rules! on_both {
-    ($($(#[$doc:meta])* $name:ident => $test:path;)*) => {
-        mod sqlite {
-            use super::*;
-
-            $($(#[$doc])* #[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                let dir = tempfile::tempdir().unwrap();
-                $test(format!("sqlite:{}", dir.path().join("a new folder/100%/catalog.sqlite").display())).await;
-            })*
-        }
-        mod postgres {
-            use super::*;
-
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                let database = databases::with_tables();
-                $test(database.url()).await;
-            })*
-        }
-    };
-}
-
-on_both! {
+on_each_catalog! {
     one_event_accepted_by_twenty_tasks_is_one_job => accept_at_once;
     two_events_of_a_session_accepted_at_once_make_one_job => sessions_at_once;
     a_session_may_be_used_again_once_its_archive_has_ended => session_reuse;
@@ -118,14 +95,15 @@ on_both! {
     archives_are_listed_newest_first_in_pages => listing;
     what_is_left_of_a_deleted_archive_is_known_until_it_is_removed => removal;
     what_is_to_be_made_of_an_archive_is_kept_with_its_entry_or_not_at_all => remakes;
-    archives_are_counted_anew_while_others_are_written => recount;
     what_is_parked_twice_is_one_entry_with_a_count => parking;
     marks_of_people_who_act_at_once_all_stay => marks;
     text_of_any_kind_can_be_stored => hostile_text;
+    [databases only]
+    archives_are_counted_anew_while_others_are_written => recount;
 }
 
-async fn accept_at_once(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn accept_at_once(backend: Backend) {
+    let catalog = backend.open().await;
     let mut tasks = JoinSet::new();
     for _ in 0..20 {
         let catalog = catalog.clone();
@@ -142,8 +120,8 @@ async fn accept_at_once(url: String) {
     assert_eq!(catalog.job_history(job.job).await.unwrap(), [(NOW, "accepted".to_owned(), "broker".to_owned())]);
 }
 
-async fn sessions_at_once(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn sessions_at_once(backend: Backend) {
+    let catalog = backend.open().await;
     let mut tasks = JoinSet::new();
     for n in 0..20 {
         let catalog = catalog.clone();
@@ -162,8 +140,8 @@ async fn sessions_at_once(url: String) {
     assert!(matches!(catalog.accept(&other, NOW).await.unwrap(), Accepted::New(_)));
 }
 
-async fn session_reuse(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn session_reuse(backend: Backend) {
+    let catalog = backend.open().await;
     let first = accepted(&catalog, "s", "e1").await;
     let epoch = claimed(&catalog, first.job, "w", NOW).await.job.epoch;
     catalog.advance(first.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
@@ -188,8 +166,8 @@ async fn session_reuse(url: String) {
     assert_ne!((first.job, first.archive), (second.job, second.archive));
 }
 
-async fn conversations(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn conversations(backend: Backend) {
+    let catalog = backend.open().await;
     let place = |router: &str, room: &str| RouterRoom::shared(router.parse().unwrap(), room.parse().unwrap());
     let row = |session: &str, place| SessionRow {
         session: session.parse().unwrap(),
@@ -237,8 +215,8 @@ async fn conversations(url: String) {
     assert_ne!(a.unwrap(), b.unwrap());
 }
 
-async fn order_of_events(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn order_of_events(backend: Backend) {
+    let catalog = backend.open().await;
     let first = accepted(&catalog, "s", "e1").await;
     let end = async |at: Wallclock| {
         catalog.request_end(&first.application, &first.session, "session ended", at, later(90)).await.unwrap()
@@ -257,8 +235,8 @@ async fn order_of_events(url: String) {
     assert!(end(later(80)).await);
 }
 
-async fn lease_race(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn lease_race(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await.job;
     let first = claimed(&catalog, job, "w0", NOW).await;
     assert_eq!((first.job.epoch, first.takeover), (Epoch(1), false));
@@ -285,8 +263,8 @@ async fn lease_race(url: String) {
     assert_eq!(catalog.job_history(job).await.unwrap().len(), 1 + 1 + 3);
 }
 
-async fn own_jobs(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn own_jobs(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await.job;
     claimed(&catalog, job, "w", NOW).await;
     let region = "eu".parse().unwrap();
@@ -303,8 +281,8 @@ async fn own_jobs(url: String) {
     assert_eq!(catalog.job(job).await.unwrap().unwrap().owner, Some(worker("v")));
 }
 
-async fn fencing(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn fencing(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     let old = claimed(&catalog, job.job, "old", NOW).await.job;
     catalog.advance(job.job, old.epoch, JobState::Capturing, None, NOW).await.unwrap();
@@ -326,8 +304,8 @@ async fn fencing(url: String) {
     fenced(catalog.heartbeat(JobId::of_event(&job.session, &"none".parse().unwrap()), Epoch(1), NOW, TTL).await);
 }
 
-async fn desires(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn desires(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     assert_eq!(job.desired, None);
     assert!(catalog.desire(&job, "{\"a\":1}", NOW).await.unwrap());
@@ -342,8 +320,8 @@ async fn desires(url: String) {
     assert_eq!(ended.desired.as_deref(), Some("{\"b\":1}"));
 }
 
-async fn states(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn states(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await.job;
     let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
     for (next, reason) in
@@ -369,8 +347,8 @@ async fn states(url: String) {
     );
 }
 
-async fn unparking(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn unparking(backend: Backend) {
+    let catalog = backend.open().await;
     for (session, reason, expected) in
         [("begun", None, JobState::Accepted), ("captured", Some("session ended"), JobState::Finalizing)]
     {
@@ -412,8 +390,8 @@ async fn unparking(url: String) {
     assert!(catalog.unpark_job(old, NOW).await.unwrap());
 }
 
-async fn statuses(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn statuses(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     let mut row = archive(&job, ArchiveStatus::Started, NOW);
     for (status, written) in [
@@ -439,8 +417,8 @@ async fn statuses(url: String) {
     );
 }
 
-async fn listing(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn listing(backend: Backend) {
+    let catalog = backend.open().await;
     for n in 0..30_u64 {
         let job = accepted(&catalog, &format!("s{}", n % 3), &format!("e{n}")).await;
         let status = if n % 10 == 0 { ArchiveStatus::Deleted } else { ArchiveStatus::Available };
@@ -485,8 +463,8 @@ async fn listing(url: String) {
     assert!(catalog.jobs(&[JobState::Accepted, JobState::Parked], 7).await.unwrap().is_empty());
 }
 
-async fn removal(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn removal(backend: Backend) {
+    let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     let kept = async |finished, deleted| {
         let rows = catalog.with_segments(finished, deleted).await.unwrap();
@@ -508,8 +486,9 @@ async fn removal(url: String) {
     assert_eq!(kept(later(9), later(9)).await, []);
 }
 
-async fn recount(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn recount(backend: Backend) {
+    let catalog = backend.open().await;
+    let Backend::Sql(url) = &backend else { panic!("for databases only") };
     let row = |of: &str, event: &str| {
         let session: SessionId = "s".parse().unwrap();
         let job = JobId::of_event(&session, &event.parse().unwrap());
@@ -562,15 +541,15 @@ async fn recount(url: String) {
     // What others wrote without counting it: one too many, and none where one was.
     assert!(catalog.put_archive(&row("few", "few")).await.unwrap());
     assert!(catalog.put_archive(&ArchiveRow { status: ArchiveStatus::Deleted, ..row("none", "none") }).await.unwrap());
-    execute(&url, "INSERT INTO archive_counts (application_id, archives) VALUES ('none', 7)").await;
-    execute(&url, "UPDATE archive_counts SET archives = 0 WHERE application_id = 'few'").await;
+    execute(url, "INSERT INTO archive_counts (application_id, archives) VALUES ('none', 7)").await;
+    execute(url, "UPDATE archive_counts SET archives = 0 WHERE application_id = 'few'").await;
     assert_eq!((total("none").await, total("few").await), (7, 0));
     catalog.recount_archives().await.unwrap();
     assert_eq!((total("none").await, total("few").await, total("busy").await), (0, 1, 100));
 }
 
-async fn remakes(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn remakes(backend: Backend) {
+    let catalog = backend.open().await;
     let source = accepted(&catalog, "s", "e").await;
     let row = |of: &str, n: u64| {
         let id = JobId::of_event(&source.session, &format!("{of}-{n}").parse().unwrap());
@@ -625,8 +604,8 @@ async fn execute(url: &str, sql: &'static str) {
     connection.close().await.unwrap();
 }
 
-async fn parking(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn parking(backend: Backend) {
+    let catalog = backend.open().await;
     let job = event("s", "e").job;
     let body = b"{\"broken\": \xff\x00";
     let entry = |fault, body| NewParked { job: None, fault, detail: "why", routing_key: "session.started.eu", body };
@@ -669,8 +648,8 @@ async fn parking(url: String) {
     catalog.mark_parked(ParkedId::of_content("no", b""), ParkedState::Replayed, "bob", NOW).await.unwrap();
 }
 
-async fn marks(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn marks(backend: Backend) {
+    let catalog = backend.open().await;
     let entry = NewParked { job: None, fault: FaultKind::Bug, detail: "", routing_key: "", body: b"x" };
     let id = catalog.park(&entry, NOW).await.unwrap();
     let mut tasks = JoinSet::new();
@@ -684,8 +663,8 @@ async fn marks(url: String) {
     assert_eq!(catalog.parked_entry(id).await.unwrap().unwrap().history.len(), 20);
 }
 
-async fn hostile_text(url: String) {
-    let catalog = catalog::open(&url).await.unwrap();
+async fn hostile_text(backend: Backend) {
+    let catalog = backend.open().await;
     let text = "a\0b ' \" ; DROP TABLE jobs; -- \u{1F600} $1 ?1 %s \\";
     let stored = text.replace('\0', "\u{fffd}");
     let new = NewJob { event: text.to_owned(), ..event("s", "e") };

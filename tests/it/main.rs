@@ -26,6 +26,7 @@ mod parked;
 mod pipelines;
 mod program;
 mod readme;
+mod router;
 mod sdk_quirks;
 mod sdks;
 mod session;

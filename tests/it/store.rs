@@ -16,6 +16,7 @@ use archiver::store::s3::{S3Config, S3Store};
 use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
 use archiver::time::Wallclock;
+use archiver_sim::{Calls, Fault, MemoryStore};
 use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Fault, S3Server, SECRET_KEY};
 use archiver_testkit::s3_others::{garage, moto};
 use archiver_testkit::wait::wait_for;
@@ -285,6 +286,32 @@ async fn refuses_other_buckets(config: S3Config) {
     let bucket = S3Config { bucket: "no-such-bucket".to_owned(), ..config };
     let refused = S3Store::new(bucket).await.put("x", Body::bytes("x"), PutOptions::default()).await;
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_keeps_the_contract() {
+    contract(&MemoryStore::new(), true).await;
+}
+
+/// The server's faults, and those that a server of ours does not have; the back-off takes no time.
+#[tokio::test(start_paused = true)]
+async fn an_upload_passes_through_every_fault_of_the_store_in_memory() {
+    for (fault, operation) in [
+        (Fault::Unavailable, "create_upload"),
+        (Fault::Unavailable, "upload_part"),
+        (Fault::LostAnswer, "upload_part"),
+        (Fault::Slow(Duration::from_secs(60)), "upload_part"),
+        (Fault::Unavailable, "complete_upload"),
+        (Fault::LostAnswer, "complete_upload"),
+        (Fault::Unavailable, "head"),
+    ] {
+        let (store, dir) = (MemoryStore::new(), tempfile::tempdir().expect("dir"));
+        let (content, file) = file_of_five_parts(dir.path());
+        store.faults().inject(fault, Calls::of(operation).times(3));
+        send(&store, &file).await;
+        assert_eq!(read(&store, &file.key, None).await, content, "{fault:?} {operation}");
+        assert_eq!(store.pending_uploads("").await.expect("list"), [], "{fault:?} {operation}: nothing is left over");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,10 @@
 //! What several modules share and the kit cannot have, because it needs types of `archiver`.
 
 pub mod api;
+pub mod catalogs;
 pub mod composed;
 pub mod databases;
 pub mod recorded;
+pub mod room_events;
 pub mod sdk_errors;
 pub mod strict;

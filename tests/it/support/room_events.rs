@@ -1,0 +1,58 @@
+//! Waiting for what a room tells.
+
+use std::time::Duration;
+
+use archiver::router::{Room, RoomEvent, StreamInfo};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Reads events until one fits; `what` is in the message if none comes. Events before it are returned too.
+pub async fn until<T>(
+    room: &mut dyn Room,
+    what: &str,
+    mut fits: impl FnMut(&RoomEvent) -> Option<T>,
+) -> (T, Vec<RoomEvent>) {
+    let mut before = Vec::new();
+    let reading = async {
+        loop {
+            let event = room.next_event().await.expect("the room was left");
+            if let Some(found) = fits(&event) {
+                return found;
+            }
+            if !matches!(event, RoomEvent::Talking { .. }) {
+                before.push(event);
+            }
+        }
+    };
+    match tokio::time::timeout(LIMIT, reading).await {
+        Ok(found) => (found, before),
+        Err(_) => panic!("waited for: {what}; there was {before:?}"),
+    }
+}
+
+pub async fn present(room: &mut dyn Room, stream: &str) -> StreamInfo {
+    let fits = |event: &RoomEvent| match event {
+        RoomEvent::StreamPresent(info) if info.router_id == stream => Some(info.clone()),
+        _ => None,
+    };
+    until(room, "a stream", fits).await.0
+}
+
+pub async fn gone(room: &mut dyn Room, stream: &str) {
+    until(room, "a stream's end", |e| {
+        matches!(e, RoomEvent::StreamGone { router_id } if router_id == stream).then_some(())
+    })
+    .await;
+}
+
+pub async fn clients(room: &mut dyn Room, wanted: usize) {
+    until(room, "the clients", |e| matches!(e, RoomEvent::Clients { count } if *count == wanted).then_some(())).await;
+}
+
+pub async fn reconnected(room: &mut dyn Room) -> (bool, Vec<RoomEvent>) {
+    let fits = |event: &RoomEvent| match event {
+        RoomEvent::Reconnected { subscriptions_live } => Some(*subscriptions_live),
+        _ => None,
+    };
+    until(room, "the connection", fits).await
+}
