@@ -1,26 +1,27 @@
-//! Clients' tokens, as the SDKs' token methods make them (`vonage-api.md` 1.9): RS256 of unified applications, HS256 of legacy
-//! projects, and the older `T1==` form. Pure.
+//! Client tokens, as the SDKs' token methods create them: RS256 of unified applications, HS256 of legacy projects, and the older
+//! `T1==` form. Pure.
+
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
 use secrecy::ExposeSecret;
+use serde::Deserialize;
 use serde_json::Value;
 use sha1::Sha1;
 
-use super::token::{Keys, Signed, TOKEN_BYTES_MAX, TokenError};
+use super::token::{Keys, Signed, TOKEN_BYTES_MAX, TokenError, application_of};
+use super::validity::{Lifetime, Times, Validity, ValidityError, claimed, instant};
 use crate::ids::{ApplicationId, SessionId};
 use crate::ops::desire::{CLASSES_MAX, check_classes};
 use crate::time::Wallclock;
 
 /// Longest connection data, in characters (Vonage: 1,000; some SDKs check 1,024).
 const DATA_CHARS_MAX: usize = 1024;
-/// A client's token is valid for so long at most, in seconds (Vonage: 30 days).
-const LIFETIME_MAX: i64 = 30 * 24 * 3600;
-/// A `T1==` token that does not say when it ends does so after this, in seconds (`OpenTok`: 24 hours).
-const LIFETIME: i64 = 24 * 3600;
-/// Clocks may differ by so much, in seconds.
-const SKEW: i64 = 60;
+/// Client tokens: Vonage's limits. The SDKs that set no `exp` document 24 hours.
+const LIFETIME: Lifetime =
+    Lifetime { default: Duration::from_secs(24 * 3600), max: Duration::from_secs(30 * 24 * 3600) };
 
 /// What a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
@@ -48,11 +49,11 @@ impl Role {
     }
 }
 
-/// A token that was taken apart, and is not believed yet.
+/// A client token that was taken apart, and is not verified yet.
 #[derive(Debug)]
 pub struct ClientToken {
     signed: Signature,
-    /// The application that it says it is of.
+    /// The application that it claims.
     pub application: ApplicationId,
     /// The session that it lets into.
     pub session: SessionId,
@@ -62,11 +63,34 @@ pub struct ClientToken {
     pub connection_data: String,
     /// The layout classes that its streams begin with.
     pub classes: Vec<String>,
-    /// Seconds since 1970.
-    pub expires: i64,
-    begins: i64,
-    /// When it was made, if it says so.
-    issued: Option<i64>,
+    /// When it is valid.
+    pub validity: Validity,
+}
+
+/// Claims of a client's JSON Web Token, except for its times. `null` is the same as absent; another type than these is
+/// malformed.
+#[derive(Debug, Deserialize)]
+struct Claims {
+    application_id: Option<String>,
+    iss: Option<Value>,
+    scope: Option<String>,
+    session_id: Option<String>,
+    role: Option<String>,
+    // Of no consequence for who gets in: another type is the same as absent.
+    connection_data: Option<Value>,
+    data: Option<Value>,
+    initial_layout_class_list: Option<Value>,
+}
+
+/// What a token of either form says besides its signature.
+#[derive(Debug)]
+struct Content<'a> {
+    application: ApplicationId,
+    session: &'a str,
+    role: &'a str,
+    connection_data: &'a str,
+    classes: Vec<String>,
+    times: Times,
 }
 
 #[derive(Debug)]
@@ -93,77 +117,80 @@ impl ClientToken {
 
     fn jwt(token: &str) -> Result<Self, TokenError> {
         let (signed, claims) = Signed::parse(token)?;
-        let text = |name: &str| claims.get(name).and_then(Value::as_str);
-        if text("scope").is_some_and(|scope| scope != "session.connect") {
+        let times = Times {
+            issued_at: claimed(&claims, &["iat", "create_time"])?,
+            not_before: claimed(&claims, &["nbf"])?,
+            expires_at: claimed(&claims, &["exp", "expire_time"])?,
+        };
+        let claims: Claims = serde_json::from_value(Value::Object(claims)).map_err(|_| TokenError::Malformed)?;
+        if claims.scope.is_some_and(|scope| scope != "session.connect") {
             return Err(TokenError::Purpose);
         }
-        let seconds = |name: &str| claims.get(name).and_then(Value::as_f64).filter(|s| s.is_finite());
-        let session = text("session_id").ok_or(TokenError::Purpose)?;
-        let application = text("application_id").or_else(|| text("iss")).ok_or(TokenError::Malformed)?;
-        let expires = seconds("exp").or_else(|| seconds("expire_time")).ok_or(TokenError::Endless)?;
-        let begins = [seconds("iat"), seconds("nbf"), seconds("create_time")].into_iter().flatten().fold(0.0, f64::max);
-        let issued = seconds("iat").or_else(|| seconds("create_time")).map(whole);
-        let classes = match claims.get("initial_layout_class_list") {
+        let classes = match claims.initial_layout_class_list {
             // vonage-python sends a list.
             Some(Value::Array(list)) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
             Some(Value::String(words)) => words.split_whitespace().map(str::to_owned).collect(),
             _ => Vec::new(),
         };
-        let data = text("connection_data").or_else(|| text("data")).unwrap_or_default();
-        Self::checked(
-            Signature::Jwt(signed),
-            (application, session, text("role").unwrap_or_default(), data),
+        let data = [&claims.connection_data, &claims.data].into_iter().flatten().find_map(Value::as_str);
+        let content = Content {
+            session: claims.session_id.as_deref().ok_or(TokenError::Purpose)?,
+            application: application_of(claims.application_id, claims.iss)?,
+            role: claims.role.as_deref().unwrap_or_default(),
+            connection_data: data.unwrap_or_default(),
             classes,
-            (whole(begins), whole(expires), issued),
-        )
+            times,
+        };
+        Self::new(Signature::Jwt(signed), content)
     }
 
     fn t1(coded: &str) -> Result<Self, TokenError> {
-        let text = STANDARD.decode(coded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let text = text.ok_or(TokenError::Malformed)?;
+        // opentok-java writes the URL-safe alphabet, with padding.
+        let text = STANDARD.decode(coded.replace('-', "+").replace('_', "/")).ok();
+        let text = text.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(TokenError::Malformed)?;
         let (head, query) = text.split_once(':').ok_or(TokenError::Malformed)?;
         let fields = |text: &str| -> Vec<(String, String)> {
             url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()
         };
+        let (head, values) = (fields(head), fields(query));
         let find = |list: &[(String, String)], name: &str| {
             list.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
         };
-        let (head, values) = (fields(head), fields(query));
-        let application = find(&head, "partner_id").ok_or(TokenError::Malformed)?;
+        let value = |name: &str| find(&values, name);
+        let time = |name: &'static str| match value(name).filter(|text| !text.is_empty()) {
+            None => Ok(None),
+            Some(text) => text.parse().ok().and_then(instant).map(Some).ok_or(ValidityError::NotSeconds(name)),
+        };
         let signature = find(&head, "sig").and_then(|hex| unhex(&hex)).ok_or(TokenError::Malformed)?;
-        let session = find(&values, "session_id").ok_or(TokenError::Malformed)?;
-        let number = |name: &str| find(&values, name).and_then(|text| text.parse::<f64>().ok());
-        let begins = whole(number("create_time").ok_or(TokenError::Endless)?);
-        let expires = number("expire_time").map_or(begins.saturating_add(LIFETIME), whole);
-        let words = find(&values, "initial_layout_class_list").unwrap_or_default();
-        let (role, data) = (find(&values, "role"), find(&values, "connection_data"));
-        Self::checked(
-            Signature::T1(query.to_owned(), signature),
-            (&application, &session, role.as_deref().unwrap_or_default(), data.as_deref().unwrap_or_default()),
-            words.split_whitespace().map(str::to_owned).collect(),
-            (begins, expires, Some(begins)),
-        )
+        let (role, data) = (value("role").unwrap_or_default(), value("connection_data").unwrap_or_default());
+        let content = Content {
+            application: application_of(find(&head, "partner_id"), None)?,
+            session: &value("session_id").ok_or(TokenError::Malformed)?,
+            role: &role,
+            connection_data: &data,
+            classes: value("initial_layout_class_list")
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
+            times: Times { issued_at: time("create_time")?, not_before: None, expires_at: time("expire_time")? },
+        };
+        Self::new(Signature::T1(query.to_owned(), signature), content)
     }
 
-    fn checked(
-        signed: Signature,
-        (application, session, role, data): (&str, &str, &str, &str),
-        mut classes: Vec<String>,
-        (begins, expires, issued): (i64, i64, Option<i64>),
-    ) -> Result<Self, TokenError> {
-        // Classes that cannot be some must not keep a client out of its session.
+    fn new(signed: Signature, content: Content<'_>) -> Result<Self, TokenError> {
+        let Content { application, session, role, connection_data, mut classes, times } = content;
+        // An unusable class must not keep a client out of its session.
         classes.retain(|class| check_classes(std::slice::from_ref(class)).is_ok());
         classes.truncate(CLASSES_MAX);
         Ok(Self {
             signed,
-            application: application.parse().map_err(|_| TokenError::Malformed)?,
+            application,
             session: session.parse().map_err(|_| TokenError::Malformed)?,
             role: Role::of(role).ok_or(TokenError::Malformed)?,
-            connection_data: data.chars().filter(|c| !c.is_control()).take(DATA_CHARS_MAX).collect(),
+            connection_data: connection_data.chars().filter(|c| !c.is_control()).take(DATA_CHARS_MAX).collect(),
             classes,
-            expires,
-            begins,
-            issued,
+            validity: Validity::new(times, LIFETIME)?,
         })
     }
 
@@ -185,22 +212,8 @@ impl ClientToken {
         if !good {
             return Err(TokenError::Signature);
         }
-        let now = now.as_millis() / 1000;
-        if self.expires.saturating_add(SKEW) < now {
-            return Err(TokenError::Expired);
-        }
-        if self.begins > now + SKEW {
-            return Err(TokenError::Future);
-        }
-        let lifetime = self.expires.saturating_sub(self.issued.unwrap_or(now));
-        if lifetime > LIFETIME_MAX + SKEW { Err(TokenError::Endless) } else { Ok(()) }
+        Ok(self.validity.check(now)?)
     }
-}
-
-#[allow(clippy::cast_possible_truncation)]
-const fn whole(seconds: f64) -> i64 {
-    // A cast of a float saturates.
-    seconds as i64
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -211,113 +224,5 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use serde_json::json;
-
-    use super::*;
-
-    const NOW: Wallclock = Wallclock(1_800_000_000_000_000);
-    const SECONDS: i64 = 1_800_000_000;
-
-    fn keys() -> Keys {
-        Keys::Legacy(vec!["secret of a project".into()])
-    }
-
-    fn jwt(claims: &Value) -> String {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let text = format!("{}.{}", part(&json!({ "alg": "HS256" })), part(claims));
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(b"secret of a project").expect("key");
-        mac.update(text.as_bytes());
-        format!("{text}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
-    }
-
-    fn t1(query: &str) -> String {
-        let mut mac = Hmac::<Sha1>::new_from_slice(b"secret of a project").expect("key");
-        mac.update(query.as_bytes());
-        let hex: String = mac.finalize().into_bytes().iter().map(|b| format!("{b:02x}")).collect();
-        format!("T1=={}", STANDARD.encode(format!("partner_id=123456&sig={hex}:{query}")))
-    }
-
-    fn claims(change: impl FnOnce(&mut Value)) -> Value {
-        let mut claims = json!({
-            "iss": "123456", "ist": "project", "session_id": "2_MX4", "role": "publisher", "nonce": 0.5, "iat": SECONDS,
-            "exp": SECONDS + 3600, "scope": "session.connect", "initial_layout_class_list": "focus big",
-            "connection_data": "name=Alice",
-        });
-        change(&mut claims);
-        claims
-    }
-
-    #[test]
-    fn tokens_of_each_form_say_the_same() {
-        let list = claims(|c| c["initial_layout_class_list"] = json!(["focus", "big"]));
-        let old = format!(
-            "session_id=2_MX4&create_time={SECONDS}&nonce=0.5&role=publisher&expire_time={}&connection_data=name%3DAlice\
-             &initial_layout_class_list=focus+big",
-            SECONDS + 3600
-        );
-        for (form, token) in [("JWT", jwt(&claims(|_| {}))), ("with a list", jwt(&list)), ("T1", t1(&old))] {
-            let token = ClientToken::parse(&token).unwrap_or_else(|e| panic!("{form}: {e}"));
-            assert_eq!(token.verify(&keys(), NOW), Ok(()), "{form}");
-            assert_eq!((token.application.as_str(), token.session.as_str()), ("123456", "2_MX4"), "{form}");
-            assert_eq!((token.role, token.connection_data.as_str()), (Role::Publisher, "name=Alice"), "{form}");
-            assert_eq!((token.classes.join(" "), token.expires), ("focus big".to_owned(), SECONDS + 3600), "{form}");
-        }
-    }
-
-    #[test]
-    fn who_may_not_come_in_does_not() {
-        let verified = |token: &str, keys: &Keys| ClientToken::parse(token).and_then(|t| t.verify(keys, NOW));
-        let of = |change: fn(&mut Value)| verified(&jwt(&claims(change)), &keys());
-        assert_eq!(of(|c| c["exp"] = json!(SECONDS - 61)), Err(TokenError::Expired));
-        assert_eq!(of(|c| c["iat"] = json!(SECONDS + 61)), Err(TokenError::Future));
-        assert_eq!(of(|c| c["exp"] = json!(SECONDS + LIFETIME_MAX + 61)), Err(TokenError::Endless));
-        assert_eq!(of(|c| drop(c.as_object_mut().and_then(|c| c.remove("exp")))), Err(TokenError::Endless));
-        // It was made long ago to last for long: that it has not much time left does not make it a good one.
-        let made_ago = |c: &mut Value, days: i64| {
-            c["iat"] = json!(SECONDS - days * 24 * 3600);
-            c["exp"] = json!(SECONDS + 3600);
-        };
-        let cases = [(29, Ok(())), (30, Err(TokenError::Endless)), (1000, Err(TokenError::Endless))];
-        for (days, expected) in cases {
-            assert_eq!(verified(&jwt(&claims(|c| made_ago(c, days))), &keys()), expected, "{days} days");
-        }
-        // Without that, from now on.
-        let silent = |c: &mut Value, exp: i64| {
-            c.as_object_mut().expect("claims").remove("iat");
-            c["exp"] = json!(exp);
-        };
-        for (exp, expected) in [(LIFETIME_MAX, Ok(())), (LIFETIME_MAX + 61, Err(TokenError::Endless))] {
-            assert_eq!(verified(&jwt(&claims(|c| silent(c, SECONDS + exp))), &keys()), expected, "{exp}");
-        }
-        let extreme = t1(&format!("session_id=2_MX4&create_time=-1e30&expire_time={}", SECONDS + 60));
-        assert_eq!(verified(&extreme, &keys()), Err(TokenError::Endless));
-        assert_eq!(of(|c| c["scope"] = json!("else")), Err(TokenError::Purpose));
-        assert_eq!(of(|c| drop(c.as_object_mut().and_then(|c| c.remove("session_id")))), Err(TokenError::Purpose));
-        assert_eq!(of(|c| c["role"] = json!("king")), Err(TokenError::Malformed));
-        let other = Keys::Legacy(vec!["another secret".into()]);
-        assert_eq!(verified(&jwt(&claims(|_| {})), &other), Err(TokenError::Signature));
-        let old = t1(&format!("session_id=2_MX4&create_time={}", SECONDS - LIFETIME - 61));
-        assert_eq!(verified(&old, &keys()), Err(TokenError::Expired));
-        let tampered = t1("session_id=2_MX4&create_time=1800000000");
-        let text = STANDARD.decode(&tampered[4..]).expect("base64");
-        let text = String::from_utf8(text).expect("text").replace("2_MX4", "2_MX5");
-        assert_eq!(verified(&format!("T1=={}", STANDARD.encode(text)), &keys()), Err(TokenError::Signature));
-        for bad in ["", "T1==", "T1==????", "a.b", "a.b.c", "T1==cGFydG5lcl9pZD0x"] {
-            assert!(ClientToken::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn nothing_that_comes_makes_it_panic(text in "(T1==)?[ -~]{0,200}", query in "[ -~]{0,200}", claims in "\\{[ -~]{0,100}\\}") {
-            let coded = URL_SAFE_NO_PAD.encode(&claims);
-            for token in [text, t1(&query), format!("{coded}.{coded}.{coded}"), jwt(&claims.into())] {
-                if let Ok(token) = ClientToken::parse(&token) {
-                    token.verify(&keys(), NOW).unwrap_or_default();
-                }
-            }
-        }
-    }
-}
+#[path = "client_token_tests.rs"]
+mod tests;

@@ -1,5 +1,7 @@
 //! Clients: from the token that an SDK made to the room at the media router.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -16,9 +18,8 @@ use crate::ids::StreamId;
 use crate::session::access::{ClientAccess, client_access};
 use crate::time::Wallclock;
 
-/// What Janus is given to let a client in ends with the client's token, and after this at the latest, in seconds: who stays longer
-/// asks again.
-const ACCESS_SECONDS_MAX: i64 = 24 * 3600;
+/// The token for Janus ends with the client's token, and after this at the latest: a client that stays longer asks again.
+const ACCESS_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Where a client finds its session, and what it says there.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -38,6 +39,8 @@ pub struct Joined {
 }
 
 /// `POST /session/{session}/join`: ours. The token is a client's, as the SDKs' token methods make it.
+///
+/// The token is valid until `exp`, which may be at most 30 days after `iat`; without `exp`, for 24 hours after `iat`.
 #[utoipa::path(
     post, path = "/session/{session}/join", tag = "clients", operation_id = "joinSession",
     params(super::openapi::OfSession),
@@ -78,8 +81,8 @@ pub async fn join(
             tracing::warn!(session = %session.session, %stream, "joins without its layout classes: {}", error.message);
         }
     }
-    let expires = token.expires.min(now.as_millis() / 1000 + ACCESS_SECONDS_MAX);
-    let access = client_access(api.section(&place.name)?, place, Wallclock(expires.saturating_mul(1_000_000)));
+    let expires = token.validity.expires_at().min(now + ACCESS_MAX);
+    let access = client_access(api.section(&place.name)?, place, expires);
     let display = json!({ "streamId": stream, "connectionData": token.connection_data });
     Ok(Json(Joined {
         session_id: session.session.to_string(),

@@ -27,6 +27,7 @@ mod request;
 mod serve;
 mod sessions;
 pub mod token;
+mod validity;
 mod wire;
 
 use std::sync::Arc;

@@ -246,17 +246,26 @@ pub struct RegisterCallback {
 )]
 struct Document;
 
+/// When a request token is valid (`validity.rs`).
+const TIMES: &str = "Valid until `exp`, which may be at most 24 hours after `iat` (after the request, without `iat`). Without `exp`: \
+                     for 15 minutes after `iat`. Without both: never. Clocks may differ by 60 seconds.";
+
 struct Security;
 
 impl Modify for Security {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let components = openapi.components.get_or_insert_default();
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build();
+        let bearer = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .bearer_format("JWT")
+            .description(Some(format!("A unified application: RS256, claim `application_id`. {TIMES}")))
+            .build();
         components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
         let operator =
             HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("The operators' token")).build();
         components.add_security_scheme("operator", SecurityScheme::Http(operator));
-        let legacy = ApiKeyValue::new("X-OPENTOK-AUTH");
+        let project = format!("A legacy project: HS256, claims `iss` and `ist`. {TIMES}");
+        let legacy = ApiKeyValue::with_description("X-OPENTOK-AUTH".to_owned(), project);
         components.add_security_scheme("opentok", SecurityScheme::ApiKey(ApiKey::Header(legacy)));
     }
 }

@@ -1,4 +1,4 @@
-//! Whose request it is: the JSON Web Tokens (RFC 7519) that the SDKs of Vonage and OpenTok make for each request. Pure.
+//! Request tokens: the JSON Web Tokens (RFC 7519) that the SDKs of Vonage and OpenTok create for requests. Pure.
 //!
 //! Unified applications sign with RS256 and send `Authorization: Bearer`; legacy ones sign with HS256 and send
 //! `X-OPENTOK-AUTH`. The kind of an application alone decides how its tokens are signed, never the token: one that is signed
@@ -11,17 +11,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
+use super::validity::{Lifetime, Times, Validity, ValidityError, claimed};
 use crate::ids::ApplicationId;
 use crate::time::Wallclock;
 
 /// Longest token, in bytes. Real ones have less than 1,500.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
-/// Clocks may differ by so much.
-pub const SKEW: Duration = Duration::from_secs(60);
-/// No token of a request is valid for longer; the SDKs ask for 3 to 15 minutes.
-pub const LIFETIME_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Request tokens: Vonage's limits. The SDKs that set `exp` set it to 3 to 15 minutes after `iat`.
+const LIFETIME: Lifetime = Lifetime { default: Duration::from_secs(15 * 60), max: Duration::from_secs(24 * 3600) };
+/// Floats above this do not tell neighbouring integers apart.
+const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_991.0;
 
 /// What an application signs with. Several while its key is changed: each of them is good.
 #[derive(Debug, Clone)]
@@ -32,7 +33,7 @@ pub enum Keys {
     Legacy(Vec<SecretString>),
 }
 
-/// Why a token is nobody's. What a caller is told is the same for most of them.
+/// Why a token is refused. The texts go to the client that sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// No token came.
@@ -47,15 +48,9 @@ pub enum TokenError {
     /// Its signature is not that of the application's keys.
     #[error("the token is not signed with the application's key")]
     Signature,
-    /// It is not valid any more.
-    #[error("the token has expired: look at the clock of the machine that made it")]
-    Expired,
-    /// It is not valid yet.
-    #[error("the token is of the future: look at the clock of the machine that made it")]
-    Future,
-    /// It does not end, or too late.
-    #[error("the token says no `exp`, or one that is more than a day away")]
-    Endless,
+    /// It is not valid, or not now.
+    #[error(transparent)]
+    Validity(#[from] ValidityError),
     /// It is for something else: a client's token, or one of an account.
     #[error("the token is not one for requests of a server")]
     Purpose,
@@ -70,11 +65,11 @@ pub struct Signed {
 }
 
 impl Signed {
-    /// Takes a token apart. Returns its claims, too, and `ist` where opentok-ruby has it: in the header.
+    /// Takes a token apart. Returns its claims, too. opentok-ruby has `ist` in the header: it is added to the claims.
     ///
     /// # Errors
     /// When it is none.
-    pub fn parse(token: &str) -> Result<(Self, Value), TokenError> {
+    pub fn parse(token: &str) -> Result<(Self, Map<String, Value>), TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed);
         }
@@ -82,11 +77,13 @@ impl Signed {
         let (header, claims) = text.split_once('.').ok_or(TokenError::Malformed)?;
         let header: Header = part(header)?;
         let mut claims: Map<String, Value> = part(claims)?;
-        if let Some(ist) = header.ist {
-            claims.entry("ist").or_insert(ist.into());
+        if let Some(ist) = header.ist
+            && claims.get("ist").is_none_or(Value::is_null)
+        {
+            claims.insert("ist".to_owned(), ist.into());
         }
         let signed = Self { text: text.to_owned(), signature: signature.to_owned(), algorithm: header.alg };
-        Ok((signed, Value::Object(claims)))
+        Ok((signed, claims))
     }
 
     /// Whether one of an application's keys has signed it.
@@ -107,12 +104,12 @@ impl Signed {
     }
 }
 
-/// The token of a request that was taken apart, and is not believed yet.
+/// A request token that was taken apart, and is not verified yet.
 #[derive(Debug)]
 pub struct Unverified {
     signed: Signed,
-    claims: Claims,
-    /// The application that it says it is of.
+    validity: Validity,
+    /// The application that it claims.
     pub application: ApplicationId,
 }
 
@@ -122,33 +119,35 @@ struct Header {
     ist: Option<String>,
 }
 
+/// Claims of a request token, except for its times. `null` is the same as absent; another type than these is malformed.
 #[derive(Debug, Deserialize)]
 struct Claims {
     application_id: Option<String>,
-    iss: Option<String>,
+    iss: Option<Value>,
     ist: Option<String>,
-    exp: Option<f64>,
-    iat: Option<f64>,
-    nbf: Option<f64>,
     scope: Option<String>,
     session_id: Option<String>,
 }
 
 impl Unverified {
-    /// Takes a token apart.
+    /// Takes a request token apart.
     ///
     /// # Errors
-    /// When it is none, or for something else than requests.
+    /// When it is none, has another purpose, or states no time from which its end follows.
     pub fn parse(token: &str) -> Result<Self, TokenError> {
         let (signed, claims) = Signed::parse(token)?;
-        let claims: Claims = serde_json::from_value(claims).map_err(|_| TokenError::Malformed)?;
+        let times = Times {
+            issued_at: claimed(&claims, &["iat"])?,
+            not_before: claimed(&claims, &["nbf"])?,
+            expires_at: claimed(&claims, &["exp"])?,
+        };
+        let claims: Claims = serde_json::from_value(Value::Object(claims)).map_err(|_| TokenError::Malformed)?;
         let other = claims.ist.as_deref().is_some_and(|ist| ist != "project");
         if other || claims.scope.is_some() || claims.session_id.is_some() {
             return Err(TokenError::Purpose);
         }
-        let application = claims.application_id.as_deref().or(claims.iss.as_deref()).ok_or(TokenError::Malformed)?;
-        let application = application.parse().map_err(|_| TokenError::Malformed)?;
-        Ok(Self { signed, claims, application })
+        let application = application_of(claims.application_id, claims.iss)?;
+        Ok(Self { signed, validity: Validity::new(times, LIFETIME)?, application })
     }
 
     /// Whether one of the application's keys has signed it, and whether it is valid now.
@@ -159,22 +158,29 @@ impl Unverified {
         if !self.signed.is_by(keys) {
             return Err(TokenError::Signature);
         }
-        self.is_timely(now)
+        Ok(self.validity.check(now)?)
     }
+}
 
-    #[allow(clippy::cast_precision_loss)]
-    fn is_timely(&self, now: Wallclock) -> Result<(), TokenError> {
-        let (now, skew) = (now.0 as f64 / 1e6, SKEW.as_secs_f64());
-        let exp = self.claims.exp.filter(|exp| exp.is_finite()).ok_or(TokenError::Endless)?;
-        if exp + skew < now {
-            return Err(TokenError::Expired);
-        }
-        if exp - now > LIFETIME_MAX.as_secs_f64() + skew {
-            return Err(TokenError::Endless);
-        }
-        let begins = self.claims.iat.into_iter().chain(self.claims.nbf).fold(f64::MIN, f64::max);
-        if begins > now + skew { Err(TokenError::Future) } else { Ok(()) }
-    }
+/// The application that a token claims: `application_id`, else `iss`, a string or a whole number.
+///
+/// # Errors
+/// When neither is an application's id.
+pub(super) fn application_of(id: Option<String>, iss: Option<Value>) -> Result<ApplicationId, TokenError> {
+    let text = id.or_else(|| match iss {
+        Some(Value::String(text)) => Some(text),
+        // opentok-php sends its API key as it was given: `new OpenTok(123456, …)`.
+        Some(Value::Number(number)) => whole(&number).map(|number| number.to_string()),
+        _ => None,
+    });
+    text.and_then(|text| text.parse().ok()).ok_or(TokenError::Malformed)
+}
+
+/// A number that is whole and not negative, also where an encoder wrote it as `123456.0` or `1.23456e5`.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn whole(number: &Number) -> Option<u64> {
+    let is_whole = |number: &f64| number.fract() == 0.0 && (0.0..=WHOLE_FLOAT_MAX).contains(number);
+    number.as_u64().or_else(|| number.as_f64().filter(is_whole).map(|number| number as u64))
 }
 
 /// Whether a text is a public key that a unified application may have.
@@ -187,3 +193,7 @@ fn part<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, TokenError> {
     let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| TokenError::Malformed)?;
     serde_json::from_slice(&bytes).map_err(|_| TokenError::Malformed)
 }
+
+#[cfg(test)]
+#[path = "token_tests.rs"]
+pub(super) mod tests;

@@ -68,6 +68,15 @@ fn tampered(token: &str, claims: &Value) -> String {
     format!("{}.{}.{}", parts[0], URL_SAFE_NO_PAD.encode(claims.to_string()), parts[2])
 }
 
+/// The claims of a request token with these times and no others.
+fn with_times(app: &App, times: &Value) -> Value {
+    let mut claims = app.claims();
+    let object = claims.as_object_mut().expect("object");
+    object.retain(|name, _| !["iat", "nbf", "exp"].contains(&name.as_str()));
+    object.extend(times.as_object().expect("times").clone());
+    claims
+}
+
 fn signed(algorithm: Algorithm, claims: &Value, key: &EncodingKey) -> String {
     jsonwebtoken::encode(&Header::new(algorithm), claims, key).expect("a token")
 }
@@ -80,6 +89,7 @@ fn bad_tokens(world: &World, app: &App, session: &str) -> Vec<(&'static str, Opt
         claims
     };
     let token = |change: &dyn Fn(&mut Value)| Some(app.token(&claims(change)));
+    let timed = |times: &Value| Some(app.token(&with_times(app, times)));
     let whole = app.token(&app.claims());
     let (stranger, _) = api::key_pair(world.scratch(), "stranger");
     let wrong = match &app.signer {
@@ -108,7 +118,10 @@ fn bad_tokens(world: &World, app: &App, session: &str) -> Vec<(&'static str, Opt
         ("half a signature", Some(whole[..whole.len() - 20].to_owned())),
         ("expired", token(&|c| c["exp"] = json!(now() - 120))),
         ("of the future", token(&|c| c["iat"] = json!(now() + 600))),
-        ("without an end", token(&|c| drop(c.as_object_mut().and_then(|c| c.remove("exp"))))),
+        ("without exp and iat", timed(&json!({}))),
+        ("without exp, and too old", timed(&json!({ "iat": now() - 17 * 60 }))),
+        ("for more than a day", timed(&json!({ "iat": now(), "exp": now() + 25 * 3600 }))),
+        ("for more than a day, without iat", timed(&json!({ "exp": now() + 25 * 3600 }))),
         ("for a year", token(&|c| c["exp"] = json!(now() + 365 * 24 * 3600))),
         ("of an account", token(&|c| c["ist"] = json!("account"))),
         ("tampered", Some(tampered(&whole, &claims(&|c| c["exp"] = json!(now() + 800))))),
@@ -151,6 +164,14 @@ async fn no_endpoint_answers_who_may_not_ask() {
         let all = endpoints(&document, &ids);
         assert!(all.len() > 20, "{all:?}");
         let bad = bad_tokens(&world, &app, &session);
+        let list = app.path("archive");
+        // As the SDKs for Java and .NET create them.
+        for times in [json!({ "iat": now() }), json!({ "iat": now() - 14 * 60 }), json!({ "iat": now(), "exp": null })]
+        {
+            let (name, token) = app.header(&app.token(&with_times(&app, &times)));
+            let answer = app.send_with("GET", &list, None, &[(name, &token)]).await;
+            assert_eq!(answer.status, 200, "a token without exp, {times}: {answer:?}");
+        }
         for endpoint in &all {
             let Endpoint { method, path, shape } = endpoint;
             let ask = async |app: &App, path: &str, token: Option<&str>| {

@@ -10,6 +10,7 @@ use crate::support::strict::{
 use archiver::config::Settings;
 use archiver_testkit::api;
 use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::sdk_tokens;
 use archiver_testkit::wait::wait_for;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -232,8 +233,13 @@ async fn the_requests_of_java_net_php_and_ruby_are_answered_as_they_parse() {
     let odd = failure("e2ee", &service.replay_as("json-label-e2ee", of, &of.token(), &[]).await, 400);
     assert!(odd.message.contains("e2ee"), "{odd:?}");
     // A unified application's token in the header of OpenTok: PHP's opentok with keys of Vonage.
-    let shim = service.replay_as("php-shim-get", of, &of.token(), &[("archive", NOBODY)]).await;
+    let shim = service.replay_as("php-shim-get", of, &Sdk::PhpUnified.token(of), &[("archive", NOBODY)]).await;
     failure("php-shim-get", &shim, 404);
+    // PHP's opentok with an integer API key: `iss` is a number.
+    let of = &service.legacy;
+    let token = sdk_tokens::PHP_LEGACY_INTEGER.issue(of, "", api::now());
+    let listed = service.replay_as("php-legacy-list", of, &token, &[("session", NOBODY)]).await;
+    assert_eq!(listed.status, 200, "php-legacy-list with an integer key: {listed:?}");
     // And who is not let in is told so, in words that each of them reads.
     for sdk in Sdk::ALL {
         let mut stranger = service.application(sdk).clone();

@@ -4,10 +4,9 @@
 use crate::BINARY;
 use std::path::Path;
 
-use archiver_testkit::api::{self, Answer, Application, now, signed};
+use archiver_testkit::api::{self, Answer, Application, now};
+use archiver_testkit::sdk_tokens;
 use archiver_testkit::world::World;
-use serde_json::json;
-use uuid::Uuid;
 
 /// An SDK: which requests are its, and how it signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,33 +55,19 @@ impl Sdk {
         matches!(self, Self::NetLegacy | Self::PhpLegacy | Self::RubyLegacy)
     }
 
-    /// A token of a request, with its claims where it has them.
+    /// A request token as the SDK creates it.
     pub fn token(self, of: &Application) -> String {
-        let (iat, id, uuid) = (now(), &of.id, Uuid::new_v4().to_string());
-        let unified = json!({ "application_id": id, "iat": iat, "exp": iat + 900, "jti": uuid });
-        let typed = |algorithm: &str| json!({ "alg": algorithm, "typ": "JWT" });
-        match self {
-            Self::JavaLegacy => {
-                let claims = json!({ "ist": "project", "iss": id, "jti": uuid, "iat": iat, "exp": iat + 180 });
-                signed(&typed("HS256"), &claims, &of.key)
-            }
-            Self::NetLegacy => {
-                let claims = json!({ "iss": id, "ist": "project", "iat": iat, "exp": iat + 300 });
-                signed(&typed("HS256"), &claims, &of.key)
-            }
-            Self::PhpLegacy => {
-                let claims =
-                    json!({ "ist": "project", "iss": id, "iat": iat, "exp": iat + 300, "jti": "671fb1f0c4a35" });
-                signed(&typed("HS256"), &claims, &of.key)
-            }
-            // In the header, and no word about the type.
-            Self::RubyLegacy => {
-                let claims = json!({ "iss": id, "iat": iat, "exp": iat + 300 });
-                signed(&json!({ "ist": "project", "alg": "HS256" }), &claims, &of.key)
-            }
-            Self::RubyUnified => signed(&json!({ "alg": "RS256" }), &unified, &of.key),
-            Self::JavaUnified | Self::NetUnified | Self::PhpUnified => signed(&typed("RS256"), &unified, &of.key),
-        }
+        let made = match self {
+            Self::JavaLegacy => sdk_tokens::JAVA_LEGACY,
+            Self::JavaUnified => sdk_tokens::JAVA_UNIFIED,
+            Self::NetLegacy => sdk_tokens::NET_LEGACY,
+            Self::NetUnified => sdk_tokens::NET_UNIFIED,
+            Self::PhpLegacy => sdk_tokens::PHP_LEGACY,
+            Self::PhpUnified => sdk_tokens::PHP_UNIFIED,
+            Self::RubyLegacy => sdk_tokens::RUBY_LEGACY,
+            Self::RubyUnified => sdk_tokens::RUBY_UNIFIED,
+        };
+        made.issue(of, "", now())
     }
 }
 

@@ -17,6 +17,7 @@ pub mod rabbitmq;
 pub mod s3;
 pub mod s3_others;
 pub mod sdk;
+pub mod sdk_tokens;
 pub mod shared;
 pub mod wait;
 pub mod world;
