@@ -190,7 +190,7 @@ fn start(folder: &Path) -> Result<Addresses> {
     Ok(addresses)
 }
 
-/// Stops the servers when the last user has gone.
+/// Stops the servers when the last user has gone. Their logs stay, in the folder `logs`.
 const KEEPER: &str = r#"
 exec 9>"$1/users"
 flock --exclusive 9
@@ -200,7 +200,11 @@ for pid in $KILL $QUIT; do
   for _ in $(seq 200); do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
 done
 for interface in $INTERFACES; do ip link del "$interface" 2>/dev/null; done
-for folder in $FOLDERS; do rm -rf "$folder"; done
+rm -rf "$1/logs"; mkdir "$1/logs"
+for folder in $FOLDERS; do
+  cp "$folder"/*.log "$folder"/log/*.log "$1/logs" 2>/dev/null
+  rm -rf "$folder"
+done
 rm -f "$1/addresses.json"
 "#;
 
