@@ -197,7 +197,11 @@ flock --exclusive 9
 kill -KILL $KILL 2>/dev/null
 kill -QUIT $QUIT 2>/dev/null
 for pid in $KILL $QUIT; do
-  for _ in $(seq 200); do kill -0 "$pid" 2>/dev/null || break; sleep 0.05; done
+  for _ in $(seq 200); do
+    # A zombie has ended, and waits for its parent, which may live on.
+    case $(cut -d' ' -f3 "/proc/$pid/stat" 2>/dev/null) in ''|Z) break ;; esac
+    sleep 0.05
+  done
 done
 for interface in $INTERFACES; do ip link del "$interface" 2>/dev/null; done
 rm -rf "$1/logs"; mkdir "$1/logs"
