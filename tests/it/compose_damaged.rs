@@ -129,6 +129,8 @@ async fn damaged_media_of_one_stream_harms_no_other() {
     world.start_worker().expect("worker");
     begin(&mut world, "d1", json!({ "outputMode": "composed" })).await;
     let alice = Publisher::start(Options::new(&world.janus, "d1", "alice")).await.expect("alice");
+    // Hers is the first stream in the picture.
+    world.recording(2).await;
     let bob = Options { code: 2, ..Options::new(&world.janus, "d1", "bob") };
     let bob = Publisher::start(bob).await.expect("bob");
     world.recording(4).await;
