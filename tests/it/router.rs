@@ -6,7 +6,7 @@ use std::time::Duration;
 use archiver::event::RouterRoom;
 use archiver::ids::{SessionId, TrackKind};
 use archiver::router::janus::{JanusConfig, JanusRouter};
-use archiver::router::{MediaRouter, Room, RoomEvent, Rooms, RouterError, StreamInfo, VideoType};
+use archiver::router::{MediaRouter, Room, RoomEvent, RouterError, StreamInfo, VideoType};
 use archiver_sim::FakeRouter;
 use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
@@ -149,7 +149,7 @@ impl Stage {
     }
 
     /// A moderator sends a client out.
-    async fn kick(&mut self, id: &str) {
+    async fn kick(&self, id: &str) {
         match self {
             Self::Fake(router) => router.leave(&self.place().room, id),
             Self::Janus(_) => self.moderate(json!({ "request": "kick", "id": id })).await,

@@ -182,7 +182,7 @@ fn start(folder: &Path) -> Result<Addresses> {
         postgres: postgres.address(),
         janus: janus.address(),
     };
-    keep(folder, [rabbit.into_remains(), postgres.into_remains(), janus.into_remains()])?;
+    keep(folder, &[rabbit.into_remains(), postgres.into_remains(), janus.into_remains()])?;
     // Renamed, so that nobody reads half of it.
     let new = folder.join("addresses.new");
     std::fs::write(&new, serde_json::to_vec_pretty(&addresses)?)?;
@@ -212,7 +212,7 @@ done
 rm -f "$1/addresses.json"
 "#;
 
-fn keep(folder: &Path, servers: [Remains; 3]) -> Result<()> {
+fn keep(folder: &Path, servers: &[Remains; 3]) -> Result<()> {
     let all = |of: fn(&Remains) -> Vec<String>| servers.iter().flat_map(of).collect::<Vec<_>>().join(" ");
     let text = |pids: &[u32]| pids.iter().map(u32::to_string).collect::<Vec<_>>();
     // The keeper inherits the lock on the interface as its standard input, and so holds it when this process ends.
