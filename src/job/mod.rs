@@ -15,6 +15,7 @@ pub mod desired;
 pub mod driver;
 pub mod finalize;
 pub mod ledger;
+mod link;
 pub mod presence;
 mod session;
 

@@ -1,9 +1,11 @@
 //! One session while it is captured: which streams are there, what is subscribed to, and when it ends.
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -13,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::capture::{Captured, bug};
 use super::desired::Desired;
 use super::driver::{Asked, Moved, hand_on};
+use super::link::{Attempt, Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{AT_MOST, Presence};
 use super::{Job, Stuck};
 use crate::capture::history::{History, Selection, What};
@@ -21,7 +24,7 @@ use crate::capture::ship::Waiting;
 use crate::capture::types::GapCause;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::event::{ArchiveOptions, OutputMode};
-use crate::fault::chain;
+use crate::fault::{FaultKind, chain};
 use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::metrics::metrics;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
@@ -29,8 +32,6 @@ use crate::time::{MediaTime, Wallclock};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// A subscription that failed is tried again after this.
-const RESUBSCRIBE: Duration = Duration::from_millis(500);
 /// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
 const OVERLAP: Duration = Duration::from_secs(5);
 
@@ -41,17 +42,12 @@ struct Stream {
     link: Link,
 }
 
-enum Link {
-    /// No subscription; tried again at this moment, if at all.
-    None { retry: Option<Instant> },
-    /// Being subscribed to.
-    Pending,
-    /// Media flows.
-    Live { subscription: SubscriptionId, peer: PeerKey, tracks: Vec<String> },
-}
-
 /// What a subscription task brings back.
-type Subscribed = (String, Result<(SubscriptionId, PeerKey, Vec<String>), Stuck>);
+struct Subscribed {
+    router_id: String,
+    attempt: Attempt,
+    result: Result<Live, Stuck>,
+}
 
 /// A session that is captured, with all that its events change.
 pub(super) struct Session<'a> {
@@ -64,6 +60,7 @@ pub(super) struct Session<'a> {
     presence: Presence,
     streams: BTreeMap<String, Stream>,
     peers: HashMap<PeerKey, String>,
+    attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
     /// Requests to the router whose answer nobody waits for.
     chores: TaskTracker,
@@ -98,6 +95,7 @@ impl<'a> Session<'a> {
             presence,
             streams: BTreeMap::new(),
             peers: HashMap::new(),
+            attempts: Attempts::default(),
             subscribing: JoinSet::new(),
             chores: TaskTracker::new(),
             first_media_told: false,
@@ -187,7 +185,7 @@ impl<'a> Session<'a> {
                     None => return Captured::Drained,
                 },
                 Some(event) = events.recv() => self.capture_event(event, waiting),
-                Some(done) = self.subscribing.join_next() => self.subscribed(done),
+                Some(Ok(done)) = self.subscribing.join_next() => self.subscribed(done),
                 Ok(()) = end_reason.changed() => {
                     if let (Some(reason), HandingOn::No) = (end_reason.borrow_and_update().clone(), &handing_on) {
                         return Captured::Ended(reason);
@@ -225,6 +223,14 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The stream that a subscription brings, with its id at the router.
+    fn subscribed_by(&self, subscription: SubscriptionId) -> Option<(&String, &Stream, &Live)> {
+        self.streams.iter().find_map(|(router_id, stream)| match &stream.link {
+            Link::Live(live) if live.subscription == subscription => Some((router_id, stream, live)),
+            _ => None,
+        })
+    }
+
     fn count_publishing(&mut self) {
         let publishing = self.streams.values().filter(|s| !s.info.tracks.is_empty()).count();
         self.presence.publishing(publishing, Wallclock::now());
@@ -238,20 +244,13 @@ impl<'a> Session<'a> {
             RoomEvent::Talking { .. } => {}
             RoomEvent::Renegotiate(offer) => self.renegotiate(offer).await,
             RoomEvent::SubscriptionLost { subscription } => {
-                let lost = self.streams.iter().find_map(|(router_id, s)| match s.link {
-                    Link::Live { subscription: s, .. } if s == subscription => Some(router_id.clone()),
-                    _ => None,
-                });
-                if let Some(router_id) = lost {
-                    self.unlink(&router_id, GapCause::Router, true);
+                match self.subscribed_by(subscription).map(|(router_id, ..)| router_id.clone()) {
+                    Some(router_id) => self.unlink(&router_id, GapCause::Router, true),
+                    None => self.attempts.subscription_lost(subscription),
                 }
             }
             RoomEvent::LayerChanged { subscription, spatial, temporal } => {
-                let stream = self
-                    .streams
-                    .values()
-                    .find(|s| matches!(s.link, Link::Live { subscription: live, .. } if live == subscription));
-                if let Some(stream) = stream {
+                if let Some((_, stream, _)) = self.subscribed_by(subscription) {
                     self.note(What::Layer { stream: stream.id, spatial, temporal });
                 }
             }
@@ -259,16 +258,10 @@ impl<'a> Session<'a> {
                 self.presence.router_lost(Wallclock::now());
                 self.note(What::RouterLost);
             }
-            RoomEvent::Reconnected { subscriptions_live } => {
+            RoomEvent::Reconnected => {
                 self.presence.router_back(Wallclock::now());
                 self.note(What::RouterBack);
-                if !subscriptions_live {
-                    let all: Vec<String> = self.streams.keys().cloned().collect();
-                    for router_id in all {
-                        self.unlink(&router_id, GapCause::Router, false);
-                        self.streams.remove(&router_id);
-                    }
-                }
+                self.retry_now();
             }
             RoomEvent::RoomDestroyed => {
                 self.presence.router_back(Wallclock::now());
@@ -310,14 +303,10 @@ impl<'a> Session<'a> {
                 self.muted(id, track.kind, track.muted);
             }
         }
-        let wanted = wanted_tracks(&self.job.event.data.archive, &info);
         match self.streams.get_mut(&router_id) {
             Some(stream) => {
                 stream.info = info;
-                let stale = matches!(&stream.link, Link::Live { tracks, .. } if *tracks != wanted);
-                if stale {
-                    self.unlink(&router_id, GapCause::Publisher, true);
-                }
+                self.unlink_if_changed(&router_id);
             }
             None => {
                 let link = Link::None { retry: Some(Instant::now()) };
@@ -345,16 +334,37 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// A subscription to other tracks than those that are archived is made anew.
+    fn unlink_if_changed(&mut self, router_id: &str) {
+        let Some(Stream { info, link: Link::Live(live), .. }) = self.streams.get(router_id) else { return };
+        if live.tracks != wanted_tracks(&self.job.event.data.archive, info) {
+            self.unlink(router_id, GapCause::Publisher, true);
+        }
+    }
+
     /// Ends a stream's subscription and peer. `again` makes another one soon.
     fn unlink(&mut self, router_id: &str, cause: GapCause, again: bool) {
         let Some(stream) = self.streams.get_mut(router_id) else { return };
         let retry = again.then(|| Instant::now() + RESUBSCRIBE);
         let link = std::mem::replace(&mut stream.link, Link::None { retry });
-        if let Link::Live { subscription, peer, .. } = link {
-            self.peers.remove(&peer);
-            self.told(self.job.context.engine.remove_peer(peer, cause));
-            let control = Arc::clone(&self.control);
-            self.chores.spawn(async move { control.unsubscribe(subscription).await });
+        if let Link::Live(live) = link {
+            self.peers.remove(&live.peer);
+            self.hang_up(&live, cause);
+        }
+    }
+
+    fn hang_up(&self, live: &Live, cause: GapCause) {
+        self.told(self.job.context.engine.remove_peer(live.peer, cause));
+        let (control, subscription) = (Arc::clone(&self.control), live.subscription);
+        self.chores.spawn(async move { control.unsubscribe(subscription).await });
+    }
+
+    /// What could not be subscribed to need not wait any longer: the next event, or tick, tries it.
+    fn retry_now(&mut self) {
+        for stream in self.streams.values_mut() {
+            if let Link::None { retry } = &mut stream.link {
+                *retry = Some(Instant::now());
+            }
         }
     }
 
@@ -366,47 +376,53 @@ impl<'a> Session<'a> {
             if !due || tracks.is_empty() {
                 continue;
             }
-            stream.link = Link::Pending;
+            let attempt = self.attempts.begin(&mut stream.link);
             let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
             let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
             let options = self.job.event.data.archive.clone();
             self.subscribing.spawn(async move {
-                let result = subscribe(control.as_ref(), &context, capture, &router_id, id, &options).await;
-                (router_id, result.map(|(subscription, peer)| (subscription, peer, tracks)))
+                let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options);
+                // A panic is a failure as any other: the stream is tried again.
+                let made = AssertUnwindSafe(work).catch_unwind().await;
+                let made = made
+                    .unwrap_or_else(|_| Err(Stuck { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() }));
+                let result = made.map(|(subscription, peer)| Live { subscription, peer, tracks });
+                Subscribed { router_id, attempt, result }
             });
         }
     }
 
-    fn subscribed(&mut self, done: Result<Subscribed, tokio::task::JoinError>) {
-        let Ok((router_id, result)) = done else { return };
-        match (self.streams.get_mut(&router_id), result) {
-            (Some(stream), Ok((subscription, peer, tracks))) if matches!(stream.link, Link::Pending) => {
-                stream.link = Link::Live { subscription, peer, tracks };
-                self.peers.insert(peer, router_id);
+    fn subscribed(&mut self, done: Subscribed) {
+        let Subscribed { router_id, attempt, result } = done;
+        let (made, stuck) = match result {
+            Ok(live) => (Some(live), None),
+            Err(stuck) => (None, Some(stuck)),
+        };
+        let peer = made.as_ref().map(|live| live.peer);
+        let link = self.streams.get_mut(&router_id).map(|stream| &mut stream.link);
+        match self.attempts.end(attempt, made, link, Instant::now()) {
+            Ended::Live => {
+                self.peers.extend(peer.map(|peer| (peer, router_id.clone())));
+                // The publisher may have changed its tracks meanwhile.
+                self.unlink_if_changed(&router_id);
             }
-            (_, Ok((subscription, peer, _))) => {
-                // The stream left meanwhile.
-                self.told(self.job.context.engine.remove_peer(peer, GapCause::Publisher));
-                let control = Arc::clone(&self.control);
-                self.chores.spawn(async move { control.unsubscribe(subscription).await });
+            Ended::Failed { unused: Some(live) } => {
+                tracing::warn!(router_id, "a subscription was lost before it was complete, making another");
+                self.hang_up(&live, GapCause::Router);
             }
-            (Some(stream), Err(stuck)) => {
-                if matches!(stream.link, Link::Pending) {
-                    tracing::warn!(fault.kind = %stuck.kind, stream = %stream.id, "not subscribed, trying again: {}", stuck.detail);
-                    stream.link = Link::None { retry: Some(Instant::now() + RESUBSCRIBE) };
+            Ended::Failed { unused: None } => {
+                if let Some(why) = stuck {
+                    tracing::warn!(fault.kind = %why.kind, router_id, "not subscribed, trying again: {}", why.detail);
                 }
             }
-            (None, Err(_)) => {}
+            // The stream left meanwhile.
+            Ended::Stale { unused } => unused.iter().for_each(|live| self.hang_up(live, GapCause::Publisher)),
         }
     }
 
     async fn renegotiate(&mut self, mut offer: Offer) {
         offer.mids.retain(|(_, kind)| self.job.event.data.archive.has(*kind));
-        let peer = self.streams.values().find_map(|s| match s.link {
-            Link::Live { subscription, peer, .. } if subscription == offer.subscription => Some(peer),
-            _ => None,
-        });
-        let Some(peer) = peer else { return };
+        let Some(peer) = self.subscribed_by(offer.subscription).map(|(.., live)| live.peer) else { return };
         // Nothing active is left: the publisher is about to be gone, and its last packets still come.
         if offer.mids.is_empty() {
             return;
@@ -433,12 +449,13 @@ impl<'a> Session<'a> {
     fn capture_event(&mut self, event: CaptureEvent, waiting: &Waiting) {
         match event {
             CaptureEvent::Connected { .. } => {}
-            CaptureEvent::PeerLost { peer, why } => {
-                if let Some(router_id) = self.peers.get(&peer).cloned() {
+            CaptureEvent::PeerLost { peer, why } => match self.peers.get(&peer).cloned() {
+                Some(router_id) => {
                     tracing::warn!(why, "a connection to the media router is lost, making another");
                     self.unlink(&router_id, GapCause::Router, true);
                 }
-            }
+                None => self.attempts.peer_lost(peer),
+            },
             CaptureEvent::FirstMedia { track } => {
                 if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
                     let delay = Wallclock::now().since(self.job.row.created_at);

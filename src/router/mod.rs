@@ -97,11 +97,9 @@ pub enum RoomEvent {
     },
     /// Signalling is lost; the adapter reconnects by itself. Media may go on.
     Disconnected,
-    /// Signalling is back. All present streams are announced anew after it.
-    Reconnected {
-        /// Whether earlier subscriptions still live. If not, each must be made anew.
-        subscriptions_live: bool,
-    },
+    /// Signalling is back. All present streams are announced anew after it. Subscriptions live on, except those that were
+    /// said to be lost.
+    Reconnected,
     /// The room was removed at the router; no more events follow until it is there again.
     RoomDestroyed,
 }

@@ -197,9 +197,7 @@ async fn every_picture_is_there_once_in_order_and_in_sync() {
         let own = if *name == "browser" { percentile(&sync, 50.0).expect("values") } else { 0.0 };
         assert!(own.abs() < 0.060, "{name}: {own}");
         let off: Vec<f64> = sync.iter().map(|s| (s - own).abs()).collect();
-        // On a busy machine the page itself misjudges when a beep begins now and then: one of twenty is let pass.
-        let percent = if *name == "browser" { 95.0 } else { 99.0 };
-        assert!(millis(&off, percent) < 40.0, "{name}: {sync:?}");
+        assert!(millis(&off, 99.0) < 40.0, "{name}: {sync:?}");
     }
     for (name, matched) in &all[1..] {
         let distance = apart(&matched.frames, &all[0].1.frames);

@@ -13,7 +13,7 @@ use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::publisher::{Options, Publisher};
 use serde_json::{Value, json};
 
-use crate::support::room_events::{clients, gone, present, reconnected, until};
+use crate::support::room_events::{clients, gone, lost, present, reconnected, until};
 
 /// A Janus with a proxy before it, and who is in its room.
 struct JanusStage {
@@ -271,8 +271,8 @@ async fn lost_signalling(mut stage: Stage) {
     let control = room.control();
     let offer = control.subscribe("alice").await.expect("offer");
     stage.disconnect();
-    let (live, before) = reconnected(room.as_mut()).await;
-    assert!(live && before.contains(&RoomEvent::Disconnected), "{before:?}");
+    let before = reconnected(room.as_mut()).await;
+    assert!(before.contains(&RoomEvent::Disconnected) && lost(&before).is_empty(), "{before:?}");
     present(room.as_mut(), "alice").await;
     control.prefer_highest_layer(offer.subscription).await.expect("the subscription is still there");
     // Who came and went while nobody listened.
@@ -282,7 +282,7 @@ async fn lost_signalling(mut stage: Stage) {
     stage.leave("alice").await;
     stage.publish("bob").await;
     stage.rejoin();
-    assert!(reconnected(room.as_mut()).await.0);
+    assert_eq!(lost(&reconnected(room.as_mut()).await), []);
     gone(room.as_mut(), "alice").await;
     present(room.as_mut(), "bob").await;
     room.leave().await;

@@ -69,7 +69,7 @@ pub struct CaptureKey(pub(super) u64);
 
 /// Names a peer within the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerKey(pub(super) u64);
+pub struct PeerKey(pub(crate) u64);
 
 /// What a capture needs to know.
 #[derive(Debug, Clone)]

@@ -60,17 +60,16 @@ impl JanusRoom {
             roster: Roster::default(),
             clients: None,
             destroyed_told: false,
-            subscriptions_died: false,
             unanswered_polls: 0,
         };
-        let (socket, joined) = task.enter().await?;
+        let (socket, publishers) = task.enter().await?;
         // Who is there can be subscribed to at once, before the first event is read.
-        let there = joined.publishers.iter().map(|p| (p.router_id.clone(), p.clone()));
+        let there = publishers.iter().map(|p| (p.router_id.clone(), p.clone()));
         task.shared().streams.extend(there);
         let control = Arc::new(Control { config, room, requests, shared });
         // Owned by the room: `leave` awaits it, and dropping the room cancels it.
         #[allow(clippy::disallowed_methods)]
-        let task = tokio::spawn(task.run(socket, joined));
+        let task = tokio::spawn(task.run(socket, publishers));
         Ok(Self { events: event_queue, control, cancel, task: Some(task) })
     }
 }
@@ -102,12 +101,6 @@ impl Room for JanusRoom {
     }
 }
 
-/// What came with entering the room.
-struct Joined {
-    publishers: Vec<StreamInfo>,
-    subscriptions_live: bool,
-}
-
 /// Why a connection is not served any more.
 enum Ended {
     /// We were told to leave.
@@ -130,8 +123,6 @@ struct Task {
     roster: Roster,
     clients: Option<usize>,
     destroyed_told: bool,
-    /// A new session was made, and the driver was not told yet that the earlier subscriptions went with the old one.
-    subscriptions_died: bool,
     unanswered_polls: u32,
 }
 
@@ -141,7 +132,7 @@ impl Task {
     }
 
     /// Connects, takes the old session back or makes one, and joins the room as the observer.
-    async fn enter(&mut self) -> Result<(Socket, Joined), RouterError> {
+    async fn enter(&mut self) -> Result<(Socket, Vec<StreamInfo>), RouterError> {
         let mut socket = Socket::connect(&self.config).await?;
         let old = self.shared().session;
         if let Some(session) = old
@@ -149,24 +140,22 @@ impl Task {
         {
             // The observer is still in the room; what changed meanwhile is in the list of participants, and
             // publishers that came meanwhile are only told to who joins: so join anew on a second handle.
-            return self.entered(socket, session).await;
+            let publishers = self.join_observer(&mut socket, session).await?;
+            return Ok((socket, publishers));
         }
         let session = socket.create_session().await?;
-        {
+        let lost = {
             let mut shared = self.shared();
             shared.session = Some(session);
-            shared.subscriptions.clear();
-        }
-        // The room may not be there yet: the next try then claims this session, which has no subscriptions.
-        self.subscriptions_died = true;
+            std::mem::take(&mut shared.subscriptions)
+        };
         self.observer = 0;
-        self.entered(socket, session).await
-    }
-
-    async fn entered(&mut self, mut socket: Socket, session: u64) -> Result<(Socket, Joined), RouterError> {
+        // Before anything is said of the room: whoever is not in it any more, what is missing of its media was lost here.
+        for subscription in lost.into_keys() {
+            self.tell(RoomEvent::SubscriptionLost { subscription }).await;
+        }
         let publishers = self.join_observer(&mut socket, session).await?;
-        let subscriptions_live = !std::mem::take(&mut self.subscriptions_died);
-        Ok((socket, Joined { publishers, subscriptions_live }))
+        Ok((socket, publishers))
     }
 
     async fn join_observer(&mut self, socket: &mut Socket, session: u64) -> Result<Vec<StreamInfo>, RouterError> {
@@ -193,19 +182,19 @@ impl Task {
         Ok(joined.map(wire::publishers).unwrap_or_default())
     }
 
-    async fn run(mut self, mut socket: Socket, mut joined: Joined) {
+    async fn run(mut self, mut socket: Socket, mut publishers: Vec<StreamInfo>) {
         loop {
             self.destroyed_told = false;
             self.clients = None;
-            self.announce(joined.publishers).await;
+            self.announce(publishers).await;
             let ended = match self.serve(&mut socket).await {
                 Ok(Ended::Rejoin) => self.rejoin(&mut socket).await,
                 Ok(Ended::Cancelled) => return self.say_goodbye(socket).await,
                 Err(error) => Err(error),
             };
             let again = match ended {
-                Ok(publishers) => {
-                    joined = Joined { publishers, subscriptions_live: true };
+                Ok(there) => {
+                    publishers = there;
                     continue;
                 }
                 Err(RouterError::RoomNotFound { .. }) => {
@@ -218,8 +207,8 @@ impl Task {
                 }
             };
             let Some(again) = again else { return };
-            (socket, joined) = again;
-            self.tell(RoomEvent::Reconnected { subscriptions_live: joined.subscriptions_live }).await;
+            (socket, publishers) = again;
+            self.tell(RoomEvent::Reconnected).await;
         }
     }
 
@@ -229,7 +218,7 @@ impl Task {
         self.join_observer(socket, session).await
     }
 
-    async fn reconnect(&mut self) -> Option<(Socket, Joined)> {
+    async fn reconnect(&mut self) -> Option<(Socket, Vec<StreamInfo>)> {
         // Dropped, they tell those who wait that there will be no answer.
         self.pending.clear();
         self.tell(RoomEvent::Disconnected).await;
@@ -352,6 +341,10 @@ impl Task {
     }
 
     async fn request(&mut self, socket: &mut Socket, session: u64, request: Request) -> Result<(), RouterError> {
+        if request.answer.is_closed() {
+            // Whoever asked has given up while the router was away: a handle that it would attach now had no owner.
+            return Ok(());
+        }
         self.next += 1;
         let transaction = format!("t{}", self.next);
         let mut body = request.body;

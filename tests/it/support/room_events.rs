@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archiver::router::{Room, RoomEvent, StreamInfo};
+use archiver::router::{Room, RoomEvent, StreamInfo, SubscriptionId};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -49,10 +49,16 @@ pub async fn clients(room: &mut dyn Room, wanted: usize) {
     until(room, "the clients", |e| matches!(e, RoomEvent::Clients { count } if *count == wanted).then_some(())).await;
 }
 
-pub async fn reconnected(room: &mut dyn Room) -> (bool, Vec<RoomEvent>) {
-    let fits = |event: &RoomEvent| match event {
-        RoomEvent::Reconnected { subscriptions_live } => Some(*subscriptions_live),
+/// What was said before signalling was back.
+pub async fn reconnected(room: &mut dyn Room) -> Vec<RoomEvent> {
+    until(room, "the connection", |event| (*event == RoomEvent::Reconnected).then_some(())).await.1
+}
+
+/// The subscriptions that were said to be lost.
+pub fn lost(events: &[RoomEvent]) -> Vec<SubscriptionId> {
+    let lost = |event: &RoomEvent| match event {
+        RoomEvent::SubscriptionLost { subscription } => Some(*subscription),
         _ => None,
     };
-    until(room, "the connection", fits).await
+    events.iter().filter_map(lost).collect()
 }

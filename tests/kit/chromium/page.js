@@ -1,5 +1,9 @@
-// The publisher in the page: a canvas with a number in cells, a beep a second, and Janus's own client.
+// The publisher in the page: pictures with a number in cells, a beep a second, and Janus's own client.
 // Cells, pitches and lengths are those of `publisher/media.rs`.
+//
+// Pictures and sound carry the times at which they were due, as a camera and a microphone stamp theirs, however late a busy
+// page hands them over. A captured canvas is stamped when it is read, and an AudioContext on a busy machine loses samples
+// before they are sent (190 and 420 ms at once were seen): both would be put down to the recorder.
 'use strict';
 
 const FPS = 30;
@@ -9,6 +13,9 @@ const ROWS = 12;
 const PITCH = 500;
 const PITCH_STEP = 50;
 const BEEP = 0.1;
+const RATE = 48000;
+// 10 ms, what WebRTC takes at once.
+const SAMPLES = RATE / 100;
 
 const truth = { frames: [], beeps: [] };
 const wall = (ms) => (performance.timeOrigin + ms) / 1000;
@@ -34,12 +41,10 @@ function draw(canvas, context, number, code) {
 }
 
 function pictures({ width, height, code }) {
-  const canvas = document.createElement('canvas');
-  canvas.width = width;
-  canvas.height = height;
-  document.body.append(canvas);
-  const context = canvas.getContext('2d', { alpha: false });
-  const track = canvas.captureStream(0).getVideoTracks()[0];
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext('2d', { alpha: false, willReadFrequently: true });
+  const track = new MediaStreamTrackGenerator({ kind: 'video' });
+  const writer = track.writable.getWriter();
   const start = performance.now();
   let drawn = -1;
   setInterval(() => {
@@ -47,35 +52,37 @@ function pictures({ width, height, code }) {
     if (number === drawn) return;
     drawn = number;
     draw(canvas, context, number % (FPS * LOOP_SECONDS), code);
-    const at = wall(performance.now());
-    track.requestFrame();
-    if (track.enabled && plugin) truth.frames.push([number % (FPS * LOOP_SECONDS), at]);
+    const due = start + (number * 1000) / FPS;
+    writer.write(new VideoFrame(canvas, { timestamp: Math.round(due * 1000) }));
+    if (track.enabled && plugin) truth.frames.push([number % (FPS * LOOP_SECONDS), wall(due)]);
   }, 4);
   return track;
 }
 
-async function sound() {
-  const context = new AudioContext({ sampleRate: 48000 });
-  await context.resume();
-  const out = context.createMediaStreamDestination();
-  const track = out.stream.getAudioTracks()[0];
-  let second = 0;
-  let next = context.currentTime + 0.5;
+function samples(first) {
+  const data = new Float32Array(SAMPLES);
+  const second = Math.floor(first / RATE) % LOOP_SECONDS;
+  data.forEach((_, n) => {
+    const at = ((first + n) % RATE) / RATE;
+    if (at < BEEP) data[n] = 0.4 * Math.sin(2 * Math.PI * (PITCH + PITCH_STEP * second) * at);
+  });
+  return data;
+}
+
+function sound() {
+  const track = new MediaStreamTrackGenerator({ kind: 'audio' });
+  const writer = track.writable.getWriter();
+  const start = performance.now();
+  const format = { format: 'f32', sampleRate: RATE, numberOfChannels: 1, numberOfFrames: SAMPLES };
+  let first = 0;
   setInterval(() => {
-    while (next < context.currentTime + 1) {
-      const tone = context.createOscillator();
-      tone.frequency.value = PITCH + PITCH_STEP * (second % LOOP_SECONDS);
-      const volume = context.createGain();
-      volume.gain.value = 0.4;
-      tone.connect(volume).connect(out);
-      tone.start(next);
-      tone.stop(next + BEEP);
-      const at = wall(performance.now() + (next - context.currentTime) * 1000);
-      if (track.enabled && plugin) truth.beeps.push([second % LOOP_SECONDS, at]);
-      second += 1;
-      next += 1;
+    // What is late comes all at once: none is left out.
+    for (; performance.now() - start >= ((first + SAMPLES) * 1000) / RATE; first += SAMPLES) {
+      const due = start + (first * 1000) / RATE;
+      writer.write(new AudioData({ ...format, timestamp: Math.round(due * 1000), data: samples(first) }));
+      if (first % RATE === 0 && track.enabled && plugin) truth.beeps.push([(first / RATE) % LOOP_SECONDS, wall(due)]);
     }
-  }, 100);
+  }, 4);
   return track;
 }
 
@@ -118,7 +125,7 @@ async function publish(options) {
   const { room, pin, id, display } = options;
   await answer(() => handle.send({ message: { request: 'join', ptype: 'publisher', room, id, display, ...(pin ? { pin } : {}) } }));
   const tracks = [];
-  if (options.audio) tracks.push({ type: 'audio', capture: await sound(), recv: false });
+  if (options.audio) tracks.push({ type: 'audio', capture: sound(), recv: false });
   if (options.video) {
     tracks.push({
       type: 'video',

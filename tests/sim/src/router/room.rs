@@ -31,8 +31,6 @@ enum Signalling {
 /// A joined room.
 pub(super) struct FakeRoom {
     control: Arc<Control>,
-    /// The router's boot when the signalling was connected last.
-    boot: Number,
     signalling: Signalling,
     streams: BTreeMap<String, (Number, StreamInfo)>,
     clients: Option<usize>,
@@ -43,22 +41,22 @@ pub(super) struct FakeRoom {
 
 impl FakeRoom {
     pub fn new(router: &FakeRouter, room: &RoomId) -> Self {
-        let (observer, boot) = router.script(|world| {
+        let observer = router.script(|world| {
             let number = world.number();
             let observer = Observer {
                 process: router.process,
                 room: room.clone(),
                 pending: VecDeque::new(),
                 subscriptions: BTreeMap::new(),
+                lost_subscriptions: Vec::new(),
                 lost: false,
             };
             world.observers.insert(number, observer);
-            (number, world.boot)
+            number
         });
         let control = Arc::new(Control { router: router.clone(), room: room.clone(), observer });
         Self {
             control,
-            boot,
             signalling: Signalling::Connected,
             streams: BTreeMap::new(),
             clients: None,
@@ -81,6 +79,14 @@ impl FakeRoom {
             Signalling::Lost { next, .. } if Instant::now() < next => return,
             Signalling::Lost { attempt, .. } => {
                 let is_there = world.is_reachable(control.router.process);
+                if is_there {
+                    // Before anything is said of the room: media that is missing from now on was lost by the router.
+                    let observer = world.observers.get_mut(&control.observer);
+                    let lost =
+                        observer.map(|observer| std::mem::take(&mut observer.lost_subscriptions)).unwrap_or_default();
+                    let lost = lost.into_iter().map(|subscription| RoomEvent::SubscriptionLost { subscription });
+                    self.events.extend(lost);
+                }
                 if !is_there || !world.rooms.contains_key(&control.room) {
                     if is_there {
                         self.say_destroyed();
@@ -101,8 +107,7 @@ impl FakeRoom {
         if let Some(observer) = world.observers.get_mut(&self.control.observer) {
             observer.lost = false;
         }
-        let subscriptions_live = std::mem::replace(&mut self.boot, world.boot) == world.boot;
-        self.events.push_back(RoomEvent::Reconnected { subscriptions_live });
+        self.events.push_back(RoomEvent::Reconnected);
         self.destroyed_told = false;
         self.clients = None;
         // Streams that are still present are announced again.

@@ -56,6 +56,8 @@ pub(super) struct Observer {
     pub pending: VecDeque<RoomEvent>,
     /// Its subscriptions, with their streams.
     pub subscriptions: BTreeMap<SubscriptionId, String>,
+    /// Subscriptions that a restart of the router ended, until the room reports them.
+    pub lost_subscriptions: Vec<SubscriptionId>,
     /// Its signalling is lost, and it has not connected again yet.
     pub lost: bool,
 }
@@ -64,8 +66,6 @@ pub(super) struct Observer {
 pub(super) struct World {
     pub rooms: BTreeMap<RoomId, Room>,
     pub observers: BTreeMap<Number, Observer>,
-    /// How often the router was restarted.
-    pub boot: Number,
     /// The router is stopped.
     pub stopped: bool,
     /// Processes that cannot reach it.
@@ -92,9 +92,11 @@ impl World {
 
     /// Removes all rooms, clients and subscriptions, and closes all connections.
     pub fn restart(&mut self) {
-        self.boot += 1;
         self.rooms.clear();
-        self.observers.values_mut().for_each(|observer| observer.subscriptions.clear());
+        for observer in self.observers.values_mut() {
+            let lost = std::mem::take(&mut observer.subscriptions);
+            observer.lost_subscriptions.extend(lost.into_keys());
+        }
         self.lose(None);
     }
 
