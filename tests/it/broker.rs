@@ -32,13 +32,13 @@ enum Ground {
     /// In this process.
     Memory(MemoryRabbit),
     /// A virtual host of a real one.
-    Rabbit { config: BrokerConfig, _node: RabbitMq },
+    Rabbit { config: BrokerConfig, _node: Box<RabbitMq> },
 }
 
 impl Ground {
     async fn rabbit() -> Self {
-        let (_node, config) = node().await;
-        Self::Rabbit { config, _node }
+        let (node, config) = node().await;
+        Self::Rabbit { config, _node: Box::new(node) }
     }
 
     /// The broker as one more process sees it.

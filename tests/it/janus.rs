@@ -14,6 +14,7 @@ use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus, TOKEN_SECRET
 use archiver_testkit::liar::{Lie, liar, reply};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::wait::wait_for;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -250,7 +251,12 @@ async fn rooms_are_made_listed_looked_into_and_removed() {
     let alice = Publisher::start(options).await.expect("alice");
     let archiver = router.join(&place, "x").await.expect("join");
     assert_eq!(listed().await, [expected(2)]);
-    let seen = router.participants(&place.room).await.expect("participants");
+    // Janus lists a client as publishing a moment after its media flows.
+    let seen = wait_for("alice to publish", || async {
+        let seen = router.participants(&place.room).await.expect("participants");
+        seen.iter().any(|client| client.publishing).then_some(seen)
+    });
+    let seen = seen.await;
     assert_eq!(seen.len(), 1);
     assert_eq!(
         (seen[0].router_id.as_str(), seen[0].name.as_deref(), seen[0].publishing),

@@ -160,7 +160,7 @@ impl Stage {
     fn disconnect(&self) {
         match self {
             Self::Fake(router) => router.disconnect(),
-            Self::Janus(stage) => drop(stage.proxy.cut()),
+            Self::Janus(stage) => stage.proxy.cut(),
         }
     }
 

@@ -300,7 +300,7 @@ async fn an_upload_passes_through_every_fault_of_the_store_in_memory() {
         (Fault::Unavailable, "create_upload"),
         (Fault::Unavailable, "upload_part"),
         (Fault::LostAnswer, "upload_part"),
-        (Fault::Slow(Duration::from_secs(60)), "upload_part"),
+        (Fault::Slow(Duration::from_secs(5)), "upload_part"),
         (Fault::Unavailable, "complete_upload"),
         (Fault::LostAnswer, "complete_upload"),
         (Fault::Unavailable, "head"),
