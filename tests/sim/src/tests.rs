@@ -71,7 +71,7 @@ async fn keep_leases(catalog: SharedCatalog, who: WorkerId) {
         for job in owned {
             match catalog.heartbeat(job.job, job.epoch, Wallclock::now(), LEASE).await {
                 Ok(job) => kept.push(job),
-                Err(error) if matches!(error, archiver::catalog::CatalogError::Fenced { .. }) => {}
+                Err(archiver::catalog::CatalogError::Fenced { .. }) => {}
                 Err(_) => kept.push(job),
             }
         }
