@@ -446,10 +446,6 @@ impl MediaThread {
     fn remove_peer(&mut self, key: PeerKey, cause: GapCause) {
         let Some(entry) = self.peers.remove(&key) else { return };
         self.by_address.retain(|_, k| *k != key);
-        // A newer connection brings the same tracks: they have lost nothing.
-        if self.peers.values().any(|other| other.capture == entry.capture && other.stream == entry.stream) {
-            return;
-        }
         let wallclock = self.anchor.wallclock(now());
         let Some(capture) = self.captures.get_mut(&entry.capture) else { return };
         let at = media_time(wallclock, capture.options.origin);
