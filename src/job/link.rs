@@ -1,8 +1,9 @@
 //! A stream's subscription, as far as it has come. Pure.
 //!
 //! Subscribing takes several requests, and the room goes on meanwhile: the stream goes and comes back, the router ends the
-//! subscription, the connection is lost. So each attempt has a number, and a loss that no stream's subscription fits is
-//! kept while attempts are under way: one of them may bring back what is lost already.
+//! subscription, the connection is lost. So a stream has one attempt at a time, which counts only if the stream still waits
+//! for it; and a loss that fits no stream's subscription is kept while attempts are under way: one of them may bring back
+//! what is lost already.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,10 +15,6 @@ use crate::router::SubscriptionId;
 
 /// A subscription that failed is tried again after this.
 pub(super) const RESUBSCRIBE: Duration = Duration::from_millis(500);
-
-/// Names an attempt within a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Attempt(u64);
 
 /// What an attempt made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +31,7 @@ pub(super) enum Link {
     /// There is none. One is tried at this moment, if at all.
     None { retry: Option<Instant> },
     /// It is being made.
-    Pending(Attempt),
+    Pending,
     /// Media flows.
     Live(Live),
 }
@@ -46,53 +43,54 @@ pub(super) enum Ended {
     Live,
     /// Its stream is tried again.
     Failed { unused: Option<Live> },
-    /// Its stream is gone, or has another attempt.
+    /// Its stream is gone, or went and came back: that is another publisher.
     Stale { unused: Option<Live> },
 }
 
 /// The attempts of a session.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
-    last: u64,
-    under_way: usize,
+    /// The streams that they are for, by their ids at the router.
+    under_way: HashSet<String>,
     lost_subscriptions: HashSet<SubscriptionId>,
     lost_peers: HashSet<PeerKey>,
 }
 
 impl Attempts {
-    /// An attempt begins for a stream.
-    pub fn begin(&mut self, link: &mut Link) -> Attempt {
-        self.last += 1;
-        self.under_way += 1;
-        *link = Link::Pending(Attempt(self.last));
-        Attempt(self.last)
+    /// Begins one for a stream. Not while an earlier one is under way: both would bring the same tracks.
+    pub fn begin(&mut self, router_id: &str, link: &mut Link) -> bool {
+        let begins = self.under_way.insert(router_id.to_owned());
+        if begins {
+            *link = Link::Pending;
+        }
+        begins
     }
 
     /// The router ended a subscription that no stream has.
     pub fn subscription_lost(&mut self, subscription: SubscriptionId) {
-        if self.under_way > 0 {
+        if !self.under_way.is_empty() {
             self.lost_subscriptions.insert(subscription);
         }
     }
 
     /// A connection that no stream has is dead.
     pub fn peer_lost(&mut self, peer: PeerKey) {
-        if self.under_way > 0 {
+        if !self.under_way.is_empty() {
             self.lost_peers.insert(peer);
         }
     }
 
-    /// An attempt has ended, with what it `made` unless it failed. `link` is its stream's, if that is still there.
-    pub fn end(&mut self, attempt: Attempt, made: Option<Live>, link: Option<&mut Link>, now: Instant) -> Ended {
-        let lost = made.as_ref().is_some_and(|live| {
-            self.lost_subscriptions.contains(&live.subscription) || self.lost_peers.contains(&live.peer)
-        });
-        self.under_way = self.under_way.saturating_sub(1);
-        if self.under_way == 0 {
+    /// One has ended, with what it `made` unless it failed. `link` is its stream's, if that is there.
+    pub fn end(&mut self, router_id: &str, made: Option<Live>, link: Option<&mut Link>, now: Instant) -> Ended {
+        let is_lost =
+            |live: &Live| self.lost_subscriptions.contains(&live.subscription) || self.lost_peers.contains(&live.peer);
+        let lost = made.as_ref().is_some_and(is_lost);
+        self.under_way.remove(router_id);
+        if self.under_way.is_empty() {
             self.lost_subscriptions.clear();
             self.lost_peers.clear();
         }
-        match (link.filter(|link| **link == Link::Pending(attempt)), made) {
+        match (link.filter(|link| **link == Link::Pending), made) {
             (Some(link), Some(live)) if !lost => {
                 *link = Link::Live(live);
                 Ended::Live
@@ -123,30 +121,27 @@ mod tests {
     #[test]
     fn an_attempt_that_succeeds_is_live_and_one_that_fails_is_tried_again() {
         let (mut attempts, mut link, now) = (Attempts::default(), NONE, Instant::now());
-        let first = attempts.begin(&mut link);
-        assert_eq!(link, Link::Pending(first));
-        assert_eq!(attempts.end(first, None, Some(&mut link), now), Ended::Failed { unused: None });
+        assert!(attempts.begin("alice", &mut link));
+        assert_eq!(link, Link::Pending);
+        assert_eq!(attempts.end("alice", None, Some(&mut link), now), Ended::Failed { unused: None });
         assert_eq!(link, again(now));
-        let second = attempts.begin(&mut link);
-        assert_eq!(attempts.end(second, Some(live(1)), Some(&mut link), now), Ended::Live);
+        assert!(attempts.begin("alice", &mut link));
+        assert_eq!(attempts.end("alice", Some(live(1)), Some(&mut link), now), Ended::Live);
         assert_eq!(link, Link::Live(live(1)));
     }
 
     #[test]
-    fn of_a_stream_that_went_and_came_back_only_the_attempt_since_counts() {
+    fn a_stream_that_went_and_came_back_does_not_get_the_subscription_to_the_one_that_went() {
         let (mut attempts, mut link, now) = (Attempts::default(), NONE, Instant::now());
-        let old = attempts.begin(&mut link);
-        // It went; it came back, and is subscribed to anew, before the old attempt has ended.
-        link = NONE;
-        let new = attempts.begin(&mut link);
-        let ended = attempts.end(old, Some(live(1)), Some(&mut link), now);
-        assert_eq!((ended, &link), (Ended::Stale { unused: Some(live(1)) }, &Link::Pending(new)));
-        assert_eq!(attempts.end(new, Some(live(2)), Some(&mut link), now), Ended::Live);
-        let late = attempts.begin(&mut NONE.clone());
-        assert_eq!(attempts.end(late, None, Some(&mut link), now), Ended::Stale { unused: None });
-        assert_eq!(link, Link::Live(live(2)));
-        let gone = attempts.begin(&mut NONE.clone());
-        assert_eq!(attempts.end(gone, Some(live(3)), None, now), Ended::Stale { unused: Some(live(3)) });
+        assert!(attempts.begin("alice", &mut link));
+        let mut back = again(now);
+        assert!(!attempts.begin("alice", &mut back), "the earlier attempt is under way");
+        assert!(attempts.begin("bob", &mut NONE.clone()), "another stream's");
+        let ended = attempts.end("alice", Some(live(1)), Some(&mut back), now);
+        assert_eq!((ended, &back), (Ended::Stale { unused: Some(live(1)) }, &again(now)));
+        assert!(attempts.begin("alice", &mut back));
+        assert_eq!(attempts.end("alice", Some(live(2)), Some(&mut back), now), Ended::Live);
+        assert_eq!(attempts.end("bob", Some(live(3)), None, now), Ended::Stale { unused: Some(live(3)) });
     }
 
     #[test]
@@ -155,12 +150,12 @@ mod tests {
         let subscription: Loss = |attempts, n| attempts.subscription_lost(SubscriptionId(n));
         let peer: Loss = |attempts, n| attempts.peer_lost(PeerKey(n));
         for loss in [subscription, peer] {
-            let (mut attempts, mut link, mut other, now) = (Attempts::default(), NONE, NONE, Instant::now());
-            let (attempt, beside) = (attempts.begin(&mut link), attempts.begin(&mut other));
+            let (mut attempts, mut alice, mut bob, now) = (Attempts::default(), NONE, NONE, Instant::now());
+            assert!(attempts.begin("alice", &mut alice) && attempts.begin("bob", &mut bob));
             loss(&mut attempts, 1);
-            assert_eq!(attempts.end(beside, Some(live(2)), Some(&mut other), now), Ended::Live);
-            let ended = attempts.end(attempt, Some(live(1)), Some(&mut link), now);
-            assert_eq!((ended, &link), (Ended::Failed { unused: Some(live(1)) }, &again(now)));
+            assert_eq!(attempts.end("bob", Some(live(2)), Some(&mut bob), now), Ended::Live);
+            let ended = attempts.end("alice", Some(live(1)), Some(&mut alice), now);
+            assert_eq!((ended, &alice), (Ended::Failed { unused: Some(live(1)) }, &again(now)));
         }
     }
 
@@ -168,9 +163,11 @@ mod tests {
     fn losses_are_kept_only_while_attempts_are_under_way() {
         let (mut attempts, mut link, now) = (Attempts::default(), NONE, Instant::now());
         attempts.peer_lost(PeerKey(1));
-        let attempt = attempts.begin(&mut link);
+        assert!(attempts.lost_peers.is_empty());
+        assert!(attempts.begin("alice", &mut link));
         attempts.peer_lost(PeerKey(2));
-        attempts.end(attempt, None, Some(&mut link), now);
+        attempts.subscription_lost(SubscriptionId(2));
+        attempts.end("alice", None, Some(&mut link), now);
         assert!(attempts.lost_peers.is_empty() && attempts.lost_subscriptions.is_empty());
     }
 }

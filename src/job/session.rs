@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::capture::{Captured, bug};
 use super::desired::Desired;
 use super::driver::{Asked, Moved, hand_on};
-use super::link::{Attempt, Attempts, Ended, Link, Live, RESUBSCRIBE};
+use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{AT_MOST, Presence};
 use super::{Job, Stuck};
 use crate::capture::history::{History, Selection, What};
@@ -45,7 +45,6 @@ struct Stream {
 /// What a subscription task brings back.
 struct Subscribed {
     router_id: String,
-    attempt: Attempt,
     result: Result<Live, Stuck>,
 }
 
@@ -373,10 +372,9 @@ impl<'a> Session<'a> {
         for (router_id, stream) in &mut self.streams {
             let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
             let tracks = wanted_tracks(&self.job.event.data.archive, &stream.info);
-            if !due || tracks.is_empty() {
+            if !due || tracks.is_empty() || !self.attempts.begin(router_id, &mut stream.link) {
                 continue;
             }
-            let attempt = self.attempts.begin(&mut stream.link);
             let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
             let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
             let options = self.job.event.data.archive.clone();
@@ -387,32 +385,33 @@ impl<'a> Session<'a> {
                 let made = made
                     .unwrap_or_else(|_| Err(Stuck { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() }));
                 let result = made.map(|(subscription, peer)| Live { subscription, peer, tracks });
-                Subscribed { router_id, attempt, result }
+                Subscribed { router_id, result }
             });
         }
     }
 
     fn subscribed(&mut self, done: Subscribed) {
-        let Subscribed { router_id, attempt, result } = done;
+        let Subscribed { router_id, result } = done;
         let (made, stuck) = match result {
             Ok(live) => (Some(live), None),
             Err(stuck) => (None, Some(stuck)),
         };
         let peer = made.as_ref().map(|live| live.peer);
+        let stream = self.streams.get(&router_id).map(|stream| stream.id.to_string()).unwrap_or_default();
         let link = self.streams.get_mut(&router_id).map(|stream| &mut stream.link);
-        match self.attempts.end(attempt, made, link, Instant::now()) {
+        match self.attempts.end(&router_id, made, link, Instant::now()) {
             Ended::Live => {
                 self.peers.extend(peer.map(|peer| (peer, router_id.clone())));
                 // The publisher may have changed its tracks meanwhile.
                 self.unlink_if_changed(&router_id);
             }
             Ended::Failed { unused: Some(live) } => {
-                tracing::warn!(router_id, "a subscription was lost before it was complete, making another");
+                tracing::warn!(stream, "a subscription was lost before it was complete, making another");
                 self.hang_up(&live, GapCause::Router);
             }
             Ended::Failed { unused: None } => {
                 if let Some(why) = stuck {
-                    tracing::warn!(fault.kind = %why.kind, router_id, "not subscribed, trying again: {}", why.detail);
+                    tracing::warn!(fault.kind = %why.kind, stream, "not subscribed, trying again: {}", why.detail);
                 }
             }
             // The stream left meanwhile.
