@@ -1,8 +1,10 @@
 //! What was sent against what is in the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Content;
+#[cfg(doc)]
+use crate::publisher::media::LOOP_SECONDS;
 
 /// What a publisher sent, on one clock for all publishers.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -11,6 +13,21 @@ pub struct Timeline {
     pub frames: Vec<(u32, f64)>,
     /// Beeps: second, when begun in seconds since 1970.
     pub beeps: Vec<(u32, f64)>,
+}
+
+impl Timeline {
+    /// When each picture was taken, by its number. A number comes again after a minute ([`LOOP_SECONDS`]): its first time
+    /// counts, for a publisher that goes on while its archive is being made.
+    #[must_use]
+    pub fn first_frames(&self) -> HashMap<u32, f64> {
+        self.frames.iter().rev().copied().collect()
+    }
+
+    /// When each second's beep began, by the second's number; the first time, as for [`first_frames`](Self::first_frames).
+    #[must_use]
+    pub fn first_beeps(&self) -> HashMap<u32, f64> {
+        self.beeps.iter().rev().copied().collect()
+    }
 }
 
 /// The same picture or beep in the truth and in the file.

@@ -6,6 +6,7 @@ use gstreamer::prelude::*;
 use gstreamer_app::{AppSink, AppSrc};
 
 use super::media::{FPS, VideoCodec, picture};
+use crate::wait::DEADLINE;
 
 /// A running encoder.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl Live {
     /// Encodes the picture with a number.
     ///
     /// # Errors
-    /// When the encoder gives nothing within a second.
+    /// When the encoder gives nothing within [`DEADLINE`].
     pub fn encode(&mut self, number: u32, keyframe: bool) -> Result<Vec<u8>> {
         if keyframe {
             // What gst-video's `ForceKeyUnit` event is made of.
@@ -57,8 +58,8 @@ impl Live {
         }
         self.pictures += 1;
         self.source.push_buffer(buffer)?;
-        let Some(sample) = self.sink.try_pull_sample(gst::ClockTime::from_seconds(1)) else {
-            bail!("the encoder gives no picture");
+        let Some(sample) = self.sink.try_pull_sample(gst::ClockTime::from_seconds(DEADLINE.as_secs())) else {
+            bail!("the encoder gives no picture within {DEADLINE:?}");
         };
         Ok(sample.buffer().context("no buffer")?.map_readable()?.to_vec())
     }

@@ -93,6 +93,8 @@ pub struct Truth {
     pub frames: Vec<(u32, Instant)>,
     /// Seconds of sound whose beep was sent: number, when it began.
     pub beeps: Vec<(u32, Instant)>,
+    /// Pictures whose time passed while the picture was off.
+    pub frames_left_out: usize,
     /// Packets of sound.
     pub audio_packets: u64,
     /// Keyframes that were asked for.
@@ -239,6 +241,12 @@ impl Publisher {
     #[must_use]
     pub fn frames_sent(&self) -> usize {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner).frames.len()
+    }
+
+    /// Pictures left out so far, because the picture was off when they were due.
+    #[must_use]
+    pub fn frames_left_out(&self) -> usize {
+        self.truth.lock().unwrap_or_else(PoisonError::into_inner).frames_left_out
     }
 
     async fn stop_media(&mut self) -> Truth {

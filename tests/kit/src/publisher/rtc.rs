@@ -199,8 +199,11 @@ impl Running {
         let off = |switch: &std::sync::atomic::AtomicBool| switch.load(Ordering::Relaxed);
         while let Some(video) = self.sender.video.as_mut().filter(|f| f.due <= now) {
             let taken = video.due;
-            if let Some(number) = video.send(&mut self.sender.rtc, off(&self.switches.video_off), false)? {
+            let video_off = off(&self.switches.video_off);
+            if let Some(number) = video.send(&mut self.sender.rtc, video_off, false)? {
                 locked(&self.truth).frames.push((number, taken));
+            } else if video_off {
+                locked(&self.truth).frames_left_out += 1;
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
