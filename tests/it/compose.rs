@@ -1,7 +1,6 @@
 //! Composed archives of real sessions: each cell shows the right stream, at its time, and the sound fits.
 
 use crate::BINARY;
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,8 +37,7 @@ struct Seen {
 fn seen(file: &Path, part: Part, code: u16, truth: &Timeline, from: f64, to: f64) -> Seen {
     let content = Content::read_part(file, Some(part)).expect("file");
     assert!(content.errors.is_empty(), "{:?}", content.errors);
-    // A number comes again after a minute, when nobody looks any more.
-    let sent: HashMap<u32, f64> = truth.frames.iter().rev().copied().collect();
+    let sent = truth.first_frames();
     let mut seen = Seen { delays: Vec::new(), others: Vec::new() };
     for frame in content.frames.iter().filter(|f| (from..to).contains(&f.pts)) {
         match frame.number.filter(|_| frame.code == Some(code)).and_then(|n| sent.get(&u32::from(n))) {
@@ -105,7 +103,7 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
     // The sound by the same time zero.
     let zero = percentile(&delays, 50.0).expect("pictures");
     let content = Content::read(&file).expect("file");
-    let beeps: HashMap<u32, f64> = alice.beeps.iter().copied().collect();
+    let beeps = alice.first_beeps();
     let heard: Vec<f64> = content.beeps.iter().filter_map(|b| Some(b.at - beeps.get(&b.second)? - zero)).collect();
     let sound = percentile(&heard.iter().map(|o| o.abs()).collect::<Vec<_>>(), 99.0).unwrap_or(1.0);
     println!(
@@ -242,16 +240,17 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
     let first = captured.first().expect("pictures").1;
     for frame in shown.frames.iter().filter(|f| (first + 0.2..end).contains(&f.pts)) {
         let next = captured.partition_point(|(_, at)| *at <= frame.pts);
-        let age = frame.pts - captured[next.saturating_sub(1)].1;
+        let due = captured[next.saturating_sub(1)].1;
         let Some(number) = frame.number.filter(|_| frame.code == Some(7)) else {
             // A picture without a successor goes after two seconds.
-            assert!(age > 1.9, "another picture, or none, at {}; {unread:?}", frame.pts);
+            assert!(frame.pts - due > 1.9, "another picture, or none, at {}; {unread:?}", frame.pts);
             continue;
         };
-        assert!(age < 2.1, "{number} is still there at {}; {unread:?}", frame.pts);
+        // The one before and the one after it, too: of two pictures the nearer one is shown.
         let near = captured[next.saturating_sub(2)..].iter().find(|(n, _)| *n == u32::from(number));
-        let off =
-            near.map(|(_, at)| *at).unwrap_or_else(|| panic!("{number} at {}; {unread:?}", frame.pts)) - frame.pts;
+        let taken = near.unwrap_or_else(|| panic!("{number} at {}; {unread:?}", frame.pts)).1;
+        let off = taken - frame.pts;
+        assert!(off > -2.1, "{number} is still there at {}; {unread:?}", frame.pts);
         // Of this picture's time, until the next one's: how far it is from there.
         let until = captured.iter().map(|(_, at)| at - frame.pts).find(|at| *at > off).unwrap_or(off);
         worst = worst.max(off).max(-until);
@@ -577,7 +576,7 @@ fn clipped(world: &World, archive: &str, alice: &Timeline, joined: f64, zero: f6
     let content =
         Content::read_part(&clip.dir.join("archive.mp4"), Some(Part { x: 288, y: 0, width: 960, height: 720 }));
     let frames = content.expect("file").frames;
-    let sent: HashMap<u32, f64> = alice.frames.iter().copied().collect();
+    let sent = alice.first_frames();
     assert!(frames.len().abs_diff(90) <= 1, "{} pictures", frames.len());
     let delays: Vec<f64> = frames
         .iter()
@@ -672,8 +671,7 @@ async fn late_muted_shared_and_silent_streams_are_where_they_belong_when_they_sh
     println!("pictures of three codecs within {:.1} ms", 1000.0 * spread(&delays));
     assert!(spread(&delays) <= INTERVALS + 0.005, "{:.4} s", spread(&delays));
     let zero = percentile(&delays, 50.0).expect("pictures");
-    // Numbers begin again after a minute: of the session's beeps only.
-    let beeps: HashMap<u32, f64> = carol.beeps.iter().copied().filter(|(_, at)| *at < end).collect();
+    let beeps = carol.first_beeps();
     let heard = Content::read(&file).expect("file").beeps;
     let heard: Vec<f64> = heard.iter().filter_map(|b| Some(b.at - beeps.get(&b.second)? - zero)).collect();
     assert!(heard.len() >= 15 && heard.iter().all(|offset| offset.abs() <= OFFSET_MAX), "{heard:.4?}");
