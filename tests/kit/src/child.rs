@@ -1,6 +1,5 @@
 //! Child processes that end with their handle.
 
-use crate::wait::DEADLINE;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// A server process. Dropping it kills it.
+use crate::wait::DEADLINE;
+use crate::warden;
+
+/// A server process. Dropping it kills it; so does the end of this process, however it ends.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
@@ -30,12 +32,14 @@ impl Server {
             .stderr(out)
             .spawn()
             .with_context(|| format!("{name} cannot be started; `make setup` installs it"))?;
+        warden::add(child.id());
         Ok(Self { child, name: name.to_owned(), log })
     }
 
     /// Gives the process up: it outlives its handle. Returns its process id.
     pub(crate) fn into_pid(self) -> u32 {
         let pid = self.pid();
+        warden::remove(pid);
         std::mem::forget(self);
         pid
     }
@@ -136,5 +140,6 @@ fn send(signal: &str, pid: u32) {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill9();
+        warden::remove(self.pid());
     }
 }

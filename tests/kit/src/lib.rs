@@ -20,4 +20,5 @@ pub mod sdk;
 pub mod sdk_tokens;
 pub mod shared;
 pub mod wait;
+mod warden;
 pub mod world;
