@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use maxminddb::{PathElement, Reader};
 
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::session::region::Coordinates;
 
 /// Why the database cannot be used.
@@ -133,6 +133,6 @@ mod tests {
         let error = opened(b"no database").expect_err("no database");
         assert_eq!(error.fault().kind, FaultKind::ConfigInvalid);
         let missing = Geo::open(Some(Path::new("/nowhere/city.mmdb"))).expect_err("no file");
-        assert!(crate::fault::chain(&missing).contains("/nowhere/city.mmdb"), "{missing}");
+        assert!(crate::model::fault::chain(&missing).contains("/nowhere/city.mmdb"), "{missing}");
     }
 }

@@ -13,9 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::capture::types::{Gap, TrackStats};
-use crate::fault::{Blame, FaultKind};
-use crate::ids::TrackKind;
+use crate::model::fault::{Blame, FaultKind};
+use crate::model::ids::TrackKind;
+use crate::model::media::{Gap, TrackStats};
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -274,8 +274,8 @@ fn build() -> (Metrics, Registry) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::types::GapCause;
-    use crate::time::MediaTime;
+    use crate::model::media::GapCause;
+    use crate::model::time::MediaTime;
 
     #[test]
     fn every_metric_is_rendered_with_its_prefix() {

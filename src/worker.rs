@@ -22,14 +22,14 @@ use crate::catalog::{Accepted, ApplicationRow, ArchiveRow, CatalogError, JobRow,
 use crate::config::Settings;
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
-use crate::fault::{FaultKind, HasFault, Retry, chain};
-use crate::ids::{Epoch, JobId};
 use crate::job::driver;
 use crate::job::{Context, Ended};
 use crate::metrics::{EventLabels, EventOutcome, metrics};
+use crate::model::fault::{FaultKind, HasFault, Retry, chain};
+use crate::model::ids::{Epoch, JobId};
+use crate::model::time::Wallclock;
 use crate::ops::accept::{self, accept};
 use crate::services::{Services, ServicesError};
-use crate::time::Wallclock;
 
 /// How often jobs without an owner are looked for.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);

@@ -89,7 +89,7 @@ impl Drop for Served {
 }
 
 fn token() -> Result<String> {
-    let now = archiver::time::Wallclock::now().as_millis() / 1000;
+    let now = archiver::model::time::Wallclock::now().as_millis() / 1000;
     let claims = serde_json::json!({ "iss": PROJECT, "ist": "project", "iat": now, "exp": now + 3600 });
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
     Ok(jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?)

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use archiver::capture::log::{LogOptions, TrackLog};
 use archiver::capture::spool::Spool;
-use archiver::capture::types::{Codec, Frame, TrackFormat};
 use archiver::compose::geometry::{Rect, Size};
 use archiver::compose::layout::{Shown, place};
-use archiver::event::Layout;
-use archiver::ids::{Epoch, StreamId, TrackId, TrackKind};
-use archiver::time::MediaTime;
+use archiver::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use archiver::model::layout::Layout;
+use archiver::model::media::{Codec, Frame, TrackFormat};
+use archiver::model::time::MediaTime;
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 

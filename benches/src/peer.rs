@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use archiver::event::RouterRoom;
+use archiver::model::session::RouterRoom;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, RoomEvent};
 use clap::Parser;

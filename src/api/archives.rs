@@ -12,15 +12,15 @@ use super::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_R
 use super::extract::{Base, Segments};
 use super::{Shared, request, wire};
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow};
-use crate::event::{
-    ArchiveMode, ArchiveOptions, Envelope, MediaMode, OutputMode, STARTED, SessionEvent, Started, StreamMode,
-};
-use crate::ids::{ArchiveId, EventId, SessionId, StreamId};
+use crate::event::{Envelope, STARTED, SessionEvent, Started};
 use crate::job::desired::Desired;
+use crate::model::archive_options::{ArchiveOptions, OutputMode, StreamMode};
+use crate::model::ids::{ArchiveId, EventId, SessionId, StreamId};
+use crate::model::session::{ArchiveMode, MediaMode};
+use crate::model::time::Wallclock;
 use crate::ops::accept::{accept, give_classes};
 use crate::ops::delete::{self, DeleteError};
 use crate::ops::desire::{DesireError, StreamsChange, desire, select_streams};
-use crate::time::Wallclock;
 
 /// A start waits so long for the session's last archive, which is about to end.
 const ENDING_MAX: Duration = Duration::from_secs(2);
@@ -107,7 +107,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
     };
     if let Err(error) = completed.await {
         let archive = row.archive;
-        tracing::warn!(%archive, "begins without its session's layout classes, or is not listed yet: {}", crate::fault::chain(&error));
+        tracing::warn!(%archive, "begins without its session's layout classes, or is not listed yet: {}", crate::model::fault::chain(&error));
     }
     Ok(row)
 }

@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 use super::error::ApiError;
 use super::token::{Keys, TokenError, Unverified};
 use crate::catalog::{ApplicationKind, ApplicationRow, Catalog};
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// The header of `OpenTok`'s SDKs.
 pub const OPENTOK: &str = "x-opentok-auth";

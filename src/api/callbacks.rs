@@ -13,8 +13,8 @@ use super::error::ApiError;
 use super::extract::Segments;
 use super::{Shared, request};
 use crate::catalog::ApplicationRow;
+use crate::model::time::Wallclock;
 use crate::ops::apps::set_callback;
-use crate::time::Wallclock;
 
 /// An address that callbacks go to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::CatalogError;
-use crate::fault::{Blame, Fault, HasFault, Retry, chain};
+use crate::model::fault::{Blame, Fault, HasFault, Retry, chain};
 use crate::ops::desire::DesireError;
 use crate::router::RouterError;
 use crate::store::StoreError;
@@ -72,7 +72,7 @@ impl ApiError {
 
     /// What a fault is to somebody who asks over HTTP. Of what is not their doing they are told as much as helps them.
     fn of_fault(fault: Fault, message: String) -> Self {
-        use crate::fault::FaultKind::{Busy, Conflict, NotFound, RoomNotFound};
+        use crate::model::fault::FaultKind::{Busy, Conflict, NotFound, RoomNotFound};
         match fault.kind {
             NotFound | RoomNotFound => Self::not_found(message),
             Conflict => Self::new(StatusCode::CONFLICT, message),
@@ -124,7 +124,7 @@ answers!(CatalogError, StoreError, DesireError, RouterError);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::FaultKind;
+    use crate::model::fault::FaultKind;
 
     #[test]
     fn a_fault_is_told_as_far_as_it_is_the_callers() {

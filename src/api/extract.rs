@@ -10,8 +10,8 @@ use axum::http::request::Parts;
 use super::Shared;
 use super::auth::{self, Caller};
 use super::error::ApiError;
-use crate::ids::{ArchiveId, SessionId, StreamId};
-use crate::time::Wallclock;
+use crate::model::ids::{ArchiveId, SessionId, StreamId};
+use crate::model::time::Wallclock;
 
 /// The named parts of a path.
 #[derive(Debug)]

@@ -11,9 +11,9 @@ use super::error::ApiError;
 use super::extract::{Base, Segments};
 use super::{Shared, request, wire};
 use crate::archive::keys::{Keys, Kind};
+use crate::model::time::Wallclock;
 use crate::ops::remakes::{Remake, ask};
 use crate::store::StoreError;
-use crate::time::Wallclock;
 
 /// `GET /v2/project/{project}/archive/{archive}/report`: ours. What was lost, repaired and missing, and why.
 #[utoipa::path(

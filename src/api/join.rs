@@ -14,9 +14,9 @@ use super::client_token::{ClientToken, Role};
 use super::error::{ApiError, NOT_ROUTED};
 use super::extract::{Segments, Stranger};
 use super::{Shared, token::TokenError};
-use crate::ids::StreamId;
+use crate::model::ids::StreamId;
+use crate::model::time::Wallclock;
 use crate::session::access::{ClientAccess, client_access};
-use crate::time::Wallclock;
 
 /// The token for Janus ends with the client's token, and after this at the latest: a client that stays longer asks again.
 const ACCESS_MAX: Duration = Duration::from_secs(24 * 3600);

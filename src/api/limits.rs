@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::error::ApiError;
-use crate::ids::{ApplicationId, SessionId};
+use crate::model::ids::{ApplicationId, SessionId};
 
 /// The counters. Forgotten when they are full again: see [`Limits::forget`].
 pub struct Limits {

@@ -16,8 +16,8 @@ use super::error::ApiError;
 use super::extract::Base;
 use crate::archive::keys::{Keys, Kind};
 use crate::catalog::ArchiveRow;
+use crate::model::time::Wallclock;
 use crate::store::{SharedStore, StoreError};
-use crate::time::Wallclock;
 
 /// The name of the secret in the catalog.
 pub const SECRET: &str = "links";

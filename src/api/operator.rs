@@ -8,7 +8,7 @@ use super::Shared;
 use super::error::ApiError;
 use super::extract::{Operator, Segments};
 use crate::catalog::{JobState, NoticeFilter, NoticeState, NoticeTarget, ParkedState};
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// Rows of an answer at most.
 const ROWS_MAX: u32 = 1000;

@@ -8,9 +8,10 @@ use super::error::ApiError;
 use super::sessions::SessionStream;
 use crate::catalog::SessionRow;
 use crate::config::RouterSection;
-use crate::event::RouterRoom;
-use crate::ids::{Region, RouterName, SessionId, StreamId};
-use crate::router::{MediaRouter, RouterError, StreamInfo, VideoType};
+use crate::model::ids::{Region, RouterName, SessionId, StreamId};
+use crate::model::media::VideoType;
+use crate::model::session::RouterRoom;
+use crate::router::{MediaRouter, RouterError, StreamInfo};
 use crate::session::access::access_at;
 use crate::session::room::room_of;
 

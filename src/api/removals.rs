@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{ArchiveRow, Catalog};
-use crate::fault::chain;
+use crate::model::fault::chain;
 use crate::ops::delete::remove;
 use crate::store::SharedStore;
 
@@ -76,11 +76,11 @@ mod tests {
     use super::*;
     use crate::archive::keys::{Keys, Kind};
     use crate::catalog::ArchiveStatus;
-    use crate::event::ArchiveOptions;
-    use crate::ids::{ArchiveId, JobId, SessionId};
+    use crate::model::archive_options::ArchiveOptions;
+    use crate::model::ids::{ArchiveId, JobId, SessionId};
+    use crate::model::time::Wallclock;
     use crate::store::s3::{S3Config, S3Store};
     use crate::store::{Body, PutOptions};
-    use crate::time::Wallclock;
 
     fn row(event: &str) -> ArchiveRow {
         let session: SessionId = "s".parse().expect("id");

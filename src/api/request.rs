@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use crate::capture::history::Selection;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};
-use crate::event::{ArchiveOptions, Layout, OutputMode, Resolution};
-use crate::ids::{SessionId, StreamId};
+use crate::model::archive_options::{ArchiveOptions, OutputMode, Resolution};
+use crate::model::ids::{SessionId, StreamId};
+use crate::model::layout::Layout;
+use crate::model::time::Wallclock;
 use crate::ops::clip::Part;
 use crate::ops::desire::{StreamsChange, check_classes};
 use crate::ops::remakes::Remake;
-use crate::time::Wallclock;
 
 /// Archives of a page, unless the query says otherwise (Vonage's default).
 pub const COUNT: u32 = 50;
@@ -337,7 +338,8 @@ fn number(name: &str, value: &str) -> Result<u32, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{LayoutType, StreamMode};
+    use crate::model::archive_options::StreamMode;
+    use crate::model::layout::LayoutType;
 
     #[test]
     fn what_each_sdk_sends_to_start_is_understood() {

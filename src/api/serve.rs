@@ -171,7 +171,7 @@ impl Render for Body {
 /// What is looked after while requests are answered.
 async fn keep_house(api: Shared, stop: CancellationToken) {
     if let Err(error) = api.catalog.recount_archives().await {
-        tracing::warn!("archives are not counted anew: {}", crate::fault::chain(&error));
+        tracing::warn!("archives are not counted anew: {}", crate::model::fault::chain(&error));
     }
     while stop.run_until_cancelled(sleep(FORGET_EVERY)).await.is_some() {
         api.limits.forget();

@@ -17,12 +17,13 @@ use super::error::ApiError;
 use super::extract::Segments;
 use super::{Shared, request, wire};
 use crate::catalog::{ApplicationKind, Classes, SessionRow};
-use crate::event::{ArchiveOptions, MediaMode};
-use crate::ids::StreamId;
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::StreamId;
+use crate::model::session::MediaMode;
+use crate::model::time::Wallclock;
 use crate::ops::desire::{DesireError, desire};
 use crate::session::create::{self, NewSession};
 use crate::session::id;
-use crate::time::Wallclock;
 
 /// How often classes are written when others write some at the same time.
 const TRIES: u32 = 10;

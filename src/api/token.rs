@@ -14,8 +14,8 @@ use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
 use super::validity::{Lifetime, Times, Validity, ValidityError, claimed};
-use crate::ids::ApplicationId;
-use crate::time::Wallclock;
+use crate::model::ids::ApplicationId;
+use crate::model::time::Wallclock;
 
 /// Longest token, in bytes. Real ones have less than 1,500.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// Clocks of two machines may differ by this.
 pub const SKEW: Duration = Duration::from_secs(60);

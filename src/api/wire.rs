@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 
 use crate::capture::history::Selection;
 use crate::catalog::{ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus};
-use crate::event::{OutputMode, Resolution, StreamMode};
-use crate::ids::{ApplicationId, StreamId};
 use crate::job::desired::Desired;
+use crate::model::archive_options::{OutputMode, Resolution, StreamMode};
+use crate::model::ids::{ApplicationId, StreamId};
 
 /// A stream of an archive with stream mode manual.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -171,10 +171,10 @@ pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::event::ArchiveOptions;
-    use crate::ids::ArchiveId;
-    use crate::ids::JobId;
-    use crate::time::Wallclock;
+    use crate::model::archive_options::ArchiveOptions;
+    use crate::model::ids::ArchiveId;
+    use crate::model::ids::JobId;
+    use crate::model::time::Wallclock;
 
     pub fn application(kind: ApplicationKind, id: &str) -> ApplicationRow {
         ApplicationRow {

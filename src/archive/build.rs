@@ -19,12 +19,12 @@ use crate::capture::log::LogReader;
 use crate::capture::log::reader::{TrackIndex, join};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
-use crate::event::{ArchiveOptions, OutputMode};
-use crate::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
 use crate::media::{MediaError, Pipelines, mux, verify};
-use crate::router::VideoType;
+use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
+use crate::model::media::VideoType;
+use crate::model::time::{MediaTime, Wallclock};
 use crate::store::checksum::PartSums;
-use crate::time::{MediaTime, Wallclock};
 
 /// How much of the beginning of each file is decoded to see that it can be.
 const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
@@ -237,7 +237,7 @@ fn make_file(
 /// A publisher may send what no muxer or decoder takes. That must not cost the others their archive, nor
 /// this one its media: the file is then the log's segments as they are.
 fn keep_raw(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, ArchiveError> {
-    tracing::warn!(file = plan.name, "kept as captured: {}", crate::fault::chain(error));
+    tracing::warn!(file = plan.name, "kept as captured: {}", crate::model::fault::chain(error));
     let mut file = std::fs::File::create(path).map_err(ArchiveError::io("created", path))?;
     for run in [&plan.video, &plan.audio].into_iter().flatten() {
         join(&run.index, run.segments(), &mut file)?;

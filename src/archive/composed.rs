@@ -14,9 +14,9 @@ use crate::compose::child::{self, ChildError};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
 use crate::compose::stills;
-use crate::event::{ArchiveOptions, Resolution};
-use crate::fault::chain;
 use crate::media::{MediaError, Pipelines, verify};
+use crate::model::archive_options::{ArchiveOptions, Resolution};
+use crate::model::fault::chain;
 use crate::store::ahead;
 
 /// Pictures a second.

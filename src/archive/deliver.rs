@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::build::{Built, Object};
 use super::documents::{Manifest, ObjectEntry};
 use super::keys::{Keys, Kind};
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::store::ObjectStore;
 use crate::store::upload::{Upload, UploadError, upload};
 

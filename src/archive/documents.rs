@@ -4,9 +4,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::capture::types::{Codec, Gap, TrackStats};
-use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId, StreamId, TrackKind};
-use crate::router::VideoType;
+use crate::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId, StreamId, TrackKind};
+use crate::model::media::VideoType;
+use crate::model::media::{Codec, Gap, TrackStats};
 
 /// The version of [`Manifest`] and [`Report`].
 pub const VERSION: u32 = 1;

@@ -1,7 +1,7 @@
 //! Object keys. An archive's objects stand together under `<applicationId>/<archiveId>/`, as Vonage's do.
 
 use crate::compose::stills;
-use crate::ids::{ApplicationId, ArchiveId, Epoch};
+use crate::model::ids::{ApplicationId, ArchiveId, Epoch};
 
 /// An archive's place in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]

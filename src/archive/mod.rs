@@ -9,8 +9,8 @@ mod streams;
 mod zip;
 
 use crate::capture::log::LogError;
-use crate::fault::{Fault, FaultKind, HasFault};
 use crate::media::MediaError;
+use crate::model::fault::{Fault, FaultKind, HasFault};
 
 /// Why an archive cannot be made of a log.
 #[derive(Debug, thiserror::Error)]

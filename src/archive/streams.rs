@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use crate::capture::clock::Correction;
 use crate::capture::history::{Event, Selection};
 use crate::capture::log::reader::{LogItem, SegmentIndex, TrackIndex};
-use crate::capture::types::{Codec, Frame, TrackFormat};
 use crate::compose::timeline::selections;
-use crate::event::ArchiveOptions;
-use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::media::mux::{FrameSource, MuxInput, is_webm};
-use crate::time::{MediaSpan, MediaTime};
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::{MediaSpan, MediaTime};
 
 /// A last frame lasts as long as the one before it, but no longer than this.
 const LAST_FRAME_MAX: MediaSpan = 100_000_000;
@@ -243,7 +243,7 @@ fn files(
 mod tests {
     use super::*;
     use crate::capture::history::What;
-    use crate::event::StreamMode;
+    use crate::model::archive_options::StreamMode;
 
     const FIRST: MediaTime = MediaTime(i64::MIN);
     const SOUND: Selection = Selection { has_audio: true, has_video: false };

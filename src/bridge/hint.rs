@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::ids::RoomId;
+use crate::model::ids::RoomId;
 use crate::router::janus::wire;
 
 /// Longest message that is read, in bytes: a hundred events together, some with all their tracks.

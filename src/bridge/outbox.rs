@@ -63,7 +63,7 @@ pub(super) async fn deliver(broker: &dyn Broker, letters: &mut Letters, cancel: 
     if let Some(publisher) = open
         && let Err(error) = publisher.close().await
     {
-        tracing::debug!("{}", crate::fault::chain(&error));
+        tracing::debug!("{}", crate::model::fault::chain(&error));
     }
 }
 

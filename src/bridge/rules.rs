@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::catalog::{JobRow, JobState, SessionRow};
-use crate::event::{ArchiveMode, Envelope, MediaMode, STARTED, Started};
-use crate::ids::{EventId, JobId, SessionId};
+use crate::event::{Envelope, STARTED, Started};
 use crate::job::presence::{AT_MOST, EndReason};
+use crate::model::ids::{EventId, JobId, SessionId};
+use crate::model::session::{ArchiveMode, MediaMode};
+use crate::model::time::Wallclock;
 use crate::router::Participant;
-use crate::time::Wallclock;
 
 /// The source of the events.
 pub const SOURCE: &str = "archiver/bridge";

@@ -1,6 +1,8 @@
 use super::*;
-use crate::event::{ArchiveOptions, RouterRoom, SessionEvent};
-use crate::ids::{ArchiveId, Epoch};
+use crate::event::SessionEvent;
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::{ArchiveId, Epoch};
+use crate::model::session::RouterRoom;
 
 const NOW: Wallclock = Wallclock(1_800_000_000_000_000);
 

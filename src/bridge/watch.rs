@@ -12,11 +12,11 @@ use super::outbox::Outbox;
 use super::rules::{self, Decision, Known, Look, Memory, Newest};
 use crate::catalog::{CatalogError, SessionRow, SharedCatalog};
 use crate::config::BridgeSection;
-use crate::event::RouterRoom;
-use crate::fault::{Backoff, chain};
-use crate::ids::{RoomId, RouterName, SessionId};
+use crate::model::fault::{Backoff, chain};
+use crate::model::ids::{RoomId, RouterName, SessionId};
+use crate::model::session::RouterRoom;
+use crate::model::time::Wallclock;
 use crate::router::{ListedRoom, MediaRouter, RouterError};
-use crate::time::Wallclock;
 
 /// A room that is no session's is asked for again after this: rooms are made after their sessions, so it hardly ever changes.
 const STRANGE_FOR: Duration = Duration::from_secs(60);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::topology::{number, table, text};
 use super::{BrokerConfig, BrokerError, connect, failed, in_time};
-use crate::fault::{Backoff, chain};
+use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
 /// A connection that lived this long was a good one.

@@ -32,8 +32,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::Region;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::Region;
 
 pub use consumer::{ATTEMPT, Admission, BrokerState, Delivery, Outcome};
 pub use rabbit::RabbitBroker;

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{BrokerConfig, BrokerError, failed};
-use crate::fault::{Backoff, chain};
+use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
 /// Connecting, and each message, take at most this long.

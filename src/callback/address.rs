@@ -10,8 +10,8 @@ use url::{Host, Url};
 
 use super::rules::may_connect;
 use crate::config::CallbacksSection;
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::net::Network;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::network::Network;
 
 /// Longest callback URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::catalog::{ArchiveRow, ArchiveStatus, NoticeRow};
-use crate::ids::{ApplicationId, ArchiveId, JobId, NoticeId, Region, SessionId};
+use crate::model::ids::{ApplicationId, ArchiveId, JobId, NoticeId, Region, SessionId};
 
 /// Type of an archive's change, version 1.
 pub const ARCHIVE_STATUS: &str = "archiver.archive.status.v1";
@@ -121,9 +121,9 @@ impl ArchiveStatusEvent {
 mod tests {
     use super::*;
     use crate::catalog::{NoticeState, NoticeTarget};
-    use crate::event::ArchiveOptions;
-    use crate::ids::EventId;
-    use crate::time::Wallclock;
+    use crate::model::archive_options::ArchiveOptions;
+    use crate::model::ids::EventId;
+    use crate::model::time::Wallclock;
 
     fn notice() -> NoticeRow {
         let session: SessionId = "1_MX4xMjM0NTZ-fjE3MDAwMDAwMDB-".parse().expect("id");

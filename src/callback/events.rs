@@ -10,7 +10,7 @@ use super::rules::Tried;
 use super::tell::{Away, STOP_MAX, Telling};
 use crate::broker::{ArchivePublisher, Broker, BrokerError};
 use crate::catalog::{CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
-use crate::fault::{Backoff, HasFault, Retry, chain};
+use crate::model::fault::{Backoff, HasFault, Retry, chain};
 
 /// Events that are taken at a time; they are published one after another, within milliseconds each.
 const TAKEN: u32 = 32;

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::catalog::{NoticeRow, NoticeTarget, Settled};
-use crate::net::Network;
-use crate::time::Wallclock;
+use crate::model::network::Network;
+use crate::model::time::Wallclock;
 
 /// The first pause; each is twice the one before (Vonage's rule since 2024).
 pub const PAUSE_MIN: Duration = Duration::from_secs(5);

@@ -7,9 +7,9 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 
 use super::address::{Guard, Resolver, UrlError, parse_url};
-use crate::fault::{Fault, FaultKind, HasFault, chain};
-use crate::ids::NoticeId;
-use crate::net::Network;
+use crate::model::fault::{Fault, FaultKind, HasFault, chain};
+use crate::model::ids::NoticeId;
+use crate::model::network::Network;
 
 /// The header with the notice's id.
 pub const NOTICE_ID: &str = "x-archiver-notice-id";

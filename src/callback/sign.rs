@@ -9,8 +9,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::catalog::{ApplicationKind, ApplicationRow};
-use crate::ids::NoticeId;
-use crate::time::Wallclock;
+use crate::model::ids::NoticeId;
+use crate::model::time::Wallclock;
 
 /// A signature is good for so long; receivers' clocks may differ by less.
 pub const VALID: Duration = Duration::from_secs(300);

@@ -20,11 +20,11 @@ use crate::catalog::{
     ApplicationRow, ArchiveRow, CatalogError, Claim, NoticeRow, NoticeTarget, Settled, SharedCatalog,
 };
 use crate::config::CallbacksSection;
-use crate::fault::{Backoff, HasFault, Retry, chain};
-use crate::ids::ApplicationId;
 use crate::metrics::{NoticeLabels, metrics};
+use crate::model::fault::{Backoff, HasFault, Retry, chain};
+use crate::model::ids::ApplicationId;
+use crate::model::time::Wallclock;
 use crate::store::retry::persist;
-use crate::time::Wallclock;
 
 /// How often it is looked for what is due.
 const POLL: Duration = Duration::from_secs(1);

@@ -6,10 +6,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::log::{HISTORY, LineFile, LogError, read_lines};
-use crate::event::{Layout, StreamMode};
-use crate::ids::{Epoch, StreamId, TrackKind, WorkerId};
-use crate::router::VideoType;
-use crate::time::MediaTime;
+use crate::model::archive_options::StreamMode;
+use crate::model::ids::{Epoch, StreamId, TrackKind, WorkerId};
+use crate::model::layout::Layout;
+use crate::model::media::VideoType;
+use crate::model::time::MediaTime;
 
 /// One thing that happened, at a media time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,4 +14,3 @@ pub mod restore;
 pub mod ship;
 pub mod spool;
 pub mod track;
-pub mod types;

@@ -13,7 +13,7 @@ use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, TRACKS, 
 use super::ship::{JOB, ShipError};
 use super::spool::room;
 use crate::archive::keys::Keys;
-use crate::ids::TrackId;
+use crate::model::ids::TrackId;
 use crate::store::retry::{STORE, persist};
 use crate::store::{ObjectStore, StoreError};
 

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::log::reader::SegmentIndex;
 use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, SealedSegment, TRACKS};
 use crate::archive::keys::{Keys, Kind};
-use crate::fault::{Fault, HasFault};
-use crate::ids::Epoch;
 use crate::metrics::metrics;
+use crate::model::fault::{Fault, HasFault};
+use crate::model::ids::Epoch;
 use crate::store::retry::{STORE, persist};
 use crate::store::{Body, ObjectStore, Piece, PutOptions, StoreError};
 
@@ -45,7 +45,7 @@ impl HasFault for ShipError {
         match self {
             Self::Log(e) => e.fault(),
             Self::Store(e) => e.fault(),
-            Self::Cancelled => crate::fault::FaultKind::StoreUnavailable.fault(),
+            Self::Cancelled => crate::model::fault::FaultKind::StoreUnavailable.fault(),
         }
     }
 }

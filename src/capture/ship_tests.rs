@@ -10,10 +10,10 @@ use super::*;
 use crate::capture::log::{LogOptions, TrackLog};
 use crate::capture::restore::{restore, restore_leaving};
 use crate::capture::spool::Spool;
-use crate::capture::types::{Codec, Frame, TrackFormat};
-use crate::ids::{SessionId, StreamId, TrackId, TrackKind};
+use crate::model::ids::{SessionId, StreamId, TrackId, TrackKind};
+use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::MediaTime;
 use crate::store::dir::DirStore;
-use crate::time::MediaTime;
 
 #[tokio::test]
 async fn what_was_shipped_can_be_restored_on_another_machine() {
@@ -41,7 +41,7 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
     }
     // Nothing is fetched to a disk that has no room for it.
     let full = restore_leaving(&store, &keys, there.path(), |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
-    assert_eq!(full.expect_err("no disk is as large").fault().kind, crate::fault::FaultKind::SpoolFull);
+    assert_eq!(full.expect_err("no disk is as large").fault().kind, crate::model::fault::FaultKind::SpoolFull);
     assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0);
     assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 3);
     let read = |dir: &Path| {

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 
 use super::{CatalogError, Columns, SqlCatalog, Statement, statement, storable};
-use crate::ids::ApplicationId;
-use crate::time::Wallclock;
+use crate::model::ids::ApplicationId;
+use crate::model::time::Wallclock;
 
 /// How an application signs its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,9 +6,9 @@ use sqlx::{AnyConnection, Connection};
 
 use super::notices::{change, notes};
 use super::{CatalogError, Columns, JobRow, SqlCatalog, Statement, statement, storable};
-use crate::event::ArchiveOptions;
-use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
-use crate::time::Wallclock;
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId};
+use crate::model::time::Wallclock;
 
 /// Vonage's statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

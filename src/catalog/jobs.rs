@@ -7,8 +7,8 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::{CatalogError, Columns, SqlCatalog, Statement, parsed, statement, storable};
-use crate::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
-use crate::time::Wallclock;
+use crate::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
+use crate::model::time::Wallclock;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]

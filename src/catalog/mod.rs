@@ -25,7 +25,7 @@ use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor};
 use tokio::time::timeout;
 
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault};
 
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
 pub use archives::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus};
@@ -92,13 +92,13 @@ pub enum CatalogError {
     #[error("the session's job {job} is about to end")]
     Ending {
         /// The job that ends.
-        job: crate::ids::JobId,
+        job: crate::model::ids::JobId,
     },
     /// The lease was lost: another owner has a later epoch.
     #[error("job {job} belongs to another owner now")]
     Fenced {
         /// Which job.
-        job: crate::ids::JobId,
+        job: crate::model::ids::JobId,
     },
 }
 

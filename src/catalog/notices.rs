@@ -8,8 +8,8 @@ use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use super::{ArchiveRow, ArchiveStatus, CatalogError, Columns, SqlCatalog, Statement, statement, storable};
-use crate::ids::{ApplicationId, ArchiveId, NoticeId};
-use crate::time::Wallclock;
+use crate::model::ids::{ApplicationId, ArchiveId, NoticeId};
+use crate::model::time::Wallclock;
 
 /// Old notices are deleted so many at a time: others write between.
 const DELETED_AT_ONCE: u32 = 5000;

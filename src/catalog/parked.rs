@@ -6,9 +6,9 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
-use crate::fault::FaultKind;
-use crate::ids::{JobId, ParkedId};
-use crate::time::Wallclock;
+use crate::model::fault::FaultKind;
+use crate::model::ids::{JobId, ParkedId};
+use crate::model::time::Wallclock;
 
 /// Where a parked entry stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -6,8 +6,8 @@ use sqlx::any::AnyRow;
 
 use super::archives::Put;
 use super::{ArchiveRow, CatalogError, Columns, SqlCatalog, statement, storable};
-use crate::ids::ArchiveId;
-use crate::time::Wallclock;
+use crate::model::ids::ArchiveId;
+use crate::model::time::Wallclock;
 
 /// An archive that is to be made of another one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,9 +10,10 @@ use sqlx::any::AnyRow;
 
 use super::jobs::ACTIVE;
 use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
-use crate::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
-use crate::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};
-use crate::time::Wallclock;
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};
+use crate::model::session::{ArchiveMode, MediaMode, RouterRoom};
+use crate::model::time::Wallclock;
 
 /// Layout classes by stream.
 pub type Classes = BTreeMap<StreamId, Vec<String>>;

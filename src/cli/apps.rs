@@ -9,9 +9,9 @@ use secrecy::ExposeSecret;
 
 use super::{say, say_json};
 use crate::config::{Settings, Span};
-use crate::ids::ApplicationId;
+use crate::model::ids::ApplicationId;
+use crate::model::time::Wallclock;
 use crate::ops::apps::{self, NewApplication, NewKey};
-use crate::time::Wallclock;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AppsCommand {

@@ -15,9 +15,10 @@ use crate::archive::keys::{Keys, Kind};
 use crate::capture::history::Selection;
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
-use crate::event::{Layout, LayoutType, Resolution, StreamMode};
-use crate::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::job::desired::Desired;
+use crate::model::archive_options::{Resolution, StreamMode};
+use crate::model::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
+use crate::model::layout::{Layout, LayoutType};
 use crate::ops::clip::{Part, clip};
 use crate::ops::delete;
 use crate::ops::desire::{StreamsChange, check_classes, desire, select_streams};
@@ -363,7 +364,7 @@ async fn show(
         row.object_key.as_deref().unwrap_or("-")
     ));
     for file in manifest.iter().flat_map(|m| &m.files) {
-        let codec = |c: &Option<crate::capture::types::Codec>| c.map_or("-", crate::capture::types::Codec::as_str);
+        let codec = |c: &Option<crate::model::media::Codec>| c.map_or("-", crate::model::media::Codec::as_str);
         say(&format!(
             "  {}  {}+{}  {}..{} ms",
             file.name,

@@ -10,8 +10,8 @@ use crate::callback::address::allowed;
 use crate::callback::{UrlError, check_url};
 use crate::catalog::{Catalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget};
 use crate::config::Settings;
-use crate::ids::{ApplicationId, ArchiveId};
-use crate::time::Wallclock;
+use crate::model::ids::{ApplicationId, ArchiveId};
+use crate::model::time::Wallclock;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CallbacksCommand {

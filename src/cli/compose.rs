@@ -15,10 +15,11 @@ use crate::compose::child::{self, Line, Task};
 use crate::compose::composer::{Options, compose};
 use crate::compose::follow::Growth;
 use crate::compose::geometry::Size;
-use crate::event::stylesheet::Stylesheet;
-use crate::event::{Layout, LayoutType, Resolution};
-use crate::fault::HasFault;
 use crate::media::Pipelines;
+use crate::model::archive_options::Resolution;
+use crate::model::fault::HasFault;
+use crate::model::layout::{Layout, LayoutType};
+use crate::model::stylesheet::Stylesheet;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(500);
@@ -149,7 +150,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     if args.json {
         tell(&match &composed {
             Ok(composed) => Line::Composed(composed.clone()),
-            Err(error) => Line::Failed(error.fault().kind, crate::fault::chain(error)),
+            Err(error) => Line::Failed(error.fault().kind, crate::model::fault::chain(error)),
         });
     }
     let composed = composed.with_context(|| format!("{} cannot be composed", args.dir.display()))?;

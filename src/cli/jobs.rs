@@ -8,9 +8,9 @@ use indicatif::ProgressBar;
 use super::{say, say_json};
 use crate::catalog::{Catalog, JobState, ParkedRow, ParkedState};
 use crate::config::Settings;
-use crate::fault::FaultKind;
-use crate::ids::{JobId, ParkedId};
-use crate::time::Wallclock;
+use crate::model::fault::FaultKind;
+use crate::model::ids::{JobId, ParkedId};
+use crate::model::time::Wallclock;
 
 /// Entries that one command works on.
 const ENTRIES_MAX: u32 = 10_000;
@@ -143,7 +143,7 @@ async fn list(catalog: &dyn Catalog, fault: Option<FaultKind>, all: bool, json: 
         return say_json(&serde_json::json!({ "jobs": jobs, "parked": parked }));
     }
     for job in &jobs {
-        let owner = job.owner.as_ref().map_or("-", crate::ids::WorkerId::as_str);
+        let owner = job.owner.as_ref().map_or("-", crate::model::ids::WorkerId::as_str);
         say(&format!(
             "{}  {:<10} epoch {} {owner}  {}  {}",
             job.job,

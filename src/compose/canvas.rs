@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use super::geometry::{Rect, Size, seen};
 use super::layout::{Cell, Fit};
 use super::scale::Scaler;
-use crate::ids::StreamId;
 use crate::media::MediaError;
 use crate::media::decode::Picture;
 use crate::media::encode::Feeder;
 use crate::media::picture::{Plane, PlaneMut};
+use crate::model::ids::StreamId;
 
 /// Black in BT.601's limited range: luma and chroma.
 const BLACK: [u8; 3] = [16, 128, 128];

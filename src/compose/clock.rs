@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::capture::clock::corrections;
 use crate::capture::log::reader::TrackIndex;
-use crate::capture::types::SenderReport;
-use crate::ids::TrackId;
-use crate::time::{MediaSpan, MediaTime};
+use crate::model::ids::TrackId;
+use crate::model::media::SenderReport;
+use crate::model::time::{MediaSpan, MediaTime};
 
 const MS: MediaSpan = 1_000_000;
 /// From one look at the clocks to the next.
@@ -133,8 +133,8 @@ impl Clocks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{SessionId, StreamId, TrackKind};
-    use crate::time::{NtpTime, Wallclock};
+    use crate::model::ids::{SessionId, StreamId, TrackKind};
+    use crate::model::time::{NtpTime, Wallclock};
 
     fn ms(ms: i64) -> MediaTime {
         MediaTime::from_millis(ms)

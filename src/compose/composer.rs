@@ -15,14 +15,14 @@ use super::limiter::Limiter;
 use super::stills::{self, Stills};
 use super::timeline::Stream;
 use crate::capture::log::LogError;
-use crate::event::stylesheet::Stylesheet;
-use crate::event::{Layout, LayoutType};
-use crate::fault::{Fault, FaultKind, HasFault, chain};
-use crate::ids::{StreamId, TrackKind};
 use crate::media::decode::Picture;
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
 use crate::media::{MediaError, Pipelines};
-use crate::time::MediaTime;
+use crate::model::fault::{Fault, FaultKind, HasFault, chain};
+use crate::model::ids::{StreamId, TrackKind};
+use crate::model::layout::{Layout, LayoutType};
+use crate::model::stylesheet::Stylesheet;
+use crate::model::time::MediaTime;
 
 /// What a composed archive should be like.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

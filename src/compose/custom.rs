@@ -9,7 +9,7 @@ use taffy::{AvailableSpace, Dimension, Display, LengthPercentageAuto, NodeId, Ov
 
 use super::geometry::{Rect, Size};
 use super::layout::{Cell, Cut, Fit, Shown};
-use crate::event::stylesheet::{Edge, Length, Property, Sibling, Stylesheet};
+use crate::model::stylesheet::{Edge, Length, Property, Sibling, Stylesheet};
 
 /// What a stream's declarations come to.
 struct Resolved {

@@ -15,9 +15,9 @@ use super::timeline::{self, Stream};
 use crate::capture::history::{self, Event};
 use crate::capture::log::reader::TrackIndex;
 use crate::capture::log::{self, LogError};
-use crate::event::Layout;
-use crate::ids::{StreamId, TrackId, TrackKind};
-use crate::time::{MediaSpan, MediaTime};
+use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::layout::Layout;
+use crate::model::time::{MediaSpan, MediaTime};
 
 /// What arrived before a moment is from before it by less than this, unless the network held it back.
 const JITTER: MediaSpan = 500_000_000;

@@ -5,7 +5,7 @@
 //! and the block of rows; without a stream of the class that a layout asks for, the first one takes its place.
 
 use super::geometry::{Rect, Size};
-use crate::event::{Layout, LayoutType};
+use crate::model::layout::{Layout, LayoutType};
 
 /// Streams with video in one picture (Vonage's limit).
 pub const VIDEO_STREAMS_MAX: usize = 16;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::*;
 use crate::compose::custom;
-use crate::event::stylesheet::Stylesheet;
+use crate::model::stylesheet::Stylesheet;
 
 const FRAMES: [Size; 3] = [Size::new(640, 480), Size::new(1280, 720), Size::new(720, 1280)];
 const STREAMS: [usize; 8] = [1, 2, 3, 4, 5, 7, 9, 16];

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::values::Shown;
 use super::{Settings, Span, StoreKind};
-use crate::net::Network;
+use crate::model::network::Network;
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::WorkerId;
 use crate::job::presence::Limits;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::WorkerId;
 
 pub use sections::{
     ApiSection, BridgeSection, BrokerSection, CallbacksSection, CaptureSection, CatalogSection, GeoSection,

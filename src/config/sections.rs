@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::values::{ByteCount, List, Shown, Span};
-use crate::ids::{Region, RouterName, WorkerId};
+use crate::model::ids::{Region, RouterName, WorkerId};
 use crate::telemetry::LogFormat;
 
 /// Keys that hold secrets, by section. Each may be given as a file: `<key>_file`. Their values appear in no message.

@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
 use super::StoreKind;
-use crate::ids::{Region, RouterName, WorkerId};
+use crate::model::ids::{Region, RouterName, WorkerId};
 use crate::telemetry::LogFormat;
 
 /// A duration, written `500ms`, `60s`, `10m`, `4h`.

@@ -1,8 +1,9 @@
 //! What is done with a session that started: one pure function.
 
-use super::{ArchiveMode, MediaMode, Started};
-use crate::fault::FaultKind;
-use crate::ids::RouterName;
+use super::Started;
+use crate::model::fault::FaultKind;
+use crate::model::ids::RouterName;
+use crate::model::session::{ArchiveMode, MediaMode};
 
 /// The decision on an event.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::policy::{Decision, Skip, decide};
 use super::*;
+use crate::model::ids::RouterName;
 
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/events")

@@ -22,10 +22,10 @@ use crate::capture::restore::restore;
 use crate::capture::ship::{self, Waiting};
 use crate::capture::track::TrackOptions;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
-use crate::fault::{Backoff, FaultKind, chain};
-use crate::ids::TrackId;
+use crate::model::fault::{Backoff, FaultKind, chain};
+use crate::model::ids::TrackId;
+use crate::model::time::{MediaTime, Wallclock};
 use crate::router::{Room, RouterError};
-use crate::time::{MediaTime, Wallclock};
 
 /// What other machines captured is waited for so long before a capture goes on.
 const RESTORE: Duration = Duration::from_secs(3);
@@ -221,7 +221,7 @@ async fn ship_behind(
     context: Arc<super::Context>,
     keys: crate::archive::keys::Keys,
     dir: PathBuf,
-    epoch: crate::ids::Epoch,
+    epoch: crate::model::ids::Epoch,
     waiting: Arc<Waiting>,
     stop: CancellationToken,
 ) {

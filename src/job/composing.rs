@@ -12,11 +12,11 @@ use crate::archive::deliver::journal;
 use crate::archive::keys::Kind;
 use crate::compose::child::{self, ChildError, Following};
 use crate::compose::composer::Composed;
-use crate::event::OutputMode;
-use crate::fault::chain;
 use crate::media::Pipelines;
+use crate::model::archive_options::OutputMode;
+use crate::model::fault::chain;
+use crate::model::time::MediaTime;
 use crate::store::ahead::{self, Growing};
-use crate::time::MediaTime;
 
 /// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
 const LATE_MAX: u64 = 50;

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::capture::history::{Event, Selection, What};
-use crate::event::{ArchiveOptions, Layout, StreamMode};
-use crate::ids::StreamId;
-use crate::time::MediaTime;
+use crate::model::archive_options::{ArchiveOptions, StreamMode};
+use crate::model::ids::StreamId;
+use crate::model::layout::Layout;
+use crate::model::time::MediaTime;
 
 /// What is asked for, all in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ impl Desired {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::LayoutType;
+    use crate::model::layout::LayoutType;
 
     fn layout(kind: LayoutType) -> Layout {
         Layout { kind, ..Layout::default() }

@@ -12,12 +12,13 @@ use super::desired::Desired;
 use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
-use crate::event::{ArchiveOptions, SessionEvent};
-use crate::fault::Backoff;
-use crate::ids::EventId;
+use crate::event::SessionEvent;
 use crate::metrics::metrics;
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::fault::Backoff;
+use crate::model::ids::EventId;
+use crate::model::time::Wallclock;
 use crate::store::retry::persist;
-use crate::time::Wallclock;
 
 /// The catalog may be away for long.
 pub const CATALOG: Backoff =
@@ -54,7 +55,7 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
         Err(stuck) => park(&context, &row, stuck, &job.fenced).await,
         Ok(Ended::HandedOver) => {
             if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
-                tracing::warn!("the lease is not given back, it will expire: {}", crate::fault::chain(&error));
+                tracing::warn!("the lease is not given back, it will expire: {}", crate::model::fault::chain(&error));
             }
             Ended::HandedOver
         }
@@ -133,7 +134,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         None => (event.id.as_str().to_owned(), 1),
     };
     let id: Result<EventId, _> = format!("{base}~part{}", number + 1).parse();
-    event.id = id.map_err(|e| Stuck { kind: crate::fault::FaultKind::EventInvalid, detail: e.to_string() })?;
+    event.id = id.map_err(|e| Stuck { kind: crate::model::fault::FaultKind::EventInvalid, detail: e.to_string() })?;
     let new = NewJob {
         job: event.job(),
         session: job.row.session.clone(),
@@ -159,7 +160,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         }
     };
     if let Err(error) = passed_on.await {
-        tracing::warn!("the next archive begins with its first layout: {}", crate::fault::chain(&error));
+        tracing::warn!("the next archive begins with its first layout: {}", crate::model::fault::chain(&error));
     }
     Ok(())
 }

@@ -15,12 +15,12 @@ use crate::capture::ship;
 use crate::capture::spool::ProvedInStore;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
 use crate::compose::composer::Composed;
-use crate::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::media::Pipelines;
 use crate::metrics::metrics;
+use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
+use crate::model::time::Wallclock;
 use crate::store::retry::persist;
 use crate::store::upload::UploadError;
-use crate::time::Wallclock;
 
 /// Making the files is tried so often; then a person must look.
 const BUILD_TRIES: u32 = 5;

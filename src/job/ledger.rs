@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::Context;
 use super::desired::Desired;
 use crate::catalog::{ArchiveRow, CatalogError, JobRow};
-use crate::fault::chain;
-use crate::time::Wallclock;
+use crate::model::fault::chain;
+use crate::model::time::Wallclock;
 
 /// Heartbeats in a lease.
 const BEATS_A_LEASE: u32 = 4;

@@ -33,12 +33,13 @@ use crate::capture::peer::Engine;
 use crate::capture::spool::Spool;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
 use crate::config::Settings;
-use crate::event::{ArchiveMode, Envelope, SessionEvent, Started};
-use crate::fault::{FaultKind, chain};
-use crate::ids::WorkerId;
+use crate::event::{Envelope, SessionEvent, Started};
+use crate::model::fault::{FaultKind, chain};
+use crate::model::ids::WorkerId;
+use crate::model::session::ArchiveMode;
+use crate::model::time::Wallclock;
 use crate::services::Routers;
 use crate::store::SharedStore;
-use crate::time::Wallclock;
 
 /// What every job of a worker uses.
 pub struct Context {
@@ -79,8 +80,8 @@ pub struct Stuck {
 }
 
 impl Stuck {
-    fn of(error: &impl crate::fault::HasFault) -> Self {
-        Self { kind: error.fault().kind, detail: crate::fault::chain(error) }
+    fn of(error: &impl crate::model::fault::HasFault) -> Self {
+        Self { kind: error.fault().kind, detail: crate::model::fault::chain(error) }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// The limits of one archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

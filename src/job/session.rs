@@ -21,14 +21,14 @@ use super::{Job, Stuck};
 use crate::capture::history::{History, Selection, What};
 use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
 use crate::capture::ship::Waiting;
-use crate::capture::types::GapCause;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
-use crate::event::{ArchiveOptions, OutputMode};
-use crate::fault::{FaultKind, chain};
-use crate::ids::{StreamId, TrackId, TrackKind};
 use crate::metrics::metrics;
+use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::fault::{FaultKind, chain};
+use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::media::GapCause;
+use crate::model::time::{MediaTime, Wallclock};
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
-use crate::time::{MediaTime, Wallclock};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);

@@ -14,7 +14,7 @@ use super::fragment::Fragment;
 use super::mux::caps;
 use super::picture::Plane;
 use super::{MediaError, fragment, libav};
-use crate::capture::types::{Codec, Frame, TrackFormat};
+use crate::model::media::{Codec, Frame, TrackFormat};
 
 /// What came out of a decoder, and its caps at that moment.
 type Decoded = (gst::Buffer, gst::Caps);

@@ -10,7 +10,7 @@ use ac_ffmpeg::packet::{Packet, PacketMut};
 
 use super::MediaError;
 use super::picture::Plane;
-use crate::capture::types::{Codec, Frame, TrackFormat};
+use crate::model::media::{Codec, Frame, TrackFormat};
 
 /// What the fragments call it.
 pub(super) const NAME: &str = "libavcodec";

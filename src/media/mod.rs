@@ -22,7 +22,7 @@ pub mod verify;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault};
 
 /// Why a pipeline did not do its work.
 #[derive(Debug, thiserror::Error)]

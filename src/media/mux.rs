@@ -10,8 +10,8 @@ use gstreamer_app::AppSrc;
 use tokio_util::sync::CancellationToken;
 
 use super::{MediaError, Pipelines, duration, fragment, runner::Pipeline};
-use crate::capture::types::{Codec, Frame, TrackFormat};
-use crate::time::MediaTime;
+use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::MediaTime;
 
 /// A pause of sound longer than this is told to the muxer, which otherwise waits for both inputs.
 const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::catalog::{Accepted, Catalog, CatalogError, Classes, JobRow, NewJob};
 use crate::job::desired::Desired;
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// How often it is looked whether the session's last job has ended.
 const POLL: Duration = Duration::from_millis(50);

@@ -11,9 +11,9 @@ use crate::api::token::is_public_key;
 use crate::callback::address::{allowed, check_url};
 use crate::catalog::{ApplicationKey, ApplicationKind, ApplicationRow, Catalog, CatalogError};
 use crate::config::Settings;
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::ApplicationId;
-use crate::time::Wallclock;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::ApplicationId;
+use crate::model::time::Wallclock;
 
 /// Shortest secret of a legacy project: OpenTok's have forty characters.
 const SECRET_CHARS_MIN: usize = 16;

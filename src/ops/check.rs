@@ -1,7 +1,7 @@
 //! `archiver check`: a line for each thing that must be usable, and what to do where one is not.
 
 use crate::config::Settings;
-use crate::fault::chain;
+use crate::model::fault::chain;
 
 /// One line.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -19,7 +19,10 @@ fn line(what: &str, result: Result<String, String>) -> Line {
     Line { what: what.to_owned(), ok, text: result.unwrap_or_else(|e| e) }
 }
 
-fn told<T, E: crate::fault::HasFault>(result: Result<T, E>, text: impl FnOnce(T) -> String) -> Result<String, String> {
+fn told<T, E: crate::model::fault::HasFault>(
+    result: Result<T, E>,
+    text: impl FnOnce(T) -> String,
+) -> Result<String, String> {
     result.map(text).map_err(|e| format!("{}; {}", chain(&e), e.fault().kind.advice()))
 }
 

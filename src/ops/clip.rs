@@ -15,15 +15,15 @@ use crate::archive::documents::{ComposedEntry, Manifest, ObjectEntry, Report};
 use crate::archive::keys::{Keys, Kind};
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::ArchiveId;
 pub use crate::media::clip::Part;
 use crate::media::clip::{Cut, CutError, Mp4Error, Source};
 use crate::media::{self, Pipelines};
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::ArchiveId;
+use crate::model::time::{MediaTime, Wallclock};
 use crate::store::dir::collect;
 use crate::store::download::{DownloadError, download_range};
 use crate::store::{ObjectStore, StoreError};
-use crate::time::{MediaTime, Wallclock};
 
 /// The largest manifest or report that is read.
 const DOCUMENT_BYTES_MAX: usize = 16 << 20;

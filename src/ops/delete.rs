@@ -4,10 +4,10 @@ use futures_util::future::try_join_all;
 
 use crate::archive::keys::Keys;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::ArchiveId;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::ArchiveId;
+use crate::model::time::Wallclock;
 use crate::store::{ObjectStore, StoreError};
-use crate::time::Wallclock;
 
 /// Objects that are removed at a time.
 const AT_ONCE: usize = 16;

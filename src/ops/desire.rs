@@ -3,11 +3,12 @@
 
 use crate::capture::history::Selection;
 use crate::catalog::{Catalog, CatalogError, JobRow, JobState};
-use crate::event::{SessionEvent, StreamMode};
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::{ArchiveId, StreamId};
+use crate::event::SessionEvent;
 use crate::job::desired::Desired;
-use crate::time::Wallclock;
+use crate::model::archive_options::StreamMode;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::{ArchiveId, StreamId};
+use crate::model::time::Wallclock;
 
 /// How often it is tried when others ask for something else at the same time.
 const TRIES: u32 = 10;

@@ -16,7 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::broker::{BrokerError, Headers, Publisher};
 use crate::catalog::{Catalog, CatalogError, ParkedRow, ParkedState};
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 pub use remade::RemakeError;
 
@@ -40,7 +40,7 @@ pub enum ReplayError {
     #[error("parked job {parked} has no readable body")]
     Body {
         /// Which.
-        parked: crate::ids::ParkedId,
+        parked: crate::model::ids::ParkedId,
     },
 }
 

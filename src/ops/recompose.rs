@@ -9,10 +9,11 @@ use crate::capture::restore::restore_leaving;
 use crate::capture::ship::{JOB, ShipError};
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
-use crate::event::{Layout, OutputMode, Resolution};
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::ArchiveId;
 use crate::media::Pipelines;
+use crate::model::archive_options::{OutputMode, Resolution};
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::ArchiveId;
+use crate::model::layout::Layout;
 use crate::store::ObjectStore;
 
 /// What is to be other than in the first archive.

@@ -16,11 +16,11 @@ use crate::capture::log::LogError;
 use crate::capture::spool::room;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
 use crate::config::Settings;
-use crate::event::OutputMode;
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::ArchiveId;
+use crate::model::archive_options::OutputMode;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::ArchiveId;
+use crate::model::time::Wallclock;
 use crate::store::ObjectStore;
-use crate::time::Wallclock;
 
 /// The folder of the data directory in which parts are cut out.
 pub(super) const CLIP: &str = "clip";

@@ -16,11 +16,12 @@ use super::remade;
 use crate::archive::build::Clip;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow, SharedCatalog};
 use crate::config::Settings;
-use crate::event::{Layout, OutputMode, Resolution};
-use crate::fault::{Fault, FaultKind, HasFault, Retry, chain};
-use crate::ids::ArchiveId;
+use crate::model::archive_options::{OutputMode, Resolution};
+use crate::model::fault::{Fault, FaultKind, HasFault, Retry, chain};
+use crate::model::ids::ArchiveId;
+use crate::model::layout::Layout;
+use crate::model::time::Wallclock;
 use crate::store::SharedStore;
-use crate::time::Wallclock;
 
 /// Whoever makes one keeps it for so long at a time.
 const LEASE: Duration = Duration::from_secs(30);
@@ -275,8 +276,8 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::event::ArchiveOptions;
-    use crate::ids::{JobId, SessionId};
+    use crate::model::archive_options::ArchiveOptions;
+    use crate::model::ids::{JobId, SessionId};
     use crate::store::dir::DirStore;
 
     fn source(application: &str) -> ArchiveRow {

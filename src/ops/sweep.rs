@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::keys::Keys;
 use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState};
-use crate::fault::chain;
-use crate::ids::JobId;
 use crate::job::Context;
+use crate::model::fault::chain;
+use crate::model::ids::JobId;
+use crate::model::time::Wallclock;
 use crate::store::{ObjectStore, PendingUpload, StoreError};
-use crate::time::Wallclock;
 
 /// How often is swept.
 const EVERY: Duration = Duration::from_secs(3600);

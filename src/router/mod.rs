@@ -8,9 +8,10 @@ pub mod janus;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::event::RouterRoom;
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::{RoomId, SessionId, TrackKind};
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::{RoomId, SessionId, TrackKind};
+use crate::model::media::VideoType;
+use crate::model::session::RouterRoom;
 
 /// What a router says of one track of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,19 +26,6 @@ pub struct TrackInfo {
     pub description: Option<String>,
     /// The track is announced but its media is switched off (Janus: `disabled` or `moderated`).
     pub muted: bool,
-}
-
-/// What a stream shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum VideoType {
-    /// A camera.
-    #[default]
-    Camera,
-    /// A shared screen.
-    Screen,
-    /// Anything else, such as a canvas.
-    Custom,
 }
 
 /// A stream as the router announces it.

@@ -10,8 +10,8 @@ use sha1::Sha1;
 
 use super::room::derived_pin;
 use crate::config::RouterSection;
-use crate::event::{RoomAccess, RouterRoom};
-use crate::time::Wallclock;
+use crate::model::session::{RoomAccess, RouterRoom};
+use crate::model::time::Wallclock;
 
 /// What Janus lets a client use.
 const SCOPE: &str = "janus,janus.plugin.videoroom";

@@ -6,7 +6,9 @@
 
 use std::net::IpAddr;
 
-use crate::event::{ArchiveMode, Layout, MediaMode, NAME_CHARS_MAX, OutputMode, Resolution};
+use crate::model::archive_options::{NAME_CHARS_MAX, OutputMode, Resolution};
+use crate::model::layout::Layout;
+use crate::model::session::{ArchiveMode, MediaMode};
 
 /// Longest form, in bytes: the style sheet of a layout is by far the most of it.
 pub const FORM_BYTES_MAX: usize = 64 << 10;
@@ -241,7 +243,7 @@ mod tests {
         let archive = session.archive;
         assert_eq!(archive.name.as_deref(), Some("Team & guests"));
         assert_eq!((archive.resolution, archive.output_mode), (Some(Resolution::Hd), Some(OutputMode::Both)));
-        assert_eq!(archive.layout.map(|layout| layout.kind), Some(crate::event::LayoutType::Pip));
+        assert_eq!(archive.layout.map(|layout| layout.kind), Some(crate::model::layout::LayoutType::Pip));
     }
 
     #[test]

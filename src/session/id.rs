@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::ids::{ApplicationId, SessionId};
-use crate::time::Wallclock;
+use crate::model::ids::{ApplicationId, SessionId};
+use crate::model::time::Wallclock;
 
 /// What a session id tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

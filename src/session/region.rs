@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use sha2::{Digest, Sha256};
 
 use crate::config::{RegionSection, RouterSection};
-use crate::ids::{Region, RouterName, SessionId};
-use crate::net::Network;
+use crate::model::ids::{Region, RouterName, SessionId};
+use crate::model::network::Network;
 
 /// A place on the globe, in degrees north and east.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -4,7 +4,7 @@ use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use crate::ids::{RoomId, SessionId};
+use crate::model::ids::{RoomId, SessionId};
 
 /// Characters of a pin or secret that is derived: 128 bits in hex.
 const DERIVED_CHARS: usize = 32;

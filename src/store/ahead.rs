@@ -15,7 +15,7 @@ use super::retry::STORE;
 use super::upload::{Entry, PART_BYTES_MIN, PARTS_MAX, give_up, open_uploads};
 use super::{Body, ObjectStore, PutOptions, StoreError};
 use crate::capture::log::{LineFile, LogError, read_lines};
-use crate::fault::chain;
+use crate::model::fault::chain;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_millis(500);

@@ -19,7 +19,7 @@ use super::durable::{self, Temp};
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
 };
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 const META: &str = ".meta";
 const UPLOADS: &str = ".uploads";

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::checksum::Hasher;
 use super::retry::STORE;
 use super::{ObjectStore, StoreError, durable};
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault};
 
 /// Tries in a row that bring nothing; somebody is waiting, so this is minutes, not hours.
 const FRUITLESS_TRIES_MAX: u32 = 8;

@@ -19,8 +19,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::time::Wallclock;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::time::Wallclock;
 
 /// One piece of a body.
 #[derive(Debug, Clone)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::fault::{Backoff, HasFault, Retry, chain};
 use crate::metrics::metrics;
+use crate::model::fault::{Backoff, HasFault, Retry, chain};
 
 /// Storage outages last minutes to hours.
 pub const STORE: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(15) };

@@ -13,7 +13,7 @@ use super::checksum::PartSums;
 use super::retry::{STORE, persist};
 use super::{Body, ObjectInfo, ObjectStore, PutOptions, StoreError, UploadedPart};
 use crate::capture::log::{LineFile, LogError};
-use crate::fault::{Fault, FaultKind, HasFault, chain};
+use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 
 /// Smallest part but the last that S3 takes, and the default.
 pub const PART_BYTES_MIN: u64 = 5 << 20;

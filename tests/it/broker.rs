@@ -8,7 +8,7 @@ use archiver::broker::{
     Broker, BrokerConfig, BrokerError, BrokerState, Delivery, ENDED_KEY, Headers, Outcome, RabbitBroker, STARTED_KEY,
     SharedBroker,
 };
-use archiver::fault::{FaultKind, HasFault, chain};
+use archiver::model::fault::{FaultKind, HasFault, chain};
 use archiver_sim::MemoryRabbit;
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::rabbitmq::RabbitMq;

@@ -18,10 +18,10 @@ use archiver::catalog::{
     NoticeState, NoticeTarget, Settled, SharedCatalog,
 };
 use archiver::config::CallbacksSection;
-use archiver::event::ArchiveOptions;
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, NoticeId, SessionId};
-use archiver::net::Network;
-use archiver::time::Wallclock;
+use archiver::model::archive_options::ArchiveOptions;
+use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, NoticeId, SessionId};
+use archiver::model::network::Network;
+use archiver::model::time::Wallclock;
 use archiver_testkit::net::{free_port, listen};
 use archiver_testkit::rabbitmq::RabbitMq;
 use archiver_testkit::wait::wait_for;

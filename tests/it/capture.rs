@@ -6,13 +6,13 @@ use std::time::Duration;
 use archiver::capture::log::LogReader;
 use archiver::capture::peer::{CaptureEvent, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
-use archiver::event::RouterRoom;
-use archiver::event::{ArchiveOptions, OutputMode};
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::media::Pipelines;
+use archiver::model::archive_options::{ArchiveOptions, OutputMode};
+use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
+use archiver::model::session::RouterRoom;
+use archiver::model::time::Wallclock;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, RoomEvent, StreamInfo};
-use archiver::time::Wallclock;
 use archiver_testkit::janus::{API_SECRET, Janus};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
 use archiver_testkit::wait::DEADLINE;
@@ -54,7 +54,7 @@ async fn every_codec_arrives_whole_in_its_log() {
             track: archiver::capture::track::TrackOptions::default(),
             segment: Duration::from_secs(2),
             earlier: std::collections::BTreeMap::new(),
-            complete: tokio::sync::watch::Sender::new(archiver::time::MediaTime(i64::MIN)),
+            complete: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
         })
         .await
         .expect("open");

@@ -9,10 +9,11 @@ use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob,
     NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog,
 };
-use archiver::event::{ArchiveMode, ArchiveOptions, MediaMode, RouterRoom};
-use archiver::fault::{FaultKind, HasFault, Retry};
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
-use archiver::time::Wallclock;
+use archiver::model::archive_options::ArchiveOptions;
+use archiver::model::fault::{FaultKind, HasFault, Retry};
+use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
+use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
+use archiver::model::time::Wallclock;
 use archiver_testkit::postgres::Postgres;
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::wait::wait_for;

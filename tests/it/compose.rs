@@ -11,7 +11,7 @@ use archiver::capture::log::LogReader;
 use archiver::capture::log::reader::LogItem;
 use archiver::compose::geometry::{Rect, Size};
 use archiver::compose::layout::{Shown, place};
-use archiver::event::Layout;
+use archiver::model::layout::Layout;
 use archiver::ops::sweep::sweep_segments;
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::{Content, Part, SeenFrame, Timeline, percentile};
@@ -321,8 +321,8 @@ async fn the_layout_and_classes_change_while_the_session_runs_and_again_over_the
     tokio::time::sleep(Duration::from_secs(4)).await;
     // The next owner goes on with it, and hears what was asked for while there was none.
     world.kill_worker();
-    let session: archiver::ids::SessionId = "c8".parse().expect("id");
-    let stream = archiver::ids::StreamId::of_router(&session, "bob").to_string();
+    let session: archiver::model::ids::SessionId = "c8".parse().expect("id");
+    let stream = archiver::model::ids::StreamId::of_router(&session, "bob").to_string();
     assert!(asked(&world, &["classes", &id, &stream, "two words"]).contains("without blanks"));
     assert!(asked(&world, &["classes", &id, &stream, "focus"]).contains("heartbeat"));
     world.start_worker().expect("worker");
@@ -376,8 +376,8 @@ async fn a_manual_archive_shows_and_sounds_what_was_added_and_again_over_the_fin
     world.recording(3).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let id = world.archive("c10", "started").await["archive"].as_str().expect("id").to_owned();
-    let session: archiver::ids::SessionId = "c10".parse().expect("id");
-    let stream = |name| archiver::ids::StreamId::of_router(&session, name).to_string();
+    let session: archiver::model::ids::SessionId = "c10".parse().expect("id");
+    let stream = |name| archiver::model::ids::StreamId::of_router(&session, name).to_string();
     let (of_alice, of_bob) = (stream("alice"), stream("bob"));
     let streams = |world: &World, more: &[&str]| asked(world, &[&["streams", &id], more].concat());
     assert!(streams(&world, &["--add", &of_bob, "--remove", &of_bob]).contains("at once"));
@@ -442,7 +442,7 @@ async fn a_manual_archive_shows_and_sounds_what_was_added_and_again_over_the_fin
     }
     // What was captured does not depend on it.
     let captured = LogReader::open(log.path()).expect("log");
-    let of_bob: archiver::ids::StreamId = of_bob.parse().expect("id");
+    let of_bob: archiver::model::ids::StreamId = of_bob.parse().expect("id");
     let bob = captured.tracks.iter().find(|track| track.track.stream == of_bob).and_then(|track| track.start());
     let start = archive.manifest["composed"]["startMs"].as_f64().expect("start") / 1000.0;
     assert!(bob.is_some_and(|bob| bob.as_secs_f64() - start < added - 1.0), "bob was not captured: {bob:?}");
@@ -529,8 +529,8 @@ async fn segments_are_kept_for_a_while(world: &World, manifest: &serde_json::Val
     let store = archiver::services::store(&settings).await.expect("store");
     let catalog = archiver::services::catalog(&settings).await.expect("catalog");
     let day = Duration::from_secs(24 * 3600);
-    let now = archiver::time::Wallclock::now();
-    for (moment, swept) in [(now, 0), (archiver::time::Wallclock(now.0 + 86_401_000_000), 1)] {
+    let now = archiver::model::time::Wallclock::now();
+    for (moment, swept) in [(now, 0), (archiver::model::time::Wallclock(now.0 + 86_401_000_000), 1)] {
         let there = store.list(&keys.segments()).await.expect("list").len();
         assert!(there > 0, "kept for less than a day");
         let of = sweep_segments(store.as_ref(), catalog.as_ref(), day, moment).await.expect("sweep");

@@ -7,12 +7,13 @@ use std::time::Duration;
 use archiver::archive::build::{About, Built, build};
 use archiver::capture::peer::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig};
 use archiver::capture::spool::Spool;
-use archiver::event::{ArchiveOptions, OutputMode, RouterRoom};
-use archiver::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::media::Pipelines;
+use archiver::model::archive_options::{ArchiveOptions, OutputMode};
+use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
+use archiver::model::session::RouterRoom;
+use archiver::model::time::Wallclock;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, Room, RoomEvent};
-use archiver::time::Wallclock;
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::{Content, Matched, Timeline, apart, percentile};
 use archiver_testkit::janus::{API_SECRET, Janus};
@@ -57,7 +58,7 @@ impl Session {
                 track: archiver::capture::track::TrackOptions::default(),
                 segment: Duration::from_secs(2),
                 earlier: std::collections::BTreeMap::new(),
-                complete: tokio::sync::watch::Sender::new(archiver::time::MediaTime(i64::MIN)),
+                complete: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
             })
             .await
             .expect("open");

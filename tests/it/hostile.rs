@@ -96,7 +96,7 @@ async fn each_malformed_or_hostile_event_is_parked_for_its_own_reason_and_the_wo
     assert_eq!(parked.len(), all.len());
     let mut reasons = BTreeSet::new();
     for sample in &all {
-        let id = archiver::ids::ParkedId::of_content(&sample.fault, &sample.body).to_string();
+        let id = archiver::model::ids::ParkedId::of_content(&sample.fault, &sample.body).to_string();
         let entry = parked.iter().find(|entry| entry["parked"] == id.as_str());
         let entry = entry.unwrap_or_else(|| panic!("{} is not parked as {}", sample.name, sample.fault));
         assert_eq!((&entry["fault"], &entry["times"]), (&json!(sample.fault), &json!(1)), "{}", sample.name);

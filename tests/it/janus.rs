@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use archiver::config::RouterSection;
-use archiver::event::RouterRoom;
-use archiver::ids::SessionId;
+use archiver::model::ids::SessionId;
+use archiver::model::session::RouterRoom;
+use archiver::model::time::Wallclock;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{ListedRoom, MediaRouter, Room, RoomEvent, Rooms, RouterError};
 use archiver::session::access::{access_at, client_access, signed_token};
 use archiver::session::room::room_of;
-use archiver::time::Wallclock;
 use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus, TOKEN_SECRET};
 use archiver_testkit::liar::{Lie, liar, reply};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};

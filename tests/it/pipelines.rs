@@ -4,14 +4,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use archiver::capture::types::{Codec, Frame, TrackFormat};
 use archiver::media::decode::{AudioDecoder, Picture, VideoDecoder};
 use archiver::media::fragment::EMBEDDED;
 use archiver::media::mux::{MuxInput, Muxed, mux};
 use archiver::media::picture::Plane;
 use archiver::media::verify;
 use archiver::media::{Pipelines, check};
-use archiver::time::MediaTime;
+use archiver::model::media::{Codec, Frame, TrackFormat};
+use archiver::model::time::MediaTime;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSink;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use archiver::config::Settings;
-use archiver::fault::FaultKind;
+use archiver::model::fault::FaultKind;
 
 const README: &str = include_str!("../../README.md");
 

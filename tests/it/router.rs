@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use archiver::event::RouterRoom;
-use archiver::ids::{SessionId, TrackKind};
+use archiver::model::ids::{SessionId, TrackKind};
+use archiver::model::media::VideoType;
+use archiver::model::session::RouterRoom;
 use archiver::router::janus::{JanusConfig, JanusRouter};
-use archiver::router::{MediaRouter, Room, RoomEvent, RouterError, StreamInfo, VideoType};
+use archiver::router::{MediaRouter, Room, RoomEvent, RouterError, StreamInfo};
 use archiver_sim::FakeRouter;
 use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::types::SenderReport;
-use crate::ids::{StreamId, TrackId};
-use crate::time::{MediaSpan, MediaTime};
+use crate::model::ids::{StreamId, TrackId};
+use crate::model::media::SenderReport;
+use crate::model::time::{MediaSpan, MediaTime};
 
 const MS: MediaSpan = 1_000_000;
 /// A report further from its neighbours' median than this is refused (Janus's can be wrong for a while
@@ -230,8 +230,8 @@ fn median(values: &mut [i64]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{SessionId, StreamId, TrackKind};
-    use crate::time::{NtpTime, Wallclock};
+    use crate::model::ids::{SessionId, StreamId, TrackKind};
+    use crate::model::time::{NtpTime, Wallclock};
     use proptest::prelude::*;
 
     const T0: i64 = 1_795_000_000_000_000;

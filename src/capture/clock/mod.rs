@@ -10,7 +10,7 @@ mod correct;
 
 pub use correct::{Correction, corrections};
 
-use crate::time::{MediaSpan, MediaTime, RtpUnwrapper, ticks_to_span};
+use crate::model::time::{MediaSpan, MediaTime, RtpUnwrapper, ticks_to_span};
 
 const MS: MediaSpan = 1_000_000;
 /// A packet with a higher sequence number may go back by this much: pictures that are not in the order of

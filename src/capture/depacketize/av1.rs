@@ -3,7 +3,7 @@
 
 use super::bits::Bits;
 use super::{Assembled, Edges, FRAME_BYTES_MAX, PayloadError};
-use crate::capture::types::{Codec, TrackFormat};
+use crate::model::media::{Codec, TrackFormat};
 
 const SEQUENCE_HEADER: u8 = 1;
 const TEMPORAL_DELIMITER: u8 = 2;

@@ -3,7 +3,7 @@
 
 use super::bits::Bits;
 use super::{Assembled, Edges, FRAME_BYTES_MAX, PayloadError};
-use crate::capture::types::{Codec, TrackFormat};
+use crate::model::media::{Codec, TrackFormat};
 
 const IDR: u8 = 5;
 const SPS: u8 = 7;

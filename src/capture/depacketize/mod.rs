@@ -9,7 +9,7 @@ mod h264;
 mod vp8;
 mod vp9;
 
-use crate::capture::types::{Codec, TrackFormat};
+use crate::model::media::{Codec, TrackFormat};
 
 /// Largest frame that is put together, in bytes. A 4K keyframe is about 1 MB.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;

@@ -1,7 +1,7 @@
 //! VP8 (RFC 7741).
 
 use super::{Assembled, Edges, PayloadError};
-use crate::capture::types::{Codec, TrackFormat};
+use crate::model::media::{Codec, TrackFormat};
 
 /// The payload descriptor: (bytes of it, start of partition 0, non-reference frame).
 fn descriptor(payload: &[u8]) -> Result<(usize, bool, bool), PayloadError> {

@@ -3,7 +3,7 @@
 
 use super::bits::Bits;
 use super::{Assembled, Edges, PayloadError};
-use crate::capture::types::{Codec, TrackFormat};
+use crate::model::media::{Codec, TrackFormat};
 
 struct Descriptor {
     len: usize,

@@ -1,9 +1,9 @@
 //! The small part of Matroska (RFC 9559) that segments use: one track, clusters of known size, simple
 //! blocks. Written and read here; ordinary tools read it too.
 
-use crate::capture::types::{Codec, TrackFormat};
-use crate::ids::TrackKind;
-use crate::time::MediaTime;
+use crate::model::ids::TrackKind;
+use crate::model::media::{Codec, TrackFormat};
+use crate::model::time::MediaTime;
 
 /// Nanoseconds of one timestamp unit: 0.1 ms keeps 20 ms of sound and 90 kHz pictures exact enough, and
 /// lets a part of 3 s fit the 16 bits of a block's relative time.

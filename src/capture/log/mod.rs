@@ -23,10 +23,10 @@ mod writer;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::types::{Gap, SenderReport, TrackFormat, TrackStats};
-use crate::fault::{Fault, FaultKind, HasFault};
-use crate::ids::{Epoch, TrackId};
-use crate::time::MediaTime;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::ids::{Epoch, TrackId};
+use crate::model::media::{Gap, SenderReport, TrackFormat, TrackStats};
+use crate::model::time::MediaTime;
 
 pub(crate) use line::to_line;
 pub use line::{LineFile, read_lines};

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::{INDEX, LogError, Record, TRACKS, mkv, read_lines};
-use crate::capture::types::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
-use crate::ids::{Epoch, TrackId};
-use crate::time::MediaTime;
+use crate::model::ids::{Epoch, TrackId};
+use crate::model::media::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::model::time::MediaTime;
 
 /// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
 const PART_BYTES_MAX: u64 = 32 << 20;

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::reader::{LogItem, LogReader, TrackIndex, join};
 use super::*;
 use crate::capture::spool::Spool;
-use crate::capture::types::{Codec, Frame, GapCause};
-use crate::ids::{SessionId, StreamId, TrackKind};
+use crate::model::ids::{SessionId, StreamId, TrackKind};
+use crate::model::media::{Codec, Frame, GapCause};
 
 fn track(kind: TrackKind) -> TrackId {
     let session: SessionId = "s".parse().expect("id");

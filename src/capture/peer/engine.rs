@@ -15,9 +15,9 @@ use super::{PeerError, media, writer};
 use crate::capture::log::{LogOptions, SealedSegment};
 use crate::capture::spool::Spool;
 use crate::capture::track::TrackOptions;
-use crate::capture::types::GapCause;
-use crate::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
-use crate::time::{ClockAnchor, MediaTime, Wallclock};
+use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
+use crate::model::media::GapCause;
+use crate::model::time::{ClockAnchor, MediaTime, Wallclock};
 
 /// Commands that may wait for the media thread.
 const COMMANDS_MAX: usize = 1024;

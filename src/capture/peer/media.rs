@@ -15,9 +15,9 @@ use super::socket::{Buffers, Socket};
 use super::writer::{self, Item, What};
 use super::{PeerError, sdp};
 use crate::capture::track::{Output, RtpInput, TrackRules};
-use crate::capture::types::GapCause;
-use crate::ids::{StreamId, TrackId, TrackKind};
-use crate::time::{ClockAnchor, MediaTime, NtpTime, Wallclock};
+use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::media::GapCause;
+use crate::model::time::{ClockAnchor, MediaTime, NtpTime, Wallclock};
 
 /// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
 const RULES_TICK: Duration = Duration::from_millis(50);

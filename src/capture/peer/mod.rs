@@ -17,7 +17,7 @@ pub use engine::{
     CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EVENTS_MAX, Engine, EngineConfig, EngineGone, PeerKey,
 };
 
-use crate::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault};
 
 /// Why a peer cannot be made or has ended.
 #[derive(Debug, thiserror::Error)]

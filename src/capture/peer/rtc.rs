@@ -18,9 +18,9 @@ use str0m::net::{Protocol, Receive};
 use str0m::rtp::Ssrc;
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig};
 
-use crate::capture::types::Codec;
-use crate::ids::TrackKind;
-use crate::time::{NtpTime, Wallclock};
+use crate::model::ids::TrackKind;
+use crate::model::media::Codec;
+use crate::model::time::{NtpTime, Wallclock};
 
 use super::PeerError;
 use super::nack::Nacks;

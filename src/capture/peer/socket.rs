@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSocketState};
 
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// Largest datagram that is of use: RTP over a 1,500-byte path.
 const DATAGRAM_BYTES_MAX: usize = 2048;

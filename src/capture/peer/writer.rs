@@ -13,10 +13,10 @@ use super::media::tell;
 use crate::capture::log::{LogError, TrackLog, UnsyncedSegment};
 use crate::capture::spool::Spool;
 use crate::capture::track::Output;
-use crate::capture::types::{Gap, GapCause, TrackFormat, TrackStats};
-use crate::fault::HasFault;
-use crate::ids::TrackId;
-use crate::time::{ClockAnchor, MediaTime};
+use crate::model::fault::HasFault;
+use crate::model::ids::TrackId;
+use crate::model::media::{Gap, GapCause, TrackFormat, TrackStats};
+use crate::model::time::{ClockAnchor, MediaTime};
 
 /// A log that could not be opened is tried again after this.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
@@ -214,7 +214,7 @@ impl Capture {
                 let known = self.unopened.len();
                 self.unopened.entry(track).or_insert(Unopened { retry, format: None, since: None }).retry = retry;
                 if self.unopened.len() > known {
-                    tell(&self.events, CaptureEvent::StorageFailed { track, why: crate::fault::chain(&error) });
+                    tell(&self.events, CaptureEvent::StorageFailed { track, why: crate::model::fault::chain(&error) });
                 }
                 false
             }
@@ -271,7 +271,7 @@ impl Log {
     fn failed(&mut self, track: TrackId, error: &LogError, events: &mpsc::Sender<CaptureEvent>) {
         if !self.told_failed {
             self.told_failed = true;
-            tell(events, CaptureEvent::StorageFailed { track, why: crate::fault::chain(error) });
+            tell(events, CaptureEvent::StorageFailed { track, why: crate::model::fault::chain(error) });
         }
     }
 
@@ -301,7 +301,7 @@ pub(super) fn run_sync(queue: &Receiver<SyncCommand>) {
                     match segment.sync() {
                         Ok(segment) => sealed.push(segment),
                         Err(error) => {
-                            tracing::error!(fault.kind = %error.fault().kind, "{}", crate::fault::chain(&error));
+                            tracing::error!(fault.kind = %error.fault().kind, "{}", crate::model::fault::chain(&error));
                         }
                     }
                 }
@@ -320,8 +320,8 @@ fn now() -> Instant {
 mod tests {
     use super::*;
     use crate::capture::log::{LogOptions, LogReader, TRACKS};
-    use crate::capture::types::{Codec, Frame};
-    use crate::ids::{Epoch, SessionId, StreamId, TrackKind};
+    use crate::model::ids::{Epoch, SessionId, StreamId, TrackKind};
+    use crate::model::media::{Codec, Frame};
 
     #[test]
     fn a_log_that_cannot_be_opened_is_tried_again_and_what_is_missing_is_known() {
@@ -335,7 +335,7 @@ mod tests {
             archive: "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id"),
             dir: dir.path().to_owned(),
             epoch: Epoch(1),
-            origin: crate::time::Wallclock(0),
+            origin: crate::model::time::Wallclock(0),
             log: LogOptions::default(),
             track: crate::capture::track::TrackOptions::default(),
             segment: Duration::from_secs(5),

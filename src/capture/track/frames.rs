@@ -5,9 +5,9 @@ use bytes::Bytes;
 use super::queue::Held;
 use super::{KeyframeReason, Last, MS, Output, Resync, TrackRules, span};
 use crate::capture::depacketize::{Assembled, PayloadError};
-use crate::capture::types::{Frame, Gap, GapCause};
-use crate::ids::TrackKind;
-use crate::time::{MediaSpan, MediaTime, ticks_to_span};
+use crate::model::ids::TrackKind;
+use crate::model::media::{Frame, Gap, GapCause};
+use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
 
 /// What a picture is taken to last when nothing tells: one at 30 a second.
 const PICTURE_SPAN: MediaSpan = 33 * MS;

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::{KeyframeReason, MS, span};
-use crate::time::{MediaSpan, MediaTime};
+use crate::model::time::{MediaSpan, MediaTime};
 
 /// Pauses between requests for the same keyframe, in least intervals. A request may be lost on its way; a
 /// publisher that does not send needs no more of them.

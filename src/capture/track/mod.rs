@@ -20,9 +20,9 @@ use bytes::Bytes;
 
 use super::clock::{Fit, Pause, TrackClock};
 use super::depacketize::{Depacketizer, Edges};
-use super::types::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
-use crate::ids::TrackKind;
-use crate::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
+use crate::model::ids::TrackKind;
+use crate::model::media::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::model::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
 use keyframes::Keyframes;
 use queue::{Held, Placed, Queue};
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::capture::depacketize::Edges;
-use crate::time::{MediaSpan, MediaTime};
+use crate::model::time::{MediaSpan, MediaTime};
 
 /// Packets that may wait behind a missing one, and the most that a frame may have. At 1,200 bytes each
 /// about 5 MB.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::link::{PLUGIN, data_id, late};
 use super::{JanusConfig, wire};
-use crate::ids::{RoomId, TrackKind};
+use crate::model::ids::{RoomId, TrackKind};
 use crate::router::{Offer, RoomControl, RouterError, StreamInfo, SubscriptionId};
 
 /// A lower simulcast layer is sent when the wanted one paused for so long, in microseconds: Janus's

@@ -30,7 +30,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::{MediaRouter, Room, RouterError};
-use crate::event::{RoomAccess, RouterRoom};
+use crate::model::session::{RoomAccess, RouterRoom};
 use crate::session::room::derived_pin;
 
 /// The marks of an observer's `display`; participants with it are no clients.

@@ -15,8 +15,8 @@ use super::control::{Control, Request, Shared, data, room_value, with_pin};
 use super::link::{Socket, late};
 use super::roster::Roster;
 use super::{JanusConfig, wire};
-use crate::fault::Backoff;
-use crate::ids::RoomId;
+use crate::model::fault::Backoff;
+use crate::model::ids::RoomId;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, RouterError, StreamInfo, SubscriptionId};
 
 /// Events that may wait for the driver; then Janus has to wait.
@@ -202,7 +202,7 @@ impl Task {
                     self.reconnect().await
                 }
                 Err(error) => {
-                    tracing::warn!(router = self.config.name, room = %self.room, "{}", crate::fault::chain(&error));
+                    tracing::warn!(router = self.config.name, room = %self.room, "{}", crate::model::fault::chain(&error));
                     self.reconnect().await
                 }
             };
@@ -236,7 +236,7 @@ impl Task {
                 Ok(entered) => return Some(entered),
                 Err(RouterError::RoomNotFound { .. }) => self.tell_destroyed().await,
                 Err(error) => {
-                    tracing::debug!(router = self.config.name, room = %self.room, "{}", crate::fault::chain(&error));
+                    tracing::debug!(router = self.config.name, room = %self.room, "{}", crate::model::fault::chain(&error));
                 }
             }
         }

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 use super::control::{data, room_value, with_pin};
 use super::link::{Socket, late};
 use super::{JanusRouter, OBSERVER_PREFIX, wire};
-use crate::event::RouterRoom;
-use crate::ids::{RoomId, SessionId};
+use crate::model::ids::{RoomId, SessionId};
+use crate::model::session::RouterRoom;
 use crate::router::{ListedRoom, Participant, Rooms, RouterError, StreamInfo};
 use crate::session::room::derived_secret;
 

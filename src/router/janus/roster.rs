@@ -101,8 +101,9 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::TrackKind;
-    use crate::router::{TrackInfo, VideoType};
+    use crate::model::ids::TrackKind;
+    use crate::model::media::VideoType;
+    use crate::router::TrackInfo;
 
     fn stream(id: &str) -> StreamInfo {
         let track = TrackInfo {

@@ -4,8 +4,9 @@
 use serde_json::Value;
 
 use super::OBSERVER_PREFIX;
-use crate::ids::TrackKind;
-use crate::router::{ListedRoom, Participant, RouterError, StreamInfo, TrackInfo, VideoType};
+use crate::model::ids::TrackKind;
+use crate::model::media::VideoType;
+use crate::router::{ListedRoom, Participant, RouterError, StreamInfo, TrackInfo};
 
 /// Longest name or connection data that is kept, in characters (Vonage's limit for connection data is 1,000).
 const TEXT_CHARS_MAX: usize = 1000;
@@ -213,7 +214,7 @@ pub fn offer_mids(data: &Value) -> Vec<(String, TrackKind)> {
 #[must_use]
 pub fn error(
     router: &str,
-    room: Option<&crate::ids::RoomId>,
+    room: Option<&crate::model::ids::RoomId>,
     doing: &'static str,
     answer: &Value,
 ) -> Option<RouterError> {

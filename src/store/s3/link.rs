@@ -15,7 +15,7 @@ use aws_sigv4::http_request::{
 use aws_sigv4::sign::v4;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// Credentials of a role change; they are asked for again after this.
 const CREDENTIALS_FOR: Duration = Duration::from_secs(60);

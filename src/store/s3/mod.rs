@@ -28,7 +28,7 @@ use self::transfer::{Stalled, Watch, flow, stream, watched};
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
 };
-use crate::time::Wallclock;
+use crate::model::time::Wallclock;
 
 /// Tries of one request within the SDK; longer retries are the caller's, for hours.
 const SDK_ATTEMPTS: u32 = 2;

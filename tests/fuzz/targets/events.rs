@@ -5,7 +5,7 @@
 
 use archiver::event::policy::decide;
 use archiver::event::{SessionEvent, parse};
-use archiver::fault::{HasFault, Retry};
+use archiver::model::fault::{HasFault, Retry};
 use libfuzzer_sys::fuzz_target;
 
 /// Longest reason in bytes: people read it in a list of parked jobs.

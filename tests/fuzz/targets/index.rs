@@ -12,9 +12,9 @@ use std::sync::{Arc, LazyLock};
 use archiver::capture::log::reader::{LogItem, TrackIndex, join};
 use archiver::capture::log::{INDEX, LogOptions, LogReader, TRACKS, TrackLog};
 use archiver::capture::spool::Spool;
-use archiver::capture::types::{Codec, Frame, TrackFormat};
-use archiver::ids::{Epoch, SessionId, StreamId, TrackId, TrackKind};
-use archiver::time::MediaTime;
+use archiver::model::media::{Codec, Frame, TrackFormat};
+use archiver::model::ids::{Epoch, SessionId, StreamId, TrackId, TrackKind};
+use archiver::model::time::MediaTime;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 

@@ -10,9 +10,9 @@ use std::time::Duration;
 use archiver::capture::clock::corrections;
 use archiver::capture::depacketize::{Depacketizer, FRAME_BYTES_MAX};
 use archiver::capture::track::{Output, RtpInput, TrackOptions, TrackRules};
-use archiver::capture::types::{Codec, GapCause, SenderReport};
-use archiver::ids::{SessionId, StreamId, TrackId, TrackKind};
-use archiver::time::{MediaTime, NtpTime};
+use archiver::model::media::{Codec, GapCause, SenderReport};
+use archiver::model::ids::{SessionId, StreamId, TrackId, TrackKind};
+use archiver::model::time::{MediaTime, NtpTime};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 

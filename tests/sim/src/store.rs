@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use archiver::model::time::Wallclock;
 use archiver::store::checksum::PartSums;
 use archiver::store::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, SharedStore, StoreError,
     UploadedPart,
 };
-use archiver::time::Wallclock;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use archiver::broker::{BrokerState, Delivery, Outcome, STARTED_KEY};
 use archiver::catalog::{Accepted, Claimed, JobRow, NewJob, SharedCatalog};
-use archiver::ids::{JobId, Region, SessionId, WorkerId};
-use archiver::time::{SimulatedTime, Wallclock};
+use archiver::model::ids::{JobId, Region, SessionId, WorkerId};
+use archiver::model::time::{SimulatedTime, Wallclock};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::{mpsc, watch};

@@ -9,8 +9,8 @@ use std::time::Duration;
 use archiver::broker::{
     ArchivePublisher, Broker, BrokerError, BrokerState, DeliveryHandler, Headers, Publisher, SharedBroker,
 };
-use archiver::fault::Backoff;
-use archiver::ids::Region;
+use archiver::model::fault::Backoff;
+use archiver::model::ids::Region;
 use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use archiver::broker::{ENDED_KEY, Headers, STARTED_KEY};
-use archiver::ids::Region;
+use archiver::model::ids::Region;
 use tokio::time::Instant;
 
 /// A message that returns to its queue more often than this is a dead letter; as in archiver's topology.

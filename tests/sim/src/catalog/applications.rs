@@ -1,8 +1,8 @@
 //! Applications and shared secrets.
 
 use archiver::catalog::{ApplicationCatalog, ApplicationKey, ApplicationRow, CatalogError};
-use archiver::ids::ApplicationId;
-use archiver::time::Wallclock;
+use archiver::model::ids::ApplicationId;
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 

@@ -1,8 +1,8 @@
 //! Archives and their counts.
 
 use archiver::catalog::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, CountCatalog};
-use archiver::ids::{ArchiveId, Epoch};
-use archiver::time::Wallclock;
+use archiver::model::ids::{ArchiveId, Epoch};
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
 use super::{MemoryCatalog, State, count, page, storable};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use archiver::catalog::{Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, NewJob};
-use archiver::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
-use archiver::time::Wallclock;
+use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
 use super::{MemoryCatalog, State, conflict, page, storable};

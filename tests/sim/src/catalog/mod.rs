@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use archiver::catalog::{
     ApplicationRow, Catalog, CatalogError, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
 };
-use archiver::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId};
-use archiver::time::Wallclock;
+use archiver::model::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId};
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 use secrecy::SecretString;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use archiver::catalog::{
     ArchiveRow, CatalogError, Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled,
 };
-use archiver::ids::{ApplicationId, ArchiveId, NoticeId};
-use archiver::time::Wallclock;
+use archiver::model::ids::{ApplicationId, ArchiveId, NoticeId};
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
 use super::{MemoryCatalog, State, count, page, storable};

@@ -1,9 +1,9 @@
 //! Parked jobs.
 
 use archiver::catalog::{CatalogError, NewParked, ParkedCatalog, ParkedRow, ParkedState};
-use archiver::fault::FaultKind;
-use archiver::ids::{JobId, ParkedId};
-use archiver::time::Wallclock;
+use archiver::model::fault::FaultKind;
+use archiver::model::ids::{JobId, ParkedId};
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

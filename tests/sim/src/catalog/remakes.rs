@@ -1,8 +1,8 @@
 //! Derived archives that wait.
 
 use archiver::catalog::{ArchiveRow, CatalogError, RemakeCatalog, RemakeRow};
-use archiver::ids::ArchiveId;
-use archiver::time::Wallclock;
+use archiver::model::ids::ArchiveId;
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
 use super::{MemoryCatalog, State, conflict, storable};

@@ -1,7 +1,7 @@
 //! Sessions.
 
 use archiver::catalog::{CatalogError, Classes, SessionCatalog, SessionRow};
-use archiver::ids::{ApplicationId, RoomId, RouterName, SessionId};
+use archiver::model::ids::{ApplicationId, RoomId, RouterName, SessionId};
 use async_trait::async_trait;
 
 use super::{MemoryCatalog, State, conflict};
@@ -19,7 +19,7 @@ fn has_active_job(state: &State, session: &SessionId) -> bool {
 impl SessionCatalog for MemoryCatalog {
     async fn add_session(&self, session: &SessionRow) -> Result<(), CatalogError> {
         self.call("add_session", |state| {
-            let taken = |place: &archiver::event::RouterRoom| {
+            let taken = |place: &archiver::model::session::RouterRoom| {
                 state.sessions.values().any(|row| is_at(row, &place.name, &place.room))
             };
             if state.sessions.contains_key(&session.session) || session.router.as_ref().is_some_and(taken) {

@@ -8,8 +8,8 @@ mod world;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use archiver::event::RouterRoom;
-use archiver::ids::{RoomId, RouterName, SessionId};
+use archiver::model::ids::{RoomId, RouterName, SessionId};
+use archiver::model::session::RouterRoom;
 use archiver::router::{ListedRoom, MediaRouter, Participant, Room, RoomEvent, Rooms, RouterError, StreamInfo};
 use async_trait::async_trait;
 use tokio::sync::watch;

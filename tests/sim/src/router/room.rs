@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use archiver::fault::Backoff;
-use archiver::ids::RoomId;
+use archiver::model::fault::Backoff;
+use archiver::model::ids::RoomId;
 use archiver::router::{Offer, Room, RoomControl, RoomEvent, RouterError, StreamInfo, SubscriptionId};
 use async_trait::async_trait;
 use tokio::time::{Instant, sleep_until};

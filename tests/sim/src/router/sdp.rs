@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use archiver::ids::TrackKind;
+use archiver::model::ids::TrackKind;
 use archiver::router::{Offer, StreamInfo, SubscriptionId, TrackInfo};
 
 /// The lines of every media section. Candidate, credentials and fingerprint are placeholders.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use archiver::ids::{RoomId, TrackKind};
-use archiver::router::{Participant, RoomEvent, StreamInfo, SubscriptionId, TrackInfo, VideoType};
+use archiver::model::ids::{RoomId, TrackKind};
+use archiver::model::media::VideoType;
+use archiver::router::{Participant, RoomEvent, StreamInfo, SubscriptionId, TrackInfo};
 
 /// Numbers a process, an observer, a subscription, or one presence of a stream.
 pub(super) type Number = u64;

@@ -1,11 +1,24 @@
-//! The words that pass between the track rules, the capture log and whoever reads the log.
+//! Media as the capture log has it: codecs, formats, frames, gaps, sender reports and counts.
 
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::TrackKind;
-use crate::time::{MediaSpan, MediaTime, NtpTime};
+use crate::model::ids::TrackKind;
+use crate::model::time::{MediaSpan, MediaTime, NtpTime};
+
+/// What a stream shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum VideoType {
+    /// A camera.
+    #[default]
+    Camera,
+    /// A shared screen.
+    Screen,
+    /// Anything else, such as a canvas.
+    Custom,
+}
 
 /// A codec that is archived as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]

@@ -1,0 +1,11 @@
+//! The domain's types, which every other module may use. This module imports none of them.
+
+pub mod archive_options;
+pub mod fault;
+pub mod ids;
+pub mod layout;
+pub mod media;
+pub mod network;
+pub mod session;
+pub mod stylesheet;
+pub mod time;
