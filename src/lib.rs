@@ -2,7 +2,6 @@
 //!
 //! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
 
-pub mod anew;
 pub mod api;
 pub mod archive;
 pub mod bridge;
@@ -17,13 +16,11 @@ pub mod event;
 pub mod geo;
 pub mod job;
 pub mod media;
-pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod router;
+pub mod runtime;
 pub mod services;
 pub mod session;
 pub mod store;
-pub mod telemetry;
-pub mod tls;
 pub mod worker;

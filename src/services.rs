@@ -13,8 +13,8 @@ use crate::job::driver::CATALOG;
 use crate::model::ids::RouterName;
 use crate::router::MediaRouter;
 use crate::router::janus::{JanusConfig, JanusRouter};
+use crate::runtime::retry::retry_until_cancelled;
 use crate::store::dir::DirStore;
-use crate::store::retry::persist;
 use crate::store::s3::{S3Config, S3Store};
 use crate::store::{SharedStore, StoreError};
 
@@ -55,7 +55,7 @@ impl Services {
     /// When a service cannot be used and its fault is not to be retried.
     pub async fn open(settings: &Settings, stop: &CancellationToken) -> Result<Option<Self>, ServicesError> {
         let broker = broker(settings)?;
-        let opened = persist("open the catalog", CATALOG, stop, || catalog(settings)).await;
+        let opened = retry_until_cancelled("open the catalog", CATALOG, stop, || catalog(settings)).await;
         let Some(catalog) = opened.transpose()? else { return Ok(None) };
         Ok(Some(Self { catalog, store: store(settings).await?, routers: routers(settings), broker }))
     }

@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::anew::{keep, panicked};
 use crate::broker::{BrokerState, Delivery, Outcome};
 use crate::callback::{Telling, keep_telling_events};
 use crate::capture::peer::{Engine, EngineConfig};
@@ -24,11 +23,12 @@ use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::job::driver;
 use crate::job::{Context, Ended};
-use crate::metrics::{EventLabels, EventOutcome, metrics};
 use crate::model::fault::{FaultKind, HasFault, Retry, chain};
 use crate::model::ids::{Epoch, JobId};
 use crate::model::time::Wallclock;
 use crate::ops::accept::{self, accept};
+use crate::runtime::metrics::{EventLabels, EventOutcome, metrics};
+use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::services::{Services, ServicesError};
 
 /// How often jobs without an owner are looked for.
@@ -153,12 +153,14 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
     let telling = Telling::new(context.catalog.clone(), section, Some(events), Arc::new(nothing));
     tasks.spawn({
         let cancel = leave_queue.clone();
-        keep("telling of archives", leave_queue.clone(), move || keep_telling_events(telling.clone(), cancel.clone()))
+        restart_on_panic("telling of archives", leave_queue.clone(), move || {
+            keep_telling_events(telling.clone(), cancel.clone())
+        })
     });
     tasks.spawn({
         let (context, cancel) = (Arc::clone(&context), stop.clone());
         let sweeping = move || crate::ops::sweep::keep_sweeping(Arc::clone(&context), cancel.clone());
-        keep("sweeping", stop.clone(), sweeping)
+        restart_on_panic("sweeping", stop.clone(), sweeping)
     });
     own_jobs(&context, &nudge, &room, &jobs, &stop).await;
     stop_http.cancel();

@@ -64,7 +64,7 @@ async fn is_ready(State(ready): State<Ready>) -> impl IntoResponse {
 
 async fn metrics() -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], crate::metrics::render())
+    ([(header::CONTENT_TYPE, kind)], crate::runtime::metrics::render())
 }
 
 #[cfg(test)]

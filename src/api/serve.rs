@@ -32,13 +32,14 @@ use super::{
     Api, Shared, StartError, archives, callbacks, extras, join, limits, links, openapi, operator, removals, sessions,
     wire,
 };
-use crate::anew::{self, keep};
 use crate::bridge::{Bridge, bridge};
 use crate::callback::{Render, Telling, keep_telling};
 use crate::catalog::{ApplicationRow, ArchiveRow, SharedCatalog};
 use crate::config::{ApiSection, Settings};
 use crate::geo::Geo;
-use crate::metrics::{RequestLabels, metrics};
+use crate::runtime::metrics::{RequestLabels, metrics};
+use crate::runtime::supervise;
+use crate::runtime::supervise::restart_on_panic;
 use crate::services::Services;
 use crate::session::region::Atlas;
 
@@ -113,12 +114,14 @@ pub async fn serve(
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move {
             let nudging = async || broker.keep_nudging(&api.wanted, &ending).await;
-            while anew::panicked("nudging the workers", &ending, nudging()).await {}
+            while supervise::panicked("nudging the workers", &ending, nudging()).await {}
         }
     });
     tasks.spawn({
         let (api, cancel) = (Arc::clone(&api), ending.clone());
-        keep("counting and forgetting", ending.clone(), move || keep_house(Arc::clone(&api), cancel.clone()))
+        restart_on_panic("counting and forgetting", ending.clone(), move || {
+            keep_house(Arc::clone(&api), cancel.clone())
+        })
     });
     tasks.spawn({
         let (settings, catalog, store) = (Arc::new(api.settings.clone()), api.catalog.clone(), Arc::clone(&api.store));
@@ -126,20 +129,20 @@ pub async fn serve(
         let making = move || {
             crate::ops::remakes::keep_making(Arc::clone(&settings), catalog.clone(), Arc::clone(&store), cancel.clone())
         };
-        keep("making archives of others", ending.clone(), making)
+        restart_on_panic("making archives of others", ending.clone(), making)
     });
     tasks.spawn({
         let (catalog, store, ending) = (api.catalog.clone(), Arc::clone(&api.store), ending.clone());
         async move {
             let mut removing = async || removals::keep_removing(catalog.as_ref(), &store, &mut deleted, &ending).await;
-            while anew::panicked("removing deleted archives", &ending, removing()).await {}
+            while supervise::panicked("removing deleted archives", &ending, removing()).await {}
         }
     });
     let render = Arc::new(Body(Arc::clone(&api)));
     let telling = Telling::new(api.catalog.clone(), &api.settings.callbacks, Some(told), render);
     tasks.spawn({
         let cancel = ending.clone();
-        keep("telling of archives", ending.clone(), move || keep_telling(telling.clone(), cancel.clone()))
+        restart_on_panic("telling of archives", ending.clone(), move || keep_telling(telling.clone(), cancel.clone()))
     });
     let served = listen(&api, &serving, &stop).await;
     serving.send_replace(None);
@@ -228,7 +231,7 @@ async fn listen(
 async fn tls(section: &ApiSection) -> Result<Option<RustlsConfig>, StartError> {
     let (Some(certificate), Some(key)) = (section.certificate.clone(), section.key.clone()) else { return Ok(None) };
     let read = tokio::task::spawn_blocking(move || {
-        crate::tls::server(&certificate, &key).map_err(|why| StartError::Certificate { certificate, key, why })
+        crate::runtime::tls::server(&certificate, &key).map_err(|why| StartError::Certificate { certificate, key, why })
     });
     let server = read.await.expect("reading a certificate does not panic")?;
     Ok(Some(RustlsConfig::from_config(Arc::new(server))))

@@ -21,11 +21,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::anew::panicked;
 use crate::broker::SharedBroker;
 use crate::catalog::SharedCatalog;
 use crate::config::BridgeSection;
-use crate::metrics::{HintLabels, HintOutcome, metrics};
+use crate::runtime::metrics::{HintLabels, HintOutcome, metrics};
+use crate::runtime::supervise::panicked;
 use crate::services::Routers;
 
 use hint::Hint;

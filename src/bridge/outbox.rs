@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, BrokerError, Headers, Publisher, STARTED_KEY};
 use crate::event::{Envelope, Started};
-use crate::metrics::{StartLabels, StartOutcome, metrics};
+use crate::runtime::metrics::{StartLabels, StartOutcome, metrics};
 
 /// Events that wait.
 const WAITING_MAX: usize = 64;

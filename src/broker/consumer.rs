@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::publisher::publish;
 use super::{BrokerConfig, BrokerError, DeliveryHandler, Headers, failed, open};
-use crate::metrics::metrics;
 use crate::model::fault::{Backoff, chain};
+use crate::runtime::metrics::metrics;
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
 /// Deliveries that are under way on one channel: what is asked for is durable within milliseconds, and a

@@ -72,7 +72,7 @@ impl Sender {
     /// Without a TLS library, which this program always has.
     #[must_use]
     pub fn new(allowed: Vec<Network>, timeout: Duration, resolver: Arc<dyn Resolver>) -> Self {
-        crate::tls::choose_provider();
+        crate::runtime::tls::choose_provider();
         let allowed: Arc<[Network]> = allowed.into();
         let client = reqwest::Client::builder()
             .user_agent(concat!("archiver/", env!("CARGO_PKG_VERSION")))

@@ -20,11 +20,11 @@ use crate::catalog::{
     ApplicationRow, ArchiveRow, CatalogError, Claim, NoticeRow, NoticeTarget, Settled, SharedCatalog,
 };
 use crate::config::CallbacksSection;
-use crate::metrics::{NoticeLabels, metrics};
 use crate::model::fault::{Backoff, HasFault, Retry, chain};
 use crate::model::ids::ApplicationId;
 use crate::model::time::Wallclock;
-use crate::store::retry::persist;
+use crate::runtime::metrics::{NoticeLabels, metrics};
+use crate::runtime::retry::retry_until_cancelled;
 
 /// How often it is looked for what is due.
 const POLL: Duration = Duration::from_secs(1);
@@ -121,7 +121,7 @@ impl Telling {
         };
         self.tell_of(notice, settled, detail.as_deref());
         let act = || self.catalog.settle_notice(notice, settled, detail.as_deref(), now);
-        if let Some(Err(error)) = persist("note what became of a notice", CATALOG, cancel, act).await {
+        if let Some(Err(error)) = retry_until_cancelled("note what became of a notice", CATALOG, cancel, act).await {
             tracing::error!("what became of a notice is not noted: {}", chain(&error));
         }
     }

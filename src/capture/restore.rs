@@ -14,7 +14,7 @@ use super::ship::{JOB, ShipError};
 use super::spool::room;
 use crate::archive::keys::Keys;
 use crate::model::ids::TrackId;
-use crate::store::retry::{STORE, persist};
+use crate::runtime::retry::{STORE, retry_until_cancelled};
 use crate::store::{ObjectStore, StoreError};
 
 /// Largest index slice or small file that is read from a bundle.
@@ -50,7 +50,7 @@ pub async fn restore_leaving(
 ) -> Result<usize, ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
-    let bundles = persist("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let bundles = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
     let at = dir.to_owned();
     let here = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
     let missing: Vec<_> = bundles.iter().filter(|b| !here.contains(&b.key)).collect();
@@ -64,7 +64,7 @@ pub async fn restore_leaving(
     for bundle in missing {
         let temp = dir.join(TEMP);
         let fetch = || fetch(store, &bundle.key, &temp);
-        persist("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
+        retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
         let (at, key) = (dir.to_owned(), bundle.key.clone());
         let unpacked = tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small).map(|()| small)).await;
         small = unpacked.expect("unpacking does not panic")?;

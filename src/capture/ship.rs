@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::log::reader::SegmentIndex;
 use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, SealedSegment, TRACKS};
 use crate::archive::keys::{Keys, Kind};
-use crate::metrics::metrics;
 use crate::model::fault::{Fault, HasFault};
 use crate::model::ids::Epoch;
-use crate::store::retry::{STORE, persist};
+use crate::runtime::metrics::metrics;
+use crate::runtime::retry::{STORE, retry_until_cancelled};
 use crate::store::{Body, ObjectStore, Piece, PutOptions, StoreError};
 
 /// The job's own file in an archive's folder.
@@ -200,7 +200,7 @@ pub async fn ship_rest(
 ) -> Result<(), ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
-    let there = persist("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let there = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
     let number = |key: &str| match Keys::parse(key) {
         Some((_, Kind::Bundle(of, n))) if of == epoch => Some(n),
         _ => None,
@@ -223,7 +223,7 @@ async fn send(
 ) -> Result<(), ShipError> {
     let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
     let put = || store.put(key, bundle.body.clone(), options());
-    persist("ship segments", STORE, cancel, put).await.ok_or(ShipError::Cancelled)??;
+    retry_until_cancelled("ship segments", STORE, cancel, put).await.ok_or(ShipError::Cancelled)??;
     Ok(())
 }
 

@@ -149,8 +149,8 @@ struct Roles {
 }
 
 async fn serve(settings: Settings, roles: Roles) -> Result<()> {
-    crate::telemetry::start(settings.log.format, &settings.log.level)?;
-    crate::tls::choose_provider();
+    crate::runtime::telemetry::start(settings.log.format, &settings.log.level)?;
+    crate::runtime::tls::choose_provider();
     let stop = CancellationToken::new();
     let signals = tokio_util::task::TaskTracker::new();
     signals.spawn(stop_on_signals(stop.clone()));

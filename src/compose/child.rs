@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::composer::{Composed, Options};
 use super::follow::{Growth, Told};
 use crate::media::Pipelines;
-use crate::metrics::metrics;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::time::MediaTime;
+use crate::runtime::metrics::metrics;
 
 /// A composer that dies while it follows a session is started again over the same log so often.
 const STARTS_MAX: u32 = 20;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::values::{ByteCount, List, Shown, Span};
 use crate::model::ids::{Region, RouterName, WorkerId};
-use crate::telemetry::LogFormat;
+use crate::runtime::telemetry::LogFormat;
 
 /// Keys that hold secrets, by section. Each may be given as a file: `<key>_file`. Their values appear in no message.
 pub(super) const SECRETS: &[(&str, &[&str])] = &[

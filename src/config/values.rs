@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::StoreKind;
 use crate::model::ids::{Region, RouterName, WorkerId};
-use crate::telemetry::LogFormat;
+use crate::runtime::telemetry::LogFormat;
 
 /// A duration, written `500ms`, `60s`, `10m`, `4h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

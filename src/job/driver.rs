@@ -13,12 +13,12 @@ use super::presence::AT_MOST;
 use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
 use crate::event::SessionEvent;
-use crate::metrics::metrics;
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::fault::Backoff;
 use crate::model::ids::EventId;
 use crate::model::time::Wallclock;
-use crate::store::retry::persist;
+use crate::runtime::metrics::metrics;
+use crate::runtime::retry::retry_until_cancelled;
 
 /// The catalog may be away for long.
 pub const CATALOG: Backoff =
@@ -107,7 +107,7 @@ pub(super) enum Moved {
 /// Moves the job in the catalog, however long that is away.
 pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Moved, Stuck> {
     let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
-    match persist("move a job in the catalog", CATALOG, &job.fenced, act).await {
+    match retry_until_cancelled("move a job in the catalog", CATALOG, &job.fenced, act).await {
         None | Some(Err(CatalogError::Fenced { .. })) => Ok(Moved::Fenced),
         Some(Ok(())) => Ok(Moved::Yes),
         Some(Err(error)) => Err(Stuck::of(&error)),
@@ -146,7 +146,7 @@ async fn follow_on(job: &Job) -> Result<(), Stuck> {
         is_conversation: true,
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
-    let next = match persist("accept the next archive's job", CATALOG, &job.fenced, accept).await {
+    let next = match retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await {
         None => return Ok(()),
         Some(Err(error)) => return Err(Stuck::of(&error)),
         Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
@@ -184,7 +184,7 @@ async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &Cancellati
         fail_archive(context, row, now).await?;
         context.catalog.park_job(row.job, row.epoch, stuck.kind.as_str(), &detail, now).await
     };
-    match persist("park a job", CATALOG, fenced, act).await {
+    match retry_until_cancelled("park a job", CATALOG, fenced, act).await {
         None | Some(Err(_)) => Ended::Fenced,
         Some(Ok(())) => Ended::Parked(stuck),
     }

@@ -16,10 +16,10 @@ use crate::capture::spool::ProvedInStore;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
-use crate::metrics::metrics;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::model::time::Wallclock;
-use crate::store::retry::persist;
+use crate::runtime::metrics::metrics;
+use crate::runtime::retry::retry_until_cancelled;
 use crate::store::upload::UploadError;
 
 /// Making the files is tried so often; then a person must look.
@@ -80,7 +80,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         job.context.catalog.put_own_archive(&row, job.row.epoch).await?;
         job.context.catalog.resolve_parked(job.row.job).await
     };
-    match persist("publish an archive", CATALOG, &job.fenced, publish).await {
+    match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
         None => return Ok(Ended::Fenced),
         Some(Err(error)) => return Err(Stuck::of(&error)),
         Some(Ok(())) => {}

@@ -22,13 +22,13 @@ use crate::capture::history::{History, Selection, What};
 use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
 use crate::capture::ship::Waiting;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
-use crate::metrics::metrics;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
+use crate::runtime::metrics::metrics;
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);

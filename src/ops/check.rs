@@ -55,7 +55,8 @@ async fn api(settings: &Settings) -> Result<String, String> {
     let looked = tokio::task::spawn_blocking(move || {
         let scheme = match (&section.certificate, &section.key) {
             (Some(certificate), Some(key)) => {
-                crate::tls::server(certificate, key).map_err(|e| format!("api.certificate and api.key: {e}"))?;
+                crate::runtime::tls::server(certificate, key)
+                    .map_err(|e| format!("api.certificate and api.key: {e}"))?;
                 "https"
             }
             _ => "http",

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::checksum::{self, PartSums};
-use super::retry::STORE;
 use super::upload::{Entry, PART_BYTES_MIN, PARTS_MAX, give_up, open_uploads};
 use super::{Body, ObjectStore, PutOptions, StoreError};
 use crate::capture::log::{LineFile, LogError, read_lines};
 use crate::model::fault::chain;
+use crate::runtime::retry::STORE;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_millis(500);

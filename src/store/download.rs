@@ -8,9 +8,9 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
 use super::checksum::Hasher;
-use super::retry::STORE;
 use super::{ObjectStore, StoreError, durable};
 use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::runtime::retry::STORE;
 
 /// Tries in a row that bring nothing; somebody is waiting, so this is minutes, not hours.
 const FRUITLESS_TRIES_MAX: u32 = 8;

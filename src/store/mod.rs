@@ -7,7 +7,6 @@ pub mod dir;
 pub mod download;
 mod durable;
 mod probe;
-pub mod retry;
 pub mod s3;
 pub mod upload;
 

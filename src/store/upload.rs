@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::checksum::PartSums;
-use super::retry::{STORE, persist};
 use super::{Body, ObjectInfo, ObjectStore, PutOptions, StoreError, UploadedPart};
 use crate::capture::log::{LineFile, LogError};
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
+use crate::runtime::retry::{STORE, retry_until_cancelled};
 
 /// Smallest part but the last that S3 takes, and the default.
 pub const PART_BYTES_MIN: u64 = 5 << 20;
@@ -224,7 +224,7 @@ impl Sending<'_> {
         F: Future<Output = Result<T, StoreError>>,
     {
         let refusals = AtomicU32::new(0);
-        let tried = persist(what, STORE, self.cancel, || {
+        let tried = retry_until_cancelled(what, STORE, self.cancel, || {
             let (act, refusals) = (act(), &refusals);
             async move {
                 if self.has_changed().await {
@@ -301,7 +301,7 @@ impl Sending<'_> {
     async fn begin(&self, journal: &LineFile, part_bytes: u64) -> Result<String, UploadError> {
         let upload = self.upload;
         let create = || self.store.create_upload(&upload.key, self.options());
-        let created = persist("begin an upload", STORE, self.cancel, create).await;
+        let created = retry_until_cancelled("begin an upload", STORE, self.cancel, create).await;
         let upload_id = created.ok_or(UploadError::Cancelled)??;
         journal.append(&Entry::Begun {
             key: upload.key.clone(),
@@ -372,7 +372,9 @@ impl Sending<'_> {
     /// Asks the store what it holds now.
     async fn prove(&self) -> Result<ObjectInfo, UploadError> {
         let head = || self.store.head(&self.upload.key);
-        let found = persist("look at an object", STORE, self.cancel, head).await.ok_or(UploadError::Cancelled)??;
+        let found = retry_until_cancelled("look at an object", STORE, self.cancel, head)
+            .await
+            .ok_or(UploadError::Cancelled)??;
         if let Some(there) = found.as_ref().filter(|there| self.is_same(there)) {
             return Ok(there.clone());
         }

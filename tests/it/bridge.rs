@@ -183,7 +183,7 @@ async fn a_session_that_the_router_tells_of_is_recorded_at_once_by_one_job() {
     let properties = lapin::BasicProperties::default();
     channel.basic_publish("".into(), QUEUE.into(), Default::default(), b"nonsense", properties).await.expect("publish");
     wait_for("nonsense to be counted", || async {
-        archiver::metrics::render().contains("router_hints_total{outcome=\"Malformed\"}").then_some(())
+        archiver::runtime::metrics::render().contains("router_hints_total{outcome=\"Malformed\"}").then_some(())
     })
     .await;
     // It goes on: somebody comes back.
@@ -327,7 +327,7 @@ async fn unused_rooms_are_removed_and_a_region_without_workers_is_told_again() {
     assert!(router.list_rooms().await.expect("list").iter().any(|room| room.room.as_str() == "the-platform-s"));
 
     wait_for("a start that nobody takes", || async {
-        archiver::metrics::render().contains("session_starts_total{outcome=\"Unroutable\"}").then_some(())
+        archiver::runtime::metrics::render().contains("session_starts_total{outcome=\"Unroutable\"}").then_some(())
     })
     .await;
     // A worker's first deed is to declare its region's queues.

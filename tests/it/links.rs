@@ -62,7 +62,7 @@ impl Service {
         let settings = Settings::load(Some(&config), &BTreeMap::new()).expect("configuration");
         let catalog = archiver::services::catalog(&settings).await.expect("catalog");
         let store = archiver::services::store(&settings).await.expect("store");
-        archiver::tls::choose_provider();
+        archiver::runtime::tls::choose_provider();
         let client = reqwest::Client::builder().build().expect("client");
         Self { dir, at, client, catalog, store, _api: server }
     }

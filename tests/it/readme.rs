@@ -59,7 +59,7 @@ fn every_fault_and_every_metric_is_told() {
         assert!(README.contains(&format!("| `{kind}` |")), "{kind}");
         assert!(README.contains(kind.advice()), "{kind}: {}", kind.advice());
     }
-    let rendered = archiver::metrics::render();
+    let rendered = archiver::runtime::metrics::render();
     for line in rendered.lines().filter_map(|l| l.strip_prefix("# HELP ")) {
         let name = line.split_whitespace().next().expect("a name");
         assert!(README.contains(&format!("| `{name}` |")), "{name}");

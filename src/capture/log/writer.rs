@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 use super::reader::TrackIndex;
 use super::{INDEX, LineFile, LogError, Record, SealedSegment, mkv};
 use crate::capture::spool::Spool;
-use crate::metrics::metrics;
 use crate::model::ids::{Epoch, TrackId};
 use crate::model::media::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::runtime::metrics::metrics;
 
 /// Sender reports kept of one part. Janus sends one a second or so.
 const REPORTS_MAX: usize = 32;

@@ -305,7 +305,7 @@ pub(super) fn run_sync(queue: &Receiver<SyncCommand>) {
                         }
                     }
                 }
-                crate::metrics::metrics().segments_sealed.inc_by(sealed.len() as u64);
+                crate::runtime::metrics::metrics().segments_sealed.inc_by(sealed.len() as u64);
                 tell(&events, CaptureEvent::Sealed { segments: sealed });
             }
         }

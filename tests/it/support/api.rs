@@ -64,7 +64,7 @@ impl Answer {
 }
 
 fn client() -> reqwest::Client {
-    archiver::tls::choose_provider();
+    archiver::runtime::tls::choose_provider();
     reqwest::Client::builder().build().expect("client")
 }
 

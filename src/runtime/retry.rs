@@ -1,12 +1,12 @@
-//! Trying again for as long as it takes.
+//! Retries for as long as it takes.
 
 use std::future::Future;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::metrics;
 use crate::model::fault::{Backoff, HasFault, Retry, chain};
+use crate::runtime::metrics::metrics;
 
 /// Storage outages last minutes to hours.
 pub const STORE: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(15) };
@@ -16,7 +16,7 @@ pub const STORE: Backoff = Backoff { first: Duration::from_millis(250), max: Dur
 ///
 /// # Errors
 /// What `act` says last, when its fault is not to be tried again.
-pub async fn persist<T, E: HasFault, F: Future<Output = Result<T, E>>>(
+pub async fn retry_until_cancelled<T, E: HasFault, F: Future<Output = Result<T, E>>>(
     what: &str,
     backoff: Backoff,
     cancel: &CancellationToken,

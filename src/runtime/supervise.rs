@@ -1,5 +1,4 @@
-//! Tasks that others rely on: a defect of ours must not leave them dead. Nobody would hear of it, for a task's panic is only
-//! told to who waits for it.
+//! Restarts long-running tasks that panic. Otherwise the panic would surface only when the task is joined, at shutdown.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -8,21 +7,25 @@ use futures_util::FutureExt;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// What panicked begins anew after this.
+/// From a panic to the restart.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// Runs `work`, and says whether it panicked and is to begin anew: not when it has ended, nor after `cancel`.
+/// Runs `work` once. Returns whether it panicked and is to be started again: not when it has ended, nor after `cancel`.
 pub async fn panicked(what: &str, cancel: &CancellationToken, work: impl Future<Output = ()>) -> bool {
     if AssertUnwindSafe(work).catch_unwind().await.is_ok() {
         return false;
     }
-    tracing::error!(fault.kind = "bug", "{what} panicked, it begins anew");
+    tracing::error!(fault.kind = "bug", "{what} panicked, restarting it");
     cancel.run_until_cancelled(sleep(AFTER_PANIC)).await.is_some()
 }
 
-/// Runs `work` until it ends, and anew each time it panics, until `cancel`.
-pub async fn keep<F: Future<Output = ()>>(what: &'static str, cancel: CancellationToken, work: impl Fn() -> F) {
-    // Inside a future, for making it may panic, too.
+/// Runs `work` until it ends. Starts it again each time it panics, until `cancel`.
+pub async fn restart_on_panic<F: Future<Output = ()>>(
+    what: &'static str,
+    cancel: CancellationToken,
+    work: impl Fn() -> F,
+) {
+    // Inside a future, because making it may panic too.
     while panicked(what, &cancel, async { work().await }).await {}
 }
 
@@ -33,10 +36,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_panics_begins_anew_until_it_ends_or_is_cancelled() {
+    async fn a_task_that_panics_is_restarted_until_it_ends_or_is_cancelled() {
         let (cancel, begun) = (CancellationToken::new(), AtomicU32::new(0));
         let work = || async { assert!(begun.fetch_add(1, Ordering::SeqCst) > 0, "the first time it panics") };
-        keep("a test", cancel.clone(), work).await;
+        restart_on_panic("a test", cancel.clone(), work).await;
         assert_eq!(begun.load(Ordering::SeqCst), 2);
         // What it works with is still there.
         let mut seen = Vec::new();
@@ -49,7 +52,7 @@ mod tests {
         assert_eq!(seen, [0, 1]);
         cancel.cancel();
         begun.store(0, Ordering::SeqCst);
-        keep("a test", cancel, work).await;
-        assert_eq!(begun.load(Ordering::SeqCst), 1, "nothing begins anew when all ends");
+        restart_on_panic("a test", cancel, work).await;
+        assert_eq!(begun.load(Ordering::SeqCst), 1, "nothing is restarted at shutdown");
     }
 }
