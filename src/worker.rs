@@ -15,8 +15,6 @@ use tracing::Instrument;
 
 use crate::broker::{BrokerState, Delivery, Outcome};
 use crate::callback::{Telling, keep_telling_events};
-use crate::capture::peer::{Engine, EngineConfig};
-use crate::capture::spool::Spool;
 use crate::catalog::{Accepted, ApplicationRow, ArchiveRow, CatalogError, JobRow, JobState, NewJob, NewParked};
 use crate::config::Settings;
 use crate::event::policy::{Decision, Skip, decide};
@@ -27,9 +25,11 @@ use crate::model::fault::{FaultKind, HasFault, Retry, chain};
 use crate::model::ids::{Epoch, JobId};
 use crate::model::time::Wallclock;
 use crate::ops::accept::{self, accept};
+use crate::recording::spool::Spool;
 use crate::runtime::metrics::{EventLabels, EventOutcome, metrics};
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::services::{Services, ServicesError};
+use crate::webrtc::{Engine, EngineConfig};
 
 /// How often jobs without an owner are looked for.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub enum StartError {
     Config(#[from] crate::config::ConfigErrors),
     /// The spool.
     #[error(transparent)]
-    Spool(#[from] crate::capture::log::LogError),
+    Spool(#[from] crate::recording::LogError),
     /// Catalog, store or broker.
     #[error(transparent)]
     Services(#[from] ServicesError),

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use archiver::capture::log::{LogOptions, TrackLog};
-use archiver::capture::spool::Spool;
 use archiver::compose::geometry::{Rect, Size};
 use archiver::compose::layout::{Shown, place};
 use archiver::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use archiver::model::layout::Layout;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
+use archiver::recording::spool::Spool;
+use archiver::recording::{LogOptions, TrackLog};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 

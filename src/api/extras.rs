@@ -10,10 +10,10 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::{Base, Segments};
 use super::{Shared, request, wire};
-use crate::archive::keys::{Keys, Kind};
 use crate::model::time::Wallclock;
 use crate::ops::remakes::{Remake, ask};
 use crate::store::StoreError;
+use crate::store::keys::{Keys, Kind};
 
 /// `GET /v2/project/{project}/archive/{archive}/report`: ours. What was lost, repaired and missing, and why.
 #[utoipa::path(

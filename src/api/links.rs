@@ -14,9 +14,9 @@ use sha2::Sha256;
 use super::Shared;
 use super::error::ApiError;
 use super::extract::Base;
-use crate::archive::keys::{Keys, Kind};
 use crate::catalog::ArchiveRow;
 use crate::model::time::Wallclock;
+use crate::store::keys::{Keys, Kind};
 use crate::store::{SharedStore, StoreError};
 
 /// The name of the secret in the catalog.

@@ -74,11 +74,11 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::archive::keys::{Keys, Kind};
     use crate::catalog::ArchiveStatus;
     use crate::model::archive_options::ArchiveOptions;
     use crate::model::ids::{ArchiveId, JobId, SessionId};
     use crate::model::time::Wallclock;
+    use crate::store::keys::{Keys, Kind};
     use crate::store::s3::{S3Config, S3Store};
     use crate::store::{Body, PutOptions};
 

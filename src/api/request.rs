@@ -7,7 +7,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::capture::history::Selection;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};
 use crate::model::archive_options::{ArchiveOptions, OutputMode, Resolution};
 use crate::model::ids::{SessionId, StreamId};
@@ -16,6 +15,7 @@ use crate::model::time::Wallclock;
 use crate::ops::clip::Part;
 use crate::ops::desire::{StreamsChange, check_classes};
 use crate::ops::remakes::Remake;
+use crate::recording::history::Selection;
 
 /// Archives of a page, unless the query says otherwise (Vonage's default).
 pub const COUNT: u32 = 50;

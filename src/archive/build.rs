@@ -10,13 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::documents::{
     FileEntry, Manifest, ObjectEntry, Report, StreamReport, TrackReport, VERSION, VonageFile, VonageManifest,
 };
-use super::keys::{Keys, Kind};
 use super::streams::{self, Plan};
 use super::{ArchiveError, composed, zip};
-use crate::capture::clock::{Correction, corrections};
-use crate::capture::history::{self, What};
-use crate::capture::log::LogReader;
-use crate::capture::log::reader::{TrackIndex, join};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
 use crate::media::{MediaError, Pipelines, mux, verify};
@@ -24,7 +19,13 @@ use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
 use crate::model::media::VideoType;
 use crate::model::time::{MediaTime, Wallclock};
+use crate::recording::LogReader;
+use crate::recording::history;
+use crate::recording::history::What;
+use crate::recording::reader::{TrackIndex, join};
+use crate::rtp::clock::{Correction, corrections};
 use crate::store::checksum::PartSums;
+use crate::store::keys::{Keys, Kind};
 
 /// How much of the beginning of each file is decoded to see that it can be.
 const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);

@@ -8,7 +8,6 @@ use tokio_util::sync::CancellationToken;
 use super::build::{About, Object};
 use super::deliver::journal;
 use super::documents::ComposedEntry;
-use super::keys::Kind;
 use super::{ArchiveError, zip};
 use crate::compose::child::{self, ChildError};
 use crate::compose::composer::{Composed, Options};
@@ -17,7 +16,9 @@ use crate::compose::stills;
 use crate::media::{MediaError, Pipelines, verify};
 use crate::model::archive_options::{ArchiveOptions, Resolution};
 use crate::model::fault::chain;
+use crate::recording::LogError;
 use crate::store::ahead;
+use crate::store::keys::Kind;
 
 /// Pictures a second.
 const RATE: u32 = 30;
@@ -73,7 +74,7 @@ pub(super) fn make(
             None
         }
         Some(Ok(composed)) => {
-            sent = ahead::parts(&journal(&path), &path)?;
+            sent = ahead::parts(&journal(&path), &path).map_err(LogError::from)?;
             Some(composed)
         }
         None => None,

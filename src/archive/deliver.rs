@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::{Built, Object};
 use super::documents::{Manifest, ObjectEntry};
-use super::keys::{Keys, Kind};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::store::ObjectStore;
+use crate::store::keys::{Keys, Kind};
 use crate::store::upload::{Upload, UploadError, upload};
 
 /// Why an archive was not delivered.

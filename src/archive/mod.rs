@@ -4,13 +4,12 @@ pub mod build;
 pub(crate) mod composed;
 pub mod deliver;
 pub mod documents;
-pub mod keys;
 mod streams;
 mod zip;
 
-use crate::capture::log::LogError;
 use crate::media::MediaError;
 use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::recording::LogError;
 
 /// Why an archive cannot be made of a log.
 #[derive(Debug, thiserror::Error)]

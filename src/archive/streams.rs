@@ -5,15 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::capture::clock::Correction;
-use crate::capture::history::{Event, Selection};
-use crate::capture::log::reader::{LogItem, SegmentIndex, TrackIndex};
 use crate::compose::timeline::selections;
 use crate::media::mux::{FrameSource, MuxInput, is_webm};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording::history::{Event, Selection};
+use crate::recording::reader::{LogItem, SegmentIndex, TrackIndex};
+use crate::rtp::clock::Correction;
 
 /// A last frame lasts as long as the one before it, but no longer than this.
 const LAST_FRAME_MAX: MediaSpan = 100_000_000;
@@ -242,8 +242,8 @@ fn files(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::history::What;
     use crate::model::archive_options::StreamMode;
+    use crate::recording::history::What;
 
     const FIRST: MediaTime = MediaTime(i64::MIN);
     const SOUND: Selection = Selection { has_audio: true, has_video: false };

@@ -11,8 +11,6 @@ use tokio_util::sync::CancellationToken;
 use super::{say, say_json};
 use crate::archive::build::Clip;
 use crate::archive::documents::{Manifest, ObjectEntry};
-use crate::archive::keys::{Keys, Kind};
-use crate::capture::history::Selection;
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
 use crate::job::desired::Desired;
@@ -23,9 +21,11 @@ use crate::ops::clip::{Part, clip};
 use crate::ops::delete;
 use crate::ops::desire::{StreamsChange, check_classes, desire, select_streams};
 use crate::ops::recompose::{Otherwise, recompose};
+use crate::recording::history::Selection;
 use crate::store::checksum::Hasher;
 use crate::store::dir::collect;
 use crate::store::download::{Download, download};
+use crate::store::keys::{Keys, Kind};
 use crate::store::{ObjectStore, SharedStore};
 
 /// Largest manifest that is read.

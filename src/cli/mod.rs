@@ -16,9 +16,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{ENDED_KEY, Headers, STARTED_KEY};
-use crate::capture::peer::EngineConfig;
 use crate::config::Settings;
 use crate::event::SessionEvent;
+use crate::webrtc::EngineConfig;
 
 /// Records routed video sessions by themselves, and loses nothing.
 #[derive(Debug, Parser)]

@@ -7,11 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::capture::clock::corrections;
-use crate::capture::log::reader::TrackIndex;
 use crate::model::ids::TrackId;
 use crate::model::media::SenderReport;
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording::reader::TrackIndex;
+use crate::rtp::clock::corrections;
 
 const MS: MediaSpan = 1_000_000;
 /// From one look at the clocks to the next.

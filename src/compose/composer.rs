@@ -14,7 +14,6 @@ use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
 use super::stills::{self, Stills};
 use super::timeline::Stream;
-use crate::capture::log::LogError;
 use crate::media::decode::Picture;
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
 use crate::media::{MediaError, Pipelines};
@@ -23,6 +22,7 @@ use crate::model::ids::{StreamId, TrackKind};
 use crate::model::layout::{Layout, LayoutType};
 use crate::model::stylesheet::Stylesheet;
 use crate::model::time::MediaTime;
+use crate::recording::LogError;
 
 /// What a composed archive should be like.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 use super::clock::Clocks;
 use super::inputs::{AudioInput, Errors, VideoInput};
 use super::timeline::{self, Stream};
-use crate::capture::history::{self, Event};
-use crate::capture::log::reader::TrackIndex;
-use crate::capture::log::{self, LogError};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::Layout;
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording;
+use crate::recording::LogError;
+use crate::recording::history;
+use crate::recording::history::Event;
+use crate::recording::reader::TrackIndex;
 
 /// What arrived before a moment is from before it by less than this, unless the network held it back.
 const JITTER: MediaSpan = 500_000_000;
@@ -151,7 +153,7 @@ impl Session {
     /// Reads what was added to the log.
     pub fn refresh(&mut self) -> Result<(), LogError> {
         let known = self.spans.len();
-        for (track, dir) in log::reader::tracks(&self.dir)? {
+        for (track, dir) in recording::reader::tracks(&self.dir)? {
             let index = match self.indexes.get_mut(&track) {
                 Some(index) => {
                     index.refresh()?;

@@ -4,8 +4,6 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use super::clock::Clocks;
-use crate::capture::log::LogError;
-use crate::capture::log::reader::{Frames, LogItem, TrackIndex};
 use crate::media::MediaError;
 use crate::media::decode::{AudioDecoder, Picture, VideoDecoder};
 use crate::media::encode::SAMPLE_RATE;
@@ -13,6 +11,8 @@ use crate::model::fault::chain;
 use crate::model::ids::TrackId;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
+use crate::recording::LogError;
+use crate::recording::reader::{Frames, LogItem, TrackIndex};
 
 /// Sound that is further from where it belongs than this many samples (10 ms) is put there at once; else it is
 /// brought there sample by sample, which nobody hears.

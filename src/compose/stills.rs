@@ -9,13 +9,8 @@ use super::scale::Scaler;
 use crate::media::picture::{Plane, PlaneMut};
 use crate::media::still::{Still, jpeg};
 use crate::media::{MediaError, Pipelines};
+use crate::store::keys::{SPRITE, SPRITE_INDEX, THUMBNAIL};
 
-/// The thumbnail's name.
-pub const THUMBNAIL: &str = "thumbnail.jpg";
-/// The sheet's name.
-pub const SPRITE: &str = "sprite.jpg";
-/// The name of the sheet's index.
-pub const SPRITE_INDEX: &str = "sprite.vtt";
 /// Tiles in a row of the sheet.
 const COLUMNS: usize = 10;
 /// When there are so many, every second one goes, and from then on half as many are taken.

@@ -15,17 +15,18 @@ use super::driver::Asked;
 use super::presence::{EndReason, Presence};
 use super::session::Session;
 use super::{Job, Stuck};
-use crate::capture::history::{History, What};
-use crate::capture::log::{LogOptions, LogReader, TrackLog};
-use crate::capture::peer::CaptureOptions;
-use crate::capture::restore::restore;
-use crate::capture::ship::{self, Waiting};
-use crate::capture::track::TrackOptions;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
+use crate::recording::history::{History, What};
+use crate::recording::restore::restore;
+use crate::recording::upload;
+use crate::recording::upload::Waiting;
+use crate::recording::{LogOptions, LogReader, TrackLog};
 use crate::router::{Room, RouterError};
+use crate::rtp::track::TrackOptions;
+use crate::webrtc::CaptureOptions;
 
 /// What other machines captured is waited for so long before a capture goes on.
 const RESTORE: Duration = Duration::from_secs(3);
@@ -61,7 +62,7 @@ pub(super) async fn capture(
         // How far others came is good to know, but media flows now: what is not here in time comes at the end.
         match tokio::time::timeout(RESTORE, restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced)).await {
             Ok(Ok(bundles)) => tracing::info!(bundles, "earlier segments were fetched from the store"),
-            Ok(Err(ship::ShipError::Cancelled)) => return Ok(Captured::Fenced),
+            Ok(Err(upload::ShipError::Cancelled)) => return Ok(Captured::Fenced),
             Ok(Err(error)) => tracing::warn!("earlier segments are not fetched for now: {}", chain(&error)),
             Err(_) => tracing::warn!("earlier segments are not fetched for now: the store is too slow"),
         }
@@ -118,10 +119,10 @@ pub(super) fn bug(error: &dyn std::error::Error) -> Stuck {
 async fn prepare(job: &Job) -> Result<Earlier, Stuck> {
     let (dir, epoch, spool) = (job.dir.clone(), job.row.epoch, Arc::clone(&job.context.spool));
     let about = serde_json::to_vec_pretty(&job.about()).expect("plain data");
-    let work = move || -> Result<Earlier, crate::capture::log::LogError> {
-        std::fs::create_dir_all(&dir).map_err(crate::capture::log::LogError::io("create", &dir))?;
-        let path = dir.join(ship::JOB);
-        std::fs::write(&path, about).map_err(crate::capture::log::LogError::io("write", &path))?;
+    let work = move || -> Result<Earlier, crate::recording::LogError> {
+        std::fs::create_dir_all(&dir).map_err(crate::recording::LogError::io("create", &dir))?;
+        let path = dir.join(upload::JOB);
+        std::fs::write(&path, about).map_err(crate::recording::LogError::io("write", &path))?;
         let mut earlier = Earlier { ends: BTreeMap::new(), recorded: Duration::ZERO };
         for track in LogReader::open(&dir)?.tracks {
             let (_, opened) = TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;
@@ -219,7 +220,7 @@ async fn enter(
 /// Sends sealed segments to the store while the session runs. An outage delays it, and nothing else.
 async fn ship_behind(
     context: Arc<super::Context>,
-    keys: crate::archive::keys::Keys,
+    keys: crate::store::keys::Keys,
     dir: PathBuf,
     epoch: crate::model::ids::Epoch,
     waiting: Arc<Waiting>,
@@ -231,9 +232,9 @@ async fn ship_behind(
             () = stop.cancelled() => return,
             () = waiting.more() => {}
         }
-        match ship::ship(context.store.as_ref(), &keys, &dir, epoch, &mut next, &stop).await {
+        match upload::ship(context.store.as_ref(), &keys, &dir, epoch, &mut next, &stop).await {
             Ok(bytes) => waiting.shipped(bytes),
-            Err(ship::ShipError::Cancelled) => {}
+            Err(upload::ShipError::Cancelled) => {}
             Err(error) => tracing::warn!("segments are not shipped for now: {}", chain(&error)),
         }
     }

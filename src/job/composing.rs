@@ -9,7 +9,6 @@ use tokio_util::task::TaskTracker;
 use super::Job;
 use crate::archive::composed;
 use crate::archive::deliver::journal;
-use crate::archive::keys::Kind;
 use crate::compose::child::{self, ChildError, Following};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
@@ -17,6 +16,7 @@ use crate::model::archive_options::OutputMode;
 use crate::model::fault::chain;
 use crate::model::time::MediaTime;
 use crate::store::ahead::{self, Growing};
+use crate::store::keys::Kind;
 
 /// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
 const LATE_MAX: u64 = 50;

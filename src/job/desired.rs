@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::capture::history::{Event, Selection, What};
 use crate::model::archive_options::{ArchiveOptions, StreamMode};
 use crate::model::ids::StreamId;
 use crate::model::layout::Layout;
 use crate::model::time::MediaTime;
+use crate::recording::history::{Event, Selection, What};
 
 /// What is asked for, all in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

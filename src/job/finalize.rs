@@ -10,14 +10,14 @@ use crate::archive::ArchiveError;
 use crate::archive::build::{Built, Object, build};
 use crate::archive::deliver::{DeliverError, Delivery};
 use crate::archive::documents::{Manifest, Report};
-use crate::capture::restore::restore;
-use crate::capture::ship;
-use crate::capture::spool::ProvedInStore;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::model::time::Wallclock;
+use crate::recording::restore::restore;
+use crate::recording::spool::ProvedInStore;
+use crate::recording::upload;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::retry_until_cancelled;
 use crate::store::upload::UploadError;
@@ -45,7 +45,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         }
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
             Ok(_) => {}
-            Err(ship::ShipError::Cancelled) => return Ok(Ended::Fenced),
+            Err(upload::ShipError::Cancelled) => return Ok(Ended::Fenced),
             Err(error) => return Err(Stuck::of(&error)),
         }
     }
@@ -63,7 +63,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Err(error) => return Err(Stuck::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
-    if let Err(error) = ship::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
+    if let Err(error) = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
         tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
     }
     // An archive is at least one object.

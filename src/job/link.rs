@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::capture::peer::PeerKey;
 use crate::router::SubscriptionId;
+use crate::webrtc::PeerKey;
 
 /// A subscription that failed is tried again after this.
 pub(super) const RESUBSCRIBE: Duration = Duration::from_millis(500);

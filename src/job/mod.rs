@@ -27,10 +27,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::build::About;
-use crate::archive::keys::Keys;
-use crate::capture::history;
-use crate::capture::peer::Engine;
-use crate::capture::spool::Spool;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
 use crate::config::Settings;
 use crate::event::{Envelope, SessionEvent, Started};
@@ -38,8 +34,12 @@ use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::WorkerId;
 use crate::model::session::ArchiveMode;
 use crate::model::time::Wallclock;
+use crate::recording::history;
+use crate::recording::spool::Spool;
 use crate::services::Routers;
 use crate::store::SharedStore;
+use crate::store::keys::Keys;
+use crate::webrtc::Engine;
 
 /// What every job of a worker uses.
 pub struct Context {

@@ -18,17 +18,17 @@ use super::driver::{Asked, Moved, hand_on};
 use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{AT_MOST, Presence};
 use super::{Job, Stuck};
-use crate::capture::history::{History, Selection, What};
-use crate::capture::peer::{CaptureEvent, CaptureKey, PeerKey};
-use crate::capture::ship::Waiting;
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
+use crate::recording::history::{History, Selection, What};
+use crate::recording::upload::Waiting;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
 use crate::runtime::metrics::metrics;
+use crate::webrtc::{CaptureEvent, CaptureKey, PeerKey};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -320,7 +320,7 @@ impl<'a> Session<'a> {
         self.told(self.job.context.engine.muted(self.capture, TrackId { stream, kind }, muted));
     }
 
-    fn told(&self, result: Result<(), crate::capture::peer::EngineGone>) {
+    fn told(&self, result: Result<(), crate::webrtc::EngineGone>) {
         if let Err(error) = result {
             tracing::error!(fault.kind = "bug", "{error}");
         }

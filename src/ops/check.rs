@@ -110,12 +110,12 @@ async fn store(settings: &Settings) -> Result<String, String> {
 async fn spool(settings: &Settings) -> Result<String, String> {
     let (dir, quota, percent) = (settings.spool_dir(), settings.spool.quota.0, settings.spool.admission_percent);
     let opened = tokio::task::spawn_blocking(move || {
-        let spool = crate::capture::spool::Spool::open(&dir, quota, percent)?;
+        let spool = crate::recording::spool::Spool::open(&dir, quota, percent)?;
         let probe = dir.join(".check");
-        std::fs::write(&probe, b"check").and_then(|()| std::fs::remove_file(&probe)).map_err(|source| {
-            crate::capture::log::LogError::Io { doing: "write", path: probe.display().to_string(), source }
-        })?;
-        Ok::<_, crate::capture::log::LogError>(spool)
+        std::fs::write(&probe, b"check")
+            .and_then(|()| std::fs::remove_file(&probe))
+            .map_err(crate::recording::LogError::io("write", &probe))?;
+        Ok::<_, crate::recording::LogError>(spool)
     });
     let opened = opened.await.map_err(|e| e.to_string())?;
     told(opened, |spool| format!("{}, {} MiB of {} MiB used", spool.root().display(), spool.used() >> 20, quota >> 20))

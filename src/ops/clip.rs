@@ -12,7 +12,6 @@ use crate::archive::ArchiveError;
 use crate::archive::build::Built;
 use crate::archive::composed::{Expected, checked};
 use crate::archive::documents::{ComposedEntry, Manifest, ObjectEntry, Report};
-use crate::archive::keys::{Keys, Kind};
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 pub use crate::media::clip::Part;
@@ -23,6 +22,7 @@ use crate::model::ids::ArchiveId;
 use crate::model::time::{MediaTime, Wallclock};
 use crate::store::dir::collect;
 use crate::store::download::{DownloadError, download_range};
+use crate::store::keys::{Keys, Kind};
 use crate::store::{ObjectStore, StoreError};
 
 /// The largest manifest or report that is read.

@@ -2,11 +2,11 @@
 
 use futures_util::future::try_join_all;
 
-use crate::archive::keys::Keys;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::time::Wallclock;
+use crate::store::keys::Keys;
 use crate::store::{ObjectStore, StoreError};
 
 /// Objects that are removed at a time.

@@ -1,7 +1,6 @@
 //! Asking for something of an archive that is being recorded: another layout, other layout classes of its streams, other
 //! streams.
 
-use crate::capture::history::Selection;
 use crate::catalog::{Catalog, CatalogError, JobRow, JobState};
 use crate::event::SessionEvent;
 use crate::job::desired::Desired;
@@ -9,6 +8,7 @@ use crate::model::archive_options::StreamMode;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::{ArchiveId, StreamId};
 use crate::model::time::Wallclock;
+use crate::recording::history::Selection;
 
 /// How often it is tried when others ask for something else at the same time.
 const TRIES: u32 = 10;

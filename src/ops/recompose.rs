@@ -4,9 +4,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::remade::{RECOMPOSE, RemakeError, Work, beside, finished, publish};
 use crate::archive::build::{About, Clip, build};
-use crate::archive::keys::Keys;
-use crate::capture::restore::restore_leaving;
-use crate::capture::ship::{JOB, ShipError};
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 use crate::media::Pipelines;
@@ -14,7 +11,10 @@ use crate::model::archive_options::{OutputMode, Resolution};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::layout::Layout;
+use crate::recording::restore::restore_leaving;
+use crate::recording::upload::{JOB, ShipError};
 use crate::store::ObjectStore;
+use crate::store::keys::Keys;
 
 /// What is to be other than in the first archive.
 #[derive(Debug, Clone, Default)]

@@ -11,16 +11,16 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::ArchiveError;
 use crate::archive::build::Built;
 use crate::archive::deliver::{DeliverError, Delivery};
-use crate::archive::keys::Keys;
-use crate::capture::log::LogError;
-use crate::capture::spool::room;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
 use crate::config::Settings;
 use crate::model::archive_options::OutputMode;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::time::Wallclock;
+use crate::recording::LogError;
+use crate::recording::spool::room;
 use crate::store::ObjectStore;
+use crate::store::keys::Keys;
 
 /// The folder of the data directory in which parts are cut out.
 pub(super) const CLIP: &str = "clip";

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::keys::Keys;
 use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState};
 use crate::job::Context;
 use crate::model::fault::chain;
 use crate::model::ids::JobId;
 use crate::model::time::Wallclock;
+use crate::store::keys::Keys;
 use crate::store::{ObjectStore, PendingUpload, StoreError};
 
 /// How often is swept.

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::checksum::{self, PartSums};
 use super::upload::{Entry, PART_BYTES_MIN, PARTS_MAX, give_up, open_uploads};
 use super::{Body, ObjectStore, PutOptions, StoreError};
-use crate::capture::log::{LineFile, LogError, read_lines};
 use crate::model::fault::chain;
+use crate::runtime::journal::{FileError, LineFile, read_lines};
 use crate::runtime::retry::STORE;
 
 /// How often the file is looked at.
@@ -85,7 +85,7 @@ enum AheadError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Journal(#[from] LogError),
+    Journal(#[from] FileError),
 }
 
 impl Growing {
@@ -148,8 +148,8 @@ impl Growing {
 ///
 /// # Errors
 /// When the journal or the file cannot be read.
-pub fn parts(journal: &Path, path: &Path) -> Result<Option<PartSums>, LogError> {
-    let io = |source| LogError::Io { doing: "read", path: path.display().to_string(), source };
+pub fn parts(journal: &Path, path: &Path) -> Result<Option<PartSums>, FileError> {
+    let io = |source| FileError { doing: "read", path: path.display().to_string(), source };
     let (entries, _) = read_lines::<Entry>(journal, 0)?;
     let Some((part_bytes, sent)) = sent(&entries) else { return Ok(None) };
     let size = std::fs::metadata(path).map_err(io)?.len();

@@ -103,6 +103,15 @@ pub fn of_range(path: &Path, from: u64, len: u64) -> std::io::Result<String> {
     }
 }
 
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
+        write!(text, "{b:02x}").expect("writing to a String does not fail");
+        text
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

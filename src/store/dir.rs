@@ -133,7 +133,7 @@ impl DirStore {
             let expected = expected.to_owned();
             return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
         }
-        Ok(Written { temp, meta: Meta { sha256: found, etag: crate::capture::log::hex(&digest), size } })
+        Ok(Written { temp, meta: Meta { sha256: found, etag: crate::store::checksum::hex(&digest), size } })
     }
 
     /// The file of an upload whose parts are in their places, if they are those that were sent.

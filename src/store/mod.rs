@@ -6,6 +6,7 @@ pub mod checksum;
 pub mod dir;
 pub mod download;
 mod durable;
+pub mod keys;
 mod probe;
 pub mod s3;
 pub mod upload;

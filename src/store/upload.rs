@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::checksum::PartSums;
 use super::{Body, ObjectInfo, ObjectStore, PutOptions, StoreError, UploadedPart};
-use crate::capture::log::{LineFile, LogError};
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
+use crate::runtime::journal::{FileError, LineFile};
 use crate::runtime::retry::{STORE, retry_until_cancelled};
 
 /// Smallest part but the last that S3 takes, and the default.
@@ -89,7 +89,7 @@ pub enum UploadError {
     Store(#[from] StoreError),
     /// The journal.
     #[error(transparent)]
-    Journal(#[from] LogError),
+    Journal(#[from] FileError),
     /// The file is not the one that was to be sent: its size or its time has changed.
     #[error("{0:?} has changed since it was finished")]
     Changed(PathBuf),
@@ -395,7 +395,7 @@ pub(super) async fn give_up(
     journal: &LineFile,
     key: &str,
     upload_id: String,
-) -> Result<(), LogError> {
+) -> Result<(), FileError> {
     if let Err(error) = store.abort_upload(key, &upload_id).await {
         tracing::debug!(object.key = key, "an upload stays for the sweeper: {}", chain(&error));
     }
@@ -403,8 +403,8 @@ pub(super) async fn give_up(
 }
 
 /// The mark of the last upload that was begun with one.
-fn mark(journal: &Path, key: &str) -> Result<Option<String>, LogError> {
-    let (entries, _) = crate::capture::log::read_lines::<Entry>(journal, 0)?;
+fn mark(journal: &Path, key: &str) -> Result<Option<String>, FileError> {
+    let (entries, _) = crate::runtime::journal::read_lines::<Entry>(journal, 0)?;
     Ok(entries.into_iter().rev().find_map(|entry| match entry {
         Entry::Begun { key: of, mark: Some(mark), .. } if of == key => Some(mark),
         _ => None,
@@ -443,8 +443,8 @@ fn resume(entries: &[Entry], upload: &Upload, part_bytes: u64) -> Option<(String
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn unfinished(journal: &Path) -> Result<Vec<(String, String)>, LogError> {
-    let (entries, _) = crate::capture::log::read_lines::<Entry>(journal, 0)?;
+pub fn unfinished(journal: &Path) -> Result<Vec<(String, String)>, FileError> {
+    let (entries, _) = crate::runtime::journal::read_lines::<Entry>(journal, 0)?;
     Ok(open_uploads(entries))
 }
 

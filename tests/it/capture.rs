@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use archiver::capture::log::LogReader;
-use archiver::capture::peer::{CaptureEvent, CaptureOptions, Engine, EngineConfig};
-use archiver::capture::spool::Spool;
 use archiver::media::Pipelines;
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::model::session::RouterRoom;
 use archiver::model::time::Wallclock;
+use archiver::recording::LogReader;
+use archiver::recording::spool::Spool;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, RoomEvent, StreamInfo};
+use archiver::webrtc::{CaptureEvent, CaptureOptions, Engine, EngineConfig};
 use archiver_testkit::janus::{API_SECRET, Janus};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
 use archiver_testkit::wait::DEADLINE;
@@ -50,8 +50,8 @@ async fn every_codec_arrives_whole_in_its_log() {
             dir: archive_dir.clone(),
             epoch: Epoch(1),
             origin: Wallclock::now(),
-            log: archiver::capture::log::LogOptions::default(),
-            track: archiver::capture::track::TrackOptions::default(),
+            log: archiver::recording::LogOptions::default(),
+            track: archiver::rtp::track::TrackOptions::default(),
             segment: Duration::from_secs(2),
             earlier: std::collections::BTreeMap::new(),
             complete: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
@@ -121,7 +121,7 @@ async fn every_codec_arrives_whole_in_its_log() {
             // Every segment that begins with a keyframe plays with an ordinary tool, as does a run.
             let path = dir.path().join("run.mkv");
             let mut run = std::fs::File::create(&path).expect("file");
-            archiver::capture::log::reader::join(track, 0..track.segments.len(), &mut run).expect("join");
+            archiver::recording::reader::join(track, 0..track.segments.len(), &mut run).expect("join");
             let out = std::process::Command::new("ffmpeg")
                 .args(["-v", "error", "-xerror", "-i"])
                 .arg(&path)

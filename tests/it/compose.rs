@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::composed::{begin, fetch_log, finished, keys, settings};
-use archiver::archive::keys::Kind;
-use archiver::capture::history;
-use archiver::capture::log::LogReader;
-use archiver::capture::log::reader::LogItem;
 use archiver::compose::geometry::{Rect, Size};
 use archiver::compose::layout::{Shown, place};
 use archiver::model::layout::Layout;
 use archiver::ops::sweep::sweep_segments;
+use archiver::recording::LogReader;
+use archiver::recording::history;
+use archiver::recording::reader::LogItem;
+use archiver::store::keys::Kind;
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::{Content, Part, SeenFrame, Timeline, percentile};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec, unix_seconds};

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::composed::{begin, fetch_log, finished};
-use archiver::capture::log::reader::LogItem;
-use archiver::capture::log::{HISTORY, LogOptions, LogReader, TrackLog};
-use archiver::capture::spool::Spool;
 use archiver::model::ids::{Epoch, StreamId};
 use archiver::model::time::MediaTime;
+use archiver::recording::reader::LogItem;
+use archiver::recording::spool::Spool;
+use archiver::recording::{HISTORY, LogOptions, LogReader, TrackLog};
 use archiver_testkit::content::{Content, Part};
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::world::World;

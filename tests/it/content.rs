@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archiver::archive::build::{About, Built, build};
-use archiver::capture::peer::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig};
-use archiver::capture::spool::Spool;
 use archiver::media::Pipelines;
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::model::session::RouterRoom;
 use archiver::model::time::Wallclock;
+use archiver::recording::spool::Spool;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, Room, RoomEvent};
+use archiver::webrtc::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig};
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::{Content, Matched, Timeline, apart, percentile};
 use archiver_testkit::janus::{API_SECRET, Janus};
@@ -54,8 +54,8 @@ impl Session {
                 dir: dir.clone(),
                 epoch: Epoch(1),
                 origin,
-                log: archiver::capture::log::LogOptions::default(),
-                track: archiver::capture::track::TrackOptions::default(),
+                log: archiver::recording::LogOptions::default(),
+                track: archiver::rtp::track::TrackOptions::default(),
                 segment: Duration::from_secs(2),
                 earlier: std::collections::BTreeMap::new(),
                 complete: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),

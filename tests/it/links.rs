@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 
-use archiver::archive::keys::{Keys, Kind};
 use archiver::catalog::{ArchiveRow, ArchiveStatus, SharedCatalog};
 use archiver::config::Settings;
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, JobId};
 use archiver::model::time::Wallclock;
+use archiver::store::keys::{Keys, Kind};
 use archiver::store::{Body, PutOptions, SharedStore};
 use archiver_testkit::api::{self, Application, now};
 use archiver_testkit::child::Server;

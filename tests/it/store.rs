@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use archiver::archive::keys::{Keys, Kind};
 use archiver::catalog::{self, ArchiveRow, ArchiveStatus};
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::ids::{ArchiveId, JobId, SessionId};
@@ -13,6 +12,7 @@ use archiver::ops::sweep::{REMOVER_MAX, sweep_segments};
 use archiver::store::ahead::{self, Growing};
 use archiver::store::dir::{DirStore, collect};
 use archiver::store::download::{Download, DownloadError, download};
+use archiver::store::keys::{Keys, Kind};
 use archiver::store::s3::{S3Config, S3Store};
 use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};

@@ -9,9 +9,9 @@
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use archiver::capture::log::reader::{LogItem, TrackIndex, join};
-use archiver::capture::log::{INDEX, LogOptions, LogReader, TRACKS, TrackLog};
-use archiver::capture::spool::Spool;
+use archiver::recording::reader::{LogItem, TrackIndex, join};
+use archiver::recording::{INDEX, LogOptions, LogReader, TRACKS, TrackLog};
+use archiver::recording::spool::Spool;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::ids::{Epoch, SessionId, StreamId, TrackId, TrackKind};
 use archiver::model::time::MediaTime;

@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use archiver::capture::clock::corrections;
-use archiver::capture::depacketize::{Depacketizer, FRAME_BYTES_MAX};
-use archiver::capture::track::{Output, RtpInput, TrackOptions, TrackRules};
+use archiver::rtp::clock::corrections;
+use archiver::rtp::depacketize::{Depacketizer, FRAME_BYTES_MAX};
+use archiver::rtp::track::{Output, RtpInput, TrackOptions, TrackRules};
 use archiver::model::media::{Codec, GapCause, SenderReport};
 use archiver::model::ids::{SessionId, StreamId, TrackId, TrackKind};
 use archiver::model::time::{MediaTime, NtpTime};

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use archiver::archive::keys::Keys;
-use archiver::capture::restore::restore;
 use archiver::config::Settings;
+use archiver::recording::restore::restore;
+use archiver::store::keys::Keys;
 use archiver_testkit::world::{Downloaded, World};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::log::reader::SegmentIndex;
-use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, SealedSegment, TRACKS};
-use crate::archive::keys::{Keys, Kind};
+use super::reader::SegmentIndex;
+use super::{HISTORY, INDEX, LogError, LogReader, Record, SealedSegment, TRACKS};
 use crate::model::fault::{Fault, HasFault};
 use crate::model::ids::Epoch;
+use crate::runtime::journal::LineFile;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::{STORE, retry_until_cancelled};
+use crate::store::keys::{Keys, Kind};
 use crate::store::{Body, ObjectStore, Piece, PutOptions, StoreError};
 
 /// The job's own file in an archive's folder.
@@ -95,8 +96,7 @@ struct Bundle {
 
 fn header(path: &str, size: u64) -> Result<Bytes, LogError> {
     let mut header = tar::Header::new_ustar();
-    let bad = |source| LogError::Io { doing: "name", path: path.to_owned(), source };
-    header.set_path(path).map_err(bad)?;
+    header.set_path(path).map_err(LogError::io("name", Path::new(path)))?;
     header.set_size(size);
     header.set_mode(0o644);
     header.set_entry_type(tar::EntryType::Regular);
@@ -238,5 +238,5 @@ fn note(tracks: &[(PathBuf, Vec<u32>, u64)], key: &str) -> Result<(), LogError> 
 }
 
 #[cfg(test)]
-#[path = "ship_tests.rs"]
+#[path = "upload_tests.rs"]
 mod tests;

@@ -6,12 +6,12 @@
 //! ```
 
 mod engine;
-mod media;
+mod log_thread;
+mod media_thread;
 mod nack;
-mod rtc;
+mod peer;
 mod sdp;
 mod socket;
-mod writer;
 
 pub use engine::{
     CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EVENTS_MAX, Engine, EngineConfig, EngineGone, PeerKey,

@@ -9,8 +9,8 @@
 //! - Time that passes without media is a gap with a cause, except where the codec says that it is silence.
 
 mod frames;
+mod jitter_buffer;
 mod keyframes;
-mod queue;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +23,8 @@ use super::depacketize::{Depacketizer, Edges};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
+use jitter_buffer::{Held, Placed, Queue};
 use keyframes::Keyframes;
-use queue::{Held, Placed, Queue};
 
 const MS: MediaSpan = 1_000_000;
 /// A packet of another sequence waits this long for its successor, which proves that the sequence is real.

@@ -12,7 +12,33 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::LogError;
+use crate::model::fault::{Fault, FaultKind, HasFault};
+
+/// A file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {path}")]
+pub struct FileError {
+    /// The operation.
+    pub doing: &'static str,
+    /// The file.
+    pub path: String,
+    /// The cause.
+    pub source: std::io::Error,
+}
+
+impl FileError {
+    /// Makes one of the file system's error.
+    pub(crate) fn new(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
+        let path = path.display().to_string();
+        move |source| Self { doing, path, source }
+    }
+}
+
+impl HasFault for FileError {
+    fn fault(&self) -> Fault {
+        FaultKind::SpoolIo.fault()
+    }
+}
 
 /// Longest line that is read, in bytes. The longest that is written is a segment's with its codec's header.
 const LINE_BYTES_MAX: u64 = 1 << 20;
@@ -30,9 +56,9 @@ pub struct LineFile {
 struct Locked<'a>(&'a File);
 
 impl<'a> Locked<'a> {
-    fn new(file: &'a File, path: &Path) -> Result<Self, LogError> {
+    fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
         match file.lock() {
-            Err(e) if e.kind() != std::io::ErrorKind::Unsupported => Err(LogError::io("lock", path)(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::Unsupported => Err(FileError::new("lock", path)(e)),
             _ => Ok(Self(file)),
         }
     }
@@ -49,13 +75,13 @@ impl LineFile {
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>), LogError> {
+    pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>), FileError> {
         let this = Self::attach(path)?;
         let locked = Locked::new(&this.file, path)?;
         let (lines, valid) = read_lines(path, 0)?;
-        let len = this.file.metadata().map_err(LogError::io("read", path))?.len();
+        let len = this.file.metadata().map_err(FileError::new("read", path))?.len();
         if len > valid {
-            this.file.set_len(valid).map_err(LogError::io("truncate", path))?;
+            this.file.set_len(valid).map_err(FileError::new("truncate", path))?;
         }
         drop(locked);
         Ok((this, lines))
@@ -66,9 +92,9 @@ impl LineFile {
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub fn attach(path: &Path) -> Result<Self, LogError> {
+    pub fn attach(path: &Path) -> Result<Self, FileError> {
         let file =
-            OpenOptions::new().create(true).append(true).read(true).open(path).map_err(LogError::io("open", path))?;
+            OpenOptions::new().create(true).append(true).read(true).open(path).map_err(FileError::new("open", path))?;
         Ok(Self { file, path: path.to_owned(), adding: Mutex::new(()) })
     }
 
@@ -76,18 +102,18 @@ impl LineFile {
     ///
     /// # Errors
     /// When it cannot be written whole; what was written of it is taken back.
-    pub fn append<T: Serialize>(&self, value: &T) -> Result<(), LogError> {
+    pub fn append<T: Serialize>(&self, value: &T) -> Result<(), FileError> {
         self.append_whole(&to_line(value))
     }
 
-    fn append_whole(&self, lines: &[u8]) -> Result<(), LogError> {
+    fn append_whole(&self, lines: &[u8]) -> Result<(), FileError> {
         let _alone = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let _locked = Locked::new(&self.file, &self.path)?;
-        let before = self.file.metadata().map_err(LogError::io("read", &self.path))?.len();
+        let before = self.file.metadata().map_err(FileError::new("read", &self.path))?.len();
         (&self.file).write_all(lines).map_err(|source| {
             // If this fails too, the torn line and the next one are one damaged line to the reader.
             self.file.set_len(before).unwrap_or_default();
-            LogError::io("append to", &self.path)(source)
+            FileError::new("append to", &self.path)(source)
         })
     }
 
@@ -101,13 +127,13 @@ impl LineFile {
         from: u64,
         lines: &[u8],
         other: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>,
-    ) -> Result<(), LogError> {
+    ) -> Result<(), FileError> {
         let path = &self.path;
-        if self.file.metadata().map_err(LogError::io("read", path))?.len() == from {
+        if self.file.metadata().map_err(FileError::new("read", path))?.len() == from {
             return self.append_whole(lines);
         }
         let mut have = Vec::new();
-        File::open(path).and_then(|mut f| f.read_to_end(&mut have)).map_err(LogError::io("read", path))?;
+        File::open(path).and_then(|mut f| f.read_to_end(&mut have)).map_err(FileError::new("read", path))?;
         let have: HashSet<&[u8]> = have.split_inclusive(|b| *b == b'\n').collect();
         let missing: Vec<u8> = lines
             .split_inclusive(|b| *b == b'\n')
@@ -123,8 +149,8 @@ impl LineFile {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn sync(&self) -> Result<(), LogError> {
-        self.file.sync_data().map_err(LogError::io("sync", &self.path))
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(FileError::new("sync", &self.path))
     }
 }
 
@@ -141,21 +167,22 @@ pub(crate) fn to_line<T: Serialize>(value: &T) -> Vec<u8> {
 ///
 /// # Errors
 /// When the file cannot be read. A file that is not there has no lines.
-pub fn read_lines<T: DeserializeOwned>(path: &Path, from: u64) -> Result<(Vec<T>, u64), LogError> {
+pub fn read_lines<T: DeserializeOwned>(path: &Path, from: u64) -> Result<(Vec<T>, u64), FileError> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
-        Err(e) => return Err(LogError::io("open", path)(e)),
+        Err(e) => return Err(FileError::new("open", path)(e)),
     };
-    file.seek(SeekFrom::Start(from)).map_err(LogError::io("read", path))?;
+    file.seek(SeekFrom::Start(from)).map_err(FileError::new("read", path))?;
     let mut reader = BufReader::new(file);
     let (mut lines, mut at, mut valid, mut line) = (Vec::new(), from, from, Vec::new());
     // Whether the bytes that follow still belong to a line that is too long to be one.
     let mut overlong = false;
     loop {
         line.clear();
-        let read =
-            Read::take(&mut reader, LINE_BYTES_MAX).read_until(b'\n', &mut line).map_err(LogError::io("read", path))?;
+        let read = Read::take(&mut reader, LINE_BYTES_MAX)
+            .read_until(b'\n', &mut line)
+            .map_err(FileError::new("read", path))?;
         if read == 0 {
             return Ok((lines, valid));
         }

@@ -7,12 +7,12 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::capture::log::{LogOptions, TrackLog};
-use crate::capture::restore::{restore, restore_leaving};
-use crate::capture::spool::Spool;
 use crate::model::ids::{SessionId, StreamId, TrackId, TrackKind};
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
+use crate::recording::restore::{restore, restore_leaving};
+use crate::recording::spool::Spool;
+use crate::recording::{LogOptions, TrackLog};
 use crate::store::dir::DirStore;
 
 #[tokio::test]
@@ -101,8 +101,8 @@ fn seconds(dir: &Path) -> (Vec<i64>, usize) {
     let frames: Vec<_> = index
         .frames()
         .filter_map(|i| match i {
-            crate::capture::log::reader::LogItem::Frame(f) => Some(f.pts.as_millis() / 1000),
-            crate::capture::log::reader::LogItem::Format(_) => None,
+            crate::recording::reader::LogItem::Frame(f) => Some(f.pts.as_millis() / 1000),
+            crate::recording::reader::LogItem::Format(_) => None,
         })
         .collect();
     let mut seconds = frames.clone();

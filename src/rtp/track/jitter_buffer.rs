@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::capture::depacketize::Edges;
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::rtp::depacketize::Edges;
 
 /// Packets that may wait behind a missing one, and the most that a frame may have. At 1,200 bytes each
 /// about 5 MB.

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::engine::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey, media_time};
-use super::rtc::{PacketIn, Peer, PeerSink};
+use super::log_thread;
+use super::log_thread::{Item, What};
+use super::peer::{PacketIn, Peer, PeerSink};
 use super::socket::{Buffers, Socket};
-use super::writer::{self, Item, What};
 use super::{PeerError, sdp};
-use crate::capture::track::{Output, RtpInput, TrackRules};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{ClockAnchor, MediaTime, NtpTime, Wallclock};
+use crate::rtp::track::{Output, RtpInput, TrackRules};
 
 /// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
 const RULES_TICK: Duration = Duration::from_millis(50);
@@ -44,7 +45,7 @@ struct PeerEntry {
 pub(super) struct MediaThread {
     config: EngineConfig,
     commands: Receiver<Command>,
-    batches: SyncSender<writer::LogCommand>,
+    batches: SyncSender<log_thread::LogCommand>,
     socket: Socket,
     buffers: Buffers,
     anchor: ClockAnchor,
@@ -170,7 +171,7 @@ impl MediaThread {
     pub fn new(
         config: EngineConfig,
         commands: Receiver<Command>,
-        batches: SyncSender<writer::LogCommand>,
+        batches: SyncSender<log_thread::LogCommand>,
         anchor: ClockAnchor,
     ) -> std::io::Result<Self> {
         let socket = Socket::bind(config.bind, config.receive_buffer_bytes)?;
@@ -227,7 +228,7 @@ impl MediaThread {
     fn command(&mut self, command: Command) {
         match command {
             Command::Open { key, options, events, done } => {
-                let open = writer::LogCommand::Open { key, options: options.clone(), events: events.clone() };
+                let open = log_thread::LogCommand::Open { key, options: options.clone(), events: events.clone() };
                 self.captures.insert(key, Capture { options: *options, events, tracks: BTreeMap::new() });
                 self.to_log(open);
                 done.send(()).unwrap_or_default();
@@ -466,7 +467,7 @@ impl MediaThread {
             }
         }
         self.flush();
-        self.to_log(writer::LogCommand::Close { key, done });
+        self.to_log(log_thread::LogCommand::Close { key, done });
     }
 
     /// Hands frames to the log thread; while it is busy they wait here, up to a limit.
@@ -475,9 +476,9 @@ impl MediaThread {
             return;
         }
         let (items, settled) = (std::mem::take(&mut self.backlog), std::mem::take(&mut self.settled));
-        match self.batches.try_send(writer::LogCommand::Items { items, settled }) {
+        match self.batches.try_send(log_thread::LogCommand::Items { items, settled }) {
             Ok(()) => {}
-            Err(std::sync::mpsc::TrySendError::Full(writer::LogCommand::Items { mut items, .. })) => {
+            Err(std::sync::mpsc::TrySendError::Full(log_thread::LogCommand::Items { mut items, .. })) => {
                 if items.len() > BACKLOG_ITEMS_MAX {
                     let lost = items.len();
                     items.retain(|item| !item.is_frame());
@@ -489,7 +490,7 @@ impl MediaThread {
         }
     }
 
-    fn to_log(&self, command: writer::LogCommand) {
+    fn to_log(&self, command: log_thread::LogCommand) {
         // Opening and closing must not be lost; they are rare, so waiting for the disk is right here.
         if self.batches.send(command).is_err() {
             tracing::error!("the log thread has ended");

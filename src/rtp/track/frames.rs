@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::queue::Held;
+use super::jitter_buffer::Held;
 use super::{KeyframeReason, Last, MS, Output, Resync, TrackRules, span};
-use crate::capture::depacketize::{Assembled, PayloadError};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Frame, Gap, GapCause};
 use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
+use crate::rtp::depacketize::{Assembled, PayloadError};
 
 /// What a picture is taken to last when nothing tells: one at 30 a second.
 const PICTURE_SPAN: MediaSpan = 33 * MS;

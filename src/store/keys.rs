@@ -1,7 +1,13 @@
 //! Object keys. An archive's objects stand together under `<applicationId>/<archiveId>/`, as Vonage's do.
 
-use crate::compose::stills;
 use crate::model::ids::{ApplicationId, ArchiveId, Epoch};
+
+/// The thumbnail's name.
+pub const THUMBNAIL: &str = "thumbnail.jpg";
+/// The sheet's name.
+pub const SPRITE: &str = "sprite.jpg";
+/// The name of the sheet's index.
+pub const SPRITE_INDEX: &str = "sprite.vtt";
 
 /// An archive's place in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,9 +77,9 @@ impl Keys {
         let name = match kind {
             Kind::Mp4 => "archive.mp4".to_owned(),
             Kind::Zip => "archive.zip".to_owned(),
-            Kind::Thumbnail => stills::THUMBNAIL.to_owned(),
-            Kind::Sprite => stills::SPRITE.to_owned(),
-            Kind::SpriteIndex => stills::SPRITE_INDEX.to_owned(),
+            Kind::Thumbnail => THUMBNAIL.to_owned(),
+            Kind::Sprite => SPRITE.to_owned(),
+            Kind::SpriteIndex => SPRITE_INDEX.to_owned(),
             Kind::Manifest => "manifest.json".to_owned(),
             Kind::Report => "report.json".to_owned(),
             Kind::Bundle(epoch, n) => format!("segments/e{epoch}/{n:06}.tar"),
@@ -89,9 +95,9 @@ impl Keys {
         let kind = match parts.next()? {
             "archive.mp4" => Kind::Mp4,
             "archive.zip" => Kind::Zip,
-            stills::THUMBNAIL => Kind::Thumbnail,
-            stills::SPRITE => Kind::Sprite,
-            stills::SPRITE_INDEX => Kind::SpriteIndex,
+            THUMBNAIL => Kind::Thumbnail,
+            SPRITE => Kind::Sprite,
+            SPRITE_INDEX => Kind::SpriteIndex,
             "manifest.json" => Kind::Manifest,
             "report.json" => Kind::Report,
             rest => {

@@ -16,9 +16,12 @@
 //!
 //! Every segment plays with ordinary tools; so does a run of them, joined by [`reader::join`].
 
-mod line;
+pub mod history;
 pub mod mkv;
 pub mod reader;
+pub mod restore;
+pub mod spool;
+pub mod upload;
 mod writer;
 
 use serde::{Deserialize, Serialize};
@@ -27,11 +30,9 @@ use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::{Epoch, TrackId};
 use crate::model::media::{Gap, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::MediaTime;
+use crate::runtime::journal::FileError;
 
-pub(crate) use line::to_line;
-pub use line::{LineFile, read_lines};
 pub use reader::LogReader;
-pub(crate) use writer::hex;
 pub use writer::{LogOptions, Opened, TrackLog, UnsyncedSegment};
 
 /// The index's file name.
@@ -126,16 +127,8 @@ pub struct SealedSegment {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file system refused.
-    #[error("the capture log cannot {doing} {path}")]
-    Io {
-        /// The operation.
-        doing: &'static str,
-        /// The file.
-        path: String,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("the capture log cannot be used")]
+    Io(#[from] FileError),
     /// The spool's quota is used up.
     #[error("the spool is full: {used} of {quota} bytes are used")]
     Full {
@@ -164,15 +157,15 @@ pub enum LogError {
 
 impl LogError {
     pub(crate) fn io(doing: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.display().to_string();
-        move |source| Self::Io { doing, path, source }
+        let error = FileError::new(doing, path);
+        move |source| Self::Io(error(source))
     }
 }
 
 impl HasFault for LogError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Io { .. } => FaultKind::SpoolIo,
+            Self::Io(error) => return error.fault(),
             Self::Full { .. } | Self::NoRoom { .. } => FaultKind::SpoolFull,
             Self::Mixed { .. } => FaultKind::Bug,
         }

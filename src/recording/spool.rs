@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::log::LogError;
+use super::LogError;
 use crate::model::ids::ArchiveId;
 
 /// Says that the store was asked, and holds all of an archive. Only with it the local copy may go.

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::{INDEX, LogError, Record, TRACKS, mkv, read_lines};
+use super::{INDEX, LogError, Record, TRACKS, mkv};
 use crate::model::ids::{Epoch, TrackId};
 use crate::model::media::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::MediaTime;
+use crate::runtime::journal::read_lines;
 
 /// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
 const PART_BYTES_MAX: u64 = 32 << 20;

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::log::{HISTORY, LineFile, LogError, read_lines};
+use super::{HISTORY, LogError};
 use crate::model::archive_options::StreamMode;
 use crate::model::ids::{Epoch, StreamId, TrackKind, WorkerId};
 use crate::model::layout::Layout;
 use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
+use crate::runtime::journal::{LineFile, read_lines};
 
 /// One thing that happened, at a media time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +144,7 @@ impl History {
     /// # Errors
     /// When it cannot be written.
     pub fn add(&self, at: MediaTime, what: What) -> Result<(), LogError> {
-        self.file.append(&Event { at, what })
+        Ok(self.file.append(&Event { at, what })?)
     }
 }
 
@@ -163,7 +164,7 @@ pub fn read(archive_dir: &Path) -> Result<Vec<Event>, LogError> {
 /// # Errors
 /// When the file cannot be read.
 pub fn read_from(archive_dir: &Path, from: u64) -> Result<(Vec<Event>, u64), LogError> {
-    read_lines::<Event>(&archive_dir.join(HISTORY), from)
+    Ok(read_lines::<Event>(&archive_dir.join(HISTORY), from)?)
 }
 
 /// Whether every epoch before this one is in a history: then no other machine has media of the archive.

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::engine::{CaptureEvent, CaptureKey, CaptureOptions, media_time};
-use super::media::tell;
-use crate::capture::log::{LogError, TrackLog, UnsyncedSegment};
-use crate::capture::spool::Spool;
-use crate::capture::track::Output;
+use super::media_thread::tell;
 use crate::model::fault::HasFault;
 use crate::model::ids::TrackId;
 use crate::model::media::{Gap, GapCause, TrackFormat, TrackStats};
 use crate::model::time::{ClockAnchor, MediaTime};
+use crate::recording::spool::Spool;
+use crate::recording::{LogError, TrackLog, UnsyncedSegment};
+use crate::rtp::track::Output;
 
 /// A log that could not be opened is tried again after this.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
@@ -319,9 +319,9 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::log::{LogOptions, LogReader, TRACKS};
     use crate::model::ids::{Epoch, SessionId, StreamId, TrackKind};
     use crate::model::media::{Codec, Frame};
+    use crate::recording::{LogOptions, LogReader, TRACKS};
 
     #[test]
     fn a_log_that_cannot_be_opened_is_tried_again_and_what_is_missing_is_known() {
@@ -337,7 +337,7 @@ mod tests {
             epoch: Epoch(1),
             origin: crate::model::time::Wallclock(0),
             log: LogOptions::default(),
-            track: crate::capture::track::TrackOptions::default(),
+            track: crate::rtp::track::TrackOptions::default(),
             segment: Duration::from_secs(5),
             earlier: BTreeMap::new(),
             complete: tokio::sync::watch::Sender::new(MediaTime(i64::MIN)),

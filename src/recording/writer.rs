@@ -9,12 +9,14 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::reader::TrackIndex;
-use super::{INDEX, LineFile, LogError, Record, SealedSegment, mkv};
-use crate::capture::spool::Spool;
+use super::{INDEX, LogError, Record, SealedSegment, mkv};
 use crate::model::ids::{Epoch, TrackId};
 use crate::model::media::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording::spool::Spool;
+use crate::runtime::journal::LineFile;
 use crate::runtime::metrics::metrics;
+use crate::store::checksum::hex;
 
 /// Sender reports kept of one part. Janus sends one a second or so.
 const REPORTS_MAX: usize = 32;
@@ -345,7 +347,7 @@ impl TrackLog {
         let record =
             Record::Segment { n, epoch: self.epoch, file: name, header: header.len() as u64, format: format.clone() };
         let begun = (&file).write_all(&header).map_err(LogError::io("write", &path));
-        begun.and_then(|()| self.index.append(&record)).inspect_err(|_| {
+        begun.and_then(|()| Ok(self.index.append(&record)?)).inspect_err(|_| {
             // Nobody knows of it; a disk that fails for hours must not fill up with empty files.
             std::fs::remove_file(&path).unwrap_or_default();
         })?;
@@ -380,15 +382,6 @@ impl TrackLog {
             sha256: hex(&s.hasher.finalize()),
         }))
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
-        write!(text, "{b:02x}").expect("writing to a String does not fail");
-        text
-    })
 }
 
 fn seal_left_open(

@@ -1,4 +1,4 @@
-//! The other way of [`super::ship`]: an archive's capture log on a machine that did not write it, or not all of it.
+//! The other way of [`super::upload`]: an archive's capture log on a machine that did not write it, or not all of it.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -8,13 +8,15 @@ use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::log::reader::SegmentIndex;
-use super::log::{HISTORY, INDEX, LineFile, LogError, LogReader, Record, TRACKS, hex, to_line};
-use super::ship::{JOB, ShipError};
+use super::reader::SegmentIndex;
 use super::spool::room;
-use crate::archive::keys::Keys;
+use super::upload::{JOB, ShipError};
+use super::{HISTORY, INDEX, LogError, LogReader, Record, TRACKS};
 use crate::model::ids::TrackId;
+use crate::runtime::journal::{LineFile, to_line};
 use crate::runtime::retry::{STORE, retry_until_cancelled};
+use crate::store::checksum::hex;
+use crate::store::keys::Keys;
 use crate::store::{ObjectStore, StoreError};
 
 /// Largest index slice or small file that is read from a bundle.
@@ -204,11 +206,12 @@ fn whole_lines(bytes: &[u8]) -> &[u8] {
 /// slice's lines are added behind them: segment numbers are of one epoch only, so they do not meet.
 fn merge_index(folder: &Path, from: u64, slice: &[u8]) -> Result<(), LogError> {
     let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&folder.join(INDEX))?;
-    file.merge(from, whole_lines(slice), |json, line| match serde_json::from_slice(json).ok()? {
+    let merged = file.merge(from, whole_lines(slice), |json, line| match serde_json::from_slice(json).ok()? {
         // How far another machine's index was shipped says nothing about this one.
         Record::Shipped { n, key, .. } => Some(to_line(&Record::Shipped { n, key, index: 0 })),
         _ => Some(line.to_vec()),
-    })
+    });
+    Ok(merged?)
 }
 
 /// Writes a file that is not there yet: whole, or not at all.

@@ -8,9 +8,10 @@ use proptest::prelude::*;
 
 use super::reader::{LogItem, LogReader, TrackIndex, join};
 use super::*;
-use crate::capture::spool::Spool;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
 use crate::model::media::{Codec, Frame, GapCause};
+use crate::recording::spool::Spool;
+use crate::runtime::journal::{LineFile, read_lines};
 
 fn track(kind: TrackKind) -> TrackId {
     let session: SessionId = "s".parse().expect("id");

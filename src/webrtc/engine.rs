@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{PeerError, media, writer};
-use crate::capture::log::{LogOptions, SealedSegment};
-use crate::capture::spool::Spool;
-use crate::capture::track::TrackOptions;
+use super::{PeerError, log_thread, media_thread};
 use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{ClockAnchor, MediaTime, Wallclock};
+use crate::recording::spool::Spool;
+use crate::recording::{LogOptions, SealedSegment};
+use crate::rtp::track::TrackOptions;
 
 /// Commands that may wait for the media thread.
 const COMMANDS_MAX: usize = 1024;
@@ -192,13 +192,13 @@ impl Engine {
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (batches, batch_queue) = sync_channel(BATCHES_MAX);
         let (syncs, sync_queue) = sync_channel(BATCHES_MAX);
-        let media = media::MediaThread::new(config, command_queue, batches, anchor)?;
+        let media = media_thread::MediaThread::new(config, command_queue, batches, anchor)?;
         let local = media.local();
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = vec![
             named("media").spawn(move || media.run())?,
-            named("log").spawn(move || writer::run_log(&batch_queue, &syncs, &spool, anchor))?,
-            named("sync").spawn(move || writer::run_sync(&sync_queue))?,
+            named("log").spawn(move || log_thread::run_log(&batch_queue, &syncs, &spool, anchor))?,
+            named("sync").spawn(move || log_thread::run_sync(&sync_queue))?,
         ];
         Ok(Self { commands, next_key: AtomicU64::new(1), local, threads })
     }
