@@ -3,20 +3,20 @@
 //! The modules stand in the order of the way of the media; `README.md` has the promise and the picture.
 
 pub mod api;
+pub mod app;
 pub mod archive;
+pub mod auth;
 pub mod bridge;
 pub mod broker;
-pub mod callback;
 pub mod catalog;
 pub mod cli;
 pub mod compose;
 pub mod config;
 pub mod event;
-pub mod geo;
 pub mod job;
 pub mod media;
 pub mod model;
-pub mod ops;
+pub mod notify;
 pub mod recording;
 pub mod router;
 pub mod rtp;

@@ -1,7 +1,6 @@
 //! The services outside the process: catalog, store, media routers, broker. [`Services::open`] makes them from a configuration; a
 //! simulation makes others.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
@@ -9,17 +8,13 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{BrokerConfig, RabbitBroker, SharedBroker};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::{ConfigErrors, Settings, StoreKind};
-use crate::job::driver::CATALOG;
-use crate::model::ids::RouterName;
-use crate::router::MediaRouter;
 use crate::router::janus::{JanusConfig, JanusRouter};
+use crate::router::{MediaRouter, Routers};
+use crate::runtime::retry::CATALOG;
 use crate::runtime::retry::retry_until_cancelled;
 use crate::store::dir::DirStore;
 use crate::store::s3::{S3Config, S3Store};
 use crate::store::{SharedStore, StoreError};
-
-/// The media routers of a configuration, by their names.
-pub type Routers = BTreeMap<RouterName, Arc<dyn MediaRouter>>;
 
 /// The services that a worker or an API uses.
 #[derive(Clone)]

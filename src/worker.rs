@@ -13,18 +13,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crate::archive::retention::run_retention;
 use crate::broker::{BrokerState, Delivery, Outcome};
-use crate::callback::{Telling, keep_telling_events};
 use crate::catalog::{Accepted, ApplicationRow, ArchiveRow, CatalogError, JobRow, JobState, NewJob, NewParked};
 use crate::config::Settings;
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
+use crate::job::accept;
+use crate::job::accept::accept;
 use crate::job::driver;
 use crate::job::{Context, Ended};
 use crate::model::fault::{FaultKind, HasFault, Retry, chain};
 use crate::model::ids::{Epoch, JobId};
 use crate::model::time::Wallclock;
-use crate::ops::accept::{self, accept};
+use crate::notify::{Telling, keep_telling_events};
 use crate::recording::spool::Spool;
 use crate::runtime::metrics::{EventLabels, EventOutcome, metrics};
 use crate::runtime::supervise::{panicked, restart_on_panic};
@@ -158,8 +160,9 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
         })
     });
     tasks.spawn({
-        let (context, cancel) = (Arc::clone(&context), stop.clone());
-        let sweeping = move || crate::ops::sweep::keep_sweeping(Arc::clone(&context), cancel.clone());
+        let (store, catalog, cancel) = (Arc::clone(&context.store), Arc::clone(&context.catalog), stop.clone());
+        let keep = context.settings.store.keep_segments.0;
+        let sweeping = move || run_retention(Arc::clone(&store), Arc::clone(&catalog), keep, cancel.clone());
         restart_on_panic("sweeping", stop.clone(), sweeping)
     });
     own_jobs(&context, &nudge, &room, &jobs, &stop).await;
@@ -302,7 +305,7 @@ async fn decided(context: &Context, nudge: &Notify, delivery: &Delivery) -> Resu
             return Ok(EventOutcome::Ended);
         }
     };
-    if delivery.headers.contains_key(crate::ops::REPLAYED_BY)
+    if delivery.headers.contains_key(crate::job::replay::REPLAYED_BY)
         && let Some(job) = context.catalog.job(event.job()).await?
         && job.state == JobState::Parked
     {

@@ -11,16 +11,17 @@ use super::auth::Caller;
 use super::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
 use super::extract::{Base, Segments};
 use super::{Shared, request, wire};
+use crate::archive::delete;
+use crate::archive::delete::DeleteError;
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow};
 use crate::event::{Envelope, STARTED, SessionEvent, Started};
+use crate::job::accept::{accept, give_classes};
+use crate::job::change::{DesireError, StreamsChange, desire, select_streams};
 use crate::job::desired::Desired;
 use crate::model::archive_options::{ArchiveOptions, OutputMode, StreamMode};
 use crate::model::ids::{ArchiveId, EventId, SessionId, StreamId};
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
-use crate::ops::accept::{accept, give_classes};
-use crate::ops::delete::{self, DeleteError};
-use crate::ops::desire::{DesireError, StreamsChange, desire, select_streams};
 
 /// A start waits so long for the session's last archive, which is about to end.
 const ENDING_MAX: Duration = Duration::from_secs(2);

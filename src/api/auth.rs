@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 
 use super::error::ApiError;
-use super::token::{Keys, TokenError, Unverified};
+use crate::auth::token::{Keys, TokenError, Unverified};
 use crate::catalog::{ApplicationKind, ApplicationRow, Catalog};
 use crate::model::time::Wallclock;
 

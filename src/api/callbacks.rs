@@ -12,9 +12,9 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::Segments;
 use super::{Shared, request};
+use crate::auth::applications::set_callback;
 use crate::catalog::ApplicationRow;
 use crate::model::time::Wallclock;
-use crate::ops::apps::set_callback;
 
 /// An address that callbacks go to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]

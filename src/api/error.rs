@@ -6,8 +6,8 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::CatalogError;
+use crate::job::change::DesireError;
 use crate::model::fault::{Blame, Fault, HasFault, Retry, chain};
-use crate::ops::desire::DesireError;
 use crate::router::RouterError;
 use crate::store::StoreError;
 

@@ -10,8 +10,8 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::extract::{Base, Segments};
 use super::{Shared, request, wire};
+use crate::archive::derive::queue::{Remake, ask};
 use crate::model::time::Wallclock;
-use crate::ops::remakes::{Remake, ask};
 use crate::store::StoreError;
 use crate::store::keys::{Keys, Kind};
 

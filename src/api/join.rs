@@ -9,11 +9,12 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
+use super::Shared;
 use super::auth::{bearer, keys};
-use super::client_token::{ClientToken, Role};
 use super::error::{ApiError, NOT_ROUTED};
 use super::extract::{Segments, Stranger};
-use super::{Shared, token::TokenError};
+use crate::auth::client_token::{ClientToken, Role};
+use crate::auth::token::TokenError;
 use crate::model::ids::StreamId;
 use crate::model::time::Wallclock;
 use crate::session::access::{ClientAccess, client_access};

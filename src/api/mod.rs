@@ -11,7 +11,6 @@
 mod archives;
 mod auth;
 mod callbacks;
-mod client_token;
 mod error;
 mod extract;
 mod extras;
@@ -26,8 +25,6 @@ mod removals;
 mod request;
 mod serve;
 mod sessions;
-pub mod token;
-mod validity;
 mod wire;
 
 use std::sync::Arc;
@@ -36,8 +33,9 @@ use tokio::sync::Notify;
 
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
-use crate::geo::{Geo, GeoError};
-use crate::services::{Routers, ServicesError};
+use crate::router::Routers;
+use crate::services::ServicesError;
+use crate::session::geo::{Geo, GeoError};
 use crate::session::region::Atlas;
 use crate::store::SharedStore;
 

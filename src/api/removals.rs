@@ -6,9 +6,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::delete::remove;
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::model::fault::chain;
-use crate::ops::delete::remove;
 use crate::store::SharedStore;
 
 /// Archives that are removed at a time; of each, some objects at a time.

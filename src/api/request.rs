@@ -7,14 +7,14 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use crate::archive::derive::clip::Part;
+use crate::archive::derive::queue::Remake;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};
+use crate::job::change::{StreamsChange, check_classes};
 use crate::model::archive_options::{ArchiveOptions, OutputMode, Resolution};
 use crate::model::ids::{SessionId, StreamId};
 use crate::model::layout::Layout;
 use crate::model::time::Wallclock;
-use crate::ops::clip::Part;
-use crate::ops::desire::{StreamsChange, check_classes};
-use crate::ops::remakes::Remake;
 use crate::recording::history::Selection;
 
 /// Archives of a page, unless the query says otherwise (Vonage's default).

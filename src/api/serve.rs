@@ -33,14 +33,14 @@ use super::{
     wire,
 };
 use crate::bridge::{Bridge, bridge};
-use crate::callback::{Render, Telling, keep_telling};
 use crate::catalog::{ApplicationRow, ArchiveRow, SharedCatalog};
 use crate::config::{ApiSection, Settings};
-use crate::geo::Geo;
+use crate::notify::{Render, Telling, keep_telling};
 use crate::runtime::metrics::{RequestLabels, metrics};
 use crate::runtime::supervise;
 use crate::runtime::supervise::restart_on_panic;
 use crate::services::Services;
+use crate::session::geo::Geo;
 use crate::session::region::Atlas;
 
 /// Requests that are under way when the service stops have so long.
@@ -127,7 +127,12 @@ pub async fn serve(
         let (settings, catalog, store) = (Arc::new(api.settings.clone()), api.catalog.clone(), Arc::clone(&api.store));
         let cancel = ending.clone();
         let making = move || {
-            crate::ops::remakes::keep_making(Arc::clone(&settings), catalog.clone(), Arc::clone(&store), cancel.clone())
+            crate::archive::derive::queue::keep_making(
+                Arc::clone(&settings),
+                catalog.clone(),
+                Arc::clone(&store),
+                cancel.clone(),
+            )
         };
         restart_on_panic("making archives of others", ending.clone(), making)
     });

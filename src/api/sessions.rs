@@ -17,11 +17,11 @@ use super::error::ApiError;
 use super::extract::Segments;
 use super::{Shared, request, wire};
 use crate::catalog::{ApplicationKind, Classes, SessionRow};
+use crate::job::change::{DesireError, desire};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::StreamId;
 use crate::model::session::MediaMode;
 use crate::model::time::Wallclock;
-use crate::ops::desire::{DesireError, desire};
 use crate::session::create::{self, NewSession};
 use crate::session::id;
 

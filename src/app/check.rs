@@ -61,7 +61,7 @@ async fn api(settings: &Settings) -> Result<String, String> {
             }
             _ => "http",
         };
-        told(crate::geo::Geo::open(database.as_deref()), |_| format!("{scheme} at {}", section.bind))
+        told(crate::session::geo::Geo::open(database.as_deref()), |_| format!("{scheme} at {}", section.bind))
     });
     looked.await.map_err(|e| e.to_string())?
 }

@@ -2,8 +2,11 @@
 
 pub mod build;
 pub(crate) mod composed;
+pub mod delete;
 pub mod deliver;
+pub mod derive;
 pub mod documents;
+pub mod retention;
 mod streams;
 mod zip;
 

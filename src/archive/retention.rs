@@ -4,18 +4,16 @@
 //! Of uploads only ours: the key must be one of an archive that the catalog knows, and whose job has ended. An upload of a
 //! live job is its owner's, however old it is.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState};
-use crate::job::Context;
+use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState, SharedCatalog};
 use crate::model::fault::chain;
 use crate::model::ids::JobId;
 use crate::model::time::Wallclock;
 use crate::store::keys::Keys;
-use crate::store::{ObjectStore, PendingUpload, StoreError};
+use crate::store::{ObjectStore, PendingUpload, SharedStore, StoreError};
 
 /// How often is swept.
 const EVERY: Duration = Duration::from_secs(3600);
@@ -97,18 +95,22 @@ pub async fn sweep_segments(
     }
 }
 
-/// Sweeps now and then until `stop`.
-pub async fn keep_sweeping(context: Arc<Context>, stop: CancellationToken) {
+/// Sweeps every [`EVERY`] until `stop`.
+pub async fn run_retention(
+    store: SharedStore,
+    catalog: SharedCatalog,
+    keep_segments: Duration,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
-        if let Err(error) = sweep(context.store.as_ref(), context.catalog.as_ref(), Wallclock::now()).await {
+        if let Err(error) = sweep(store.as_ref(), catalog.as_ref(), Wallclock::now()).await {
             tracing::warn!("abandoned uploads are not swept for now: {}", chain(&error));
         }
-        let (store, keep) = (context.store.as_ref(), context.settings.store.keep_segments.0);
-        match sweep_segments(store, context.catalog.as_ref(), keep, Wallclock::now()).await {
+        match sweep_segments(store.as_ref(), catalog.as_ref(), keep_segments, Wallclock::now()).await {
             Ok(0) => {}
             Ok(archives) => tracing::info!(archives, "segments that were kept long enough are deleted"),
             Err(error) => tracing::warn!("old segments are not swept for now: {}", chain(&error)),

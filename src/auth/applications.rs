@@ -7,13 +7,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 
-use crate::api::token::is_public_key;
-use crate::callback::address::{allowed, check_url};
+use crate::auth::token::is_public_key;
 use crate::catalog::{ApplicationKey, ApplicationKind, ApplicationRow, Catalog, CatalogError};
 use crate::config::Settings;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ApplicationId;
 use crate::model::time::Wallclock;
+use crate::notify::url_policy::{allowed, check_url};
 
 /// Shortest secret of a legacy project: OpenTok's have forty characters.
 const SECRET_CHARS_MIN: usize = 16;

@@ -13,9 +13,9 @@ use sha1::Sha1;
 
 use super::token::{Keys, Signed, TOKEN_BYTES_MAX, TokenError, application_of};
 use super::validity::{Lifetime, Times, Validity, ValidityError, claimed, instant};
+use crate::job::change::{CLASSES_MAX, check_classes};
 use crate::model::ids::{ApplicationId, SessionId};
 use crate::model::time::Wallclock;
-use crate::ops::desire::{CLASSES_MAX, check_classes};
 
 /// Longest connection data, in characters (Vonage: 1,000; some SDKs check 1,024).
 const DATA_CHARS_MAX: usize = 1024;

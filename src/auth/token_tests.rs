@@ -20,7 +20,7 @@ const SECRET: &str = "a secret of forty characters, more or less";
 /// A private key, and its public key. Made once: it takes its time.
 static RSA: LazyLock<(String, String)> = LazyLock::new(|| rsa_key().expect("an RSA key"));
 
-pub(in crate::api) fn application(is_unified: bool) -> (Application, Keys) {
+pub(in crate::auth) fn application(is_unified: bool) -> (Application, Keys) {
     if is_unified {
         let (private, public) = RSA.clone();
         return (Application { id: UNIFIED.to_owned(), key: private }, Keys::Unified(vec![public]));
@@ -29,7 +29,7 @@ pub(in crate::api) fn application(is_unified: bool) -> (Application, Keys) {
 }
 
 /// Seconds after the tokens' `iat`.
-pub(in crate::api) fn after(seconds: i64) -> Wallclock {
+pub(in crate::auth) fn after(seconds: i64) -> Wallclock {
     Wallclock((SECONDS as i64 + seconds) * 1_000_000)
 }
 

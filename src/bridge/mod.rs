@@ -24,9 +24,9 @@ use tokio_util::task::TaskTracker;
 use crate::broker::SharedBroker;
 use crate::catalog::SharedCatalog;
 use crate::config::BridgeSection;
+use crate::router::Routers;
 use crate::runtime::metrics::{HintLabels, HintOutcome, metrics};
 use crate::runtime::supervise::panicked;
-use crate::services::Routers;
 
 use hint::Hint;
 

@@ -8,10 +8,11 @@ use clap::Subcommand;
 use secrecy::ExposeSecret;
 
 use super::{say, say_json};
+use crate::auth::applications;
+use crate::auth::applications::{NewApplication, NewKey};
 use crate::config::{Settings, Span};
 use crate::model::ids::ApplicationId;
 use crate::model::time::Wallclock;
-use crate::ops::apps::{self, NewApplication, NewKey};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AppsCommand {
@@ -97,7 +98,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
                 (false, _, None) => NewKey::Secret(secret.map(Into::into)),
             };
             let new = NewApplication { id, name, key, callback_url };
-            let added = apps::add(catalog.as_ref(), settings, new, now).await?;
+            let added = applications::add(catalog.as_ref(), settings, new, now).await?;
             let secret = added.new_secret.as_ref().map(ExposeSecret::expose_secret);
             let callbacks = added.row.callback_secret.as_ref().map(ExposeSecret::expose_secret);
             if json {
@@ -117,7 +118,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
         AppsCommand::List { json } => {
             let all = catalog.applications().await?;
             if json {
-                let shown: Vec<_> = all.iter().map(|row| apps::shown(row, now)).collect();
+                let shown: Vec<_> = all.iter().map(|row| applications::shown(row, now)).collect();
                 return say_json(&shown);
             }
             for row in &all {
@@ -129,7 +130,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
         AppsCommand::Rotate { id, public_key, overlap, json } => {
             let key = public_key.as_deref().map(read).transpose()?;
             let overlap: Duration = overlap.0;
-            let rotated = apps::rotate(catalog.as_ref(), &id, key, overlap, now).await?;
+            let rotated = applications::rotate(catalog.as_ref(), &id, key, overlap, now).await?;
             let secret = rotated.new_secret.as_ref().map(ExposeSecret::expose_secret);
             if json {
                 return say_json(&serde_json::json!({ "applicationId": id, "secret": secret }));
@@ -140,7 +141,7 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
             }
         }
         AppsCommand::Callback { id, url, .. } => {
-            let row = apps::set_callback(catalog.as_ref(), settings, &id, url, now).await?;
+            let row = applications::set_callback(catalog.as_ref(), settings, &id, url, now).await?;
             match (&row.callback_url, &row.callback_secret) {
                 (Some(url), Some(secret)) => {
                     say(&format!("callbacks go to {url}\ncallback secret  {}", secret.expose_secret()));

@@ -6,12 +6,12 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 
 use super::{say, say_json};
-use crate::callback::address::allowed;
-use crate::callback::{UrlError, check_url};
 use crate::catalog::{Catalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget};
 use crate::config::Settings;
 use crate::model::ids::{ApplicationId, ArchiveId};
 use crate::model::time::Wallclock;
+use crate::notify::url_policy::allowed;
+use crate::notify::{UrlError, check_url};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CallbacksCommand {

@@ -99,7 +99,7 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
             let publisher = crate::services::broker(settings)?.publisher().await?;
             let (bar, who) = (ProgressBar::new(rows.len() as u64), who());
             for row in &rows {
-                crate::ops::replay(publisher.as_ref(), catalog.as_ref(), row, &who)
+                crate::job::replay::replay(publisher.as_ref(), catalog.as_ref(), row, &who)
                     .await
                     .with_context(|| format!("parked job {}", row.parked))?;
                 bar.inc(1);

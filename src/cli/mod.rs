@@ -213,7 +213,7 @@ async fn stop_on_signals(stop: CancellationToken) {
 }
 
 async fn check(settings: &Settings, json: bool) -> Result<ExitCode> {
-    let lines = crate::ops::check::check(settings).await;
+    let lines = crate::app::check::check(settings).await;
     if json {
         say_json(&lines)?;
     } else {

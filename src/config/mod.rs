@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use crate::job::presence::Limits;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::WorkerId;
 
@@ -159,18 +158,6 @@ impl Settings {
     pub fn catalog_url(&self) -> SecretString {
         let default = || format!("sqlite:{}", self.worker.data_dir.join("catalog.sqlite").display()).into();
         self.catalog.url.clone().unwrap_or_else(default)
-    }
-
-    /// The limits of an archive.
-    #[must_use]
-    pub const fn job_limits(&self) -> Limits {
-        Limits {
-            no_clients: self.limits.no_clients.0,
-            never_published: self.limits.never_published.0,
-            nobody_publishing: self.limits.nobody_publishing.0,
-            recorded_max: self.limits.recorded_max.0,
-            total_max: self.limits.total_max.0,
-        }
     }
 }
 

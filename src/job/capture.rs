@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::composing::Composing;
 use super::desired::Desired;
 use super::driver::Asked;
-use super::presence::{EndReason, Presence};
+use super::presence::{EndReason, Limits, Presence};
 use super::session::Session;
 use super::{Job, Stuck};
 use crate::catalog::{ArchiveRow, ArchiveStatus};
@@ -70,8 +70,13 @@ pub(super) async fn capture(
     let earlier = prepare(job).await?;
     status.send_replace(Some(job.archive_row(ArchiveStatus::Started, "")));
     let now = Wallclock::now();
-    let mut presence =
-        Presence::new(context.settings.job_limits(), job.row.origin, now, earlier.recorded, !earlier.ends.is_empty());
+    let mut presence = Presence::new(
+        Limits::from(&context.settings.limits),
+        job.row.origin,
+        now,
+        earlier.recorded,
+        !earlier.ends.is_empty(),
+    );
     let (history, before) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;

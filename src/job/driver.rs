@@ -14,15 +14,10 @@ use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
 use crate::event::SessionEvent;
 use crate::model::archive_options::ArchiveOptions;
-use crate::model::fault::Backoff;
 use crate::model::ids::EventId;
 use crate::model::time::Wallclock;
 use crate::runtime::metrics::metrics;
-use crate::runtime::retry::retry_until_cancelled;
-
-/// The catalog may be away for long.
-pub const CATALOG: Backoff =
-    Backoff { first: std::time::Duration::from_millis(200), max: std::time::Duration::from_secs(5) };
+use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// Does everything for a claimed job.
 pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationToken) -> Ended {

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::composing::Composing;
-use super::driver::{CATALOG, Moved, advance};
+use super::driver::{Moved, advance};
 use super::{Ended, Job, Stuck};
 use crate::archive::ArchiveError;
 use crate::archive::build::{Built, Object, build};
@@ -19,6 +19,7 @@ use crate::recording::restore::restore;
 use crate::recording::spool::ProvedInStore;
 use crate::recording::upload;
 use crate::runtime::metrics::metrics;
+use crate::runtime::retry::CATALOG;
 use crate::runtime::retry::retry_until_cancelled;
 use crate::store::upload::UploadError;
 

@@ -9,7 +9,9 @@
 //! [`presence`] is pure; one driver task owns each job. Captures wait for nobody: what must be told to
 //! the catalog goes through the [`ledger`], what must go to the store is shipped beside.
 
+pub mod accept;
 pub mod capture;
+pub mod change;
 mod composing;
 pub mod desired;
 pub mod driver;
@@ -17,6 +19,7 @@ pub mod finalize;
 pub mod ledger;
 mod link;
 pub mod presence;
+pub mod replay;
 mod session;
 
 use std::path::PathBuf;
@@ -36,7 +39,7 @@ use crate::model::session::ArchiveMode;
 use crate::model::time::Wallclock;
 use crate::recording::history;
 use crate::recording::spool::Spool;
-use crate::services::Routers;
+use crate::router::Routers;
 use crate::store::SharedStore;
 use crate::store::keys::Keys;
 use crate::webrtc::Engine;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::LimitsSection;
 use crate::model::time::Wallclock;
 
 /// The limits of one archive.
@@ -32,6 +33,18 @@ impl Default for Limits {
             nobody_publishing: Duration::from_secs(3600),
             recorded_max: Duration::from_secs(4 * 3600),
             total_max: Duration::from_secs(12 * 3600),
+        }
+    }
+}
+
+impl From<&LimitsSection> for Limits {
+    fn from(section: &LimitsSection) -> Self {
+        Self {
+            no_clients: section.no_clients.0,
+            never_published: section.never_published.0,
+            nobody_publishing: section.nobody_publishing.0,
+            recorded_max: section.recorded_max.0,
+            total_max: section.total_max.0,
         }
     }
 }

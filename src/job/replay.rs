@@ -1,15 +1,4 @@
-//! What operators do: look whether everything can be used, replay and discard parked jobs, make archives anew, cut parts out of them.
-
-pub mod accept;
-pub mod apps;
-pub mod check;
-pub mod clip;
-pub mod delete;
-pub mod desire;
-pub mod recompose;
-mod remade;
-pub mod remakes;
-pub mod sweep;
+//! Replays parked jobs: an event is published again, with a header that says who did it and when.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,8 +6,6 @@ use base64::engine::general_purpose::STANDARD;
 use crate::broker::{BrokerError, Headers, Publisher};
 use crate::catalog::{Catalog, CatalogError, ParkedRow, ParkedState};
 use crate::model::time::Wallclock;
-
-pub use remade::RemakeError;
 
 /// Header of a replayed event: who replayed it.
 pub const REPLAYED_BY: &str = "archiver-replayed-by";

@@ -10,11 +10,11 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::address::{SystemResolver, allowed};
-use super::events::keep_publishing;
-use super::rules::{Tried, settle};
-use super::send::{Post, Sender};
-use super::sign;
+use super::publisher::keep_publishing;
+use super::retry_policy::{Tried, settle};
+use super::signature;
+use super::url_policy::{SystemResolver, allowed};
+use super::webhook::{Post, Sender};
 use crate::broker::SharedBroker;
 use crate::catalog::{
     ApplicationRow, ArchiveRow, CatalogError, Claim, NoticeRow, NoticeTarget, Settled, SharedCatalog,
@@ -259,7 +259,7 @@ async fn post(telling: &Telling, notice: &NoticeRow, application: Option<Applica
     };
     let object = telling.render.render(&notice.told, &application).await;
     let body = object.to_string().into_bytes();
-    let sign = |secret| sign::token(&application, secret, notice.notice, &body, telling.now());
+    let sign = |secret| signature::token(&application, secret, notice.notice, &body, telling.now());
     let token = application.callback_secret.as_ref().map(sign);
     match telling.sender.send(Post { url, notice: notice.notice, token, body }).await {
         Ok(()) => Tried::Delivered,

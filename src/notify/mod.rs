@@ -8,14 +8,14 @@
 //!
 //! Both are told at least once, in the order of each archive's changes; ids tell what came before.
 
-pub mod address;
-pub mod event;
-mod events;
-pub mod rules;
-pub mod send;
-pub mod sign;
-pub mod tell;
+pub mod dispatcher;
+pub mod payload;
+mod publisher;
+pub mod retry_policy;
+pub mod signature;
+pub mod url_policy;
+pub mod webhook;
 
-pub use address::{Resolver, SystemResolver, UrlError, check_url};
-pub use send::{SendError, Sender};
-pub use tell::{Render, Telling, keep_telling, keep_telling_events};
+pub use dispatcher::{Render, Telling, keep_telling, keep_telling_events};
+pub use url_policy::{Resolver, SystemResolver, UrlError, check_url};
+pub use webhook::{SendError, Sender};

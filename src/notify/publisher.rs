@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::event::ArchiveStatusEvent;
-use super::rules::Tried;
-use super::tell::{Away, STOP_MAX, Telling};
+use super::dispatcher::{Away, STOP_MAX, Telling};
+use super::payload::ArchiveStatusEvent;
+use super::retry_policy::Tried;
 use crate::broker::{ArchivePublisher, Broker, BrokerError};
 use crate::catalog::{CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
 use crate::model::fault::{Backoff, HasFault, Retry, chain};

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::time::timeout;
 use url::{Host, Url};
 
-use super::rules::may_connect;
+use super::retry_policy::may_connect;
 use crate::config::CallbacksSection;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::network::Network;

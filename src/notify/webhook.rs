@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 
-use super::address::{Guard, Resolver, UrlError, parse_url};
+use super::url_policy::{Guard, Resolver, UrlError, parse_url};
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 use crate::model::ids::NoticeId;
 use crate::model::network::Network;

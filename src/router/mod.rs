@@ -5,11 +5,14 @@
 
 pub mod janus;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
-use crate::model::ids::{RoomId, SessionId, TrackKind};
+use crate::model::ids::{RoomId, RouterName, SessionId, TrackKind};
 use crate::model::media::VideoType;
 use crate::model::session::RouterRoom;
 
@@ -223,6 +226,9 @@ pub trait Rooms: Send + Sync {
     /// Removes a room; whoever is in it is sent out. Returns whether it was there.
     async fn remove_room(&self, place: &RouterRoom) -> Result<bool, RouterError>;
 }
+
+/// The media routers of a configuration, by their names.
+pub type Routers = BTreeMap<RouterName, Arc<dyn MediaRouter>>;
 
 /// A media router: one for each entry of the configuration.
 #[async_trait]

@@ -11,6 +11,9 @@ use crate::runtime::metrics::metrics;
 /// Storage outages last minutes to hours.
 pub const STORE: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(15) };
 
+/// Catalog outages: a short first pause, because every job waits for the catalog.
+pub const CATALOG: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
+
 /// Calls `act` until it succeeds, fails for good, or `cancel` says so (`None`). Faults that pass are met
 /// with back-off, counted, and logged when they begin and each minute.
 ///

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod create;
+pub mod geo;
 pub mod id;
 pub mod region;
 pub mod room;

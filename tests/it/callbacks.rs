@@ -10,9 +10,6 @@ use std::time::Duration;
 use crate::support::catalogs::{Backend, on_each_catalog};
 use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
 use archiver::broker::{Broker, BrokerConfig, RabbitBroker};
-use archiver::callback::address::check_url_with;
-use archiver::callback::send::NOTICE_ID;
-use archiver::callback::{Resolver, Sender, SystemResolver, Telling, keep_telling};
 use archiver::catalog::{
     self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, NewJob, NoticeFilter, NoticeRow,
     NoticeState, NoticeTarget, Settled, SharedCatalog,
@@ -22,6 +19,9 @@ use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, NoticeId, SessionId};
 use archiver::model::network::Network;
 use archiver::model::time::Wallclock;
+use archiver::notify::url_policy::check_url_with;
+use archiver::notify::webhook::NOTICE_ID;
+use archiver::notify::{Resolver, Sender, SystemResolver, Telling, keep_telling};
 use archiver_testkit::net::{free_port, listen};
 use archiver_testkit::rabbitmq::RabbitMq;
 use archiver_testkit::wait::wait_for;

@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use archiver::archive::delete::{mark, remove};
+use archiver::archive::retention::{REMOVER_MAX, sweep_segments};
 use archiver::catalog::{self, ArchiveRow, ArchiveStatus};
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::ids::{ArchiveId, JobId, SessionId};
 use archiver::model::time::Wallclock;
-use archiver::ops::delete::{mark, remove};
-use archiver::ops::sweep::{REMOVER_MAX, sweep_segments};
 use archiver::store::ahead::{self, Growing};
 use archiver::store::dir::{DirStore, collect};
 use archiver::store::download::{Download, DownloadError, download};

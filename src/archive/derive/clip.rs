@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::remade::{CLIP, RemakeError, Work, finished, publish};
+use super::workspace::{CLIP, RemakeError, Work, finished, publish};
 use crate::archive::ArchiveError;
 use crate::archive::build::Built;
 use crate::archive::composed::{Expected, checked};

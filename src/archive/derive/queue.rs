@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clip::{Part, clip};
 use super::recompose::{Otherwise, recompose};
-use super::remade;
+use super::workspace;
 use crate::archive::build::Clip;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow, SharedCatalog};
 use crate::config::Settings;
@@ -131,7 +131,7 @@ pub async fn keep_making(
     cancel: CancellationToken,
 ) {
     let data_dir = settings.worker.data_dir.clone();
-    tokio::task::spawn_blocking(move || remade::clean(&data_dir)).await.unwrap_or_default();
+    tokio::task::spawn_blocking(move || workspace::clean(&data_dir)).await.unwrap_or_default();
     loop {
         let now = Wallclock::now();
         match catalog.claim_remake(now, now + LEASE).await {

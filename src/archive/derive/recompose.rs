@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::remade::{RECOMPOSE, RemakeError, Work, beside, finished, publish};
+use super::workspace::{RECOMPOSE, RemakeError, Work, beside, finished, publish};
 use crate::archive::build::{About, Clip, build};
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
