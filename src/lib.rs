@@ -25,4 +25,3 @@ pub mod services;
 pub mod session;
 pub mod store;
 pub mod webrtc;
-pub mod worker;

@@ -23,7 +23,7 @@ mod operator;
 mod place;
 mod removals;
 mod request;
-mod serve;
+mod server;
 mod sessions;
 mod wire;
 
@@ -40,7 +40,7 @@ use crate::session::region::Atlas;
 use crate::store::SharedStore;
 
 pub use openapi::document;
-pub use serve::{run, serve};
+pub use server::{run, serve};
 
 /// What must be there before the API can be served.
 #[derive(Debug, thiserror::Error)]

@@ -169,7 +169,11 @@ async fn ending<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> T
     done
 }
 
-async fn work(settings: &Settings, roles: Roles, stop: CancellationToken) -> Result<(), crate::worker::StartError> {
+async fn work(
+    settings: &Settings,
+    roles: Roles,
+    stop: CancellationToken,
+) -> Result<(), crate::app::worker::StartError> {
     if !roles.worker {
         stop.cancelled().await;
         return Ok(());
@@ -180,7 +184,7 @@ async fn work(settings: &Settings, roles: Roles, stop: CancellationToken) -> Res
         receive_buffer_bytes: usize::try_from(settings.media.receive_buffer.0).unwrap_or(4 << 20),
         ..EngineConfig::default()
     };
-    crate::worker::work(settings.clone(), engine, stop).await
+    crate::app::worker::work(settings.clone(), engine, stop).await
 }
 
 async fn serve_api(settings: &Settings, roles: Roles, stop: CancellationToken) -> Result<(), crate::api::StartError> {
