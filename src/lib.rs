@@ -21,7 +21,6 @@ pub mod recording;
 pub mod router;
 pub mod rtp;
 pub mod runtime;
-pub mod services;
 pub mod session;
 pub mod store;
 pub mod webrtc;

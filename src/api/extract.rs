@@ -7,9 +7,10 @@ use axum::extract::{ConnectInfo, FromRequestParts, RawPathParams};
 use axum::http::header;
 use axum::http::request::Parts;
 
-use super::Shared;
-use super::auth::{self, Caller};
+use super::caller;
+use super::caller::Caller;
 use super::error::ApiError;
+use super::state::Shared;
 use crate::model::ids::{ArchiveId, SessionId, StreamId};
 use crate::model::time::Wallclock;
 
@@ -59,7 +60,7 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
-        let caller = match auth::caller(api.catalog.as_ref(), &parts.headers, Wallclock::now()).await {
+        let caller = match caller::caller(api.catalog.as_ref(), &parts.headers, Wallclock::now()).await {
             Ok(caller) => caller,
             Err(refused) => {
                 Stranger::of(parts).counted(api)?;
@@ -106,7 +107,7 @@ impl FromRequestParts<Shared> for Operator {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
-        if auth::is_operator(&parts.headers, api.settings.api.operator_token.as_ref()) {
+        if caller::is_operator(&parts.headers, api.settings.api.operator_token.as_ref()) {
             return Ok(Self);
         }
         Stranger::of(parts).counted(api)?;

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{IntoParams, Modify, OpenApi, ToSchema};
 
-use super::{archives, callbacks, error, extras, join, operator, sessions, wire};
+use super::dto::response;
+use super::error;
+use super::handlers::{archive_extensions, archives, callbacks, join, operator, sessions};
 
 /// The application that the token is of.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -236,11 +238,11 @@ pub struct RegisterCallback {
     paths(
         sessions::create, join::join, sessions::streams, sessions::stream, sessions::classes,
         archives::start, archives::list, archives::get, archives::stop, archives::delete, archives::layout, archives::streams,
-        extras::report, extras::thumbnail, extras::clip, extras::recompose,
+        archive_extensions::report, archive_extensions::thumbnail, archive_extensions::clip, archive_extensions::recompose,
         callbacks::list, callbacks::register, callbacks::unregister,
         operator::jobs, operator::parked, operator::callbacks, operator::resend,
     ),
-    components(schemas(error::ErrorBody, wire::Archive, wire::ArchiveList)),
+    components(schemas(error::ErrorBody, response::Archive, response::ArchiveList)),
     modifiers(&Security),
     security(("bearer" = []), ("opentok" = [])),
 )]

@@ -30,18 +30,18 @@ fn told<T, E: crate::model::fault::HasFault>(
 pub async fn check(settings: &Settings) -> Vec<Line> {
     let mut lines = vec![line("configuration", told(settings.for_worker(), |()| "valid".to_owned()))];
     lines.extend(elements(settings).await);
-    let broker = match crate::services::broker(settings) {
+    let broker = match crate::app::services::broker(settings) {
         Ok(broker) => told(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
         Err(error) => Err(error.to_string()),
     };
     lines.push(line("broker", broker));
-    let catalog = match crate::services::catalog(settings).await {
+    let catalog = match crate::app::services::catalog(settings).await {
         Ok(catalog) => told(catalog.probe().await, |kind| format!("{kind}, tables are up to date")),
         Err(error) => told(Err::<(), _>(error), |()| String::new()),
     };
     lines.push(line("catalog", catalog));
     lines.push(line("store", store(settings).await));
-    for (name, router) in crate::services::routers(settings) {
+    for (name, router) in crate::app::services::routers(settings) {
         lines.push(line(&format!("router {name}"), told(router.probe().await, |version| version)));
     }
     lines.push(line("spool", spool(settings).await));
@@ -87,9 +87,9 @@ async fn elements(settings: &Settings) -> Vec<Line> {
 }
 
 async fn store(settings: &Settings) -> Result<String, String> {
-    let store = told(crate::services::store(settings).await.map(Some), |_| String::new());
+    let store = told(crate::app::services::store(settings).await.map(Some), |_| String::new());
     store?;
-    let store = crate::services::store(settings).await.map_err(|e| chain(&e))?;
+    let store = crate::app::services::store(settings).await.map_err(|e| chain(&e))?;
     let found = store.probe(".archiver-check/").await;
     let found = match found {
         // A directory has no hidden keys.

@@ -87,7 +87,7 @@ fn read(path: &std::path::Path) -> Result<String> {
 }
 
 pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()> {
-    let catalog = crate::services::catalog(settings).await?;
+    let catalog = crate::app::services::catalog(settings).await?;
     let now = Wallclock::now();
     match command {
         AppsCommand::Add { unified, id, public_key, secret, secret_file, name, callback_url, json, .. } => {

@@ -225,8 +225,8 @@ async fn manifest(store: &dyn ObjectStore, keys: &Keys) -> Result<Manifest> {
 }
 
 pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result<()> {
-    let catalog = crate::services::catalog(settings).await?;
-    let store = crate::services::store(settings).await?;
+    let catalog = crate::app::services::catalog(settings).await?;
+    let store = crate::app::services::store(settings).await?;
     let stop = CancellationToken::new();
     match command {
         ArchivesCommand::List { application, session, status, offset, count, json } => {

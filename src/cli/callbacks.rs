@@ -56,10 +56,10 @@ pub(super) async fn run(settings: &Settings, command: CallbacksCommand) -> Resul
         CallbacksCommand::List { state, application, archive, offset, count, json } => {
             let target = Some(NoticeTarget::Callback);
             let filter = NoticeFilter { target, state, application, archive, offset, count };
-            list(crate::services::catalog(settings).await?.as_ref(), &filter, json).await?;
+            list(crate::app::services::catalog(settings).await?.as_ref(), &filter, json).await?;
         }
         CallbacksCommand::Resend { archive, number } => {
-            let catalog = crate::services::catalog(settings).await?;
+            let catalog = crate::app::services::catalog(settings).await?;
             match catalog.resend_notices(archive, number, Wallclock::now()).await? {
                 0 if number.is_none() => {
                     bail!("no callback of this archive was given up; --number sends a delivered one once more")

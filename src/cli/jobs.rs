@@ -86,7 +86,7 @@ fn who() -> String {
 }
 
 pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()> {
-    let catalog = crate::services::catalog(settings).await?;
+    let catalog = crate::app::services::catalog(settings).await?;
     match command {
         JobsCommand::List { fault, all, json } => list(catalog.as_ref(), fault, all, json).await,
         JobsCommand::Show { id, json } => show(catalog.as_ref(), id, json).await,
@@ -96,7 +96,7 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
             if which.dry_run {
                 return Ok(());
             }
-            let publisher = crate::services::broker(settings)?.publisher().await?;
+            let publisher = crate::app::services::broker(settings)?.publisher().await?;
             let (bar, who) = (ProgressBar::new(rows.len() as u64), who());
             for row in &rows {
                 crate::job::replay::replay(publisher.as_ref(), catalog.as_ref(), row, &who)

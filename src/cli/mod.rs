@@ -187,7 +187,11 @@ async fn work(
     crate::app::worker::work(settings.clone(), engine, stop).await
 }
 
-async fn serve_api(settings: &Settings, roles: Roles, stop: CancellationToken) -> Result<(), crate::api::StartError> {
+async fn serve_api(
+    settings: &Settings,
+    roles: Roles,
+    stop: CancellationToken,
+) -> Result<(), crate::app::api::StartError> {
     if !roles.api {
         stop.cancelled().await;
         return Ok(());
@@ -196,11 +200,11 @@ async fn serve_api(settings: &Settings, roles: Roles, stop: CancellationToken) -
     // A worker in the same process answers for both.
     let health = async {
         if !roles.worker {
-            let ready = crate::api::health::of_api(seen);
-            crate::api::health::serve(settings.http.bind, ready, stop.clone()).await;
+            let ready = crate::app::health::of_api(seen);
+            crate::app::health::serve(settings.http.bind, ready, stop.clone()).await;
         }
     };
-    tokio::join!(ending(&stop, crate::api::run(settings.clone(), serving, stop.clone())), health).0
+    tokio::join!(ending(&stop, crate::app::api::run(settings.clone(), serving, stop.clone())), health).0
 }
 
 async fn stop_on_signals(stop: CancellationToken) {
@@ -263,7 +267,7 @@ async fn publish(settings: &Settings, file: &std::path::Path, force: bool, regio
         }
         Err(error) => bail!("{error}\n(--force publishes it all the same; it will be parked)"),
     };
-    let publisher = crate::services::broker(settings)?.publisher().await?;
+    let publisher = crate::app::services::broker(settings)?.publisher().await?;
     publisher.publish(&routing_key, &body, &Headers::new()).await?;
     publisher.close().await?;
     say(&format!("published to {routing_key}"));

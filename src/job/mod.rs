@@ -16,10 +16,12 @@ mod composing;
 pub mod desired;
 pub mod driver;
 pub mod finalize;
+pub mod intake;
 pub mod ledger;
 mod link;
 pub mod presence;
 pub mod replay;
+pub mod scheduler;
 mod session;
 
 use std::path::PathBuf;

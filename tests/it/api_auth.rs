@@ -146,7 +146,7 @@ async fn no_endpoint_answers_who_may_not_ask() {
     world.start_worker().expect("worker");
     api::served(&world).await;
     let settings = Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration");
-    let catalog = archiver::services::catalog(&settings).await.expect("catalog");
+    let catalog = archiver::app::services::catalog(&settings).await.expect("catalog");
     let other = App::unified(&world, OTHER);
     for app in [App::unified(&world, APPLICATION), App::legacy(&world, "45828062")] {
         let session = app.session("p2p.preference=disabled").await;

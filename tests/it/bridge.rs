@@ -5,6 +5,7 @@ use crate::BINARY;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use archiver::app::services::{broker, broker_config, routers};
 use archiver::bridge::{Bridge, bridge, rules};
 use archiver::broker::{Broker, RabbitBroker};
 use archiver::catalog::{JobState, SessionRow, SharedCatalog};
@@ -13,7 +14,6 @@ use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::SessionId;
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
 use archiver::model::time::Wallclock;
-use archiver::services::{broker, broker_config, routers};
 use archiver::session::access::{access_at, client_access};
 use archiver::session::room::room_of;
 use archiver_testkit::publisher::{Options, Publisher};
@@ -59,7 +59,7 @@ impl Ground {
         tracing_subscriber::fmt().with_test_writer().with_env_filter("archiver=debug").try_init().unwrap_or_default();
         let settings = Settings::load(Some(world.config()), &BTreeMap::new()).expect("configuration");
         std::fs::create_dir_all(world.data()).expect("folder");
-        let catalog = archiver::services::catalog(&settings).await.expect("catalog");
+        let catalog = archiver::app::services::catalog(&settings).await.expect("catalog");
         Self { world, settings, catalog }
     }
 

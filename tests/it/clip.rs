@@ -131,7 +131,8 @@ async fn a_part_from_a_keyframe_on_has_the_samples_of_its_archive_when_the_segme
     // What a re-composition needs is gone.
     let log = tempfile::tempdir().expect("folder");
     fetch_log(&world, &archive.manifest, log.path()).await;
-    let (store, keys) = (archiver::services::store(&settings(&world)).await.expect("store"), keys(&archive.manifest));
+    let (store, keys) =
+        (archiver::app::services::store(&settings(&world)).await.expect("store"), keys(&archive.manifest));
     for object in store.list(&keys.segments()).await.expect("list") {
         store.delete(&object.key).await.expect("delete");
     }

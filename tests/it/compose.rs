@@ -531,8 +531,8 @@ async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
 /// The segments of an archive are there until they have been kept for long enough; its file stays.
 async fn segments_are_kept_for_a_while(world: &World, manifest: &serde_json::Value) {
     let (keys, settings) = (keys(manifest), settings(world));
-    let store = archiver::services::store(&settings).await.expect("store");
-    let catalog = archiver::services::catalog(&settings).await.expect("catalog");
+    let store = archiver::app::services::store(&settings).await.expect("store");
+    let catalog = archiver::app::services::catalog(&settings).await.expect("catalog");
     let day = Duration::from_secs(24 * 3600);
     let now = archiver::model::time::Wallclock::now();
     for (moment, swept) in [(now, 0), (archiver::model::time::Wallclock(now.0 + 86_401_000_000), 1)] {

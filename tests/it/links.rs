@@ -60,8 +60,8 @@ impl Service {
         let server = Server::start("api", dir.path(), &mut command).expect("api");
         api::ready(at).await;
         let settings = Settings::load(Some(&config), &BTreeMap::new()).expect("configuration");
-        let catalog = archiver::services::catalog(&settings).await.expect("catalog");
-        let store = archiver::services::store(&settings).await.expect("store");
+        let catalog = archiver::app::services::catalog(&settings).await.expect("catalog");
+        let store = archiver::app::services::store(&settings).await.expect("store");
         archiver::runtime::tls::choose_provider();
         let client = reqwest::Client::builder().build().expect("client");
         Self { dir, at, client, catalog, store, _api: server }

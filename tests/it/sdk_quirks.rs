@@ -202,7 +202,7 @@ async fn deleted(call: &Call<'_>, archive: &str) {
 /// What is asked for of automatic archives when their session is created; read from the catalog, as no SDK reads it.
 async fn automatic(service: &Service) {
     let settings = Settings::load(Some(service.world.config()), &BTreeMap::new()).expect("configuration");
-    let catalog = archiver::services::catalog(&settings).await.expect("catalog");
+    let catalog = archiver::app::services::catalog(&settings).await.expect("catalog");
     for (sdk, name, resolution) in [
         (Sdk::JavaLegacy, Some("Lesson 1"), "1920x1080"),
         (Sdk::NetLegacy, None, "640x480"),

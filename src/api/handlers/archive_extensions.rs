@@ -6,10 +6,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::auth::Caller;
-use super::error::ApiError;
-use super::extract::{Base, Segments};
-use super::{Shared, request, wire};
+use crate::api::caller::Caller;
+use crate::api::dto::{request, response};
+use crate::api::error::ApiError;
+use crate::api::extract::{Base, Segments};
+use crate::api::state::Shared;
 use crate::archive::derive::queue::{Remake, ask};
 use crate::model::time::Wallclock;
 use crate::store::StoreError;
@@ -18,8 +19,8 @@ use crate::store::keys::{Keys, Kind};
 /// `GET /v2/project/{project}/archive/{archive}/report`: ours. What was lost, repaired and missing, and why.
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}/report", tag = "archives (ours)", operation_id = "getReport",
-    params(super::openapi::Project, super::openapi::OfArchive),
-    responses((status = 200, body = Object, content_type = "application/json"), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    responses((status = 200, body = Object, content_type = "application/json"), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn report(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<Response, ApiError> {
     object(&api, &caller, &path, Kind::Report).await
@@ -28,8 +29,8 @@ pub async fn report(State(api): State<Shared>, caller: Caller, path: Segments) -
 /// `GET /v2/project/{project}/archive/{archive}/thumbnail`: ours. A picture of a composed archive.
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}/thumbnail", tag = "archives (ours)", operation_id = "getThumbnail",
-    params(super::openapi::Project, super::openapi::OfArchive),
-    responses((status = 200, body = String, content_type = "image/jpeg"), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    responses((status = 200, body = String, content_type = "image/jpeg"), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn thumbnail(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<Response, ApiError> {
     object(&api, &caller, &path, Kind::Thumbnail).await
@@ -49,8 +50,8 @@ async fn object(api: &Shared, caller: &Caller, path: &Segments, kind: Kind) -> R
 /// part begins at a keyframe, of which there is one in two seconds.
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/clip", tag = "archives (ours)", operation_id = "clipArchive",
-    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::ClipArchive,
-    responses((status = 202, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::ClipArchive,
+    responses((status = 202, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn clip(
     State(api): State<Shared>,
@@ -58,7 +59,7 @@ pub async fn clip(
     base: Base,
     path: Segments,
     body: Bytes,
-) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
+) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
     remake(&api, &caller, &base, &path, || request::clip(&body)).await
 }
 
@@ -66,8 +67,8 @@ pub async fn clip(
 /// one: with another layout or size, or of exactly a part.
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/recompose", tag = "archives (ours)", operation_id = "recomposeArchive",
-    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::RecomposeArchive,
-    responses((status = 202, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::RecomposeArchive,
+    responses((status = 202, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn recompose(
     State(api): State<Shared>,
@@ -75,7 +76,7 @@ pub async fn recompose(
     base: Base,
     path: Segments,
     body: Bytes,
-) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
+) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
     remake(&api, &caller, &base, &path, || request::recompose(&body)).await
 }
 
@@ -86,7 +87,7 @@ async fn remake(
     base: &Base,
     path: &Segments,
     read: impl FnOnce() -> Result<Remake, ApiError>,
-) -> Result<(StatusCode, Json<wire::Archive>), ApiError> {
+) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
     let of = api.archive(caller, path.archive()?).await?;
     let new = ask(api.catalog.as_ref(), &of, &read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
     Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, Some(base)).await?)))

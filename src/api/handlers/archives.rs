@@ -7,10 +7,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tokio::time::{Duration, Instant, sleep};
 
-use super::auth::Caller;
-use super::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
-use super::extract::{Base, Segments};
-use super::{Shared, request, wire};
+use crate::api::caller::Caller;
+use crate::api::dto::{request, response};
+use crate::api::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
+use crate::api::extract::{Base, Segments};
+use crate::api::state::Shared;
 use crate::archive::delete;
 use crate::archive::delete::DeleteError;
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow};
@@ -35,10 +36,14 @@ const USER_INITIATED: &str = "user initiated";
 /// `POST /v2/project/{project}/archive`
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "startArchive",
-    params(super::openapi::Project), request_body = super::openapi::StartArchive,
-    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project), request_body = crate::api::openapi::StartArchive,
+    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
-pub async fn start(State(api): State<Shared>, caller: Caller, body: Bytes) -> Result<Json<wire::Archive>, ApiError> {
+pub async fn start(
+    State(api): State<Shared>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Json<response::Archive>, ApiError> {
     let request::Start { session, options } = request::start(&body)?;
     let session = api.session(&caller, &session).await?;
     if session.media_mode == MediaMode::Relayed {
@@ -64,7 +69,7 @@ pub async fn start(State(api): State<Shared>, caller: Caller, body: Bytes) -> Re
     }
     let row = begin(&api, &session, options).await?;
     api.nudge();
-    Ok(Json(wire::archive(&row, &caller.application, None, Some(&Desired::default()))))
+    Ok(Json(response::archive(&row, &caller.application, None, Some(&Desired::default()))))
 }
 
 /// Makes the job of an archive that somebody starts, and its first entry.
@@ -128,15 +133,15 @@ async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
 /// `GET /v2/project/{project}/archive`
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "listArchives",
-    params(super::openapi::Project, super::openapi::ListQuery),
-    responses((status = 200, body = wire::ArchiveList), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::ListQuery),
+    responses((status = 200, body = response::ArchiveList), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn list(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
     RawQuery(query): RawQuery,
-) -> Result<Json<wire::ArchiveList>, ApiError> {
+) -> Result<Json<response::ArchiveList>, ApiError> {
     let mut filter = request::list(query.as_deref().unwrap_or_default())?;
     filter.application = Some(caller.application.application.clone());
     let (rows, count) = api.catalog.archives(&filter).await?;
@@ -144,21 +149,21 @@ pub async fn list(
     for row in &rows {
         items.push(api.wire(row, &caller.application, Some(&base)).await?);
     }
-    Ok(Json(wire::ArchiveList { count, items }))
+    Ok(Json(response::ArchiveList { count, items }))
 }
 
 /// `GET /v2/project/{project}/archive/{archive}`
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "getArchive",
-    params(super::openapi::Project, super::openapi::OfArchive),
-    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn get(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
     path: Segments,
-) -> Result<Json<wire::Archive>, ApiError> {
+) -> Result<Json<response::Archive>, ApiError> {
     let row = api.archive(&caller, path.archive()?).await?;
     Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
@@ -168,15 +173,15 @@ pub async fn get(
 /// An automatic archive goes on: it ends with its session (Vonage's rule).
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/stop", tag = "archives", operation_id = "stopArchive",
-    params(super::openapi::Project, super::openapi::OfArchive),
-    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn stop(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
     path: Segments,
-) -> Result<Json<wire::Archive>, ApiError> {
+) -> Result<Json<response::Archive>, ApiError> {
     let archive = path.archive()?;
     let row = api.archive(&caller, archive).await?;
     if !matches!(row.status, ArchiveStatus::Started | ArchiveStatus::Paused | ArchiveStatus::Stopped) {
@@ -185,7 +190,7 @@ pub async fn stop(
         return Err(ApiError::conflict(NOT_RUNNING, message));
     }
     let job = api.catalog.job(row.job).await?;
-    if !job.as_ref().is_some_and(is_automatic) && wire::is_running(row.status) {
+    if !job.as_ref().is_some_and(is_automatic) && response::is_running(row.status) {
         api.catalog.request_stop(row.job, USER_INITIATED, Wallclock::now()).await?;
         api.nudge();
     }
@@ -204,7 +209,7 @@ fn is_automatic(job: &JobRow) -> bool {
 /// Waits a moment for the owner of a job to have heard that it should end.
 async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<ArchiveRow, ApiError> {
     let deadline = Instant::now() + STOPPING_MAX;
-    while wire::is_running(row.status) && Instant::now() < deadline {
+    while response::is_running(row.status) && Instant::now() < deadline {
         sleep(POLL).await;
         row = api.archive(caller, row.archive).await?;
     }
@@ -214,8 +219,8 @@ async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<A
 /// `DELETE /v2/project/{project}/archive/{archive}`
 #[utoipa::path(
     delete, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "deleteArchive",
-    params(super::openapi::Project, super::openapi::OfArchive),
-    responses((status = 204), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
     let row = api.own_archive(&caller, path.archive()?).await?;
@@ -225,7 +230,7 @@ pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -
     }
     match delete::mark(api.catalog.as_ref(), &row).await {
         Ok(()) => {
-            api.removals.add(row);
+            api.deletions.add(row);
             Ok(StatusCode::NO_CONTENT)
         }
         Err(DeleteError::Unfinished { status, .. }) => Err(ApiError::conflict(
@@ -239,8 +244,8 @@ pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -
 /// `PUT /v2/project/{project}/archive/{archive}/layout`
 #[utoipa::path(
     put, path = "/v2/project/{project}/archive/{archive}/layout", tag = "archives", operation_id = "setArchiveLayout",
-    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::ArchiveLayout,
-    responses((status = 200, body = wire::Archive), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::ArchiveLayout,
+    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn layout(
     State(api): State<Shared>,
@@ -248,7 +253,7 @@ pub async fn layout(
     base: Base,
     path: Segments,
     body: Bytes,
-) -> Result<Json<wire::Archive>, ApiError> {
+) -> Result<Json<response::Archive>, ApiError> {
     let row = api.archive(&caller, path.archive()?).await?;
     let layout = request::layout(&body)?;
     if row.options.output_mode == OutputMode::Individual {
@@ -262,8 +267,8 @@ pub async fn layout(
 /// `PATCH /v2/project/{project}/archive/{archive}/streams`
 #[utoipa::path(
     patch, path = "/v2/project/{project}/archive/{archive}/streams", tag = "archives", operation_id = "selectArchiveStreams",
-    params(super::openapi::Project, super::openapi::OfArchive), request_body = super::openapi::ArchiveStreams,
-    responses((status = 204), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::ArchiveStreams,
+    responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn streams(
     State(api): State<Shared>,
@@ -291,7 +296,7 @@ fn no_archive() -> ApiError {
     ApiError::not_found("there is no such archive")
 }
 
-impl super::Api {
+impl crate::api::state::Api {
     /// An archive of the caller's application; another one does not exist for it, nor does one that was deleted.
     pub(super) async fn archive(&self, caller: &Caller, archive: ArchiveId) -> Result<ArchiveRow, ApiError> {
         let row = self.own_archive(caller, archive).await?;
@@ -313,7 +318,9 @@ impl super::Api {
         let session = self.catalog.session(&row.application, &row.session).await?;
         let (Some(session), Some(job)) = (session, self.catalog.job(row.job).await?) else { return Ok(()) };
         let desired = crate::job::ledger::desired(&job);
-        if desired.stream_mode.unwrap_or(row.options.stream_mode) == StreamMode::Auto || !wire::is_running(row.status) {
+        if desired.stream_mode.unwrap_or(row.options.stream_mode) == StreamMode::Auto
+            || !response::is_running(row.status)
+        {
             // Not refused for its streams, then.
             return Ok(());
         }
@@ -336,23 +343,23 @@ impl super::Api {
     }
 
     /// An archive as it is sent, with a link if it has a file. Without a `base` there are the store's own links only.
-    pub(super) async fn wire(
+    pub(in crate::api) async fn wire(
         &self,
         row: &ArchiveRow,
         application: &crate::catalog::ApplicationRow,
         base: Option<&Base>,
-    ) -> Result<wire::Archive, ApiError> {
+    ) -> Result<response::Archive, ApiError> {
         let url = match &row.object_key {
             Some(key) if row.status == ArchiveStatus::Available => {
-                self.links.link(key, &super::links::file_name(row, key), base).await?
+                self.links.link(key, &super::downloads::file_name(row, key), base).await?
             }
             _ => None,
         };
         // Only such an archive says which streams it has, and only while it runs.
-        let desired = match wire::is_running(row.status) && row.options.stream_mode == StreamMode::Manual {
+        let desired = match response::is_running(row.status) && row.options.stream_mode == StreamMode::Manual {
             true => self.catalog.job(row.job).await?.as_ref().map(crate::job::ledger::desired),
             false => None,
         };
-        Ok(wire::archive(row, application, url, desired.as_ref()))
+        Ok(response::archive(row, application, url, desired.as_ref()))
     }
 }

@@ -17,17 +17,19 @@ const AT_ONCE: usize = 4;
 const WAITING_MAX: usize = 1000;
 
 /// Where deleted archives go.
-pub struct Removals(mpsc::Sender<ArchiveRow>);
+pub struct DeletionQueue(mpsc::Sender<ArchiveRow>);
 
 /// The other end.
-pub struct Deleted(mpsc::Receiver<ArchiveRow>);
+pub struct DeletedArchives(mpsc::Receiver<ArchiveRow>);
 
-pub fn removals() -> (Removals, Deleted) {
+/// A queue, and its other end.
+#[must_use]
+pub fn deletion_queue() -> (DeletionQueue, DeletedArchives) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
-    (Removals(sender), Deleted(receiver))
+    (DeletionQueue(sender), DeletedArchives(receiver))
 }
 
-impl Removals {
+impl DeletionQueue {
     /// The objects of an archive, that is marked as deleted, are removed soon.
     pub fn add(&self, row: ArchiveRow) {
         let archive = row.archive;
@@ -38,10 +40,10 @@ impl Removals {
 }
 
 /// Removes them until `cancel`.
-pub async fn keep_removing(
+pub async fn run_deletions(
     catalog: &dyn Catalog,
     store: &SharedStore,
-    deleted: &mut Deleted,
+    deleted: &mut DeletedArchives,
     cancel: &CancellationToken,
 ) {
     let mut under_way = FuturesUnordered::new();
@@ -129,18 +131,18 @@ mod tests {
             store.put(&key, Body::bytes("x"), PutOptions::default()).await.expect("put");
             assert!(catalog.put_archive(row).await.expect("put"));
         }
-        let (removals, mut deleted) = removals();
+        let (deletions, mut deleted) = deletion_queue();
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (of_task, known, stop) = (Arc::clone(&store), catalog.clone(), cancel.clone());
         // The first one is removed, the others meet a store that hangs.
-        removals.add(rows[0].clone());
-        tasks.spawn(async move { keep_removing(known.as_ref(), &of_task, &mut deleted, &stop).await });
+        deletions.add(rows[0].clone());
+        tasks.spawn(async move { run_deletions(known.as_ref(), &of_task, &mut deleted, &stop).await });
         let left = async || store.list("app/").await.expect("list").len();
         wait_for("the first to be removed", || async { (left().await == rows.len() - 1).then_some(()) }).await;
         server.inject(S3Fault::Hang, "DELETE", u64::MAX);
         let before = server.requests();
         for row in &rows[1..] {
-            removals.add(row.clone());
+            deletions.add(row.clone());
         }
         let asked = u64::try_from(2 * AT_ONCE).expect("small");
         wait_for("some to be tried", || async { (server.requests() - before >= asked).then_some(()) }).await;

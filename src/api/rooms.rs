@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use axum::http::StatusCode;
 
 use super::error::ApiError;
-use super::sessions::SessionStream;
+use super::handlers::sessions::SessionStream;
 use crate::catalog::SessionRow;
 use crate::config::RouterSection;
 use crate::model::ids::{Region, RouterName, SessionId, StreamId};
@@ -19,7 +19,7 @@ fn unavailable(message: &str) -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
 }
 
-impl super::Api {
+impl super::state::Api {
     /// The region and the room of a new session: those nearest to where its first client is said to be.
     pub(super) fn place(
         &self,

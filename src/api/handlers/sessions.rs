@@ -12,10 +12,11 @@ use serde::Serialize;
 use tokio::time::sleep;
 use utoipa::ToSchema;
 
-use super::auth::Caller;
-use super::error::ApiError;
-use super::extract::Segments;
-use super::{Shared, request, wire};
+use crate::api::caller::Caller;
+use crate::api::dto::{request, response};
+use crate::api::error::ApiError;
+use crate::api::extract::Segments;
+use crate::api::state::Shared;
 use crate::catalog::{ApplicationKind, Classes, SessionRow};
 use crate::job::change::{DesireError, desire};
 use crate::model::archive_options::ArchiveOptions;
@@ -75,8 +76,8 @@ pub struct CreatedSession {
 /// XML unless `Accept` names JSON, which must be labelled by `application/json` and nothing more (opentok-python).
 #[utoipa::path(
     post, path = "/session/create", tag = "sessions", operation_id = "createSession",
-    request_body(content = super::openapi::SessionForm, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = [CreatedSession]), (status = "4XX", body = super::error::ErrorBody)),
+    request_body(content = crate::api::openapi::SessionForm, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, body = [CreatedSession]), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn create(
     State(api): State<Shared>,
@@ -92,7 +93,7 @@ pub async fn create(
     if headers.get_all(header::ACCEPT).iter().any(accepts) {
         return Ok(Json([created]).into_response());
     }
-    let number = wire::project_number(&row.application).map_or(created.partner_id, |number| number.to_string());
+    let number = response::project_number(&row.application).map_or(created.partner_id, |number| number.to_string());
     // Ids are of letters, digits and a few signs that mean nothing in XML.
     let xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\" standalone=\"yes\"?><sessions><Session><session_id>{}</session_id>\
@@ -183,8 +184,8 @@ pub struct SessionStreams {
 /// `GET /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "listStreams",
-    params(super::openapi::Project, super::openapi::OfSession, super::openapi::PageQuery),
-    responses((status = 200, body = SessionStreams), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfSession, crate::api::openapi::PageQuery),
+    responses((status = 200, body = SessionStreams), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn streams(
     State(api): State<Shared>,
@@ -203,8 +204,8 @@ pub async fn streams(
 /// `GET /v2/project/{project}/session/{session}/stream/{stream}`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream/{stream}", tag = "sessions", operation_id = "getStream",
-    params(super::openapi::Project, super::openapi::OfSession, super::openapi::OfStream),
-    responses((status = 200, body = SessionStream), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfSession, crate::api::openapi::OfStream),
+    responses((status = 200, body = SessionStream), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn stream(
     State(api): State<Shared>,
@@ -234,8 +235,8 @@ fn parses_twice(headers: &HeaderMap) -> bool {
 /// `PUT /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     put, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "setLayoutClasses",
-    params(super::openapi::Project, super::openapi::OfSession), request_body = super::openapi::LayoutClasses,
-    responses((status = 200, body = SessionStreams), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfSession), request_body = crate::api::openapi::LayoutClasses,
+    responses((status = 200, body = SessionStreams), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn classes(
     State(api): State<Shared>,
@@ -252,7 +253,7 @@ pub async fn classes(
     Ok(Json(SessionStreams { count: items.len(), items }))
 }
 
-impl super::Api {
+impl crate::api::state::Api {
     /// Gives streams of a session layout classes: for archives to come, and for those that run.
     pub(super) async fn give_classes(
         &self,

@@ -4,9 +4,9 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use serde_json::{Value, json};
 
-use super::Shared;
-use super::error::ApiError;
-use super::extract::{Operator, Segments};
+use crate::api::error::ApiError;
+use crate::api::extract::{Operator, Segments};
+use crate::api::state::Shared;
 use crate::catalog::{JobState, NoticeFilter, NoticeState, NoticeTarget, ParkedState};
 use crate::model::time::Wallclock;
 
@@ -30,7 +30,7 @@ fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
 #[utoipa::path(
     get, path = "/operator/jobs", tag = "operators", operation_id = "listJobs", security(("operator" = [])),
     params(("state" = Option<String>, Query, description = "accepted, capturing, finalizing, available, parked or discarded")),
-    responses((status = 200, body = Object), (status = "4XX", body = super::error::ErrorBody)),
+    responses((status = 200, body = Object), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn jobs(State(api): State<Shared>, _: Operator, RawQuery(query): RawQuery) -> Result<Json<Value>, ApiError> {
     let state: Option<JobState> = parsed(query.as_deref(), "state")?;
@@ -43,7 +43,7 @@ pub async fn jobs(State(api): State<Shared>, _: Operator, RawQuery(query): RawQu
 #[utoipa::path(
     get, path = "/operator/parked", tag = "operators", operation_id = "listParked", security(("operator" = [])),
     params(("state" = Option<String>, Query, description = "parked (without it), replayed, resolved or discarded")),
-    responses((status = 200, body = Object), (status = "4XX", body = super::error::ErrorBody)),
+    responses((status = 200, body = Object), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn parked(
     State(api): State<Shared>,
@@ -61,7 +61,7 @@ pub async fn parked(
         ("state" = Option<String>, Query, description = "waiting, delivered or undelivered"),
         ("application" = Option<String>, Query, description = "Only of this application"),
     ),
-    responses((status = 200, body = Object), (status = "4XX", body = super::error::ErrorBody)),
+    responses((status = 200, body = Object), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn callbacks(
     State(api): State<Shared>,
@@ -83,8 +83,8 @@ pub async fn callbacks(
 /// `POST /operator/callbacks/{archive}/resend`: sends those of an archive again that were given up.
 #[utoipa::path(
     post, path = "/operator/callbacks/{archive}/resend", tag = "operators", operation_id = "resendCallbacks",
-    security(("operator" = [])), params(super::openapi::OfArchive),
-    responses((status = 200, body = Object), (status = "4XX", body = super::error::ErrorBody)),
+    security(("operator" = [])), params(crate::api::openapi::OfArchive),
+    responses((status = 200, body = Object), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn resend(State(api): State<Shared>, _: Operator, path: Segments) -> Result<Json<Value>, ApiError> {
     let again = api.catalog.resend_notices(path.archive()?, None, Wallclock::now()).await?;

@@ -9,10 +9,10 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::Shared;
-use super::auth::{bearer, keys};
-use super::error::{ApiError, NOT_ROUTED};
-use super::extract::{Segments, Stranger};
+use crate::api::caller::{bearer, keys};
+use crate::api::error::{ApiError, NOT_ROUTED};
+use crate::api::extract::{Segments, Stranger};
+use crate::api::state::Shared;
 use crate::auth::client_token::{ClientToken, Role};
 use crate::auth::token::TokenError;
 use crate::model::ids::StreamId;
@@ -44,8 +44,8 @@ pub struct Joined {
 /// The token is valid until `exp`, which may be at most 30 days after `iat`; without `exp`, for 24 hours after `iat`.
 #[utoipa::path(
     post, path = "/session/{session}/join", tag = "clients", operation_id = "joinSession",
-    params(super::openapi::OfSession),
-    responses((status = 200, body = Joined), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::OfSession),
+    responses((status = 200, body = Joined), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn join(
     State(api): State<Shared>,

@@ -8,10 +8,11 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::auth::Caller;
-use super::error::ApiError;
-use super::extract::Segments;
-use super::{Shared, request};
+use crate::api::caller::Caller;
+use crate::api::dto::request;
+use crate::api::error::ApiError;
+use crate::api::extract::Segments;
+use crate::api::state::Shared;
 use crate::auth::applications::set_callback;
 use crate::catalog::ApplicationRow;
 use crate::model::time::Wallclock;
@@ -42,8 +43,8 @@ fn callback(application: &ApplicationRow) -> Option<Callback> {
 /// `GET /v2/project/{project}/callback`
 #[utoipa::path(
     get, path = "/v2/project/{project}/callback", tag = "callbacks", operation_id = "listCallbacks",
-    params(super::openapi::Project),
-    responses((status = 200, body = [Callback]), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project),
+    responses((status = 200, body = [Callback]), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
     Json(callback(&caller.application).into_iter().collect())
@@ -54,8 +55,8 @@ pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
 /// Replaces the address that was there. What callbacks are signed with is shown by `archiver apps callback`, once.
 #[utoipa::path(
     post, path = "/v2/project/{project}/callback", tag = "callbacks", operation_id = "registerCallback",
-    params(super::openapi::Project), request_body = super::openapi::RegisterCallback,
-    responses((status = 200, body = Callback), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project), request_body = crate::api::openapi::RegisterCallback,
+    responses((status = 200, body = Callback), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) -> Result<Json<Callback>, ApiError> {
     let url = request::callback(&body)?;
@@ -68,8 +69,8 @@ pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) ->
 /// `DELETE /v2/project/{project}/callback/{callback}`
 #[utoipa::path(
     delete, path = "/v2/project/{project}/callback/{callback}", tag = "callbacks", operation_id = "unregisterCallback",
-    params(super::openapi::Project, super::openapi::OfCallback),
-    responses((status = 204), (status = "4XX", body = super::error::ErrorBody)),
+    params(crate::api::openapi::Project, crate::api::openapi::OfCallback),
+    responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn unregister(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
     if callback(&caller.application).is_none_or(|known| known.id != path.text("callback")) {

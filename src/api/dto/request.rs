@@ -6,7 +6,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use crate::api::error::ApiError;
 use crate::archive::derive::clip::Part;
 use crate::archive::derive::queue::Remake;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};

@@ -11,16 +11,14 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use sha2::Sha256;
 
-use super::Shared;
-use super::error::ApiError;
-use super::extract::Base;
+use crate::api::error::ApiError;
+use crate::api::extract::Base;
+use crate::api::state::Shared;
 use crate::catalog::ArchiveRow;
 use crate::model::time::Wallclock;
 use crate::store::keys::{Keys, Kind};
 use crate::store::{SharedStore, StoreError};
 
-/// The name of the secret in the catalog.
-pub const SECRET: &str = "links";
 /// What our links begin with.
 const PATH: &str = "/links/";
 
