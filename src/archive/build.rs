@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::documents::{
     FileEntry, Manifest, ObjectEntry, Report, StreamReport, TrackReport, VERSION, VonageFile, VonageManifest,
 };
-use super::streams::{self, Plan};
+use super::individual;
+use super::individual::Plan;
 use super::{ArchiveError, composed, zip};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
@@ -115,7 +116,7 @@ pub fn build(
     let events = history::read(dir)?;
     let reports: Vec<(TrackId, &[_])> = log.tracks.iter().map(|t| (t.track, t.reports.as_slice())).collect();
     let corrections = corrections(&reports);
-    let all = streams::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());
+    let all = individual::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());
     let begin = all.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = all.iter().map(|p| p.end).max().unwrap_or(begin);
     let people = people(&events);
@@ -128,7 +129,7 @@ pub fn build(
         composed = Some(entry);
     }
     if about.options.output_mode != OutputMode::Composed {
-        let plans = streams::plan(&log.tracks, &corrections, &events, &about.options);
+        let plans = individual::plan(&log.tracks, &corrections, &events, &about.options);
         for plan in &plans {
             if cancel.is_cancelled() {
                 return Err(ArchiveError::Cancelled);

@@ -9,16 +9,17 @@ use super::build::{About, Object};
 use super::deliver::journal;
 use super::documents::ComposedEntry;
 use super::{ArchiveError, zip};
-use crate::compose::child::{self, ChildError};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
-use crate::compose::stills;
+use crate::compose::process;
+use crate::compose::process::ChildError;
+use crate::compose::thumbnails;
 use crate::media::{MediaError, Pipelines, verify};
 use crate::model::archive_options::{ArchiveOptions, Resolution};
 use crate::model::fault::chain;
 use crate::recording::LogError;
-use crate::store::ahead;
 use crate::store::keys::Kind;
+use crate::store::streaming_upload;
 
 /// Pictures a second.
 const RATE: u32 = 30;
@@ -74,7 +75,7 @@ pub(super) fn make(
             None
         }
         Some(Ok(composed)) => {
-            sent = ahead::parts(&journal(&path), &path).map_err(LogError::from)?;
+            sent = streaming_upload::parts(&journal(&path), &path).map_err(LogError::from)?;
             Some(composed)
         }
         None => None,
@@ -82,7 +83,7 @@ pub(super) fn make(
     let composed = match followed {
         Some(composed) => composed,
         None => {
-            let run = child::run(dir, &path, &options, pipelines, None, cancel);
+            let run = process::run(dir, &path, &options, pipelines, None, cancel);
             let composed = run.map_err(|error| match error {
                 ChildError::Cancelled => ArchiveError::Cancelled,
                 error => ArchiveError::Composer(error),
@@ -113,7 +114,9 @@ pub(super) fn make(
 /// The small pictures that the composer has put beside the file, if it could.
 pub(super) fn stills(dir: &Path) -> Result<Vec<Object>, ArchiveError> {
     let mut objects = Vec::new();
-    for (path, kind) in stills::paths(&path(dir)).into_iter().zip([Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex]) {
+    for (path, kind) in
+        thumbnails::paths(&path(dir)).into_iter().zip([Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex])
+    {
         if path.exists() {
             let (sha256, size) = zip::sha256(&path)?;
             objects.push(Object { kind, path, size, sha256, parts: None });

@@ -6,8 +6,8 @@ pub mod delete;
 pub mod deliver;
 pub mod derive;
 pub mod documents;
+mod individual;
 pub mod retention;
-mod streams;
 mod zip;
 
 use crate::media::MediaError;
@@ -31,7 +31,7 @@ pub enum ArchiveError {
     },
     /// The composer.
     #[error(transparent)]
-    Composer(#[from] crate::compose::child::ChildError),
+    Composer(#[from] crate::compose::process::ChildError),
     /// A finished file is not what the log says.
     #[error("file {file} is not right: {what}")]
     Invalid {

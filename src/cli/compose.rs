@@ -11,10 +11,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use super::{say, say_json};
-use crate::compose::child::{self, Line, Task};
 use crate::compose::composer::{Options, compose};
-use crate::compose::follow::Growth;
 use crate::compose::geometry::Size;
+use crate::compose::log_follower::Growth;
+use crate::compose::process;
+use crate::compose::process::{Line, Task};
 use crate::media::Pipelines;
 use crate::model::archive_options::Resolution;
 use crate::model::fault::HasFault;
@@ -126,7 +127,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     }
     let Task { options, pipelines, follow } = args.task()?;
     if args.task.is_some() {
-        child::settle();
+        process::settle();
     }
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);
@@ -144,7 +145,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
             tell(&if waits { Line::Waiting } else { Line::Progress(made, of) });
         }
     };
-    let growth = if follow { child::listen()? } else { Growth::finished() };
+    let growth = if follow { process::listen()? } else { Growth::finished() };
     let composed = compose(&args.dir, &args.out, &options, &pipelines, growth, &CancellationToken::new(), &progress);
     bar.finish_and_clear();
     if args.json {

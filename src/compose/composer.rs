@@ -6,13 +6,14 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::canvas::{Canvases, Pictures, Tile};
-use super::custom;
-use super::follow::{Deserted, Growth, Session, WaitError};
+use super::css_layout;
 use super::geometry::Size;
 use super::inputs::{Errors, VideoInput, nanoseconds};
 use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
-use super::stills::{self, Stills};
+use super::log_follower::{Deserted, Growth, Session, WaitError};
+use super::thumbnails;
+use super::thumbnails::Stills;
 use super::timeline::Stream;
 use crate::media::decode::Picture;
 use crate::media::encode::{Feeder, Output, SAMPLE_RATE, encode};
@@ -139,7 +140,7 @@ pub fn compose(
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Composed, ComposeError> {
-    for old in stills::paths(out) {
+    for old in thumbnails::paths(out) {
         // There may be none.
         std::fs::remove_file(old).unwrap_or_default();
     }
@@ -359,7 +360,7 @@ impl<'a> Drawing<'a> {
         if shown != self.shown {
             let streams: Vec<Shown> = shown.iter().map(|(_, s)| s.clone()).collect();
             self.cells = match &self.sheet {
-                Some(sheet) => custom::place(sheet, self.options.size, &streams),
+                Some(sheet) => css_layout::place(sheet, self.options.size, &streams),
                 None => place(&self.layout, self.options.size, &streams),
             };
             self.shown = shown;

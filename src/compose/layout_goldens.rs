@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::*;
-use crate::compose::custom;
+use crate::compose::css_layout;
 use crate::model::stylesheet::Stylesheet;
 
 const FRAMES: [Size; 3] = [Size::new(640, 480), Size::new(1280, 720), Size::new(720, 1280)];
@@ -87,7 +87,7 @@ fn layouts_look_as_they_are_drawn_in_the_fixtures() {
         ("verticalPresentation", drawn(of(LayoutType::VerticalPresentation), false)),
         ("horizontalPresentation", drawn(of(LayoutType::HorizontalPresentation), false)),
         ("screen", drawn(|size, all| place(&screen, size, all), true)),
-        ("custom", drawn(|size, all| custom::place(&sheet, size, all), false)),
+        ("custom", drawn(|size, all| css_layout::place(&sheet, size, all), false)),
     ] {
         let path = folder.join(format!("{name}.svg"));
         if std::env::var_os("UPDATE_GOLDENS").is_some() {

@@ -4,15 +4,15 @@
 //! finished log it gives the same picture.
 
 mod canvas;
-pub mod child;
 mod clock;
 pub mod composer;
-mod custom;
-pub mod follow;
+mod css_layout;
 pub mod geometry;
 mod inputs;
 pub mod layout;
 mod limiter;
+pub mod log_follower;
+pub mod process;
 mod scale;
-pub mod stills;
+pub mod thumbnails;
 pub(crate) mod timeline;

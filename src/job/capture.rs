@@ -9,11 +9,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::composing::Composing;
 use super::desired::Desired;
 use super::driver::Asked;
+use super::live_composer::Composing;
 use super::presence::{EndReason, Limits, Presence};
-use super::session::Session;
+use super::room_session::Session;
 use super::{Job, Stuck};
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::model::fault::{Backoff, FaultKind, chain};

@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::capture::Captured;
-use super::composing::Composing;
 use super::desired::Desired;
+use super::live_composer::Composing;
 use super::presence::AT_MOST;
-use super::{Context, Ended, Job, Stuck, capture, finalize, ledger};
+use super::{Context, Ended, Job, Stuck, capture, finalize, lease};
 use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
 use crate::event::SessionEvent;
 use crate::model::archive_options::ArchiveOptions;
@@ -32,11 +32,11 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     };
     let (status, wanted) = watch::channel(None);
     let (end_reason, ends) = watch::channel(row.end_reason.clone());
-    let (desired, wanted_of_it) = watch::channel(ledger::desired(&row));
-    let wishes = ledger::Wishes { end_reason, desired };
+    let (desired, wanted_of_it) = watch::channel(lease::desired(&row));
+    let wishes = lease::Wishes { end_reason, desired };
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn(ledger::keep(Arc::clone(&context), row.clone(), wanted, wishes, job.fenced.clone(), stop.clone()));
+    tasks.spawn(lease::keep(Arc::clone(&context), row.clone(), wanted, wishes, job.fenced.clone(), stop.clone()));
     tasks.close();
     let mut composing = None;
     let asked = Asked { end_reason: ends, desired: wanted_of_it };

@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::composing::Composing;
 use super::driver::{Moved, advance};
+use super::live_composer::Composing;
 use super::{Ended, Job, Stuck};
 use crate::archive::ArchiveError;
 use crate::archive::build::{Built, Object, build};

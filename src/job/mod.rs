@@ -12,17 +12,17 @@
 pub mod accept;
 pub mod capture;
 pub mod change;
-mod composing;
 pub mod desired;
 pub mod driver;
 pub mod finalize;
 pub mod intake;
-pub mod ledger;
+pub mod lease;
 mod link;
+mod live_composer;
 pub mod presence;
 pub mod replay;
+mod room_session;
 pub mod scheduler;
-mod session;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,10 +11,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::mp4::index::{AAC_SAMPLES, PICTURE_TICKS, Track};
+use super::mp4::read;
+pub use super::mp4::read::Mp4Error;
+use super::mp4::read::{Movie, Place, RATE_MAX, TrackRead};
 use super::mp4::{Mp4Writer, Sample};
-use super::mp4_index::{AAC_SAMPLES, PICTURE_TICKS, Track};
-pub use super::mp4_read::Mp4Error;
-use super::mp4_read::{self, Movie, Place, RATE_MAX, TrackRead};
 
 /// What is wanted of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -88,14 +89,14 @@ pub struct Cut {
 
 impl Source {
     /// A file begins with so many bytes before its index does.
-    pub const HEAD_BYTES: u64 = mp4_read::HEAD_BYTES;
+    pub const HEAD_BYTES: u64 = read::HEAD_BYTES;
 
     /// Where the index is in a file that begins with `head`.
     ///
     /// # Errors
     /// When there is none.
     pub fn index_place(head: &[u8]) -> Result<Range<u64>, Mp4Error> {
-        mp4_read::index_place(head)
+        read::index_place(head)
     }
 
     /// Reads the index of a file of so many bytes. `rate` is how many pictures a second it would have, if it has none.
@@ -103,7 +104,7 @@ impl Source {
     /// # Errors
     /// When it is not one that this program writes.
     pub fn parse(index: &[u8], file_bytes: u64, rate: u32) -> Result<Self, Mp4Error> {
-        let movie = mp4_read::parse(index, file_bytes)?;
+        let movie = read::parse(index, file_bytes)?;
         let rate = match &movie.picture {
             Some(TrackRead { track: Track::Picture { rate, .. }, .. }) => *rate,
             _ => rate.clamp(1, RATE_MAX),

@@ -1,7 +1,7 @@
 //! Where a part may begin and end, and what is copied for it.
 
-use super::mp4_read::tests::{data, index, made};
 use super::*;
+use crate::media::mp4::read::tests::{data, index, made};
 
 fn source(file: &[u8]) -> Source {
     Source::parse(index(file), file.len() as u64, 30).expect("an index")

@@ -11,8 +11,8 @@ use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc};
 use gstreamer_video::{VideoColorimetry, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 use tokio_util::sync::CancellationToken;
 
+use super::mp4::index::Track;
 use super::mp4::{self, Mp4Writer, Sample};
-use super::mp4_index::Track;
 use super::picture::PlaneMut;
 use super::runner::Pipeline;
 use super::{MediaError, Pipelines, fragment};

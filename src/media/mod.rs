@@ -11,8 +11,6 @@ pub mod encode;
 pub mod fragment;
 mod libav;
 mod mp4;
-mod mp4_index;
-mod mp4_read;
 pub mod mux;
 pub mod picture;
 mod runner;

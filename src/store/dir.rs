@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::checksum::{Hasher, PartSums};
-use super::durable::{self, Temp};
+use super::temp_file;
+use super::temp_file::Temp;
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
 };
@@ -86,7 +87,7 @@ impl DirStore {
     /// When it cannot be made.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         std::fs::create_dir_all(root.join(UPLOADS)).map_err(local("create", root))?;
-        durable::remove_stale(&root.join(UPLOADS)).map_err(local("tidy", root))?;
+        temp_file::remove_stale(&root.join(UPLOADS)).map_err(local("tidy", root))?;
         Ok(Self { root: root.to_owned() })
     }
 
@@ -196,9 +197,9 @@ impl DirStore {
                 std::fs::rename(temp.path(), &path).map_err(local("rename", &path))?;
                 temp.keep();
             }
-            durable::sync_folders(&root, parent).map_err(local("sync", parent))?;
+            temp_file::sync_folders(&root, parent).map_err(local("sync", parent))?;
             let json = serde_json::to_vec(&meta).expect("plain data");
-            durable::replace(&root, &root.join(UPLOADS), &meta_path, &json).map_err(local("write", &meta_path))
+            temp_file::replace(&root, &root.join(UPLOADS), &meta_path, &json).map_err(local("write", &meta_path))
         };
         let published = tokio::task::spawn_blocking(work).await;
         published.unwrap_or_else(|e| Err(local("publish", &place)(std::io::Error::other(e))))?;
@@ -314,7 +315,7 @@ impl ObjectStore for DirStore {
         let about = temps.join(&id).join("upload.json");
         let (root, json) = (self.root.clone(), serde_json::to_vec(&upload).expect("plain data"));
         let path = about.clone();
-        let written = tokio::task::spawn_blocking(move || durable::replace(&root, &temps, &about, &json)).await;
+        let written = tokio::task::spawn_blocking(move || temp_file::replace(&root, &temps, &about, &json)).await;
         written.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(local("write", &path))?;
         Ok(id)
     }

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
 use super::checksum::Hasher;
-use super::{ObjectStore, StoreError, durable};
+use super::{ObjectStore, StoreError, temp_file};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::runtime::retry::STORE;
 
@@ -202,5 +202,5 @@ fn finish(download: &Download, partial: &Path) -> Result<(), StoreError> {
     file.sync_all().map_err(local("sync", partial))?;
     std::fs::rename(partial, &download.path).map_err(local("rename", &download.path))?;
     let folder = download.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    durable::sync_folders(folder, folder).map_err(local("sync", folder))
+    temp_file::sync_folders(folder, folder).map_err(local("sync", folder))
 }

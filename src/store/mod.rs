@@ -1,14 +1,14 @@
 //! Where archives and sealed segments go: S3-compatible storage, or a local directory.
 
-pub mod ahead;
 mod body;
 pub mod checksum;
 pub mod dir;
 pub mod download;
-mod durable;
 pub mod keys;
 mod probe;
 pub mod s3;
+pub mod streaming_upload;
+mod temp_file;
 pub mod upload;
 
 use std::path::PathBuf;

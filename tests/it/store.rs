@@ -9,11 +9,12 @@ use archiver::catalog::{self, ArchiveRow, ArchiveStatus};
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::ids::{ArchiveId, JobId, SessionId};
 use archiver::model::time::Wallclock;
-use archiver::store::ahead::{self, Growing};
 use archiver::store::dir::{DirStore, collect};
 use archiver::store::download::{Download, DownloadError, download};
 use archiver::store::keys::{Keys, Kind};
 use archiver::store::s3::{S3Config, S3Store};
+use archiver::store::streaming_upload;
+use archiver::store::streaming_upload::Growing;
 use archiver::store::upload::{Upload, UploadError, upload};
 use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
 use archiver_sim::{Calls, Fault, MemoryStore};
@@ -177,10 +178,10 @@ async fn sent_ahead(store: &dyn ObjectStore) {
         parts_sent(&file.journal, 3).await;
         end.cancel();
     };
-    tokio::join!(ahead::send(store, &file, &end), growth);
+    tokio::join!(streaming_upload::send(store, &file, &end), growth);
     content[..MIB].fill(7);
     write(&content);
-    let parts = ahead::parts(&file.journal, &file.path).expect("parts").expect("it was sent");
+    let parts = streaming_upload::parts(&file.journal, &file.path).expect("parts").expect("it was sent");
     assert_eq!(parts.sha256.len(), 5);
     let whole = Upload {
         key: file.key.clone(),
@@ -217,14 +218,14 @@ async fn what_was_sent_of_a_file_that_is_another_in_the_end_does_not_count() {
     let mut content: Vec<u8> = (0..23 * MIB).map(|n| u8::try_from(n / 1000 % 251).expect("small")).collect();
     std::fs::write(&file.path, &content).expect("write");
     let end = CancellationToken::new();
-    tokio::join!(ahead::send(&store, &file, &end), async {
+    tokio::join!(streaming_upload::send(&store, &file, &end), async {
         parts_sent(&file.journal, 3).await;
         end.cancel();
     });
     // It was moved in the end.
     content.insert(0, 2);
     std::fs::write(&file.path, &content).expect("write");
-    assert_eq!(ahead::parts(&file.journal, &file.path).expect("parts"), None);
+    assert_eq!(streaming_upload::parts(&file.journal, &file.path).expect("parts"), None);
     for part_bytes in [5 * MIB as u64, 64 * MIB as u64] {
         let whole = Upload {
             key: file.key.clone(),

@@ -317,7 +317,7 @@ impl crate::api::state::Api {
     async fn knows_streams(&self, row: &ArchiveRow, change: &StreamsChange) -> Result<(), ApiError> {
         let session = self.catalog.session(&row.application, &row.session).await?;
         let (Some(session), Some(job)) = (session, self.catalog.job(row.job).await?) else { return Ok(()) };
-        let desired = crate::job::ledger::desired(&job);
+        let desired = crate::job::lease::desired(&job);
         if desired.stream_mode.unwrap_or(row.options.stream_mode) == StreamMode::Auto
             || !response::is_running(row.status)
         {
@@ -357,7 +357,7 @@ impl crate::api::state::Api {
         };
         // Only such an archive says which streams it has, and only while it runs.
         let desired = match response::is_running(row.status) && row.options.stream_mode == StreamMode::Manual {
-            true => self.catalog.job(row.job).await?.as_ref().map(crate::job::ledger::desired),
+            true => self.catalog.job(row.job).await?.as_ref().map(crate::job::lease::desired),
             false => None,
         };
         Ok(response::archive(row, application, url, desired.as_ref()))

@@ -1,7 +1,7 @@
 //! Any S3-compatible store. The only folder that names the SDK.
 
-mod link;
-mod meaning;
+mod error;
+mod presign;
 mod transfer;
 
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use aws_smithy_http_client::tls;
 use futures_util::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
 
-use self::link::{Asked, Links};
-use self::meaning::error;
+use self::error::error;
+use self::presign::{Asked, Links};
 use self::transfer::{Stalled, Watch, flow, stream, watched};
 use super::{
     Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::composer::{Composed, Options};
-use super::follow::{Growth, Told};
+use super::log_follower::{Growth, Told};
 use crate::media::Pipelines;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::time::MediaTime;

@@ -9,14 +9,16 @@ use tokio_util::task::TaskTracker;
 use super::Job;
 use crate::archive::composed;
 use crate::archive::deliver::journal;
-use crate::compose::child::{self, ChildError, Following};
 use crate::compose::composer::Composed;
+use crate::compose::process;
+use crate::compose::process::{ChildError, Following};
 use crate::media::Pipelines;
 use crate::model::archive_options::OutputMode;
 use crate::model::fault::chain;
 use crate::model::time::MediaTime;
-use crate::store::ahead::{self, Growing};
 use crate::store::keys::Kind;
+use crate::store::streaming_upload;
+use crate::store::streaming_upload::Growing;
 
 /// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
 const LATE_MAX: u64 = 50;
@@ -56,13 +58,14 @@ impl Composing {
         };
         let (sending, written) = (TaskTracker::new(), CancellationToken::new());
         let (store, stop, end) = (std::sync::Arc::clone(&job.context.store), cancel.clone(), written.clone());
-        sending.spawn(async move { stop.run_until_cancelled(ahead::send(store.as_ref(), &file, &end)).await });
+        sending
+            .spawn(async move { stop.run_until_cancelled(streaming_upload::send(store.as_ref(), &file, &end)).await });
         sending.close();
         let following = Following { growth: complete.subscribe(), begun };
         let work = move || {
             let out = composed::path(&dir);
             out.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ChildError::Start)?;
-            child::run(&dir, &out, &options, &pipelines, Some(&following), &cancelled)
+            process::run(&dir, &out, &options, &pipelines, Some(&following), &cancelled)
         };
         Some(Self { complete, cancel, running: tokio::task::spawn_blocking(work), sending, written })
     }

@@ -1,17 +1,17 @@
-//! Reading the index of an MP4 file that [`super::mp4`] has written. Pure, and strict: the bytes come from a store, so
+//! Reading the index of an MP4 file that [`crate::media::mp4`] has written. Pure, and strict: the bytes come from a store, so
 //! every size is checked before it is believed, nothing is kept that the index itself is not large enough for, and a file
 //! of another writer, whose index may say more than is understood here, is refused.
 
 use std::ops::Range;
 
-use super::mp4_index::{AAC_SAMPLES, FILE_TICKS, PICTURE_TICKS, Track};
+use super::index::{AAC_SAMPLES, FILE_TICKS, PICTURE_TICKS, Track};
 
 /// The index begins within so many bytes of a file, behind the file's type.
-pub(super) const HEAD_BYTES: u64 = 1024;
+pub(in crate::media) const HEAD_BYTES: u64 = 1024;
 /// The largest index that is read: the room for more than a day.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Pictures a second.
-pub(super) const RATE_MAX: u32 = 240;
+pub(in crate::media) const RATE_MAX: u32 = 240;
 /// H.264 lets no picture be shown before more than so many that stand before it in the file.
 const REORDERED_MAX: u32 = 16;
 /// What the writer keeps of an AudioSpecificConfig.
@@ -32,7 +32,7 @@ use Mp4Error::{Damaged, Foreign};
 
 /// A sample, and where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(in crate::media) struct Place {
     /// Its first byte in the file.
     pub at: u64,
     /// Its bytes.
@@ -45,7 +45,7 @@ pub(super) struct Place {
 
 /// A track.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TrackRead {
+pub(in crate::media) struct TrackRead {
     pub track: Track,
     /// What a decoder must know.
     pub codec: Vec<u8>,
@@ -59,13 +59,13 @@ pub(super) struct TrackRead {
 
 /// What a file has in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Movie {
+pub(in crate::media) struct Movie {
     pub picture: Option<TrackRead>,
     pub sound: Option<TrackRead>,
 }
 
 /// Where the index is in a file that begins with `head`.
-pub(super) fn index_place(head: &[u8]) -> Result<Range<u64>, Mp4Error> {
+pub(in crate::media) fn index_place(head: &[u8]) -> Result<Range<u64>, Mp4Error> {
     let mut at = 0_usize;
     loop {
         let size = u64::from(word(head, at).map_err(|_| Foreign("its index is not at its beginning"))?);
@@ -84,7 +84,7 @@ pub(super) fn index_place(head: &[u8]) -> Result<Range<u64>, Mp4Error> {
 }
 
 /// Reads the index, as it stands at [`index_place`] of a file of so many bytes.
-pub(super) fn parse(index: &[u8], file_bytes: u64) -> Result<Movie, Mp4Error> {
+pub(in crate::media) fn parse(index: &[u8], file_bytes: u64) -> Result<Movie, Mp4Error> {
     let moov = child(index, b"moov")?;
     if u64::from(word(child(moov, b"mvhd")?, 20)?) != FILE_TICKS {
         return Err(Foreign("its clock is another one"));
@@ -310,5 +310,5 @@ fn number(stbl: &[u8], samples: &mut [Place], before: u64) -> Result<(), Mp4Erro
 }
 
 #[cfg(test)]
-#[path = "mp4_read_tests.rs"]
-pub(super) mod tests;
+#[path = "read_tests.rs"]
+pub(in crate::media) mod tests;

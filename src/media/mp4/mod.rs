@@ -3,13 +3,16 @@
 //! does not change any more, and the end costs the same however long the file is. GStreamer's muxer either moves
 //! all media at the end, or puts the index behind it.
 
+pub mod index;
+pub mod read;
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::mp4_index::{self, Track, TrackIndex};
+use index::{Track, TrackIndex};
 
 /// So many stretches of one track's media stand in the file for each second.
 const CHUNKS_A_SECOND: u64 = 2;
@@ -27,7 +30,7 @@ pub fn settled(tracks: &[Track], seconds: u64, len: u64) -> Option<Range<u64>> {
 }
 
 fn room(tracks: &[Track], seconds: u64) -> u64 {
-    mp4_index::room(tracks, seconds) + MDAT_HEADER
+    index::room(tracks, seconds) + MDAT_HEADER
 }
 
 /// A sample as an encoder gives it.
@@ -161,13 +164,13 @@ impl Mp4Writer {
         }
         let media = self.end - self.room;
         let indexes: Vec<&TrackIndex> = self.tracks.iter().map(|open| &open.index).collect();
-        let head = |shift: i64| mp4_index::head(&indexes, shift);
+        let head = |shift: i64| index::head(&indexes, shift);
         let size = head(0).len() as u64 + MDAT_HEADER;
         let fits = size == self.room || size + 8 <= self.room;
         if fits && media > self.room * ROOM_SHARE {
             let mut bytes = head(0);
-            mp4_index::fill(&mut bytes, self.room - size);
-            mp4_index::mdat(&mut bytes, media);
+            index::fill(&mut bytes, self.room - size);
+            index::mdat(&mut bytes, media);
             return self.file.write_all_at(&bytes, 0);
         }
         self.rewrite(size, media)
@@ -177,8 +180,8 @@ impl Mp4Writer {
     fn rewrite(mut self, size: u64, media: u64) -> std::io::Result<()> {
         let indexes: Vec<&TrackIndex> = self.tracks.iter().map(|open| &open.index).collect();
         let shift = i64::try_from(size).unwrap_or(0) - i64::try_from(self.room).unwrap_or(0);
-        let mut bytes = mp4_index::head(&indexes, shift);
-        mp4_index::mdat(&mut bytes, media);
+        let mut bytes = index::head(&indexes, shift);
+        index::mdat(&mut bytes, media);
         let temp = self.path.with_extension("media");
         let mut out = File::create(&temp)?;
         out.write_all(&bytes)?;

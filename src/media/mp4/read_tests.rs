@@ -1,6 +1,6 @@
 //! What the writer writes is read back; what is cut or damaged is refused, and does no harm.
 
-use super::super::mp4::{Mp4Writer, Sample};
+use super::super::{Mp4Writer, Sample};
 use super::*;
 
 /// A file of pictures with these numbers in the order of the file, keyframes at these places, and frames of sound.

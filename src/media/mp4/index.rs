@@ -1,11 +1,11 @@
 //! The boxes of an MP4 file's index (ISO/IEC 14496-12, 14496-14, 14496-15). Pure.
 
 /// Samples of sound in a frame of AAC.
-pub(super) const AAC_SAMPLES: u32 = 1024;
+pub(in crate::media) const AAC_SAMPLES: u32 = 1024;
 /// Ticks of a picture, so that every rate is exact.
-pub(super) const PICTURE_TICKS: u32 = 1000;
+pub(in crate::media) const PICTURE_TICKS: u32 = 1000;
 /// Ticks of the file a second.
-pub(super) const FILE_TICKS: u64 = 1000;
+pub(in crate::media) const FILE_TICKS: u64 = 1000;
 const MICROSECONDS: u64 = 1_000_000;
 /// The two letters of "undetermined".
 const LANGUAGE: u16 = 0x55c4;
@@ -31,7 +31,7 @@ pub enum Track {
 
 impl Track {
     /// Ticks of its clock a second, and of one sample.
-    pub(super) const fn ticks(self) -> (u32, u32) {
+    pub(in crate::media) const fn ticks(self) -> (u32, u32) {
         match self {
             Self::Picture { rate, .. } => (rate * PICTURE_TICKS, PICTURE_TICKS),
             Self::Sound { rate } => (rate, AAC_SAMPLES),
@@ -49,7 +49,7 @@ impl Track {
 }
 
 /// Room for the index of a file of so many seconds.
-pub(super) fn room(tracks: &[Track], seconds: u64) -> u64 {
+pub(in crate::media) fn room(tracks: &[Track], seconds: u64) -> u64 {
     // Chunks: where they are, and how many samples they have.
     let second: u64 = tracks.iter().map(|track| track.index_bytes() + 2 * 20).sum();
     4096 + second.saturating_mul(seconds)
@@ -57,7 +57,7 @@ pub(super) fn room(tracks: &[Track], seconds: u64) -> u64 {
 
 /// What is known of a track's samples.
 #[derive(Debug)]
-pub(super) struct TrackIndex {
+pub(in crate::media) struct TrackIndex {
     track: Track,
     pub codec: Vec<u8>,
     sizes: Vec<u32>,
@@ -161,7 +161,7 @@ fn matrix(out: &mut Vec<u8>) {
 }
 
 /// Everything before the media's box. Chunks lie `shift` bytes behind where they were written.
-pub(super) fn head(tracks: &[&TrackIndex], shift: i64) -> Vec<u8> {
+pub(in crate::media) fn head(tracks: &[&TrackIndex], shift: i64) -> Vec<u8> {
     let mut out = Vec::new();
     boxed(&mut out, b"ftyp", |out| {
         out.extend(b"isom");
@@ -368,14 +368,14 @@ fn mp4a(out: &mut Vec<u8>, rate: u32, config: &[u8]) {
 }
 
 /// Fills room behind the index; none, or at least eight bytes.
-pub(super) fn fill(out: &mut Vec<u8>, bytes: u64) {
+pub(in crate::media) fn fill(out: &mut Vec<u8>, bytes: u64) {
     if bytes >= 8 {
         boxed(out, b"free", |out| out.resize(out.len() + usize::try_from(bytes - 8).unwrap_or(0), 0));
     }
 }
 
 /// The header of the media's box.
-pub(super) fn mdat(out: &mut Vec<u8>, media: u64) {
+pub(in crate::media) fn mdat(out: &mut Vec<u8>, media: u64) {
     put32(out, 1);
     out.extend(b"mdat");
     put64(out, media.saturating_add(16));
