@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use super::caller;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::links::Base;
 use super::state::Shared;
 use crate::model::ids::{ArchiveId, SessionId, StreamId};
 use crate::model::time::Wallclock;
@@ -114,10 +115,6 @@ impl FromRequestParts<Shared> for Operator {
         Err(ApiError::forbidden("this needs the operators' token: `Authorization: Bearer` with `api.operator_token`"))
     }
 }
-
-/// Where this service is found, without a slash at its end: as configured, else as the request has it.
-#[derive(Debug, Clone)]
-pub struct Base(pub String);
 
 impl FromRequestParts<Shared> for Base {
     type Rejection = std::convert::Infallible;

@@ -15,6 +15,7 @@ mod error;
 mod extract;
 mod handlers;
 mod limits;
+mod links;
 mod middleware;
 mod notice;
 mod openapi;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::dto::response;
-use super::extract::Base;
+use super::links::Base;
 use super::state::Shared;
 use crate::catalog::{ApplicationRow, ArchiveRow};
 use crate::notify::Render;

@@ -6,8 +6,8 @@ use secrecy::SecretString;
 use tokio::sync::Notify;
 
 use super::deletion_queue::DeletionQueue;
-use super::handlers::downloads::Links;
 use super::limits::Limits;
+use super::links::Links;
 use crate::catalog::SharedCatalog;
 use crate::config::Settings;
 use crate::router::Routers;

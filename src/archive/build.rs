@@ -2,9 +2,8 @@
 //! repeat: what an earlier try left is written anew, with the same result.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::documents::{
@@ -12,20 +11,20 @@ use super::documents::{
 };
 use super::individual;
 use super::individual::Plan;
+use super::object::{About, Built, Object};
 use super::{ArchiveError, composed, zip};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
 use crate::media::{MediaError, Pipelines, mux, verify};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
-use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId, StreamId, TrackId};
+use crate::model::ids::{StreamId, TrackId};
 use crate::model::media::VideoType;
-use crate::model::time::{MediaTime, Wallclock};
+use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history;
 use crate::recording::history::What;
 use crate::recording::reader::{TrackIndex, join};
 use crate::rtp::clock::{Correction, corrections};
-use crate::store::checksum::PartSums;
 use crate::store::keys::{Keys, Kind};
 
 /// How much of the beginning of each file is decoded to see that it can be.
@@ -34,59 +33,6 @@ const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
 const HALF_SAMPLE: i64 = 1_000_000_000;
 /// A file may be longer or shorter than its log by this much, in nanoseconds.
 const DURATION_TOLERANCE: i64 = 100_000_000;
-
-/// Whose archive it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct About {
-    /// The archive.
-    pub archive: ArchiveId,
-    /// The job.
-    pub job: JobId,
-    /// The session.
-    pub session: SessionId,
-    /// Whose session.
-    pub application: ApplicationId,
-    /// Its name.
-    pub name: Option<String>,
-    /// Media time zero.
-    pub origin: Wallclock,
-    /// What it should be like.
-    #[serde(default)]
-    pub options: ArchiveOptions,
-    /// The part of the session that a composed archive has, if not all of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clip: Option<Clip>,
-    /// The layout of `options` is for all of it, whatever layouts the session had.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub one_layout: bool,
-}
-
-/// An object of an archive that lies on this disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Object {
-    /// What it is.
-    pub kind: Kind,
-    /// The file.
-    pub path: PathBuf,
-    /// Its bytes.
-    pub size: u64,
-    /// Base64 of its SHA-256, or of that of its parts.
-    pub sha256: String,
-    /// Its parts, if some were sent before it was whole.
-    #[serde(default)]
-    pub parts: Option<PartSums>,
-}
-
-/// What was made.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Built {
-    /// The composed file, the ZIP, or both: the first is what a link leads to.
-    pub objects: Vec<Object>,
-    /// To be put into the store last.
-    pub manifest: Manifest,
-    /// The quality report.
-    pub report: Report,
-}
 
 struct Stream {
     router_id: Option<String>,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::build::{About, Object};
-use super::deliver::journal;
 use super::documents::ComposedEntry;
+use super::object::journal;
+use super::object::{About, Object};
 use super::{ArchiveError, zip};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;

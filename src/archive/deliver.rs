@@ -6,8 +6,9 @@ use base64::Engine;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::build::{Built, Object};
 use super::documents::{Manifest, ObjectEntry};
+use super::object::journal;
+use super::object::{Built, Object};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::store::ObjectStore;
 use crate::store::keys::{Keys, Kind};
@@ -50,13 +51,6 @@ pub struct Delivery<'a> {
     pub part_bytes: u64,
     /// Told the bytes of the file that is being sent.
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
-}
-
-/// The journal of a file's upload, beside it.
-pub(crate) fn journal(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".upload.jsonl");
-    path.with_file_name(name)
 }
 
 impl Delivery<'_> {

@@ -7,6 +7,7 @@ pub mod deliver;
 pub mod derive;
 pub mod documents;
 mod individual;
+pub mod object;
 pub mod retention;
 mod zip;
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::clock::Clocks;
 use crate::media::MediaError;
+use crate::media::SAMPLE_RATE;
 use crate::media::decode::{AudioDecoder, Picture, VideoDecoder};
-use crate::media::encode::SAMPLE_RATE;
 use crate::model::fault::chain;
 use crate::model::ids::TrackId;
 use crate::model::media::{Codec, Frame, TrackFormat};

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::desired::Desired;
-use super::driver::Asked;
 use super::live_composer::Composing;
-use super::presence::{EndReason, Limits, Presence};
+use super::presence::{Limits, Presence};
 use super::room_session::Session;
+use super::stage::{Asked, Captured, bug};
 use super::{Job, Stuck};
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::model::fault::{Backoff, FaultKind, chain};
@@ -32,16 +32,6 @@ use crate::webrtc::CaptureOptions;
 const RESTORE: Duration = Duration::from_secs(3);
 /// The router may be away for long, and the room may be made later than the event.
 const JOIN: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(5) };
-
-/// How capturing ended.
-pub(super) enum Captured {
-    /// The session ended: one of Vonage's reasons.
-    Ended(String),
-    /// Another owner has the job.
-    Fenced,
-    /// The worker stops; all is sealed.
-    Drained,
-}
 
 /// What an earlier epoch left: where each track ends, and how long was recorded.
 struct Earlier {
@@ -114,10 +104,6 @@ pub(super) async fn capture(
         session.note(What::Ended { reason: reason.clone() });
     }
     Ok(ended)
-}
-
-pub(super) fn bug(error: &dyn std::error::Error) -> Stuck {
-    Stuck { kind: FaultKind::Bug, detail: chain(error) }
 }
 
 /// Seals what an earlier epoch left open, and looks how far it came.
@@ -243,10 +229,4 @@ async fn ship_behind(
             Err(error) => tracing::warn!("segments are not shipped for now: {}", chain(&error)),
         }
     }
-}
-
-/// The reason that ends a session when the platform says so.
-#[must_use]
-pub fn session_ended() -> &'static str {
-    EndReason::SessionEnded.vonage()
 }

@@ -6,15 +6,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::capture::Captured;
-use super::desired::Desired;
 use super::live_composer::Composing;
 use super::presence::AT_MOST;
+use super::rollover::roll_over;
+use super::stage::{Asked, Captured, Moved, advance};
 use super::{Context, Ended, Job, Stuck, capture, finalize, lease};
-use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob, NewParked};
+use crate::catalog::{ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::event::SessionEvent;
 use crate::model::archive_options::ArchiveOptions;
-use crate::model::ids::EventId;
 use crate::model::time::Wallclock;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
@@ -58,12 +57,6 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     }
 }
 
-/// What somebody wants of a job, as it hears it.
-pub(super) struct Asked {
-    pub end_reason: watch::Receiver<Option<String>>,
-    pub desired: watch::Receiver<Desired>,
-}
-
 async fn stages(
     job: &Job,
     status: &watch::Sender<Option<ArchiveRow>>,
@@ -84,80 +77,13 @@ async fn stages(
     };
     status.send_replace(Some(job.archive_row(ArchiveStatus::Stopped, &reason)));
     let moved = match reason == AT_MOST {
-        true => hand_on(job, &reason).await?,
+        true => roll_over(job, &reason).await?,
         false => advance(job, JobState::Finalizing, Some(&reason)).await?,
     };
     if moved == Moved::Fenced {
         return Ok(Ended::Fenced);
     }
     finalize::finalize(job, &reason, composing.take()).await
-}
-
-#[derive(PartialEq, Eq)]
-pub(super) enum Moved {
-    Yes,
-    Fenced,
-}
-
-/// Moves the job in the catalog, however long that is away.
-pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Moved, Stuck> {
-    let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
-    match retry_until_cancelled("move a job in the catalog", CATALOG, &job.fenced, act).await {
-        None | Some(Err(CatalogError::Fenced { .. })) => Ok(Moved::Fenced),
-        Some(Ok(())) => Ok(Moved::Yes),
-        Some(Err(error)) => Err(Stuck::of(&error)),
-    }
-}
-
-/// Ends the job for the catalog, so that a successor may have its session, if there is to be one. Repeating it is harmless.
-pub(super) async fn hand_on(job: &Job, reason: &str) -> Result<Moved, Stuck> {
-    if advance(job, JobState::Finalizing, Some(reason)).await? == Moved::Fenced {
-        return Ok(Moved::Fenced);
-    }
-    if job.goes_on() {
-        follow_on(job).await?;
-        job.gives_on();
-    }
-    Ok(Moved::Yes)
-}
-
-/// A session that goes on when its archive has become as long as one may gets a further archive.
-async fn follow_on(job: &Job) -> Result<(), Stuck> {
-    let mut event = job.event.clone();
-    let (base, number) = match event.id.as_str().rsplit_once("~part") {
-        Some((base, number)) => (base.to_owned(), number.parse::<u32>().unwrap_or(1)),
-        None => (event.id.as_str().to_owned(), 1),
-    };
-    let id: Result<EventId, _> = format!("{base}~part{}", number + 1).parse();
-    event.id = id.map_err(|e| Stuck { kind: crate::model::fault::FaultKind::EventInvalid, detail: e.to_string() })?;
-    let new = NewJob {
-        job: event.job(),
-        session: job.row.session.clone(),
-        application: job.row.application.clone(),
-        region: job.row.region.clone(),
-        event: serde_json::to_string(&event).expect("plain data"),
-        started_at: event.at().unwrap_or(job.row.created_at),
-        tag: job.row.tag.clone(),
-        is_conversation: true,
-    };
-    let accept = || job.context.catalog.accept(&new, Wallclock::now());
-    let next = match retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await {
-        None => return Ok(()),
-        Some(Err(error)) => return Err(Stuck::of(&error)),
-        Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
-    };
-    // It goes on as this one was asked to be.
-    let catalog = job.context.catalog.as_ref();
-    let passed_on = async {
-        match catalog.job(job.row.job).await?.and_then(|row| row.desired) {
-            Some(desired) => catalog.desire(&next, &desired, Wallclock::now()).await.map(drop),
-            None => Ok(()),
-        }
-    };
-    if let Err(error) = passed_on.await {
-        tracing::warn!("the next archive begins with its first layout: {}", crate::model::fault::chain(&error));
-    }
-    Ok(())
 }
 
 async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &CancellationToken) -> Ended {

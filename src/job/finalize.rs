@@ -3,13 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::driver::{Moved, advance};
 use super::live_composer::Composing;
+use super::stage::{Moved, advance};
 use super::{Ended, Job, Stuck};
 use crate::archive::ArchiveError;
-use crate::archive::build::{Built, Object, build};
+use crate::archive::build::build;
 use crate::archive::deliver::{DeliverError, Delivery};
 use crate::archive::documents::{Manifest, Report};
+use crate::archive::object::{Built, Object};
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;

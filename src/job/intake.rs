@@ -49,7 +49,7 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
     let event = match event {
         SessionEvent::Started(event) => event,
         SessionEvent::Ended(event) => {
-            let reason = crate::job::capture::session_ended();
+            let reason = crate::job::presence::session_ended();
             let (application, session, now) = (&event.data.application_id, &event.data.session_id, Wallclock::now());
             let at = event.at().unwrap_or(now);
             if !context.catalog.request_end(application, session, reason, at, now).await? {

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Job;
 use crate::archive::composed;
-use crate::archive::deliver::journal;
+use crate::archive::object::journal;
 use crate::compose::composer::Composed;
 use crate::compose::process;
 use crate::compose::process::{ChildError, Following};

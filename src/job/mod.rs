@@ -21,8 +21,10 @@ mod link;
 mod live_composer;
 pub mod presence;
 pub mod replay;
+mod rollover;
 mod room_session;
 pub mod scheduler;
+mod stage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,7 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::build::About;
+use crate::archive::object::About;
 use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
 use crate::config::Settings;
 use crate::event::{Envelope, SessionEvent, Started};

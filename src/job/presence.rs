@@ -207,6 +207,12 @@ impl Presence {
     }
 }
 
+/// The reason that ends a session when the platform says so.
+#[must_use]
+pub fn session_ended() -> &'static str {
+    EndReason::SessionEnded.vonage()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

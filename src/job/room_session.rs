@@ -12,11 +12,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
-use super::capture::{Captured, bug};
 use super::desired::Desired;
-use super::driver::{Asked, Moved, hand_on};
 use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{AT_MOST, Presence};
+use super::rollover::roll_over;
+use super::stage::{Asked, Moved};
+use super::stage::{Captured, bug};
 use super::{Job, Stuck};
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
@@ -205,7 +206,7 @@ impl<'a> Session<'a> {
                         }
                         match self.presence.ended(Wallclock::now()) {
                             Some(reason) if reason.vonage() == AT_MOST && self.job.goes_on() => {
-                                handing_on = HandingOn::Begun(Box::pin(hand_on(self.job, AT_MOST)));
+                                handing_on = HandingOn::Begun(Box::pin(roll_over(self.job, AT_MOST)));
                             }
                             Some(reason) => return Captured::Ended(reason.vonage().to_owned()),
                             None => {}

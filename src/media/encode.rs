@@ -11,6 +11,7 @@ use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc};
 use gstreamer_video::{VideoColorimetry, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 use tokio_util::sync::CancellationToken;
 
+use super::SAMPLE_RATE;
 use super::mp4::index::Track;
 use super::mp4::{self, Mp4Writer, Sample};
 use super::picture::PlaneMut;
@@ -19,9 +20,6 @@ use super::{MediaError, Pipelines, fragment};
 
 /// Canvases that the encoder may hold; x264's lookahead takes about twenty.
 const CANVASES_MAX: usize = 128;
-/// Samples a second, of two channels.
-pub const SAMPLE_RATE: u32 = 48_000;
-
 /// What a composed file has in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {

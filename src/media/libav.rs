@@ -129,7 +129,7 @@ impl Sound {
 fn interleave(sound: &AudioFrame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
     let planar = "fltp".parse().is_ok_and(|format: SampleFormat| sound.sample_format() == format);
     let channels = sound.channel_layout().channels();
-    if !planar || sound.sample_rate() != super::encode::SAMPLE_RATE || !(1..=2).contains(&channels) {
+    if !planar || sound.sample_rate() != super::SAMPLE_RATE || !(1..=2).contains(&channels) {
         return Err(failed("its sound is not of 48 kHz, in one or two channels"));
     }
     let planes = sound.planes();

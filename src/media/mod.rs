@@ -22,6 +22,9 @@ use std::time::Duration;
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 
+/// Samples a second, of two channels.
+pub const SAMPLE_RATE: u32 = 48_000;
+
 /// Why a pipeline did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {

@@ -10,7 +10,6 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::publisher::keep_publishing;
 use super::retry_policy::{Tried, settle};
 use super::signature;
 use super::url_policy::{SystemResolver, allowed};
@@ -150,18 +149,6 @@ impl Telling {
     }
 }
 
-/// Tells of archives until `cancel`. Any number of processes may do so at the same time: each notice is told by one of them.
-pub async fn keep_telling(telling: Telling, cancel: CancellationToken) {
-    let telling = Arc::new(telling);
-    tokio::join!(keep_calling(&telling, &cancel), keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
-}
-
-/// Publishes events only, and cleans up: for a worker whose fleet may have no API.
-pub async fn keep_telling_events(telling: Telling, cancel: CancellationToken) {
-    let telling = Arc::new(telling);
-    tokio::join!(keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
-}
-
 /// Callbacks that are under way, and whose they are.
 #[derive(Default)]
 struct UnderWay {
@@ -199,7 +186,7 @@ impl UnderWay {
     }
 }
 
-async fn keep_calling(telling: &Arc<Telling>, cancel: &CancellationToken) {
+pub(super) async fn keep_calling(telling: &Arc<Telling>, cancel: &CancellationToken) {
     let (mut under_way, mut away) = (UnderWay::default(), Away::default());
     let share = telling.at_once.div_ceil(SHARE);
     // Cancelled later than `cancel`: what is under way ends, and is noted.
@@ -267,7 +254,7 @@ async fn post(telling: &Telling, notice: &NoticeRow, application: Option<Applica
     }
 }
 
-async fn keep_clean(telling: &Telling, cancel: &CancellationToken) {
+pub(super) async fn keep_clean(telling: &Telling, cancel: &CancellationToken) {
     while !cancel.is_cancelled() {
         let now = telling.now();
         let ago = |span: Duration| Wallclock(now.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)));

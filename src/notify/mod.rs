@@ -16,6 +16,24 @@ pub mod signature;
 pub mod url_policy;
 pub mod webhook;
 
-pub use dispatcher::{Render, Telling, keep_telling, keep_telling_events};
+use std::sync::Arc;
+
+use dispatcher::{keep_calling, keep_clean};
+use publisher::keep_publishing;
+use tokio_util::sync::CancellationToken;
+
+pub use dispatcher::{Render, Telling};
 pub use url_policy::{Resolver, SystemResolver, UrlError, check_url};
 pub use webhook::{SendError, Sender};
+
+/// Tells of archives until `cancel`. Any number of processes may do so at the same time: each notice is told by one of them.
+pub async fn keep_telling(telling: Telling, cancel: CancellationToken) {
+    let telling = Arc::new(telling);
+    tokio::join!(keep_calling(&telling, &cancel), keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
+}
+
+/// Publishes events only, and cleans up: for a worker whose fleet may have no API.
+pub async fn keep_telling_events(telling: Telling, cancel: CancellationToken) {
+    let telling = Arc::new(telling);
+    tokio::join!(keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
+}

@@ -9,6 +9,7 @@ use futures_util::stream::BoxStream;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{Body, Piece};
+use super::{ByteFlow, StoreError};
 
 /// A file is read in pieces of this many bytes.
 const CHUNK: usize = 64 << 10;
@@ -72,4 +73,20 @@ fn file_flow(path: std::path::PathBuf, offset: u64, len: u64) -> BoxStream<'stat
         Ok(Some((Bytes::from(chunk), (path, offset, left - want as u64, Some(file)))))
     })
     .boxed()
+}
+
+/// All bytes of a flow, for small objects.
+///
+/// # Errors
+/// As the flow says, or when there are more than `max` bytes.
+pub async fn collect(mut flow: ByteFlow, key: &str, max: usize) -> Result<Bytes, StoreError> {
+    let mut all = Vec::new();
+    while let Some(chunk) = flow.next().await {
+        all.extend_from_slice(&chunk?);
+        if all.len() > max {
+            let (expected, found) = (format!("at most {max} bytes"), "more".to_owned());
+            return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
+        }
+    }
+    Ok(all.into())
 }

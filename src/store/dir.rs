@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
-use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -432,20 +431,4 @@ fn keys_below(root: &Path, dir: &Path) -> std::io::Result<Vec<String>> {
         }
     }
     Ok(keys)
-}
-
-/// All bytes of a flow, for small objects.
-///
-/// # Errors
-/// As the flow says, or when there are more than `max` bytes.
-pub async fn collect(mut flow: ByteFlow, key: &str, max: usize) -> Result<Bytes, StoreError> {
-    let mut all = Vec::new();
-    while let Some(chunk) = flow.next().await {
-        all.extend_from_slice(&chunk?);
-        if all.len() > max {
-            let (expected, found) = (format!("at most {max} bytes"), "more".to_owned());
-            return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
-        }
-    }
-    Ok(all.into())
 }

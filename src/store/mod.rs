@@ -1,6 +1,6 @@
 //! Where archives and sealed segments go: S3-compatible storage, or a local directory.
 
-mod body;
+pub mod body;
 pub mod checksum;
 pub mod dir;
 pub mod download;

@@ -7,7 +7,7 @@ pub(super) async fn probe(store: &dyn ObjectStore, prefix: &str) -> Result<Capab
     let key = format!("{prefix}probe-{}", uuid::Uuid::new_v4());
     let content = b"archiver probes what this store can do";
     store.put(&key, Body::bytes(&content[..]), PutOptions::default()).await?;
-    let read = super::dir::collect(store.get(&key, None).await?, &key, 1024).await?;
+    let read = super::body::collect(store.get(&key, None).await?, &key, 1024).await?;
     if read != content[..] {
         let (expected, found) = (format!("{} bytes", content.len()), format!("{} other bytes", read.len()));
         return Err(StoreError::Corrupt { key, expected, found });

@@ -1,23 +1,19 @@
 //! The engine's handle: what the job driver may ask of the capture threads.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
+use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey};
 use super::{PeerError, log_thread, media_thread};
-use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
+use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::{ClockAnchor, MediaTime, Wallclock};
+use crate::model::time::ClockAnchor;
 use crate::recording::spool::Spool;
-use crate::recording::{LogOptions, SealedSegment};
-use crate::rtp::track::TrackOptions;
 
 /// Commands that may wait for the media thread.
 const COMMANDS_MAX: usize = 1024;
@@ -25,149 +21,6 @@ const COMMANDS_MAX: usize = 1024;
 pub const EVENTS_MAX: usize = 4096;
 /// Batches of frames that may wait for a slow disk: at one batch each 5 ms about 10 s.
 const BATCHES_MAX: usize = 2048;
-
-/// Changes a candidate's address; for media routers behind an address translation, and for tests.
-pub type CandidateMap = Arc<dyn Fn(SocketAddr) -> SocketAddr + Send + Sync>;
-
-/// What the engine needs to know.
-#[derive(Clone)]
-pub struct EngineConfig {
-    /// Local address of the media socket; port 0 takes a free one.
-    pub bind: SocketAddr,
-    /// The address that media routers see, where it is not the local one.
-    pub advertise: Option<IpAddr>,
-    /// UDP receive buffer to ask for, in bytes. The kernel's default of 208 KiB overflows at ten streams.
-    pub receive_buffer_bytes: usize,
-    /// How long datagrams may wait in the socket before they are read. A recorder has no hurry, and
-    /// waking up for each packet costs more than reading it.
-    pub batch: Duration,
-    /// A connection that does not come up within this time is given up.
-    pub connect_max: Duration,
-    /// A connection without a working path for this time is given up.
-    pub disconnected_max: Duration,
-    /// Changes the router's candidate addresses before they are used.
-    pub candidate_map: Option<CandidateMap>,
-}
-
-impl Default for EngineConfig {
-    fn default() -> Self {
-        Self {
-            bind: SocketAddr::from(([0, 0, 0, 0], 0)),
-            advertise: None,
-            receive_buffer_bytes: 4 << 20,
-            batch: Duration::from_millis(5),
-            connect_max: Duration::from_secs(10),
-            disconnected_max: Duration::from_secs(5),
-            candidate_map: None,
-        }
-    }
-}
-
-/// Names a capture within the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CaptureKey(pub(super) u64);
-
-/// Names a peer within the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PeerKey(pub(crate) u64);
-
-/// What a capture needs to know.
-#[derive(Debug, Clone)]
-pub struct CaptureOptions {
-    /// Whose media it is.
-    pub archive: ArchiveId,
-    /// The archive's folder in the spool.
-    pub dir: PathBuf,
-    /// The owner's epoch.
-    pub epoch: Epoch,
-    /// Media time zero.
-    pub origin: Wallclock,
-    /// How parts are written.
-    pub log: LogOptions,
-    /// The track rules' limits.
-    pub track: TrackOptions,
-    /// All tracks are sealed together, so often.
-    pub segment: Duration,
-    /// Where earlier epochs' tracks end: what is missing since then is a gap of the worker.
-    pub earlier: BTreeMap<TrackId, MediaTime>,
-    /// Told how far the log is complete: all that arrived before this moment is written.
-    pub complete: watch::Sender<MediaTime>,
-}
-
-/// What a capture has to tell.
-#[derive(Debug)]
-pub enum CaptureEvent {
-    /// ICE and DTLS of a peer are up.
-    Connected {
-        /// Which.
-        peer: PeerKey,
-    },
-    /// A peer is dead and gone; its tracks wait for another one.
-    PeerLost {
-        /// Which.
-        peer: PeerKey,
-        /// Why.
-        why: String,
-    },
-    /// The first part of a track in this epoch is on disk.
-    FirstMedia {
-        /// Which.
-        track: TrackId,
-    },
-    /// All tracks were sealed at one moment; these have new segments, fsynced.
-    Sealed {
-        /// The segments.
-        segments: Vec<SealedSegment>,
-    },
-    /// A track's log cannot be written. It tries again by itself; the loss will be a gap.
-    StorageFailed {
-        /// Which.
-        track: TrackId,
-        /// Why.
-        why: String,
-    },
-}
-
-pub(super) enum Command {
-    Open {
-        key: CaptureKey,
-        options: Box<CaptureOptions>,
-        events: mpsc::Sender<CaptureEvent>,
-        done: oneshot::Sender<()>,
-    },
-    AddPeer {
-        key: PeerKey,
-        capture: CaptureKey,
-        stream: StreamId,
-        offer: String,
-        mids: Vec<(String, TrackKind)>,
-        done: oneshot::Sender<Result<String, PeerError>>,
-    },
-    Renegotiate {
-        key: PeerKey,
-        offer: String,
-        mids: Vec<(String, TrackKind)>,
-        done: oneshot::Sender<Result<String, PeerError>>,
-    },
-    RemovePeer {
-        key: PeerKey,
-        cause: GapCause,
-    },
-    Muted {
-        capture: CaptureKey,
-        track: TrackId,
-        muted: bool,
-    },
-    Selected {
-        capture: CaptureKey,
-        track: TrackId,
-    },
-    Close {
-        key: CaptureKey,
-        done: oneshot::Sender<()>,
-    },
-    Shutdown,
-}
 
 /// The capture threads of a worker. Dropping it ends them after everything was written.
 pub struct Engine {
@@ -312,10 +165,4 @@ impl Drop for Engine {
             }
         }
     }
-}
-
-/// A moment of a capture on its time line.
-#[must_use]
-pub(super) fn media_time(at: Wallclock, origin: Wallclock) -> MediaTime {
-    MediaTime::from_wallclock(at, origin)
 }

@@ -6,55 +6,21 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::engine::{CaptureEvent, CaptureKey, CaptureOptions, media_time};
-use super::media_thread::tell;
+use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, LogCommand, SyncCommand, What, media_time, tell};
 use crate::model::fault::HasFault;
 use crate::model::ids::TrackId;
 use crate::model::media::{Gap, GapCause, TrackFormat, TrackStats};
 use crate::model::time::{ClockAnchor, MediaTime};
 use crate::recording::spool::Spool;
-use crate::recording::{LogError, TrackLog, UnsyncedSegment};
+use crate::recording::{LogError, TrackLog};
 use crate::rtp::track::Output;
 
 /// A log that could not be opened is tried again after this.
 const OPEN_AGAIN: Duration = Duration::from_secs(1);
 /// How often parts are looked at for their age.
 const TICK: Duration = Duration::from_millis(50);
-
-/// One thing for a track's log.
-pub(super) struct Item {
-    pub capture: CaptureKey,
-    pub track: TrackId,
-    pub what: What,
-}
-
-pub(super) enum What {
-    Output(Output),
-    Stats(TrackStats),
-}
-
-pub(super) enum LogCommand {
-    Open { key: CaptureKey, options: Box<CaptureOptions>, events: mpsc::Sender<CaptureEvent> },
-    Items { items: Vec<Item>, settled: Vec<(CaptureKey, MediaTime)> },
-    Close { key: CaptureKey, done: oneshot::Sender<()> },
-}
-
-pub(super) enum SyncCommand {
-    Sync { segments: Vec<UnsyncedSegment>, events: mpsc::Sender<CaptureEvent> },
-    Done(oneshot::Sender<()>),
-}
-
-impl Item {
-    pub const fn stats(capture: CaptureKey, track: TrackId, stats: TrackStats) -> Self {
-        Self { capture, track, what: What::Stats(stats) }
-    }
-
-    pub const fn is_frame(&self) -> bool {
-        matches!(self.what, What::Output(Output::Frame(_)))
-    }
-}
 
 struct Capture {
     options: Box<CaptureOptions>,

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::engine::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey, media_time};
-use super::log_thread;
-use super::log_thread::{Item, What};
+use super::messages::{
+    CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, Item, LogCommand, PeerKey, What, media_time, tell,
+};
 use super::peer::{PacketIn, Peer, PeerSink};
 use super::socket::{Buffers, Socket};
 use super::{PeerError, sdp};
@@ -45,7 +45,7 @@ struct PeerEntry {
 pub(super) struct MediaThread {
     config: EngineConfig,
     commands: Receiver<Command>,
-    batches: SyncSender<log_thread::LogCommand>,
+    batches: SyncSender<LogCommand>,
     socket: Socket,
     buffers: Buffers,
     anchor: ClockAnchor,
@@ -160,18 +160,11 @@ impl PeerSink for Sink<'_> {
     }
 }
 
-/// The driver reads its events at once; a full queue means that it hangs, and then news are lost, not media.
-pub(super) fn tell(events: &mpsc::Sender<CaptureEvent>, event: CaptureEvent) {
-    if let Err(mpsc::error::TrySendError::Full(event)) = events.try_send(event) {
-        tracing::warn!(?event, "the job's driver does not read its events");
-    }
-}
-
 impl MediaThread {
     pub fn new(
         config: EngineConfig,
         commands: Receiver<Command>,
-        batches: SyncSender<log_thread::LogCommand>,
+        batches: SyncSender<LogCommand>,
         anchor: ClockAnchor,
     ) -> std::io::Result<Self> {
         let socket = Socket::bind(config.bind, config.receive_buffer_bytes)?;
@@ -228,7 +221,7 @@ impl MediaThread {
     fn command(&mut self, command: Command) {
         match command {
             Command::Open { key, options, events, done } => {
-                let open = log_thread::LogCommand::Open { key, options: options.clone(), events: events.clone() };
+                let open = LogCommand::Open { key, options: options.clone(), events: events.clone() };
                 self.captures.insert(key, Capture { options: *options, events, tracks: BTreeMap::new() });
                 self.to_log(open);
                 done.send(()).unwrap_or_default();
@@ -467,7 +460,7 @@ impl MediaThread {
             }
         }
         self.flush();
-        self.to_log(log_thread::LogCommand::Close { key, done });
+        self.to_log(LogCommand::Close { key, done });
     }
 
     /// Hands frames to the log thread; while it is busy they wait here, up to a limit.
@@ -476,9 +469,9 @@ impl MediaThread {
             return;
         }
         let (items, settled) = (std::mem::take(&mut self.backlog), std::mem::take(&mut self.settled));
-        match self.batches.try_send(log_thread::LogCommand::Items { items, settled }) {
+        match self.batches.try_send(LogCommand::Items { items, settled }) {
             Ok(()) => {}
-            Err(std::sync::mpsc::TrySendError::Full(log_thread::LogCommand::Items { mut items, .. })) => {
+            Err(std::sync::mpsc::TrySendError::Full(LogCommand::Items { mut items, .. })) => {
                 if items.len() > BACKLOG_ITEMS_MAX {
                     let lost = items.len();
                     items.retain(|item| !item.is_frame());
@@ -490,7 +483,7 @@ impl MediaThread {
         }
     }
 
-    fn to_log(&self, command: log_thread::LogCommand) {
+    fn to_log(&self, command: LogCommand) {
         // Opening and closing must not be lost; they are rare, so waiting for the disk is right here.
         if self.batches.send(command).is_err() {
             tracing::error!("the log thread has ended");

@@ -8,14 +8,14 @@
 mod engine;
 mod log_thread;
 mod media_thread;
+mod messages;
 mod nack;
 mod peer;
 mod sdp;
 mod socket;
 
-pub use engine::{
-    CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EVENTS_MAX, Engine, EngineConfig, EngineGone, PeerKey,
-};
+pub use engine::{EVENTS_MAX, Engine, EngineGone};
+pub use messages::{CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EngineConfig, PeerKey};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 

@@ -137,7 +137,7 @@ async fn every_codec_arrives_whole_in_its_log() {
     }
     assert_eq!(reader.tracks.len(), 8);
 
-    let about = archiver::archive::build::About {
+    let about = archiver::archive::object::About {
         archive,
         job: JobId::of_event(&session, &"e".parse::<EventId>().expect("id")),
         session,

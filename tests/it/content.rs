@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use archiver::archive::build::{About, Built, build};
+use archiver::archive::build::build;
+use archiver::archive::object::{About, Built};
 use archiver::media::Pipelines;
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};

@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use crate::api::caller::Caller;
 use crate::api::dto::{request, response};
 use crate::api::error::ApiError;
-use crate::api::extract::{Base, Segments};
+use crate::api::extract::Segments;
+use crate::api::links::Base;
 use crate::api::state::Shared;
 use crate::archive::derive::queue::{Remake, ask};
 use crate::model::time::Wallclock;
@@ -19,7 +20,7 @@ use crate::store::keys::{Keys, Kind};
 /// `GET /v2/project/{project}/archive/{archive}/report`: ours. What was lost, repaired and missing, and why.
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}/report", tag = "archives (ours)", operation_id = "getReport",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
     responses((status = 200, body = Object, content_type = "application/json"), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn report(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<Response, ApiError> {
@@ -29,7 +30,7 @@ pub async fn report(State(api): State<Shared>, caller: Caller, path: Segments) -
 /// `GET /v2/project/{project}/archive/{archive}/thumbnail`: ours. A picture of a composed archive.
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}/thumbnail", tag = "archives (ours)", operation_id = "getThumbnail",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
     responses((status = 200, body = String, content_type = "image/jpeg"), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn thumbnail(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<Response, ApiError> {
@@ -50,7 +51,7 @@ async fn object(api: &Shared, caller: &Caller, path: &Segments, kind: Kind) -> R
 /// part begins at a keyframe, of which there is one in two seconds.
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/clip", tag = "archives (ours)", operation_id = "clipArchive",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::ClipArchive,
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive), request_body = crate::api::dto::document::ClipArchive,
     responses((status = 202, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn clip(
@@ -67,7 +68,7 @@ pub async fn clip(
 /// one: with another layout or size, or of exactly a part.
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/recompose", tag = "archives (ours)", operation_id = "recomposeArchive",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::RecomposeArchive,
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive), request_body = crate::api::dto::document::RecomposeArchive,
     responses((status = 202, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn recompose(

@@ -10,7 +10,8 @@ use tokio::time::{Duration, Instant, sleep};
 use crate::api::caller::Caller;
 use crate::api::dto::{request, response};
 use crate::api::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
-use crate::api::extract::{Base, Segments};
+use crate::api::extract::Segments;
+use crate::api::links::Base;
 use crate::api::state::Shared;
 use crate::archive::delete;
 use crate::archive::delete::DeleteError;
@@ -36,7 +37,7 @@ const USER_INITIATED: &str = "user initiated";
 /// `POST /v2/project/{project}/archive`
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "startArchive",
-    params(crate::api::openapi::Project), request_body = crate::api::openapi::StartArchive,
+    params(crate::api::dto::document::Project), request_body = crate::api::dto::document::StartArchive,
     responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn start(
@@ -133,7 +134,7 @@ async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
 /// `GET /v2/project/{project}/archive`
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "listArchives",
-    params(crate::api::openapi::Project, crate::api::openapi::ListQuery),
+    params(crate::api::dto::document::Project, crate::api::dto::document::ListQuery),
     responses((status = 200, body = response::ArchiveList), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn list(
@@ -155,7 +156,7 @@ pub async fn list(
 /// `GET /v2/project/{project}/archive/{archive}`
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "getArchive",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
     responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn get(
@@ -173,7 +174,7 @@ pub async fn get(
 /// An automatic archive goes on: it ends with its session (Vonage's rule).
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/stop", tag = "archives", operation_id = "stopArchive",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
     responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn stop(
@@ -219,7 +220,7 @@ async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<A
 /// `DELETE /v2/project/{project}/archive/{archive}`
 #[utoipa::path(
     delete, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "deleteArchive",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
     responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
@@ -244,7 +245,7 @@ pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -
 /// `PUT /v2/project/{project}/archive/{archive}/layout`
 #[utoipa::path(
     put, path = "/v2/project/{project}/archive/{archive}/layout", tag = "archives", operation_id = "setArchiveLayout",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::ArchiveLayout,
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive), request_body = crate::api::dto::document::ArchiveLayout,
     responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn layout(
@@ -267,7 +268,7 @@ pub async fn layout(
 /// `PATCH /v2/project/{project}/archive/{archive}/streams`
 #[utoipa::path(
     patch, path = "/v2/project/{project}/archive/{archive}/streams", tag = "archives", operation_id = "selectArchiveStreams",
-    params(crate::api::openapi::Project, crate::api::openapi::OfArchive), request_body = crate::api::openapi::ArchiveStreams,
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive), request_body = crate::api::dto::document::ArchiveStreams,
     responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn streams(
@@ -351,7 +352,7 @@ impl crate::api::state::Api {
     ) -> Result<response::Archive, ApiError> {
         let url = match &row.object_key {
             Some(key) if row.status == ArchiveStatus::Available => {
-                self.links.link(key, &super::downloads::file_name(row, key), base).await?
+                self.links.link(key, &crate::api::links::file_name(row, key), base).await?
             }
             _ => None,
         };

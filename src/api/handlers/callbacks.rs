@@ -43,7 +43,7 @@ fn callback(application: &ApplicationRow) -> Option<Callback> {
 /// `GET /v2/project/{project}/callback`
 #[utoipa::path(
     get, path = "/v2/project/{project}/callback", tag = "callbacks", operation_id = "listCallbacks",
-    params(crate::api::openapi::Project),
+    params(crate::api::dto::document::Project),
     responses((status = 200, body = [Callback]), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
@@ -55,7 +55,7 @@ pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
 /// Replaces the address that was there. What callbacks are signed with is shown by `archiver apps callback`, once.
 #[utoipa::path(
     post, path = "/v2/project/{project}/callback", tag = "callbacks", operation_id = "registerCallback",
-    params(crate::api::openapi::Project), request_body = crate::api::openapi::RegisterCallback,
+    params(crate::api::dto::document::Project), request_body = crate::api::dto::document::RegisterCallback,
     responses((status = 200, body = Callback), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) -> Result<Json<Callback>, ApiError> {
@@ -69,7 +69,7 @@ pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) ->
 /// `DELETE /v2/project/{project}/callback/{callback}`
 #[utoipa::path(
     delete, path = "/v2/project/{project}/callback/{callback}", tag = "callbacks", operation_id = "unregisterCallback",
-    params(crate::api::openapi::Project, crate::api::openapi::OfCallback),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfCallback),
     responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn unregister(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {

@@ -44,7 +44,7 @@ pub struct Joined {
 /// The token is valid until `exp`, which may be at most 30 days after `iat`; without `exp`, for 24 hours after `iat`.
 #[utoipa::path(
     post, path = "/session/{session}/join", tag = "clients", operation_id = "joinSession",
-    params(crate::api::openapi::OfSession),
+    params(crate::api::dto::document::OfSession),
     responses((status = 200, body = Joined), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn join(

@@ -83,7 +83,7 @@ pub async fn callbacks(
 /// `POST /operator/callbacks/{archive}/resend`: sends those of an archive again that were given up.
 #[utoipa::path(
     post, path = "/operator/callbacks/{archive}/resend", tag = "operators", operation_id = "resendCallbacks",
-    security(("operator" = [])), params(crate::api::openapi::OfArchive),
+    security(("operator" = [])), params(crate::api::dto::document::OfArchive),
     responses((status = 200, body = Object), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn resend(State(api): State<Shared>, _: Operator, path: Segments) -> Result<Json<Value>, ApiError> {

@@ -76,7 +76,7 @@ pub struct CreatedSession {
 /// XML unless `Accept` names JSON, which must be labelled by `application/json` and nothing more (opentok-python).
 #[utoipa::path(
     post, path = "/session/create", tag = "sessions", operation_id = "createSession",
-    request_body(content = crate::api::openapi::SessionForm, content_type = "application/x-www-form-urlencoded"),
+    request_body(content = crate::api::dto::document::SessionForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, body = [CreatedSession]), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn create(
@@ -184,7 +184,7 @@ pub struct SessionStreams {
 /// `GET /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "listStreams",
-    params(crate::api::openapi::Project, crate::api::openapi::OfSession, crate::api::openapi::PageQuery),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfSession, crate::api::dto::document::PageQuery),
     responses((status = 200, body = SessionStreams), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn streams(
@@ -204,7 +204,7 @@ pub async fn streams(
 /// `GET /v2/project/{project}/session/{session}/stream/{stream}`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream/{stream}", tag = "sessions", operation_id = "getStream",
-    params(crate::api::openapi::Project, crate::api::openapi::OfSession, crate::api::openapi::OfStream),
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfSession, crate::api::dto::document::OfStream),
     responses((status = 200, body = SessionStream), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn stream(
@@ -235,7 +235,7 @@ fn parses_twice(headers: &HeaderMap) -> bool {
 /// `PUT /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     put, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "setLayoutClasses",
-    params(crate::api::openapi::Project, crate::api::openapi::OfSession), request_body = crate::api::openapi::LayoutClasses,
+    params(crate::api::dto::document::Project, crate::api::dto::document::OfSession), request_body = crate::api::dto::document::LayoutClasses,
     responses((status = 200, body = SessionStreams), (status = "4XX", body = crate::api::error::ErrorBody)),
 )]
 pub async fn classes(

@@ -3,7 +3,8 @@
 use tokio_util::sync::CancellationToken;
 
 use super::workspace::{RECOMPOSE, RemakeError, Work, beside, finished, publish};
-use crate::archive::build::{About, Clip, build};
+use crate::archive::build::{Clip, build};
+use crate::archive::object::About;
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 use crate::media::Pipelines;

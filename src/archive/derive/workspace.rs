@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::ArchiveError;
-use crate::archive::build::Built;
 use crate::archive::deliver::{DeliverError, Delivery};
+use crate::archive::object::Built;
 use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
 use crate::config::Settings;
 use crate::model::archive_options::OutputMode;

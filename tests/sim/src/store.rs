@@ -372,7 +372,7 @@ impl ObjectStore for MemoryStore {
 
 #[cfg(test)]
 mod tests {
-    use archiver::store::dir::collect;
+    use archiver::store::body::collect;
 
     use super::*;
     use crate::faults::Calls;

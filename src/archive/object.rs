@@ -1,0 +1,73 @@
+//! What an archive is made of, before it is in the store: whose it is, its files on this disk, its documents.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::documents::{Manifest, Report};
+use crate::compose::composer::Clip;
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
+use crate::model::time::Wallclock;
+use crate::store::checksum::PartSums;
+use crate::store::keys::Kind;
+
+/// Whose archive it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// The archive.
+    pub archive: ArchiveId,
+    /// The job.
+    pub job: JobId,
+    /// The session.
+    pub session: SessionId,
+    /// Whose session.
+    pub application: ApplicationId,
+    /// Its name.
+    pub name: Option<String>,
+    /// Media time zero.
+    pub origin: Wallclock,
+    /// What it should be like.
+    #[serde(default)]
+    pub options: ArchiveOptions,
+    /// The part of the session that a composed archive has, if not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<Clip>,
+    /// The layout of `options` is for all of it, whatever layouts the session had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_layout: bool,
+}
+
+/// An object of an archive that lies on this disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// What it is.
+    pub kind: Kind,
+    /// The file.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub size: u64,
+    /// Base64 of its SHA-256, or of that of its parts.
+    pub sha256: String,
+    /// Its parts, if some were sent before it was whole.
+    #[serde(default)]
+    pub parts: Option<PartSums>,
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Built {
+    /// The composed file, the ZIP, or both: the first is what a link leads to.
+    pub objects: Vec<Object>,
+    /// To be put into the store last.
+    pub manifest: Manifest,
+    /// The quality report.
+    pub report: Report,
+}
+
+/// The journal of a file's upload, beside it.
+pub(crate) fn journal(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".upload.jsonl");
+    path.with_file_name(name)
+}

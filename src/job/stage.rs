@@ -1,0 +1,46 @@
+//! What the stages of a job have in common: what is asked of them, how they end, and how the job moves on in the catalog.
+
+use tokio::sync::watch;
+
+use super::desired::Desired;
+use super::{Job, Stuck};
+use crate::catalog::{CatalogError, JobState};
+use crate::model::fault::{FaultKind, chain};
+use crate::model::time::Wallclock;
+use crate::runtime::retry::{CATALOG, retry_until_cancelled};
+
+/// What somebody wants of a job, as it hears it.
+pub(super) struct Asked {
+    pub end_reason: watch::Receiver<Option<String>>,
+    pub desired: watch::Receiver<Desired>,
+}
+
+/// How capturing ended.
+pub(super) enum Captured {
+    /// The session ended: one of Vonage's reasons.
+    Ended(String),
+    /// Another owner has the job.
+    Fenced,
+    /// The worker stops; all is sealed.
+    Drained,
+}
+
+#[derive(PartialEq, Eq)]
+pub(super) enum Moved {
+    Yes,
+    Fenced,
+}
+
+/// Moves the job in the catalog, however long that is away.
+pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Moved, Stuck> {
+    let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
+    match retry_until_cancelled("move a job in the catalog", CATALOG, &job.fenced, act).await {
+        None | Some(Err(CatalogError::Fenced { .. })) => Ok(Moved::Fenced),
+        Some(Ok(())) => Ok(Moved::Yes),
+        Some(Err(error)) => Err(Stuck::of(&error)),
+    }
+}
+
+pub(super) fn bug(error: &dyn std::error::Error) -> Stuck {
+    Stuck { kind: FaultKind::Bug, detail: chain(error) }
+}
