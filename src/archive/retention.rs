@@ -95,7 +95,7 @@ pub async fn sweep_segments(
     }
 }
 
-/// Sweeps every [`EVERY`] until `stop`.
+/// Sweeps once an hour until `stop`.
 pub async fn run_retention(
     store: SharedStore,
     catalog: SharedCatalog,

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`presence`] is pure; one driver task owns each job. Captures wait for nobody: what must be told to
-//! the catalog goes through the [`ledger`], what must go to the store is shipped beside.
+//! the catalog goes through the [`lease`], what must go to the store is shipped beside.
 
 pub mod accept;
 pub mod capture;

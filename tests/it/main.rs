@@ -7,6 +7,7 @@
 mod api;
 mod api_auth;
 mod api_errors;
+mod architecture;
 mod bridge;
 mod broker;
 mod callbacks;
