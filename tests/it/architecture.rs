@@ -29,8 +29,7 @@ fn sources() -> Vec<Source> {
     let source = |file: PathBuf| {
         let text = std::fs::read_to_string(&file).expect("source");
         let module = module(&file);
-        let imports = paths(&text).into_iter().filter_map(|path| Some((resolve(&path, &module, &known)?, path)));
-        Source { imports: imports.filter(|(to, _)| *to != module).collect(), file, module }
+        Source { imports: imports(&text, &module, &known), file, module }
     };
     files.into_iter().map(source).collect()
 }
@@ -43,6 +42,12 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
             files.push(entry);
         }
     }
+}
+
+/// The modules that a file's text imports, each with the path as it is written.
+fn imports(text: &str, module: &Module, known: &BTreeSet<Module>) -> Vec<(Module, String)> {
+    let found = paths(text).into_iter().filter_map(|path| Some((resolve(&path, module, known)?, path)));
+    found.filter(|(to, _)| to != module).collect()
 }
 
 /// All paths that begin with `crate`, `super` or `self`, outside of comments and tests; groups in braces are taken apart.
@@ -176,9 +181,7 @@ fn an_import_that_climbs_and_a_circle_are_found() {
         [vec!["low", "a"], vec!["low", "b"], vec!["high"]].map(|m| m.into_iter().map(str::to_owned).collect()).into();
     let source = |file: &str, module: &[&str], text: &str| {
         let module: Module = module.iter().map(|part| (*part).to_owned()).collect();
-        let imports =
-            paths(text).into_iter().filter_map(|path| Some((resolve(&path, &module, &known)?, path))).collect();
-        Source { file: file.into(), module, imports }
+        Source { imports: imports(text, &module, &known), file: file.into(), module }
     };
     let sources = [
         source(
