@@ -89,7 +89,7 @@ fn new_secret() -> SecretString {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into()
 }
 
-/// Whether an id can be one of such an application (`vonage-api.md` 1.3: SDKs take them apart).
+/// Whether an id can be one of such an application (SDKs take them apart).
 fn check_id(id: &ApplicationId, kind: ApplicationKind) -> Result<(), AppsError> {
     let good = match kind {
         ApplicationKind::Unified => {

@@ -1,6 +1,5 @@
 //! Archives and sessions as they stand on the wire: what the SDKs of Vonage and `OpenTok` parse, and nothing that any of them
-//! refuses (`vonage-api.md`, section 1.6: closed sets of words, numbers that are left out rather than null, texts that are
-//! never null).
+//! refuses: closed sets of words, numbers that are left out rather than null, texts that are never null.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -218,7 +217,7 @@ pub(super) mod tests {
 
     const UUID: &str = "78d335fa-323d-0114-9c3d-d6f0d48968cf";
 
-    /// `vonage-api.md` 1.6 names for each of these the SDK that would fail on anything else.
+    /// For each of these there is an SDK that would fail on anything else.
     #[test]
     fn what_strict_sdks_read_is_there_and_of_their_types() {
         let unified = wire(ApplicationKind::Unified, UUID, ArchiveStatus::Available, ArchiveOptions::default());

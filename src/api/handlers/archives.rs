@@ -314,7 +314,7 @@ impl crate::api::state::Api {
     /// session that the API did not make only its worker knows the room.
     ///
     /// # Errors
-    /// 404 (`vonage-api.md` 1.7), which opentok-node tells as "Archive or stream not found".
+    /// 404, which opentok-node tells as "Archive or stream not found".
     async fn knows_streams(&self, row: &ArchiveRow, change: &StreamsChange) -> Result<(), ApiError> {
         let session = self.catalog.session(&row.application, &row.session).await?;
         let (Some(session), Some(job)) = (session, self.catalog.job(row.job).await?) else { return Ok(()) };
