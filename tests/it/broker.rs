@@ -12,7 +12,7 @@ use archiver::model::fault::{FaultKind, HasFault, chain};
 use archiver_sim::MemoryRabbit;
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::rabbitmq::RabbitMq;
-use archiver_testkit::wait::wait_for;
+use archiver_testkit::wait::{DEADLINE, wait_for};
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, watch};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const REGION: &str = "eu";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = DEADLINE;
 /// Long enough for something to happen that must not.
 const A_WHILE: Duration = Duration::from_millis(700);
 
@@ -196,10 +196,7 @@ impl Worker {
 
     async fn becomes(&mut self, wanted: BrokerState) {
         let changed = self.state.wait_for(|state| *state == wanted);
-        tokio::time::timeout(SOON * 2, changed)
-            .await
-            .unwrap_or_else(|_| panic!("not {wanted:?} in time"))
-            .expect("state");
+        tokio::time::timeout(SOON, changed).await.unwrap_or_else(|_| panic!("not {wanted:?} in time")).expect("state");
     }
 
     async fn next(&mut self) -> Delivery {
@@ -217,7 +214,7 @@ impl Worker {
 
     async fn stop(self) {
         self.cancel.cancel();
-        tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.expect("it stops at once");
+        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("it stops");
     }
 }
 
@@ -410,7 +407,7 @@ async fn nudges(ground: Ground) {
     }
     cancel.cancel();
     tasks.close();
-    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops at once");
+    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops");
 }
 
 async fn hints(ground: Ground) {
@@ -442,7 +439,7 @@ async fn hints(ground: Ground) {
     }
     cancel.cancel();
     tasks.close();
-    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops at once");
+    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops");
 }
 
 #[tokio::test]

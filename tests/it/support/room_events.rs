@@ -1,10 +1,11 @@
 //! Waiting for what a room tells.
 
+use archiver_testkit::wait::DEADLINE;
 use std::time::Duration;
 
 use archiver::router::{Room, RoomEvent, StreamInfo, SubscriptionId};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = DEADLINE;
 
 /// Reads events until one fits; `what` is in the message if none comes. Events before it are returned too.
 pub async fn until<T>(
