@@ -1,4 +1,4 @@
-//! Sweeping what nobody needs any more and somebody pays for: segments of archives that were finished long ago, and
+//! Deletes what is no longer needed but still paid for: segments of archives that were finished long ago, and
 //! multipart uploads that nobody will end, which are invisible (8 TB were once found so).
 //!
 //! Of uploads only ours: the key must be one of an archive that the catalog knows, and whose job has ended. An upload of a

@@ -1,9 +1,10 @@
 //! A stream's subscription, as far as it has come. Pure.
 //!
-//! Subscribing takes several requests, and the room goes on meanwhile: the stream goes and comes back, the router ends the
-//! subscription, the connection is lost. So a stream has one attempt at a time, which counts only if the stream still waits
-//! for it; and a loss that fits no stream's subscription is kept while attempts are under way: one of them may bring back
-//! what is lost already.
+//! A subscription takes several requests, and the room changes meanwhile. The stream may leave and return, the router may end the
+//! subscription, the connection may break. Therefore:
+//! - A stream has one attempt at a time. Its result is used only if the stream still waits for it.
+//! - While attempts are under way, losses that match no live subscription are remembered: an attempt may return a subscription
+//!   that is already lost.
 
 use std::collections::HashSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A session whose archive has become as long as one may be goes on in a further archive.
+//! Rollover: when an archive reaches its maximum duration, its session continues in a further archive.
 
 use super::stage::{Moved, advance};
 use super::{Job, Stuck};

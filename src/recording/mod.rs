@@ -127,7 +127,7 @@ pub struct SealedSegment {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The file system refused.
-    #[error("the capture log cannot be used")]
+    #[error(transparent)]
     Io(#[from] FileError),
     /// The spool's quota is used up.
     #[error("the spool is full: {used} of {quota} bytes are used")]

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 
-/// A file cannot be used.
+/// An operation on a file failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} {path}")]
 pub struct FileError {
@@ -27,7 +27,7 @@ pub struct FileError {
 }
 
 impl FileError {
-    /// Makes one of the file system's error.
+    /// Adds the operation and the path to an error of the file system.
     pub(crate) fn new(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.display().to_string();
         move |source| Self { doing, path, source }

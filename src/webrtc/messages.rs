@@ -1,4 +1,4 @@
-//! What the engine's threads and their users tell each other.
+//! Commands, events and options that pass between the engine, its threads and its users.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};

@@ -52,7 +52,11 @@ fn imports(text: &str, module: &Module, known: &BTreeSet<Module>) -> Vec<(Module
 
 /// All paths that begin with `crate`, `super` or `self`, outside of comments and tests; groups in braces are taken apart.
 fn paths(text: &str) -> Vec<String> {
-    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let text = match text.find("\n#[cfg(test)]\n") {
+        // Behind it are tests only, or else all of the file counts.
+        Some(at) if is_tests(&text[at..]) => &text[..at],
+        _ => text,
+    };
     let text: String =
         text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
@@ -65,6 +69,12 @@ fn paths(text: &str) -> Vec<String> {
         }
     }
     paths
+}
+
+/// Whether what begins with `#[cfg(test)]` is modules of tests and nothing else: all later lines at the margin belong to one.
+fn is_tests(text: &str) -> bool {
+    let margin = text.lines().filter(|line| !line.is_empty() && !line.starts_with([' ', '/']));
+    margin.into_iter().all(|line| line.starts_with("#[") || line.contains("mod ") || line == "}")
 }
 
 /// Reads one path, or a group of paths behind a common beginning. Returns what follows.
@@ -189,11 +199,18 @@ fn an_import_that_climbs_and_a_circle_are_found() {
             &["low", "a"],
             "use super::b::{self, B as C};\nfn f() { crate::high::run() } // crate::other",
         ),
-        source("low/b.rs", &["low", "b"], "use crate::low::{a::{A, Z}, b};\n#[cfg(test)]\nuse crate::high::Test;"),
+        source(
+            "low/b.rs",
+            &["low", "b"],
+            "use crate::low::{a::{A, Z}, b};\n#[cfg(test)]\nmod tests {\n    use crate::high::Test;\n}",
+        ),
         source("high.rs", &["high"], "fn run() {}"),
     ];
     let layers = ["low".to_owned(), "high".to_owned()];
     assert_eq!(climbing(&sources, &layers), ["low/a.rs imports crate::high::run, which stands above it"]);
     assert_eq!(circle(&sources), Some(vec!["low::a".to_owned(), "low::b".to_owned()]));
     assert_eq!(circle(&sources[1..]), None);
+    let behind_a_test =
+        source("low/b.rs", &["low", "b"], "fn b() {}\n#[cfg(test)]\nuse crate::low::b;\nuse crate::high::run;");
+    assert_eq!(climbing(&[behind_a_test], &layers).len(), 1, "a single item for tests hides nothing");
 }

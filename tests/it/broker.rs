@@ -12,7 +12,7 @@ use archiver::model::fault::{FaultKind, HasFault, chain};
 use archiver_sim::MemoryRabbit;
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::rabbitmq::RabbitMq;
-use archiver_testkit::wait::{DEADLINE, wait_for};
+use archiver_testkit::wait::wait_for;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, watch};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 const REGION: &str = "eu";
-const SOON: Duration = DEADLINE;
+const SOON: Duration = Duration::from_secs(20);
 /// Long enough for something to happen that must not.
 const A_WHILE: Duration = Duration::from_millis(700);
 
@@ -196,7 +196,10 @@ impl Worker {
 
     async fn becomes(&mut self, wanted: BrokerState) {
         let changed = self.state.wait_for(|state| *state == wanted);
-        tokio::time::timeout(SOON, changed).await.unwrap_or_else(|_| panic!("not {wanted:?} in time")).expect("state");
+        tokio::time::timeout(SOON * 2, changed)
+            .await
+            .unwrap_or_else(|_| panic!("not {wanted:?} in time"))
+            .expect("state");
     }
 
     async fn next(&mut self) -> Delivery {
@@ -214,7 +217,7 @@ impl Worker {
 
     async fn stop(self) {
         self.cancel.cancel();
-        tokio::time::timeout(SOON, self.tasks.wait()).await.expect("it stops");
+        tokio::time::timeout(Duration::from_secs(5), self.tasks.wait()).await.expect("it stops at once");
     }
 }
 
@@ -364,9 +367,12 @@ async fn deleted_queues(ground: Ground) {
     for queue in ["started.eu", "ended.eu", "retry.eu", "dead"] {
         ground.delete_queue(queue).await;
     }
-    // An event without a queue is refused. The state is no proof: the consumer may have connected again already.
+    // An event without a queue is refused. By then the consumer may be connected again: its last state is no proof, that it has
+    // changed is.
     wait_for("a queue for the event", || async { ground.publish(STARTED_KEY, "start").await.ok() }).await;
     assert_eq!(worker.next_body().await, "start");
+    assert!(worker.state.has_changed().expect("state"), "the worker was never told that it was disconnected");
+    worker.becomes(BrokerState::Connected).await;
     worker.stop().await;
 }
 
@@ -407,7 +413,7 @@ async fn nudges(ground: Ground) {
     }
     cancel.cancel();
     tasks.close();
-    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops");
+    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops at once");
 }
 
 async fn hints(ground: Ground) {
@@ -439,7 +445,7 @@ async fn hints(ground: Ground) {
     }
     cancel.cancel();
     tasks.close();
-    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops");
+    tokio::time::timeout(SOON, tasks.wait()).await.expect("it stops at once");
 }
 
 #[tokio::test]

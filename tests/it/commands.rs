@@ -15,12 +15,13 @@ use archiver_testkit::world::{APPLICATION, World};
 use serde_json::{Value, json};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// A worker that is told hears within this, on the slowest machine. How fast it is on a good one, a run prints.
-const HEARD_MAX: Duration = Duration::from_secs(10);
+/// A worker hears what is asked of its archives within this (the median).
+const HEARD_MAX: Duration = Duration::from_secs(1);
+/// And never later than this, or nobody told it.
+const TOLD_MAX: Duration = Duration::from_secs(10);
 /// How often it is measured.
 const TIMES: usize = 5;
-/// A worker that is not told looks into the catalog each quarter of it, each half minute: too seldom to be taken five times for one that
-/// was told.
+/// A worker that is not told looks into the catalog four times in each lease, every 30 s. So it cannot pass for one that was told.
 const LEASE: &str = "lease = \"120s\"\n";
 /// An archive is recorded on for so long at least.
 const ON: Duration = Duration::from_secs(4);
@@ -135,7 +136,7 @@ async fn what_is_asked_for_while_no_worker_lives_is_done_by_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_living_worker_hears_long_before_it_would_look() {
+async fn a_living_worker_hears_within_a_second() {
     let mut world = World::start(BINARY, None, "").await.expect("world");
     let config = std::fs::read_to_string(world.config()).expect("configuration");
     std::fs::write(world.config(), config.replacen("[worker]\n", &format!("[worker]\n{LEASE}"), 1)).expect("written");
@@ -167,9 +168,11 @@ async fn a_living_worker_hears_long_before_it_would_look() {
         stopped.push(asked.elapsed());
     }
     println!("a layout is heard after {laid_out:?}, a stop after {stopped:?}");
-    assert!(laid_out.iter().all(|after| *after <= HEARD_MAX), "a layout is heard after {laid_out:?}");
-    assert!(stopped.iter().all(|after| *after <= HEARD_MAX), "a stop is heard after {stopped:?}");
-    println!("median: a layout {:?}, a stop {:?}", median(laid_out), median(stopped));
+    assert!(laid_out.iter().chain(&stopped).all(|after| *after <= TOLD_MAX), "{laid_out:?}, {stopped:?}");
+    let (laid_out, stopped) = (median(laid_out), median(stopped));
+    println!("median: a layout {laid_out:?}, a stop {stopped:?}");
+    assert!(laid_out <= HEARD_MAX, "a layout is heard after {laid_out:?}");
+    assert!(stopped <= HEARD_MAX, "a stop is heard after {stopped:?}");
     alice.leave().await.expect("leave");
 }
 
