@@ -38,6 +38,9 @@ pub use sessions::{Classes, SessionCatalog, SessionRow};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
+/// How long a statement waits for SQLite's one writer, in milliseconds: almost as long as it may take. A writer that waits for a
+/// busy disk holds the lock for seconds, and whoever gave up before would fail without need.
+const SQLITE_BUSY_MS: u32 = 9_000;
 /// Connections to PostgreSQL; SQLite has one writer anyway.
 const CONNECTIONS_MAX: u32 = 8;
 /// SQLite has no lock for migrations: of two processes that make the tables of one file at the same time, one
@@ -178,12 +181,11 @@ impl SqlCatalog {
                 Box::pin(async move {
                     if !postgres {
                         // What was accepted must survive a power cut; readers must not block the writer.
-                        for pragma in [
-                            "PRAGMA busy_timeout = 5000",
-                            "PRAGMA journal_mode = WAL",
-                            "PRAGMA synchronous = FULL",
-                            "PRAGMA foreign_keys = ON",
-                        ] {
+                        let busy = format!("PRAGMA busy_timeout = {SQLITE_BUSY_MS}");
+                        connection.execute(sqlx::AssertSqlSafe(busy)).await?;
+                        for pragma in
+                            ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON"]
+                        {
                             connection.execute(pragma).await?;
                         }
                     }
