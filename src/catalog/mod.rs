@@ -8,7 +8,9 @@ mod applications;
 mod archives;
 mod counts;
 mod failure;
+mod job_rows;
 mod jobs;
+mod leases;
 mod notices;
 mod parked;
 mod remakes;
@@ -30,7 +32,9 @@ use crate::model::fault::{Fault, FaultKind, HasFault};
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
 pub use archives::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus};
 pub use counts::CountCatalog;
-pub use jobs::{Accepted, Claimed, JobCatalog, JobRow, JobState, NewJob};
+pub use job_rows::{JobRow, JobState, NewJob};
+pub use jobs::{Accepted, JobCatalog};
+pub use leases::{Claimed, LeaseCatalog};
 pub use notices::{Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
 pub use remakes::{RemakeCatalog, RemakeRow};
@@ -119,6 +123,7 @@ pub trait Catalog:
     ApplicationCatalog
     + SessionCatalog
     + JobCatalog
+    + LeaseCatalog
     + ArchiveCatalog
     + CountCatalog
     + NoticeCatalog

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use archiver::catalog::{Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, NewJob};
+use archiver::catalog::{Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob};
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -206,90 +206,6 @@ impl JobCatalog for MemoryCatalog {
         .await
     }
 
-    async fn claim(
-        &self,
-        job: JobId,
-        worker: &WorkerId,
-        now: Wallclock,
-        ttl: Duration,
-    ) -> Result<Option<Claimed>, CatalogError> {
-        self.call("claim", |state| Ok(state.claim(job, worker, now, ttl))).await
-    }
-
-    async fn claimable(
-        &self,
-        worker: &WorkerId,
-        region: &Region,
-        now: Wallclock,
-        limit: u32,
-    ) -> Result<Vec<JobRow>, CatalogError> {
-        self.call("claimable", |state| {
-            let mut rows = state.newest_first(|job| job.row.region == *region && job.is_free(worker, now));
-            rows.sort_by_key(|row| row.created_at);
-            Ok(page(rows, 0, limit))
-        })
-        .await
-    }
-
-    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError> {
-        self.call("heartbeat", |state| {
-            let found = state.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
-            found.row.lease_expires_at = now + ttl;
-            Ok(found.row.clone())
-        })
-        .await
-    }
-
-    async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {
-        self.call("release", |state| {
-            let Some(found) = state.owned(job, epoch).filter(|found| found.row.owner.is_some()) else { return Ok(()) };
-            found.row.owner = None;
-            found.row.lease_expires_at = Wallclock(0);
-            found.row.updated_at = now;
-            state.line(job, "released", "worker", now);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn advance(
-        &self,
-        job: JobId,
-        epoch: Epoch,
-        next: JobState,
-        reason: Option<&str>,
-        now: Wallclock,
-    ) -> Result<(), CatalogError> {
-        self.call("advance", |state| state.advance(job, epoch, next, reason, now)).await
-    }
-
-    async fn park_job(
-        &self,
-        job: JobId,
-        epoch: Epoch,
-        fault: &str,
-        detail: &str,
-        now: Wallclock,
-    ) -> Result<(), CatalogError> {
-        self.call("park_job", |state| state.park_job(job, epoch, fault, detail, now)).await
-    }
-
-    async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
-        self.call("unpark_job", |state| state.unpark_job(job, now)).await
-    }
-
-    async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
-        self.call("discard_job", |state| {
-            let found = state.jobs.get_mut(&job).filter(|found| found.row.state == JobState::Parked);
-            let Some(found) = found else { return Ok(false) };
-            found.row.state = JobState::Discarded;
-            found.row.updated_at = now;
-            state.line(job, "discarded", who, now);
-            Ok(true)
-        })
-        .await
-    }
-
     async fn request_end(
         &self,
         application: &ApplicationId,
@@ -370,6 +286,93 @@ impl JobCatalog for MemoryCatalog {
             let mut lines = state.history.get(&job).cloned().unwrap_or_default();
             lines.sort_by_key(|(at, ..)| *at);
             Ok(lines)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl LeaseCatalog for MemoryCatalog {
+    async fn claim(
+        &self,
+        job: JobId,
+        worker: &WorkerId,
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<Option<Claimed>, CatalogError> {
+        self.call("claim", |state| Ok(state.claim(job, worker, now, ttl))).await
+    }
+
+    async fn claimable(
+        &self,
+        worker: &WorkerId,
+        region: &Region,
+        now: Wallclock,
+        limit: u32,
+    ) -> Result<Vec<JobRow>, CatalogError> {
+        self.call("claimable", |state| {
+            let mut rows = state.newest_first(|job| job.row.region == *region && job.is_free(worker, now));
+            rows.sort_by_key(|row| row.created_at);
+            Ok(page(rows, 0, limit))
+        })
+        .await
+    }
+
+    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError> {
+        self.call("heartbeat", |state| {
+            let found = state.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
+            found.row.lease_expires_at = now + ttl;
+            Ok(found.row.clone())
+        })
+        .await
+    }
+
+    async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {
+        self.call("release", |state| {
+            let Some(found) = state.owned(job, epoch).filter(|found| found.row.owner.is_some()) else { return Ok(()) };
+            found.row.owner = None;
+            found.row.lease_expires_at = Wallclock(0);
+            found.row.updated_at = now;
+            state.line(job, "released", "worker", now);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn advance(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        next: JobState,
+        reason: Option<&str>,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        self.call("advance", |state| state.advance(job, epoch, next, reason, now)).await
+    }
+
+    async fn park_job(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        fault: &str,
+        detail: &str,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        self.call("park_job", |state| state.park_job(job, epoch, fault, detail, now)).await
+    }
+
+    async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("unpark_job", |state| state.unpark_job(job, now)).await
+    }
+
+    async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("discard_job", |state| {
+            let found = state.jobs.get_mut(&job).filter(|found| found.row.state == JobState::Parked);
+            let Some(found) = found else { return Ok(false) };
+            found.row.state = JobState::Discarded;
+            found.row.updated_at = now;
+            state.line(job, "discarded", who, now);
+            Ok(true)
         })
         .await
     }
