@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::catalog::{Accepted, Catalog, CatalogError, Classes, JobRow, NewJob};
-use crate::job::desired::Desired;
+use crate::model::desired::Desired;
 use crate::model::time::Wallclock;
 
 /// How often it is looked whether the session's last job has ended.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::desired::Desired;
+use super::desired;
 use super::live_composer::Composing;
 use super::presence::{Limits, Presence};
 use super::room_session::Session;
@@ -70,8 +70,8 @@ pub(super) async fn capture(
     let (history, before) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
-    let noted = Desired::noted(&before);
-    if let Some(first) = noted.first(&job.event.data.archive) {
+    let noted = desired::noted(&before);
+    if let Some(first) = desired::first(&noted, &job.event.data.archive) {
         history.add(first.at, first.what).map_err(|e| Stuck::of(&e))?;
     }
     let mut room = match enter(job, &mut presence, &mut asked.end_reason).await? {

@@ -3,12 +3,11 @@
 
 use crate::catalog::{Catalog, CatalogError, JobRow, JobState};
 use crate::event::SessionEvent;
-use crate::job::desired::Desired;
 use crate::model::archive_options::StreamMode;
+use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::{ArchiveId, StreamId};
 use crate::model::time::Wallclock;
-use crate::recording::history::Selection;
 
 /// How often it is tried when others ask for something else at the same time.
 const TRIES: u32 = 10;

@@ -9,8 +9,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use super::desired::Desired;
 use crate::catalog::{ArchiveRow, CatalogError, JobRow};
+use crate::model::desired::Desired;
 use crate::model::fault::chain;
 use crate::model::time::Wallclock;
 

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
-use super::desired::Desired;
+use super::desired;
 use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{AT_MOST, Presence};
 use super::rollover::roll_over;
@@ -21,11 +21,12 @@ use super::stage::{Captured, bug};
 use super::{Job, Stuck};
 use crate::catalog::{ArchiveRow, ArchiveStatus};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{History, Selection, What};
+use crate::recording::history::{History, What};
 use crate::recording::upload::Waiting;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
 use crate::runtime::metrics::metrics;
@@ -128,7 +129,7 @@ impl<'a> Session<'a> {
     fn wish(&mut self, wanted: &Desired) {
         // One moment for what was asked for together: no picture lies between.
         let at = self.now();
-        for news in wanted.news(&self.noted) {
+        for news in desired::news(wanted, &self.noted) {
             tracing::info!(?news, "the archive is to be otherwise from now on");
             if let What::Selected { stream, selection } = &news {
                 self.begins_file(*stream, *selection);

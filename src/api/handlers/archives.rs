@@ -19,8 +19,8 @@ use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, 
 use crate::event::{Envelope, STARTED, SessionEvent, Started};
 use crate::job::accept::{accept, give_classes};
 use crate::job::change::{DesireError, StreamsChange, desire, select_streams};
-use crate::job::desired::Desired;
 use crate::model::archive_options::{ArchiveOptions, OutputMode, StreamMode};
+use crate::model::desired::Desired;
 use crate::model::ids::{ArchiveId, EventId, SessionId, StreamId};
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
