@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use sqlx::any::AnyRow;
 
-use super::{CatalogError, Columns, Statement, parsed, statement, storable};
+use super::{CatalogError, Columns, SpecError, Statement, StoredDesired, StoredSpec, parsed, statement, storable};
 use crate::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
+use crate::model::job_spec::JobSpec;
 use crate::model::time::Wallclock;
 
 /// Where a job stands.
@@ -80,8 +81,8 @@ pub struct NewJob {
     pub application: ApplicationId,
     /// The region whose queue it came from.
     pub region: Region,
-    /// The event as it came.
-    pub event: String,
+    /// The event as it came, and what the job is to do.
+    pub event: StoredSpec,
     /// When the conversation started, by the clock of the event's sender.
     pub started_at: Wallclock,
     /// What sets its archive apart from others of the session at the same time; empty for the one that has none.
@@ -105,8 +106,8 @@ pub struct JobRow {
     pub application: ApplicationId,
     /// Region.
     pub region: Region,
-    /// The event as it came.
-    pub event: String,
+    /// The event as it came, and what the job is to do.
+    pub event: StoredSpec,
     /// Where it stands.
     pub state: JobState,
     /// Media time zero.
@@ -127,10 +128,20 @@ pub struct JobRow {
     pub created_at: Wallclock,
     /// When it last changed.
     pub updated_at: Wallclock,
-    /// What its archive should be like from now on, as JSON.
-    pub desired: Option<String>,
+    /// What its archive should be like from now on, if somebody has asked for something.
+    pub desired: Option<StoredDesired>,
     /// What sets its archive apart from others of the session at the same time; empty for the one that has none.
     pub tag: String,
+}
+
+impl JobRow {
+    /// What the job is to do.
+    ///
+    /// # Errors
+    /// Why its event cannot be read.
+    pub const fn spec(&self) -> Result<&JobSpec, &SpecError> {
+        self.event.value()
+    }
 }
 
 pub(super) const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, event, state, origin, owner, \
@@ -149,7 +160,7 @@ pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
         session: columns.parsed("session_id")?,
         application: columns.parsed("application_id")?,
         region: columns.parsed("region")?,
-        event: columns.text("event")?,
+        event: StoredSpec::read(columns.text("event")?),
         state: columns.parsed("state")?,
         origin: Wallclock(columns.number("origin")?),
         owner: owner.map(|o| parsed("owner", &o)).transpose()?,
@@ -163,7 +174,7 @@ pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
         detail: columns.get("detail")?,
         created_at: Wallclock(columns.number("created_at")?),
         updated_at: Wallclock(columns.number("updated_at")?),
-        desired: columns.get("desired")?,
+        desired: columns.get::<Option<String>>("desired")?.map(StoredDesired::read),
         tag: columns.text("tag")?,
     })
 }

@@ -5,7 +5,7 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::job_rows::{ACTIVE, COLUMNS, history_line, job_row, select_job};
-use super::{CatalogError, Columns, JobRow, JobState, NewJob, SqlCatalog, statement, storable};
+use super::{CatalogError, Columns, JobRow, JobState, NewJob, SqlCatalog, StoredDesired, statement, storable};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
 use crate::model::time::Wallclock;
 
@@ -79,12 +79,12 @@ pub trait JobCatalog: Send + Sync {
         tag: &str,
     ) -> Result<Option<JobRow>, CatalogError>;
 
-    /// Asks for something of a live job's archive, if nobody has asked for something else than `before` meanwhile. Its
+    /// Asks for something of a live job's archive, unless somebody has asked for something else since `job` was read. Its
     /// owner reads it with the next heartbeat. Returns whether it was so.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError>;
+    async fn desire(&self, job: &JobRow, desired: &StoredDesired, now: Wallclock) -> Result<bool, CatalogError>;
 
     /// Adds a line to a job's history.
     ///
@@ -112,7 +112,7 @@ impl JobCatalog for SqlCatalog {
         .bind(new.session.to_string())
         .bind(new.application.to_string())
         .bind(new.region.to_string())
-        .bind(storable(&new.event))
+        .bind(storable(new.event.text()))
         .bind(now.0)
         .bind(now.0)
         .bind(now.0)
@@ -242,15 +242,15 @@ impl JobCatalog for SqlCatalog {
         self.row("find a session's newest job", select).await?.as_ref().map(job_row).transpose()
     }
 
-    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn desire(&self, job: &JobRow, desired: &StoredDesired, now: Wallclock) -> Result<bool, CatalogError> {
         let change = statement(format!(
             "UPDATE jobs SET desired = $1, updated_at = $2 \
              WHERE job_id = $3 AND state IN {ACTIVE} AND COALESCE(desired, '') = $4"
         ))
-        .bind(storable(desired))
+        .bind(storable(desired.text()))
         .bind(now.0)
         .bind(job.job.to_string())
-        .bind(job.desired.clone().unwrap_or_default());
+        .bind(job.desired.as_ref().map_or_else(String::new, |before| before.text().to_owned()));
         Ok(self.execute("ask for something of an archive", change).await? > 0)
     }
 

@@ -15,6 +15,7 @@ mod notices;
 mod parked;
 mod remakes;
 mod sessions;
+mod stored;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub use notices::{Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, No
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
 pub use remakes::{RemakeCatalog, RemakeRow};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
+pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);

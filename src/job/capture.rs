@@ -71,7 +71,7 @@ pub(super) async fn capture(
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
     let noted = desired::noted(&before);
-    if let Some(first) = desired::first(&noted, &job.event.data.archive) {
+    if let Some(first) = desired::first(&noted, &job.spec.archive) {
         history.add(first.at, first.what).map_err(|e| Stuck::of(&e))?;
     }
     let mut room = match enter(job, &mut presence, &mut asked.end_reason).await? {
@@ -162,7 +162,7 @@ async fn enter(
     presence: &mut Presence,
     end_reason: &mut watch::Receiver<Option<String>>,
 ) -> Result<Entered, Stuck> {
-    let Some(place) = &job.event.data.router else {
+    let Some(place) = &job.spec.router else {
         return Err(Stuck { kind: FaultKind::EventInvalid, detail: "the event names no router".to_owned() });
     };
     let Some(router) = job.context.routers.get(&place.name) else {

@@ -12,7 +12,6 @@ use super::rollover::roll_over;
 use super::stage::{Asked, Captured, Moved, advance};
 use super::{Context, Ended, Job, Stuck, capture, finalize, lease};
 use crate::catalog::{ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewParked};
-use crate::event::SessionEvent;
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::time::Wallclock;
 use crate::runtime::metrics::metrics;
@@ -96,7 +95,7 @@ async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &Cancellati
         fault: stuck.kind,
         detail: &detail,
         routing_key: &routing_key,
-        body: row.event.as_bytes(),
+        body: row.event.text().as_bytes(),
     };
     let act = || async {
         let now = Wallclock::now();
@@ -128,9 +127,6 @@ async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result
 
 /// The archive of a job that was parked before it was written for the first time.
 fn unknown_archive(row: &JobRow) -> ArchiveRow {
-    let options = match crate::event::parse(row.event.as_bytes()) {
-        Ok(SessionEvent::Started(event)) => event.data.archive,
-        _ => ArchiveOptions::default(),
-    };
+    let options = row.spec().map_or_else(|_| ArchiveOptions::default(), |spec| spec.archive.clone());
     ArchiveRow::of_job(row, options, ArchiveStatus::Failed, row.updated_at)
 }

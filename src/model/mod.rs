@@ -4,6 +4,7 @@ pub mod archive_options;
 pub mod desired;
 pub mod fault;
 pub mod ids;
+pub mod job_spec;
 pub mod layout;
 pub mod media;
 pub mod network;

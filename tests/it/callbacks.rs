@@ -12,7 +12,7 @@ use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
 use archiver::broker::{Broker, BrokerConfig, RabbitBroker};
 use archiver::catalog::{
     self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, NewJob, NoticeFilter, NoticeRow,
-    NoticeState, NoticeTarget, Settled, SharedCatalog,
+    NoticeState, NoticeTarget, Settled, SharedCatalog, StoredSpec,
 };
 use archiver::config::CallbacksSection;
 use archiver::model::archive_options::ArchiveOptions;
@@ -496,7 +496,7 @@ async fn notices_whose_rows_are_damaged_are_given_up_and_keep_no_other() {
         session: damaged.session.clone(),
         application: damaged.application.clone(),
         region: "eu".parse().unwrap(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: NOW,
         tag: String::new(),
         is_conversation: true,
@@ -747,7 +747,7 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
         session: one.session.clone(),
         application: one.application.clone(),
         region: "eu".parse().unwrap(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: NOW,
         tag: "second".to_owned(),
         is_conversation: true,

@@ -7,9 +7,10 @@ use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog,
+    NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog, StoredDesired, StoredSpec,
 };
 use archiver::model::archive_options::ArchiveOptions;
+use archiver::model::desired::Desired;
 use archiver::model::fault::{FaultKind, HasFault, Retry};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
@@ -38,7 +39,7 @@ fn event(session: &str, event: &str) -> NewJob {
         session,
         application: "app".parse().unwrap(),
         region: "eu".parse().unwrap(),
-        event: format!("{{\"id\":\"{event}\"}}"),
+        event: StoredSpec::read(format!("{{\"id\":\"{event}\"}}")),
         started_at: NOW,
         tag: String::new(),
         is_conversation: true,
@@ -90,6 +91,7 @@ on_each_catalog! {
     a_worker_takes_its_own_job_back_at_once => own_jobs;
     an_owner_that_was_paused_changes_nothing_any_more => fencing;
     of_two_who_ask_for_something_at_once_the_second_asks_again => desires;
+    a_job_whose_event_cannot_be_read_is_claimed_and_parked_like_any_other => unreadable;
     a_job_moves_forward_only_and_a_repeated_move_is_harmless => states;
     a_parked_job_goes_on_where_its_media_stands => unparking;
     an_archive_never_goes_back => statuses;
@@ -117,7 +119,7 @@ async fn accept_at_once(backend: Backend) {
     assert_eq!(jobs.len(), 1);
     let job = &jobs[0];
     assert_eq!((job.state, job.origin, job.epoch), (JobState::Accepted, NOW, Epoch(0)));
-    assert_eq!((job.event.as_str(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
+    assert_eq!((job.event.text(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
     assert_eq!(catalog.job_history(job.job).await.unwrap(), [(NOW, "accepted".to_owned(), "broker".to_owned())]);
 }
 
@@ -309,16 +311,41 @@ async fn desires(backend: Backend) {
     let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     assert_eq!(job.desired, None);
-    assert!(catalog.desire(&job, "{\"a\":1}", NOW).await.unwrap());
-    assert!(!catalog.desire(&job, "{\"b\":1}", NOW).await.unwrap(), "it was read before the other asked");
+    let desired = |text: &str| StoredDesired::read(text.to_owned());
+    assert!(catalog.desire(&job, &desired("{\"a\":1}"), NOW).await.unwrap());
+    assert!(!catalog.desire(&job, &desired("{\"b\":1}"), NOW).await.unwrap(), "it was read before the other asked");
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
     let heard = catalog.heartbeat(job.job, epoch, NOW, TTL).await.unwrap();
-    assert_eq!(heard.desired.as_deref(), Some("{\"a\":1}"));
-    assert!(catalog.desire(&heard, "{\"b\":1}", NOW).await.unwrap());
+    assert_eq!(heard.desired.as_ref().map(StoredDesired::text), Some("{\"a\":1}"));
+    assert!(catalog.desire(&heard, &desired("{\"b\":1}"), NOW).await.unwrap());
     catalog.advance(job.job, epoch, JobState::Finalizing, Some("x"), NOW).await.unwrap();
     let ended = catalog.job(job.job).await.unwrap().unwrap();
-    assert!(!catalog.desire(&ended, "{}", NOW).await.unwrap(), "nothing can be asked of what has ended");
-    assert_eq!(ended.desired.as_deref(), Some("{\"b\":1}"));
+    assert!(!catalog.desire(&ended, &desired("{}"), NOW).await.unwrap(), "nothing can be asked of what has ended");
+    assert_eq!(ended.desired.as_ref().map(StoredDesired::text), Some("{\"b\":1}"));
+}
+
+async fn unreadable(backend: Backend) {
+    let catalog = backend.open().await;
+    let broken = NewJob { event: StoredSpec::read("no JSON".to_owned()), ..event("broken", "e") };
+    let Accepted::New(broken) = catalog.accept(&broken, NOW).await.unwrap() else { panic!("new") };
+    let other = catalog.accept(&event("other", "e"), later(1)).await.unwrap();
+    assert!(matches!(other, Accepted::New(_)), "{other:?}");
+    let region = "eu".parse().unwrap();
+    // It hides no other job, and its claim says why it cannot go on.
+    assert_eq!(catalog.claimable(&worker("w"), &region, later(2), 10).await.unwrap().len(), 2);
+    let job = claimed(&catalog, broken.job, "w", later(2)).await.job;
+    assert_eq!(job.spec().unwrap_err().fault().kind, FaultKind::EventMalformed);
+    assert_eq!(job.event.text(), "no JSON");
+    // What is desired is read anew with each heartbeat, and asked for anew over what cannot be read.
+    assert!(catalog.desire(&job, &StoredDesired::read("nor this".to_owned()), NOW).await.unwrap());
+    let heard = catalog.heartbeat(job.job, job.epoch, later(3), TTL).await.unwrap();
+    assert!(heard.desired.as_ref().is_some_and(|desired| desired.value().is_err()), "{heard:?}");
+    assert!(!catalog.desire(&job, &StoredDesired::of(Desired::default()), NOW).await.unwrap(), "it was read before");
+    assert!(catalog.desire(&heard, &StoredDesired::of(Desired::default()), NOW).await.unwrap());
+    let fault = FaultKind::EventMalformed;
+    catalog.park_job(job.job, job.epoch, fault.as_str(), "", later(4)).await.unwrap();
+    let left = catalog.claimable(&worker("w"), &region, later(5), 10).await.unwrap();
+    assert_eq!(left.iter().map(|job| job.session.as_str()).collect::<Vec<_>>(), ["other"]);
 }
 
 async fn states(backend: Backend) {
@@ -668,9 +695,9 @@ async fn hostile_text(backend: Backend) {
     let catalog = backend.open().await;
     let text = "a\0b ' \" ; DROP TABLE jobs; -- \u{1F600} $1 ?1 %s \\";
     let stored = text.replace('\0', "\u{fffd}");
-    let new = NewJob { event: text.to_owned(), ..event("s", "e") };
+    let new = NewJob { event: StoredSpec::read(text.to_owned()), ..event("s", "e") };
     let Accepted::New(job) = catalog.accept(&new, NOW).await.unwrap() else { panic!("new") };
-    assert_eq!(job.event, stored);
+    assert_eq!(job.event.text(), stored);
     let row = ArchiveRow {
         name: Some(text.to_owned()),
         reason: text.to_owned(),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use archiver::broker::{BrokerState, Delivery, Outcome, STARTED_KEY};
-use archiver::catalog::{Accepted, Claimed, JobRow, NewJob, SharedCatalog};
+use archiver::catalog::{Accepted, Claimed, JobRow, NewJob, SharedCatalog, StoredSpec};
 use archiver::model::ids::{JobId, Region, SessionId, WorkerId};
 use archiver::model::time::{SimulatedTime, Wallclock};
 use rand::rngs::StdRng;
@@ -35,7 +35,7 @@ async fn accepted(catalog: &SharedCatalog, session: &str) -> JobRow {
         session,
         application: "app".parse().expect("application"),
         region: region(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: Wallclock::now(),
         tag: String::new(),
         is_conversation: true,

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use archiver::catalog::{Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob};
+use archiver::catalog::{
+    Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob, StoredDesired, StoredSpec,
+};
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -48,7 +50,7 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
         session: new.session.clone(),
         application: new.application.clone(),
         region: new.region.clone(),
-        event: storable(&new.event),
+        event: StoredSpec::read(storable(new.event.text())),
         state: JobState::Accepted,
         origin: now,
         owner: None,
@@ -259,14 +261,13 @@ impl JobCatalog for MemoryCatalog {
         .await
     }
 
-    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn desire(&self, job: &JobRow, desired: &StoredDesired, now: Wallclock) -> Result<bool, CatalogError> {
         self.call("desire", |state| {
-            let before = |found: &&mut StoredJob| {
-                found.is_active()
-                    && found.row.desired.as_deref().unwrap_or_default() == job.desired.as_deref().unwrap_or_default()
-            };
+            let text =
+                |row: &JobRow| row.desired.as_ref().map_or_else(String::new, |desired| desired.text().to_owned());
+            let before = |found: &&mut StoredJob| found.is_active() && text(&found.row) == text(job);
             let Some(found) = state.jobs.get_mut(&job.job).filter(before) else { return Ok(false) };
-            found.row.desired = Some(storable(desired));
+            found.row.desired = Some(StoredDesired::read(storable(desired.text())));
             found.row.updated_at = now;
             Ok(true)
         })
