@@ -5,12 +5,14 @@
 //! was taken over, changes nothing any more (fencing).
 
 mod applications;
+mod archive_rows;
 mod archives;
 mod counts;
 mod failure;
 mod job_rows;
 mod jobs;
 mod leases;
+mod notice_rows;
 mod notices;
 mod parked;
 mod remakes;
@@ -31,12 +33,14 @@ use tokio::time::timeout;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
-pub use archives::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus};
+pub use archive_rows::{ArchiveRow, ArchiveStatus};
+pub use archives::{ArchiveCatalog, ArchiveFilter};
 pub use counts::CountCatalog;
 pub use job_rows::{JobRow, JobState, NewJob};
 pub use jobs::{Accepted, JobCatalog};
 pub use leases::{Claimed, LeaseCatalog};
-pub use notices::{Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
+pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
+pub use notices::{Claim, NoticeCatalog, NoticeFilter, Settled};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
 pub use remakes::{RemakeCatalog, RemakeRow};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
