@@ -3,9 +3,12 @@
 use sqlx::any::AnyRow;
 
 use super::{CatalogError, Columns, JobRow};
-use crate::model::archive_options::ArchiveOptions;
+use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
 use crate::model::time::Wallclock;
+
+/// Vonage's reason of an archive that failed.
+const FAILURE: &str = "failure";
 
 /// Vonage's statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -115,17 +118,33 @@ pub struct ArchiveRow {
     pub options: ArchiveOptions,
 }
 
+/// The file of an archive, once it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveFile {
+    /// Seconds.
+    pub duration_s: i64,
+    /// Bytes.
+    pub size: i64,
+    /// Base64 of its SHA-256.
+    pub sha256: String,
+    /// Its object.
+    pub object_key: Option<String>,
+}
+
+/// How an archive changes. These functions say what a new status brings along. Whether the status may follow the present one
+/// ([`ArchiveStatus::may_become`]) is decided where the row is written, because others may have changed the archive since the row
+/// was read.
 impl ArchiveRow {
-    /// The archive of a job that has not made it yet.
+    /// The archive of a job, begun when the job was accepted.
     #[must_use]
-    pub fn of_job(job: &JobRow, options: ArchiveOptions, status: ArchiveStatus, now: Wallclock) -> Self {
+    pub fn started(job: &JobRow, options: ArchiveOptions, now: Wallclock) -> Self {
         Self {
             archive: job.archive,
             job: job.job,
             session: job.session.clone(),
             application: job.application.clone(),
             name: options.name.clone(),
-            status,
+            status: ArchiveStatus::Started,
             reason: String::new(),
             output_mode: options.output_mode.as_str().to_owned(),
             created_at: job.created_at,
@@ -136,6 +155,59 @@ impl ArchiveRow {
             object_key: None,
             options,
         }
+    }
+
+    /// A composed archive that is to be made of another one. Nothing of it is recorded any more.
+    #[must_use]
+    pub fn derived(of: &Self, archive: ArchiveId, options: ArchiveOptions, now: Wallclock) -> Self {
+        Self {
+            archive,
+            status: ArchiveStatus::Stopped,
+            output_mode: OutputMode::Composed.as_str().to_owned(),
+            created_at: now,
+            updated_at: now,
+            duration_s: 0,
+            size: 0,
+            sha256: String::new(),
+            object_key: None,
+            options,
+            ..of.clone()
+        }
+    }
+
+    /// Nobody publishes for now.
+    #[must_use]
+    pub fn paused(self, now: Wallclock) -> Self {
+        self.changed(ArchiveStatus::Paused, now)
+    }
+
+    /// Nothing more is recorded, for one of Vonage's reasons.
+    #[must_use]
+    pub fn stopped(self, reason: &str, now: Wallclock) -> Self {
+        Self { reason: reason.to_owned(), ..self.changed(ArchiveStatus::Stopped, now) }
+    }
+
+    /// The file can be fetched. The reason stays that of the stop.
+    #[must_use]
+    pub fn available(self, file: ArchiveFile, now: Wallclock) -> Self {
+        let ArchiveFile { duration_s, size, sha256, object_key } = file;
+        Self { duration_s, size, sha256, object_key, ..self.changed(ArchiveStatus::Available, now) }
+    }
+
+    /// The archive cannot be made. A replay of its job can still make it.
+    #[must_use]
+    pub fn failed(self, now: Wallclock) -> Self {
+        Self { reason: FAILURE.to_owned(), ..self.changed(ArchiveStatus::Failed, now) }
+    }
+
+    /// Nobody sees the archive any more.
+    #[must_use]
+    pub fn deleted(self, now: Wallclock) -> Self {
+        self.changed(ArchiveStatus::Deleted, now)
+    }
+
+    fn changed(self, status: ArchiveStatus, now: Wallclock) -> Self {
+        Self { status, updated_at: now, ..self }
     }
 }
 
@@ -172,23 +244,91 @@ fn options(columns: &Columns<'_>) -> Result<ArchiveOptions, CatalogError> {
 #[cfg(test)]
 mod tests {
     use super::ArchiveStatus::*;
+    use super::*;
+    use crate::catalog::{JobState, StoredSpec};
+    use crate::model::ids::Epoch;
 
     #[test]
     fn a_status_never_goes_back() {
-        for (from, to, allowed) in [
-            (Started, Paused, true),
-            (Paused, Started, true),
-            (Paused, Stopped, true),
-            (Stopped, Started, false),
-            (Stopped, Available, true),
-            (Available, Stopped, false),
-            (Available, Failed, false),
-            (Failed, Available, true),
-            (Failed, Started, true),
-            (Deleted, Available, false),
-            (Available, Deleted, true),
+        for (from, to) in [
+            (Started, vec![Started, Paused, Stopped, Available, Failed]),
+            (Paused, vec![Started, Paused, Stopped, Available, Failed]),
+            (Stopped, vec![Stopped, Available, Uploaded, Failed]),
+            (Available, vec![Available, Uploaded, Expired, Deleted]),
+            (Uploaded, vec![Available, Uploaded, Expired, Deleted]),
+            (Expired, vec![Deleted]),
+            // A replay takes it on from where its media stands.
+            (Failed, vec![Started, Paused, Stopped, Available, Failed, Deleted]),
+            (Deleted, vec![Deleted]),
         ] {
-            assert_eq!(from.may_become(to), allowed, "{from:?} {to:?}");
+            for next in ArchiveStatus::ALL {
+                assert_eq!(from.may_become(next), to.contains(&next), "{from:?} {next:?}");
+            }
         }
+    }
+
+    fn job() -> JobRow {
+        let session: SessionId = "s".parse().expect("id");
+        let job = JobId::of_event(&session, &"e".parse().expect("id"));
+        JobRow {
+            job,
+            archive: ArchiveId::of_job(job),
+            session,
+            application: "app".parse().expect("id"),
+            region: "eu".parse().expect("region"),
+            event: StoredSpec::read(String::new()),
+            state: JobState::Capturing,
+            origin: Wallclock(1),
+            owner: None,
+            lease_expires_at: Wallclock(0),
+            epoch: Epoch(1),
+            end_reason: None,
+            fault: None,
+            detail: None,
+            created_at: Wallclock(1),
+            updated_at: Wallclock(2),
+            desired: None,
+            tag: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_change_brings_along_what_belongs_to_its_status() {
+        let options = ArchiveOptions { output_mode: OutputMode::Both, ..ArchiveOptions::default() };
+        let started = || ArchiveRow::started(&job(), options.clone(), Wallclock(3));
+        let stopped = || started().stopped("session ended", Wallclock(4));
+        let file = || ArchiveFile {
+            duration_s: 60,
+            size: 7,
+            sha256: "c2hh".to_owned(),
+            object_key: Some("app/archive.mp4".to_owned()),
+        };
+        for (row, status, reason, at, size) in [
+            (started(), Started, "", 3, 0),
+            (started().paused(Wallclock(4)), Paused, "", 4, 0),
+            (stopped(), Stopped, "session ended", 4, 0),
+            (stopped().available(file(), Wallclock(5)), Available, "session ended", 5, 7),
+            (started().failed(Wallclock(5)), Failed, "failure", 5, 0),
+            (stopped().available(file(), Wallclock(5)).deleted(Wallclock(6)), Deleted, "session ended", 6, 7),
+        ] {
+            let found = (row.status, row.reason.as_str(), row.updated_at, row.size);
+            assert_eq!(found, (status, reason, Wallclock(at), size));
+            assert_eq!((row.created_at, row.output_mode.as_str()), (Wallclock(1), "both"), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_derived_archive_begins_without_a_file_and_keeps_its_reason() {
+        let file =
+            ArchiveFile { duration_s: 60, size: 7, sha256: "c2hh".to_owned(), object_key: Some("key".to_owned()) };
+        let source = ArchiveRow::started(&job(), ArchiveOptions::default(), Wallclock(3));
+        let source = source.stopped("user initiated", Wallclock(4)).available(file, Wallclock(5));
+        let new = ArchiveId::random();
+        let derived = ArchiveRow::derived(&source, new, source.options.clone(), Wallclock(9));
+        assert_eq!((derived.archive, derived.status, derived.reason.as_str()), (new, Stopped, "user initiated"));
+        assert_eq!((derived.created_at, derived.updated_at), (Wallclock(9), Wallclock(9)));
+        assert_eq!((derived.duration_s, derived.size, derived.sha256.as_str()), (0, 0, ""));
+        assert_eq!((derived.object_key, derived.output_mode.as_str()), (None, "composed"));
+        assert_eq!((derived.job, derived.session), (source.job, source.session));
     }
 }

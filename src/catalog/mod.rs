@@ -33,7 +33,7 @@ use tokio::time::timeout;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
-pub use archive_rows::{ArchiveRow, ArchiveStatus};
+pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
 pub use archives::{ArchiveCatalog, ArchiveFilter};
 pub use counts::CountCatalog;
 pub use job_rows::{JobRow, JobState, NewJob};

@@ -15,7 +15,7 @@ use super::presence::{Limits, Presence};
 use super::room_session::Session;
 use super::stage::{Asked, Captured, bug};
 use super::{Job, Stuck};
-use crate::catalog::{ArchiveRow, ArchiveStatus};
+use crate::catalog::ArchiveRow;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
@@ -58,7 +58,7 @@ pub(super) async fn capture(
         }
     }
     let earlier = prepare(job).await?;
-    status.send_replace(Some(job.archive_row(ArchiveStatus::Started, "")));
+    status.send_replace(Some(job.archive_row(Wallclock::now())));
     let now = Wallclock::now();
     let mut presence = Presence::new(
         Limits::from(&context.settings.limits),

@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::object::About;
-use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
+use crate::catalog::{ArchiveRow, JobRow, SharedCatalog};
 use crate::config::Settings;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::WorkerId;
@@ -186,9 +186,8 @@ impl Job {
         }
     }
 
-    fn archive_row(&self, status: ArchiveStatus, reason: &str) -> ArchiveRow {
-        let options = self.spec.archive.clone();
-        let reason = reason.to_owned();
-        ArchiveRow { reason, ..ArchiveRow::of_job(&self.row, options, status, Wallclock::now()) }
+    /// Its archive, as it is while media flows.
+    fn archive_row(&self, now: Wallclock) -> ArchiveRow {
+        ArchiveRow::started(&self.row, self.spec.archive.clone(), now)
     }
 }

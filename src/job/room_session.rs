@@ -19,7 +19,7 @@ use super::rollover::roll_over;
 use super::stage::{Asked, Moved};
 use super::stage::{Captured, bug};
 use super::{Job, Stuck};
-use crate::catalog::{ArchiveRow, ArchiveStatus};
+use crate::catalog::ArchiveRow;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{FaultKind, chain};
@@ -218,8 +218,9 @@ impl<'a> Session<'a> {
             }
             if self.presence.paused() != paused {
                 paused = !paused;
-                let is = if paused { ArchiveStatus::Paused } else { ArchiveStatus::Started };
-                status.send_replace(Some(self.job.archive_row(is, "")));
+                let now = Wallclock::now();
+                let row = self.job.archive_row(now);
+                status.send_replace(Some(if paused { row.paused(now) } else { row }));
             }
         }
     }

@@ -102,7 +102,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
         is_conversation: false,
     };
     let job = accepted(api, &new).await?;
-    let row = ArchiveRow::of_job(&job, options, ArchiveStatus::Started, now);
+    let row = ArchiveRow::started(&job, options, now);
     // It is begun whatever happens now: who were told otherwise would begin another. Its owner writes the row, too, and may
     // have been quicker, and told more.
     let completed = async {

@@ -105,19 +105,7 @@ pub async fn ask(
         options.layout = layout.clone().or(options.layout);
         options.resolution = resolution.or(options.resolution);
     }
-    let new = ArchiveRow {
-        archive: ArchiveId::random(),
-        status: ArchiveStatus::Stopped,
-        output_mode: OutputMode::Composed.as_str().to_owned(),
-        created_at: now,
-        updated_at: now,
-        duration_s: 0,
-        size: 0,
-        sha256: String::new(),
-        object_key: None,
-        options,
-        ..of.clone()
-    };
+    let new = ArchiveRow::derived(of, ArchiveId::random(), options, now);
     let what = serde_json::to_string(remake).expect("plain data");
     let limits = (WAITING_MAX, WAITING_OF_ONE_MAX);
     if catalog.add_remake(&new, of.archive, &what, limits, now).await? { Ok(new) } else { Err(AskError::Busy) }
@@ -237,8 +225,7 @@ async fn make(
 
 async fn give_up(catalog: &dyn Catalog, archive: ArchiveId) -> Result<(), CatalogError> {
     if let Some(row) = catalog.archive(archive).await? {
-        let (status, reason) = (ArchiveStatus::Failed, "failure".to_owned());
-        catalog.put_archive(&ArchiveRow { status, reason, updated_at: Wallclock::now(), ..row }).await?;
+        catalog.put_archive(&row.failed(Wallclock::now())).await?;
     }
     catalog.end_remake(archive).await
 }
