@@ -40,7 +40,7 @@ pub use job_rows::{JobRow, JobState, NewJob};
 pub use jobs::{Accepted, JobCatalog};
 pub use leases::{Claimed, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
-pub use notices::{Claim, NoticeCatalog, NoticeFilter, Settled};
+pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
 pub use remakes::{RemakeCatalog, RemakeRow};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
@@ -204,23 +204,23 @@ impl SqlCatalog {
             .connect_lazy(&url)
             .map_err(|e| failure::of("read its address", e))?;
         let catalog = Self { pool, postgres };
-        catalog.first_look(&url).await?;
+        catalog.try_connect(&url).await?;
         catalog.migrate().await?;
         Ok(catalog)
     }
 
-    /// One connection without the pool, which tries again until its time is over and then tells only that: a wrong
-    /// password or a damaged file is told as what it is, and at once.
-    async fn first_look(&self, url: &str) -> Result<(), CatalogError> {
+    /// Makes one connection without the pool. The pool tries again until its time is over, and reports only the timeout. A
+    /// wrong password or a damaged file is reported as such, and at once.
+    async fn try_connect(&self, url: &str) -> Result<(), CatalogError> {
         let doing = "open it";
         let schema = if self.postgres { "SELECT 1" } else { "SELECT COUNT(*) FROM sqlite_schema" };
-        let look = async {
+        let connecting = async {
             let mut connection = AnyConnection::connect(url).await?;
             connection.execute(schema).await?;
             connection.close().await
         };
-        match timeout(STATEMENT_MAX, look).await {
-            Ok(looked) => looked.map_err(|e| failure::of(doing, e)),
+        match timeout(STATEMENT_MAX, connecting).await {
+            Ok(connected) => connected.map_err(|e| failure::of(doing, e)),
             Err(elapsed) => Err(CatalogError::Unavailable { doing, source: Box::new(elapsed) }),
         }
     }

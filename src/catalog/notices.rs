@@ -48,9 +48,9 @@ pub struct Claim<'a> {
     pub lease: Duration,
 }
 
-/// What became of a try.
+/// What becomes of a notice after a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum Disposition {
     /// It was told.
     Delivered,
     /// It failed, and is tried again.
@@ -112,7 +112,7 @@ pub trait NoticeCatalog: Send + Sync {
     async fn settle_notice(
         &self,
         notice: &NoticeRow,
-        settled: Settled,
+        settled: Disposition,
         detail: Option<&str>,
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
@@ -196,17 +196,17 @@ impl NoticeCatalog for SqlCatalog {
     async fn settle_notice(
         &self,
         notice: &NoticeRow,
-        settled: Settled,
+        settled: Disposition,
         detail: Option<&str>,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         let (state, due_at, failed) = match settled {
-            Settled::Delivered => (NoticeState::Delivered, notice.due_at, 0),
-            Settled::Again(at) => (NoticeState::Waiting, at, 1),
-            Settled::Undelivered => (NoticeState::Undelivered, notice.due_at, 1),
-            Settled::Untried => (NoticeState::Waiting, now, 0),
+            Disposition::Delivered => (NoticeState::Delivered, notice.due_at, 0),
+            Disposition::Again(at) => (NoticeState::Waiting, at, 1),
+            Disposition::Undelivered => (NoticeState::Undelivered, notice.due_at, 1),
+            Disposition::Untried => (NoticeState::Waiting, now, 0),
         };
-        let ours = if settled == Settled::Delivered { "1 = 1" } else { "due_at = $9" };
+        let ours = if settled == Disposition::Delivered { "1 = 1" } else { "due_at = $9" };
         let mut settle = statement(format!(
             "UPDATE notices SET state = $1, failures = failures + $2, due_at = $3, detail = $4, updated_at = $5 \
              WHERE archive_id = $6 AND target = $7 AND number = $8 AND state = 'waiting' AND {ours}"
@@ -219,7 +219,7 @@ impl NoticeCatalog for SqlCatalog {
         .bind(notice.archive.to_string())
         .bind(notice.target.as_str())
         .bind(notice.number);
-        if settled != Settled::Delivered {
+        if settled != Disposition::Delivered {
             settle = settle.bind(notice.due_at.0);
         }
         Ok(self.execute("note what became of a notice", settle).await? == 1)
