@@ -5,7 +5,9 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::job_rows::{ACTIVE, COLUMNS, history_line, job_row, select_job};
-use super::{CatalogError, Columns, JobRow, JobState, NewJob, SqlCatalog, StoredDesired, statement, storable};
+use super::{
+    CatalogError, Columns, HistoryLine, JobRow, JobState, NewJob, SqlCatalog, StoredDesired, statement, storable,
+};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
 use crate::model::time::Wallclock;
 
@@ -92,11 +94,11 @@ pub trait JobCatalog: Send + Sync {
     /// When the catalog is away.
     async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError>;
 
-    /// A job's history, oldest first: when, what, who.
+    /// A job's history, oldest first.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError>;
+    async fn job_history(&self, job: JobId) -> Result<Vec<HistoryLine>, CatalogError>;
 }
 
 #[async_trait]
@@ -258,12 +260,16 @@ impl JobCatalog for SqlCatalog {
         self.execute("note what happened", history_line(job, what, who, now)).await.map(drop)
     }
 
-    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
+    async fn job_history(&self, job: JobId) -> Result<Vec<HistoryLine>, CatalogError> {
         let select =
             statement("SELECT at, what, who FROM job_history WHERE job_id = $1 ORDER BY at").bind(job.to_string());
         let line = |row: &AnyRow| {
             let columns = Columns { row, table: "job_history" };
-            Ok((Wallclock(columns.number("at")?), columns.text("what")?, columns.text("who")?))
+            Ok(HistoryLine {
+                at: Wallclock(columns.number("at")?),
+                what: columns.text("what")?,
+                who: columns.text("who")?,
+            })
         };
         self.rows("read a job's history", select).await?.iter().map(line).collect()
     }

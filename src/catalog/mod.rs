@@ -9,6 +9,7 @@ mod archive_rows;
 mod archives;
 mod counts;
 mod failure;
+mod history;
 mod job_rows;
 mod jobs;
 mod leases;
@@ -36,13 +37,14 @@ pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, Appl
 pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
 pub use archives::{ArchiveCatalog, ArchiveFilter};
 pub use counts::CountCatalog;
+pub use history::HistoryLine;
 pub use job_rows::{JobRow, JobState, NewJob};
 pub use jobs::{Accepted, JobCatalog};
 pub use leases::{Claimed, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
 pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
-pub use remakes::{RemakeCatalog, RemakeRow};
+pub use remakes::{RemakeCatalog, RemakeLimits, RemakeRow};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 

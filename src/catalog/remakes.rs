@@ -24,6 +24,15 @@ pub struct RemakeRow {
     pub due_at: Wallclock,
 }
 
+/// How many archives may wait to be made of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemakeLimits {
+    /// In all.
+    pub all: u32,
+    /// Of one application.
+    pub of_one: u32,
+}
+
 const COLUMNS: &str = "archive_id, source_id, what, tries, due_at";
 
 fn remake_row(row: &AnyRow) -> Result<RemakeRow, CatalogError> {
@@ -40,8 +49,8 @@ fn remake_row(row: &AnyRow) -> Result<RemakeRow, CatalogError> {
 /// Derived archives that wait in the catalog.
 #[async_trait]
 pub trait RemakeCatalog: Send + Sync {
-    /// Adds one and the entry of its archive, in one transaction, unless as many are waiting already as `limits` allows: in
-    /// all, and of one application. Returns whether they were added.
+    /// Adds one and the entry of its archive, in one transaction, unless as many are waiting already as `limits` allows.
+    /// Returns whether they were added.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -50,7 +59,7 @@ pub trait RemakeCatalog: Send + Sync {
         new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        limits: (u32, u32),
+        limits: RemakeLimits,
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
 
@@ -86,7 +95,7 @@ impl RemakeCatalog for SqlCatalog {
         new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        (all, of_one): (u32, u32),
+        limits: RemakeLimits,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         // Of two who count at the same time, the second counts the first one's, too. On SQLite there is one writer.
@@ -103,9 +112,9 @@ impl RemakeCatalog for SqlCatalog {
         .bind(storable(what))
         .bind(now.0)
         .bind(now.0)
-        .bind(i64::from(all))
+        .bind(i64::from(limits.all))
         .bind(new.application.to_string())
-        .bind(i64::from(of_one));
+        .bind(i64::from(limits.of_one));
         let put = Put::new(new, None, true);
         self.run("keep what is to be made", |c| {
             Box::pin(async move {

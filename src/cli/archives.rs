@@ -299,7 +299,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
         ArchivesCommand::Layout { archive, layout, screenshare, stylesheet } => {
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
             let wanted = Layout { kind: layout, stylesheet, screenshare_type: screenshare };
-            wanted.check().map_err(|(field, what)| anyhow::anyhow!("{field} {what}"))?;
+            wanted.check()?;
             desire(catalog.as_ref(), archive, |desired| desired.layout = Some(wanted.clone())).await?;
             say("the layout changes with the next heartbeat of the archive's worker");
         }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::field_error::FieldError;
 use crate::model::ids::{ApplicationId, EventId, JobId, Region, SessionId};
 use crate::model::job_spec::JobSpec;
 use crate::model::session::{ArchiveMode, MediaMode, RouterRoom};
@@ -268,7 +269,8 @@ fn check_time(time: Option<&str>) -> Result<(), EventError> {
 }
 
 fn check_started(data: &Started) -> Result<(), EventError> {
-    data.archive.check().map_err(|(field, what)| invalid(&format!("data.archive.{field}"), what))?;
+    let wrong = data.archive.check().map_err(|error| error.within("data.archive"));
+    wrong.map_err(|FieldError { field, what }| EventError::Invalid { field, what })?;
     if data.media_mode == MediaMode::Routed && data.router.is_none() {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));
     }

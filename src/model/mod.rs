@@ -3,6 +3,7 @@
 pub mod archive_options;
 pub mod desired;
 pub mod fault;
+pub mod field_error;
 pub mod ids;
 pub mod job_spec;
 pub mod layout;

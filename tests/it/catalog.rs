@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
-    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog, StoredDesired, StoredSpec,
+    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, HistoryLine, JobRow, JobState,
+    NewJob, NewParked, NoticeFilter, ParkedState, RemakeLimits, SessionRow, SharedCatalog, StoredDesired, StoredSpec,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
@@ -55,6 +55,10 @@ async fn accepted(catalog: &SharedCatalog, session: &str, id: &str) -> JobRow {
 
 async fn claimed(catalog: &SharedCatalog, job: JobId, who: &str, now: Wallclock) -> Claimed {
     catalog.claim(job, &worker(who), now, TTL).await.unwrap().expect("free")
+}
+
+fn line(at: Wallclock, what: &str, who: &str) -> HistoryLine {
+    HistoryLine { at, what: what.to_owned(), who: who.to_owned() }
 }
 
 fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
@@ -120,7 +124,7 @@ async fn accept_at_once(backend: Backend) {
     let job = &jobs[0];
     assert_eq!((job.state, job.origin, job.epoch), (JobState::Accepted, NOW, Epoch(0)));
     assert_eq!((job.event.text(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
-    assert_eq!(catalog.job_history(job.job).await.unwrap(), [(NOW, "accepted".to_owned(), "broker".to_owned())]);
+    assert_eq!(catalog.job_history(job.job).await.unwrap(), [line(NOW, "accepted", "broker")]);
 }
 
 async fn sessions_at_once(backend: Backend) {
@@ -368,7 +372,7 @@ async fn states(backend: Backend) {
     fenced(catalog.park_job(job, epoch, "bug", "late", NOW).await);
     assert!(catalog.claim(job, &worker("v"), later(1000), TTL).await.unwrap().is_none());
     assert!(!catalog.discard_job(job, "me", NOW).await.unwrap());
-    let lines: Vec<String> = catalog.job_history(job).await.unwrap().into_iter().map(|l| l.1).collect();
+    let lines: Vec<String> = catalog.job_history(job).await.unwrap().into_iter().map(|l| l.what).collect();
     assert_eq!(lines.len(), 5, "{lines:?}");
     assert!(
         matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(j) if j.state == JobState::Available)
@@ -585,7 +589,7 @@ async fn remakes(backend: Backend) {
         let base = archive(&source, ArchiveStatus::Stopped, NOW);
         ArchiveRow { archive: ArchiveId::of_job(id), application, ..base }
     };
-    let limits = (25, 10);
+    let limits = RemakeLimits { all: 25, of_one: 10 };
     let mut tasks = JoinSet::new();
     for (of, n) in (0..45).map(|n| (["a", "b", "c"][n as usize % 3], n)) {
         let (catalog, row, source) = (catalog.clone(), row(of, n), source.archive);
@@ -667,7 +671,7 @@ async fn parking(backend: Backend) {
         (found.state, found.times, found.first_at, found.last_at),
         (ParkedState::Resolved, 2, later(100), later(102))
     );
-    assert_eq!(found.history, [(later(101), "replayed".to_owned(), "ann".to_owned())]);
+    assert_eq!(found.history, [line(later(101), "replayed", "ann")]);
     // What a person gave up stays given up, however often it comes.
     catalog.mark_parked(ids[0], ParkedState::Discarded, "bob", later(103)).await.unwrap();
     catalog.park(&entry(FaultKind::EventMalformed, body), later(104)).await.unwrap();
@@ -709,7 +713,7 @@ async fn hostile_text(backend: Backend) {
     let id = catalog.park(&entry, NOW).await.unwrap();
     catalog.mark_parked(id, ParkedState::Discarded, text, NOW).await.unwrap();
     let found = catalog.parked_entry(id).await.unwrap().unwrap();
-    assert_eq!((found.detail, found.history[0].2.clone()), (stored.clone(), stored.clone()));
+    assert_eq!((found.detail, found.history[0].who.clone()), (stored.clone(), stored.clone()));
     catalog.request_end(&job.application, &job.session, text, NOW, NOW).await.unwrap();
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
     catalog.park_job(job.job, epoch, text, text, NOW).await.unwrap();
@@ -717,7 +721,7 @@ async fn hostile_text(backend: Backend) {
     // A long one too: an event may have 64 KiB and more.
     let long = "x".repeat(1 << 20);
     catalog.note(job.job, &long, "w", later(1)).await.unwrap();
-    assert_eq!(catalog.job_history(job.job).await.unwrap().last().unwrap().1.len(), 1 << 20);
+    assert_eq!(catalog.job_history(job.job).await.unwrap().last().unwrap().what.len(), 1 << 20);
 }
 
 async fn migrations(url: String) {

@@ -14,7 +14,7 @@ use super::clip::{Part, clip};
 use super::recompose::{Otherwise, recompose};
 use super::workspace;
 use crate::archive::build::Clip;
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow, SharedCatalog};
+use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeLimits, RemakeRow, SharedCatalog};
 use crate::config::Settings;
 use crate::model::archive_options::{OutputMode, Resolution};
 use crate::model::fault::{Fault, FaultKind, HasFault, Retry, chain};
@@ -107,7 +107,7 @@ pub async fn ask(
     }
     let new = ArchiveRow::derived(of, ArchiveId::random(), options, now);
     let what = serde_json::to_string(remake).expect("plain data");
-    let limits = (WAITING_MAX, WAITING_OF_ONE_MAX);
+    let limits = RemakeLimits { all: WAITING_MAX, of_one: WAITING_OF_ONE_MAX };
     if catalog.add_remake(&new, of.archive, &what, limits, now).await? { Ok(new) } else { Err(AskError::Busy) }
 }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use archiver::catalog::{
-    Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob, StoredDesired, StoredSpec,
+    Accepted, CatalogError, Claimed, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob, StoredDesired,
+    StoredSpec,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
@@ -68,7 +69,8 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
 
 impl State {
     fn line(&mut self, job: JobId, what: &str, who: &str, now: Wallclock) {
-        self.history.entry(job).or_default().push((now, storable(what), storable(who)));
+        let line = HistoryLine { at: now, what: storable(what), who: storable(who) };
+        self.history.entry(job).or_default().push(line);
     }
 
     /// The job, if this epoch owns it.
@@ -282,10 +284,10 @@ impl JobCatalog for MemoryCatalog {
         .await
     }
 
-    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
+    async fn job_history(&self, job: JobId) -> Result<Vec<HistoryLine>, CatalogError> {
         self.call("job_history", |state| {
             let mut lines = state.history.get(&job).cloned().unwrap_or_default();
-            lines.sort_by_key(|(at, ..)| *at);
+            lines.sort_by_key(|line| line.at);
             Ok(lines)
         })
         .await

@@ -1,6 +1,6 @@
 //! Derived archives that wait.
 
-use archiver::catalog::{ArchiveRow, CatalogError, RemakeCatalog, RemakeRow};
+use archiver::catalog::{ArchiveRow, CatalogError, RemakeCatalog, RemakeLimits, RemakeRow};
 use archiver::model::ids::ArchiveId;
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -20,14 +20,15 @@ impl State {
         new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        (all, of_one): (u32, u32),
+        limits: RemakeLimits,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         let is_of_one = |archive: &&ArchiveId| {
             self.archives.get(*archive).is_some_and(|stored| stored.row.application == new.application)
         };
         let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-        if self.remakes.len() >= number(all) || self.remakes.keys().filter(is_of_one).count() >= number(of_one) {
+        let of_one = self.remakes.keys().filter(is_of_one).count();
+        if self.remakes.len() >= number(limits.all) || of_one >= number(limits.of_one) {
             return Ok(false);
         }
         if self.remakes.contains_key(&new.archive) {
@@ -55,7 +56,7 @@ impl RemakeCatalog for MemoryCatalog {
         new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        limits: (u32, u32),
+        limits: RemakeLimits,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         self.call("add_remake", |state| state.add_remake(new, source, what, limits, now)).await
