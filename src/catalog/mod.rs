@@ -8,6 +8,7 @@ mod applications;
 mod archive_rows;
 mod archives;
 mod counts;
+mod derived_archives;
 mod failure;
 mod history;
 mod job_rows;
@@ -16,7 +17,6 @@ mod leases;
 mod notice_rows;
 mod notices;
 mod parked;
-mod remakes;
 mod sessions;
 mod stored;
 
@@ -37,6 +37,7 @@ pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, Appl
 pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
 pub use archives::{ArchiveCatalog, ArchiveFilter};
 pub use counts::CountCatalog;
+pub use derived_archives::{DerivedArchiveCatalog, DerivedArchiveLimits, DerivedArchiveRow};
 pub use history::HistoryLine;
 pub use job_rows::{JobRow, JobState, NewJob};
 pub use jobs::{Accepted, JobCatalog};
@@ -44,7 +45,6 @@ pub use leases::{Claimed, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
 pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
-pub use remakes::{RemakeCatalog, RemakeLimits, RemakeRow};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 
@@ -136,7 +136,7 @@ pub trait Catalog:
     + CountCatalog
     + NoticeCatalog
     + ParkedCatalog
-    + RemakeCatalog
+    + DerivedArchiveCatalog
     + std::fmt::Debug
 {
     /// Checks that the catalog answers, and returns its name for people. For `archiver check`.

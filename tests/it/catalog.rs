@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
-    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, HistoryLine, JobRow, JobState,
-    NewJob, NewParked, NoticeFilter, ParkedState, RemakeLimits, SessionRow, SharedCatalog, StoredDesired, StoredSpec,
+    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HistoryLine,
+    JobRow, JobState, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog, StoredDesired,
+    StoredSpec,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
@@ -589,11 +590,11 @@ async fn remakes(backend: Backend) {
         let base = archive(&source, ArchiveStatus::Stopped, NOW);
         ArchiveRow { archive: ArchiveId::of_job(id), application, ..base }
     };
-    let limits = RemakeLimits { all: 25, of_one: 10 };
+    let limits = DerivedArchiveLimits { all: 25, of_one: 10 };
     let mut tasks = JoinSet::new();
     for (of, n) in (0..45).map(|n| (["a", "b", "c"][n as usize % 3], n)) {
         let (catalog, row, source) = (catalog.clone(), row(of, n), source.archive);
-        tasks.spawn(async move { catalog.add_remake(&row, source, "{}", limits, later(n)).await.unwrap() });
+        tasks.spawn(async move { catalog.add_derived_archive(&row, source, "{}", limits, later(n)).await.unwrap() });
     }
     let added = tasks.join_all().await.into_iter().filter(|added| *added).count();
     assert_eq!(added, 25, "so many of all, whoever asks at the same time");
@@ -609,20 +610,20 @@ async fn remakes(backend: Backend) {
     let (_, told) = catalog.notices(&NoticeFilter::default()).await.unwrap();
     assert_eq!(told, 25);
     // Each is taken once at a time, and every try is counted; one that was given back was none.
-    let one = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("one waits");
+    let one = catalog.claim_derived_archive(later(100), later(130)).await.unwrap().expect("one waits");
     assert_eq!(one.tries, 1);
-    let again = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("another one waits");
+    let again = catalog.claim_derived_archive(later(100), later(130)).await.unwrap().expect("another one waits");
     assert_ne!(one.archive, again.archive);
-    catalog.give_remake_back(&one, later(101)).await.unwrap();
-    let back = catalog.claim_remake(later(101), later(131)).await.unwrap().expect("it is back");
+    catalog.release_derived_archive(&one, later(101)).await.unwrap();
+    let back = catalog.claim_derived_archive(later(101), later(131)).await.unwrap().expect("it is back");
     assert_eq!((back.archive, back.tries), (one.archive, 1));
-    let died = catalog.claim_remake(later(131), later(160)).await.unwrap().expect("its time is over");
+    let died = catalog.claim_derived_archive(later(131), later(160)).await.unwrap().expect("its time is over");
     assert!(died.archive == back.archive || died.archive == again.archive);
     assert_eq!(died.tries, 2);
-    catalog.end_remake(died.archive).await.unwrap();
+    catalog.finish_derived_archive(died.archive).await.unwrap();
     let free = ["a", "b", "c"].into_iter().zip(totals).find(|(_, total)| *total < 10).expect("25 of 30").0;
     assert!(
-        catalog.add_remake(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
+        catalog.add_derived_archive(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
         "there is room again"
     );
 }
