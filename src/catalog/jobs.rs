@@ -22,6 +22,50 @@ pub enum Accepted {
     SessionBusy(JobRow),
 }
 
+/// Adds the job, unless the catalog has it, or its session has a running job with the same tag.
+fn insert_job(new: &NewJob, now: Wallclock) -> Statement {
+    statement(format!(
+        "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
+         ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10, $11) \
+         ON CONFLICT DO NOTHING"
+    ))
+    .bind(new.job.to_string())
+    .bind(ArchiveId::of_job(new.job).to_string())
+    .bind(new.session.to_string())
+    .bind(new.application.to_string())
+    .bind(new.region.to_string())
+    .bind(storable(new.event.text()))
+    .bind(now.0)
+    .bind(now.0)
+    .bind(now.0)
+    .bind(storable(&new.tag))
+    .bind(new.started_at.0)
+}
+
+/// Notes at the running job that another conversation of its session started. Otherwise the end of the earlier conversation would
+/// end the job, should that end arrive after this start.
+fn join_conversation(new: &NewJob) -> Statement {
+    statement(format!(
+        "UPDATE jobs SET conversation_at = $1 WHERE application_id = $2 AND session_id = $3 \
+         AND state IN {ACTIVE} AND end_reason IS NULL AND conversation_at < $4 AND tag = $5"
+    ))
+    .bind(new.started_at.0)
+    .bind(new.application.to_string())
+    .bind(new.session.to_string())
+    .bind(new.started_at.0)
+    .bind(storable(&new.tag))
+}
+
+/// The running job of the session with the same tag.
+fn select_active(new: &NewJob) -> Statement {
+    statement(format!(
+        "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND tag = $3 AND state IN {ACTIVE}"
+    ))
+    .bind(new.application.to_string())
+    .bind(new.session.to_string())
+    .bind(storable(&new.tag))
+}
+
 /// Jobs and their history in the catalog.
 #[async_trait]
 pub trait JobCatalog: Send + Sync {
@@ -104,40 +148,8 @@ pub trait JobCatalog: Send + Sync {
 #[async_trait]
 impl JobCatalog for SqlCatalog {
     async fn accept(&self, new: &NewJob, now: Wallclock) -> Result<Accepted, CatalogError> {
-        let insert = statement(format!(
-            "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
-             ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10, $11) \
-             ON CONFLICT DO NOTHING"
-        ))
-        .bind(new.job.to_string())
-        .bind(ArchiveId::of_job(new.job).to_string())
-        .bind(new.session.to_string())
-        .bind(new.application.to_string())
-        .bind(new.region.to_string())
-        .bind(storable(new.event.text()))
-        .bind(now.0)
-        .bind(now.0)
-        .bind(now.0)
-        .bind(storable(&new.tag))
-        .bind(new.started_at.0);
-        let note = history_line(new.job, "accepted", "broker", now);
-        let known = select_job(new.job);
-        // The end of the conversation before, should it come later than this start, must not end this one.
-        let join = statement(format!(
-            "UPDATE jobs SET conversation_at = $1 WHERE application_id = $2 AND session_id = $3 \
-             AND state IN {ACTIVE} AND end_reason IS NULL AND conversation_at < $4 AND tag = $5"
-        ))
-        .bind(new.started_at.0)
-        .bind(new.application.to_string())
-        .bind(new.session.to_string())
-        .bind(new.started_at.0)
-        .bind(storable(&new.tag));
-        let of_session = statement(format!(
-            "SELECT {COLUMNS} FROM jobs WHERE application_id = $1 AND session_id = $2 AND tag = $3 AND state IN {ACTIVE}"
-        ))
-        .bind(new.application.to_string())
-        .bind(new.session.to_string())
-        .bind(storable(&new.tag));
+        let (insert, note) = (insert_job(new, now), history_line(new.job, "accepted", "broker", now));
+        let (known, join, of_session) = (select_job(new.job), join_conversation(new), select_active(new));
         let is_conversation = new.is_conversation;
         let found = self.run("accept a job", |c: &mut AnyConnection| {
             Box::pin(async move {
