@@ -67,7 +67,7 @@ pub fn started(session: &SessionRow, conversation: i64, since: Wallclock) -> Env
 
 /// The conversation that a job belongs to, if it is one of ours: a successor's event (`~part2`) is of its predecessor's.
 fn conversation_of(job: &JobRow) -> Option<i64> {
-    let event: Envelope<serde::de::IgnoredAny> = serde_json::from_str(&job.event).ok()?;
+    let event = job.event.origin()?;
     let id = event.id.as_str().strip_prefix("bridge-")?;
     let number = id.split_once('~').map_or(id, |(number, _)| number);
     (event.source == SOURCE).then(|| number.parse().ok())?

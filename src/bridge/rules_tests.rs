@@ -1,4 +1,5 @@
 use super::*;
+use crate::catalog::StoredSpec;
 use crate::event::SessionEvent;
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{ArchiveId, Epoch};
@@ -154,7 +155,7 @@ fn job(state: JobState, reason: Option<&str>, event: &str) -> JobRow {
         session: session.session,
         application: session.application,
         region: session.region,
-        event: event.to_owned(),
+        event: StoredSpec::read(event.to_owned()),
         state,
         origin: NOW,
         owner: None,

@@ -17,11 +17,10 @@ use crate::archive::documents::{Manifest, ObjectEntry};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
 use crate::job::change::{StreamsChange, check_classes, desire, select_streams};
-use crate::job::desired::Desired;
 use crate::model::archive_options::{Resolution, StreamMode};
+use crate::model::desired::{Desired, Selection};
 use crate::model::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::model::layout::{Layout, LayoutType};
-use crate::recording::history::Selection;
 use crate::store::body::collect;
 use crate::store::checksum::Hasher;
 use crate::store::download::{Download, download};
@@ -300,7 +299,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
         ArchivesCommand::Layout { archive, layout, screenshare, stylesheet } => {
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
             let wanted = Layout { kind: layout, stylesheet, screenshare_type: screenshare };
-            wanted.check().map_err(|(field, what)| anyhow::anyhow!("{field} {what}"))?;
+            wanted.check()?;
             desire(catalog.as_ref(), archive, |desired| desired.layout = Some(wanted.clone())).await?;
             say("the layout changes with the next heartbeat of the archive's worker");
         }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
 use super::{say, say_json};
-use crate::catalog::{Catalog, JobState, ParkedRow, ParkedState};
+use crate::catalog::{Catalog, HistoryLine, JobState, ParkedRow, ParkedState};
 use crate::config::Settings;
 use crate::model::fault::FaultKind;
 use crate::model::ids::{JobId, ParkedId};
@@ -195,8 +195,8 @@ async fn show(catalog: &dyn Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
         let body = base64::engine::general_purpose::STANDARD.decode(&entry.body).unwrap_or_default();
         let text: String = String::from_utf8_lossy(&body).chars().take(4000).collect();
         say(&format!("event     {text}"));
-        for (at, what, by) in &entry.history {
-            say(&format!("  {at}  {what} by {by}"));
+        for HistoryLine { at, what, who } in &entry.history {
+            say(&format!("  {at}  {what} by {who}"));
         }
     }
     if let Some(job) = &job {
@@ -208,8 +208,8 @@ async fn show(catalog: &dyn Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
             job.state.as_str(),
             job.epoch.0
         ));
-        for (at, what, by) in &history {
-            say(&format!("  {at}  {what} by {by}"));
+        for HistoryLine { at, what, who } in &history {
+            say(&format!("  {at}  {what} by {who}"));
         }
     }
     Ok(())

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::field_error::FieldError;
 use crate::model::ids::{ApplicationId, EventId, JobId, Region, SessionId};
+use crate::model::job_spec::JobSpec;
 use crate::model::session::{ArchiveMode, MediaMode, RouterRoom};
 use crate::model::time::Wallclock;
 
@@ -99,6 +101,48 @@ impl Envelope<Started> {
     #[must_use]
     pub fn job(&self) -> JobId {
         JobId::of_event(&self.data.session_id, &self.id)
+    }
+}
+
+impl From<Envelope<Started>> for JobSpec {
+    fn from(event: Envelope<Started>) -> Self {
+        let started_at = event.at();
+        let Envelope { id, source, data, .. } = event;
+        Self {
+            event: id,
+            source,
+            started_at,
+            session: data.session_id,
+            application: data.application_id,
+            media_mode: data.media_mode,
+            archive_mode: data.archive_mode,
+            location: data.location,
+            region: data.region,
+            router: data.router,
+            archive: data.archive,
+        }
+    }
+}
+
+impl From<JobSpec> for Envelope<Started> {
+    fn from(spec: JobSpec) -> Self {
+        Self {
+            specversion: "1.0".to_owned(),
+            id: spec.event,
+            source: spec.source,
+            kind: STARTED.to_owned(),
+            time: spec.started_at.map(Wallclock::to_rfc3339),
+            data: Started {
+                session_id: spec.session,
+                application_id: spec.application,
+                media_mode: spec.media_mode,
+                archive_mode: spec.archive_mode,
+                location: spec.location,
+                region: spec.region,
+                router: spec.router,
+                archive: spec.archive,
+            },
+        }
     }
 }
 
@@ -225,7 +269,8 @@ fn check_time(time: Option<&str>) -> Result<(), EventError> {
 }
 
 fn check_started(data: &Started) -> Result<(), EventError> {
-    data.archive.check().map_err(|(field, what)| invalid(&format!("data.archive.{field}"), what))?;
+    let wrong = data.archive.check().map_err(|error| error.within("data.archive"));
+    wrong.map_err(|FieldError { field, what }| EventError::Invalid { field, what })?;
     if data.media_mode == MediaMode::Routed && data.router.is_none() {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));
     }

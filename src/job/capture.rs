@@ -9,13 +9,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::desired::Desired;
+use super::desired;
 use super::live_composer::Composing;
 use super::presence::{Limits, Presence};
 use super::room_session::Session;
 use super::stage::{Asked, Captured, bug};
 use super::{Job, Stuck};
-use crate::catalog::{ArchiveRow, ArchiveStatus};
+use crate::catalog::ArchiveRow;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
@@ -58,7 +58,7 @@ pub(super) async fn capture(
         }
     }
     let earlier = prepare(job).await?;
-    status.send_replace(Some(job.archive_row(ArchiveStatus::Started, "")));
+    status.send_replace(Some(job.archive_row(Wallclock::now())));
     let now = Wallclock::now();
     let mut presence = Presence::new(
         Limits::from(&context.settings.limits),
@@ -70,8 +70,8 @@ pub(super) async fn capture(
     let (history, before) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
-    let noted = Desired::noted(&before);
-    if let Some(first) = noted.first(&job.event.data.archive) {
+    let noted = desired::noted(&before);
+    if let Some(first) = desired::first(&noted, &job.spec.archive) {
         history.add(first.at, first.what).map_err(|e| Stuck::of(&e))?;
     }
     let mut room = match enter(job, &mut presence, &mut asked.end_reason).await? {
@@ -162,7 +162,7 @@ async fn enter(
     presence: &mut Presence,
     end_reason: &mut watch::Receiver<Option<String>>,
 ) -> Result<Entered, Stuck> {
-    let Some(place) = &job.event.data.router else {
+    let Some(place) = &job.spec.router else {
         return Err(Stuck { kind: FaultKind::EventInvalid, detail: "the event names no router".to_owned() });
     };
     let Some(router) = job.context.routers.get(&place.name) else {

@@ -11,8 +11,7 @@ use super::presence::AT_MOST;
 use super::rollover::roll_over;
 use super::stage::{Asked, Captured, Moved, advance};
 use super::{Context, Ended, Job, Stuck, capture, finalize, lease};
-use crate::catalog::{ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewParked};
-use crate::event::SessionEvent;
+use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::time::Wallclock;
 use crate::runtime::metrics::metrics;
@@ -75,7 +74,8 @@ async fn stages(
             Captured::Drained => return Ok(Ended::HandedOver),
         }
     };
-    status.send_replace(Some(job.archive_row(ArchiveStatus::Stopped, &reason)));
+    let now = Wallclock::now();
+    status.send_replace(Some(job.archive_row(now).stopped(&reason, now)));
     let moved = match reason == AT_MOST {
         true => roll_over(job, &reason).await?,
         false => advance(job, JobState::Finalizing, Some(&reason)).await?,
@@ -96,7 +96,7 @@ async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &Cancellati
         fault: stuck.kind,
         detail: &detail,
         routing_key: &routing_key,
-        body: row.event.as_bytes(),
+        body: row.event.text().as_bytes(),
     };
     let act = || async {
         let now = Wallclock::now();
@@ -113,11 +113,9 @@ async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &Cancellati
 
 /// Developers hear that an archive failed; a replay of its job takes it on from there.
 async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result<(), CatalogError> {
-    let failed =
-        |known| ArchiveRow { status: ArchiveStatus::Failed, reason: "failure".to_owned(), updated_at: now, ..known };
     let archive = match context.catalog.archive(row.archive).await {
-        Ok(Some(known)) => failed(known),
-        Ok(None) => failed(unknown_archive(row)),
+        Ok(Some(known)) => known.failed(now),
+        Ok(None) => unknown_archive(row, now).failed(now),
         // A damaged row must not keep its job from being parked.
         Err(CatalogError::Corrupt { .. }) => return Ok(()),
         Err(error) => return Err(error),
@@ -127,10 +125,7 @@ async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result
 }
 
 /// The archive of a job that was parked before it was written for the first time.
-fn unknown_archive(row: &JobRow) -> ArchiveRow {
-    let options = match crate::event::parse(row.event.as_bytes()) {
-        Ok(SessionEvent::Started(event)) => event.data.archive,
-        _ => ArchiveOptions::default(),
-    };
-    ArchiveRow::of_job(row, options, ArchiveStatus::Failed, row.updated_at)
+fn unknown_archive(row: &JobRow, now: Wallclock) -> ArchiveRow {
+    let options = row.spec().map_or_else(|_| ArchiveOptions::default(), |spec| spec.archive.clone());
+    ArchiveRow::started(row, options, now)
 }

@@ -11,7 +11,7 @@ use crate::archive::build::build;
 use crate::archive::deliver::{DeliverError, Delivery};
 use crate::archive::documents::{Manifest, Report};
 use crate::archive::object::{Built, Object};
-use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
+use crate::catalog::{ArchiveFile, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
@@ -71,13 +71,14 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     // An archive is at least one object.
     let main =
         built.objects.first().ok_or_else(|| Stuck { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
-    let row = ArchiveRow {
+    let file = ArchiveFile {
         duration_s: manifest.duration_s.round() as i64,
         size: i64::try_from(main.size).unwrap_or(i64::MAX),
         sha256: main.sha256.clone(),
         object_key: Some(job.keys.key(main.kind)),
-        ..job.archive_row(ArchiveStatus::Available, reason)
     };
+    let now = Wallclock::now();
+    let row = job.archive_row(now).stopped(reason, now).available(file, now);
     let publish = || async {
         job.context.catalog.put_own_archive(&row, job.row.epoch).await?;
         job.context.catalog.resolve_parked(job.row.job).await

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use super::Context;
 use super::accept::{self, accept};
 use crate::broker::{Delivery, Outcome};
-use crate::catalog::{Accepted, CatalogError, JobRow, JobState, NewJob, NewParked};
+use crate::catalog::{Accepted, CatalogError, JobRow, JobState, NewJob, NewParked, StoredSpec};
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::model::fault::{FaultKind, HasFault, chain};
@@ -78,7 +78,7 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
                 session: event.data.session_id.clone(),
                 application: event.data.application_id.clone(),
                 region: event.data.region.clone(),
-                event: String::from_utf8_lossy(&delivery.body).into_owned(),
+                event: StoredSpec::read(String::from_utf8_lossy(&delivery.body).into_owned()),
                 started_at: event.at().unwrap_or_else(Wallclock::now),
                 tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
                 is_conversation: true,

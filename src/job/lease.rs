@@ -9,8 +9,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use super::desired::Desired;
-use crate::catalog::{ArchiveRow, CatalogError, JobRow};
+use crate::catalog::{ArchiveRow, CatalogError, JobRow, StoredDesired};
+use crate::model::desired::Desired;
 use crate::model::fault::chain;
 use crate::model::time::Wallclock;
 
@@ -27,7 +27,7 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    fn heard(&self, row: &JobRow, before: &mut Option<String>) {
+    fn heard(&self, row: &JobRow, before: &mut Option<StoredDesired>) {
         self.end_reason.send_if_modified(|known| {
             let new = known.is_none() && row.end_reason.is_some();
             if new {
@@ -45,11 +45,14 @@ impl Wishes {
 /// What a job's archive should be like.
 #[must_use]
 pub fn desired(row: &JobRow) -> Desired {
-    let Some(text) = &row.desired else { return Desired::default() };
-    serde_json::from_str(text).unwrap_or_else(|error| {
-        tracing::warn!("what is desired of the archive cannot be read, and is left: {error}");
-        Desired::default()
-    })
+    match row.desired.as_ref().map(StoredDesired::value) {
+        None => Desired::default(),
+        Some(Ok(desired)) => desired.clone(),
+        Some(Err(error)) => {
+            tracing::warn!("what is desired of the archive cannot be read, and is left: {error}");
+            Desired::default()
+        }
+    }
 }
 
 /// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `wishes` are told what

@@ -34,11 +34,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::object::About;
-use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
+use crate::catalog::{ArchiveRow, JobRow, SharedCatalog};
 use crate::config::Settings;
-use crate::event::{Envelope, SessionEvent, Started};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::WorkerId;
+use crate::model::job_spec::JobSpec;
 use crate::model::session::ArchiveMode;
 use crate::model::time::Wallclock;
 use crate::recording::history;
@@ -109,7 +109,7 @@ pub enum Ended {
 pub struct Job {
     context: Arc<Context>,
     row: JobRow,
-    event: Envelope<Started>,
+    spec: JobSpec,
     dir: PathBuf,
     keys: Keys,
     /// The worker stops: seal, hand over.
@@ -134,22 +134,13 @@ impl Job {
     /// # Errors
     /// When the catalog's copy of the event cannot be read.
     pub fn new(context: Arc<Context>, row: JobRow, drain: CancellationToken) -> Result<Self, Stuck> {
-        let event = match crate::event::parse(row.event.as_bytes()) {
-            Ok(SessionEvent::Started(event)) => *event,
-            Ok(SessionEvent::Ended(_)) => {
-                return Err(Stuck {
-                    kind: FaultKind::CatalogCorrupt,
-                    detail: "the job's event is no start".to_owned(),
-                });
-            }
-            Err(error) => return Err(Stuck::of(&error)),
-        };
+        let spec = row.spec().map_err(Stuck::of)?.clone();
         let dir = context.spool.archive_dir(row.archive);
         let keys = Keys::new(row.application.clone(), row.archive);
         Ok(Self {
             context,
             row,
-            event,
+            spec,
             dir,
             keys,
             drain,
@@ -161,7 +152,7 @@ impl Job {
     /// Whether another archive follows when this one has become as long as one may: of automatic ones. One that somebody
     /// started ends there.
     fn goes_on(&self) -> bool {
-        self.event.data.archive_mode == ArchiveMode::Always
+        self.spec.archive_mode == ArchiveMode::Always
     }
 
     /// A successor needs a place of this worker's room: this job's will do.
@@ -187,17 +178,16 @@ impl Job {
             job: self.row.job,
             session: self.row.session.clone(),
             application: self.row.application.clone(),
-            name: self.event.data.archive.name.clone(),
+            name: self.spec.archive.name.clone(),
             origin: self.row.origin,
-            options: self.event.data.archive.clone(),
+            options: self.spec.archive.clone(),
             clip: None,
             one_layout: false,
         }
     }
 
-    fn archive_row(&self, status: ArchiveStatus, reason: &str) -> ArchiveRow {
-        let options = self.event.data.archive.clone();
-        let reason = reason.to_owned();
-        ArchiveRow { reason, ..ArchiveRow::of_job(&self.row, options, status, Wallclock::now()) }
+    /// Its archive, as it is while media flows.
+    fn archive_row(&self, now: Wallclock) -> ArchiveRow {
+        ArchiveRow::started(&self.row, self.spec.archive.clone(), now)
     }
 }

@@ -12,20 +12,21 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
-use super::desired::Desired;
+use super::desired;
 use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{AT_MOST, Presence};
 use super::rollover::roll_over;
 use super::stage::{Asked, Moved};
 use super::stage::{Captured, bug};
 use super::{Job, Stuck};
-use crate::catalog::{ArchiveRow, ArchiveStatus};
+use crate::catalog::ArchiveRow;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{History, Selection, What};
+use crate::recording::history::{History, What};
 use crate::recording::upload::Waiting;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
 use crate::runtime::metrics::metrics;
@@ -128,7 +129,7 @@ impl<'a> Session<'a> {
     fn wish(&mut self, wanted: &Desired) {
         // One moment for what was asked for together: no picture lies between.
         let at = self.now();
-        for news in wanted.news(&self.noted) {
+        for news in desired::news(wanted, &self.noted) {
             tracing::info!(?news, "the archive is to be otherwise from now on");
             if let What::Selected { stream, selection } = &news {
                 self.begins_file(*stream, *selection);
@@ -140,7 +141,7 @@ impl<'a> Session<'a> {
 
     /// A file of a stream's picture begins with a keyframe. A composer looks back for one, and shows nothing of it.
     fn begins_file(&self, stream: StreamId, selection: Selection) {
-        if selection.has_video && self.job.event.data.archive.output_mode != OutputMode::Composed {
+        if selection.has_video && self.job.spec.archive.output_mode != OutputMode::Composed {
             let track = TrackId { stream, kind: TrackKind::Video };
             self.told(self.job.context.engine.selected(self.capture, track));
         }
@@ -217,8 +218,9 @@ impl<'a> Session<'a> {
             }
             if self.presence.paused() != paused {
                 paused = !paused;
-                let is = if paused { ArchiveStatus::Paused } else { ArchiveStatus::Started };
-                status.send_replace(Some(self.job.archive_row(is, "")));
+                let now = Wallclock::now();
+                let row = self.job.archive_row(now);
+                status.send_replace(Some(if paused { row.paused(now) } else { row }));
             }
         }
     }
@@ -337,7 +339,7 @@ impl<'a> Session<'a> {
     /// A subscription to other tracks than those that are archived is made anew.
     fn unlink_if_changed(&mut self, router_id: &str) {
         let Some(Stream { info, link: Link::Live(live), .. }) = self.streams.get(router_id) else { return };
-        if live.tracks != wanted_tracks(&self.job.event.data.archive, info) {
+        if live.tracks != wanted_tracks(&self.job.spec.archive, info) {
             self.unlink(router_id, GapCause::Publisher, true);
         }
     }
@@ -372,13 +374,13 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         for (router_id, stream) in &mut self.streams {
             let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
-            let tracks = wanted_tracks(&self.job.event.data.archive, &stream.info);
+            let tracks = wanted_tracks(&self.job.spec.archive, &stream.info);
             if !due || tracks.is_empty() || !self.attempts.begin(router_id, &mut stream.link) {
                 continue;
             }
             let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
             let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
-            let options = self.job.event.data.archive.clone();
+            let options = self.job.spec.archive.clone();
             self.subscribing.spawn(async move {
                 let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options);
                 // A panic is a failure as any other: the stream is tried again.
@@ -421,7 +423,7 @@ impl<'a> Session<'a> {
     }
 
     async fn renegotiate(&mut self, mut offer: Offer) {
-        offer.mids.retain(|(_, kind)| self.job.event.data.archive.has(*kind));
+        offer.mids.retain(|(_, kind)| self.job.spec.archive.has(*kind));
         let Some(peer) = self.subscribed_by(offer.subscription).map(|(.., live)| live.peer) else { return };
         // Nothing active is left: the publisher is about to be gone, and its last packets still come.
         if offer.mids.is_empty() {

@@ -2,9 +2,9 @@
 
 use tokio::sync::watch;
 
-use super::desired::Desired;
 use super::{Job, Stuck};
 use crate::catalog::{CatalogError, JobState};
+use crate::model::desired::Desired;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::time::Wallclock;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};

@@ -16,7 +16,7 @@ use super::url_policy::{SystemResolver, allowed};
 use super::webhook::{Post, Sender};
 use crate::broker::SharedBroker;
 use crate::catalog::{
-    ApplicationRow, ArchiveRow, CatalogError, Claim, NoticeRow, NoticeTarget, Settled, SharedCatalog,
+    ApplicationRow, ArchiveRow, CatalogError, Claim, Disposition, NoticeRow, NoticeTarget, SharedCatalog,
 };
 use crate::config::CallbacksSection;
 use crate::model::fault::{Backoff, HasFault, Retry, chain};
@@ -126,22 +126,22 @@ impl Telling {
     }
 
     /// Counts it, and logs what a person may want to know.
-    fn tell_of(&self, notice: &NoticeRow, settled: Settled, detail: Option<&str>) {
+    fn tell_of(&self, notice: &NoticeRow, settled: Disposition, detail: Option<&str>) {
         let outcome = match settled {
-            Settled::Delivered => "delivered",
-            Settled::Again(_) => "failed",
-            Settled::Undelivered => "undelivered",
-            Settled::Untried => return,
+            Disposition::Delivered => "delivered",
+            Disposition::Again(_) => "failed",
+            Disposition::Undelivered => "undelivered",
+            Disposition::Untried => return,
         };
         let target = notice.target.as_str();
         metrics().notices.get_or_create(&NoticeLabels { target, outcome }).inc();
         let (id, archive, number) = (notice.notice, notice.archive, notice.number);
         let detail = detail.unwrap_or_default();
         match settled {
-            Settled::Undelivered => {
+            Disposition::Undelivered => {
                 tracing::warn!(%id, %archive, number, target, "a notice is given up: {detail}");
             }
-            Settled::Again(at) if notice.failures == 0 => {
+            Disposition::Again(at) if notice.failures == 0 => {
                 tracing::warn!(%id, %archive, number, target, again = %at, "a notice is not delivered yet: {detail}");
             }
             _ => tracing::debug!(%id, %archive, number, target, outcome, "{detail}"),
@@ -229,7 +229,7 @@ async fn call(telling: &Telling, notice: &NoticeRow, gone: &CancellationToken) {
         Err(error) => {
             tracing::warn!("a callback waits for its application's row: {}", chain(&error));
             // It was not tried; its lease ends by itself if this fails too.
-            telling.catalog.settle_notice(notice, Settled::Untried, None, telling.now()).await.unwrap_or_default();
+            telling.catalog.settle_notice(notice, Disposition::Untried, None, telling.now()).await.unwrap_or_default();
             return sleep(telling.poll).await;
         }
     };

@@ -9,7 +9,7 @@ use super::dispatcher::{Away, STOP_MAX, Telling};
 use super::payload::ArchiveStatusEvent;
 use super::retry_policy::Tried;
 use crate::broker::{ArchivePublisher, Broker, BrokerError};
-use crate::catalog::{CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
+use crate::catalog::{CatalogError, Claim, Disposition, NoticeRow, NoticeTarget};
 use crate::model::fault::{Backoff, HasFault, Retry, chain};
 
 /// Events that are taken at a time; they are published one after another, within milliseconds each.
@@ -115,7 +115,7 @@ async fn event(telling: &Telling, notice: &NoticeRow) -> Result<ArchiveStatusEve
 
 /// Its lease ends by itself if this fails.
 async fn give_back(telling: &Telling, notice: &NoticeRow) {
-    let given = telling.catalog.settle_notice(notice, Settled::Untried, None, telling.now()).await;
+    let given = telling.catalog.settle_notice(notice, Disposition::Untried, None, telling.now()).await;
     if let Err(error) = given {
         tracing::debug!("an event waits until its lease ends: {}", chain(&error));
     }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::catalog::{NoticeRow, NoticeTarget, Settled};
+use crate::catalog::{Disposition, NoticeRow, NoticeTarget};
 use crate::model::network::Network;
 use crate::model::time::Wallclock;
 
@@ -42,17 +42,17 @@ pub enum Tried {
 /// What happens to a notice after a try that ended at `now`. Callbacks are given up after a day; events never, for the broker
 /// is part of the deployment and comes back.
 #[must_use]
-pub fn settle(notice: &NoticeRow, tried: &Tried, now: Wallclock) -> Settled {
+pub fn settle(notice: &NoticeRow, tried: &Tried, now: Wallclock) -> Disposition {
     match (tried, notice.target) {
-        (Tried::Delivered, _) => Settled::Delivered,
-        (Tried::Gone(_), _) => Settled::Undelivered,
+        (Tried::Delivered, _) => Disposition::Delivered,
+        (Tried::Gone(_), _) => Disposition::Undelivered,
         (Tried::Failed(_), NoticeTarget::Callback) => {
             next_try(notice.first_at.unwrap_or(now), notice.failures.saturating_add(1), now)
-                .map_or(Settled::Undelivered, Settled::Again)
+                .map_or(Disposition::Undelivered, Disposition::Again)
         }
         (Tried::Failed(_), NoticeTarget::Event) => {
             let doubled = EVENT_PAUSE_MIN.saturating_mul(1_u32.checked_shl(notice.failures).unwrap_or(u32::MAX));
-            Settled::Again(now + doubled.min(EVENT_PAUSE_MAX))
+            Disposition::Again(now + doubled.min(EVENT_PAUSE_MAX))
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::support::catalogs::{Backend, on_each_catalog};
 use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
 use archiver::broker::{Broker, BrokerConfig, RabbitBroker};
 use archiver::catalog::{
-    self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, NewJob, NoticeFilter, NoticeRow,
-    NoticeState, NoticeTarget, Settled, SharedCatalog,
+    self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, Disposition, NewJob, NoticeFilter,
+    NoticeRow, NoticeState, NoticeTarget, SharedCatalog, StoredSpec,
 };
 use archiver::config::CallbacksSection;
 use archiver::model::archive_options::ArchiveOptions;
@@ -334,21 +334,21 @@ async fn settled(backend: Backend) {
         taken.into_iter().next()
     };
     let first = take(later(10)).await.unwrap();
-    assert!(catalog.settle_notice(&first, Settled::Again(later(15)), Some("500"), later(11)).await.unwrap());
+    assert!(catalog.settle_notice(&first, Disposition::Again(later(15)), Some("500"), later(11)).await.unwrap());
     // Our lease is over: nothing more is noted with it, but that it was delivered.
-    assert!(!catalog.settle_notice(&first, Settled::Undelivered, None, later(11)).await.unwrap());
+    assert!(!catalog.settle_notice(&first, Disposition::Undelivered, None, later(11)).await.unwrap());
     assert!(take(later(14)).await.is_none(), "the others wait for it");
     let again = take(later(15)).await.unwrap();
     assert_eq!((again.number, again.failures, again.first_at), (1, 1, Some(later(10))));
     assert_eq!((again.detail.as_deref(), again.notice), (Some("500"), first.notice));
-    assert!(catalog.settle_notice(&again, Settled::Undelivered, Some("given up"), later(16)).await.unwrap());
+    assert!(catalog.settle_notice(&again, Disposition::Undelivered, Some("given up"), later(16)).await.unwrap());
     let second = take(later(16)).await.unwrap();
-    assert!(catalog.settle_notice(&second, Settled::Untried, None, later(16)).await.unwrap());
+    assert!(catalog.settle_notice(&second, Disposition::Untried, None, later(16)).await.unwrap());
     let second = take(later(16)).await.unwrap();
     assert_eq!((second.number, second.failures), (2, 0));
-    assert!(catalog.settle_notice(&second, Settled::Delivered, None, later(17)).await.unwrap());
+    assert!(catalog.settle_notice(&second, Disposition::Delivered, None, later(17)).await.unwrap());
     let third = take(later(17)).await.unwrap();
-    assert!(catalog.settle_notice(&third, Settled::Delivered, None, later(18)).await.unwrap());
+    assert!(catalog.settle_notice(&third, Disposition::Delivered, None, later(18)).await.unwrap());
     let states = async || {
         let rows = callbacks(&catalog).await;
         rows.iter().map(|r| r.state.as_str()).collect::<Vec<_>>().join(" ")
@@ -363,7 +363,7 @@ async fn settled(backend: Backend) {
     assert_eq!(states().await, "waiting delivered waiting");
     let anew = take(later(21)).await.unwrap();
     assert_eq!((anew.number, anew.failures, anew.first_at), (1, 0, Some(later(21))));
-    assert!(catalog.settle_notice(&anew, Settled::Undelivered, None, later(22)).await.unwrap());
+    assert!(catalog.settle_notice(&anew, Disposition::Undelivered, None, later(22)).await.unwrap());
     // Newest first, in pages.
     let filter = NoticeFilter { target: Some(NoticeTarget::Callback), count: 1, offset: 1, ..NoticeFilter::default() };
     let (page, total) = catalog.notices(&filter).await.unwrap();
@@ -496,7 +496,7 @@ async fn notices_whose_rows_are_damaged_are_given_up_and_keep_no_other() {
         session: damaged.session.clone(),
         application: damaged.application.clone(),
         region: "eu".parse().unwrap(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: NOW,
         tag: String::new(),
         is_conversation: true,
@@ -747,7 +747,7 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
         session: one.session.clone(),
         application: one.application.clone(),
         region: "eu".parse().unwrap(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: NOW,
         tag: "second".to_owned(),
         is_conversation: true,

@@ -12,10 +12,11 @@ use crate::archive::derive::queue::Remake;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};
 use crate::job::change::{StreamsChange, check_classes};
 use crate::model::archive_options::{ArchiveOptions, OutputMode, Resolution};
+use crate::model::desired::Selection;
+use crate::model::field_error::FieldError;
 use crate::model::ids::{SessionId, StreamId};
 use crate::model::layout::Layout;
 use crate::model::time::Wallclock;
-use crate::recording::history::Selection;
 
 /// Archives of a page, unless the query says otherwise (Vonage's default).
 pub const COUNT: u32 = 50;
@@ -63,7 +64,7 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
     })
 }
 
-fn wrong((field, what): (impl std::fmt::Display, String)) -> ApiError {
+fn wrong(FieldError { field, what }: FieldError) -> ApiError {
     ApiError::invalid(format!("{field} {what}"))
 }
 

@@ -15,13 +15,13 @@ use crate::api::links::Base;
 use crate::api::state::Shared;
 use crate::archive::delete;
 use crate::archive::delete::DeleteError;
-use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow};
-use crate::event::{Envelope, STARTED, SessionEvent, Started};
+use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow, StoredSpec};
 use crate::job::accept::{accept, give_classes};
 use crate::job::change::{DesireError, StreamsChange, desire, select_streams};
-use crate::job::desired::Desired;
 use crate::model::archive_options::{ArchiveOptions, OutputMode, StreamMode};
+use crate::model::desired::Desired;
 use crate::model::ids::{ArchiveId, EventId, SessionId, StreamId};
+use crate::model::job_spec::JobSpec;
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
 
@@ -77,35 +77,32 @@ pub async fn start(
 async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> Result<ArchiveRow, ApiError> {
     let now = Wallclock::now();
     let id: EventId = format!("api-{}", uuid::Uuid::new_v4()).parse().expect("a valid id");
-    let event = Envelope {
-        specversion: "1.0".to_owned(),
-        id,
+    let spec = JobSpec {
+        event: id,
         source: "archiver/api".to_owned(),
-        kind: STARTED.to_owned(),
-        time: Some(now.to_rfc3339()),
-        data: Started {
-            session_id: session.session.clone(),
-            application_id: session.application.clone(),
-            media_mode: MediaMode::Routed,
-            archive_mode: ArchiveMode::Manual,
-            location: session.location,
-            region: session.region.clone(),
-            router: session.router.clone(),
-            archive: options,
-        },
+        started_at: Some(now),
+        session: session.session.clone(),
+        application: session.application.clone(),
+        media_mode: MediaMode::Routed,
+        archive_mode: ArchiveMode::Manual,
+        location: session.location,
+        region: session.region.clone(),
+        router: session.router.clone(),
+        archive: options,
     };
+    let options = spec.archive.clone();
     let new = NewJob {
-        job: event.job(),
+        job: spec.job(),
         session: session.session.clone(),
         application: session.application.clone(),
         region: session.region.clone(),
-        event: serde_json::to_string(&event).expect("plain data"),
+        event: StoredSpec::of(spec),
         started_at: now,
-        tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
+        tag: options.multi_archive_tag.clone().unwrap_or_default(),
         is_conversation: false,
     };
     let job = accepted(api, &new).await?;
-    let row = ArchiveRow::of_job(&job, event.data.archive, ArchiveStatus::Started, now);
+    let row = ArchiveRow::started(&job, options, now);
     // It is begun whatever happens now: who were told otherwise would begin another. Its owner writes the row, too, and may
     // have been quicker, and told more.
     let completed = async {
@@ -201,10 +198,7 @@ pub async fn stop(
 
 /// Whether nobody started an archive: its session did.
 fn is_automatic(job: &JobRow) -> bool {
-    match crate::event::parse(job.event.as_bytes()) {
-        Ok(SessionEvent::Started(event)) => event.data.archive_mode == ArchiveMode::Always,
-        Ok(SessionEvent::Ended(_)) | Err(_) => true,
-    }
+    job.spec().map_or(true, |spec| spec.archive_mode == ArchiveMode::Always)
 }
 
 /// Waits a moment for the owner of a job to have heard that it should end.

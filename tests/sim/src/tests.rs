@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use archiver::broker::{BrokerState, Delivery, Outcome, STARTED_KEY};
-use archiver::catalog::{Accepted, Claimed, JobRow, NewJob, SharedCatalog};
+use archiver::catalog::{Accepted, Claimed, HistoryLine, JobRow, NewJob, SharedCatalog, StoredSpec};
 use archiver::model::ids::{JobId, Region, SessionId, WorkerId};
 use archiver::model::time::{SimulatedTime, Wallclock};
 use rand::rngs::StdRng;
@@ -35,7 +35,7 @@ async fn accepted(catalog: &SharedCatalog, session: &str) -> JobRow {
         session,
         application: "app".parse().expect("application"),
         region: region(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: Wallclock::now(),
         tag: String::new(),
         is_conversation: true,
@@ -89,7 +89,7 @@ async fn keep_leases(catalog: SharedCatalog, who: WorkerId) {
 
 /// Three workers with five jobs for three simulated hours; from time to time one dies and comes back, and the catalog has faults.
 /// Returns the jobs' histories, and how long it really took.
-async fn fleet(seed: u64) -> (Vec<(Wallclock, String, String)>, Duration) {
+async fn fleet(seed: u64) -> (Vec<HistoryLine>, Duration) {
     let begun = Instant::now();
     let _time = SimulatedTime::begin(START);
     let (catalog, mut random) = (MemoryCatalog::new(), StdRng::seed_from_u64(seed));

@@ -12,10 +12,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use archiver::catalog::{
-    ApplicationRow, Catalog, CatalogError, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
+    ApplicationRow, Catalog, CatalogError, HistoryLine, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId};
-use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
@@ -32,7 +31,7 @@ struct State {
     sessions: BTreeMap<SessionId, SessionRow>,
     jobs: BTreeMap<JobId, StoredJob>,
     /// Oldest first: when, what, who.
-    history: BTreeMap<JobId, Vec<(Wallclock, String, String)>>,
+    history: BTreeMap<JobId, Vec<HistoryLine>>,
     archives: BTreeMap<ArchiveId, StoredArchive>,
     /// How many archives an application has that are not deleted.
     counts: BTreeMap<ApplicationId, i64>,
