@@ -95,8 +95,8 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
         engine,
         spool,
         settings,
-        given_on: AtomicUsize::new(0),
-        news: watch::channel(0).0,
+        released_slots: AtomicUsize::new(0),
+        wakes: watch::channel(0).0,
     });
     tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
         store = context.store.describe(), "worker begins");
@@ -116,7 +116,7 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
         async move {
             let nudged = || {
                 nudge.notify_one();
-                context.look_now();
+                context.wake();
             };
             while panicked("hearing nudges", &cancel, broker.hear_nudges(&nudged, &cancel)).await {}
         }

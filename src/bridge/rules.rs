@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::catalog::{JobRow, JobState, SessionRow};
 use crate::event::{Envelope, STARTED, Started};
-use crate::job::presence::{AT_MOST, EndReason};
+use crate::job::presence::{EndReason, MAX_DURATION_EXCEEDED};
 use crate::model::ids::{EventId, JobId, SessionId};
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
@@ -117,7 +117,7 @@ impl Newest {
             JobState::Finalizing | JobState::Available => match job.end_reason.as_deref() {
                 Some(reason) if reason == EndReason::UserInitiated.vonage() => End::Stopped,
                 Some(reason) if reason == EndReason::NeverPublished.vonage() => End::Idle,
-                Some(AT_MOST) => End::AtMost,
+                Some(MAX_DURATION_EXCEEDED) => End::AtMost,
                 _ => End::Over,
             },
         };

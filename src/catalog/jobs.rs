@@ -6,7 +6,8 @@ use sqlx::{AnyConnection, Connection};
 
 use super::job_rows::{ACTIVE, COLUMNS, history_line, job_row, select_job};
 use super::{
-    CatalogError, Columns, HistoryLine, JobRow, JobState, NewJob, SqlCatalog, StoredDesired, statement, storable,
+    CatalogError, Columns, HistoryLine, JobRow, JobState, NewJob, SqlCatalog, Statement, StoredDesired, statement,
+    storable,
 };
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
 use crate::model::time::Wallclock;

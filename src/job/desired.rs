@@ -37,7 +37,7 @@ pub fn first(noted: &Desired, options: &ArchiveOptions) -> Option<Event> {
 
 /// What is to be noted now, of which `noted` was before.
 #[must_use]
-pub fn news(wanted: &Desired, noted: &Desired) -> Vec<What> {
+pub fn changes(wanted: &Desired, noted: &Desired) -> Vec<What> {
     let layout = wanted.layout.iter().filter(|layout| noted.layout.as_ref() != Some(layout));
     let layout = layout.map(|layout| What::Layout { layout: layout.clone() });
     let classes = wanted.classes.iter().filter(|(stream, classes)| {
@@ -105,10 +105,10 @@ mod tests {
             ("removed where it was not", removed, nothing(), vec![manual]),
             ("all streams again", auto, added, vec![What::StreamMode { mode: StreamMode::Auto }]),
         ] {
-            assert_eq!(super::news(&wanted, &noted), news, "{name}");
-            let lines = super::news(&noted, &nothing()).into_iter().chain(news);
+            assert_eq!(super::changes(&wanted, &noted), news, "{name}");
+            let lines = super::changes(&noted, &nothing()).into_iter().chain(news);
             let events: Vec<Event> = lines.map(|what| Event { at: MediaTime::ZERO, what }).collect();
-            assert_eq!(super::news(&wanted, &super::noted(&events)), [], "{name}, read by the next owner");
+            assert_eq!(super::changes(&wanted, &super::noted(&events)), [], "{name}, read by the next owner");
         }
     }
 

@@ -4,8 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::live_composer::Composing;
-use super::stage::{Moved, advance};
-use super::{Ended, Job, Stuck};
+use super::stage::{Transition, advance};
+use super::{Ended, Job, JobFailure};
 use crate::archive::ArchiveError;
 use crate::archive::build::build;
 use crate::archive::deliver::{DeliverError, Delivery};
@@ -38,7 +38,7 @@ struct BuiltFile {
 }
 
 /// Makes the archive available.
-pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, Stuck> {
+pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
     let began = Wallclock::now();
     if !job.has_all_before().await? {
         // It did not see all of the log.
@@ -48,7 +48,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
             Ok(_) => {}
             Err(upload::ShipError::Cancelled) => return Ok(Ended::Fenced),
-            Err(error) => return Err(Stuck::of(&error)),
+            Err(error) => return Err(JobFailure::of(&error)),
         }
     }
     let followed = match composing {
@@ -62,15 +62,17 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     let manifest = match delivery.send(&built, &job.fenced).await {
         Ok(manifest) => manifest,
         Err(DeliverError::Upload(UploadError::Cancelled)) => return Ok(Ended::Fenced),
-        Err(error) => return Err(Stuck::of(&error)),
+        Err(error) => return Err(JobFailure::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
     if let Err(error) = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
         tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
     }
     // An archive is at least one object.
-    let main =
-        built.objects.first().ok_or_else(|| Stuck { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
+    let main = built
+        .objects
+        .first()
+        .ok_or_else(|| JobFailure { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
     let file = ArchiveFile {
         duration_s: manifest.duration_s.round() as i64,
         size: i64::try_from(main.size).unwrap_or(i64::MAX),
@@ -85,10 +87,10 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     };
     match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
         None => return Ok(Ended::Fenced),
-        Some(Err(error)) => return Err(Stuck::of(&error)),
+        Some(Err(error)) => return Err(JobFailure::of(&error)),
         Some(Ok(())) => {}
     }
-    if advance(job, JobState::Available, None).await? == Moved::Fenced {
+    if advance(job, JobState::Available, None).await? == Transition::Fenced {
         return Ok(Ended::Fenced);
     }
     let delay = Wallclock::now().since(began);
@@ -110,7 +112,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
 }
 
 /// What an earlier try made, or makes it. `None` when the job was lost meanwhile.
-async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Option<Built>, Stuck> {
+async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Option<Built>, JobFailure> {
     for attempt in 0.. {
         let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
         let section = &job.context.settings.pipelines;
@@ -128,10 +130,12 @@ async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Opt
             Ok(Ok(built)) => return Ok(Some(built)),
             Ok(Err(ArchiveError::Cancelled)) => return Ok(None),
             Ok(Err(error)) if error.fault().retry == Retry::Never || attempt + 1 >= BUILD_TRIES => {
-                return Err(Stuck::of(&error));
+                return Err(JobFailure::of(&error));
             }
             Ok(Err(error)) => error,
-            Err(panic) => return Err(Stuck { kind: FaultKind::Bug, detail: format!("finalizing panicked: {panic}") }),
+            Err(panic) => {
+                return Err(JobFailure { kind: FaultKind::Bug, detail: format!("finalizing panicked: {panic}") });
+            }
         };
         tracing::warn!(attempt, "the archive cannot be made, trying again: {}", chain(&error));
         tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random())).await;

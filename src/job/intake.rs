@@ -55,7 +55,7 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
             if !context.catalog.request_end(application, session, reason, at, now).await? {
                 tracing::info!(%session, ended_at = %at, "a session's end changes nothing: it is not recorded, or was used again since");
             }
-            context.look_now();
+            context.wake();
             return Ok(EventOutcome::Ended);
         }
     };

@@ -1,7 +1,7 @@
 //! Rollover: when an archive reaches its maximum duration, its session continues in a further archive.
 
-use super::stage::{Moved, advance};
-use super::{Job, Stuck};
+use super::stage::{Transition, advance};
+use super::{Job, JobFailure};
 use crate::catalog::{Accepted, JobState, NewJob, StoredSpec};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{EventId, IdError};
@@ -10,15 +10,15 @@ use crate::model::time::Wallclock;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// Ends the job for the catalog, so that a successor may have its session, if there is to be one. Repeating it is harmless.
-pub(super) async fn roll_over(job: &Job, reason: &str) -> Result<Moved, Stuck> {
-    if advance(job, JobState::Finalizing, Some(reason)).await? == Moved::Fenced {
-        return Ok(Moved::Fenced);
+pub(super) async fn roll_over(job: &Job, reason: &str) -> Result<Transition, JobFailure> {
+    if advance(job, JobState::Finalizing, Some(reason)).await? == Transition::Fenced {
+        return Ok(Transition::Fenced);
     }
-    if job.goes_on() {
+    if job.rolls_over() {
         create_successor(job).await?;
-        job.gives_on();
+        job.release_slot();
     }
-    Ok(Moved::Yes)
+    Ok(Transition::Made)
 }
 
 /// The event of the archive after an event's: the second archive of `e` is of `e~part2`.
@@ -31,9 +31,9 @@ fn successor_of(event: &EventId) -> Result<EventId, IdError> {
 }
 
 /// A session that goes on when its archive has become as long as one may gets a further archive.
-async fn create_successor(job: &Job) -> Result<(), Stuck> {
+async fn create_successor(job: &Job) -> Result<(), JobFailure> {
     let event = successor_of(&job.spec.event);
-    let event = event.map_err(|e| Stuck { kind: FaultKind::EventInvalid, detail: e.to_string() })?;
+    let event = event.map_err(|e| JobFailure { kind: FaultKind::EventInvalid, detail: e.to_string() })?;
     let spec = JobSpec { event, ..job.spec.clone() };
     let new = NewJob {
         job: spec.job(),
@@ -48,7 +48,7 @@ async fn create_successor(job: &Job) -> Result<(), Stuck> {
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
     let next = match retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await {
         None => return Ok(()),
-        Some(Err(error)) => return Err(Stuck::of(&error)),
+        Some(Err(error)) => return Err(JobFailure::of(&error)),
         Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
     };
     // It goes on as this one was asked to be.
