@@ -87,7 +87,7 @@ pub async fn serve(
     tasks.spawn({
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move {
-            let nudging = async || broker.keep_nudging(api.wanted(), &ending).await;
+            let nudging = async || broker.publish_wakeups(api.wanted(), &ending).await;
             while supervise::panicked("nudging the workers", &ending, nudging()).await {}
         }
     });

@@ -118,7 +118,7 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
                 nudge.notify_one();
                 context.look_now();
             };
-            while panicked("hearing nudges", &cancel, broker.hear_nudges(&nudged, &cancel)).await {}
+            while panicked("hearing nudges", &cancel, broker.consume_wakeups(&nudged, &cancel)).await {}
         }
     });
     tasks.spawn({

@@ -109,5 +109,5 @@ async fn listen(broker: &SharedBroker, queue: &str, routers: &[mpsc::Sender<Hint
             }
         }
     };
-    broker.listen(queue, &take, cancel).await;
+    broker.consume_hints(queue, &take, cancel).await;
 }

@@ -163,7 +163,7 @@ async fn a_delivery_that_is_put_off_comes_again_after_its_pause_and_one_of_a_dea
     let (rabbit, later) = (MemoryRabbit::new(), Duration::from_secs(5));
     let [one, two, outside] = [(); 3].map(|()| rabbit.process(&region(), later));
     let mut tasks = JoinSet::new();
-    let (mut got, _room) = consume(&mut tasks, &one, |d| if d.attempt == 0 { Outcome::Later } else { Outcome::Done });
+    let (mut got, _room) = consume(&mut tasks, &one, |d| if d.attempt == 0 { Outcome::Retry } else { Outcome::Ack });
     let publisher = outside.shared().publisher().await.expect("publisher");
     publisher.publish(&format!("{STARTED_KEY}.eu"), b"x", &Default::default()).await.expect("confirmed");
     let mut attempts = Vec::new();
@@ -186,7 +186,7 @@ async fn a_delivery_that_is_put_off_comes_again_after_its_pause_and_one_of_a_dea
     sleep(Duration::from_secs(60)).await;
     assert_eq!(rabbit.waiting("started.eu"), 0, "it is held");
     tasks.shutdown().await;
-    let (mut got, _room) = consume(&mut tasks, &two, |_| Outcome::Done);
+    let (mut got, _room) = consume(&mut tasks, &two, |_| Outcome::Ack);
     let (delivery, at) = got.recv().await.expect("a delivery");
     assert_eq!((delivery.body.as_slice(), at), (&b"held"[..], Wallclock::now()));
     tasks.shutdown().await;
