@@ -18,7 +18,7 @@ use crate::bridge::{Bridge, bridge};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
 use crate::model::fault::chain;
-use crate::notify::{Telling, keep_telling};
+use crate::notify::{self, Dispatcher};
 use crate::runtime::supervise;
 use crate::runtime::supervise::restart_on_panic;
 use crate::session::geo::{Geo, GeoError};
@@ -111,10 +111,12 @@ pub async fn serve(
         }
     });
     let render = Arc::new(NoticeBody(Arc::clone(&api)));
-    let telling = Telling::new(catalog, &callbacks, Some(told), render);
+    let dispatcher = Dispatcher::new(catalog, &callbacks, Some(told), render);
     tasks.spawn({
         let cancel = ending.clone();
-        restart_on_panic("telling of archives", ending.clone(), move || keep_telling(telling.clone(), cancel.clone()))
+        restart_on_panic("the notification dispatcher", ending.clone(), move || {
+            notify::run(dispatcher.clone(), cancel.clone())
+        })
     });
     let served = listen(&api, &serving, &stop).await;
     serving.send_replace(None);

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::job::Context;
 use crate::job::intake::handle;
 use crate::job::scheduler::run_scheduler;
-use crate::notify::{Telling, keep_telling_events};
+use crate::notify::{self, Dispatcher};
 use crate::recording::spool::Spool;
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::webrtc::{Engine, EngineConfig};
@@ -134,11 +134,11 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
     // Callbacks are the API's to send; events must not pile up where there is none.
     let nothing = |_: &ArchiveRow, _: &ApplicationRow| serde_json::Value::Null;
     let section = &context.settings.callbacks;
-    let telling = Telling::new(context.catalog.clone(), section, Some(events), Arc::new(nothing));
+    let dispatcher = Dispatcher::new(context.catalog.clone(), section, Some(events), Arc::new(nothing));
     tasks.spawn({
         let cancel = leave_queue.clone();
-        restart_on_panic("telling of archives", leave_queue.clone(), move || {
-            keep_telling_events(telling.clone(), cancel.clone())
+        restart_on_panic("the notification dispatcher", leave_queue.clone(), move || {
+            notify::run_events(dispatcher.clone(), cancel.clone())
         })
     });
     tasks.spawn({
