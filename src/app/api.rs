@@ -14,7 +14,7 @@ use super::services::{Services, ServicesError};
 use crate::api::deletion_queue::{deletion_queue, run_deletions};
 use crate::api::{Api, LINKS_SECRET, ListenError, NoticeBody, Shared, listen};
 use crate::archive::derive::queue::keep_making;
-use crate::bridge::{Bridge, bridge};
+use crate::bridge::{self, Bridge};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
 use crate::model::fault::chain;
@@ -82,8 +82,8 @@ pub async fn serve(
     let told = Arc::clone(&broker);
     let tasks = TaskTracker::new();
     let ending = stop.child_token();
-    let watched = Bridge { catalog: catalog.clone(), routers, broker: Arc::clone(&broker), settings: section };
-    tasks.spawn(bridge(watched, ending.clone()));
+    let bridge = Bridge { catalog: catalog.clone(), routers, broker: Arc::clone(&broker), settings: section };
+    tasks.spawn(bridge::run(bridge, ending.clone()));
     tasks.spawn({
         let (api, ending) = (Arc::clone(&api), ending.clone());
         async move {

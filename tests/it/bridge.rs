@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use archiver::app::services::{broker, broker_config, routers};
-use archiver::bridge::{Bridge, bridge, rules};
+use archiver::bridge::{self, Bridge, rules};
 use archiver::broker::{Broker, RabbitBroker};
 use archiver::catalog::{JobState, SessionRow, SharedCatalog};
 use archiver::config::{BridgeSection, Settings, Span};
@@ -75,7 +75,7 @@ impl Ground {
             broker: broker(&self.settings).expect("broker"),
             settings,
         };
-        tasks.spawn(bridge(deps, cancel.clone()));
+        tasks.spawn(bridge::run(deps, cancel.clone()));
         tasks.close();
         Running { cancel, tasks }
     }
@@ -131,7 +131,7 @@ impl Ground {
 
     /// Waits until a conversation is being recorded.
     async fn recorded(&self, row: &SessionRow, conversation: i64) {
-        let job = rules::job_of(&row.session, conversation);
+        let job = rules::job_of_conversation(&row.session, conversation);
         wait_for(&format!("{} recorded, conversation {conversation}", row.session), || async {
             let job = self.catalog.job(job).await.ok()??;
             (job.state == JobState::Capturing).then_some(())
@@ -141,7 +141,7 @@ impl Ground {
 
     /// Waits until a conversation's archive is made.
     async fn available(&self, row: &SessionRow, conversation: i64) {
-        let job = rules::job_of(&row.session, conversation);
+        let job = rules::job_of_conversation(&row.session, conversation);
         wait_for(&format!("{} available, conversation {conversation}", row.session), || async {
             let job = self.catalog.job(job).await.ok()??;
             (job.state == JobState::Available).then_some(())
@@ -237,7 +237,7 @@ async fn without_hints_each_conversation_is_found_and_a_stopped_one_stays_stoppe
     let alice = ground.client(&row, "alice").await;
     ground.recorded(&row, 2).await;
     // Somebody stops it: that alone is no reason for another, and neither is a restart of the bridge.
-    let job = rules::job_of(&row.session, 2);
+    let job = rules::job_of_conversation(&row.session, 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
     ground.catalog.request_stop(job, "user initiated", Wallclock::now()).await.expect("stop");
     ground.available(&row, 2).await;
