@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use super::{say, say_json};
 use crate::auth::applications;
 use crate::auth::applications::{NewApplication, NewKey};
-use crate::config::{Settings, Span};
+use crate::config::{DurationValue, Settings};
 use crate::model::ids::ApplicationId;
 use crate::model::time::Wallclock;
 
@@ -63,7 +63,7 @@ pub(super) enum AppsCommand {
         public_key: Option<PathBuf>,
         /// The keys before stay good for so long: 0s, 10m, 24h.
         #[arg(long, default_value = "24h")]
-        overlap: Span,
+        overlap: DurationValue,
         /// Print JSON.
         #[arg(long)]
         json: bool,

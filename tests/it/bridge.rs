@@ -9,7 +9,7 @@ use archiver::app::services::{broker, broker_config, routers};
 use archiver::bridge::{self, Bridge, rules};
 use archiver::broker::{Broker, RabbitBroker};
 use archiver::catalog::{JobState, SessionRow, SharedCatalog};
-use archiver::config::{BridgeSection, Settings, Span};
+use archiver::config::{BridgeSection, DurationValue, Settings};
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::SessionId;
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
@@ -64,7 +64,7 @@ impl Ground {
     }
 
     fn bridge(&self, poll: Duration) -> Running {
-        self.bridge_with(BridgeSection { poll: Span(poll), ..BridgeSection::default() })
+        self.bridge_with(BridgeSection { poll: DurationValue(poll), ..BridgeSection::default() })
     }
 
     fn bridge_with(&self, settings: BridgeSection) -> Running {
@@ -318,9 +318,12 @@ async fn unused_rooms_are_removed_and_a_region_without_workers_is_told_again() {
     let (unused, used) = (ground.session("unused").await, ground.session_in("used", "mars").await);
     ground.world.janus.create_room("the-platform-s", json!({ "description": "the-platform-s" })).await.expect("room");
     let _alice = ground.client(&used, "alice").await;
-    let remove_rooms_after = Span(Duration::from_secs(2));
-    let running =
-        ground.bridge_with(BridgeSection { poll: Span(OFTEN), remove_rooms_after, ..BridgeSection::default() });
+    let remove_rooms_after = DurationValue(Duration::from_secs(2));
+    let running = ground.bridge_with(BridgeSection {
+        poll: DurationValue(OFTEN),
+        remove_rooms_after,
+        ..BridgeSection::default()
+    });
     wait_for("the room to be removed", || async { (!ground.has_room(&unused).await).then_some(()) }).await;
     assert!(ground.has_room(&used).await);
     let router = &routers(&ground.settings)[&ground.settings.routers[0].name];
