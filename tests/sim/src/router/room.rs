@@ -241,8 +241,8 @@ impl RoomControl for Control {
         if sdp.starts_with("v=0") {
             return Ok(());
         }
-        let (router, what) = (self.router.name.to_string(), "an answer that is no SDP".to_owned());
-        Err(RouterError::Protocol { router, doing: "answer", what })
+        let (router, problem) = (self.router.name.to_string(), "an answer that is no SDP".to_owned());
+        Err(RouterError::Protocol { router, doing: "answer", problem })
     }
 
     async fn prefer_highest_layer(&self, subscription: SubscriptionId) -> Result<(), RouterError> {
