@@ -173,7 +173,7 @@ async fn work(
     settings: &Settings,
     roles: Roles,
     stop: CancellationToken,
-) -> Result<(), crate::app::worker::StartError> {
+) -> Result<(), crate::app::worker::WorkerStartError> {
     if !roles.worker {
         stop.cancelled().await;
         return Ok(());
@@ -184,14 +184,14 @@ async fn work(
         receive_buffer_bytes: usize::try_from(settings.media.receive_buffer.0).unwrap_or(4 << 20),
         ..EngineConfig::default()
     };
-    crate::app::worker::work(settings.clone(), engine, stop).await
+    crate::app::worker::open_and_run(settings.clone(), engine, stop).await
 }
 
 async fn serve_api(
     settings: &Settings,
     roles: Roles,
     stop: CancellationToken,
-) -> Result<(), crate::app::api::StartError> {
+) -> Result<(), crate::app::api::ApiStartError> {
     if !roles.api {
         stop.cancelled().await;
         return Ok(());
@@ -200,11 +200,11 @@ async fn serve_api(
     // A worker in the same process answers for both.
     let health = async {
         if !roles.worker {
-            let ready = crate::app::health::of_api(seen);
+            let ready = crate::app::health::api_readiness(seen);
             crate::app::health::serve(settings.http.bind, ready, stop.clone()).await;
         }
     };
-    tokio::join!(ending(&stop, crate::app::api::run(settings.clone(), serving, stop.clone())), health).0
+    tokio::join!(ending(&stop, crate::app::api::open_and_serve(settings.clone(), serving, stop.clone())), health).0
 }
 
 async fn stop_on_signals(stop: CancellationToken) {
@@ -226,7 +226,7 @@ async fn check(settings: &Settings, json: bool) -> Result<ExitCode> {
         say_json(&lines)?;
     } else {
         for line in &lines {
-            say(&format!("{} {:<28} {}", if line.ok { "ok  " } else { "FAIL" }, line.what, line.text));
+            say(&format!("{} {:<28} {}", if line.ok { "ok  " } else { "FAIL" }, line.subject, line.text));
         }
     }
     Ok(if lines.iter().all(|l| l.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
