@@ -162,7 +162,8 @@ impl Ground {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_the_router_tells_of_is_recorded_at_once_by_one_job() {
-    let mut ground = Ground::of(World::start_telling(BINARY, QUEUE, false, LIMITS).await.expect("world")).await;
+    let mut ground =
+        Ground::of(World::start_with_event_handler(BINARY, QUEUE, false, LIMITS).await.expect("world")).await;
     ground.world.start_worker().expect("worker");
     let running = ground.bridge(SELDOM);
     let row = ground.session("told").await;
@@ -283,7 +284,8 @@ async fn a_conversation_that_was_begun_and_never_told_of_is_told_by_the_next_pro
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_router_or_the_broker_neither_loses_nor_doubles_a_session() {
     let limits = format!("{APART}[limits]\nno_clients = \"60s\"\n");
-    let mut ground = Ground::of(World::start_telling(BINARY, QUEUE, true, &limits).await.expect("world")).await;
+    let mut ground =
+        Ground::of(World::start_with_event_handler(BINARY, QUEUE, true, &limits).await.expect("world")).await;
     ground.world.start_worker().expect("worker");
     let running = ground.bridge(OFTEN);
     let row = ground.session("restarted").await;
