@@ -27,12 +27,12 @@ pub async fn handle(context: &Context, nudge: &Notify, delivery: Delivery) -> Ou
     match process_event(context, nudge, &delivery).await {
         Ok(outcome) => {
             count(outcome);
-            if outcome == EventOutcome::Accepted { Outcome::Accepted } else { Outcome::Done }
+            if outcome == EventOutcome::Accepted { Outcome::Accepted } else { Outcome::Ack }
         }
         Err(error) => {
             count(EventOutcome::Retried);
             tracing::warn!(attempt = delivery.attempt, "an event cannot be handled for now: {}", chain(&error));
-            Outcome::Later
+            Outcome::Retry
         }
     }
 }

@@ -1,8 +1,8 @@
-//! What a new session is to be: the form of `POST /session/create`, with the quirks of each SDK. Pure.
+//! Parses the form of `POST /session/create`, with the quirks of each SDK. Pure.
 //!
-//! Liberal in what is accepted: a form whatever its label says, booleans in any case, empty fields and the word `null` as if
-//! they were not there, fields that are not known passed over. What contradicts itself is refused by name: a session that
-//! would not be archived as its creator believes is worse than an error.
+//! The parser is lenient: it ignores the content type and unknown fields, takes booleans in any case, and treats empty fields and the
+//! word `null` as missing. It refuses contradictory fields by name, because a session that is not archived as its creator expects
+//! is worse than an error.
 
 use std::net::IpAddr;
 
@@ -10,56 +10,56 @@ use crate::model::archive_options::{NAME_CHARS_MAX, OutputMode, Resolution};
 use crate::model::layout::Layout;
 use crate::model::session::{ArchiveMode, MediaMode};
 
-/// Longest form, in bytes: the style sheet of a layout is by far the most of it.
+/// Largest form, in bytes. Most of it may be the style sheet of a layout.
 pub const FORM_BYTES_MAX: usize = 64 << 10;
 
-/// A session that somebody asks for.
+/// A session to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSession {
-    /// Where its media flows. Routed unless asked otherwise (Vonage's default of the server; some SDKs always ask).
+    /// Routed by default, like Vonage's server; some SDKs always send a mode.
     pub media_mode: MediaMode,
-    /// When it is archived.
+    /// Manual by default.
     pub archive_mode: ArchiveMode,
-    /// Where its first client is: the nearest media router is chosen.
+    /// The address of its first client, to choose the nearest media router.
     pub location: Option<IpAddr>,
-    /// Media is encrypted from client to client.
+    /// End-to-end encryption.
     pub e2ee: bool,
-    /// What its automatic archives are.
+    /// Options of its automatic archives.
     pub archive: AutomaticArchive,
 }
 
-/// What the automatic archives of a session are.
+/// Options of a session's automatic archives.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AutomaticArchive {
     /// Their name.
     pub name: Option<String>,
     /// Their size.
     pub resolution: Option<Resolution>,
-    /// Ours (`archiveOutputMode`): one MP4, one file a stream, or both.
+    /// An extension (`archiveOutputMode`): one MP4, one file a stream, or both.
     pub output_mode: Option<OutputMode>,
-    /// Ours (`archiveLayout`): a layout in JSON, as when an archive is started.
+    /// An extension (`archiveLayout`): a layout in JSON, as when an archive is started.
     pub layout: Option<Layout>,
 }
 
 /// Why a session cannot be created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CreateError {
-    /// The form is larger than any that makes sense.
+    /// The form is longer than [`FORM_BYTES_MAX`].
     #[error("the form has {0} bytes, the limit is {FORM_BYTES_MAX}")]
     TooLarge(usize),
-    /// A field has a value that it cannot have.
+    /// A field has an invalid value.
     #[error("{field} cannot be {value:?}: {expected}")]
-    Value {
-        /// Its name on the wire.
+    InvalidValue {
+        /// The field's name in the form.
         field: &'static str,
-        /// What was sent.
+        /// The value that was sent, shortened.
         value: String,
-        /// What may be sent.
+        /// The valid values.
         expected: &'static str,
     },
     /// Two fields contradict each other.
     #[error("{0}")]
-    Together(&'static str),
+    Contradiction(&'static str),
 }
 
 /// Reads a form.
@@ -70,12 +70,12 @@ pub fn parse(body: &[u8]) -> Result<NewSession, CreateError> {
     if body.len() > FORM_BYTES_MAX {
         return Err(CreateError::TooLarge(body.len()));
     }
-    let form = Form::read(body);
+    let form = FormFields::read(body);
     let session = NewSession {
-        media_mode: form.one_of("p2p.preference", MEDIA_MODES, "enabled (relayed) or disabled (routed)")?,
-        archive_mode: form.one_of("archiveMode", ARCHIVE_MODES, "manual or always")?,
+        media_mode: form.keyword("p2p.preference", MEDIA_MODES, "enabled (relayed) or disabled (routed)")?,
+        archive_mode: form.keyword("archiveMode", ARCHIVE_MODES, "manual or always")?,
         location: form.parsed("location", "an IP address")?,
-        e2ee: form.one_of("e2ee", BOOLEANS, "true or false")?,
+        e2ee: form.keyword("e2ee", BOOLEANS, "true or false")?,
         archive: AutomaticArchive {
             name: form.text("archiveName").map(archive_name).transpose()?,
             resolution: form
@@ -84,12 +84,12 @@ pub fn parse(body: &[u8]) -> Result<NewSession, CreateError> {
             layout: form.json("archiveLayout", "a layout in JSON, such as {\"type\":\"pip\"}")?,
         },
     };
-    check(&session)?;
+    check_combination(&session)?;
     Ok(session)
 }
 
-/// What must not come together.
-fn check(session: &NewSession) -> Result<(), CreateError> {
+/// Refuses fields that contradict each other.
+fn check_combination(session: &NewSession) -> Result<(), CreateError> {
     let (always, relayed) = (session.archive_mode == ArchiveMode::Always, session.media_mode == MediaMode::Relayed);
     let refused = [
         (always && relayed, "archiveMode always needs a routed session: send p2p.preference=disabled"),
@@ -105,18 +105,18 @@ fn check(session: &NewSession) -> Result<(), CreateError> {
             "archiveResolution and archiveLayout are for composed archives: archiveOutputMode individual has neither",
         ),
     ];
-    refused.into_iter().find(|(refused, _)| *refused).map_or(Ok(()), |(_, why)| Err(CreateError::Together(why)))
+    refused.into_iter().find(|(refused, _)| *refused).map_or(Ok(()), |(_, why)| Err(CreateError::Contradiction(why)))
 }
 
 fn archive_name(name: &str) -> Result<String, CreateError> {
     if name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control) {
         let (field, expected) = ("archiveName", "1 to 80 characters in one line");
-        return Err(CreateError::Value { field, value: shortened(name), expected });
+        return Err(CreateError::InvalidValue { field, value: shortened(name), expected });
     }
     Ok(name.to_owned())
 }
 
-/// The values of `p2p.preference`; the documentation's own sample sends `routed`.
+/// The values of `p2p.preference`. The sample in Vonage's documentation sends `routed`.
 const MEDIA_MODES: &[(&str, MediaMode)] = &[
     ("", MediaMode::Routed),
     ("disabled", MediaMode::Routed),
@@ -128,10 +128,10 @@ const ARCHIVE_MODES: &[(&str, ArchiveMode)] =
     &[("", ArchiveMode::Manual), ("manual", ArchiveMode::Manual), ("always", ArchiveMode::Always)];
 const BOOLEANS: &[(&str, bool)] = &[("", false), ("false", false), ("0", false), ("true", true), ("1", true)];
 
-/// Fields of a form; of one that comes twice the last counts.
-struct Form(Vec<(String, String)>);
+/// The fields of a form. If a name comes twice, the last value counts.
+struct FormFields(Vec<(String, String)>);
 
-impl Form {
+impl FormFields {
     fn read(body: &[u8]) -> Self {
         let fields = url::form_urlencoded::parse(body);
         Self(fields.map(|(name, value)| (name.into_owned(), value.trim().to_owned())).collect())
@@ -142,11 +142,11 @@ impl Form {
         value.filter(|value| !value.is_empty() && !["null", "undefined", "None"].contains(value))
     }
 
-    fn bad(&self, field: &'static str, expected: &'static str) -> CreateError {
-        CreateError::Value { field, value: shortened(self.text(field).unwrap_or_default()), expected }
+    fn invalid_value(&self, field: &'static str, expected: &'static str) -> CreateError {
+        CreateError::InvalidValue { field, value: shortened(self.text(field).unwrap_or_default()), expected }
     }
 
-    fn one_of<T: Copy>(
+    fn keyword<T: Copy>(
         &self,
         field: &'static str,
         values: &[(&str, T)],
@@ -154,7 +154,7 @@ impl Form {
     ) -> Result<T, CreateError> {
         let value = self.text(field).unwrap_or_default();
         let known = values.iter().find(|(name, _)| name.eq_ignore_ascii_case(value));
-        known.map(|(_, value)| *value).ok_or_else(|| self.bad(field, expected))
+        known.map(|(_, value)| *value).ok_or_else(|| self.invalid_value(field, expected))
     }
 
     fn parsed<T: std::str::FromStr>(
@@ -162,17 +162,17 @@ impl Form {
         field: &'static str,
         expected: &'static str,
     ) -> Result<Option<T>, CreateError> {
-        self.text(field).map(str::parse).transpose().map_err(|_| self.bad(field, expected))
+        self.text(field).map(str::parse).transpose().map_err(|_| self.invalid_value(field, expected))
     }
 
-    /// A word that stands for a value, as it would in JSON.
+    /// A value that JSON writes as a string.
     fn json_word<T: serde::de::DeserializeOwned>(
         &self,
         field: &'static str,
         expected: &'static str,
     ) -> Result<Option<T>, CreateError> {
         let word = |text: &str| serde_json::from_value(serde_json::Value::String(text.to_owned()));
-        self.text(field).map(word).transpose().map_err(|_| self.bad(field, expected))
+        self.text(field).map(word).transpose().map_err(|_| self.invalid_value(field, expected))
     }
 
     fn json<T: serde::de::DeserializeOwned>(
@@ -180,11 +180,11 @@ impl Form {
         field: &'static str,
         expected: &'static str,
     ) -> Result<Option<T>, CreateError> {
-        self.text(field).map(serde_json::from_str).transpose().map_err(|_| self.bad(field, expected))
+        self.text(field).map(serde_json::from_str).transpose().map_err(|_| self.invalid_value(field, expected))
     }
 }
 
-/// As much of a value as belongs into an error.
+/// A value, shortened for an error message.
 fn shortened(value: &str) -> String {
     value.chars().take(100).collect()
 }

@@ -1,4 +1,4 @@
-//! Sessions as developers create them: their ids, what is asked of them, where their rooms are, and how clients get in. Pure.
+//! Sessions as developers create them: ids, creation options, placement, rooms, and the access of clients. Pure.
 
 pub mod access;
 pub mod create;

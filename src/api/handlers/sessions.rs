@@ -105,7 +105,7 @@ pub async fn create(
 
 fn session_row(api: &Shared, caller: &Caller, new: NewSession) -> Result<SessionRow, ApiError> {
     let (now, application) = (Wallclock::now(), caller.application.application.clone());
-    let fields = id::Fields { application: application.clone(), location: new.location, created_at: now };
+    let fields = id::SessionIdFields { application: application.clone(), location: new.location, created_at: now };
     let session = id::encode(&fields, rand::random());
     let (region, router) = match new.media_mode {
         MediaMode::Relayed => (api.settings.worker.region.clone(), None),

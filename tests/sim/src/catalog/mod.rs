@@ -59,7 +59,7 @@ impl MemoryCatalog {
 
     /// The same catalog as another process sees it: with faults of its own.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn for_another_process(&self) -> Self {
         Self { state: Arc::clone(&self.state), faults: Faults::default() }
     }
 
@@ -79,15 +79,15 @@ impl MemoryCatalog {
     async fn call<T>(
         &self,
         operation: &'static str,
-        act: impl FnOnce(&mut State) -> Result<T, CatalogError> + Send,
+        body: impl FnOnce(&mut State) -> Result<T, CatalogError> + Send,
     ) -> Result<T, CatalogError> {
-        let away = |what: &str| CatalogError::Unavailable { doing: operation, source: what.into() };
+        let unavailable = |reason: &str| CatalogError::Unavailable { doing: operation, source: reason.into() };
         let fault = self.faults.meet(operation, "").await;
         if fault.is_some_and(|fault| fault != Fault::LostAnswer) {
-            return Err(away("fault injected by the test"));
+            return Err(unavailable("fault injected by the test"));
         }
-        let done = act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        if fault.is_some() { Err(away("fault injected by the test: the answer is lost")) } else { done }
+        let done = body(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        if fault.is_some() { Err(unavailable("fault injected by the test: the answer is lost")) } else { done }
     }
 }
 
