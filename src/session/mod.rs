@@ -1,7 +1,6 @@
-//! Sessions as developers create them: ids, creation options, placement, rooms, and the access of clients. Pure.
+//! Sessions as developers create them: ids, placement, rooms, and the access of clients. Pure.
 
 pub mod access;
-pub mod create;
 pub mod geo;
 pub mod id;
 pub mod region;
