@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::field_error::FieldError;
 use super::ids::TrackKind;
@@ -15,7 +16,7 @@ const QUANTIZATION: std::ops::RangeInclusive<u8> = 15..=40;
 const BITRATE: std::ops::RangeInclusive<u32> = 100_000..=6_000_000;
 
 /// What an archive is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OutputMode {
     /// One file a stream, in a ZIP.
@@ -40,7 +41,7 @@ impl OutputMode {
 }
 
 /// Vonage's six sizes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[allow(missing_docs)]
 pub enum Resolution {
     #[serde(rename = "640x480")]
@@ -73,7 +74,7 @@ impl Resolution {
 }
 
 /// Which streams a composed archive has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StreamMode {
     /// All.

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::field_error::FieldError;
 use super::stylesheet::Stylesheet;
@@ -10,7 +11,7 @@ use super::stylesheet::Stylesheet;
 pub const STYLESHEET_BYTES_MAX: usize = 16 << 10;
 
 /// Vonage's layout types.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub enum LayoutType {
@@ -23,11 +24,14 @@ pub enum LayoutType {
 }
 
 /// How a composed archive looks.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = ArchiveLayout)]
 pub struct Layout {
     /// Its type.
+    // A request for another layout must have it; in events and other requests it may be absent.
     #[serde(rename = "type", default)]
+    #[schema(required = true)]
     pub kind: LayoutType,
     /// Only with, and needed for, `custom`.
     pub stylesheet: Option<String>,

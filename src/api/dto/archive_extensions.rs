@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::archives::{ArchiveLayout, invalid_field, normalize_layout};
+use super::archives::{invalid_field, normalize_layout};
 use super::lenient::JsonRequest;
 use crate::api::error::ApiError;
 use crate::archive::derive::clip::Part;
@@ -71,9 +71,8 @@ impl JsonRequest for ClipArchive {
 #[serde(rename_all = "camelCase")]
 pub struct RecomposeArchive {
     /// Another layout; as it was without.
-    layout: Option<ArchiveLayout>,
+    layout: Option<Layout>,
     /// Another size; as it was without.
-    #[schema(value_type = Option<String>)]
     resolution: Option<Resolution>,
     /// Only a part: seconds from its beginning.
     from: Option<f64>,
@@ -90,11 +89,10 @@ impl JsonRequest for RecomposeArchive {
     }
 
     fn check(self) -> Result<Remake, ApiError> {
-        let layout = self.layout.map(Layout::from);
-        if let Some(layout) = &layout {
+        if let Some(layout) = &self.layout {
             layout.check().map_err(invalid_field)?;
         }
         let Span { from_ms, to_ms } = Span::new(self.from, self.to)?;
-        Ok(Remake::Recompose { layout, resolution: self.resolution, from_ms, to_ms })
+        Ok(Remake::Recompose { layout: self.layout, resolution: self.resolution, from_ms, to_ms })
     }
 }

@@ -11,37 +11,15 @@ use crate::model::archive_options::{ArchiveOptions, OutputMode, Resolution, Stre
 use crate::model::desired::Selection;
 use crate::model::field_error::FieldError;
 use crate::model::ids::{SessionId, StreamId};
-use crate::model::layout::{Layout, LayoutType};
+use crate::model::layout::Layout;
 
 /// The answer to a field that a `check` of the model refuses.
 pub(super) fn invalid_field(error: FieldError) -> ApiError {
     ApiError::invalid(error.to_string())
 }
 
-/// How a composed archive looks.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", expecting = "struct Layout")]
-pub struct ArchiveLayout {
-    /// `bestFit`, `pip`, `verticalPresentation`, `horizontalPresentation` or `custom`.
-    // As a part of another body it may be absent.
-    #[serde(default)]
-    #[schema(value_type = String, required = true)]
-    r#type: LayoutType,
-    /// Only with, and needed for, `custom`.
-    stylesheet: Option<String>,
-    /// Only with `bestFit`: the layout while a screen is shared.
-    #[schema(value_type = Option<String>)]
-    screenshare_type: Option<LayoutType>,
-}
-
-impl From<ArchiveLayout> for Layout {
-    fn from(layout: ArchiveLayout) -> Self {
-        Self { kind: layout.r#type, stylesheet: layout.stylesheet, screenshare_type: layout.screenshare_type }
-    }
-}
-
-impl JsonRequest for ArchiveLayout {
-    type Checked = Layout;
+impl JsonRequest for Layout {
+    type Checked = Self;
 
     fn normalize(fields: &mut Map<String, Value>) -> Result<(), ApiError> {
         normalize_layout_keys(fields);
@@ -53,10 +31,9 @@ impl JsonRequest for ArchiveLayout {
         Ok(())
     }
 
-    fn check(self) -> Result<Layout, ApiError> {
-        let layout = Layout::from(self);
-        layout.check().map_err(invalid_field)?;
-        Ok(layout)
+    fn check(self) -> Result<Self, ApiError> {
+        Layout::check(&self).map_err(invalid_field)?;
+        Ok(self)
     }
 }
 
@@ -98,16 +75,13 @@ pub struct StartArchive {
     has_audio: Option<bool>,
     /// True without it.
     has_video: Option<bool>,
-    /// `composed` (the default), `individual`, or ours: `both`.
-    #[schema(value_type = Option<String>)]
+    /// `composed` without it; `both` is ours.
     output_mode: Option<OutputMode>,
-    /// Of composed archives: one of Vonage's six sizes, `640x480` without it.
-    #[schema(value_type = Option<String>)]
+    /// Of composed archives: `640x480` without it.
     resolution: Option<Resolution>,
     /// Of composed archives.
-    layout: Option<ArchiveLayout>,
-    /// `auto` (the default) or `manual`.
-    #[schema(value_type = Option<String>)]
+    layout: Option<Layout>,
+    /// `auto` without it.
     stream_mode: Option<StreamMode>,
     /// Sets it apart from other archives of the session at the same time.
     multi_archive_tag: Option<String>,
@@ -150,7 +124,7 @@ impl JsonRequest for StartArchive {
             name: self.name,
             output_mode: self.output_mode.unwrap_or_default(),
             resolution: self.resolution,
-            layout: self.layout.map(Layout::from),
+            layout: self.layout,
             stream_mode: self.stream_mode.unwrap_or_default(),
             has_audio: self.has_audio.unwrap_or(true),
             has_video: self.has_video.unwrap_or(true),
@@ -219,13 +193,14 @@ mod tests {
     use super::super::query::ListQuery;
     use super::super::sessions::LayoutClasses;
     use super::*;
+    use crate::model::layout::LayoutType;
 
     fn start(body: &[u8]) -> Result<NewArchive, ApiError> {
         read_json::<StartArchive>(body)
     }
 
     fn layout(body: &[u8]) -> Result<Layout, ApiError> {
-        read_json::<ArchiveLayout>(body)
+        read_json::<Layout>(body)
     }
 
     fn streams(body: &[u8]) -> Result<StreamsChange, ApiError> {

@@ -64,7 +64,6 @@ pub struct Archive {
     pub has_transcription: bool,
     /// Of composed archives.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub resolution: Option<Resolution>,
     /// A link that is valid for ten minutes, when the status is `available`.
     pub url: Option<String>,

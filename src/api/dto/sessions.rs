@@ -51,13 +51,11 @@ pub struct SessionForm {
     /// Of automatic archives: 1 to 80 characters.
     #[serde(default, deserialize_with = "archive_name")]
     pub archive_name: Option<String>,
-    /// Of automatic archives: one of Vonage's six sizes.
+    /// Of automatic archives: their size.
     #[serde(default, deserialize_with = "archive_resolution")]
-    #[schema(value_type = Option<String>)]
     pub archive_resolution: Option<Resolution>,
-    /// Ours, of automatic archives: `composed`, `individual` or `both`.
+    /// Ours, of automatic archives: `composed` without it.
     #[serde(default, deserialize_with = "archive_output_mode")]
-    #[schema(value_type = Option<String>)]
     pub archive_output_mode: Option<OutputMode>,
     /// Ours, of automatic archives: a layout in JSON.
     #[serde(default, deserialize_with = "archive_layout")]
@@ -188,8 +186,9 @@ fn json_word<'de, D: Deserializer<'de>, T: DeserializeOwned>(
 
 /// Layout classes of a stream.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", expecting = "struct Item")]
-pub struct StreamClasses {
+#[serde(rename_all = "camelCase")]
+#[schema(as = StreamClasses)]
+pub struct Item {
     /// The stream.
     #[schema(value_type = uuid::Uuid)]
     id: StreamId,
@@ -201,7 +200,7 @@ pub struct StreamClasses {
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct LayoutClasses {
     /// Each of them.
-    items: Vec<StreamClasses>,
+    items: Vec<Item>,
 }
 
 impl JsonRequest for LayoutClasses {

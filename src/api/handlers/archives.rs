@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::api::caller::Caller;
-use crate::api::dto::archives::{ArchiveLayout, ArchiveStreams, NewArchive, StartArchive};
+use crate::api::dto::archives::{ArchiveStreams, NewArchive, StartArchive};
 use crate::api::dto::path::{ArchivePath, ProjectPath};
 use crate::api::dto::query::ListQuery;
 use crate::api::dto::response;
@@ -24,6 +24,7 @@ use crate::model::archive_options::{ArchiveOptions, OutputMode, StreamMode};
 use crate::model::desired::Desired;
 use crate::model::ids::{ArchiveId, EventId, SessionId, StreamId};
 use crate::model::job_spec::JobSpec;
+use crate::model::layout::Layout;
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
 
@@ -244,7 +245,7 @@ pub async fn delete(
 /// `PUT /v2/project/{project}/archive/{archive}/layout`
 #[utoipa::path(
     put, path = "/v2/project/{project}/archive/{archive}/layout", tag = "archives", operation_id = "setArchiveLayout",
-    params(ProjectPath, ArchivePath), request_body = ArchiveLayout,
+    params(ProjectPath, ArchivePath), request_body = Layout,
     responses((status = 200, body = response::Archive), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn layout(
@@ -252,7 +253,7 @@ pub async fn layout(
     caller: Caller,
     base: Base,
     PathParams(path): PathParams<ArchivePath>,
-    body: JsonBody<ArchiveLayout>,
+    body: JsonBody<Layout>,
 ) -> Result<Json<response::Archive>, ApiError> {
     let row = api.archive(&caller, path.archive).await?;
     let layout = body.read()?;
