@@ -17,7 +17,7 @@ use super::dto::lenient::{JsonRequest, QueryRequest, Texts, read_json, read_quer
 use super::dto::path::ProjectPath;
 use super::dto::sessions::SessionForm;
 use super::error::ApiError;
-use super::links::Base;
+use super::links::PublicUrl;
 use super::state::Shared;
 use crate::model::time::Wallclock;
 
@@ -162,11 +162,11 @@ impl FromRequestParts<Shared> for Operator {
     }
 }
 
-impl FromRequestParts<Shared> for Base {
+impl FromRequestParts<Shared> for PublicUrl {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, Self::Rejection> {
         let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        Ok(Self(api.base(host)))
+        Ok(Self(api.public_url(host)))
     }
 }

@@ -11,9 +11,9 @@ use crate::catalog::ArchiveRow;
 use crate::model::time::Wallclock;
 use crate::store::{SharedStore, StoreError};
 
-/// Where this service is found, without a slash at its end: as configured, else as the request has it.
+/// The URL at which clients reach the API, without a trailing slash: as configured, else from the request.
 #[derive(Debug, Clone)]
-pub struct Base(pub String);
+pub struct PublicUrl(pub String);
 
 /// What our links begin with.
 const PATH: &str = "/links/";
@@ -33,19 +33,24 @@ impl Links {
         Self { store, secret, valid }
     }
 
-    /// A link to an object that needs no token, and what it is called when it is kept. `base` is where this service is found;
-    /// where that is not known, there is none but of a store that has links of its own.
+    /// A link that needs no token to an object, which a browser saves as `file_name`. Without a `public_url` only a store that
+    /// presigns URLs has links.
     ///
     /// # Errors
     /// When the store cannot sign.
-    pub async fn link(&self, key: &str, file_name: &str, base: Option<&Base>) -> Result<Option<String>, StoreError> {
+    pub async fn link(
+        &self,
+        key: &str,
+        file_name: &str,
+        public_url: Option<&PublicUrl>,
+    ) -> Result<Option<String>, StoreError> {
         if let Some(link) = self.store.presign_get(key, self.valid, file_name).await? {
             return Ok(Some(link));
         }
-        let Some(Base(base)) = base else { return Ok(None) };
+        let Some(PublicUrl(url)) = public_url else { return Ok(None) };
         let expires = (Wallclock::now() + self.valid).as_millis() / 1000;
         let signature = URL_SAFE_NO_PAD.encode(self.signed(key, expires, file_name).finalize().into_bytes());
-        Ok(Some(format!("{base}{PATH}{key}?expires={expires}&name={file_name}&signature={signature}")))
+        Ok(Some(format!("{url}{PATH}{key}?expires={expires}&name={file_name}&signature={signature}")))
     }
 
     fn signed(&self, key: &str, expires: i64, file_name: &str) -> Hmac<Sha256> {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::dto::response;
-use super::links::Base;
+use super::links::PublicUrl;
 use super::state::Shared;
 use crate::catalog::{ApplicationRow, ArchiveRow};
 use crate::notify::Render;
@@ -14,9 +14,9 @@ pub struct NoticeBody(pub Shared);
 #[async_trait::async_trait]
 impl Render for NoticeBody {
     async fn render(&self, archive: &ArchiveRow, application: &ApplicationRow) -> Value {
-        // Without an address that developers know there can be no link of ours, only the store's own.
-        let base = self.0.settings.api.public_url.as_ref().map(|_| Base(self.0.base(None)));
-        let body = match self.0.wire(archive, application, base.as_ref()).await {
+        // Without a configured URL there is only a link that the store presigns.
+        let public_url = self.0.settings.api.public_url.as_ref().map(|_| PublicUrl(self.0.public_url(None)));
+        let body = match self.0.wire(archive, application, public_url.as_ref()).await {
             Ok(body) => body,
             // Better without a link than not at all: the archive can be asked for.
             Err(_) => response::archive(archive, application, None, None),

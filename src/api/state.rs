@@ -79,8 +79,8 @@ impl Api {
         self.wanted.notify_one();
     }
 
-    /// Where this service is found, given a request's `Host`.
-    pub(super) fn base(&self, host: Option<&str>) -> String {
+    /// The URL at which clients reach the API, given a request's `Host`.
+    pub(super) fn public_url(&self, host: Option<&str>) -> String {
         if let Some(url) = &self.settings.api.public_url {
             return url.trim_end_matches('/').to_owned();
         }

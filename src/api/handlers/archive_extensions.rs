@@ -13,7 +13,7 @@ use crate::api::dto::path::{ArchivePath, ProjectPath};
 use crate::api::dto::response;
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::{JsonBody, PathParams};
-use crate::api::links::Base;
+use crate::api::links::PublicUrl;
 use crate::api::state::Shared;
 use crate::archive::derive::queue::{Remake, ask};
 use crate::model::time::Wallclock;
@@ -68,11 +68,11 @@ async fn object(api: &Shared, caller: &Caller, path: &ArchivePath, kind: Kind) -
 pub async fn clip(
     State(api): State<Shared>,
     caller: Caller,
-    base: Base,
+    public_url: PublicUrl,
     PathParams(path): PathParams<ArchivePath>,
     body: JsonBody<ClipArchive>,
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
-    remake(&api, &caller, &base, &path, &body).await
+    remake(&api, &caller, &public_url, &path, &body).await
 }
 
 /// `POST /v2/project/{project}/archive/{archive}/recompose`: ours. Makes a new archive of the segments that are kept of another
@@ -85,22 +85,22 @@ pub async fn clip(
 pub async fn recompose(
     State(api): State<Shared>,
     caller: Caller,
-    base: Base,
+    public_url: PublicUrl,
     PathParams(path): PathParams<ArchivePath>,
     body: JsonBody<RecomposeArchive>,
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
-    remake(&api, &caller, &base, &path, &body).await
+    remake(&api, &caller, &public_url, &path, &body).await
 }
 
 /// The new archive is `stopped` until it is made, then `available`, or `failed`; callbacks tell.
 async fn remake(
     api: &Shared,
     caller: &Caller,
-    base: &Base,
+    public_url: &PublicUrl,
     path: &ArchivePath,
     body: &JsonBody<impl JsonRequest<Checked = Remake>>,
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
     let of = api.archive(caller, path.archive).await?;
     let new = ask(api.catalog.as_ref(), &of, &body.read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
-    Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, Some(base)).await?)))
+    Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, Some(public_url)).await?)))
 }

@@ -13,7 +13,7 @@ use crate::api::dto::query::ListQuery;
 use crate::api::dto::response;
 use crate::api::error::{ALREADY_ARCHIVING, ApiError, ErrorBody, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
 use crate::api::extract::{JsonBody, PathParams, QueryParams};
-use crate::api::links::Base;
+use crate::api::links::PublicUrl;
 use crate::api::state::Shared;
 use crate::archive::delete;
 use crate::archive::delete::DeleteError;
@@ -140,14 +140,14 @@ async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
 pub async fn list(
     State(api): State<Shared>,
     caller: Caller,
-    base: Base,
+    public_url: PublicUrl,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<response::ArchiveList>, ApiError> {
     let filter = query.filter(caller.application.application.clone());
     let (rows, count) = api.catalog.archives(&filter).await?;
     let mut items = Vec::with_capacity(rows.len());
     for row in &rows {
-        items.push(api.wire(row, &caller.application, Some(&base)).await?);
+        items.push(api.wire(row, &caller.application, Some(&public_url)).await?);
     }
     Ok(Json(response::ArchiveList { count, items }))
 }
@@ -161,11 +161,11 @@ pub async fn list(
 pub async fn get(
     State(api): State<Shared>,
     caller: Caller,
-    base: Base,
+    public_url: PublicUrl,
     PathParams(path): PathParams<ArchivePath>,
 ) -> Result<Json<response::Archive>, ApiError> {
     let row = api.archive(&caller, path.archive).await?;
-    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
 }
 
 /// `POST /v2/project/{project}/archive/{archive}/stop`
@@ -179,7 +179,7 @@ pub async fn get(
 pub async fn stop(
     State(api): State<Shared>,
     caller: Caller,
-    base: Base,
+    public_url: PublicUrl,
     PathParams(path): PathParams<ArchivePath>,
 ) -> Result<Json<response::Archive>, ApiError> {
     let archive = path.archive;
@@ -195,7 +195,7 @@ pub async fn stop(
         api.nudge();
     }
     let row = if job.as_ref().is_some_and(is_automatic) { row } else { stopped(&api, &caller, row).await? };
-    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
 }
 
 /// Whether nobody started an archive: its session did.
@@ -251,7 +251,7 @@ pub async fn delete(
 pub async fn layout(
     State(api): State<Shared>,
     caller: Caller,
-    base: Base,
+    public_url: PublicUrl,
     PathParams(path): PathParams<ArchivePath>,
     body: JsonBody<Layout>,
 ) -> Result<Json<response::Archive>, ApiError> {
@@ -262,7 +262,7 @@ pub async fn layout(
     }
     desire(api.catalog.as_ref(), row.archive, |desired| desired.layout = Some(layout.clone())).await?;
     api.nudge();
-    Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
+    Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
 }
 
 /// `PATCH /v2/project/{project}/archive/{archive}/streams`
@@ -343,16 +343,16 @@ impl crate::api::state::Api {
         found.ok_or_else(|| ApiError::not_found("there is no such session: was it created here, by this application?"))
     }
 
-    /// An archive as it is sent, with a link if it has a file. Without a `base` there are the store's own links only.
+    /// The archive of an answer, with a link if it has a file. Without a `public_url` only a store that presigns URLs has links.
     pub(in crate::api) async fn wire(
         &self,
         row: &ArchiveRow,
         application: &crate::catalog::ApplicationRow,
-        base: Option<&Base>,
+        public_url: Option<&PublicUrl>,
     ) -> Result<response::Archive, ApiError> {
         let url = match &row.object_key {
             Some(key) if row.status == ArchiveStatus::Available => {
-                self.links.link(key, &crate::api::links::file_name(row, key), base).await?
+                self.links.link(key, &crate::api::links::file_name(row, key), public_url).await?
             }
             _ => None,
         };
