@@ -102,7 +102,7 @@ impl FromRequest<Shared> for SessionForm {
     }
 }
 
-/// Who asks: counted, and the project in the path is theirs.
+/// Authenticates the request, counts it against the rate limit of the application, and checks the project in the path.
 impl FromRequestParts<Shared> for Caller {
     type Rejection = ApiError;
 
@@ -110,7 +110,7 @@ impl FromRequestParts<Shared> for Caller {
         let caller = match caller::caller(api.catalog.as_ref(), &parts.headers, Wallclock::now()).await {
             Ok(caller) => caller,
             Err(refused) => {
-                Stranger::of(parts).counted(api)?;
+                UnauthenticatedClient::of(parts).count_request(api)?;
                 return Err(refused);
             }
         };
@@ -123,22 +123,22 @@ impl FromRequestParts<Shared> for Caller {
     }
 }
 
-/// Somebody who is not let in yet.
+/// The client of a request that is not authenticated yet, by its address.
 #[derive(Debug)]
-pub struct Stranger(Option<std::net::IpAddr>);
+pub struct UnauthenticatedClient(Option<std::net::IpAddr>);
 
-impl Stranger {
+impl UnauthenticatedClient {
     fn of(parts: &Parts) -> Self {
         Self(parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip()))
     }
 
-    /// Counts a request that is not let in.
-    pub fn counted(&self, api: &Shared) -> Result<(), ApiError> {
-        self.0.map_or(Ok(()), |address| api.limits.stranger(address))
+    /// Counts a refused request against the rate limit of the address.
+    pub fn count_request(&self, api: &Shared) -> Result<(), ApiError> {
+        self.0.map_or(Ok(()), |address| api.limits.unauthenticated(address))
     }
 }
 
-impl FromRequestParts<Shared> for Stranger {
+impl FromRequestParts<Shared> for UnauthenticatedClient {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Self::Rejection> {
@@ -157,7 +157,7 @@ impl FromRequestParts<Shared> for Operator {
         if caller::is_operator(&parts.headers, api.settings.api.operator_token.as_ref()) {
             return Ok(Self);
         }
-        Stranger::of(parts).counted(api)?;
+        UnauthenticatedClient::of(parts).count_request(api)?;
         Err(ApiError::forbidden("this needs the operators' token: `Authorization: Bearer` with `api.operator_token`"))
     }
 }

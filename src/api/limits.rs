@@ -12,7 +12,7 @@ use crate::model::ids::{ApplicationId, SessionId};
 /// The counters. Forgotten when they are full again: see [`Limits::forget`].
 pub struct Limits {
     applications: DefaultKeyedRateLimiter<ApplicationId>,
-    strangers: DefaultKeyedRateLimiter<IpAddr>,
+    unauthenticated: DefaultKeyedRateLimiter<IpAddr>,
     sessions: DefaultKeyedRateLimiter<SessionId>,
 }
 
@@ -24,7 +24,7 @@ impl Limits {
         let quota = Quota::per_second(rate).allow_burst(rate.saturating_mul(nonzero(2)));
         Self {
             applications: RateLimiter::keyed(quota),
-            strangers: RateLimiter::keyed(quota),
+            unauthenticated: RateLimiter::keyed(quota),
             sessions: RateLimiter::keyed(quota),
         }
     }
@@ -45,18 +45,18 @@ impl Limits {
         self.sessions.check_key(session).map_err(|_| too_many())
     }
 
-    /// Counts a request that was not let in.
+    /// Counts a request without a valid token.
     ///
     /// # Errors
     /// 429 when there are too many.
-    pub fn stranger(&self, address: IpAddr) -> Result<(), ApiError> {
-        self.strangers.check_key(&address).map_err(|_| too_many())
+    pub fn unauthenticated(&self, address: IpAddr) -> Result<(), ApiError> {
+        self.unauthenticated.check_key(&address).map_err(|_| too_many())
     }
 
     /// Forgets who has not asked for a while, so that the counters do not grow for ever.
     pub fn forget(&self) {
         self.applications.retain_recent();
-        self.strangers.retain_recent();
+        self.unauthenticated.retain_recent();
         self.sessions.retain_recent();
     }
 }

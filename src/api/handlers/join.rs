@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::api::caller::{bearer, keys};
 use crate::api::dto::path::SessionPath;
 use crate::api::error::{ApiError, ErrorBody, NOT_ROUTED};
-use crate::api::extract::{PathParams, Stranger};
+use crate::api::extract::{PathParams, UnauthenticatedClient};
 use crate::api::state::Shared;
 use crate::auth::client_token::{ClientToken, Role};
 use crate::auth::token::TokenError;
@@ -50,7 +50,7 @@ pub struct Joined {
 )]
 pub async fn join(
     State(api): State<Shared>,
-    stranger: Stranger,
+    client: UnauthenticatedClient,
     headers: HeaderMap,
     path: Result<PathParams<SessionPath>, ApiError>,
 ) -> Result<Json<Joined>, ApiError> {
@@ -58,19 +58,19 @@ pub async fn join(
     let token = match verified(&api, &headers, now).await {
         Ok(token) => token,
         Err(refused) => {
-            stranger.counted(&api)?;
+            client.count_request(&api)?;
             return Err(refused);
         }
     };
     // Only now: a request with a bad token counts against its address, whatever its path.
     let PathParams(path) = path?;
     if path.session != token.session {
-        stranger.counted(&api)?;
+        client.count_request(&api)?;
         return Err(ApiError::forbidden("the session in the address is not the one that the token is of"));
     }
     let Some(session) = api.catalog.session(&token.application, &token.session).await? else {
         // Each of these would have a counter of its own: who makes sessions up is counted as one.
-        stranger.counted(&api)?;
+        client.count_request(&api)?;
         return Err(ApiError::not_found("there is no such session"));
     };
     api.limits.client(&session.session)?;
