@@ -3,7 +3,7 @@
 //! ```text
 //! request ─► id, time limit, count ─► caller: token ─► application ─► rate ─► handler ─► catalog, store, router
 //!                                          403            path's project?        │
-//!                                                                                └─► nudge: workers look at once
+//!                                                                                └─► wake-up: workers look at the catalog now
 //! ```
 //!
 //! What is asked for of a running archive goes into the catalog, where it survives whoever owns the job; nobody is called.

@@ -27,8 +27,8 @@ pub struct Api {
     pub(super) geo: Geo,
     /// What is to be removed although nobody waits for it any more.
     pub(super) deletions: DeletionQueue,
-    /// Notified when workers should look into the catalog.
-    pub(super) wanted: Notify,
+    /// Notified when workers should look at the catalog now.
+    pub(super) wake_requests: Notify,
 }
 
 /// As handlers have it.
@@ -56,17 +56,17 @@ impl Api {
             limits: Limits::new(settings.api.requests_per_second),
             routers,
             deletions,
-            wanted: Notify::new(),
+            wake_requests: Notify::new(),
             catalog,
             store,
             settings,
         }
     }
 
-    /// Notified when workers should look into the catalog.
+    /// Notified when workers should look at the catalog now.
     #[must_use]
-    pub const fn wanted(&self) -> &Notify {
-        &self.wanted
+    pub const fn wake_requests(&self) -> &Notify {
+        &self.wake_requests
     }
 
     /// Forgets the counters of who has not asked for a while.
@@ -74,9 +74,9 @@ impl Api {
         self.limits.forget();
     }
 
-    /// Makes all workers look into the catalog at once.
-    pub(super) fn nudge(&self) {
-        self.wanted.notify_one();
+    /// Makes all workers look at the catalog now.
+    pub(super) fn wake_workers(&self) {
+        self.wake_requests.notify_one();
     }
 
     /// The URL at which clients reach the API, given a request's `Host`.

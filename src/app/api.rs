@@ -86,7 +86,7 @@ pub async fn serve(
     tasks.spawn({
         let (api, cancel_tasks) = (Arc::clone(&api), cancel_tasks.clone());
         async move {
-            let publishing = async || broker.publish_wakeups(api.wanted(), &cancel_tasks).await;
+            let publishing = async || broker.publish_wakeups(api.wake_requests(), &cancel_tasks).await;
             while panicked("publishing wake-ups", &cancel_tasks, publishing()).await {}
         }
     });

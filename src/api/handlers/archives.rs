@@ -72,7 +72,7 @@ pub async fn start(
         ));
     }
     let row = begin(&api, &session, options).await?;
-    api.nudge();
+    api.wake_workers();
     Ok(Json(response::archive(&row, &caller.application, None, Some(&Desired::default()))))
 }
 
@@ -192,7 +192,7 @@ pub async fn stop(
     let job = api.catalog.job(row.job).await?;
     if !job.as_ref().is_some_and(is_automatic) && response::is_running(row.status) {
         api.catalog.request_stop(row.job, USER_INITIATED, Wallclock::now()).await?;
-        api.nudge();
+        api.wake_workers();
     }
     let row = if job.as_ref().is_some_and(is_automatic) { row } else { stopped(&api, &caller, row).await? };
     Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
@@ -261,7 +261,7 @@ pub async fn layout(
         return Err(ApiError::invalid("an individual archive has no layout"));
     }
     desire(api.catalog.as_ref(), row.archive, |desired| desired.layout = Some(layout.clone())).await?;
-    api.nudge();
+    api.wake_workers();
     Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
 }
 
@@ -282,7 +282,7 @@ pub async fn streams(
     api.knows_streams(&row, &change).await?;
     match select_streams(api.catalog.as_ref(), row.archive, &change).await {
         Ok(_) => {
-            api.nudge();
+            api.wake_workers();
             Ok(StatusCode::NO_CONTENT.into_response())
         }
         // What the SDKs know as "streamMode is auto".

@@ -296,7 +296,7 @@ impl crate::api::state::Api {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.nudge();
+        self.wake_workers();
         Ok(())
     }
 }
