@@ -83,6 +83,22 @@ pub fn file_name(row: &ArchiveRow, key: &str) -> String {
     format!("{name}-{}.{extension}", row.archive)
 }
 
+/// The path of a link of ours: the parts of the object's key.
+#[derive(Debug, Deserialize)]
+pub struct LinkPath {
+    application: String,
+    archive: String,
+    file: String,
+}
+
+impl LinkPath {
+    /// The key of the object.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("{}/{}/{}", self.application, self.archive, self.file)
+    }
+}
+
 /// The query of a link of ours.
 #[derive(Debug, Deserialize)]
 pub struct LinkQuery {

@@ -108,9 +108,19 @@ fn check_id(id: &ApplicationId, kind: ApplicationKind) -> Result<(), AppsError> 
     Err(AppsError::Invalid(format!("{id}: {needed}")))
 }
 
-fn checked(key: NewKey) -> Result<(ApplicationKind, SecretString, bool), AppsError> {
+/// A key that can be added.
+struct CheckedKey {
+    kind: ApplicationKind,
+    key: SecretString,
+    /// Whether the key is a secret that was generated here.
+    generated: bool,
+}
+
+fn checked(key: NewKey) -> Result<CheckedKey, AppsError> {
     match key {
-        NewKey::Public(pem) if is_public_key(&pem) => Ok((ApplicationKind::Unified, pem.into(), false)),
+        NewKey::Public(pem) if is_public_key(&pem) => {
+            Ok(CheckedKey { kind: ApplicationKind::Unified, key: pem.into(), generated: false })
+        }
         NewKey::Public(_) => Err(AppsError::Invalid(
             "this is no RSA public key in PEM; of a private key, `openssl rsa -in private.key -pubout` makes it"
                 .to_owned(),
@@ -118,8 +128,8 @@ fn checked(key: NewKey) -> Result<(ApplicationKind, SecretString, bool), AppsErr
         NewKey::Secret(Some(secret)) if secret.expose_secret().chars().count() < SECRET_CHARS_MIN => {
             Err(AppsError::Invalid(format!("the secret has fewer than {SECRET_CHARS_MIN} characters")))
         }
-        NewKey::Secret(Some(secret)) => Ok((ApplicationKind::Legacy, secret, false)),
-        NewKey::Secret(None) => Ok((ApplicationKind::Legacy, new_secret(), true)),
+        NewKey::Secret(Some(secret)) => Ok(CheckedKey { kind: ApplicationKind::Legacy, key: secret, generated: false }),
+        NewKey::Secret(None) => Ok(CheckedKey { kind: ApplicationKind::Legacy, key: new_secret(), generated: true }),
     }
 }
 
@@ -133,7 +143,7 @@ pub async fn add(
     new: NewApplication,
     now: Wallclock,
 ) -> Result<Changed, AppsError> {
-    let (kind, key, made) = checked(new.key)?;
+    let CheckedKey { kind, key, generated } = checked(new.key)?;
     let id = match new.id {
         Some(id) => id,
         None => new_id(kind),
@@ -153,7 +163,7 @@ pub async fn add(
     if !catalog.add_application(&row).await? {
         return Err(AppsError::Exists(id));
     }
-    Ok(Changed { row, new_secret: made.then_some(key) })
+    Ok(Changed { row, new_secret: generated.then_some(key) })
 }
 
 fn new_id(kind: ApplicationKind) -> ApplicationId {
@@ -198,7 +208,7 @@ pub async fn rotate(
     let secret = new_secret();
     let change = |row: &mut ApplicationRow| {
         let key = match (row.kind, &public_key) {
-            (ApplicationKind::Unified, Some(pem)) => checked(NewKey::Public(pem.clone()))?.1,
+            (ApplicationKind::Unified, Some(pem)) => checked(NewKey::Public(pem.clone()))?.key,
             (ApplicationKind::Legacy, None) => secret.clone(),
             (ApplicationKind::Unified, None) => {
                 return Err(AppsError::Invalid("a unified application needs --public-key FILE".to_owned()));

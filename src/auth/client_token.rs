@@ -96,8 +96,11 @@ struct Content<'a> {
 #[derive(Debug)]
 enum Signature {
     Jwt(Signed),
-    /// The text that is signed, and its HMAC-SHA1.
-    T1(String, Vec<u8>),
+    /// The older form: HMAC-SHA1 of a query.
+    T1 {
+        query: String,
+        hmac: Vec<u8>,
+    },
 }
 
 impl ClientToken {
@@ -161,7 +164,7 @@ impl ClientToken {
             None => Ok(None),
             Some(text) => text.parse().ok().and_then(instant).map(Some).ok_or(ValidityError::NotSeconds(name)),
         };
-        let signature = find(&head, "sig").and_then(|hex| unhex(&hex)).ok_or(TokenError::Malformed)?;
+        let hmac = find(&head, "sig").and_then(|hex| unhex(&hex)).ok_or(TokenError::Malformed)?;
         let (role, data) = (value("role").unwrap_or_default(), value("connection_data").unwrap_or_default());
         let content = Content {
             application: application_of(find(&head, "partner_id"), None)?,
@@ -175,7 +178,7 @@ impl ClientToken {
                 .collect(),
             times: Times { issued_at: time("create_time")?, not_before: None, expires_at: time("expire_time")? },
         };
-        Self::new(Signature::T1(query.to_owned(), signature), content)
+        Self::new(Signature::T1 { query: query.to_owned(), hmac }, content)
     }
 
     fn new(signed: Signature, content: Content<'_>) -> Result<Self, TokenError> {
@@ -201,13 +204,13 @@ impl ClientToken {
     pub fn verify(&self, keys: &Keys, now: Wallclock) -> Result<(), TokenError> {
         let good = match (&self.signed, keys) {
             (Signature::Jwt(signed), keys) => signed.is_by(keys),
-            (Signature::T1(text, signature), Keys::Legacy(secrets)) => secrets.iter().any(|secret| {
+            (Signature::T1 { query, hmac }, Keys::Legacy(secrets)) => secrets.iter().any(|secret| {
                 let mac = Hmac::<Sha1>::new_from_slice(secret.expose_secret().as_bytes());
                 let mut mac = mac.expect("a key of any length will do");
-                mac.update(text.as_bytes());
-                mac.verify_slice(signature).is_ok()
+                mac.update(query.as_bytes());
+                mac.verify_slice(hmac).is_ok()
             }),
-            (Signature::T1(..), Keys::Unified(_)) => false,
+            (Signature::T1 { .. }, Keys::Unified(_)) => false,
         };
         if !good {
             return Err(TokenError::Signature);

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::error::ApiError;
-use crate::api::links::LinkQuery;
+use crate::api::links::{LinkPath, LinkQuery};
 use crate::api::state::Shared;
 use crate::model::time::Wallclock;
 use crate::store::keys::{Keys, Kind};
@@ -36,11 +36,11 @@ fn range(header: Option<&str>, size: u64) -> Result<Option<(u64, u64)>, ()> {
 /// `GET /links/{application}/{archive}/{file}`
 pub async fn serve(
     State(api): State<Shared>,
-    Path((application, archive, file)): Path<(String, String, String)>,
+    Path(path): Path<LinkPath>,
     Query(query): Query<LinkQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let key = format!("{application}/{archive}/{file}");
+    let key = path.key();
     let kind = Keys::parse(&key).map(|(_, kind)| kind).filter(|kind| !matches!(kind, Kind::Bundle(..)));
     let Some(kind) = kind.filter(|_| api.links.is_good(&key, &query, Wallclock::now())) else {
         return Err(ApiError::forbidden(
