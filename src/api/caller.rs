@@ -1,6 +1,6 @@
-//! Who asks: from the token of a request to the application that it is of.
+//! Authentication: from the token of a request to its application.
 //!
-//! Whoever is not let in gets 403 and the reason in general terms; which applications there are is not told.
+//! Invalid credentials: 403 with a reason in general terms, which does not tell whether an application exists.
 
 use axum::http::{HeaderMap, header};
 use secrecy::ExposeSecret;
@@ -12,9 +12,9 @@ use crate::catalog::{ApplicationKind, ApplicationRow, Catalog};
 use crate::model::time::Wallclock;
 
 /// The header of `OpenTok`'s SDKs.
-pub const OPENTOK: &str = "x-opentok-auth";
+pub const OPENTOK_HEADER: &str = "x-opentok-auth";
 
-/// Somebody who may ask in the name of an application.
+/// An authenticated sender of requests.
 #[derive(Debug, Clone)]
 pub struct Caller {
     /// The application.
@@ -34,7 +34,7 @@ impl Caller {
     }
 }
 
-/// The keys that an application's requests may be signed with now.
+/// The keys with which an application may sign its requests now.
 #[must_use]
 pub fn keys(application: &ApplicationRow, now: Wallclock) -> Keys {
     let good = application.keys.iter().filter(|key| key.is_good(now)).map(|key| key.key.clone());
@@ -44,31 +44,34 @@ pub fn keys(application: &ApplicationRow, now: Wallclock) -> Keys {
     }
 }
 
-/// A token as it stands in the headers. PHP's shim puts a unified one into `OpenTok`'s header.
+/// The token in the headers. PHP's shim sends the token of a unified application in `OpenTok`'s header.
 ///
 /// # Errors
-/// When there is none.
+/// Without a token.
 pub fn bearer(headers: &HeaderMap) -> Result<&str, TokenError> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let authorization = text(header::AUTHORIZATION.as_str()).and_then(|value| {
         let (scheme, token) = value.trim().split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
-    authorization.or_else(|| text(OPENTOK).map(str::trim)).filter(|token| !token.is_empty()).ok_or(TokenError::Missing)
+    authorization
+        .or_else(|| text(OPENTOK_HEADER).map(str::trim))
+        .filter(|token| !token.is_empty())
+        .ok_or(TokenError::Missing)
 }
 
-/// Who sends a request with these headers.
+/// Authenticates the sender of a request with these headers.
 ///
 /// # Errors
-/// 403 when nobody does who may, 503 when the catalog cannot be asked.
-pub async fn caller(catalog: &dyn Catalog, headers: &HeaderMap, now: Wallclock) -> Result<Caller, ApiError> {
+/// 403 without a valid token, 503 when the catalog is unavailable.
+pub async fn authenticate(catalog: &dyn Catalog, headers: &HeaderMap, now: Wallclock) -> Result<Caller, ApiError> {
     let token = Unverified::parse(bearer(headers)?)?;
     let application = catalog.application(&token.application).await?.ok_or(TokenError::Unknown)?;
     token.verify(&keys(&application, now), now)?;
     Ok(Caller { application })
 }
 
-/// Whether the headers have the operators' token.
+/// Whether the headers contain the operators' token.
 #[must_use]
 pub fn is_operator(headers: &HeaderMap, token: Option<&secrecy::SecretString>) -> bool {
     let (Some(token), Ok(given)) = (token, bearer(headers)) else { return false };
@@ -77,13 +80,13 @@ pub fn is_operator(headers: &HeaderMap, token: Option<&secrecy::SecretString>) -
 
 impl From<TokenError> for ApiError {
     fn from(error: TokenError) -> Self {
-        let told = match error {
-            // Whether it is the key or the application that is not known is nobody's business.
+        let message = match error {
+            // The answer does not tell whether the key or the application is unknown.
             TokenError::Unknown | TokenError::Signature => {
                 "the token is not signed with a key of an application that is known here".to_owned()
             }
             other => other.to_string(),
         };
-        Self::forbidden(told)
+        Self::forbidden(message)
     }
 }

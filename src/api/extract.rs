@@ -107,7 +107,7 @@ impl FromRequestParts<Shared> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
-        let caller = match caller::caller(api.catalog.as_ref(), &parts.headers, Wallclock::now()).await {
+        let caller = match caller::authenticate(api.catalog.as_ref(), &parts.headers, Wallclock::now()).await {
             Ok(caller) => caller,
             Err(refused) => {
                 UnauthenticatedClient::of(parts).count_request(api)?;

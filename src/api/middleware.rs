@@ -1,4 +1,4 @@
-//! What is around every request: its time limit, its span and metrics, errors in the shape that the SDKs parse.
+//! Layers around every request: time limit, log span, metrics, and errors in the form that the SDKs parse.
 
 use axum::body::to_bytes;
 use axum::extract::{MatchedPath, Request, State};
@@ -12,24 +12,24 @@ use super::error::ApiError;
 use super::state::Shared;
 use crate::runtime::metrics::{RequestLabels, metrics};
 
-/// As much of an error's text is kept as belongs into a message.
+/// Longest text of an error, in bytes.
 const ERROR_BYTES_MAX: usize = 1000;
 /// The header of a request's id.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The answer to a request whose handler panicked.
-pub(super) fn panicked() -> Response {
+pub(super) fn panic_response() -> Response {
     tracing::error!(fault.kind = "bug", "a request's handler panicked");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "bug: the service's log says more").into_response()
 }
 
-/// Limits, counts and logs a request: its route, never its query or headers, where tokens and signatures are.
+/// Limits, counts and logs a request: its route, but never its query or headers, which contain tokens and signatures.
 pub(super) async fn observe(State(api): State<Shared>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = request.method().clone();
     let id = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    // Whoever sends an id of their own chooses what stands in our log: so much of it, and no control characters.
+    // The client chooses this text of our log: limited in length, without control characters.
     let id: String = id.chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
     let span = tracing::info_span!("request", id, %method, route);
     let answered = timeout(api.settings.api.timeout.0, next.run(request)).instrument(span.clone()).await;
@@ -48,7 +48,7 @@ pub(super) async fn observe(State(api): State<Shared>, request: Request, next: N
     response
 }
 
-/// An error that a library answered with plain text, in the shape that the SDKs parse.
+/// Converts an error that a library answered with plain text to the form that the SDKs parse.
 pub(super) async fn json_rejections(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let status = response.status();
@@ -60,12 +60,12 @@ pub(super) async fn json_rejections(request: Request, next: Next) -> Response {
     let text = to_bytes(body, ERROR_BYTES_MAX).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let message = if text.is_empty() { status.canonical_reason().unwrap_or("refused").to_owned() } else { text };
-    let mut told = ApiError::new(status, message).into_response();
-    // Such as `Allow`, which says what can be asked instead.
+    let mut converted = ApiError::new(status, message).into_response();
+    // Such as `Allow`, which lists the methods of the address.
     for (name, value) in &parts.headers {
-        if !told.headers().contains_key(name) && name != header::CONTENT_LENGTH {
-            told.headers_mut().insert(name.clone(), value.clone());
+        if !converted.headers().contains_key(name) && name != header::CONTENT_LENGTH {
+            converted.headers_mut().insert(name.clone(), value.clone());
         }
     }
-    told
+    converted
 }

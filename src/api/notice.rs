@@ -16,7 +16,7 @@ impl Render for NoticeBody {
     async fn render(&self, archive: &ArchiveRow, application: &ApplicationRow) -> Value {
         // Without a configured URL there is only a link that the store presigns.
         let public_url = self.0.settings.api.public_url.as_ref().map(|_| PublicUrl(self.0.public_url(None)));
-        let body = match self.0.wire(archive, application, public_url.as_ref()).await {
+        let body = match self.0.archive_response(archive, application, public_url.as_ref()).await {
             Ok(body) => body,
             // Better without a link than not at all: the archive can be asked for.
             Err(_) => response::archive(archive, application, None, None),

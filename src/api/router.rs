@@ -14,7 +14,7 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use super::caller;
 use super::error::ApiError;
 use super::handlers::downloads;
-use super::middleware::{REQUEST_ID, json_rejections, observe, panicked};
+use super::middleware::{REQUEST_ID, json_rejections, observe, panic_response};
 use super::openapi::operations;
 use super::state::Shared;
 
@@ -29,7 +29,7 @@ pub(super) fn routes(api: &Shared) -> Router {
     let routes = routes
         .layer(DefaultBodyLimit::max(body_max))
         .layer(from_fn(json_rejections))
-        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| panicked()))
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| panic_response()))
         .layer(from_fn_with_state(Arc::clone(api), observe))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid));
@@ -48,5 +48,5 @@ fn cors(origins: &[String]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(known)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static(caller::OPENTOK)])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static(caller::OPENTOK_HEADER)])
 }

@@ -102,5 +102,5 @@ async fn remake(
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
     let of = api.archive(caller, path.archive).await?;
     let new = ask(api.catalog.as_ref(), &of, &body.read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
-    Ok((StatusCode::ACCEPTED, Json(api.wire(&new, &caller.application, Some(public_url)).await?)))
+    Ok((StatusCode::ACCEPTED, Json(api.archive_response(&new, &caller.application, Some(public_url)).await?)))
 }

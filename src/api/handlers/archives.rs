@@ -147,7 +147,7 @@ pub async fn list(
     let (rows, count) = api.catalog.archives(&filter).await?;
     let mut items = Vec::with_capacity(rows.len());
     for row in &rows {
-        items.push(api.wire(row, &caller.application, Some(&public_url)).await?);
+        items.push(api.archive_response(row, &caller.application, Some(&public_url)).await?);
     }
     Ok(Json(response::ArchiveList { count, items }))
 }
@@ -165,7 +165,7 @@ pub async fn get(
     PathParams(path): PathParams<ArchivePath>,
 ) -> Result<Json<response::Archive>, ApiError> {
     let row = api.archive(&caller, path.archive).await?;
-    Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
+    Ok(Json(api.archive_response(&row, &caller.application, Some(&public_url)).await?))
 }
 
 /// `POST /v2/project/{project}/archive/{archive}/stop`
@@ -195,7 +195,7 @@ pub async fn stop(
         api.wake_workers();
     }
     let row = if job.as_ref().is_some_and(is_automatic) { row } else { stopped(&api, &caller, row).await? };
-    Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
+    Ok(Json(api.archive_response(&row, &caller.application, Some(&public_url)).await?))
 }
 
 /// Whether nobody started an archive: its session did.
@@ -262,7 +262,7 @@ pub async fn layout(
     }
     desire(api.catalog.as_ref(), row.archive, |desired| desired.layout = Some(layout.clone())).await?;
     api.wake_workers();
-    Ok(Json(api.wire(&row, &caller.application, Some(&public_url)).await?))
+    Ok(Json(api.archive_response(&row, &caller.application, Some(&public_url)).await?))
 }
 
 /// `PATCH /v2/project/{project}/archive/{archive}/streams`
@@ -344,7 +344,7 @@ impl crate::api::state::Api {
     }
 
     /// The archive of an answer, with a link if it has a file. Without a `public_url` only a store that presigns URLs has links.
-    pub(in crate::api) async fn wire(
+    pub(in crate::api) async fn archive_response(
         &self,
         row: &ArchiveRow,
         application: &crate::catalog::ApplicationRow,
