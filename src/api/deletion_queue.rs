@@ -1,5 +1,5 @@
-//! Removing what was deleted from the store, after the answer: a long archive has thousands of objects, and nobody waits for
-//! them. What is not removed here, because there is too much or the service stops, the sweep removes.
+//! Removes the objects of deleted archives from the store after the answer, because a long archive has thousands of them. The sweep
+//! removes what is left when the queue is full or the service stops.
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -11,18 +11,18 @@ use crate::catalog::{ArchiveRow, Catalog};
 use crate::model::fault::chain;
 use crate::store::SharedStore;
 
-/// Archives that are removed at a time; of each, some objects at a time.
+/// Archives whose objects are removed at the same time.
 const AT_ONCE: usize = 4;
-/// Archives that wait for it.
+/// Archives that may wait.
 const WAITING_MAX: usize = 1000;
 
-/// Where deleted archives go.
+/// The sending end: takes deleted archives.
 pub struct DeletionQueue(mpsc::Sender<ArchiveRow>);
 
-/// The other end.
+/// The receiving end, for [`run_deletions`].
 pub struct DeletedArchives(mpsc::Receiver<ArchiveRow>);
 
-/// A queue, and its other end.
+/// A queue's two ends.
 #[must_use]
 pub fn deletion_queue() -> (DeletionQueue, DeletedArchives) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
@@ -30,7 +30,7 @@ pub fn deletion_queue() -> (DeletionQueue, DeletedArchives) {
 }
 
 impl DeletionQueue {
-    /// The objects of an archive, that is marked as deleted, are removed soon.
+    /// Enqueues an archive that is marked as deleted.
     pub fn add(&self, row: ArchiveRow) {
         let archive = row.archive;
         if self.0.try_send(row).is_err() {
@@ -39,7 +39,7 @@ impl DeletionQueue {
     }
 }
 
-/// Removes them until `cancel`.
+/// Removes the objects of deleted archives until `cancel`.
 pub async fn run_deletions(
     catalog: &dyn Catalog,
     store: &SharedStore,

@@ -1,4 +1,4 @@
-//! Errors as the SDKs of Vonage and `OpenTok` read them: a JSON object with `code`, `message` and `description`.
+//! Errors in the form that the SDKs of Vonage and `OpenTok` read: a JSON object with `code`, `message` and `description`.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -11,15 +11,15 @@ use crate::model::fault::{Blame, Fault, HasFault, Retry, chain};
 use crate::router::RouterError;
 use crate::store::StoreError;
 
-/// Vonage's code where a session is archived already.
+/// Vonage's code for a session that is being archived already.
 pub const ALREADY_ARCHIVING: i64 = 15001;
-/// Vonage's code where an archive that does not run is to be stopped.
+/// Vonage's code for stopping an archive that is not running.
 pub const NOT_RUNNING: i64 = 15002;
-/// Vonage's code where an archive that is not finished is to be deleted.
+/// Vonage's code for deleting an archive that is not finished.
 pub const NOT_DELETABLE: i64 = 15004;
-/// Vonage's code where a relayed session is to be archived.
+/// Vonage's code for archiving a relayed session.
 pub const NOT_ROUTED: i64 = 15008;
-/// Vonage's code for a token that it does not take.
+/// Vonage's code for an invalid token.
 pub const UNAUTHORIZED: i64 = 10002;
 
 /// The body of every answer that is not a success.
@@ -55,7 +55,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// 403: the one answer to everybody who is not let in, whatever the reason.
+    /// 403, for invalid credentials of every kind.
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self { code: UNAUTHORIZED, ..Self::new(StatusCode::FORBIDDEN, message) }
     }
@@ -70,7 +70,7 @@ impl ApiError {
         Self { code, ..Self::new(StatusCode::CONFLICT, message) }
     }
 
-    /// What a fault is to somebody who asks over HTTP. Of what is not their doing they are told as much as helps them.
+    /// The answer for a fault. Faults that the client did not cause are described only by kind: the text could contain internals.
     fn of_fault(fault: Fault, message: String) -> Self {
         use crate::model::fault::FaultKind::{Busy, Conflict, NotFound, RoomNotFound};
         match fault.kind {
@@ -87,7 +87,7 @@ impl ApiError {
         }
     }
 
-    /// The answer to an error of ours; logged where it is not the caller's doing.
+    /// The answer for an error. Server errors are logged.
     pub fn of(error: &impl HasFault) -> Self {
         let fault = error.fault();
         let answer = Self::of_fault(fault, error.to_string());

@@ -1,4 +1,4 @@
-//! How many requests a second one application may send, or one address that has no valid token.
+//! Rate limits: requests a second of one application, of one session's clients, and of one address without a valid token.
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -9,7 +9,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use super::error::ApiError;
 use crate::model::ids::{ApplicationId, SessionId};
 
-/// The counters. Forgotten when they are full again: see [`Limits::forget`].
+/// The counters of all limits. [`Limits::forget`] removes those that are idle.
 pub struct Limits {
     applications: DefaultKeyedRateLimiter<ApplicationId>,
     unauthenticated: DefaultKeyedRateLimiter<IpAddr>,
@@ -17,7 +17,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// So many a second; twice as many may come at once.
+    /// Limits of `per_second` requests, with bursts of twice as many.
     #[must_use]
     pub fn new(per_second: u32) -> Self {
         let rate = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
@@ -32,15 +32,15 @@ impl Limits {
     /// Counts a request of an application.
     ///
     /// # Errors
-    /// 429 when there are too many.
+    /// 429 above the limit.
     pub fn application(&self, application: &ApplicationId) -> Result<(), ApiError> {
         self.applications.check_key(application).map_err(|_| too_many())
     }
 
-    /// Counts a client that comes into a session: clients must not use up what their application may ask.
+    /// Counts a client that joins a session. Clients must not use up the limit of their application.
     ///
     /// # Errors
-    /// 429 when there are too many.
+    /// 429 above the limit.
     pub fn client(&self, session: &SessionId) -> Result<(), ApiError> {
         self.sessions.check_key(session).map_err(|_| too_many())
     }
@@ -48,12 +48,12 @@ impl Limits {
     /// Counts a request without a valid token.
     ///
     /// # Errors
-    /// 429 when there are too many.
+    /// 429 above the limit.
     pub fn unauthenticated(&self, address: IpAddr) -> Result<(), ApiError> {
         self.unauthenticated.check_key(&address).map_err(|_| too_many())
     }
 
-    /// Forgets who has not asked for a while, so that the counters do not grow for ever.
+    /// Removes idle counters, so that memory stays bounded.
     pub fn forget(&self) {
         self.applications.retain_recent();
         self.unauthenticated.retain_recent();

@@ -1,4 +1,4 @@
-//! Links to archives: those of the store where it has some, else our own, signed.
+//! Links to archives: presigned by the store if it can, else signed by this program.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,7 +15,7 @@ use crate::store::{SharedStore, StoreError};
 #[derive(Debug, Clone)]
 pub struct PublicUrl(pub String);
 
-/// What our links begin with.
+/// The path that signed links begin with.
 const PATH: &str = "/links/";
 
 /// Makes and checks links.
@@ -27,7 +27,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Links of a store, that are valid for so long.
+    /// Links to objects of a store, with their validity.
     #[must_use]
     pub const fn new(store: SharedStore, secret: SecretString, valid: std::time::Duration) -> Self {
         Self { store, secret, valid }
@@ -60,7 +60,7 @@ impl Links {
         mac
     }
 
-    /// Whether a link is of ours and still valid.
+    /// Whether a link has a valid signature and has not expired.
     pub fn is_good(&self, key: &str, query: &LinkQuery, now: Wallclock) -> bool {
         let Ok(signature) = URL_SAFE_NO_PAD.decode(&query.signature) else { return false };
         let good = self.signed(key, query.expires, &query.name).verify_slice(&signature).is_ok();
@@ -68,7 +68,7 @@ impl Links {
     }
 }
 
-/// What an archive's file is called when somebody keeps it: its name as far as every file system takes it, and its id.
+/// The file name for downloads: the archive's name, in characters that every file system accepts, and its id.
 #[must_use]
 pub fn file_name(row: &ArchiveRow, key: &str) -> String {
     let extension = key.rsplit('.').next().unwrap_or("bin");
@@ -83,7 +83,7 @@ pub fn file_name(row: &ArchiveRow, key: &str) -> String {
     format!("{name}-{}.{extension}", row.archive)
 }
 
-/// The path of a link of ours: the parts of the object's key.
+/// The path of a signed link: the parts of the object's key.
 #[derive(Debug, Deserialize)]
 pub struct LinkPath {
     application: String,
@@ -99,11 +99,11 @@ impl LinkPath {
     }
 }
 
-/// The query of a link of ours.
+/// The query of a signed link.
 #[derive(Debug, Deserialize)]
 pub struct LinkQuery {
     expires: i64,
-    /// What the file is called when it is kept.
+    /// The file name for downloads.
     pub name: String,
     signature: String,
 }

@@ -6,7 +6,7 @@
 //!                                                                                └─► wake-up: workers look at the catalog now
 //! ```
 //!
-//! What is asked for of a running archive goes into the catalog, where it survives whoever owns the job; nobody is called.
+//! A change of a running archive is stored in the catalog, where it survives the worker that owns the job. The API calls no worker.
 
 mod caller;
 pub mod deletion_queue;

@@ -1,4 +1,4 @@
-//! A callback's body.
+//! Bodies of callbacks.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::state::Shared;
 use crate::catalog::{ApplicationRow, ArchiveRow};
 use crate::notify::Render;
 
-/// A callback's body: the archive as a request for it would be answered.
+/// Renders a callback's body: the archive as `GET` answers it.
 pub struct NoticeBody(pub Shared);
 
 #[async_trait::async_trait]
@@ -18,7 +18,7 @@ impl Render for NoticeBody {
         let public_url = self.0.settings.api.public_url.as_ref().map(|_| PublicUrl(self.0.public_url(None)));
         let body = match self.0.archive_response(archive, application, public_url.as_ref()).await {
             Ok(body) => body,
-            // Better without a link than not at all: the archive can be asked for.
+            // A callback without a link is better than none: the client can get the archive.
             Err(_) => response::archive(archive, application, None, None),
         };
         serde_json::to_value(body).expect("plain data")

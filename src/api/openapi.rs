@@ -77,7 +77,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 #[cfg(test)]
 mod tests {
-    /// Whoever generates clients of it sees here what changes.
+    /// A change of the document changes generated clients.
     #[test]
     fn the_document_is_the_one_that_is_kept() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/openapi.json");

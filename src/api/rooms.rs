@@ -1,4 +1,4 @@
-//! Sessions at the media router: where a new one's room will be, and who is in a room now.
+//! Sessions at the media router: placement of new rooms, and the clients and streams of a room.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ fn unavailable(message: &str) -> ApiError {
 }
 
 impl super::state::Api {
-    /// The region and the room of a new session: those nearest to where its first client is said to be.
+    /// The region and the room of a new session, nearest to its first client.
     pub(super) fn place(
         &self,
         session: &SessionId,
@@ -49,23 +49,23 @@ impl super::state::Api {
         Ok(self.routers.get(&place.name).map(|router| (router.as_ref(), place)))
     }
 
-    /// How many clients are in a session now.
+    /// The number of clients that are currently in a session.
     pub(super) async fn clients(&self, session: &SessionRow) -> Result<usize, ApiError> {
         let Some((router, place)) = self.room(session)? else { return Ok(0) };
-        // Without a room its first client has not come yet.
-        Ok(there(router.participants(&place.room).await)?.map_or(0, |clients| clients.len()))
+        // The room does not exist before the first client joins.
+        Ok(if_exists(router.participants(&place.room).await)?.map_or(0, |clients| clients.len()))
     }
 
-    /// The streams that are published in a session now.
+    /// The streams that are currently published in a session.
     pub(super) async fn streams(&self, session: &SessionRow) -> Result<Vec<SessionStream>, ApiError> {
         let Some((router, place)) = self.room(session)? else { return Ok(Vec::new()) };
-        let found = there(router.streams(place).await)?.unwrap_or_default();
+        let found = if_exists(router.streams(place).await)?.unwrap_or_default();
         Ok(found.iter().map(|info| stream(session, info)).collect())
     }
 }
 
-/// A room that is not there is nobody.
-fn there<T>(found: Result<T, RouterError>) -> Result<Option<T>, RouterError> {
+/// A room that does not exist is empty.
+fn if_exists<T>(found: Result<T, RouterError>) -> Result<Option<T>, RouterError> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(RouterError::RoomNotFound { .. }) => Ok(None),

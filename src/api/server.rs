@@ -1,4 +1,4 @@
-//! The API's server: an address, TLS, and an end that lets requests finish.
+//! The API's server: address, TLS, and a graceful shutdown.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,23 +18,22 @@ use super::state::Shared;
 use crate::catalog::SharedCatalog;
 use crate::config::ApiSection;
 
-/// Requests that are under way when the service stops have so long.
+/// How long requests in progress may take at shutdown.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-/// An address that is in use is tried again for so long.
+/// How long binding an address in use is retried: a previous process may be about to end.
 const BIND_MAX: Duration = Duration::from_secs(3);
 const BIND_PAUSE: Duration = Duration::from_millis(50);
-/// A client has so long to send the head of a request.
+/// How long a client may take to send the head of a request.
 const HEAD_MAX: Duration = Duration::from_secs(15);
 
 /// Why the API cannot listen.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages name the fields")]
 pub enum ListenError {
-    /// The address is another's, or not this machine's.
+    /// The address is in use, or does not belong to this machine.
     #[error("the API cannot listen at {bind}: change api.bind, or end who listens there")]
     Bind {
-        /// Where.
         bind: std::net::SocketAddr,
-        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -45,12 +44,11 @@ pub enum ListenError {
         certificate: std::path::PathBuf,
         /// `api.key`.
         key: std::path::PathBuf,
-        /// Why.
         why: String,
     },
 }
 
-/// Answers requests until `stop`. `serving` has the catalog while requests are answered.
+/// Serves requests until `stop`. `serving` contains the catalog meanwhile.
 ///
 /// # Errors
 /// When the address or the certificate cannot be used.
@@ -63,13 +61,13 @@ pub async fn listen(
     let bind = section.bind;
     let failed = |source| ListenError::Bind { bind, source };
     let listener = bind_with_retry(bind).await.map_err(failed)?;
-    // PHP's SDKs end an address with a slash (listStreams), or begin it with two (updateArchiveLayout of vonage/video).
+    // Paths of PHP's SDKs end with a slash (listStreams), or begin with two (updateArchiveLayout of vonage/video).
     let routes = NormalizePath::trim_trailing_slash(routes(api));
     let service = ServiceExt::<Request>::into_make_service_with_connect_info::<SocketAddr>(routes);
     let handle = Handle::new();
     let draining = async {
         stop.cancelled().await;
-        // Whoever asks whether to send requests here sends them elsewhere from now on.
+        // Load balancers that poll the readiness endpoint stop sending requests.
         serving.send_replace(None);
         handle.graceful_shutdown(Some(DRAIN_MAX));
         std::future::pending::<()>().await;
@@ -100,7 +98,7 @@ pub async fn listen(
     }
 }
 
-/// What https is spoken with, if the configuration has a certificate.
+/// The TLS configuration, if there is a certificate.
 async fn tls(section: &ApiSection) -> Result<Option<RustlsConfig>, ListenError> {
     let (Some(certificate), Some(key)) = (section.certificate.clone(), section.key.clone()) else { return Ok(None) };
     let read = tokio::task::spawn_blocking(move || {
@@ -114,7 +112,7 @@ async fn tls(section: &ApiSection) -> Result<Option<RustlsConfig>, ListenError> 
     Ok(Some(RustlsConfig::from_config(Arc::new(server))))
 }
 
-/// Listens. Who listened before may be about to end: it is waited for.
+/// Binds the address, and retries while another process holds it.
 async fn bind_with_retry(bind: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     let deadline = Instant::now() + BIND_MAX;
     loop {
@@ -128,8 +126,8 @@ async fn bind_with_retry(bind: SocketAddr) -> std::io::Result<std::net::TcpListe
     }
 }
 
-/// Nobody holds a connection by sending nothing. The limit of time begins with the connection only where the protocol is known
-/// before the first byte.
+/// Limits the head of a request in time and size, so that idle connections are closed. Only HTTP/1 is served: the time limit starts
+/// with the connection only if the protocol is known before the first byte.
 fn configure_http1(builder: &mut hyper_util::server::conn::auto::Builder<hyper_util::rt::TokioExecutor>) {
     *builder = builder.clone().http1_only();
     builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEAD_MAX).max_headers(100);

@@ -1,4 +1,4 @@
-//! What all requests use: services, links, limits and queues.
+//! The state that all handlers share: services, links, limits and queues.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::session::geo::Geo;
 use crate::session::region::RegionSelector;
 use crate::store::SharedStore;
 
-/// What all requests use.
+/// The state that all handlers share.
 pub struct Api {
     pub(super) settings: Settings,
     pub(super) catalog: SharedCatalog,
@@ -25,13 +25,13 @@ pub struct Api {
     pub(super) routers: Routers,
     pub(super) region_selector: RegionSelector,
     pub(super) geo: Geo,
-    /// What is to be removed although nobody waits for it any more.
+    /// Deleted archives, whose objects are removed after the answer.
     pub(super) deletions: DeletionQueue,
     /// Notified when workers should look at the catalog now.
     pub(super) wake_requests: Notify,
 }
 
-/// As handlers have it.
+/// The state as handlers take it.
 pub type Shared = Arc<Api>;
 
 /// The name in the catalog of the secret that signs links.
@@ -69,7 +69,7 @@ impl Api {
         &self.wake_requests
     }
 
-    /// Forgets the counters of who has not asked for a while.
+    /// Removes the idle counters of the rate limits.
     pub fn forget_limits(&self) {
         self.limits.forget();
     }

@@ -1,4 +1,4 @@
-//! Applications: adding them, changing their keys, saying where their callbacks go.
+//! Applications: adding them, rotating their keys, setting their callback URLs.
 
 use std::time::Duration;
 
@@ -17,27 +17,27 @@ use crate::notify::url_policy::{allowed, check_url};
 
 /// Shortest secret of a legacy project: OpenTok's have forty characters.
 const SECRET_CHARS_MIN: usize = 16;
-/// Keys of one application that are kept, good or not.
+/// Most keys of one application, valid or expired.
 const KEYS_MAX: usize = 10;
-/// How often it is tried when others change the same application.
+/// Attempts while others change the same application.
 const TRIES: u32 = 5;
 
-/// Why it cannot be done.
+/// Why an application cannot be added or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum AppsError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
-    /// There is one of this id.
+    /// The id is taken.
     #[error("there is an application {0} already; `archiver apps rotate` gives it another key")]
     Exists(ApplicationId),
-    /// There is none.
+    /// No application has the id.
     #[error("there is no application {0}; `archiver apps list` shows all")]
     NotFound(ApplicationId),
-    /// Something that cannot be had.
+    /// An invalid value.
     #[error("{0}")]
     Invalid(String),
-    /// Others change it all the time.
+    /// Too many concurrent changes.
     #[error("others change application {0} all the time: try again")]
     Busy(ApplicationId),
 }
@@ -56,20 +56,20 @@ impl HasFault for AppsError {
 /// A key to add.
 #[derive(Debug)]
 pub enum NewKey {
-    /// Of a unified application (PEM).
+    /// The public key of a unified application (PEM).
     Public(String),
-    /// Of a legacy one; a new one is made without.
+    /// The secret of a legacy project; generated if `None`.
     Secret(Option<SecretString>),
 }
 
 /// An application to add.
 #[derive(Debug)]
 pub struct NewApplication {
-    /// A UUID, or a number; a new one without.
+    /// A UUID or a number; generated if `None`.
     pub id: Option<ApplicationId>,
-    /// What people call it.
+    /// The display name.
     pub name: String,
-    /// Its first key, which also says of which kind it is.
+    /// Its first key, which determines its kind.
     pub key: NewKey,
     /// Where its callbacks go.
     pub callback_url: Option<String>,
@@ -78,18 +78,18 @@ pub struct NewApplication {
 /// An application that was added or changed.
 #[derive(Debug)]
 pub struct Changed {
-    /// As it is now.
+    /// The application after the change.
     pub row: ApplicationRow,
-    /// A secret that was made here: shown once.
+    /// A generated secret, which is shown only once.
     pub new_secret: Option<SecretString>,
 }
 
-/// A secret that nobody guesses: 256 bits.
+/// A random secret of 256 bits.
 fn new_secret() -> SecretString {
     URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into()
 }
 
-/// Whether an id can be one of such an application (SDKs take them apart).
+/// Checks that the SDKs can parse the id of an application of this kind.
 fn check_id(id: &ApplicationId, kind: ApplicationKind) -> Result<(), AppsError> {
     let good = match kind {
         ApplicationKind::Unified => {
@@ -174,7 +174,7 @@ fn new_id(kind: ApplicationKind) -> ApplicationId {
     text.parse().expect("digits and letters")
 }
 
-/// Changes an application as `change` says; again when somebody else was quicker.
+/// Applies `change` to an application, with optimistic locking: a concurrent change makes it read and try again.
 async fn changed<T>(
     catalog: &dyn Catalog,
     id: &ApplicationId,
@@ -185,7 +185,7 @@ async fn changed<T>(
         let mut row = catalog.application(id).await?.ok_or_else(|| AppsError::NotFound(id.clone()))?;
         let before = row.updated_at;
         let told = change(&mut row)?;
-        // The time is the mark by which it is seen whether somebody else was quicker.
+        // The time serves as the version of the row, so it must grow with every change.
         row.updated_at = Wallclock(now.0.max(before.0 + 1));
         if catalog.change_application(&row, before).await? {
             return Ok((row, told));
@@ -194,7 +194,7 @@ async fn changed<T>(
     Err(AppsError::Busy(id.clone()))
 }
 
-/// Gives an application another key; those before stay good for `overlap`.
+/// Gives an application another key. The previous keys stay valid for `overlap`.
 ///
 /// # Errors
 /// See [`AppsError`].
@@ -232,7 +232,7 @@ pub async fn rotate(
     Ok(Changed { row, new_secret: (kind == ApplicationKind::Legacy).then_some(secret) })
 }
 
-/// Says where an application's callbacks go; `None` ends them. The secret that they are signed with stays.
+/// Sets an application's callback URL; `None` ends callbacks. The secret that signs them stays.
 ///
 /// # Errors
 /// See [`AppsError`].
@@ -254,14 +254,14 @@ pub async fn set_callback(
     Ok(changed(catalog, id, now, change).await?.0)
 }
 
-/// Whether callbacks may go there.
+/// Checks that callbacks may be sent to the URL.
 async fn check_callback(settings: &Settings, url: Option<&str>) -> Result<(), AppsError> {
     let Some(url) = url else { return Ok(()) };
     let checked = check_url(url, &allowed(&settings.callbacks)).await;
     checked.map(drop).map_err(|error| AppsError::Invalid(format!("callbacks cannot go there: {error}")))
 }
 
-/// An application without its secrets.
+/// The application as JSON, without its secrets.
 #[must_use]
 pub fn shown(row: &ApplicationRow, now: Wallclock) -> Value {
     let keys: Vec<Value> = row

@@ -49,19 +49,19 @@ impl Role {
     }
 }
 
-/// A client token that was taken apart, and is not verified yet.
+/// A client token that is parsed but not verified.
 #[derive(Debug)]
 pub struct ClientToken {
     signed: Signature,
     /// The application that it claims.
     pub application: ApplicationId,
-    /// The session that it lets into.
+    /// The session that the client may join.
     pub session: SessionId,
-    /// What its client may do.
+    /// The client's role.
     pub role: Role,
-    /// What others are told of its client.
+    /// Data of the client for the other clients.
     pub connection_data: String,
-    /// The layout classes that its streams begin with.
+    /// The initial layout classes of its streams.
     pub classes: Vec<String>,
     /// When it is valid.
     pub validity: Validity,
@@ -76,13 +76,13 @@ struct Claims {
     scope: Option<String>,
     session_id: Option<String>,
     role: Option<String>,
-    // Of no consequence for who gets in: another type is the same as absent.
+    // These do not decide who may join: another type counts as absent.
     connection_data: Option<Value>,
     data: Option<Value>,
     initial_layout_class_list: Option<Value>,
 }
 
-/// What a token of either form says besides its signature.
+/// The content of a token of either form.
 #[derive(Debug)]
 struct Content<'a> {
     application: ApplicationId,
@@ -104,10 +104,10 @@ enum Signature {
 }
 
 impl ClientToken {
-    /// Takes a token apart.
+    /// Parses a client token.
     ///
     /// # Errors
-    /// When it is none, or one of something else.
+    /// If the text is not a token, or is one of another kind.
     pub fn parse(token: &str) -> Result<Self, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed);
@@ -197,7 +197,7 @@ impl ClientToken {
         })
     }
 
-    /// Whether one of the application's keys has signed it, and whether it is valid now.
+    /// Checks the signature with the application's keys, and the validity at `now`.
     ///
     /// # Errors
     /// See [`TokenError`].

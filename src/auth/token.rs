@@ -1,8 +1,8 @@
 //! Request tokens: the JSON Web Tokens (RFC 7519) that the SDKs of Vonage and OpenTok create for requests. Pure.
 //!
 //! Unified applications sign with RS256 and send `Authorization: Bearer`; legacy ones sign with HS256 and send
-//! `X-OPENTOK-AUTH`. The kind of an application alone decides how its tokens are signed, never the token: one that is signed
-//! by HS256 with somebody's public key as the secret is nobody's.
+//! `X-OPENTOK-AUTH`. The kind of the application alone determines the algorithm, never the token. Otherwise a token that is signed
+//! with HS256 and a public key as the secret would be valid (RFC 8725, 2.1).
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::model::time::Wallclock;
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 /// Request tokens: Vonage's limits. The SDKs that set `exp` set it to 3 to 15 minutes after `iat`.
 const LIFETIME: Lifetime = Lifetime { default: Duration::from_secs(15 * 60), max: Duration::from_secs(24 * 3600) };
-/// Floats above this do not tell neighbouring integers apart.
+/// The largest integer up to which floats are exact.
 const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_991.0;
 
-/// What an application signs with. Several while its key is changed: each of them is good.
+/// The keys that verify an application's tokens. There are several while a key is rotated.
 #[derive(Debug, Clone)]
 pub enum Keys {
     /// Public keys (PEM) of a unified application: RS256.
@@ -36,27 +36,27 @@ pub enum Keys {
 /// Why a token is refused. The texts go to the client that sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// No token came.
+    /// The request has no token.
     #[error("there is no token: send it as `Authorization: Bearer` or as `X-OPENTOK-AUTH`")]
     Missing,
-    /// It is not a token at all.
+    /// The text is not a token.
     #[error("the token cannot be read")]
     Malformed,
-    /// Nobody has this application.
+    /// No such application.
     #[error("the token's application is not known here")]
     Unknown,
-    /// Its signature is not that of the application's keys.
+    /// None of the application's keys verifies the signature.
     #[error("the token is not signed with the application's key")]
     Signature,
-    /// It is not valid, or not now.
+    /// The token is expired, not valid yet, or lasts too long.
     #[error(transparent)]
     Validity(#[from] ValidityError),
-    /// It is for something else: a client's token, or one of an account.
+    /// A token of another kind: of a client or of an account.
     #[error("the token is not one for requests of a server")]
     Purpose,
 }
 
-/// A JSON Web Token that was taken apart: what is signed, by which algorithm, and the signature.
+/// The signed parts of a JSON Web Token.
 #[derive(Debug)]
 pub struct Signed {
     text: String,
@@ -65,10 +65,10 @@ pub struct Signed {
 }
 
 impl Signed {
-    /// Takes a token apart. Returns its claims, too. opentok-ruby has `ist` in the header: it is added to the claims.
+    /// Parses a token. Also returns its claims; `ist` of the header, where opentok-ruby writes it, is added to them.
     ///
     /// # Errors
-    /// When it is none.
+    /// If the text is not a token.
     pub fn parse(token: &str) -> Result<(Self, Map<String, Value>), TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed);
@@ -86,7 +86,7 @@ impl Signed {
         Ok((signed, claims))
     }
 
-    /// Whether one of an application's keys has signed it.
+    /// Whether one of the application's keys verifies the signature.
     #[must_use]
     pub fn is_by(&self, keys: &Keys) -> bool {
         let signed_by = |key: DecodingKey, algorithm: Algorithm| {
@@ -104,7 +104,7 @@ impl Signed {
     }
 }
 
-/// A request token that was taken apart, and is not verified yet.
+/// A request token that is parsed but not verified.
 #[derive(Debug)]
 pub struct Unverified {
     signed: Signed,
@@ -130,10 +130,10 @@ struct Claims {
 }
 
 impl Unverified {
-    /// Takes a request token apart.
+    /// Parses a request token.
     ///
     /// # Errors
-    /// When it is none, has another purpose, or states no time from which its end follows.
+    /// If the text is not a token, is of another kind, or has neither `exp` nor `iat`.
     pub fn parse(token: &str) -> Result<Self, TokenError> {
         let (signed, claims) = Signed::parse(token)?;
         let times = Times {
@@ -150,7 +150,7 @@ impl Unverified {
         Ok(Self { signed, validity: Validity::new(times, LIFETIME)?, application })
     }
 
-    /// Whether one of the application's keys has signed it, and whether it is valid now.
+    /// Checks the signature with the application's keys, and the validity at `now`.
     ///
     /// # Errors
     /// See [`TokenError`].
@@ -176,14 +176,14 @@ pub(super) fn application_of(id: Option<String>, iss: Option<Value>) -> Result<A
     text.and_then(|text| text.parse().ok()).ok_or(TokenError::Malformed)
 }
 
-/// A number that is whole and not negative, also where an encoder wrote it as `123456.0` or `1.23456e5`.
+/// A non-negative integer, also if an encoder wrote it as `123456.0` or `1.23456e5`.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn whole(number: &Number) -> Option<u64> {
     let is_whole = |number: &f64| number.fract() == 0.0 && (0.0..=WHOLE_FLOAT_MAX).contains(number);
     number.as_u64().or_else(|| number.as_f64().filter(is_whole).map(|number| number as u64))
 }
 
-/// Whether a text is a public key that a unified application may have.
+/// Whether a text is an RSA public key in PEM, as unified applications have.
 #[must_use]
 pub fn is_public_key(pem: &str) -> bool {
     pem.contains("PUBLIC KEY") && DecodingKey::from_rsa_pem(pem.as_bytes()).is_ok()

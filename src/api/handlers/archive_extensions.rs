@@ -1,4 +1,4 @@
-//! What is ours of archives: report, thumbnail, parts, compositions.
+//! Extensions to Vonage's API of archives: report, thumbnail, clip, recompose.
 
 use axum::Json;
 use axum::body::Body;
@@ -92,7 +92,7 @@ pub async fn recompose(
     remake(&api, &caller, &public_url, &path, &body).await
 }
 
-/// The new archive is `stopped` until it is made, then `available`, or `failed`; callbacks tell.
+/// The new archive is `stopped` until it is made, then `available` or `failed`. Callbacks report the change.
 async fn remake(
     api: &Shared,
     caller: &Caller,

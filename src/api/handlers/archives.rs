@@ -28,13 +28,13 @@ use crate::model::layout::Layout;
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
 
-/// A start waits so long for the session's last archive, which is about to end.
+/// How long a start waits for the session's previous archive to end.
 const ENDING_MAX: Duration = Duration::from_secs(2);
-/// A stop is answered after this at the latest, with the status as it is then.
+/// How long a stop waits for the archive to stop. It then answers with the current status.
 const STOPPING_MAX: Duration = Duration::from_millis(1500);
 const POLL: Duration = Duration::from_millis(25);
 
-/// Vonage's reason of an archive that somebody stopped.
+/// Vonage's reason for an archive that was stopped by a request.
 const USER_INITIATED: &str = "user initiated";
 
 /// `POST /v2/project/{project}/archive`
@@ -60,12 +60,12 @@ pub async fn start(
         ));
     }
     if api.clients(&session).await? == 0 {
-        // Vonage's own words.
+        // Vonage's text.
         return Err(ApiError::not_found("Not found. No clients are actively connected to the OpenTok session."));
     }
     if session.archive_mode == ArchiveMode::Always && options.multi_archive_tag.is_none() {
-        // Vonage's rule. Its automatic archive has no tag, though it may not have begun yet: this one would take its place, and
-        // leave out what it is not asked for.
+        // Vonage's rule. The automatic archive has no tag and may not have begun yet: this archive would take its place, with other
+        // options.
         return Err(ApiError::conflict(
             ALREADY_ARCHIVING,
             "the session is archived by itself: another archive of it needs a multiArchiveTag",
@@ -76,7 +76,7 @@ pub async fn start(
     Ok(Json(response::archive(&row, &caller.application, None, Some(&Desired::default()))))
 }
 
-/// Makes the job of an archive that somebody starts, and its first entry.
+/// Creates the job of an archive that a request starts, and the archive's row.
 async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> Result<ArchiveRow, ApiError> {
     let now = Wallclock::now();
     let id: EventId = format!("api-{}", uuid::Uuid::new_v4()).parse().expect("a valid id");
@@ -106,8 +106,8 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
     };
     let job = accepted(api, &new).await?;
     let row = ArchiveRow::started(&job, options, now);
-    // It is begun whatever happens now: who were told otherwise would begin another. Its owner writes the row, too, and may
-    // have been quicker, and told more.
+    // The job is already durable. An error would make the client retry and start a second archive. The job's owner writes the row
+    // too; if it was quicker, its row stays.
     let completed = async {
         give_classes(api.catalog.as_ref(), &job, &session.classes).await?;
         api.catalog.add_archive(&row).await
@@ -119,7 +119,7 @@ async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> R
     Ok(row)
 }
 
-/// Accepts a job of an archive that somebody starts.
+/// Accepts the job of an archive that a request starts.
 async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
     match accept(api.catalog.as_ref(), new, ENDING_MAX).await {
         Ok(Accepted::New(job) | Accepted::Duplicate(job)) => Ok(job),
@@ -198,12 +198,12 @@ pub async fn stop(
     Ok(Json(api.archive_response(&row, &caller.application, Some(&public_url)).await?))
 }
 
-/// Whether nobody started an archive: its session did.
+/// Whether the session started the archive, not a request.
 fn is_automatic(job: &JobRow) -> bool {
     job.spec().map_or(true, |spec| spec.archive_mode == ArchiveMode::Always)
 }
 
-/// Waits a moment for the owner of a job to have heard that it should end.
+/// Waits until the job's owner has stopped the archive, for [`STOPPING_MAX`].
 async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<ArchiveRow, ApiError> {
     let deadline = Instant::now() + STOPPING_MAX;
     while response::is_running(row.status) && Instant::now() < deadline {
@@ -226,7 +226,7 @@ pub async fn delete(
 ) -> Result<StatusCode, ApiError> {
     let row = api.own_archive(&caller, path.archive).await?;
     if row.status == ArchiveStatus::Deleted {
-        // Asked again, as by an SDK whose connection was lost before the answer came.
+        // A repeated request, as of an SDK that lost its connection before the answer.
         return Ok(StatusCode::NO_CONTENT);
     }
     match delete::mark(api.catalog.as_ref(), &row).await {
@@ -285,7 +285,7 @@ pub async fn streams(
             api.wake_workers();
             Ok(StatusCode::NO_CONTENT.into_response())
         }
-        // What the SDKs know as "streamMode is auto".
+        // The SDKs report 405 as "streamMode is auto".
         Err(error @ DesireError::AllStreams(_)) => {
             Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, error.to_string()))
         }
@@ -298,23 +298,23 @@ fn no_archive() -> ApiError {
 }
 
 impl crate::api::state::Api {
-    /// An archive of the caller's application; another one does not exist for it, nor does one that was deleted.
+    /// An archive of the caller's application that is not deleted.
     pub(super) async fn archive(&self, caller: &Caller, archive: ArchiveId) -> Result<ArchiveRow, ApiError> {
         let row = self.own_archive(caller, archive).await?;
         if row.status == ArchiveStatus::Deleted { Err(no_archive()) } else { Ok(row) }
     }
 
-    /// An archive of the caller's application, also one that was deleted.
+    /// An archive of the caller's application, deleted or not. Archives of other applications do not exist for the caller (404).
     async fn own_archive(&self, caller: &Caller, archive: ArchiveId) -> Result<ArchiveRow, ApiError> {
         let row = self.catalog.archive(archive).await?;
         row.filter(|row| row.application == caller.application.application).ok_or_else(no_archive)
     }
 
-    /// Whether streams that are to be added to a manual archive are published now, and those to be removed are in it. Of a
-    /// session that the API did not make only its worker knows the room.
+    /// Checks that the streams to add to a manual archive are published, and that those to remove are published or selected. Skips
+    /// sessions that the API did not create: only their workers know the room.
     ///
     /// # Errors
-    /// 404, which opentok-node tells as "Archive or stream not found".
+    /// 404, which opentok-node reports as "Archive or stream not found".
     async fn knows_streams(&self, row: &ArchiveRow, change: &StreamsChange) -> Result<(), ApiError> {
         let session = self.catalog.session(&row.application, &row.session).await?;
         let (Some(session), Some(job)) = (session, self.catalog.job(row.job).await?) else { return Ok(()) };
@@ -322,7 +322,7 @@ impl crate::api::state::Api {
         if desired.stream_mode.unwrap_or(row.options.stream_mode) == StreamMode::Auto
             || !response::is_running(row.status)
         {
-            // Not refused for its streams, then.
+            // Refused for another reason than its streams.
             return Ok(());
         }
         let there = self.streams(&session).await?;
@@ -356,7 +356,7 @@ impl crate::api::state::Api {
             }
             _ => None,
         };
-        // Only such an archive says which streams it has, and only while it runs.
+        // Only a running archive with stream mode manual lists its streams.
         let desired = match response::is_running(row.status) && row.options.stream_mode == StreamMode::Manual {
             true => self.catalog.job(row.job).await?.as_ref().map(crate::job::lease::desired),
             false => None,

@@ -1,5 +1,5 @@
-//! Where an application's callbacks go: the endpoints of opentok-node's `registerCallback`, `listCallbacks` and
-//! `unregisterCallback`. An application has one address.
+//! The callback URL of an application: opentok-node's `registerCallback`, `listCallbacks` and `unregisterCallback`. An application has
+//! one URL.
 
 use axum::Json;
 use axum::extract::State;

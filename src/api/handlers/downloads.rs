@@ -1,4 +1,4 @@
-//! Links to archives: those of the store where it has some, else our own, signed and served here.
+//! Serves the links that this program signed.
 
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -11,8 +11,8 @@ use crate::api::state::Shared;
 use crate::model::time::Wallclock;
 use crate::store::keys::{Keys, Kind};
 
-/// What a `Range` header asks for (RFC 9110, 14.2), of an object of so many bytes: first byte and length. `None` is the whole:
-/// what is no single range of bytes is passed over. `Err` is a range that lies outside.
+/// Parses a `Range` header (RFC 9110, 14.2) for an object of `size` bytes: first byte and length. `None` is the whole object; any
+/// header but a single range of bytes is ignored. `Err` is an unsatisfiable range.
 fn range(header: Option<&str>, size: u64) -> Result<Option<(u64, u64)>, ()> {
     let Some(spec) = header.and_then(|h| h.trim().strip_prefix("bytes=")) else { return Ok(None) };
     let Some((first, last)) = spec.split_once('-') else { return Ok(None) };
@@ -65,7 +65,7 @@ pub async fn serve(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind.content_type()));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    // Signed by us, so it is a name that we made.
+    // The signature covers the name, so `file_name` made it.
     let disposition = HeaderValue::try_from(format!("attachment; filename=\"{}\"", query.name));
     headers.extend(disposition.map(|v| (header::CONTENT_DISPOSITION, v)));
     Ok(response)

@@ -20,7 +20,7 @@ use crate::model::ids::StreamId;
 use crate::model::time::Wallclock;
 use crate::session::access::{ClientAccess, client_access};
 
-/// The token for Janus ends with the client's token, and after this at the latest: a client that stays longer asks again.
+/// Longest validity of the token for Janus, which never outlives the client's token. A client that stays longer joins again.
 const ACCESS_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Where a client finds its session, and what it says there.
@@ -69,7 +69,7 @@ pub async fn join(
         return Err(ApiError::forbidden("the session in the address is not the one that the token is of"));
     }
     let Some(session) = api.catalog.session(&token.application, &token.session).await? else {
-        // Each of these would have a counter of its own: who makes sessions up is counted as one.
+        // A counter for each unknown session would be no limit: such requests count against the address.
         client.count_request(&api)?;
         return Err(ApiError::not_found("there is no such session"));
     };
@@ -80,7 +80,7 @@ pub async fn join(
     router.create_room(place, &session.session).await?;
     let stream: StreamId = StreamId::from_uuid(uuid::Uuid::new_v4());
     if !token.classes.is_empty() {
-        // A layout is no reason to keep somebody out.
+        // Missing layout classes must not keep a client out.
         if let Err(error) = api.give_classes(session.clone(), &[(stream, token.classes.clone())]).await {
             tracing::warn!(session = %session.session, %stream, "joins without its layout classes: {}", error.message);
         }

@@ -1,4 +1,4 @@
-//! What operators ask: jobs, parked jobs, callbacks of all applications. With a token of their own.
+//! Endpoints for operators, who have a token of their own: jobs, parked jobs, callbacks of all applications.
 
 use axum::Json;
 use axum::extract::State;
@@ -12,7 +12,7 @@ use crate::api::state::Shared;
 use crate::catalog::{JobState, NoticeFilter, NoticeTarget, ParkedState};
 use crate::model::time::Wallclock;
 
-/// Rows of an answer at most.
+/// Most rows of an answer.
 const ROWS_MAX: u32 = 1000;
 
 /// `GET /operator/jobs`

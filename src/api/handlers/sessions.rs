@@ -27,11 +27,11 @@ use crate::model::session::MediaMode;
 use crate::model::time::Wallclock;
 use crate::session::id;
 
-/// How often classes are written when others write some at the same time.
+/// Attempts to write layout classes while other requests write them too.
 const TRIES: u32 = 10;
-/// Longest pause between these tries.
+/// Longest pause between these attempts.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Streams of one session whose classes are kept: those of a session that never ends must not grow for ever.
+/// Streams of one session whose classes are stored, so that those of an endless session do not grow without limit.
 const CLASSES_MAX: usize = 1000;
 
 /// A new session, as Vonage answers: many fields that are null, and read by nobody.
@@ -94,7 +94,7 @@ pub async fn create(
         return Ok(Json([created]).into_response());
     }
     let number = response::project_number(&row.application).map_or(created.partner_id, |number| number.to_string());
-    // Ids are of letters, digits and a few signs that mean nothing in XML.
+    // Ids contain no characters that need escaping in XML.
     let xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\" standalone=\"yes\"?><sessions><Session><session_id>{}</session_id>\
          <partner_id>{number}</partner_id><create_dt>{}</create_dt></Session></sessions>",
@@ -213,7 +213,7 @@ pub async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let session = api.session(&caller, &path.session).await?;
-    // Vonage's status for an id that cannot be one.
+    // Vonage's status for an invalid id.
     let no_id = |e| ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("stream in the address: {e}"));
     let stream = path.stream.parse::<StreamId>().map_err(no_id)?.to_string();
     let found = api.streams(&session).await?.into_iter().find(|known| known.id == stream);
@@ -225,8 +225,8 @@ pub async fn stream(
     Ok(response)
 }
 
-/// Whether opentok-node asks. What is labelled as `application/json` it parses, and then it parses a stream once more, which
-/// fails (its `getStream`, seen with 2.23.2); by another label it is right.
+/// Whether the client is opentok-node. Its `getStream` (seen with 2.23.2) parses a body of type `application/json` twice, which fails.
+/// With another type it parses once.
 fn parses_twice(headers: &HeaderMap) -> bool {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
     agent.is_some_and(|agent| agent.starts_with("OpenTok-Node-SDK/"))
@@ -253,7 +253,7 @@ pub async fn classes(
 }
 
 impl crate::api::state::Api {
-    /// Gives streams of a session layout classes: for archives to come, and for those that run.
+    /// Sets layout classes of streams for future and running archives of the session.
     pub(super) async fn give_classes(
         &self,
         mut session: SessionRow,
@@ -261,14 +261,14 @@ impl crate::api::state::Api {
     ) -> Result<(), ApiError> {
         for again in 0..TRIES {
             if again > 0 {
-                // Those who wrote at the same time try again at other moments.
+                // A random pause, so that concurrent requests do not collide again.
                 sleep(PAUSE.mul_f64(rand::random())).await;
             }
             let mut classes = session.classes.clone();
             classes.extend(changed.iter().cloned());
             classes.retain(|_, list| !list.is_empty());
             if classes.len() > CLASSES_MAX {
-                // Most of them left long ago.
+                // Most of these streams have ended.
                 let there: BTreeSet<_> = self.streams(&session).await?.into_iter().map(|stream| stream.id).collect();
                 let new = |id: &StreamId| changed.iter().any(|(stream, _)| stream == id);
                 classes.retain(|id, _| there.contains(&id.to_string()) || new(id));
@@ -290,7 +290,7 @@ impl crate::api::state::Api {
             let wished =
                 desire(self.catalog.as_ref(), job.archive, |desired| desired.classes.extend(changed.iter().cloned()));
             match wished.await {
-                // An archive that ended, or has not begun, meanwhile; or one that was told of more streams than it takes.
+                // The archive has ended or has not begun, or has classes of too many streams.
                 Ok(_)
                 | Err(DesireError::NotRecording { .. } | DesireError::NotFound(_) | DesireError::Selection(_)) => {}
                 Err(error) => return Err(error.into()),
