@@ -189,7 +189,7 @@ mod tests {
             assert_eq!(stored.origin().map(|origin| origin.id.to_string()).as_deref(), origin, "{text}");
             assert_eq!(stored.text(), text);
         }
-        for text in ["", "no JSON", "[]", r#"{"layout":7}"#] {
+        for text in ["", "no JSON", "7", r#"{"layout":7}"#] {
             assert!(StoredDesired::read(text.to_owned()).value().is_err(), "{text:?}");
         }
     }
