@@ -145,8 +145,8 @@ fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>, complete: watch::Se
             keyframe_interval_max: (!interval_max.is_zero()).then_some(interval_max),
         },
         segment: settings.segment.0,
-        earlier,
-        complete,
+        prior_ends: earlier,
+        watermark: complete,
     }
 }
 

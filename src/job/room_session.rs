@@ -29,7 +29,7 @@ use crate::recording::history::{History, Selection, What};
 use crate::recording::upload::Waiting;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
 use crate::runtime::metrics::metrics;
-use crate::webrtc::{CaptureEvent, CaptureKey, PeerKey};
+use crate::webrtc::{CaptureEvent, CaptureKey, PeerError, PeerKey};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);
@@ -142,7 +142,7 @@ impl<'a> Session<'a> {
     fn begins_file(&self, stream: StreamId, selection: Selection) {
         if selection.has_video && self.job.event.data.archive.output_mode != OutputMode::Composed {
             let track = TrackId { stream, kind: TrackKind::Video };
-            self.told(self.job.context.engine.selected(self.capture, track));
+            self.told(self.job.context.engine.track_selected(self.capture, track));
         }
     }
 
@@ -318,7 +318,7 @@ impl<'a> Session<'a> {
 
     fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
         self.note(What::Muted { stream, kind, muted });
-        self.told(self.job.context.engine.muted(self.capture, TrackId { stream, kind }, muted));
+        self.told(self.job.context.engine.set_muted(self.capture, TrackId { stream, kind }, muted));
     }
 
     fn told(&self, result: Result<(), crate::webrtc::EngineGone>) {
@@ -428,7 +428,7 @@ impl<'a> Session<'a> {
             return;
         }
         match self.job.context.engine.renegotiate(peer, offer.sdp, offer.mids).await {
-            Ok(Ok(answer)) => {
+            Ok(answer) => {
                 let (control, subscription) = (Arc::clone(&self.control), offer.subscription);
                 self.chores.spawn(async move {
                     if let Err(error) = control.answer(subscription, answer).await {
@@ -436,22 +436,22 @@ impl<'a> Session<'a> {
                     }
                 });
             }
-            Ok(Err(error)) => {
+            Err(PeerError::EngineGone(error)) => tracing::error!(fault.kind = "bug", "{error}"),
+            Err(error) => {
                 tracing::warn!("a renegotiation failed: {}", chain(&error));
                 if let Some(router_id) = self.peers.get(&peer).cloned() {
                     self.unlink(&router_id, GapCause::Router, true);
                 }
             }
-            Err(error) => tracing::error!(fault.kind = "bug", "{error}"),
         }
     }
 
     fn capture_event(&mut self, event: CaptureEvent, waiting: &Waiting) {
         match event {
             CaptureEvent::Connected { .. } => {}
-            CaptureEvent::PeerLost { peer, why } => match self.peers.get(&peer).cloned() {
+            CaptureEvent::PeerLost { peer, reason } => match self.peers.get(&peer).cloned() {
                 Some(router_id) => {
-                    tracing::warn!(why, "a connection to the media router is lost, making another");
+                    tracing::warn!(reason, "a connection to the media router is lost, making another");
                     self.unlink(&router_id, GapCause::Router, true);
                 }
                 None => self.attempts.peer_lost(peer),
@@ -468,8 +468,8 @@ impl<'a> Session<'a> {
                     waiting.sealed(&segments);
                 }
             }
-            CaptureEvent::StorageFailed { track, why } => {
-                tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {why}");
+            CaptureEvent::StorageFailed { track, reason } => {
+                tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {reason}");
             }
         }
     }
@@ -496,9 +496,9 @@ async fn subscribe(
     let mut offer = control.subscribe(router_id).await.map_err(|e| Stuck::of(&e))?;
     let subscription = offer.subscription;
     offer.mids.retain(|(_, kind)| options.has(*kind));
-    let added = context.engine.add_peer(capture, id, offer.sdp, offer.mids).await.map_err(|e| bug(&e))?;
-    let (peer, answer) = match added {
+    let (peer, answer) = match context.engine.add_peer(capture, id, offer.sdp, offer.mids).await {
         Ok(added) => added,
+        Err(PeerError::EngineGone(gone)) => return Err(bug(&gone)),
         Err(error) => {
             control.unsubscribe(subscription).await;
             return Err(Stuck::of(&error));
