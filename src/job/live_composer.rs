@@ -18,7 +18,7 @@ use crate::model::fault::chain;
 use crate::model::time::MediaTime;
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
-use crate::store::streaming_upload::Growing;
+use crate::store::streaming_upload::GrowingFile;
 
 /// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
 const LATE_MAX: u64 = 50;
@@ -47,14 +47,14 @@ impl Composing {
         let longest = job.context.settings.limits.recorded_max.0;
         let (options, cancelled) = (composed::options(wanted, longest), cancel.clone());
         let (output, path) = (options.output(), composed::path(&job.dir));
-        let file = Growing {
+        let file = GrowingFile {
             key: job.keys.key(Kind::Mp4),
             journal: journal(&path),
             path,
             content_type: Kind::Mp4.content_type(),
             part_bytes: job.context.settings.store.part_size.0,
-            settled: Box::new(move |len| output.settled(len)),
-            begun: begun.subscribe(),
+            final_range: Box::new(move |len| output.final_range(len)),
+            starts: begun.subscribe(),
         };
         let (sending, written) = (TaskTracker::new(), CancellationToken::new());
         let (store, stop, end) = (std::sync::Arc::clone(&job.context.store), cancel.clone(), written.clone());

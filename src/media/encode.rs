@@ -51,9 +51,9 @@ impl Output {
 
     /// What of the file will not be changed in the end, when it is `len` bytes long so far.
     #[must_use]
-    pub fn settled(&self, len: u64) -> Option<Range<u64>> {
+    pub fn final_range(&self, len: u64) -> Option<Range<u64>> {
         let tracks: Vec<Track> = self.tracks().ok()?.into_iter().map(|(_, track)| track).collect();
-        mp4::settled(&tracks, self.seconds_max, len)
+        mp4::final_range(&tracks, self.seconds_max, len)
     }
 }
 

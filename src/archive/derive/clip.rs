@@ -23,7 +23,7 @@ use crate::model::time::{MediaTime, Wallclock};
 use crate::store::body::collect;
 use crate::store::download::{DownloadError, download_range};
 use crate::store::keys::{Keys, Kind};
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{ByteRange, ObjectStore, StoreError};
 
 /// The largest manifest or report that is read.
 const DOCUMENT_BYTES_MAX: usize = 16 << 20;
@@ -121,7 +121,8 @@ pub async fn clip(
         let (range, media) = (source.bytes(&cut), work.dir.join("media"));
         let len = range.end - range.start;
         work.has_room(len).await?;
-        download_range(store, &file.key, (range.start, len), &media, cancel, &|_| {}).await?;
+        let range = ByteRange { start: range.start, len };
+        download_range(store, &file.key, range, &media, cancel, &|_| {}).await?;
         let out = work.dir.join("out");
         std::fs::create_dir_all(&out).map_err(RemakeError::io(&out))?;
         let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
@@ -150,8 +151,9 @@ async fn index(
     cancel: &CancellationToken,
 ) -> Result<Source, ClipError> {
     let range = async |range: std::ops::Range<u64>, name: &str| {
-        let (path, len) = (work.join(name), range.end - range.start);
-        download_range(store, &file.key, (range.start, len), &path, cancel, &|_| {}).await?;
+        let path = work.join(name);
+        let range = ByteRange { start: range.start, len: range.end - range.start };
+        download_range(store, &file.key, range, &path, cancel, &|_| {}).await?;
         Ok::<_, ClipError>(tokio::fs::read(&path).await.map_err(RemakeError::io(&path))?)
     };
     let place = Source::index_place(&range(0..file.size.min(Source::HEAD_BYTES), "head").await?)?;
