@@ -206,15 +206,18 @@ fn check_file(
         source => ArchiveError::Media { file: plan.name.clone(), source },
     };
     let counted = verify::count(path, pipelines, cancel).map_err(media)?;
-    for (found, fed, what) in
-        [(counted.pictures, muxed.video_frames, "pictures"), (counted.sounds, muxed.audio_frames, "frames of sound")]
-    {
+    for (found, fed, what) in [
+        (counted.video_frames, muxed.video_frames, "pictures"),
+        (counted.audio_buffers, muxed.audio_frames, "frames of sound"),
+    ] {
         if found != fed {
             return Err(invalid(format!("it has {found} {what} of {fed}")));
         }
     }
     let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
-    for (run, count, what) in [(&plan.video, decoded.pictures, "picture"), (&plan.audio, decoded.sounds, "sound")] {
+    for (run, count, what) in
+        [(&plan.video, decoded.video_frames, "picture"), (&plan.audio, decoded.audio_buffers, "sound")]
+    {
         if run.as_ref().is_some_and(|run| run.frames_expected() > 2 && run.begins_by(plan.start + HALF_SAMPLE))
             && count == 0
         {

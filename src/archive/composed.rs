@@ -158,14 +158,14 @@ fn check(
         MediaError::Cancelled => ArchiveError::Cancelled,
         source => ArchiveError::Media { file: NAME.to_owned(), source },
     };
-    let (first, last) = verify::ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
+    let (first, last) = verify::decode_ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
     let lasts = expected.pictures * 1_000_000_000 / u64::from(expected.rate.max(1));
     if first.duration_ns.abs_diff(lasts) > DURATION_TOLERANCE {
         let ms = |ns: u64| ns / 1_000_000;
         return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(first.duration_ns), ms(lasts))));
     }
     for (place, decoded) in [("beginning", first), ("end", last)] {
-        if (expected.video && decoded.pictures == 0) || (expected.audio && decoded.sounds == 0) {
+        if (expected.video && decoded.video_frames == 0) || (expected.audio && decoded.audio_buffers == 0) {
             return Err(invalid(format!("its picture or its sound cannot be decoded at its {place}")));
         }
     }

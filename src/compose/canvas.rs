@@ -7,9 +7,9 @@ use super::geometry::{Rect, Size, seen};
 use super::layout::{Cell, Fit};
 use super::scale::Scaler;
 use crate::media::MediaError;
-use crate::media::decode::Picture;
+use crate::media::decode::DecodedFrame;
 use crate::media::encode::Feeder;
-use crate::media::picture::{Plane, PlaneMut};
+use crate::media::plane::{Plane, PlaneMut};
 use crate::model::ids::StreamId;
 
 /// Black in BT.601's limited range: luma and chroma.
@@ -32,7 +32,7 @@ pub trait Pictures {
     ///
     /// # Errors
     /// When it cannot be decoded by what there is.
-    fn newest(&mut self, stream: StreamId) -> Result<Option<(&Picture, u64)>, MediaError>;
+    fn newest(&mut self, stream: StreamId) -> Result<Option<(&DecodedFrame, u64)>, MediaError>;
 }
 
 /// What is on a canvas.
@@ -80,7 +80,7 @@ impl Canvases {
         tiles: &[Tile],
         pictures: &mut impl Pictures,
     ) -> Result<Option<usize>, MediaError> {
-        let canvas = feeder.canvas()?;
+        let canvas = feeder.take_canvas()?;
         if self.drawn.len() <= canvas {
             self.drawn.resize_with(canvas + 1, || None);
         }
@@ -146,7 +146,7 @@ fn draw(
     scalers: &mut HashMap<[usize; 4], Scaler>,
     planes: &mut [PlaneMut<'_>; 3],
     tile: &Tile,
-    picture: &Picture,
+    picture: &DecodedFrame,
 ) -> Result<(), MediaError> {
     let Some((from, to)) = tile.parts() else { return Ok(()) };
     for (n, plane) in planes.iter_mut().enumerate() {

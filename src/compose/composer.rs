@@ -16,7 +16,7 @@ use super::thumbnails;
 use super::thumbnails::Stills;
 use super::timeline::Stream;
 use crate::media::SAMPLE_RATE;
-use crate::media::decode::Picture;
+use crate::media::decode::DecodedFrame;
 use crate::media::encode::{Feeder, Output, encode};
 use crate::media::{MediaError, Pipelines};
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
@@ -162,7 +162,7 @@ pub fn compose(
         while work.has(start, made, options.rate, end)? || made == 0 {
             work.session.open(start)?;
             if options.video {
-                drawing.picture(work.session, work.feeder, start, made)?;
+                drawing.draw_frame(work.session, work.feeder, start, made)?;
             }
             made += 1;
             if options.audio {
@@ -220,7 +220,7 @@ impl Work<'_> {
     }
 
     fn wait(&mut self, made: u64) -> Result<(), ComposeError> {
-        self.feeder.waits();
+        self.feeder.keep_alive();
         (self.progress)(made, made + 1);
         Ok(self.session.wait(self.cancel)?)
     }
@@ -263,7 +263,7 @@ fn mix(
         input.mix(at, &mut block, &session.clocks, heard.contains(id))?;
     }
     limiter.limit(&mut block);
-    feeder.sound(&block)?;
+    feeder.push_audio(&block)?;
     Ok(to)
 }
 
@@ -306,7 +306,7 @@ impl<'a> Drawing<'a> {
     }
 
     /// Draws the picture of one moment: of each stream the frame that is nearest to it.
-    fn picture(
+    fn draw_frame(
         &mut self,
         session: &mut Session,
         feeder: &mut Feeder,
@@ -342,7 +342,7 @@ impl<'a> Drawing<'a> {
         if self.stills.wants(n) {
             feeder.draw(canvas, |planes| self.stills.add(n, tiles, &planes))?;
         }
-        feeder.picture(canvas)
+        feeder.push_video(canvas)
     }
 
     /// The places of the streams' pictures.
@@ -375,7 +375,7 @@ impl<'a> Drawing<'a> {
 }
 
 impl Pictures for BTreeMap<StreamId, VideoInput> {
-    fn newest(&mut self, stream: StreamId) -> Result<Option<(&Picture, u64)>, MediaError> {
+    fn newest(&mut self, stream: StreamId) -> Result<Option<(&DecodedFrame, u64)>, MediaError> {
         self.get_mut(&stream).map_or(Ok(None), VideoInput::picture)
     }
 }

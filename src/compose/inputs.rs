@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::clock::Clocks;
 use crate::media::MediaError;
 use crate::media::SAMPLE_RATE;
-use crate::media::decode::{AudioDecoder, Picture, VideoDecoder};
+use crate::media::decode::{AudioDecoder, DecodedFrame, VideoDecoder};
 use crate::model::fault::chain;
 use crate::model::ids::TrackId;
 use crate::model::media::{Codec, Frame, TrackFormat};
@@ -88,7 +88,7 @@ pub struct VideoInput {
     /// The format of the frame that was decoded last.
     format: Option<TrackFormat>,
     decoder: Option<VideoDecoder>,
-    picture: Option<Picture>,
+    picture: Option<DecodedFrame>,
     /// Counts the pictures, so that whoever has drawn one knows it again.
     number: u64,
     newest: MediaTime,
@@ -239,14 +239,14 @@ impl VideoInput {
         if self.decoder.is_none() || self.picture.is_none() || !self.waiting.iter().all(builds_on) {
             self.decode()?;
         }
-        Ok(self.picture.as_ref().map(Picture::size))
+        Ok(self.picture.as_ref().map(DecodedFrame::size))
     }
 
     /// The newest picture, decoded, and its number.
     ///
     /// # Errors
     /// See [`decode`](Self::decode).
-    pub fn picture(&mut self) -> Result<Option<(&Picture, u64)>, MediaError> {
+    pub fn picture(&mut self) -> Result<Option<(&DecodedFrame, u64)>, MediaError> {
         self.decode()?;
         Ok(self.picture.as_ref().map(|picture| (picture, self.number)))
     }

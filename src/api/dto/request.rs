@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
-use crate::archive::derive::clip::Part;
+use crate::archive::derive::clip::ClipRange;
 use crate::archive::derive::queue::Remake;
 use crate::catalog::{ArchiveFilter, ArchiveStatus};
 use crate::job::change::{StreamsChange, check_classes};
@@ -230,7 +230,7 @@ pub fn clip(body: &[u8]) -> Result<Remake, ApiError> {
     if from.is_none() && to_ms.is_none() {
         return Err(ApiError::invalid("give from, to, or both: seconds from the archive's beginning"));
     }
-    Ok(Remake::Clip(Part { from_ms: from.unwrap_or(0), to_ms, at_keyframe: wire.at_keyframe }))
+    Ok(Remake::Clip(ClipRange { from_ms: from.unwrap_or(0), to_ms, at_keyframe: wire.at_keyframe }))
 }
 
 /// Reads how an archive is to be composed anew.
