@@ -24,7 +24,7 @@ pub mod catalog;
 // Events from and to RabbitMQ.
 pub mod broker;
 
-// A session's form, id, region, room and access.
+// A session's id, region, room and access.
 pub mod session;
 
 // Media routers: rooms, streams, subscriptions.

@@ -1,58 +1,104 @@
-//! What handlers take from a request: the caller, the parts of the path, the address that the caller used.
+//! Extractors of handlers: the caller, path, query and body, the address that the caller used.
 
-use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 
-use axum::extract::{ConnectInfo, FromRequestParts, RawPathParams};
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::header;
 use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 
 use super::caller;
 use super::caller::Caller;
+use super::dto::lenient::{JsonRequest, QueryRequest, Texts, read_json, read_query};
+use super::dto::path::ProjectPath;
+use super::dto::sessions::SessionForm;
 use super::error::ApiError;
 use super::links::Base;
 use super::state::Shared;
-use crate::model::ids::{ArchiveId, SessionId, StreamId};
 use crate::model::time::Wallclock;
 
-/// The named parts of a path.
+/// The parameters in a request's path.
 #[derive(Debug)]
-pub struct Segments(HashMap<String, String>);
+pub struct PathParams<T>(pub T);
 
-impl Segments {
-    fn part<T: std::str::FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<T, ApiError> {
-        let text = self.0.get(name).map_or("", String::as_str);
-        text.parse().map_err(|e| ApiError::invalid(format!("{name} in the address: {e}")))
-    }
-
-    /// `{archive}`.
-    pub fn archive(&self) -> Result<ArchiveId, ApiError> {
-        self.part("archive")
-    }
-
-    /// `{session}`.
-    pub fn session(&self) -> Result<SessionId, ApiError> {
-        self.part("session")
-    }
-
-    /// `{stream}`.
-    pub fn stream(&self) -> Result<StreamId, ApiError> {
-        self.part("stream")
-    }
-
-    /// Another one, as it stands there.
-    pub fn text(&self, name: &str) -> &str {
-        self.0.get(name).map_or("", String::as_str)
-    }
-}
-
-impl FromRequestParts<Shared> for Segments {
+impl<T: DeserializeOwned> FromRequestParts<Shared> for PathParams<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Shared) -> Result<Self, ApiError> {
-        let params = RawPathParams::from_request_parts(parts, api).await;
-        let params = params.map_err(|_| ApiError::invalid("the address is not UTF-8"))?;
-        Ok(Self(params.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+        let given = RawPathParams::from_request_parts(parts, api).await;
+        let given = given.map_err(|_| ApiError::invalid("the address is not UTF-8"))?;
+        let given = Texts(given.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect());
+        let read = given.read();
+        read.map(Self).map_err(|e| ApiError::invalid(format!("{} in the address{}", e.field, e.what)))
+    }
+}
+
+/// The query of an SDK.
+#[derive(Debug)]
+pub struct QueryParams<T>(pub T);
+
+impl<T: QueryRequest> FromRequestParts<Shared> for QueryParams<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, ApiError> {
+        read_query(parts.uri.query().unwrap_or_default()).map(Self)
+    }
+}
+
+/// The query of an operator: empty parameters count as absent, and the first of several with one name counts.
+#[derive(Debug)]
+pub struct OperatorQuery<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Shared> for OperatorQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, ApiError> {
+        let mut first = Texts::default();
+        for (name, value) in url::form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes()) {
+            if !value.is_empty() {
+                first.0.entry(name.into_owned()).or_insert_with(|| value.into_owned());
+            }
+        }
+        first.read().map(Self).map_err(|e| ApiError::invalid(format!("{}{}", e.field, e.what)))
+    }
+}
+
+/// A JSON body, whatever its content type. A handler reads it after it found the resource, so that 404 comes before 400.
+#[derive(Debug)]
+pub struct JsonBody<T> {
+    bytes: Bytes,
+    request: PhantomData<fn() -> T>,
+}
+
+impl<T: JsonRequest> JsonBody<T> {
+    /// Reads and checks the request.
+    ///
+    /// # Errors
+    /// 400, with the field and its problem.
+    pub fn read(&self) -> Result<T::Checked, ApiError> {
+        read_json::<T>(&self.bytes)
+    }
+}
+
+impl<T> FromRequest<Shared> for JsonBody<T> {
+    type Rejection = BytesRejection;
+
+    async fn from_request(request: Request, api: &Shared) -> Result<Self, BytesRejection> {
+        Ok(Self { bytes: Bytes::from_request(request, api).await?, request: PhantomData })
+    }
+}
+
+/// A form, whatever its content type.
+impl FromRequest<Shared> for SessionForm {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, api: &Shared) -> Result<Self, Response> {
+        let bytes = Bytes::from_request(request, api).await.map_err(BytesRejection::into_response)?;
+        Self::read(&bytes).map_err(ApiError::into_response)
     }
 }
 
@@ -69,9 +115,9 @@ impl FromRequestParts<Shared> for Caller {
             }
         };
         api.limits.application(&caller.application.application)?;
-        let path = Segments::from_request_parts(parts, api).await?;
-        if let Some(project) = path.0.get("project") {
-            caller.owns(project)?;
+        let PathParams(ProjectPath { project }) = PathParams::from_request_parts(parts, api).await?;
+        if let Some(project) = project {
+            caller.owns(&project)?;
         }
         Ok(caller)
     }

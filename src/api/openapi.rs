@@ -1,11 +1,13 @@
-//! The API's description: OpenAPI 3.1, made of the handlers and the types that they send. `fixtures/openapi.json` is a copy.
+//! The operations of the API: one list for the router and for the OpenAPI 3.1 document. `fixtures/openapi.json` is a copy of the
+//! document.
 
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
-use super::dto::response;
-use super::error;
 use super::handlers::{archive_extensions, archives, callbacks, join, operator, sessions};
+use super::state::Shared;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -14,18 +16,10 @@ use super::handlers::{archive_extensions, archives, callbacks, join, operator, s
         description = "Sessions and their archives, as the server SDKs of Vonage and OpenTok call them. What is ours and not \
                        Vonage's says so.",
     ),
-    paths(
-        sessions::create, join::join, sessions::streams, sessions::stream, sessions::classes,
-        archives::start, archives::list, archives::get, archives::stop, archives::delete, archives::layout, archives::streams,
-        archive_extensions::report, archive_extensions::thumbnail, archive_extensions::clip, archive_extensions::recompose,
-        callbacks::list, callbacks::register, callbacks::unregister,
-        operator::jobs, operator::parked, operator::callbacks, operator::resend,
-    ),
-    components(schemas(error::ErrorBody, response::Archive, response::ArchiveList)),
     modifiers(&Security),
     security(("bearer" = []), ("opentok" = [])),
 )]
-struct Document;
+struct Description;
 
 /// When a request token is valid (`validity.rs`).
 const TIMES: &str = "Valid until `exp`, which may be at most 24 hours after `iat` (after the request, without `iat`). Without `exp`: \
@@ -51,10 +45,34 @@ impl Modify for Security {
     }
 }
 
-/// The document.
+/// All operations of the document, with their handlers.
+pub(super) fn operations() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(sessions::create))
+        .routes(routes!(sessions::streams, sessions::classes))
+        .routes(routes!(sessions::stream))
+        .routes(routes!(join::join))
+        .routes(routes!(archives::list, archives::start))
+        .routes(routes!(archives::get, archives::delete))
+        .routes(routes!(archives::stop))
+        .routes(routes!(archives::layout))
+        .routes(routes!(archives::streams))
+        .routes(routes!(archive_extensions::report))
+        .routes(routes!(archive_extensions::thumbnail))
+        .routes(routes!(archive_extensions::clip))
+        .routes(routes!(archive_extensions::recompose))
+        .routes(routes!(callbacks::list, callbacks::register))
+        .routes(routes!(callbacks::unregister))
+        .routes(routes!(operator::jobs))
+        .routes(routes!(operator::parked))
+        .routes(routes!(operator::callbacks))
+        .routes(routes!(operator::resend))
+}
+
+/// The OpenAPI document.
 #[must_use]
 pub fn document() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    operations().into_openapi()
 }
 
 #[cfg(test)]

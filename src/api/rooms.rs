@@ -26,7 +26,7 @@ impl super::state::Api {
         session: &SessionId,
         location: Option<IpAddr>,
     ) -> Result<(Region, RouterRoom), ApiError> {
-        let choice = self.atlas.choose(session, location, |address| self.geo.locate(address));
+        let choice = self.region_selector.choose(session, location, |address| self.geo.locate(address));
         let choice = choice.ok_or_else(|| unavailable("there is no media router in the configuration"))?;
         let router = self.section(&choice.router)?;
         let room = room_of(session, router.string_ids);

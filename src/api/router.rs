@@ -5,44 +5,25 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{delete, get, patch, post, put};
+use axum::routing::get;
 use axum::{Json, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 
+use super::caller;
 use super::error::ApiError;
-use super::handlers::{archive_extensions, archives, callbacks, downloads, join, operator, sessions};
+use super::handlers::downloads;
 use super::middleware::{REQUEST_ID, json_rejections, observe, panicked};
+use super::openapi::operations;
 use super::state::Shared;
-use super::{caller, openapi};
 
 /// All routes.
 pub(super) fn routes(api: &Shared) -> Router {
-    let archive = "/v2/project/{project}/archive/{archive}";
-    let session = "/v2/project/{project}/session/{session}";
-    let routes = Router::new()
-        .route("/session/create", post(sessions::create))
-        .route("/v2/project/{project}/archive", get(archives::list).post(archives::start))
-        .route(archive, get(archives::get).delete(archives::delete))
-        .route(&format!("{archive}/stop"), post(archives::stop))
-        .route(&format!("{archive}/layout"), put(archives::layout))
-        .route(&format!("{archive}/streams"), patch(archives::streams))
-        .route(&format!("{archive}/report"), get(archive_extensions::report))
-        .route(&format!("{archive}/thumbnail"), get(archive_extensions::thumbnail))
-        .route(&format!("{archive}/clip"), post(archive_extensions::clip))
-        .route(&format!("{archive}/recompose"), post(archive_extensions::recompose))
-        .route("/v2/project/{project}/callback", get(callbacks::list).post(callbacks::register))
-        .route("/v2/project/{project}/callback/{callback}", delete(callbacks::unregister))
-        .route("/operator/jobs", get(operator::jobs))
-        .route("/operator/parked", get(operator::parked))
-        .route("/operator/callbacks", get(operator::callbacks))
-        .route("/operator/callbacks/{archive}/resend", post(operator::resend))
-        .route(&format!("{session}/stream"), get(sessions::streams).put(sessions::classes))
-        .route(&format!("{session}/stream/{{stream}}"), get(sessions::stream))
-        .route("/session/{session}/join", post(join::join))
+    let (routes, document) = operations().split_for_parts();
+    let routes = routes
         .route("/links/{application}/{archive}/{file}", get(downloads::serve))
-        .route("/openapi.json", get(|| async { Json(openapi::document()) }))
+        .route("/openapi.json", get(|| async move { Json(document) }))
         .fallback(|| async { ApiError::not_found("there is no such address; /openapi.json lists all") });
     let body_max = usize::try_from(api.settings.api.body_max.0).unwrap_or(usize::MAX);
     let routes = routes

@@ -12,7 +12,7 @@ use crate::catalog::SharedCatalog;
 use crate::config::Settings;
 use crate::router::Routers;
 use crate::session::geo::Geo;
-use crate::session::region::Atlas;
+use crate::session::region::RegionSelector;
 use crate::store::SharedStore;
 
 /// What all requests use.
@@ -23,7 +23,7 @@ pub struct Api {
     pub(super) links: Links,
     pub(super) limits: Limits,
     pub(super) routers: Routers,
-    pub(super) atlas: Atlas,
+    pub(super) region_selector: RegionSelector,
     pub(super) geo: Geo,
     /// What is to be removed although nobody waits for it any more.
     pub(super) deletions: DeletionQueue,
@@ -50,7 +50,7 @@ impl Api {
         deletions: DeletionQueue,
     ) -> Self {
         Self {
-            atlas: Atlas::new(&settings.worker.region, &settings.regions, &settings.routers),
+            region_selector: RegionSelector::new(&settings.worker.region, &settings.regions, &settings.routers),
             geo,
             links: Links::new(Arc::clone(&store), secret, settings.store.link_valid.0),
             limits: Limits::new(settings.api.requests_per_second),

@@ -1,4 +1,4 @@
-//! An API process: its services, its server, and the tasks beside the requests.
+//! An API process: services, HTTP server, and background tasks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,60 +14,59 @@ use super::services::{Services, ServicesError};
 use crate::api::deletion_queue::{deletion_queue, run_deletions};
 use crate::api::{Api, LINKS_SECRET, ListenError, NoticeBody, Shared, listen};
 use crate::archive::derive::queue::keep_making;
-use crate::bridge::{Bridge, bridge};
+use crate::bridge::{self, Bridge};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
 use crate::model::fault::chain;
-use crate::notify::{Telling, keep_telling};
-use crate::runtime::supervise;
-use crate::runtime::supervise::restart_on_panic;
+use crate::notify::{self, Dispatcher};
+use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::session::geo::{Geo, GeoError};
 
-/// What goes on beside the requests has so long to end at shutdown: longer than each of it needs when nothing hangs.
-const TASKS_MAX: Duration = Duration::from_secs(20);
-/// How often counters of who has not asked for a while are forgotten.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// At shutdown, background tasks may take this long to end. Each needs less unless it hangs.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(20);
+/// Between two removals of unused rate limit counters.
+const FORGET_LIMITS_EVERY: Duration = Duration::from_secs(60);
 
-/// What must be there before the API can be served.
+/// Why the API cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ApiStartError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// Catalog, store or broker.
     #[error(transparent)]
     Services(#[from] ServicesError),
-    /// The database of addresses.
+    /// The geo database.
     #[error(transparent)]
     Geo(#[from] GeoError),
-    /// The address or the certificate.
+    /// The listening address, or the certificate.
     #[error(transparent)]
     Listen(#[from] ListenError),
 }
 
-/// Serves the API until `stop`. `serving` has the catalog while it listens.
+/// Opens the services of a configuration, and serves the API until `stop`. `serving` holds the catalog while the API listens.
 ///
 /// # Errors
-/// When it cannot start.
-pub async fn run(
+/// When the API cannot start.
+pub async fn open_and_serve(
     settings: Settings,
     serving: watch::Sender<Option<SharedCatalog>>,
     stop: CancellationToken,
-) -> Result<(), StartError> {
+) -> Result<(), ApiStartError> {
     let Some(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
     serve(settings, services, serving, stop).await
 }
 
-/// Serves the API with these parts until `stop`. `serving` has the catalog while it listens.
+/// Serves the API with these services until `stop`. `serving` holds the catalog while the API listens.
 ///
 /// # Errors
-/// When it cannot start.
+/// When the API cannot start.
 pub async fn serve(
     settings: Settings,
     services: Services,
     serving: watch::Sender<Option<SharedCatalog>>,
     stop: CancellationToken,
-) -> Result<(), StartError> {
+) -> Result<(), ApiStartError> {
     let Services { catalog, store, routers, broker } = services;
     let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()).into();
     let secret = catalog.shared_secret(LINKS_SECRET, &secret).await?;
@@ -79,59 +78,61 @@ pub async fn serve(
     let shared_settings = Arc::new(settings.clone());
     let api = Api::new(settings, catalog.clone(), Arc::clone(&store), routers.clone(), geo, secret, deletions);
     let api = Arc::new(api);
-    let told = Arc::clone(&broker);
+    let archive_events = Arc::clone(&broker);
     let tasks = TaskTracker::new();
-    let ending = stop.child_token();
-    let watched = Bridge { catalog: catalog.clone(), routers, broker: Arc::clone(&broker), settings: section };
-    tasks.spawn(bridge(watched, ending.clone()));
+    let cancel_tasks = stop.child_token();
+    let bridge = Bridge { catalog: catalog.clone(), routers, broker: Arc::clone(&broker), settings: section };
+    tasks.spawn(bridge::run(bridge, cancel_tasks.clone()));
     tasks.spawn({
-        let (api, ending) = (Arc::clone(&api), ending.clone());
+        let (api, cancel_tasks) = (Arc::clone(&api), cancel_tasks.clone());
         async move {
-            let nudging = async || broker.keep_nudging(api.wanted(), &ending).await;
-            while supervise::panicked("nudging the workers", &ending, nudging()).await {}
+            let publishing = async || broker.publish_wakeups(api.wanted(), &cancel_tasks).await;
+            while panicked("publishing wake-ups", &cancel_tasks, publishing()).await {}
         }
     });
     tasks.spawn({
-        let (api, catalog, cancel) = (Arc::clone(&api), catalog.clone(), ending.clone());
-        restart_on_panic("counting and forgetting", ending.clone(), move || {
-            keep_house(Arc::clone(&api), catalog.clone(), cancel.clone())
+        let (api, catalog, cancel) = (Arc::clone(&api), catalog.clone(), cancel_tasks.clone());
+        restart_on_panic("housekeeping", cancel_tasks.clone(), move || {
+            run_housekeeping(Arc::clone(&api), catalog.clone(), cancel.clone())
         })
     });
     tasks.spawn({
         let (settings, catalog, store) = (shared_settings, catalog.clone(), Arc::clone(&store));
-        let cancel = ending.clone();
+        let cancel = cancel_tasks.clone();
         let making = move || keep_making(Arc::clone(&settings), catalog.clone(), Arc::clone(&store), cancel.clone());
-        restart_on_panic("making archives of others", ending.clone(), making)
+        restart_on_panic("building derived archives", cancel_tasks.clone(), making)
     });
     tasks.spawn({
-        let (catalog, store, ending) = (catalog.clone(), Arc::clone(&store), ending.clone());
+        let (catalog, store, cancel_tasks) = (catalog.clone(), Arc::clone(&store), cancel_tasks.clone());
         async move {
-            let mut deleting = async || run_deletions(catalog.as_ref(), &store, &mut deleted, &ending).await;
-            while supervise::panicked("removing deleted archives", &ending, deleting()).await {}
+            let mut deleting = async || run_deletions(catalog.as_ref(), &store, &mut deleted, &cancel_tasks).await;
+            while panicked("removing deleted archives", &cancel_tasks, deleting()).await {}
         }
     });
     let render = Arc::new(NoticeBody(Arc::clone(&api)));
-    let telling = Telling::new(catalog, &callbacks, Some(told), render);
+    let dispatcher = Dispatcher::new(catalog, &callbacks, Some(archive_events), render);
     tasks.spawn({
-        let cancel = ending.clone();
-        restart_on_panic("telling of archives", ending.clone(), move || keep_telling(telling.clone(), cancel.clone()))
+        let cancel = cancel_tasks.clone();
+        restart_on_panic("the notification dispatcher", cancel_tasks.clone(), move || {
+            notify::run(dispatcher.clone(), cancel.clone())
+        })
     });
     let served = listen(&api, &serving, &stop).await;
     serving.send_replace(None);
-    ending.cancel();
+    cancel_tasks.cancel();
     tasks.close();
-    if timeout(TASKS_MAX, tasks.wait()).await.is_err() {
-        tracing::warn!(tasks = tasks.len(), "what goes on beside the requests did not end in time, it is left");
+    if timeout(SHUTDOWN_MAX, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "background tasks did not end in time and are aborted");
     }
     Ok(served?)
 }
 
-/// What is looked after while requests are answered.
-async fn keep_house(api: Shared, catalog: SharedCatalog, stop: CancellationToken) {
+/// Counts archives once, and removes unused rate limit counters.
+async fn run_housekeeping(api: Shared, catalog: SharedCatalog, stop: CancellationToken) {
     if let Err(error) = catalog.recount_archives().await {
-        tracing::warn!("archives are not counted anew: {}", chain(&error));
+        tracing::warn!("archives cannot be counted: {}", chain(&error));
     }
-    while stop.run_until_cancelled(sleep(FORGET_EVERY)).await.is_some() {
+    while stop.run_until_cancelled(sleep(FORGET_LIMITS_EVERY)).await.is_some() {
         api.forget_limits();
     }
 }

@@ -1,58 +1,60 @@
-//! `archiver check`: a line for each thing that must be usable, and what to do where one is not.
+//! `archiver check`: checks each service and setting that a configuration names, with advice for those that cannot be used.
 
+use super::services;
 use crate::config::Settings;
 use crate::model::fault::chain;
 
-/// One line.
+/// The result of one check.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Line {
-    /// What was looked at.
-    pub what: String,
-    /// Whether it can be used.
+pub struct CheckResult {
+    /// The service or setting that was checked.
+    #[serde(rename = "what")]
+    pub subject: String,
+    /// Whether it is usable.
     pub ok: bool,
-    /// What was found, or what to do.
+    /// What was found, or the error with advice.
     pub text: String,
 }
 
-fn line(what: &str, result: Result<String, String>) -> Line {
+fn check_result(subject: &str, result: Result<String, String>) -> CheckResult {
     let ok = result.is_ok();
-    Line { what: what.to_owned(), ok, text: result.unwrap_or_else(|e| e) }
+    CheckResult { subject: subject.to_owned(), ok, text: result.unwrap_or_else(|e| e) }
 }
 
-fn told<T, E: crate::model::fault::HasFault>(
+fn result_text<T, E: crate::model::fault::HasFault>(
     result: Result<T, E>,
     text: impl FnOnce(T) -> String,
 ) -> Result<String, String> {
     result.map(text).map_err(|e| format!("{}; {}", chain(&e), e.fault().kind.advice()))
 }
 
-/// Looks at everything that a configuration names.
-pub async fn check(settings: &Settings) -> Vec<Line> {
-    let mut lines = vec![line("configuration", told(settings.for_worker(), |()| "valid".to_owned()))];
+/// Checks everything that a configuration names.
+pub async fn check(settings: &Settings) -> Vec<CheckResult> {
+    let mut lines = vec![check_result("configuration", result_text(settings.for_worker(), |()| "valid".to_owned()))];
     lines.extend(elements(settings).await);
-    let broker = match crate::app::services::broker(settings) {
-        Ok(broker) => told(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
+    let broker = match services::broker(settings) {
+        Ok(broker) => result_text(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
         Err(error) => Err(error.to_string()),
     };
-    lines.push(line("broker", broker));
-    let catalog = match crate::app::services::catalog(settings).await {
-        Ok(catalog) => told(catalog.probe().await, |kind| format!("{kind}, tables are up to date")),
-        Err(error) => told(Err::<(), _>(error), |()| String::new()),
+    lines.push(check_result("broker", broker));
+    let catalog = match services::catalog(settings).await {
+        Ok(catalog) => result_text(catalog.probe().await, |kind| format!("{kind}, tables are up to date")),
+        Err(error) => result_text(Err::<(), _>(error), |()| String::new()),
     };
-    lines.push(line("catalog", catalog));
-    lines.push(line("store", store(settings).await));
-    for (name, router) in crate::app::services::routers(settings) {
-        lines.push(line(&format!("router {name}"), told(router.probe().await, |version| version)));
+    lines.push(check_result("catalog", catalog));
+    lines.push(check_result("store", store(settings).await));
+    for (name, router) in services::routers(settings) {
+        lines.push(check_result(&format!("router {name}"), result_text(router.probe().await, |version| version)));
     }
-    lines.push(line("spool", spool(settings).await));
-    lines.push(line("api", api(settings).await));
+    lines.push(check_result("spool", spool(settings).await));
+    lines.push(check_result("api", api(settings).await));
     lines
 }
 
-/// Certificate and database of addresses; whether its address is free is not looked at, for it may be serving.
+/// Checks the certificate and the geo database. Not whether the address is free: the API may be running.
 async fn api(settings: &Settings) -> Result<String, String> {
     let (database, section) = (settings.geo.database.clone(), settings.api.clone());
-    let looked = tokio::task::spawn_blocking(move || {
+    let checked = tokio::task::spawn_blocking(move || {
         let scheme = match (&section.certificate, &section.key) {
             (Some(certificate), Some(key)) => {
                 crate::runtime::tls::server(certificate, key)
@@ -61,42 +63,42 @@ async fn api(settings: &Settings) -> Result<String, String> {
             }
             _ => "http",
         };
-        told(crate::session::geo::Geo::open(database.as_deref()), |_| format!("{scheme} at {}", section.bind))
+        result_text(crate::session::geo::Geo::open(database.as_deref()), |_| format!("{scheme} at {}", section.bind))
     });
-    looked.await.map_err(|e| e.to_string())?
+    checked.await.map_err(|e| e.to_string())?
 }
 
-async fn elements(settings: &Settings) -> Vec<Line> {
+async fn elements(settings: &Settings) -> Vec<CheckResult> {
     let folder = settings.pipelines.dir.clone();
     let checked = tokio::task::spawn_blocking(move || crate::media::check::elements(folder.as_deref())).await;
     match checked {
         Ok(Ok(elements)) => {
-            let mut lines: Vec<Line> = Vec::new();
+            let mut lines: Vec<CheckResult> = Vec::new();
             for e in elements {
-                let what = format!("element {}", e.element);
-                if lines.iter().all(|l| l.what != what) {
+                let subject = format!("element {}", e.element);
+                if lines.iter().all(|l| l.subject != subject) {
                     let missing = || format!("is missing: apt-get install {}", e.package);
-                    lines.push(line(&what, if e.found { Ok(e.package.clone()) } else { Err(missing()) }));
+                    lines.push(check_result(&subject, if e.found { Ok(e.package.clone()) } else { Err(missing()) }));
                 }
             }
             lines
         }
-        Ok(Err(error)) => vec![line("GStreamer", told(Err::<(), _>(error), |()| String::new()))],
-        Err(panic) => vec![line("GStreamer", Err(panic.to_string()))],
+        Ok(Err(error)) => vec![check_result("GStreamer", result_text(Err::<(), _>(error), |()| String::new()))],
+        Err(panic) => vec![check_result("GStreamer", Err(panic.to_string()))],
     }
 }
 
 async fn store(settings: &Settings) -> Result<String, String> {
-    let store = told(crate::app::services::store(settings).await.map(Some), |_| String::new());
-    store?;
-    let store = crate::app::services::store(settings).await.map_err(|e| chain(&e))?;
-    let found = store.probe(".archiver-check/").await;
-    let found = match found {
-        // A directory has no hidden keys.
-        Err(crate::store::StoreError::Refused { .. }) => store.probe("archiver-check/").await,
-        found => found,
+    let store = match services::store(settings).await {
+        Ok(store) => store,
+        Err(error) => return result_text(Err::<(), _>(error), |()| String::new()),
     };
-    told(found, |can| {
+    let capabilities = match store.probe(".archiver-check/").await {
+        // The directory store refuses keys that begin with a dot.
+        Err(crate::store::StoreError::Refused { .. }) => store.probe("archiver-check/").await,
+        probed => probed,
+    };
+    result_text(capabilities, |can| {
         let conditional = if can.conditional_put {
             ""
         } else {
@@ -118,5 +120,7 @@ async fn spool(settings: &Settings) -> Result<String, String> {
         Ok::<_, crate::recording::LogError>(spool)
     });
     let opened = opened.await.map_err(|e| e.to_string())?;
-    told(opened, |spool| format!("{}, {} MiB of {} MiB used", spool.root().display(), spool.used() >> 20, quota >> 20))
+    result_text(opened, |spool| {
+        format!("{}, {} MiB of {} MiB used", spool.root().display(), spool.used() >> 20, quota >> 20)
+    })
 }

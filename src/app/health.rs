@@ -1,4 +1,4 @@
-//! Health and metrics, on an address of their own that stays inside.
+//! Serves health checks and metrics on a separate, internal address.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::SharedCatalog;
 
-/// A catalog that takes longer to answer does not: who asks does not wait much longer.
+/// Time limit of the catalog's answer: health checks time out soon after.
 const CATALOG_MAX: Duration = Duration::from_secs(2);
 
-/// Says whether this process can do its work now, in words.
-pub type Ready = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
+/// Returns whether this process is ready, with a text.
+pub type Readiness = Arc<dyn Fn() -> BoxFuture<'static, Result<String, String>> + Send + Sync>;
 
-/// An API is ready while it listens, which is when `serving` has a catalog, and that answers.
+/// An API is ready while it listens (then `serving` holds the catalog) and the catalog answers.
 #[must_use]
-pub fn of_api(serving: watch::Receiver<Option<SharedCatalog>>) -> Ready {
+pub fn api_readiness(serving: watch::Receiver<Option<SharedCatalog>>) -> Readiness {
     Arc::new(move || {
         let catalog = serving.borrow().clone();
         Box::pin(async move {
@@ -38,9 +38,9 @@ pub fn of_api(serving: watch::Receiver<Option<SharedCatalog>>) -> Ready {
     })
 }
 
-/// Serves `/health/live`, `/health/ready` and `/metrics` until `stop`. A port that is taken is logged; a
-/// worker without health checks still records.
-pub async fn serve(bind: SocketAddr, ready: Ready, stop: CancellationToken) {
+/// Serves `/health/live`, `/health/ready` and `/metrics` until `stop`. If the port is taken, this is only logged: a worker without
+/// health checks still records.
+pub async fn serve(bind: SocketAddr, ready: Readiness, stop: CancellationToken) {
     let routes = Router::new()
         .route("/health/live", get(|| async { "ok\n" }))
         .route("/health/ready", get(is_ready))
@@ -55,16 +55,16 @@ pub async fn serve(bind: SocketAddr, ready: Ready, stop: CancellationToken) {
     }
 }
 
-async fn is_ready(State(ready): State<Ready>) -> impl IntoResponse {
+async fn is_ready(State(ready): State<Readiness>) -> impl IntoResponse {
     match ready().await {
-        Ok(told) => (StatusCode::OK, format!("{told}\n")),
-        Err(told) => (StatusCode::SERVICE_UNAVAILABLE, format!("{told}\n")),
+        Ok(text) => (StatusCode::OK, format!("{text}\n")),
+        Err(text) => (StatusCode::SERVICE_UNAVAILABLE, format!("{text}\n")),
     }
 }
 
 async fn metrics() -> impl IntoResponse {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], crate::runtime::metrics::render())
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], crate::runtime::metrics::render())
 }
 
 #[cfg(test)]
@@ -74,7 +74,7 @@ mod tests {
     #[tokio::test]
     async fn an_api_is_ready_while_it_listens_and_its_catalog_answers() {
         let (serving, seen) = watch::channel(None);
-        let ready = of_api(seen);
+        let ready = api_readiness(seen);
         assert_eq!(ready().await, Err("the API does not listen".to_owned()));
         let dir = tempfile::tempdir().expect("folder");
         let file = dir.path().join("catalog.sqlite");

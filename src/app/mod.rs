@@ -1,4 +1,4 @@
-//! Wiring: makes services of a configuration, and runs workers, the API and checks with them.
+//! Wiring: creates the services of a configuration, and runs workers, the API and checks with them.
 
 pub mod api;
 pub mod check;

@@ -1,5 +1,5 @@
-//! The services outside the process: catalog, store, media routers, broker. [`Services::open`] makes them from a configuration; a
-//! simulation makes others.
+//! The external services: catalog, store, media routers, broker. [`Services::open`] creates them from a configuration; tests create
+//! others.
 
 use std::sync::Arc;
 
@@ -10,8 +10,7 @@ use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::{ConfigErrors, Settings, StoreKind};
 use crate::router::janus::{JanusConfig, JanusRouter};
 use crate::router::{MediaRouter, Routers};
-use crate::runtime::retry::CATALOG;
-use crate::runtime::retry::retry_until_cancelled;
+use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 use crate::store::dir::DirStore;
 use crate::store::s3::{S3Config, S3Store};
 use crate::store::{SharedStore, StoreError};
@@ -47,7 +46,7 @@ impl Services {
     /// Opens the services of a configuration. Retries while the catalog is unavailable; `None` when `stop` is cancelled first.
     ///
     /// # Errors
-    /// When a service cannot be used and its fault is not to be retried.
+    /// When a service cannot be used and its fault is not retried.
     pub async fn open(settings: &Settings, stop: &CancellationToken) -> Result<Option<Self>, ServicesError> {
         let broker = broker(settings)?;
         let opened = retry_until_cancelled("open the catalog", CATALOG, stop, || catalog(settings)).await;
@@ -75,7 +74,7 @@ pub fn routers(settings: &Settings) -> Routers {
 /// The store of a configuration.
 ///
 /// # Errors
-/// When a directory cannot be made.
+/// When the directory cannot be created.
 pub async fn store(settings: &Settings) -> Result<SharedStore, StoreError> {
     let section = &settings.store;
     Ok(match section.kind {
@@ -102,15 +101,15 @@ pub async fn store(settings: &Settings) -> Result<SharedStore, StoreError> {
 /// The broker of a configuration.
 ///
 /// # Errors
-/// When it names none.
+/// When the configuration names no broker.
 pub fn broker(settings: &Settings) -> Result<SharedBroker, ConfigErrors> {
     Ok(Arc::new(RabbitBroker::new(broker_config(settings)?)))
 }
 
-/// How the broker of a configuration is reached.
+/// The broker's part of a configuration.
 ///
 /// # Errors
-/// When it names none.
+/// When the configuration names no broker.
 pub fn broker_config(settings: &Settings) -> Result<BrokerConfig, ConfigErrors> {
     let Some(url) = settings.broker.url.clone() else {
         return Err(ConfigErrors(vec!["broker.url: is missing".to_owned()]));
@@ -125,7 +124,7 @@ pub fn broker_config(settings: &Settings) -> Result<BrokerConfig, ConfigErrors> 
 /// The catalog of a configuration.
 ///
 /// # Errors
-/// When it cannot be reached.
+/// When the catalog cannot be used.
 pub async fn catalog(settings: &Settings) -> Result<SharedCatalog, CatalogError> {
     use secrecy::ExposeSecret;
     crate::catalog::open(settings.catalog_url().expose_secret()).await

@@ -58,8 +58,7 @@ pub const fn check(row: &ArchiveRow) -> Result<(), DeleteError> {
 /// See [`DeleteError`].
 pub async fn mark(catalog: &dyn Catalog, row: &ArchiveRow) -> Result<(), DeleteError> {
     check(row)?;
-    let deleted = ArchiveRow { status: ArchiveStatus::Deleted, updated_at: Wallclock::now(), ..row.clone() };
-    if catalog.put_archive(&deleted).await? {
+    if catalog.put_archive(&row.clone().deleted(Wallclock::now())).await? {
         return Ok(());
     }
     // It became something else meanwhile, such as by a replay.

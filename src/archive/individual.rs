@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use crate::compose::timeline::selections;
 use crate::media::mux::{FrameSource, MuxInput, is_webm};
 use crate::model::archive_options::ArchiveOptions;
+use crate::model::desired::Selection;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::{MediaSpan, MediaTime};
-use crate::recording::history::{Event, Selection};
+use crate::recording::history::Event;
 use crate::recording::reader::{LogItem, SegmentIndex, TrackIndex};
 use crate::rtp::clock::Correction;
 

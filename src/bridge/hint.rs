@@ -1,38 +1,38 @@
-//! What Janus's event handler says, as far as it is a reason to look. Pure; nothing of it is believed.
+//! Reads hints from the messages of Janus's event handler. Pure. A hint is a reason to look at a room, never the truth about it.
 
 use serde_json::Value;
 
 use crate::model::ids::RoomId;
 use crate::router::janus::wire;
 
-/// Longest message that is read, in bytes: a hundred events together, some with all their tracks.
+/// Largest message that is read, in bytes. Janus groups up to a hundred events, some of them with all their tracks.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// Events of one message that are read; Janus sends a hundred together at most.
+/// Events of one message that are read. Janus groups a hundred at most.
 const EVENTS_MAX: usize = 1000;
-/// Kinds of events (`events.h` of Janus): of a plugin, of Janus itself.
-const OF_PLUGIN: u64 = 64;
-const OF_CORE: u64 = 256;
-/// The subtype of a start of Janus.
-const BEGUN: u64 = 1;
-/// Events after which another rule may hold for a room.
-const TELLING: &[&str] = &["created", "joined", "published", "unpublished", "leaving", "kicked", "destroyed"];
+/// Types of events (`events.h` of Janus): of a plugin, of Janus itself.
+const PLUGIN_EVENT: u64 = 64;
+const CORE_EVENT: u64 = 256;
+/// The subtype of the event that Janus sends when it starts.
+const STARTED_SUBTYPE: u64 = 1;
+/// Events of VideoRoom after which the bridge may have to act on the room.
+const RELEVANT_EVENTS: &[&str] = &["created", "joined", "published", "unpublished", "leaving", "kicked", "destroyed"];
 
-/// A reason to look.
+/// A reason to look at rooms.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hint {
     /// At one room.
     Room(RoomId),
-    /// At everything: Janus has just begun, and has forgotten its rooms.
-    Everything,
+    /// At all rooms: Janus has just started, and has lost its rooms.
+    AllRooms,
 }
 
-/// Reads a message: one event, or an array of them. `None` when it is none of Janus's.
+/// Reads a message: one event, or an array of events. `None` when it is not a message of Janus.
 #[must_use]
 pub fn read(body: &[u8]) -> Option<Vec<Hint>> {
     if body.len() > MESSAGE_BYTES_MAX {
         return None;
     }
-    // serde_json bounds the depth.
+    // serde_json limits the depth.
     match serde_json::from_slice::<Value>(body).ok()? {
         Value::Array(events) => Some(events.iter().take(EVENTS_MAX).filter_map(hint).collect()),
         event @ Value::Object(_) => Some(hint(&event).into_iter().collect()),
@@ -43,11 +43,11 @@ pub fn read(body: &[u8]) -> Option<Vec<Hint>> {
 fn hint(event: &Value) -> Option<Hint> {
     let number = |key: &str| event.get(key).and_then(Value::as_u64);
     match number("type")? {
-        OF_CORE if number("subtype") == Some(BEGUN) => Some(Hint::Everything),
-        OF_PLUGIN => {
+        CORE_EVENT if number("subtype") == Some(STARTED_SUBTYPE) => Some(Hint::AllRooms),
+        PLUGIN_EVENT => {
             let data = event.get("event")?.get("data")?;
-            let what = data.get("event")?.as_str()?;
-            let room = TELLING.contains(&what).then(|| wire::id(data.get("room")?))??;
+            let name = data.get("event")?.as_str()?;
+            let room = RELEVANT_EVENTS.contains(&name).then(|| wire::id(data.get("room")?))??;
             room.parse().ok().map(Hint::Room)
         }
         _ => None,
@@ -77,7 +77,7 @@ mod tests {
         let left = plugin(&json!({ "event": "leaving", "room": 77, "id": 5 }));
         let begun = json!({ "type": 256, "subtype": 1, "event": { "status": "started" } });
         assert_eq!(hints(&joined), Some(vec![room("r")]));
-        assert_eq!(hints(&json!([joined, left, begun])), Some(vec![room("r"), room("77"), Hint::Everything]));
+        assert_eq!(hints(&json!([joined, left, begun])), Some(vec![room("r"), room("77"), Hint::AllRooms]));
     }
 
     #[test]

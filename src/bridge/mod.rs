@@ -1,19 +1,20 @@
-//! Finds sessions to have started, and tells workers: so that creating a session with archive mode always is all a platform does.
+//! Finds sessions that start, and publishes `session.started` to the workers. A platform then only has to create a session with
+//! archive mode `always`.
 //!
-//! For each media router a task looks who is in its rooms, every few seconds and at once when the router's event handler gives a
-//! hint. Hints get lost and repeated; the router's own lists are the truth. A start is an event as a platform would publish it.
-//! Its id is made of the number of the session's conversation, which is in the catalog, so that publishing it again, by this
-//! process after a crash or by another one, makes no second job. Nothing else needs to survive a restart.
+//! One task for each media router lists the clients in the router's rooms, every few seconds and at each hint of the router's event
+//! handler. Hints can be lost or repeated; the router's lists are the truth. The published event is the same as a platform's.
+//! Its id is derived from the number of the session's conversation, which is in the catalog. So publishing it again, by this process
+//! after a crash or by another one, creates no second job. Nothing else needs to survive a restart.
 //!
 //! ```text
 //! Janus ── event handler ─► RabbitMQ ─► hints ─┐
-//! Janus ◄─ list, listparticipants ───────── watch (one a router) ── rules ─► catalog: conversation n ─► outbox ─► RabbitMQ
+//! Janus ◄─ list, listparticipants ─────── watcher (one a router) ── rules ─► catalog: conversation n ─► outbox ─► RabbitMQ
 //! ```
 
 pub mod hint;
 mod outbox;
 pub mod rules;
-mod watch;
+mod watcher;
 
 use std::sync::Arc;
 
@@ -29,85 +30,92 @@ use crate::runtime::metrics::{HintLabels, HintOutcome, metrics};
 use crate::runtime::supervise::panicked;
 
 use hint::Hint;
+use watcher::RouterWatcher;
 
-/// Hints that wait for a router's task; what comes when there are more is found by the next look at everything.
+/// Hints that wait for a router's watcher. Further ones are dropped: the next look at all rooms makes up for them.
 const HINTS_MAX: usize = 256;
 
-/// What the bridge works with.
+/// Services and settings of the bridge.
 #[derive(Clone)]
 pub struct Bridge {
     /// Sessions and jobs.
     pub catalog: SharedCatalog,
-    /// The routers, by their names.
+    /// The media routers, by name.
     pub routers: Routers,
-    /// Where workers take their events from, and hints are.
+    /// Carries hints and events.
     pub broker: SharedBroker,
     /// `[bridge]`.
     pub settings: BridgeSection,
 }
 
-/// Runs until `cancel`; at once when the settings do not want it. Any number of processes may run it at the same time.
-pub async fn bridge(deps: Bridge, cancel: CancellationToken) {
-    if !deps.settings.enabled {
+/// Runs the bridge until `cancel`; returns at once if the settings disable it. Any number of processes may run it at the same time.
+pub async fn run(bridge: Bridge, cancel: CancellationToken) {
+    if !bridge.settings.enabled {
         return;
     }
     let tasks = TaskTracker::new();
-    let (outbox, letters) = outbox::outbox();
-    tasks.spawn(keep_delivering(Arc::clone(&deps.broker), letters, cancel.clone()));
-    let mut hints = Vec::new();
-    for (name, router) in deps.routers {
-        let (sender, receiver) = mpsc::channel(HINTS_MAX);
-        hints.push(sender);
-        let watch = watch::Watch::new(deps.catalog.clone(), name, router, outbox.clone(), deps.settings.clone());
-        tasks.spawn(keep_watching(watch, receiver, cancel.clone()));
+    let (outbox, outbox_queue) = outbox::outbox();
+    tasks.spawn(run_outbox(Arc::clone(&bridge.broker), outbox_queue, cancel.clone()));
+    let mut hint_senders = Vec::new();
+    for (name, router) in bridge.routers {
+        let (sender, hints) = mpsc::channel(HINTS_MAX);
+        hint_senders.push(sender);
+        let (catalog, settings) = (bridge.catalog.clone(), bridge.settings.clone());
+        let watcher = RouterWatcher::new(catalog, name, router, outbox.clone(), settings);
+        tasks.spawn(run_watcher(watcher, hints, cancel.clone()));
     }
-    tasks.spawn(keep_listening(deps.broker, deps.settings.queue.clone(), hints, cancel));
+    tasks.spawn(run_hint_consumer(bridge.broker, bridge.settings.queue.clone(), hint_senders, cancel));
     tasks.close();
     tasks.wait().await;
 }
 
-async fn keep_delivering(broker: SharedBroker, mut letters: outbox::Letters, cancel: CancellationToken) {
-    let mut delivering = async || outbox::deliver(broker.as_ref(), &mut letters, &cancel).await;
-    while panicked("publishing starts of sessions", &cancel, delivering()).await {}
+async fn run_outbox(broker: SharedBroker, mut queue: outbox::OutboxQueue, cancel: CancellationToken) {
+    let mut publishing = async || outbox::run(broker.as_ref(), &mut queue, &cancel).await;
+    while panicked("publishing starts of sessions", &cancel, publishing()).await {}
 }
 
-async fn keep_watching(mut watch: watch::Watch, mut hints: mpsc::Receiver<Hint>, cancel: CancellationToken) {
-    while panicked("the watch over a media router", &cancel, async {
-        cancel.run_until_cancelled(watch.run(&mut hints)).await;
+async fn run_watcher(mut watcher: RouterWatcher, mut hints: mpsc::Receiver<Hint>, cancel: CancellationToken) {
+    while panicked("watching a media router", &cancel, async {
+        cancel.run_until_cancelled(watcher.run(&mut hints)).await;
     })
     .await
     {
-        watch.forget();
+        watcher.reset();
     }
 }
 
-/// Whoever listens has the only ends of the routers' queues: without them each watch would end.
-async fn keep_listening(
+/// Holds the only senders of hints: a watcher ends when its sender is dropped.
+async fn run_hint_consumer(
     broker: SharedBroker,
     queue: String,
-    routers: Vec<mpsc::Sender<Hint>>,
+    watchers: Vec<mpsc::Sender<Hint>>,
     cancel: CancellationToken,
 ) {
-    while panicked("listening for hints", &cancel, listen(&broker, &queue, &routers, &cancel)).await {}
+    while panicked("consuming hints", &cancel, consume_hints(&broker, &queue, &watchers, &cancel)).await {}
 }
 
-async fn listen(broker: &SharedBroker, queue: &str, routers: &[mpsc::Sender<Hint>], cancel: &CancellationToken) {
+async fn consume_hints(
+    broker: &SharedBroker,
+    queue: &str,
+    watchers: &[mpsc::Sender<Hint>],
+    cancel: &CancellationToken,
+) {
     let count = |outcome| {
         metrics().router_hints.get_or_create(&HintLabels { outcome }).inc();
     };
-    let take = |body: &[u8]| match hint::read(body) {
+    let handle = |body: &[u8]| match hint::read(body) {
         None => {
             count(HintOutcome::Malformed);
-            tracing::debug!(bytes = body.len(), "a message of a media router is not understood");
+            tracing::debug!(bytes = body.len(), "malformed message of a media router's event handler");
         }
         Some(hints) if hints.is_empty() => count(HintOutcome::NothingNew),
         Some(hints) => {
             count(HintOutcome::Used);
-            // It does not matter which router it is of: each knows its own rooms.
-            for (hint, router) in hints.iter().flat_map(|hint| routers.iter().map(move |router| (hint, router))) {
-                router.try_send(hint.clone()).unwrap_or_default();
+            // A message does not name its router. Each watcher gets the hint, and knows its own rooms.
+            for (hint, watcher) in hints.iter().flat_map(|hint| watchers.iter().map(move |watcher| (hint, watcher))) {
+                watcher.try_send(hint.clone()).unwrap_or_default();
             }
         }
     };
-    broker.listen(queue, &take, cancel).await;
+    broker.consume_hints(queue, &handle, cancel).await;
 }

@@ -1,4 +1,4 @@
-//! Publishes starts of sessions: one connection for all routers' tasks, made when it is needed, and anew when it is lost.
+//! Publishes `session.started` events for all watchers on one connection. It is opened on demand, and reopened when it is lost.
 
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -7,49 +7,49 @@ use crate::broker::{Broker, BrokerError, Headers, Publisher, STARTED_KEY};
 use crate::event::{Envelope, Started};
 use crate::runtime::metrics::{StartLabels, StartOutcome, metrics};
 
-/// Events that wait.
-const WAITING_MAX: usize = 64;
+/// Events that may wait.
+const ENTRIES_MAX: usize = 64;
 
-struct Letter {
+struct Entry {
     event: Box<Envelope<Started>>,
-    answer: oneshot::Sender<Result<(), BrokerError>>,
+    result: oneshot::Sender<Result<(), BrokerError>>,
 }
 
-/// Where to publish to.
+/// The watchers' side of the outbox.
 #[derive(Clone)]
-pub(super) struct Outbox(mpsc::Sender<Letter>);
+pub(super) struct Outbox(mpsc::Sender<Entry>);
 
-/// The other end.
-pub(super) struct Letters(mpsc::Receiver<Letter>);
+/// The publisher's side of the outbox.
+pub(super) struct OutboxQueue(mpsc::Receiver<Entry>);
 
-pub(super) fn outbox() -> (Outbox, Letters) {
-    let (sender, receiver) = mpsc::channel(WAITING_MAX);
-    (Outbox(sender), Letters(receiver))
+pub(super) fn outbox() -> (Outbox, OutboxQueue) {
+    let (sender, receiver) = mpsc::channel(ENTRIES_MAX);
+    (Outbox(sender), OutboxQueue(receiver))
 }
 
 impl Outbox {
-    /// Publishes an event; it is in a queue of its region when this returns.
+    /// Publishes an event. When this returns, the event is in a queue of its region.
     pub async fn publish(&self, event: Envelope<Started>) -> Result<(), BrokerError> {
         let closed = |_| BrokerError::Unavailable { doing: "take a start", source: "the bridge is ending".into() };
-        let (answer, answered) = oneshot::channel();
-        let letter = Letter { event: Box::new(event), answer };
-        self.0.send(letter).await.map_err(|_| closed(()))?;
-        answered.await.map_err(|_| closed(())).flatten()
+        let (result, published) = oneshot::channel();
+        let entry = Entry { event: Box::new(event), result };
+        self.0.send(entry).await.map_err(|_| closed(()))?;
+        published.await.map_err(|_| closed(())).flatten()
     }
 }
 
 /// Publishes until `cancel`.
-pub(super) async fn deliver(broker: &dyn Broker, letters: &mut Letters, cancel: &CancellationToken) {
-    let mut open = None;
+pub(super) async fn run(broker: &dyn Broker, queue: &mut OutboxQueue, cancel: &CancellationToken) {
+    let mut connection = None;
     loop {
-        let letter = tokio::select! {
+        let entry = tokio::select! {
             () = cancel.cancelled() => break,
-            letter = letters.0.recv() => letter,
+            entry = queue.0.recv() => entry,
         };
-        let Some(letter) = letter else { break };
+        let Some(entry) = entry else { break };
         let sent = tokio::select! {
             () = cancel.cancelled() => break,
-            sent = send(broker, &mut open, &letter.event) => sent,
+            sent = publish(broker, &mut connection, &entry.event) => sent,
         };
         let outcome = match &sent {
             Ok(()) => StartOutcome::Published,
@@ -57,36 +57,36 @@ pub(super) async fn deliver(broker: &dyn Broker, letters: &mut Letters, cancel: 
             Err(_) => StartOutcome::Failed,
         };
         metrics().session_starts.get_or_create(&StartLabels { outcome }).inc();
-        // Nobody waits for the answer any more only when the bridge ends.
-        letter.answer.send(sent).unwrap_or_default();
+        // The watcher stops waiting only when the bridge ends.
+        entry.result.send(sent).unwrap_or_default();
     }
-    if let Some(publisher) = open
+    if let Some(publisher) = connection
         && let Err(error) = publisher.close().await
     {
         tracing::debug!("{}", crate::model::fault::chain(&error));
     }
 }
 
-/// A connection that lay idle may have been lost without our knowledge: then once more on another.
-async fn send(
+/// Publishes on the open connection. If that was lost while it was idle, publishes once more on a new one.
+async fn publish(
     broker: &dyn Broker,
-    open: &mut Option<Box<dyn Publisher>>,
+    connection: &mut Option<Box<dyn Publisher>>,
     event: &Envelope<Started>,
 ) -> Result<(), BrokerError> {
     let key = format!("{STARTED_KEY}.{}", event.data.region);
     let body = serde_json::to_vec(event).expect("plain data");
-    if let Some(publisher) = open.take() {
+    if let Some(publisher) = connection.take() {
         match publisher.publish(&key, &body, &Headers::new()).await {
             Err(BrokerError::Unavailable { .. }) => {}
             Err(error @ BrokerError::Timeout { .. }) => return Err(error),
             other => {
-                *open = Some(publisher);
+                *connection = Some(publisher);
                 return other;
             }
         }
     }
     let publisher = broker.publisher().await?;
     let sent = publisher.publish(&key, &body, &Headers::new()).await;
-    *open = Some(publisher);
+    *connection = Some(publisher);
     sent
 }

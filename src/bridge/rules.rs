@@ -1,37 +1,38 @@
-//! When a conversation of a session begins: from what the catalog knows, what the router says, and what was seen before. Pure.
+//! Decides when a conversation of a session begins, from the catalog, the router's list of clients, and what was seen before. Pure.
 //!
-//! What must survive a restart is in the catalog: how many conversations were begun, and their jobs. What is only remembered
-//! here (who was there when an archive ended) decides whether the same people get another archive; a process that has just
-//! started knows nothing of it, and then the reason of the archive's end decides alone.
+//! The catalog has what must survive a restart: the number of conversations, and their jobs. Who was in the room when an archive
+//! ended is only in memory. It decides whether the same clients get another archive. After a restart of this process, the reason of
+//! the archive's end decides alone.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::catalog::{JobRow, JobState, SessionRow};
 use crate::event::{Envelope, STARTED, Started};
-use crate::job::presence::{AT_MOST, EndReason};
+use crate::job::presence::{EndReason, MAX_DURATION_EXCEEDED};
 use crate::model::ids::{EventId, JobId, SessionId};
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
 use crate::router::Participant;
 
-/// The source of the events.
+/// The `source` of the bridge's events.
 pub const SOURCE: &str = "archiver/bridge";
-/// An archive that became as long as one may is followed by another within this, by its worker.
-const FOLLOWED_WITHIN: Duration = Duration::from_secs(60);
-/// Of a job that was parked before we came, it is not known whether the room was empty since: it is tried once more after this.
-const PARKED_LONG_AGO: Duration = Duration::from_secs(10 * 60);
+/// The worker creates the successor of an archive that reached its maximum duration within this time.
+const SUCCESSOR_WITHIN: Duration = Duration::from_secs(60);
+/// When a job was parked before this process started, nobody knows whether the room has been empty since. After this time another
+/// archive is tried.
+const RETRY_PARKED_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// Whether a session's archives begin by themselves.
+/// Whether the bridge starts archives of a session.
 #[must_use]
 pub const fn is_automatic(session: &SessionRow) -> bool {
     matches!((session.media_mode, session.archive_mode), (MediaMode::Routed, ArchiveMode::Always)) && !session.e2ee
 }
 
-/// The event that begins a conversation. Its id is the same whoever makes it, and so is the job's.
+/// The id of the event that starts a conversation. All processes derive the same id, and from it the same job.
 ///
 /// # Panics
-/// Never: a number is short.
+/// Never: an id may be longer than a number.
 #[must_use]
 pub fn event_id(conversation: i64) -> EventId {
     format!("bridge-{conversation}").parse().expect("a short id")
@@ -39,19 +40,19 @@ pub fn event_id(conversation: i64) -> EventId {
 
 /// The job of a conversation.
 #[must_use]
-pub fn job_of(session: &SessionId, conversation: i64) -> JobId {
+pub fn job_of_conversation(session: &SessionId, conversation: i64) -> JobId {
     JobId::of_event(session, &event_id(conversation))
 }
 
-/// The event that tells workers of a conversation.
+/// The `session.started` event of a conversation.
 #[must_use]
-pub fn started(session: &SessionRow, conversation: i64, since: Wallclock) -> Envelope<Started> {
+pub fn start_event(session: &SessionRow, conversation: i64, occupied_since: Wallclock) -> Envelope<Started> {
     Envelope {
         specversion: "1.0".to_owned(),
         id: event_id(conversation),
         source: SOURCE.to_owned(),
         kind: STARTED.to_owned(),
-        time: Some(since.to_rfc3339()),
+        time: Some(occupied_since.to_rfc3339()),
         data: Started {
             session_id: session.session.clone(),
             application_id: session.application.clone(),
@@ -65,9 +66,9 @@ pub fn started(session: &SessionRow, conversation: i64, since: Wallclock) -> Env
     }
 }
 
-/// The conversation that a job belongs to, if it is one of ours: a successor's event (`~part2`) is of its predecessor's.
+/// The conversation that a job belongs to, if the bridge started it. A successor's event (`~part2`) has its predecessor's number.
 fn conversation_of(job: &JobRow) -> Option<i64> {
-    let event: Envelope<serde::de::IgnoredAny> = serde_json::from_str(&job.event).ok()?;
+    let event = job.event.origin()?;
     let id = event.id.as_str().strip_prefix("bridge-")?;
     let number = id.split_once('~').map_or(id, |(number, _)| number);
     (event.source == SOURCE).then(|| number.parse().ok())?
@@ -75,78 +76,78 @@ fn conversation_of(job: &JobRow) -> Option<i64> {
 
 /// Why a job's archive ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// All had left, or the platform said that the session is over.
-    Over,
-    /// A person or program stopped it.
+pub enum JobEnd {
+    /// All clients had left, or the platform ended the session.
+    SessionEnded,
+    /// An API request or an operator stopped the archive.
     Stopped,
-    /// Nobody published.
+    /// Nobody ever published.
     Idle,
-    /// It was as long as an archive may be.
-    AtMost,
-    /// It failed.
+    /// The archive reached its maximum duration.
+    MaxDuration,
+    /// The job was parked or discarded.
     Parked,
 }
 
-/// How a session's newest job stands, of those without a tag.
+/// The state of a session's newest job, of those without a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Newest {
-    /// There is none.
-    Nothing,
-    /// It records, or is about to.
+pub enum NewestJob {
+    /// The session has no job.
+    Absent,
+    /// The job records, or is about to.
     Active,
-    /// It does not any more.
+    /// The job does not record any more.
     Ended {
-        /// Why.
-        end: End,
-        /// When it last changed: its end, or later.
+        /// Why its archive ended.
+        end: JobEnd,
+        /// When the row last changed: at the end, or later.
         at: Wallclock,
-        /// Its conversation, if it is one of ours.
+        /// Its conversation, if the bridge started it.
         conversation: Option<i64>,
     },
 }
 
-impl Newest {
-    /// How a job stands.
+impl NewestJob {
+    /// The state of a job.
     #[must_use]
     pub fn of(job: Option<&JobRow>) -> Self {
-        let Some(job) = job else { return Self::Nothing };
+        let Some(job) = job else { return Self::Absent };
         let end = match job.state {
             JobState::Accepted | JobState::Capturing => return Self::Active,
-            JobState::Parked | JobState::Discarded => End::Parked,
+            JobState::Parked | JobState::Discarded => JobEnd::Parked,
             JobState::Finalizing | JobState::Available => match job.end_reason.as_deref() {
-                Some(reason) if reason == EndReason::UserInitiated.vonage() => End::Stopped,
-                Some(reason) if reason == EndReason::NeverPublished.vonage() => End::Idle,
-                Some(AT_MOST) => End::AtMost,
-                _ => End::Over,
+                Some(reason) if reason == EndReason::UserInitiated.vonage() => JobEnd::Stopped,
+                Some(reason) if reason == EndReason::NeverPublished.vonage() => JobEnd::Idle,
+                Some(MAX_DURATION_EXCEEDED) => JobEnd::MaxDuration,
+                _ => JobEnd::SessionEnded,
             },
         };
         Self::Ended { end, at: job.updated_at, conversation: conversation_of(job) }
     }
 }
 
-/// What the catalog knows of a session.
+/// What the catalog has about a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Known {
-    /// The newest conversation that was begun; 0 before the first.
+pub struct SessionState {
+    /// The number of the newest conversation; 0 before the first.
     pub conversation: i64,
-    /// Whether that has a job.
+    /// Whether this conversation has a job.
     pub has_job: bool,
     /// The newest job.
-    pub newest: Newest,
+    pub newest: NewestJob,
 }
 
-/// Who is in a room: the ids at the router.
+/// Who is in a room now, by their ids at the router.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct RoomSnapshot {
     /// All clients.
     pub clients: BTreeSet<String>,
-    /// Those that publish.
+    /// The clients that publish.
     pub publishing: BTreeSet<String>,
 }
 
-impl Look {
-    /// Reads a list of clients.
+impl RoomSnapshot {
+    /// From the router's list of clients.
     #[must_use]
     pub fn of(list: &[Participant]) -> Self {
         let id = |client: &Participant| client.router_id.clone();
@@ -157,101 +158,105 @@ impl Look {
     }
 }
 
-/// What is remembered of a room.
+/// What the bridge remembers about a room.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Since when somebody is there.
-    since: Option<Wallclock>,
-    /// Who was there when an archive was last being recorded; nobody if the room was seen empty since. `None` when neither was
-    /// seen.
-    before: Option<Look>,
+pub struct RoomState {
+    /// When the first client was seen since the room was last empty.
+    occupied_since: Option<Wallclock>,
+    /// Who was in the room when an archive was last being recorded; empty if the room has been seen empty since. `None` when neither
+    /// was seen.
+    recorded: Option<RoomSnapshot>,
 }
 
-impl Memory {
-    /// Of a room that nobody was in when it was last looked for.
+impl RoomState {
+    /// The state of a room that was empty when it was last seen.
     #[must_use]
-    pub fn of_empty() -> Self {
-        Self { since: None, before: Some(Look::default()) }
+    pub fn of_empty_room() -> Self {
+        Self { occupied_since: None, recorded: Some(RoomSnapshot::default()) }
     }
 
-    /// Somebody looked, and nobody is there.
-    pub fn empty(&mut self) {
-        *self = Self::of_empty();
+    /// The room was seen empty.
+    pub fn mark_empty(&mut self) {
+        *self = Self::of_empty_room();
     }
 
-    /// Somebody looked. `newest` must have been read after the look.
-    pub fn saw(&mut self, look: &Look, newest: Newest, now: Wallclock) {
-        if look.clients.is_empty() {
-            return self.empty();
+    /// Takes a snapshot into account. `newest` must have been read from the catalog after the snapshot was taken.
+    pub fn observe(&mut self, snapshot: &RoomSnapshot, newest: NewestJob, now: Wallclock) {
+        if snapshot.clients.is_empty() {
+            return self.mark_empty();
         }
-        self.since.get_or_insert(now);
-        if newest == Newest::Active {
-            self.before = Some(look.clone());
+        self.occupied_since.get_or_insert(now);
+        if newest == NewestJob::Active {
+            self.recorded = Some(snapshot.clone());
         }
     }
 
-    /// An archive begins for those who are there: should it end before anybody looks again, they are no reason for another.
-    pub fn began(&mut self, look: &Look) {
-        self.before = Some(look.clone());
+    /// An archive was started for the clients in the room. If it ends before the next snapshot, the same clients do not get another.
+    pub fn archive_started(&mut self, snapshot: &RoomSnapshot) {
+        self.recorded = Some(snapshot.clone());
     }
 
-    /// Since when somebody is there.
+    /// When the first client was seen since the room was last empty.
     #[must_use]
-    pub const fn since(&self) -> Option<Wallclock> {
-        self.since
+    pub const fn occupied_since(&self) -> Option<Wallclock> {
+        self.occupied_since
     }
 
-    /// Whether those who are there now are reason enough for another archive.
-    fn is_anew(&self, look: &Look, end: End, at: Wallclock, now: Wallclock) -> bool {
-        let Some(before) = &self.before else {
+    /// Whether the clients in the room justify another archive.
+    fn justifies_archive(&self, snapshot: &RoomSnapshot, end: JobEnd, at: Wallclock, now: Wallclock) -> bool {
+        let Some(recorded) = &self.recorded else {
             return match end {
-                // All had left: who is there has come since.
-                End::Over => true,
-                End::Idle => !look.publishing.is_empty(),
-                // Who stopped it does not want it back because this program was restarted.
-                End::Stopped => false,
-                End::AtMost => now.since(at) >= FOLLOWED_WITHIN,
-                End::Parked => now.since(at) >= PARKED_LONG_AGO,
+                // All clients had left, so those in the room came later.
+                JobEnd::SessionEnded => true,
+                JobEnd::Idle => !snapshot.publishing.is_empty(),
+                // A restart of this program must not start an archive again that was stopped on purpose.
+                JobEnd::Stopped => false,
+                JobEnd::MaxDuration => now.since(at) >= SUCCESSOR_WITHIN,
+                JobEnd::Parked => now.since(at) >= RETRY_PARKED_AFTER,
             };
         };
-        let was_empty = before.clients.is_empty();
+        let was_empty = recorded.clients.is_empty();
         match end {
-            End::Over | End::Stopped | End::AtMost => !look.clients.is_subset(&before.clients),
-            End::Idle => was_empty || !look.publishing.is_subset(&before.publishing),
-            // The next would most likely fail as this one did.
-            End::Parked => was_empty,
+            JobEnd::SessionEnded | JobEnd::Stopped | JobEnd::MaxDuration => {
+                !snapshot.clients.is_subset(&recorded.clients)
+            }
+            JobEnd::Idle => was_empty || !snapshot.publishing.is_subset(&recorded.publishing),
+            // Another one for the same clients would most likely fail, too.
+            JobEnd::Parked => was_empty,
         }
     }
 }
 
-/// What is done.
+/// What the bridge does about a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum Action {
     /// Nothing.
-    Nothing,
-    /// The newest conversation has no job yet: its event is published, again if need be.
-    Publish,
-    /// Another conversation begins.
-    Begin,
+    None,
+    /// Publish the event of the newest conversation (again), because it has no job yet.
+    PublishStart,
+    /// Begin another conversation.
+    BeginConversation,
 }
 
-/// Decides on a session of automatic archives.
+/// Decides what to do about a session whose archives are automatic.
 #[must_use]
-pub fn decide(known: Known, memory: &Memory, look: &Look, now: Wallclock) -> Decision {
-    if look.clients.is_empty() {
-        return Decision::Nothing;
+pub fn decide(session: SessionState, room: &RoomState, snapshot: &RoomSnapshot, now: Wallclock) -> Action {
+    if snapshot.clients.is_empty() {
+        return Action::None;
     }
-    let anew = match known.newest {
-        Newest::Active => return Decision::Nothing,
-        Newest::Nothing => true,
-        // It was decided already, after that job had ended: the event was lost, or is still on its way.
-        Newest::Ended { conversation: Some(of_job), .. } if !known.has_job && of_job < known.conversation => true,
-        Newest::Ended { end, at, .. } => memory.is_anew(look, end, at, now),
+    let justified = match session.newest {
+        NewestJob::Active => return Action::None,
+        NewestJob::Absent => true,
+        // The newest conversation began after this job had ended. Its event was lost, or is still on its way.
+        NewestJob::Ended { conversation: Some(of_job), .. } if !session.has_job && of_job < session.conversation => {
+            true
+        }
+        NewestJob::Ended { end, at, .. } => room.justifies_archive(snapshot, end, at, now),
     };
-    match (anew, known.conversation > 0 && !known.has_job) {
-        (false, _) => Decision::Nothing,
-        (true, true) => Decision::Publish,
-        (true, false) => Decision::Begin,
+    match (justified, session.conversation > 0 && !session.has_job) {
+        (false, _) => Action::None,
+        (true, true) => Action::PublishStart,
+        (true, false) => Action::BeginConversation,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Consuming, for ever: a loop that rebuilds connection, channel, topology and consumers after anything.
+//! Consumes events until cancelled. After any failure, connection, channel, topology and consumers are created again.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -18,23 +18,23 @@ use crate::model::fault::{Backoff, chain};
 use crate::runtime::metrics::metrics;
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
-/// Deliveries that are under way on one channel: what is asked for is durable within milliseconds, and a
-/// worker must not hold events that others could take.
+/// Unacked deliveries on one channel. One is enough, because an event is durable within milliseconds, and a worker must not hold
+/// events that others could take.
 const PREFETCH: u16 = 1;
-/// How often the connection is asked whether it lives.
-const WATCH: Duration = Duration::from_secs(2);
-/// An ack or a cancel that takes longer means that the connection is dead.
+/// Between two checks that the connection is alive.
+const LIVENESS_EVERY: Duration = Duration::from_secs(2);
+/// A connection on which an operation takes longer is dead.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// A connection that lived this long was a good one: the next back-off begins anew.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// After an accepted job the worker says how much room is left; it is waited for this long before more is taken.
-const ROOM_NEWS_MAX: Duration = Duration::from_secs(3);
-/// An event that made the handler panic goes back after this; the delivery limit ends it.
-const AFTER_PANIC: Duration = Duration::from_millis(250);
-/// Our own count of tries: RabbitMQ's `x-death` cannot be trusted after a republish.
+/// After a connection that lasted this long, the back-off starts at its first step again.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// After each accepted job the worker reports its free capacity. No further started event is taken before, for this time at most.
+const CAPACITY_REPORT_MAX: Duration = Duration::from_secs(3);
+/// Delay before an event is requeued that made the handler panic. The queue's delivery limit ends the repetition.
+const REQUEUE_AFTER_PANIC: Duration = Duration::from_millis(250);
+/// Header with the number of earlier attempts. RabbitMQ's `x-death` does not survive a republish.
 pub const ATTEMPT: &str = "archiver-attempt";
 
-/// Whether events come.
+/// Whether the consumer of events is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BrokerState {
     /// Connected and consuming.
@@ -43,39 +43,39 @@ pub enum BrokerState {
     Disconnected,
 }
 
-/// An event as it came.
+/// A delivered event.
 #[derive(Debug, Clone)]
 pub struct Delivery {
-    /// Its bytes.
+    /// The message's body.
     pub body: Vec<u8>,
-    /// Where it was published to.
+    /// The routing key that it was published with.
     pub routing_key: String,
-    /// Texts among its headers.
+    /// Its headers that are strings.
     pub headers: Headers,
-    /// How often it was tried before.
+    /// Earlier attempts to handle it.
     pub attempt: u32,
-    /// It comes from the dead letters: RabbitMQ gave it up.
+    /// From the queue of dead letters: RabbitMQ has given it up.
     pub dead: bool,
 }
 
-/// What a handler made of an event.
+/// What a delivery gets from its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// What it asks for is durable, and takes no room here.
-    Done,
-    /// A job is durable that takes one place of this worker's room.
+    /// Ack: its effect is durable, and takes no capacity of this worker.
+    Ack,
+    /// Ack: a job was accepted, which takes capacity of this worker.
     Accepted,
-    /// Not now: it comes again after a while.
-    Later,
+    /// Deliver it again after `retry_after`.
+    Retry,
 }
 
-/// Decides which started events a consumer takes. The worker reports its room from time to time; jobs that were accepted since the
-/// last report are subtracted from it.
+/// Decides whether a consumer takes started events. The worker reports its free capacity from time to time; jobs that were accepted
+/// since the last report are subtracted from it.
 #[derive(Debug)]
 pub struct Admission {
     /// Jobs accepted since the last report.
     accepted: usize,
-    /// When the last report counts again without a new one.
+    /// When the last report applies again although no new one came.
     until: Instant,
 }
 
@@ -86,23 +86,23 @@ impl Admission {
         Self { accepted: 0, until: now }
     }
 
-    /// Whether a further started event may be taken, if the worker last reported `room`.
+    /// Whether a further started event may be taken, if the worker last reported `capacity`.
     #[must_use]
-    pub const fn has_room(&self, room: usize) -> bool {
-        room > self.accepted
+    pub const fn admits(&self, capacity: usize) -> bool {
+        capacity > self.accepted
     }
 
     /// A job was accepted.
     pub fn accepted(&mut self, now: Instant) {
-        (self.accepted, self.until) = (self.accepted + 1, now + ROOM_NEWS_MAX);
+        (self.accepted, self.until) = (self.accepted + 1, now + CAPACITY_REPORT_MAX);
     }
 
-    /// The worker reported its room.
+    /// The worker reported its free capacity.
     pub const fn reported(&mut self) {
         self.accepted = 0;
     }
 
-    /// The last report counts again when no new one came in time.
+    /// Lets the last report apply again if no new one came in time.
     pub fn expire(&mut self, now: Instant) {
         if now >= self.until {
             self.accepted = 0;
@@ -125,15 +125,15 @@ impl Admission {
 /// Consumes until `cancel`; see [`super::Broker::consume`].
 pub(super) async fn consume(
     config: &BrokerConfig,
-    room: watch::Receiver<usize>,
+    capacity: watch::Receiver<usize>,
     state: &watch::Sender<BrokerState>,
     cancel: &CancellationToken,
     handler: &dyn DeliveryHandler,
 ) {
     let dead_state = watch::Sender::new(BrokerState::Disconnected);
     tokio::join!(
-        supervise(config, Source::Events, room.clone(), state, cancel, handler),
-        supervise(config, Source::DeadLetters, room, &dead_state, cancel, handler),
+        run_with_reconnect(config, Source::Events, capacity.clone(), state, cancel, handler),
+        run_with_reconnect(config, Source::DeadLetters, capacity, &dead_state, cancel, handler),
     );
 }
 
@@ -144,15 +144,15 @@ enum Source {
     DeadLetters,
 }
 
-async fn supervise(
+async fn run_with_reconnect(
     config: &BrokerConfig,
     source: Source,
-    room: watch::Receiver<usize>,
+    capacity: watch::Receiver<usize>,
     state: &watch::Sender<BrokerState>,
     cancel: &CancellationToken,
     handler: &dyn DeliveryHandler,
 ) {
-    let tell = |now: BrokerState| {
+    let set_state = |now: BrokerState| {
         if source == Source::Events {
             metrics().broker_connected.set(i64::from(now == BrokerState::Connected));
         }
@@ -160,20 +160,20 @@ async fn supervise(
     };
     let mut attempt = 0;
     while !cancel.is_cancelled() {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let connected = || {
-            tell(BrokerState::Connected);
+            set_state(BrokerState::Connected);
         };
-        let ended = tokio::select! {
+        let result = tokio::select! {
             () = cancel.cancelled() => return,
-            ended = session(config, source, room.clone(), cancel, handler, connected) => ended,
+            result = run_connection(config, source, capacity.clone(), cancel, handler, connected) => result,
         };
-        let was_connected = tell(BrokerState::Disconnected) == BrokerState::Connected;
-        if was_connected && begun.elapsed() > GOOD_AFTER {
+        let was_connected = set_state(BrokerState::Disconnected) == BrokerState::Connected;
+        if was_connected && started_at.elapsed() > STABLE_AFTER {
             attempt = 0;
         }
-        if let Err(error) = ended {
-            tracing::warn!(attempt, ?source, "nothing is delivered for now: {}", chain(&error));
+        if let Err(error) = result {
+            tracing::warn!(attempt, ?source, "cannot consume events: {}", chain(&error));
         }
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -182,39 +182,39 @@ async fn supervise(
     }
 }
 
-async fn session(
+async fn run_connection(
     config: &BrokerConfig,
     source: Source,
-    mut room: watch::Receiver<usize>,
+    mut capacity: watch::Receiver<usize>,
     cancel: &CancellationToken,
     handler: &dyn DeliveryHandler,
     connected: impl Fn() + Send,
 ) -> Result<(), BrokerError> {
     let (connection, channel) = open(config).await?;
-    answered("limit deliveries", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+    within_time_limit("limit deliveries", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
     let is_dead = source == Source::DeadLetters;
-    let always = if is_dead { config.name("dead") } else { config.regional("ended") };
-    let mut always = begin(&channel, &always).await?;
+    let unconditional = if is_dead { config.name("dead") } else { config.regional("ended") };
+    let mut unconditional = start_consumer(&channel, &unconditional).await?;
     let mut started: Option<Consumer> = None;
-    let mut watchdog = interval(WATCH);
+    let mut watchdog = interval(LIVENESS_EVERY);
     let mut admission = Admission::new(Instant::now());
     connected();
     tracing::info!(region = %config.region, ?source, "consuming");
     loop {
         admission.expire(Instant::now());
-        let has_room = !is_dead && admission.has_room(*room.borrow());
-        match (has_room, started.take()) {
-            (true, None) => started = Some(begin(&channel, &config.regional("started")).await?),
-            (false, Some(consumer)) => leave(&channel, consumer).await?,
-            (_, as_it_is) => started = as_it_is,
+        let admits = !is_dead && admission.admits(*capacity.borrow());
+        match (admits, started.take()) {
+            (true, None) => started = Some(start_consumer(&channel, &config.regional("started")).await?),
+            (false, Some(consumer)) => cancel_consumer(&channel, consumer).await?,
+            (_, unchanged) => started = unchanged,
         }
         let delivery = tokio::select! {
             () = cancel.cancelled() => {
-                return answered("close", connection.close(200, "stopping".into())).await;
+                return within_time_limit("close", connection.close(200, "stopping".into())).await;
             }
-            delivery = always.next() => delivery,
-            delivery = next(started.as_mut()) => delivery,
-            changed = room.changed() => {
+            delivery = unconditional.next() => delivery,
+            delivery = next_delivery(started.as_mut()) => delivery,
+            changed = capacity.changed() => {
                 if changed.is_err() {
                     return Ok(());
                 }
@@ -224,90 +224,93 @@ async fn session(
             () = sleep_until(admission.until()), if admission.is_waiting() => continue,
             _ = watchdog.tick() => {
                 if !connection.status().connected() || !channel.status().connected() {
-                    return Err(lost());
+                    return Err(connection_lost());
                 }
                 continue;
             }
         };
-        // A consumer that ends was cancelled: its queue was deleted, or the connection is gone.
-        let delivery = delivery.ok_or_else(lost)?.map_err(failed("deliver an event"))?;
-        let has_room = admission.has_room(*room.borrow());
-        let taken = Taken { channel: &channel, config, delivery, is_dead };
-        if !has_room && taken.is_started() {
-            // The last place was taken while this one was on its way: it is for another worker.
-            taken.give_back().await?;
-        } else if let Some(outcome) = taken.handle(handler).await? {
+        // A consumer ends when its queue is deleted or the connection is lost.
+        let delivery = delivery.ok_or_else(connection_lost)?.map_err(failed("deliver an event"))?;
+        let admits = admission.admits(*capacity.borrow());
+        let pending = PendingDelivery { channel: &channel, config, delivery, is_dead };
+        if !admits && pending.is_started() {
+            // The capacity was used up while this delivery was on its way. Another worker takes it.
+            pending.requeue().await?;
+        } else if let Some(outcome) = pending.handle(handler).await? {
             if outcome == Outcome::Accepted {
                 admission.accepted(Instant::now());
-                if !admission.has_room(*room.borrow())
+                if !admission.admits(*capacity.borrow())
                     && let Some(consumer) = started.take()
                 {
-                    // Before the ack: nothing more is under way then that would have to go back, and each way
-                    // back counts against the event's delivery limit.
-                    leave(&channel, consumer).await?;
+                    // Cancelled before the ack, so that RabbitMQ sends no further delivery. It would have to be requeued, which
+                    // counts against its delivery limit.
+                    cancel_consumer(&channel, consumer).await?;
                 }
             }
-            taken.ack().await?;
+            pending.ack().await?;
         }
     }
 }
 
-/// Stops a consumer. What was under way to it goes back to the queue at once: an event that nobody answers
-/// would stay with this worker until the connection ends.
-async fn leave(channel: &Channel, mut consumer: Consumer) -> Result<(), BrokerError> {
+/// Cancels a consumer and requeues deliveries that were on their way: unacked ones would stay with this worker until the connection
+/// ends.
+async fn cancel_consumer(channel: &Channel, mut consumer: Consumer) -> Result<(), BrokerError> {
     let stop = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    answered("stop a consumer", stop).await?;
+    within_time_limit("stop a consumer", stop).await?;
     let rest = async {
         while let Some(delivery) = consumer.next().await {
             requeue(&delivery?).await?;
         }
         Ok(())
     };
-    answered("take events back", rest).await
+    within_time_limit("take events back", rest).await
 }
 
 async fn requeue(delivery: &lapin::message::Delivery) -> lapin::Result<()> {
     delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await.map(drop)
 }
 
-fn lost() -> BrokerError {
+fn connection_lost() -> BrokerError {
     BrokerError::Unavailable { doing: "deliver events", source: "the connection or a queue is gone".into() }
 }
 
-async fn next(consumer: Option<&mut Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
+async fn next_delivery(consumer: Option<&mut Consumer>) -> Option<lapin::Result<lapin::message::Delivery>> {
     match consumer {
         Some(consumer) => consumer.next().await,
         None => std::future::pending().await,
     }
 }
 
-async fn begin(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
+async fn start_consumer(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
     let consuming =
         channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
-    answered("start a consumer", consuming).await
+    within_time_limit("start a consumer", consuming).await
 }
 
-async fn answered<T>(doing: &'static str, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
-    timeout(ANSWER_MAX, asked)
+async fn within_time_limit<T>(
+    doing: &'static str,
+    operation: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    timeout(ANSWER_MAX, operation)
         .await
         .map_err(|_| BrokerError::Timeout { doing, seconds: ANSWER_MAX.as_secs() })?
         .map_err(failed(doing))
 }
 
-/// A delivery that waits for its answer.
-struct Taken<'a> {
+/// A delivery that is not acked yet.
+struct PendingDelivery<'a> {
     channel: &'a Channel,
     config: &'a BrokerConfig,
     delivery: lapin::message::Delivery,
     is_dead: bool,
 }
 
-impl Taken<'_> {
+impl PendingDelivery<'_> {
     fn is_started(&self) -> bool {
         !self.is_dead && self.delivery.routing_key.as_str().starts_with(super::STARTED_KEY)
     }
 
-    /// Hands it to the handler. `None` when it is answered already: it went back, to come again.
+    /// Passes the delivery to the handler. `None` when it was requeued.
     async fn handle(&self, handler: &dyn DeliveryHandler) -> Result<Option<Outcome>, BrokerError> {
         let mut headers = self.headers();
         let attempt = headers.get(ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or(0_u32);
@@ -319,25 +322,25 @@ impl Taken<'_> {
             attempt,
             dead: self.is_dead,
         };
-        // The first call is inside too: a handler may panic before its first await.
+        // The call is inside the future, because a handler may panic before its first await.
         let handled = AssertUnwindSafe(async { handler.handle(event).await }).catch_unwind().await;
         match handled {
-            Ok(Outcome::Later) if self.is_dead => {
+            Ok(Outcome::Retry) if self.is_dead => {
                 sleep(self.config.retry_after).await;
-                self.give_back().await?;
+                self.requeue().await?;
                 Ok(None)
             }
-            Ok(Outcome::Later) => {
+            Ok(Outcome::Retry) => {
                 headers.insert(ATTEMPT.to_owned(), attempt.saturating_add(1).to_string());
                 let exchange = self.config.name("retry");
                 publish(self.channel, &exchange, &routing_key, &self.delivery.data, &headers).await?;
-                Ok(Some(Outcome::Later))
+                Ok(Some(Outcome::Retry))
             }
             Ok(outcome) => Ok(Some(outcome)),
             Err(_panic) => {
                 tracing::error!(fault.kind = "bug", routing_key, "the handler panicked at an event");
-                sleep(if self.is_dead { self.config.retry_after } else { AFTER_PANIC }).await;
-                self.give_back().await?;
+                sleep(if self.is_dead { self.config.retry_after } else { REQUEUE_AFTER_PANIC }).await;
+                self.requeue().await?;
                 Ok(None)
             }
         }
@@ -353,11 +356,11 @@ impl Taken<'_> {
         headers
     }
 
-    async fn give_back(&self) -> Result<(), BrokerError> {
-        answered("take an event back", requeue(&self.delivery)).await
+    async fn requeue(&self) -> Result<(), BrokerError> {
+        within_time_limit("take an event back", requeue(&self.delivery)).await
     }
 
     async fn ack(&self) -> Result<(), BrokerError> {
-        answered("take an ack", self.delivery.acker.ack(BasicAckOptions::default())).await.map(drop)
+        within_time_limit("take an ack", self.delivery.acker.ack(BasicAckOptions::default())).await.map(drop)
     }
 }

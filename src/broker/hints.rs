@@ -1,4 +1,4 @@
-//! The queue that media routers' event handlers publish to. What is in it are hints: nothing is lost with them.
+//! Consumes the queue that media routers' event handlers publish to. Its messages are hints, and may be lost.
 
 use std::time::Duration;
 
@@ -10,44 +10,50 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::topology::{number, table, text};
-use super::{BrokerConfig, BrokerError, connect, failed, in_time};
+use super::{BrokerConfig, BrokerError, connect, failed, with_connect_timeout};
 use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
-/// A connection that lived this long was a good one.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// How often the connection is asked whether it lives.
-const WATCH: Duration = Duration::from_secs(2);
-/// Messages that are under way.
+/// After a connection that lasted this long, the back-off starts at its first step again.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Between two checks that the connection is alive.
+const LIVENESS_EVERY: Duration = Duration::from_secs(2);
+/// Unacked messages.
 const PREFETCH: u16 = 20;
-/// An answer that takes longer means that the connection is dead.
+/// A connection on which an operation takes longer is dead.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Of more messages than this the oldest are dropped; and what is older, in milliseconds, is of no use.
-const LENGTH_MAX: i32 = 10_000;
-const OLD_MS: i32 = 60_000;
+/// Length of the queue; the oldest messages are dropped.
+const MESSAGES_MAX: i32 = 10_000;
+/// Older hints are of no use.
+const MESSAGE_TTL_MS: i32 = 60_000;
 
-/// Is handed each message.
-type Take<'a> = &'a (dyn Fn(&[u8]) + Send + Sync);
+/// Called for each message's body.
+type HintHandler<'a> = &'a (dyn Fn(&[u8]) + Send + Sync);
 
-/// Hands what comes through a queue to `take`, until `cancel`. The queue is declared, durable and of bounded length, unless it is
-/// there already, however it was declared. Reconnects for ever; `take` must not block.
-pub(super) async fn listen(config: &BrokerConfig, queue: &str, take: Take<'_>, cancel: &CancellationToken) {
+/// Calls `handle` for each message of a queue, until `cancel`; reconnects without a limit. Declares the queue, durable and of bounded
+/// length, unless it exists, with whatever arguments. `handle` must not block.
+pub(super) async fn consume_hints(
+    config: &BrokerConfig,
+    queue: &str,
+    handle: HintHandler<'_>,
+    cancel: &CancellationToken,
+) {
     let mut attempt = 0;
     loop {
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let ended = tokio::select! {
             () = cancel.cancelled() => return,
-            ended = session(config, queue, take) => ended,
+            ended = run_connection(config, queue, handle) => ended,
         };
-        if begun.elapsed() > GOOD_AFTER {
+        if started_at.elapsed() > STABLE_AFTER {
             attempt = 0;
         }
         if let Err(error) = ended {
-            // Said aloud once an outage: nothing is lost, and others say so, too.
+            // One warning for each outage: hints may be lost, and the consumer of events warns, too.
             let text = chain(&error);
             match attempt {
-                0 => tracing::warn!(queue, "no hints of media routers come for now: {text}"),
-                _ => tracing::debug!(queue, attempt, "no hints of media routers come for now: {text}"),
+                0 => tracing::warn!(queue, "cannot consume hints of media routers: {text}"),
+                _ => tracing::debug!(queue, attempt, "cannot consume hints of media routers: {text}"),
             }
         }
         tokio::select! {
@@ -57,11 +63,11 @@ pub(super) async fn listen(config: &BrokerConfig, queue: &str, take: Take<'_>, c
     }
 }
 
-async fn session(config: &BrokerConfig, queue: &str, take: Take<'_>) -> Result<(), BrokerError> {
+async fn run_connection(config: &BrokerConfig, queue: &str, handle: HintHandler<'_>) -> Result<(), BrokerError> {
     const DOING: &str = "consume hints";
-    let (connection, channel, mut consumer) = in_time(async {
+    let (connection, channel, mut consumer) = with_connect_timeout(async {
         let connection = connect(config).await?;
-        let channel = declared(&connection, queue).await?;
+        let channel = open_channel_with_queue(&connection, queue).await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(failed(DOING))?;
         let options = BasicConsumeOptions::default();
         let consuming = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
@@ -69,28 +75,28 @@ async fn session(config: &BrokerConfig, queue: &str, take: Take<'_>) -> Result<(
         Ok((connection, channel, consumer))
     })
     .await?;
-    tracing::info!(queue, "listening for hints of media routers");
-    let lost = || BrokerError::Unavailable { doing: DOING, source: "the connection is lost".into() };
-    let mut watchdog = interval(WATCH);
+    tracing::info!(queue, "consuming hints of media routers");
+    let connection_lost = || BrokerError::Unavailable { doing: DOING, source: "the connection is lost".into() };
+    let mut watchdog = interval(LIVENESS_EVERY);
     loop {
         tokio::select! {
             delivery = consumer.next() => {
-                let delivery = delivery.ok_or_else(lost)?.map_err(failed(DOING))?;
-                take(&delivery.data);
+                let delivery = delivery.ok_or_else(connection_lost)?.map_err(failed(DOING))?;
+                handle(&delivery.data);
                 let acked = timeout(ANSWER_MAX, delivery.acker.ack(BasicAckOptions::default()));
-                acked.await.map_err(|_| lost())?.map_err(failed(DOING))?;
+                acked.await.map_err(|_| connection_lost())?.map_err(failed(DOING))?;
             }
             _ = watchdog.tick() => {
                 if !connection.status().connected() || !channel.status().connected() {
-                    return Err(lost());
+                    return Err(connection_lost());
                 }
             }
         }
     }
 }
 
-/// A channel on which the queue is known to be there.
-async fn declared(connection: &Connection, queue: &str) -> Result<Channel, BrokerError> {
+/// Opens a channel, and declares the queue unless it exists.
+async fn open_channel_with_queue(connection: &Connection, queue: &str) -> Result<Channel, BrokerError> {
     const DOING: &str = "declare the queue of hints";
     let open = || async { connection.create_channel().await.map_err(failed("open a channel")) };
     let channel = open().await?;
@@ -98,14 +104,14 @@ async fn declared(connection: &Connection, queue: &str) -> Result<Channel, Broke
     if channel.queue_declare(queue.into(), passive, FieldTable::default()).await.is_ok() {
         return Ok(channel);
     }
-    // The broker closes a channel on which a queue was named that is not there.
+    // RabbitMQ closes the channel after a passive declaration of a queue that does not exist.
     let channel = open().await?;
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let arguments = table(vec![
         ("x-queue-type", text("quorum")),
-        ("x-max-length", number(LENGTH_MAX)),
+        ("x-max-length", number(MESSAGES_MAX)),
         ("x-overflow", text("drop-head")),
-        ("x-message-ttl", number(OLD_MS)),
+        ("x-message-ttl", number(MESSAGE_TTL_MS)),
     ]);
     channel.queue_declare(queue.into(), durable, arguments).await.map_err(failed(DOING))?;
     Ok(channel)

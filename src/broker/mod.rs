@@ -1,27 +1,27 @@
-//! The message broker. [`Broker`] is the contract, [`RabbitBroker`] keeps it with RabbitMQ. The only module that names `lapin`.
+//! The message broker: the trait [`Broker`], and [`RabbitBroker`] for RabbitMQ. The only module that uses `lapin`.
 //!
 //! ```text
 //! archiver.sessions (topic)
-//!   session.started.<region> ─► archiver.started.<region>   quorum; consumed while there is room for a job
+//!   session.started.<region> ─► archiver.started.<region>   quorum; consumed while there is capacity for a job
 //!   session.ended.<region>   ─► archiver.ended.<region>     quorum; consumed always
-//! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then goes back with the same routing key
-//! archiver.dead (topic)      ─► archiver.dead               what came too often; consumed into the parked jobs
+//! archiver.retry (topic)     ─► archiver.retry.<region>     waits, then is published again with its routing key
+//! archiver.dead (topic)      ─► archiver.dead               delivered too often; consumed and parked
 //! Janus's event handlers     ─► archiver.janus              hints; consumed by the bridge
-//! archiver.nudges (fanout)   ─► a queue of each worker      look into the catalog at once
-//! archiver.archives (topic)                                 for whoever wants to hear of archives
+//! archiver.nudges (fanout)   ─► a queue of each worker      wake-ups: look at the catalog now
+//! archiver.archives (topic)                                 for applications that consume archive events
 //!   archive.<status>.<region>
 //! ```
 //!
-//! Started and ended events have queues of their own, so that a full worker still hears that a session ended.
-//! A started event is only taken while there is room: the others stay for other workers. A delivery is acked
-//! when what it asks for is durable in the catalog, never later.
+//! Started and ended events have separate queues, so that a full worker still gets the end of a session. A worker takes started
+//! events only while it has capacity; the others stay for other workers. A delivery is acked as soon as its effect is durable in the
+//! catalog.
 
 mod consumer;
 mod hints;
-mod nudge;
 mod publisher;
 mod rabbit;
 mod topology;
+mod wakeup;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,50 +52,55 @@ pub type Headers = BTreeMap<String, String>;
 /// A shared broker.
 pub type SharedBroker = Arc<dyn Broker>;
 
-/// A message broker as one process uses it: session events, archive events, nudges between processes, hints of media routers.
+/// A message broker as one process uses it: session events, archive events, wake-ups between processes, hints of media routers.
 /// Methods that run until `cancel` reconnect with back-off, without a limit.
 #[async_trait]
 pub trait Broker: Send + Sync + std::fmt::Debug {
     /// Connects and declares everything. For `archiver check`.
     ///
     /// # Errors
-    /// When the broker is away or refuses.
+    /// When the broker is unavailable or refuses.
     async fn probe(&self) -> Result<(), BrokerError>;
 
     /// Opens a connection that publishes session events. Declares exchanges and queues first, so that each event has a queue.
     ///
     /// # Errors
-    /// When the broker is away or refuses.
+    /// When the broker is unavailable or refuses.
     async fn publisher(&self) -> Result<Box<dyn Publisher>, BrokerError>;
 
     /// Opens a connection that publishes archive events.
     ///
     /// # Errors
-    /// When the broker is away or refuses.
+    /// When the broker is unavailable or refuses.
     async fn archive_publisher(&self) -> Result<Box<dyn ArchivePublisher>, BrokerError>;
 
-    /// Consumes session events until `cancel`. `room` is the number of jobs that may still be accepted: started events are taken
+    /// Consumes session events until `cancel`. `capacity` is the number of jobs that may still be accepted: started events are taken
     /// only while it is not zero. A panic of the handler costs the event one delivery.
     ///
     /// Dead letters have a connection of their own, so that events are delivered even if the dead letters' queue has no leader.
     /// `state` covers the events' connection only.
     async fn consume(
         &self,
-        room: watch::Receiver<usize>,
+        capacity: watch::Receiver<usize>,
         state: &watch::Sender<BrokerState>,
         cancel: &CancellationToken,
         handler: &dyn DeliveryHandler,
     );
 
-    /// Sends a nudge to all workers each time `wanted` is notified, until `cancel`.
-    async fn keep_nudging(&self, wanted: &Notify, cancel: &CancellationToken);
+    /// Wakes all workers each time `requested` is notified, until `cancel`.
+    async fn publish_wakeups(&self, requested: &Notify, cancel: &CancellationToken);
 
-    /// Calls `nudged` for each nudge, until `cancel`. It must not block.
-    async fn hear_nudges(&self, nudged: &(dyn Fn() + Send + Sync), cancel: &CancellationToken);
+    /// Calls `on_wakeup` for each wake-up, until `cancel`. It must not block.
+    async fn consume_wakeups(&self, on_wakeup: &(dyn Fn() + Send + Sync), cancel: &CancellationToken);
 
-    /// Calls `take` for each message of a queue of hints, until `cancel`. Declares the queue, durable and of bounded length,
-    /// unless it exists. `take` must not block.
-    async fn listen(&self, queue: &str, take: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync), cancel: &CancellationToken);
+    /// Calls `handle` for each message of a queue of hints, until `cancel`. Declares the queue, durable and of bounded length,
+    /// unless it exists. `handle` must not block.
+    async fn consume_hints(
+        &self,
+        queue: &str,
+        handle: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync),
+        cancel: &CancellationToken,
+    );
 }
 
 /// Handles deliveries.
@@ -119,33 +124,33 @@ where
 /// A connection that publishes events with confirms.
 #[async_trait]
 pub trait Publisher: Send + Sync {
-    /// Publishes an event; it is in a queue when this returns.
+    /// Publishes an event. When this returns, the event is in a queue.
     ///
     /// # Errors
-    /// When no queue takes it, or the broker does not confirm it.
+    /// When no queue takes the event, or the broker does not confirm it.
     async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError>;
 
     /// Closes the connection.
     ///
     /// # Errors
-    /// When it is lost already.
+    /// When the connection is lost already.
     async fn close(self: Box<Self>) -> Result<(), BrokerError>;
 }
 
 /// A connection that publishes archive events with confirms.
 #[async_trait]
 pub trait ArchivePublisher: Send + Sync {
-    /// Publishes an event with its id; the broker has it when this returns, and so has each queue that is bound for it.
-    /// That there is none is no error: nobody need listen.
+    /// Publishes an event with its id. When this returns, each queue that is bound for it has the event. It is not an error if none
+    /// is bound.
     ///
     /// # Errors
-    /// When the broker does not confirm it.
+    /// When the broker does not confirm the event.
     async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError>;
 
     /// Closes the connection.
     ///
     /// # Errors
-    /// When it is lost already.
+    /// When the connection is lost already.
     async fn close(self: Box<Self>) -> Result<(), BrokerError>;
 }
 
@@ -156,11 +161,11 @@ pub struct BrokerConfig {
     pub url: SecretString,
     /// The region whose queues are consumed.
     pub region: Region,
-    /// All names of exchanges and queues begin with it.
+    /// Prefix of all exchanges and queues.
     pub prefix: String,
-    /// A connection that is silent for twice this is dead.
+    /// AMQP heartbeat: a connection without traffic for twice this time is dead.
     pub heartbeat: Duration,
-    /// An event that could not be handled comes again after this.
+    /// Delay before an event with [`Outcome::Retry`] is delivered again.
     pub retry_after: Duration,
 }
 
@@ -183,49 +188,35 @@ impl BrokerConfig {
         format!("{url}{joint}heartbeat={}&connection_timeout=5000", self.heartbeat.as_secs().max(1))
     }
 
-    fn name(&self, what: &str) -> String {
-        format!("{}.{what}", self.prefix)
+    fn name(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.prefix)
     }
 
-    fn regional(&self, what: &str) -> String {
-        format!("{}.{what}.{}", self.prefix, self.region)
+    fn regional(&self, suffix: &str) -> String {
+        format!("{}.{suffix}.{}", self.prefix, self.region)
     }
 }
 
-/// Why the broker cannot do it.
+/// Why an operation of the broker failed.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages name the fields")]
 pub enum BrokerError {
-    /// No connection, or none any more.
+    /// Not connected, or the connection was lost.
     #[error("the broker is not available while it should {doing}")]
     Unavailable {
-        /// The operation.
         doing: &'static str,
-        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It refused: login, permission, or a queue that was declared otherwise.
-    #[error("the broker refused to {doing}: {why}")]
-    Refused {
-        /// The operation.
-        doing: &'static str,
-        /// Its words.
-        why: String,
-    },
+    /// Refused: login, permission, or a queue that exists with other arguments.
+    #[error("the broker refused to {doing}: {reply}")]
+    Refused { doing: &'static str, reply: String },
     /// No queue takes messages with this routing key.
     #[error("no queue takes {routing_key}: does a worker of that region run, or has one ever run?")]
-    Unroutable {
-        /// The routing key.
-        routing_key: String,
-    },
+    Unroutable { routing_key: String },
     /// No answer in time.
     #[error("the broker did not {doing} within {seconds} s")]
-    Timeout {
-        /// The operation.
-        doing: &'static str,
-        /// How long we waited.
-        seconds: u64,
-    },
+    Timeout { doing: &'static str, seconds: u64 },
 }
 
 impl HasFault for BrokerError {
@@ -241,11 +232,11 @@ impl HasFault for BrokerError {
 
 fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
     use lapin::protocol::{AMQPErrorKind, AMQPHardError};
-    // A node that shuts down says so; that is no refusal.
+    // A node that shuts down closes its connections with this error. It is not a refusal.
     const SHUT_DOWN: AMQPErrorKind = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
     move |error| match error.kind() {
-        lapin::ErrorKind::ProtocolError(why) if *why.kind() != SHUT_DOWN => {
-            BrokerError::Refused { doing, why: why.to_string() }
+        lapin::ErrorKind::ProtocolError(reply) if *reply.kind() != SHUT_DOWN => {
+            BrokerError::Refused { doing, reply: reply.to_string() }
         }
         _ => BrokerError::Unavailable { doing, source: Box::new(error) },
     }
@@ -253,12 +244,12 @@ fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
 
 const CONNECT: &str = "take a connection";
 
-/// What a connection declares.
+/// The part of the topology that a connection declares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Declared {
+enum Topology {
     /// Everything.
     All,
-    /// What archives are told by: no queues, for nobody may consume them here.
+    /// The exchange of archive events. Queues are declared by their consumers.
     Archives,
 }
 
@@ -267,8 +258,8 @@ async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError
     lapin::Connection::connect(&config.uri(), properties).await.map_err(failed(CONNECT))
 }
 
-/// With a limit: a black hole answers nothing.
-async fn in_time<T>(opening: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
+/// Limits the time of connecting, for a host that does not answer at all.
+async fn with_connect_timeout<T>(opening: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
     const SECONDS: u64 = 10;
     tokio::time::timeout(Duration::from_secs(SECONDS), opening)
         .await
@@ -277,19 +268,19 @@ async fn in_time<T>(opening: impl Future<Output = Result<T, BrokerError>>) -> Re
 
 /// Connects, declares everything and asks for confirms.
 async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
-    open_with(config, Declared::All).await
+    open_with(config, Topology::All).await
 }
 
 async fn open_with(
     config: &BrokerConfig,
-    declared: Declared,
+    topology: Topology,
 ) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
-    in_time(async {
+    with_connect_timeout(async {
         let connection = connect(config).await?;
         let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
-        match declared {
-            Declared::All => topology::declare(&channel, config).await?,
-            Declared::Archives => topology::declare_archives(&channel, config).await?,
+        match topology {
+            Topology::All => topology::declare(&channel, config).await?,
+            Topology::Archives => topology::declare_archives(&channel, config).await?,
         }
         let confirms = channel.confirm_select(lapin::options::ConfirmSelectOptions::default());
         confirms.await.map_err(failed("confirm messages"))?;

@@ -1,4 +1,4 @@
-//! Publishing with confirms: what is not confirmed was not published.
+//! Publishes with publisher confirms: only a confirmed message counts as published.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::time::timeout;
 
-use super::{ArchivePublisher, BrokerConfig, BrokerError, Declared, Headers, Publisher, failed, open, open_with};
+use super::{ArchivePublisher, BrokerConfig, BrokerError, Headers, Publisher, Topology, failed, open, open_with};
 
-/// A confirm in flight when the broker dies may stay pending for ever.
+/// When the broker dies, a pending confirm may never arrive.
 const CONFIRM_SECONDS: u64 = 10;
 const DOING: &str = "confirm a message";
 
-/// A connection that publishes.
+/// A connection that publishes session events.
 pub(super) struct RabbitPublisher {
     config: BrokerConfig,
     connection: Connection,
@@ -22,7 +22,7 @@ pub(super) struct RabbitPublisher {
 }
 
 impl RabbitPublisher {
-    /// Connects and declares exchanges and queues, so that nothing is published into nowhere.
+    /// Connects and declares exchanges and queues, so that each message has a queue.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
         let (connection, channel) = open(config).await?;
         Ok(Self { config: config.clone(), connection, channel })
@@ -41,7 +41,7 @@ impl Publisher for RabbitPublisher {
     }
 }
 
-/// A connection that tells of archives.
+/// A connection that publishes archive events.
 pub(super) struct RabbitArchivePublisher {
     exchange: String,
     connection: Connection,
@@ -51,7 +51,7 @@ pub(super) struct RabbitArchivePublisher {
 impl RabbitArchivePublisher {
     /// Connects and declares the exchange.
     pub async fn connect(config: &BrokerConfig) -> Result<Self, BrokerError> {
-        let (connection, channel) = open_with(config, Declared::Archives).await?;
+        let (connection, channel) = open_with(config, Topology::Archives).await?;
         Ok(Self { exchange: config.name("archives"), connection, channel })
     }
 }
@@ -60,9 +60,9 @@ impl RabbitArchivePublisher {
 impl ArchivePublisher for RabbitArchivePublisher {
     async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError> {
         let properties = properties().with_message_id(id.into());
-        match send(&self.channel, &self.exchange, routing_key, body, properties, false).await? {
+        match publish_confirmed(&self.channel, &self.exchange, routing_key, body, properties, false).await? {
             Confirmation::Ack(_) => Ok(()),
-            Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_taken()),
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_confirmed()),
         }
     }
 
@@ -83,24 +83,24 @@ pub(super) async fn publish(
     for (name, value) in headers {
         table.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
     }
-    match send(channel, exchange, routing_key, body, properties().with_headers(table), true).await? {
+    match publish_confirmed(channel, exchange, routing_key, body, properties().with_headers(table), true).await? {
         Confirmation::Ack(None) => Ok(()),
-        // Returned: RabbitMQ acks what no queue takes.
+        // Returned: RabbitMQ acks mandatory messages even if no queue takes them.
         Confirmation::Ack(Some(_)) => Err(BrokerError::Unroutable { routing_key: routing_key.to_owned() }),
-        Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_taken()),
+        Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_confirmed()),
     }
 }
 
-fn not_taken() -> BrokerError {
-    BrokerError::Refused { doing: DOING, why: "the queue took it not".to_owned() }
+fn not_confirmed() -> BrokerError {
+    BrokerError::Refused { doing: DOING, reply: "the queue did not accept the message".to_owned() }
 }
 
-/// Of every message: a CloudEvent, kept on disk.
+/// Properties of every message: a CloudEvent, persistent.
 fn properties() -> BasicProperties {
     BasicProperties::default().with_content_type("application/cloudevents+json".into()).with_delivery_mode(2)
 }
 
-async fn send(
+async fn publish_confirmed(
     channel: &Channel,
     exchange: &str,
     routing_key: &str,

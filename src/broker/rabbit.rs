@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 use super::publisher::{RabbitArchivePublisher, RabbitPublisher};
 use super::{
     ArchivePublisher, Broker, BrokerConfig, BrokerError, BrokerState, DeliveryHandler, Publisher, consumer, failed,
-    hints, nudge, open,
+    hints, open, wakeup,
 };
 
-/// A RabbitMQ. Connects to nothing before it is asked for something.
+/// A RabbitMQ. Connects only when it is used.
 #[derive(Debug, Clone)]
 pub struct RabbitBroker {
     config: BrokerConfig,
@@ -41,23 +41,28 @@ impl Broker for RabbitBroker {
 
     async fn consume(
         &self,
-        room: watch::Receiver<usize>,
+        capacity: watch::Receiver<usize>,
         state: &watch::Sender<BrokerState>,
         cancel: &CancellationToken,
         handler: &dyn DeliveryHandler,
     ) {
-        consumer::consume(&self.config, room, state, cancel, handler).await;
+        consumer::consume(&self.config, capacity, state, cancel, handler).await;
     }
 
-    async fn keep_nudging(&self, wanted: &Notify, cancel: &CancellationToken) {
-        nudge::keep_nudging(&self.config, wanted, cancel).await;
+    async fn publish_wakeups(&self, requested: &Notify, cancel: &CancellationToken) {
+        wakeup::publish_wakeups(&self.config, requested, cancel).await;
     }
 
-    async fn hear_nudges(&self, nudged: &(dyn Fn() + Send + Sync), cancel: &CancellationToken) {
-        nudge::hear_nudges(&self.config, nudged, cancel).await;
+    async fn consume_wakeups(&self, on_wakeup: &(dyn Fn() + Send + Sync), cancel: &CancellationToken) {
+        wakeup::consume_wakeups(&self.config, on_wakeup, cancel).await;
     }
 
-    async fn listen(&self, queue: &str, take: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync), cancel: &CancellationToken) {
-        hints::listen(&self.config, queue, take, cancel).await;
+    async fn consume_hints(
+        &self,
+        queue: &str,
+        handle: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync),
+        cancel: &CancellationToken,
+    ) {
+        hints::consume_hints(&self.config, queue, handle, cancel).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Exchanges and queues. Declaring them again is harmless; with other arguments RabbitMQ refuses.
+//! Declares exchanges and queues. Declaring them again has no effect; with other arguments RabbitMQ refuses.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -6,7 +6,7 @@ use lapin::{Channel, ExchangeKind};
 
 use super::{BrokerConfig, BrokerError, ENDED_KEY, STARTED_KEY, failed};
 
-/// A message that comes more often than this is dead: it kills whoever takes it.
+/// A message that is delivered more often becomes a dead letter: each delivery may have crashed its consumer.
 const DELIVERIES_MAX: i32 = 20;
 
 pub(super) fn table(entries: Vec<(&str, AMQPValue)>) -> FieldTable {
@@ -21,7 +21,7 @@ pub(super) fn text(value: impl Into<String>) -> AMQPValue {
     AMQPValue::LongString(value.into().into())
 }
 
-/// Declares the exchange that changes of archives are published to. Who wants to hear of them binds a queue of his own.
+/// Declares the exchange of archive events. Consumers bind their own queues to it.
 pub(super) async fn declare_archives(channel: &Channel, config: &BrokerConfig) -> Result<(), BrokerError> {
     exchange(channel, &config.name("archives")).await
 }
@@ -45,7 +45,7 @@ pub(super) async fn declare(channel: &Channel, config: &BrokerConfig) -> Result<
         exchange(channel, name).await?;
     }
     declare_archives(channel, config).await?;
-    let safe = |to: &str| {
+    let quorum_arguments = |to: &str| {
         vec![
             ("x-queue-type", text("quorum")),
             ("x-dead-letter-exchange", text(to)),
@@ -55,18 +55,18 @@ pub(super) async fn declare(channel: &Channel, config: &BrokerConfig) -> Result<
     };
     let region = &config.region;
     for (queue, key) in [("started", STARTED_KEY), ("ended", ENDED_KEY)] {
-        let mut arguments = safe(&dead);
+        let mut arguments = quorum_arguments(&dead);
         arguments.push(("x-delivery-limit", number(DELIVERIES_MAX)));
-        bound(channel, &config.regional(queue), arguments, &sessions, &format!("{key}.{region}")).await?;
+        declare_and_bind(channel, &config.regional(queue), arguments, &sessions, &format!("{key}.{region}")).await?;
     }
-    let mut arguments = safe(&sessions);
+    let mut arguments = quorum_arguments(&sessions);
     let wait = i32::try_from(config.retry_after.as_millis()).unwrap_or(i32::MAX);
     arguments.push(("x-message-ttl", number(wait)));
-    bound(channel, &config.regional("retry"), arguments, &retry, &format!("*.*.{region}")).await?;
-    bound(channel, &dead, vec![("x-queue-type", text("quorum"))], &dead, "#").await
+    declare_and_bind(channel, &config.regional("retry"), arguments, &retry, &format!("*.*.{region}")).await?;
+    declare_and_bind(channel, &dead, vec![("x-queue-type", text("quorum"))], &dead, "#").await
 }
 
-async fn bound(
+async fn declare_and_bind(
     channel: &Channel,
     queue: &str,
     arguments: Vec<(&str, AMQPValue)>,

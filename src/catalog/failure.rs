@@ -7,7 +7,7 @@ use super::CatalogError;
 
 /// What kind of failure a database reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum ErrorClass {
     Unavailable,
     Broken,
     Conflict,
@@ -15,21 +15,21 @@ enum Meaning {
 
 /// The error of an operation.
 pub(super) fn of(doing: &'static str, error: Error) -> CatalogError {
-    let meaning = match &error {
-        Error::Database(told) => meaning(told.as_ref()),
+    let class = match &error {
+        Error::Database(database) => classify(database.as_ref()),
         Error::ColumnDecode { .. }
         | Error::ColumnNotFound(_)
         | Error::ColumnIndexOutOfBounds { .. }
         | Error::Decode(_)
         | Error::Encode(_)
-        | Error::TypeNotFound { .. } => Meaning::Broken,
-        _ => Meaning::Unavailable,
+        | Error::TypeNotFound { .. } => ErrorClass::Broken,
+        _ => ErrorClass::Unavailable,
     };
     let source = Box::new(error);
-    match meaning {
-        Meaning::Unavailable => CatalogError::Unavailable { doing, source },
-        Meaning::Broken => CatalogError::Broken { doing, source },
-        Meaning::Conflict => CatalogError::Conflict { doing, source },
+    match class {
+        ErrorClass::Unavailable => CatalogError::Unavailable { doing, source },
+        ErrorClass::Broken => CatalogError::Broken { doing, source },
+        ErrorClass::Conflict => CatalogError::Conflict { doing, source },
     }
 }
 
@@ -42,32 +42,32 @@ pub(super) fn of_migration(doing: &'static str, error: MigrateError) -> CatalogE
     }
 }
 
-fn meaning(told: &dyn DatabaseError) -> Meaning {
-    if told.is_unique_violation() || told.is_foreign_key_violation() || told.is_check_violation() {
-        return Meaning::Conflict;
+fn classify(error: &dyn DatabaseError) -> ErrorClass {
+    if error.is_unique_violation() || error.is_foreign_key_violation() || error.is_check_violation() {
+        return ErrorClass::Conflict;
     }
-    told.code().map_or(Meaning::Unavailable, |code| by_code(&code))
+    error.code().map_or(ErrorClass::Unavailable, |code| by_code(&code))
 }
 
 /// PostgreSQL has codes of five characters (its manual, appendix A), SQLite numbers whose low byte is the
 /// primary code (sqlite.org/rescode.html).
-fn by_code(code: &str) -> Meaning {
+fn by_code(code: &str) -> ErrorClass {
     if code.len() == 5 && !code.starts_with(|c: char| c.is_ascii_whitespace()) {
         return match &code[..2] {
-            "23" => Meaning::Conflict,
+            "23" => ErrorClass::Conflict,
             // A privilege that is missing can be granted.
-            "42" if code == "42501" => Meaning::Unavailable,
+            "42" if code == "42501" => ErrorClass::Unavailable,
             // Bad data, unknown tables or columns, damaged files.
-            "22" | "42" | "XX" => Meaning::Broken,
-            _ => Meaning::Unavailable,
+            "22" | "42" | "XX" => ErrorClass::Broken,
+            _ => ErrorClass::Unavailable,
         };
     }
     match code.parse::<i32>().map(|c| c & 0xff) {
         // CONSTRAINT
-        Ok(19) => Meaning::Conflict,
+        Ok(19) => ErrorClass::Conflict,
         // ERROR (such as an unknown table), CORRUPT, TOOBIG, MISMATCH, NOTADB
-        Ok(1 | 11 | 18 | 20 | 26) => Meaning::Broken,
-        _ => Meaning::Unavailable,
+        Ok(1 | 11 | 18 | 20 | 26) => ErrorClass::Broken,
+        _ => ErrorClass::Unavailable,
     }
 }
 
@@ -78,29 +78,29 @@ mod tests {
     #[test]
     fn each_code_of_a_database_means_one_thing() {
         for (code, expected) in [
-            ("57P01", Meaning::Unavailable),
-            ("53300", Meaning::Unavailable),
-            ("08006", Meaning::Unavailable),
-            ("40001", Meaning::Unavailable),
-            ("25006", Meaning::Unavailable),
-            ("42501", Meaning::Unavailable),
-            ("23505", Meaning::Conflict),
-            ("42P01", Meaning::Broken),
-            ("22021", Meaning::Broken),
-            ("XX001", Meaning::Broken),
+            ("57P01", ErrorClass::Unavailable),
+            ("53300", ErrorClass::Unavailable),
+            ("08006", ErrorClass::Unavailable),
+            ("40001", ErrorClass::Unavailable),
+            ("25006", ErrorClass::Unavailable),
+            ("42501", ErrorClass::Unavailable),
+            ("23505", ErrorClass::Conflict),
+            ("42P01", ErrorClass::Broken),
+            ("22021", ErrorClass::Broken),
+            ("XX001", ErrorClass::Broken),
             // SQLite: BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN
-            ("5", Meaning::Unavailable),
-            ("6", Meaning::Unavailable),
-            ("8", Meaning::Unavailable),
-            ("10", Meaning::Unavailable),
-            ("13", Meaning::Unavailable),
-            ("14", Meaning::Unavailable),
-            ("2067", Meaning::Conflict),
-            ("1555", Meaning::Conflict),
-            ("1", Meaning::Broken),
-            ("11", Meaning::Broken),
-            ("26", Meaning::Broken),
-            ("", Meaning::Unavailable),
+            ("5", ErrorClass::Unavailable),
+            ("6", ErrorClass::Unavailable),
+            ("8", ErrorClass::Unavailable),
+            ("10", ErrorClass::Unavailable),
+            ("13", ErrorClass::Unavailable),
+            ("14", ErrorClass::Unavailable),
+            ("2067", ErrorClass::Conflict),
+            ("1555", ErrorClass::Conflict),
+            ("1", ErrorClass::Broken),
+            ("11", ErrorClass::Broken),
+            ("26", ErrorClass::Broken),
+            ("", ErrorClass::Unavailable),
         ] {
             assert_eq!(by_code(code), expected, "{code:?}");
         }

@@ -5,14 +5,20 @@
 //! was taken over, changes nothing any more (fencing).
 
 mod applications;
+mod archive_rows;
 mod archives;
 mod counts;
+mod derived_archives;
 mod failure;
+mod history;
+mod job_rows;
 mod jobs;
+mod leases;
+mod notice_rows;
 mod notices;
 mod parked;
-mod remakes;
 mod sessions;
+mod stored;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,16 +34,25 @@ use tokio::time::timeout;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
-pub use archives::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus};
+pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
+pub use archives::{ArchiveCatalog, ArchiveFilter};
 pub use counts::CountCatalog;
-pub use jobs::{Accepted, Claimed, JobCatalog, JobRow, JobState, NewJob};
-pub use notices::{Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled};
+pub use derived_archives::{DerivedArchiveCatalog, DerivedArchiveLimits, DerivedArchiveRow};
+pub use history::HistoryLine;
+pub use job_rows::{JobRow, JobState, NewJob};
+pub use jobs::{Accepted, JobCatalog};
+pub use leases::{Claimed, LeaseCatalog};
+pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
+pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
-pub use remakes::{RemakeCatalog, RemakeRow};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
+pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
+/// How long a statement waits for SQLite's one writer, in milliseconds: almost as long as it may take. A writer that waits for a
+/// busy disk holds the lock for seconds, and whoever gave up before would fail without need.
+const SQLITE_BUSY_MS: u32 = 9_000;
 /// Connections to PostgreSQL; SQLite has one writer anyway.
 const CONNECTIONS_MAX: u32 = 8;
 /// SQLite has no lock for migrations: of two processes that make the tables of one file at the same time, one
@@ -119,11 +134,12 @@ pub trait Catalog:
     ApplicationCatalog
     + SessionCatalog
     + JobCatalog
+    + LeaseCatalog
     + ArchiveCatalog
     + CountCatalog
     + NoticeCatalog
     + ParkedCatalog
-    + RemakeCatalog
+    + DerivedArchiveCatalog
     + std::fmt::Debug
 {
     /// Checks that the catalog answers, and returns its name for people. For `archiver check`.
@@ -178,12 +194,11 @@ impl SqlCatalog {
                 Box::pin(async move {
                     if !postgres {
                         // What was accepted must survive a power cut; readers must not block the writer.
-                        for pragma in [
-                            "PRAGMA busy_timeout = 5000",
-                            "PRAGMA journal_mode = WAL",
-                            "PRAGMA synchronous = FULL",
-                            "PRAGMA foreign_keys = ON",
-                        ] {
+                        let busy = format!("PRAGMA busy_timeout = {SQLITE_BUSY_MS}");
+                        connection.execute(sqlx::AssertSqlSafe(busy)).await?;
+                        for pragma in
+                            ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON"]
+                        {
                             connection.execute(pragma).await?;
                         }
                     }
@@ -193,23 +208,23 @@ impl SqlCatalog {
             .connect_lazy(&url)
             .map_err(|e| failure::of("read its address", e))?;
         let catalog = Self { pool, postgres };
-        catalog.first_look(&url).await?;
+        catalog.try_connect(&url).await?;
         catalog.migrate().await?;
         Ok(catalog)
     }
 
-    /// One connection without the pool, which tries again until its time is over and then tells only that: a wrong
-    /// password or a damaged file is told as what it is, and at once.
-    async fn first_look(&self, url: &str) -> Result<(), CatalogError> {
+    /// Makes one connection without the pool. The pool tries again until its time is over, and reports only the timeout. A
+    /// wrong password or a damaged file is reported as such, and at once.
+    async fn try_connect(&self, url: &str) -> Result<(), CatalogError> {
         let doing = "open it";
         let schema = if self.postgres { "SELECT 1" } else { "SELECT COUNT(*) FROM sqlite_schema" };
-        let look = async {
+        let connecting = async {
             let mut connection = AnyConnection::connect(url).await?;
             connection.execute(schema).await?;
             connection.close().await
         };
-        match timeout(STATEMENT_MAX, look).await {
-            Ok(looked) => looked.map_err(|e| failure::of(doing, e)),
+        match timeout(STATEMENT_MAX, connecting).await {
+            Ok(connected) => connected.map_err(|e| failure::of(doing, e)),
             Err(elapsed) => Err(CatalogError::Unavailable { doing, source: Box::new(elapsed) }),
         }
     }

@@ -3,101 +3,18 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde::Serialize;
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::{ArchiveRow, ArchiveStatus, CatalogError, Columns, SqlCatalog, Statement, statement, storable};
-use crate::model::ids::{ApplicationId, ArchiveId, NoticeId};
+use super::notice_rows::{COLUMNS, key, notice_row};
+use super::{
+    ArchiveRow, CatalogError, Columns, NoticeRow, NoticeState, NoticeTarget, SqlCatalog, Statement, statement, storable,
+};
+use crate::model::ids::{ApplicationId, ArchiveId};
 use crate::model::time::Wallclock;
 
 /// Old notices are deleted so many at a time: others write between.
 const DELETED_AT_ONCE: u32 = 5000;
-
-macro_rules! words {
-    ($what:literal: $($(#[$doc:meta])* $enum:ident { $($(#[$case_doc:meta])* $case:ident = $word:literal,)* })*) => {$(
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-        #[serde(rename_all = "lowercase")]
-        pub enum $enum {
-            $($(#[$case_doc])* $case,)*
-        }
-
-        impl $enum {
-            /// The name in the catalog.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$case => $word,)* }
-            }
-        }
-
-        impl std::str::FromStr for $enum {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
-                match text {
-                    $($word => Ok(Self::$case),)*
-                    _ => Err(format!(concat!("no ", $what, " is called {:?}"), text)),
-                }
-            }
-        }
-    )*};
-}
-
-words! { "target of notices":
-    /// Who is told.
-    NoticeTarget {
-        /// The application, at its callback URL.
-        Callback = "callback",
-        /// Whoever listens at the broker.
-        Event = "event",
-    }
-}
-
-words! { "state of a notice":
-    /// Where a notice stands.
-    NoticeState {
-        /// It is to be told.
-        Waiting = "waiting",
-        /// It was told.
-        Delivered = "delivered",
-        /// It was given up; it can be sent again.
-        Undelivered = "undelivered",
-    }
-}
-
-/// A notice.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NoticeRow {
-    /// Its id: the same however often it is told.
-    pub notice: NoticeId,
-    /// The archive.
-    pub archive: ArchiveId,
-    /// Who is told.
-    pub target: NoticeTarget,
-    /// Which change of the archive it tells of, from 1.
-    pub number: i64,
-    /// Whose archive.
-    pub application: ApplicationId,
-    /// What the archive became.
-    pub status: ArchiveStatus,
-    /// The archive as it was then.
-    pub told: ArchiveRow,
-    /// Where it stands.
-    pub state: NoticeState,
-    /// How often it failed since it was first tried.
-    pub failures: u32,
-    /// When it was first tried; `None` before.
-    pub first_at: Option<Wallclock>,
-    /// When it is told next; of one that is being told: until when nobody else does.
-    pub due_at: Wallclock,
-    /// What went wrong last.
-    pub detail: Option<String>,
-    /// When the archive changed.
-    pub created_at: Wallclock,
-    /// When this last changed.
-    pub updated_at: Wallclock,
-}
 
 /// Which notices, and how many.
 #[derive(Debug, Clone, Default)]
@@ -131,9 +48,9 @@ pub struct Claim<'a> {
     pub lease: Duration,
 }
 
-/// What became of a try.
+/// What becomes of a notice after a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
+pub enum Disposition {
     /// It was told.
     Delivered,
     /// It failed, and is tried again.
@@ -142,36 +59,6 @@ pub enum Settled {
     Undelivered,
     /// It was not tried: whoever comes next may.
     Untried,
-}
-
-const COLUMNS: &str = "archive_id, target, number, application_id, status, archive, state, failures, first_at, due_at, \
-     detail, created_at, updated_at";
-
-fn notice_row(row: &AnyRow) -> Result<NoticeRow, CatalogError> {
-    let columns = Columns { row, table: "notices" };
-    let (archive, target, number): (_, NoticeTarget, _) = key(&columns)?;
-    let told = serde_json::from_str(&columns.text("archive")?);
-    let first_at = columns.number("first_at")?;
-    Ok(NoticeRow {
-        notice: NoticeId::of(archive, target.as_str(), number),
-        archive,
-        target,
-        number,
-        application: columns.parsed("application_id")?,
-        status: columns.parsed("status")?,
-        told: told.map_err(|e| CatalogError::Corrupt { column: "archive", what: e.to_string() })?,
-        state: columns.parsed("state")?,
-        failures: u32::try_from(columns.number("failures")?).unwrap_or(u32::MAX),
-        first_at: (first_at != 0).then_some(Wallclock(first_at)),
-        due_at: Wallclock(columns.number("due_at")?),
-        detail: columns.get("detail")?,
-        created_at: Wallclock(columns.number("created_at")?),
-        updated_at: Wallclock(columns.number("updated_at")?),
-    })
-}
-
-fn key(columns: &Columns<'_>) -> Result<(ArchiveId, NoticeTarget, i64), CatalogError> {
-    Ok((columns.parsed("archive_id")?, columns.parsed("target")?, columns.number("number")?))
 }
 
 /// The number of the change that a written row of `archives` is, if its status was another one before.
@@ -225,7 +112,7 @@ pub trait NoticeCatalog: Send + Sync {
     async fn settle_notice(
         &self,
         notice: &NoticeRow,
-        settled: Settled,
+        settled: Disposition,
         detail: Option<&str>,
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
@@ -309,17 +196,17 @@ impl NoticeCatalog for SqlCatalog {
     async fn settle_notice(
         &self,
         notice: &NoticeRow,
-        settled: Settled,
+        settled: Disposition,
         detail: Option<&str>,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         let (state, due_at, failed) = match settled {
-            Settled::Delivered => (NoticeState::Delivered, notice.due_at, 0),
-            Settled::Again(at) => (NoticeState::Waiting, at, 1),
-            Settled::Undelivered => (NoticeState::Undelivered, notice.due_at, 1),
-            Settled::Untried => (NoticeState::Waiting, now, 0),
+            Disposition::Delivered => (NoticeState::Delivered, notice.due_at, 0),
+            Disposition::Again(at) => (NoticeState::Waiting, at, 1),
+            Disposition::Undelivered => (NoticeState::Undelivered, notice.due_at, 1),
+            Disposition::Untried => (NoticeState::Waiting, now, 0),
         };
-        let ours = if settled == Settled::Delivered { "1 = 1" } else { "due_at = $9" };
+        let ours = if settled == Disposition::Delivered { "1 = 1" } else { "due_at = $9" };
         let mut settle = statement(format!(
             "UPDATE notices SET state = $1, failures = failures + $2, due_at = $3, detail = $4, updated_at = $5 \
              WHERE archive_id = $6 AND target = $7 AND number = $8 AND state = 'waiting' AND {ours}"
@@ -332,7 +219,7 @@ impl NoticeCatalog for SqlCatalog {
         .bind(notice.archive.to_string())
         .bind(notice.target.as_str())
         .bind(notice.number);
-        if settled != Settled::Delivered {
+        if settled != Disposition::Delivered {
             settle = settle.bind(notice.due_at.0);
         }
         Ok(self.execute("note what became of a notice", settle).await? == 1)

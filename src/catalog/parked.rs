@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
+use super::{CatalogError, Columns, HistoryLine, SqlCatalog, parsed, statement, storable};
 use crate::model::fault::FaultKind;
 use crate::model::ids::{JobId, ParkedId};
 use crate::model::time::Wallclock;
@@ -71,8 +71,8 @@ pub struct ParkedRow {
     pub first_at: Wallclock,
     /// Last.
     pub last_at: Wallclock,
-    /// What was done with it: when, what, who.
-    pub history: Vec<(Wallclock, String, String)>,
+    /// What was done with it.
+    pub history: Vec<HistoryLine>,
 }
 
 const COLUMNS: &str = "parked_id, job_id, fault, detail, routing_key, body, state, times, first_at, last_at, history";
@@ -95,7 +95,7 @@ fn parked_row(row: &AnyRow) -> Result<ParkedRow, CatalogError> {
     })
 }
 
-fn history(text: &str) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
+fn history(text: &str) -> Result<Vec<HistoryLine>, CatalogError> {
     serde_json::from_str(text).map_err(|e| CatalogError::Corrupt { column: "history", what: e.to_string() })
 }
 
@@ -214,7 +214,7 @@ impl ParkedCatalog for SqlCatalog {
         let lock =
             statement("UPDATE parked SET state = $1 WHERE parked_id = $2").bind(state.as_str()).bind(id.to_string());
         let read = statement("SELECT history FROM parked WHERE parked_id = $1").bind(id.to_string());
-        let line = (now, state.as_str().to_owned(), storable(who));
+        let line = HistoryLine { at: now, what: state.as_str().to_owned(), who: storable(who) };
         let marked = self.run("mark a parked job", |c: &mut AnyConnection| {
             Box::pin(async move {
                 let mut transaction = c.begin().await?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 
-use super::jobs::ACTIVE;
+use super::job_rows::ACTIVE;
 use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};

@@ -7,10 +7,9 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use secrecy::ExposeSecret;
 
-use super::{say, say_json};
-use crate::auth::applications;
-use crate::auth::applications::{NewApplication, NewKey};
-use crate::config::{Settings, Span};
+use super::{print_json, print_line};
+use crate::auth::applications::{self, NewApplication, NewKey};
+use crate::config::{DurationValue, Settings};
 use crate::model::ids::ApplicationId;
 use crate::model::time::Wallclock;
 
@@ -63,7 +62,7 @@ pub(super) enum AppsCommand {
         public_key: Option<PathBuf>,
         /// The keys before stay good for so long: 0s, 10m, 24h.
         #[arg(long, default_value = "24h")]
-        overlap: Span,
+        overlap: DurationValue,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -102,29 +101,34 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
             let secret = added.new_secret.as_ref().map(ExposeSecret::expose_secret);
             let callbacks = added.row.callback_secret.as_ref().map(ExposeSecret::expose_secret);
             if json {
-                return say_json(&serde_json::json!({
+                return print_json(&serde_json::json!({
                     "applicationId": added.row.application, "kind": added.row.kind, "secret": secret,
                     "callbackSecret": callbacks,
                 }));
             }
-            say(&format!("{} application {}", added.row.kind.as_str(), added.row.application));
+            print_line(&format!("{} application {}", added.row.kind.as_str(), added.row.application));
             if let Some(secret) = secret {
-                say(&format!("secret           {secret}"));
+                print_line(&format!("secret           {secret}"));
             }
             if let Some(secret) = callbacks {
-                say(&format!("callback secret  {secret}"));
+                print_line(&format!("callback secret  {secret}"));
             }
         }
         AppsCommand::List { json } => {
             let all = catalog.applications().await?;
             if json {
                 let shown: Vec<_> = all.iter().map(|row| applications::shown(row, now)).collect();
-                return say_json(&shown);
+                return print_json(&shown);
             }
             for row in &all {
                 let good = row.keys.iter().filter(|key| key.is_good(now)).count();
                 let callback = row.callback_url.as_deref().unwrap_or("-");
-                say(&format!("{}  {:<7}  {good} keys  {callback}  {}", row.application, row.kind.as_str(), row.name));
+                print_line(&format!(
+                    "{}  {:<7}  {good} keys  {callback}  {}",
+                    row.application,
+                    row.kind.as_str(),
+                    row.name
+                ));
             }
         }
         AppsCommand::Rotate { id, public_key, overlap, json } => {
@@ -133,20 +137,20 @@ pub(super) async fn run(settings: &Settings, command: AppsCommand) -> Result<()>
             let rotated = applications::rotate(catalog.as_ref(), &id, key, overlap, now).await?;
             let secret = rotated.new_secret.as_ref().map(ExposeSecret::expose_secret);
             if json {
-                return say_json(&serde_json::json!({ "applicationId": id, "secret": secret }));
+                return print_json(&serde_json::json!({ "applicationId": id, "secret": secret }));
             }
             match secret {
-                Some(secret) => say(&format!("new secret  {secret}")),
-                None => say("the new key is good from now on"),
+                Some(secret) => print_line(&format!("new secret  {secret}")),
+                None => print_line("the new key is good from now on"),
             }
         }
         AppsCommand::Callback { id, url, .. } => {
             let row = applications::set_callback(catalog.as_ref(), settings, &id, url, now).await?;
             match (&row.callback_url, &row.callback_secret) {
                 (Some(url), Some(secret)) => {
-                    say(&format!("callbacks go to {url}\ncallback secret  {}", secret.expose_secret()));
+                    print_line(&format!("callbacks go to {url}\ncallback secret  {}", secret.expose_secret()));
                 }
-                _ => say("there are no callbacks any more"),
+                _ => print_line("there are no callbacks any more"),
             }
         }
     }

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use super::{say, say_json};
+use super::{print_json, print_line};
 use crate::archive::build::Clip;
 use crate::archive::delete;
 use crate::archive::derive::clip::{ClipRange, clip};
@@ -17,11 +17,10 @@ use crate::archive::documents::{Manifest, ObjectEntry};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
 use crate::job::change::{StreamsChange, check_classes, desire, select_streams};
-use crate::job::desired::Desired;
 use crate::model::archive_options::{Resolution, StreamMode};
+use crate::model::desired::{Desired, Selection};
 use crate::model::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::model::layout::{Layout, LayoutType};
-use crate::recording::history::Selection;
 use crate::store::body::collect;
 use crate::store::checksum::Hasher;
 use crate::store::download::{Download, download};
@@ -92,10 +91,10 @@ pub(super) enum ArchivesCommand {
         #[arg(long, value_parser = super::compose::named::<Resolution>)]
         resolution: Option<Resolution>,
         /// Begin so many seconds behind the beginning of the archive.
-        #[arg(long, value_name = "SECONDS", value_parser = milliseconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds_as_ms)]
         from: Option<u32>,
         /// End so many seconds behind the beginning of the archive.
-        #[arg(long, value_name = "SECONDS", value_parser = milliseconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds_as_ms)]
         to: Option<u32>,
         /// Print JSON.
         #[arg(long)]
@@ -107,10 +106,10 @@ pub(super) enum ArchivesCommand {
         /// The archive.
         archive: ArchiveId,
         /// Begin so many seconds behind the beginning of the archive.
-        #[arg(long, value_name = "SECONDS", value_parser = milliseconds, required_unless_present = "to")]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds_as_ms, required_unless_present = "to")]
         from: Option<u32>,
         /// End so many seconds behind the beginning of the archive.
-        #[arg(long, value_name = "SECONDS", value_parser = milliseconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds_as_ms)]
         to: Option<u32>,
         /// Begin at the keyframe before, if there is none at the beginning.
         #[arg(long)]
@@ -177,7 +176,7 @@ pub(super) enum ArchivesCommand {
 
 /// Milliseconds of a number of seconds.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn milliseconds(text: &str) -> Result<u32, String> {
+fn seconds_as_ms(text: &str) -> Result<u32, String> {
     let seconds: f64 = text.parse().map_err(|_| "give seconds, such as 12.5".to_owned())?;
     let range = 0.0..f64::from(u32::MAX) / 1000.0;
     if range.contains(&seconds) {
@@ -195,7 +194,7 @@ fn check_part(from: Option<u32>, to: Option<u32>) -> Result<()> {
 }
 
 /// Shows that something is done.
-async fn spinning<T>(doing: &'static str, work: impl Future<Output = T>) -> T {
+async fn with_spinner<T>(doing: &'static str, work: impl Future<Output = T>) -> T {
     let spinner = ProgressBar::new_spinner().with_message(doing);
     spinner.enable_steady_tick(std::time::Duration::from_millis(120));
     let done = work.await;
@@ -203,22 +202,22 @@ async fn spinning<T>(doing: &'static str, work: impl Future<Output = T>) -> T {
     done
 }
 
-fn say_made(made: &ArchiveRow, json: bool) -> Result<()> {
+fn print_created(made: &ArchiveRow, json: bool) -> Result<()> {
     if json {
-        return say_json(made);
+        return print_json(made);
     }
-    say(&format!("{} of {} s; see `archiver archives show {}`", made.archive, made.duration_s, made.archive));
+    print_line(&format!("{} of {} s; see `archiver archives show {}`", made.archive, made.duration_s, made.archive));
     Ok(())
 }
 
-async fn found(catalog: &dyn Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
+async fn load_archive(catalog: &dyn Catalog, archive: ArchiveId) -> Result<ArchiveRow> {
     catalog
         .archive(archive)
         .await?
         .with_context(|| format!("there is no archive {archive}; see `archiver archives list`"))
 }
 
-async fn manifest(store: &dyn ObjectStore, keys: &Keys) -> Result<Manifest> {
+async fn load_manifest(store: &dyn ObjectStore, keys: &Keys) -> Result<Manifest> {
     let key = keys.key(Kind::Manifest);
     let bytes = collect(store.get(&key, None).await?, &key, MANIFEST_BYTES_MAX).await?;
     serde_json::from_slice(&bytes).with_context(|| format!("{key} is no manifest"))
@@ -234,11 +233,11 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             let filter = ArchiveFilter { application, session, status, offset, count, ..ArchiveFilter::default() };
             let (rows, total) = catalog.archives(&filter).await?;
             if json {
-                return say_json(&serde_json::json!({ "count": total, "items": rows }));
+                return print_json(&serde_json::json!({ "count": total, "items": rows }));
             }
             for row in &rows {
                 let (size, name) = (row.size >> 10, row.name.as_deref().unwrap_or(""));
-                say(&format!(
+                print_line(&format!(
                     "{}  {:<9} {:>6} s {size:>9} KiB  {}  {} {name}",
                     row.archive,
                     row.status.as_str(),
@@ -247,30 +246,30 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                     row.session
                 ));
             }
-            say(&format!("{} of {total}", rows.len()));
+            print_line(&format!("{} of {total}", rows.len()));
         }
         ArchivesCommand::Show { archive, json } => show(settings, catalog.as_ref(), &store, archive, json).await?,
         ArchivesCommand::Download { archive, out } => {
-            let row = found(catalog.as_ref(), archive).await?;
+            let row = load_archive(catalog.as_ref(), archive).await?;
             let keys = Keys::new(row.application.clone(), archive);
-            let manifest = manifest(store.as_ref(), &keys).await.context("the archive is not available yet")?;
+            let manifest = load_manifest(store.as_ref(), &keys).await.context("the archive is not available yet")?;
             std::fs::create_dir_all(&out)?;
             for object in &manifest.objects {
                 let name = object.key.rsplit('/').next().unwrap_or("object");
                 let path = out.join(name);
-                fetch(store.as_ref(), object, &path).await?;
-                say(&path.display().to_string());
+                download_object(store.as_ref(), object, &path).await?;
+                print_line(&path.display().to_string());
             }
             let path = out.join("manifest.json");
             std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
-            say(&path.display().to_string());
+            print_line(&path.display().to_string());
         }
         ArchivesCommand::Verify { archive } => {
-            let row = found(catalog.as_ref(), archive).await?;
-            let manifest = manifest(store.as_ref(), &Keys::new(row.application, archive)).await?;
+            let row = load_archive(catalog.as_ref(), archive).await?;
+            let manifest = load_manifest(store.as_ref(), &Keys::new(row.application, archive)).await?;
             for object in &manifest.objects {
-                verify(store.as_ref(), object).await?;
-                say(&format!("ok {}", object.key));
+                verify_object(store.as_ref(), object).await?;
+                print_line(&format!("ok {}", object.key));
             }
         }
         ArchivesCommand::Recompose { archive, layout, screenshare, stylesheet, resolution, from, to, json } => {
@@ -286,23 +285,23 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             };
             let new = ArchiveId::random();
             let making = recompose(settings, catalog.as_ref(), store.as_ref(), (archive, new), &otherwise, &stop);
-            let made = spinning("fetching the segments and composing them", making).await;
-            say_made(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
+            let made = with_spinner("fetching the segments and composing them", making).await;
+            print_created(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
         }
         ArchivesCommand::Clip { archive, from, to, at_keyframe, json } => {
             check_part(from, to)?;
             let part = ClipRange { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
             let new = ArchiveId::random();
             let making = clip(settings, catalog.as_ref(), store.as_ref(), (archive, new), part, &stop);
-            let made = spinning("fetching the part and copying it", making).await;
-            say_made(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
+            let made = with_spinner("fetching the part and copying it", making).await;
+            print_created(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
         }
         ArchivesCommand::Layout { archive, layout, screenshare, stylesheet } => {
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
             let wanted = Layout { kind: layout, stylesheet, screenshare_type: screenshare };
-            wanted.check().map_err(|(field, what)| anyhow::anyhow!("{field} {what}"))?;
+            wanted.check()?;
             desire(catalog.as_ref(), archive, |desired| desired.layout = Some(wanted.clone())).await?;
-            say("the layout changes with the next heartbeat of the archive's worker");
+            print_line("the layout changes with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Classes { archive, stream, classes } => {
             check_classes(&classes)?;
@@ -310,22 +309,22 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 desired.classes.insert(stream, classes.clone());
             };
             desire(catalog.as_ref(), archive, change).await?;
-            say("the classes change with the next heartbeat of the archive's worker");
+            print_line("the classes change with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Streams { archive, mode, add, no_audio, no_video, remove } => {
             let selection = Selection { has_audio: !no_audio, has_video: !no_video };
             select_streams(catalog.as_ref(), archive, &StreamsChange { mode, add, selection, remove }).await?;
-            say("the streams change with the next heartbeat of the archive's worker");
+            print_line("the streams change with the next heartbeat of the archive's worker");
         }
         ArchivesCommand::Delete { archive, yes } => {
-            let row = found(catalog.as_ref(), archive).await?;
+            let row = load_archive(catalog.as_ref(), archive).await?;
             delete::check(&row)?;
             if !yes && !confirmed(&format!("delete archive {archive} of session {}?", row.session))? {
                 bail!("nothing was deleted");
             }
             delete::mark(catalog.as_ref(), &row).await?;
             delete::remove(catalog.as_ref(), store.as_ref(), &row).await?;
-            say(&format!("deleted {archive}"));
+            print_line(&format!("deleted {archive}"));
         }
     }
     Ok(())
@@ -338,9 +337,9 @@ async fn show(
     archive: ArchiveId,
     json: bool,
 ) -> Result<()> {
-    let row = found(catalog, archive).await?;
+    let row = load_archive(catalog, archive).await?;
     let keys = Keys::new(row.application.clone(), archive);
-    let manifest = manifest(store.as_ref(), &keys).await.ok();
+    let manifest = load_manifest(store.as_ref(), &keys).await.ok();
     let link = match &row.object_key {
         Some(key) => {
             store.presign_get(key, settings.store.link_valid.0, key.rsplit('/').next().unwrap_or("archive")).await?
@@ -348,16 +347,16 @@ async fn show(
         None => None,
     };
     if json {
-        return say_json(&serde_json::json!({ "archive": row, "manifest": manifest, "url": link }));
+        return print_json(&serde_json::json!({ "archive": row, "manifest": manifest, "url": link }));
     }
-    say(&format!(
+    print_line(&format!(
         "archive   {archive}\nsession   {}\nstatus    {} {}\ncreated   {}",
         row.session,
         row.status.as_str(),
         row.reason,
         row.created_at
     ));
-    say(&format!(
+    print_line(&format!(
         "duration  {} s\nsize      {} bytes\nobject    {}",
         row.duration_s,
         row.size,
@@ -365,7 +364,7 @@ async fn show(
     ));
     for file in manifest.iter().flat_map(|m| &m.files) {
         let codec = |c: &Option<crate::model::media::Codec>| c.map_or("-", crate::model::media::Codec::as_str);
-        say(&format!(
+        print_line(&format!(
             "  {}  {}+{}  {}..{} ms",
             file.name,
             codec(&file.video),
@@ -375,19 +374,19 @@ async fn show(
         ));
     }
     if let Some(link) = link {
-        say(&format!("link      {link}"));
+        print_line(&format!("link      {link}"));
     }
     Ok(())
 }
 
-fn bar(object: &ObjectEntry) -> Result<ProgressBar> {
+fn progress_bar(object: &ObjectEntry) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")?;
     Ok(ProgressBar::new(object.size).with_style(style).with_message(object.key.clone()))
 }
 
 /// Reads an object into a file, from where an earlier call broke off, and checks it.
-async fn fetch(store: &dyn ObjectStore, object: &ObjectEntry, path: &Path) -> Result<()> {
-    let bar = bar(object)?;
+async fn download_object(store: &dyn ObjectStore, object: &ObjectEntry, path: &Path) -> Result<()> {
+    let bar = progress_bar(object)?;
     let wanted = Download {
         key: object.key.clone(),
         size: object.size,
@@ -401,8 +400,8 @@ async fn fetch(store: &dyn ObjectStore, object: &ObjectEntry, path: &Path) -> Re
 }
 
 /// Reads an object to nowhere, and checks it.
-async fn verify(store: &dyn ObjectStore, object: &ObjectEntry) -> Result<()> {
-    let bar = bar(object)?;
+async fn verify_object(store: &dyn ObjectStore, object: &ObjectEntry) -> Result<()> {
+    let bar = progress_bar(object)?;
     let (mut flow, mut hasher) = (store.get(&object.key, None).await?, Hasher::new(object.part_bytes));
     while let Some(chunk) = flow.next().await {
         let chunk = chunk?;
@@ -410,9 +409,9 @@ async fn verify(store: &dyn ObjectStore, object: &ObjectEntry) -> Result<()> {
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
-    let found = hasher.finish();
-    if found != object.sha256 {
-        bail!("{} is damaged: its SHA-256 is {found} instead of {}", object.key, object.sha256);
+    let actual = hasher.finish();
+    if actual != object.sha256 {
+        bail!("{} is damaged: its SHA-256 is {actual} instead of {}", object.key, object.sha256);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::{say, say_json};
+use super::{print_json, print_line};
 use crate::catalog::{Catalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget};
 use crate::config::Settings;
 use crate::model::ids::{ApplicationId, ArchiveId};
@@ -65,7 +65,7 @@ pub(super) async fn run(settings: &Settings, command: CallbacksCommand) -> Resul
                     bail!("no callback of this archive was given up; --number sends a delivered one once more")
                 }
                 0 => bail!("this archive has no callback with that number that was delivered or given up"),
-                sent => say(&format!("{sent} will be sent once more")),
+                sent => print_line(&format!("{sent} will be sent once more")),
             }
         }
         CallbacksCommand::Check { url } => return Ok(check(settings, &url).await),
@@ -76,36 +76,36 @@ pub(super) async fn run(settings: &Settings, command: CallbacksCommand) -> Resul
 async fn list(catalog: &dyn Catalog, filter: &NoticeFilter, json: bool) -> Result<()> {
     let (notices, total) = catalog.notices(filter).await?;
     if json {
-        return say_json(&serde_json::json!({ "count": total, "items": notices }));
+        return print_json(&serde_json::json!({ "count": total, "items": notices }));
     }
     for NoticeRow { archive, number, status, state, failures, created_at, application, detail, due_at, .. } in &notices
     {
         let next =
             if *state == NoticeState::Waiting && *failures > 0 { format!(", next {due_at}") } else { String::new() };
-        say(&format!(
+        print_line(&format!(
             "{archive}  {number:>3} {:<10} {:<11} {created_at}  {application}",
             status.as_str(),
             state.as_str()
         ));
         if let Some(detail) = detail {
-            say(&format!("    {failures} failures{next}: {detail}"));
+            print_line(&format!("    {failures} failures{next}: {detail}"));
         }
     }
-    say(&format!("{} of {total} callbacks", notices.len()));
+    print_line(&format!("{} of {total} callbacks", notices.len()));
     Ok(())
 }
 
 async fn check(settings: &Settings, url: &str) -> ExitCode {
     match check_url(url, &allowed(&settings.callbacks)).await {
         Ok(_) => {
-            say("callbacks may go there");
+            print_line("callbacks may go there");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            say(&error.to_string());
+            print_line(&error.to_string());
             // Developers are not told what a name stands for here; whoever runs this may know.
             if let UrlError::Forbidden { address, .. } = error {
-                say(&format!("the address is {address}"));
+                print_line(&format!("the address is {address}"));
             }
             ExitCode::FAILURE
         }

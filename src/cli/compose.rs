@@ -10,12 +10,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
-use super::{say, say_json};
+use super::{print_json, print_line};
 use crate::compose::composer::{Options, compose};
 use crate::compose::geometry::Size;
 use crate::compose::log_follower::Growth;
-use crate::compose::process;
-use crate::compose::process::{Line, Task};
+use crate::compose::process::{self, Line, Task};
 use crate::media::Pipelines;
 use crate::model::archive_options::Resolution;
 use crate::model::fault::HasFault;
@@ -142,25 +141,25 @@ pub(super) fn run(args: &Compose) -> Result<()> {
         bar.set_length(of);
         bar.set_position(made);
         if args.json {
-            tell(&if waits { Line::Waiting } else { Line::Progress(made, of) });
+            print_json_line(&if waits { Line::Waiting } else { Line::Progress(made, of) });
         }
     };
     let growth = if follow { process::listen()? } else { Growth::finished() };
     let composed = compose(&args.dir, &args.out, &options, &pipelines, growth, &CancellationToken::new(), &progress);
     bar.finish_and_clear();
     if args.json {
-        tell(&match &composed {
+        print_json_line(&match &composed {
             Ok(composed) => Line::Composed(composed.clone()),
             Err(error) => Line::Failed(error.fault().kind, crate::model::fault::chain(error)),
         });
     }
     let composed = composed.with_context(|| format!("{} cannot be composed", args.dir.display()))?;
     if !args.json {
-        say_json(&composed)?;
+        print_json(&composed)?;
     }
     Ok(())
 }
 
-fn tell(line: &Line) {
-    say(&serde_json::to_string(line).expect("plain data"));
+fn print_json_line(line: &Line) {
+    print_line(&serde_json::to_string(line).expect("plain data"));
 }

@@ -5,14 +5,14 @@ use base64::Engine;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 
-use super::{say, say_json};
-use crate::catalog::{Catalog, JobState, ParkedRow, ParkedState};
+use super::{print_json, print_line};
+use crate::catalog::{Catalog, HistoryLine, JobState, ParkedRow, ParkedState};
 use crate::config::Settings;
 use crate::model::fault::FaultKind;
 use crate::model::ids::{JobId, ParkedId};
 use crate::model::time::Wallclock;
 
-/// Entries that one command works on.
+/// Entries that one command processes, at most.
 const ENTRIES_MAX: u32 = 10_000;
 
 #[derive(Debug, Subcommand)]
@@ -38,14 +38,14 @@ pub(super) enum JobsCommand {
         json: bool,
     },
     /// Publish parked events again. Any number of replays makes one archive.
-    Replay(Which),
+    Replay(ParkedArgs),
     /// Give parked entries up. Captured media of a discarded job stays in the spool until it is removed by hand.
-    Discard(Which),
+    Discard(ParkedArgs),
 }
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Selection {
+struct ParkedSelection {
     /// These entries, or the entries of these jobs.
     ids: Vec<uuid::Uuid>,
     /// All with this fault.
@@ -57,19 +57,19 @@ struct Selection {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Which {
+pub(super) struct ParkedArgs {
     #[command(flatten)]
-    selection: Selection,
+    selection: ParkedSelection,
     /// Only say what would be done.
     #[arg(long)]
     dry_run: bool,
 }
 
-async fn selected(catalog: &dyn Catalog, which: &Selection) -> Result<Vec<ParkedRow>> {
-    let ids = &which.ids;
-    // One that is named may be in any state; of the others, those that wait.
+async fn selected(catalog: &dyn Catalog, args: &ParkedSelection) -> Result<Vec<ParkedRow>> {
+    let ids = &args.ids;
+    // Named entries may be in any state. Without names, only parked entries are selected.
     let state = ids.is_empty().then_some(ParkedState::Parked);
-    let mut rows = catalog.parked(state, which.fault, ENTRIES_MAX).await?;
+    let mut rows = catalog.parked(state, args.fault, ENTRIES_MAX).await?;
     if !ids.is_empty() {
         rows.retain(|r| ids.contains(r.parked.as_uuid()) || r.job.is_some_and(|j| ids.contains(j.as_uuid())));
         if rows.is_empty() {
@@ -79,7 +79,7 @@ async fn selected(catalog: &dyn Catalog, which: &Selection) -> Result<Vec<Parked
     Ok(rows)
 }
 
-fn who() -> String {
+fn operator() -> String {
     let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
     let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     format!("{user}@{}", host.trim())
@@ -90,47 +90,47 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
     match command {
         JobsCommand::List { fault, all, json } => list(catalog.as_ref(), fault, all, json).await,
         JobsCommand::Show { id, json } => show(catalog.as_ref(), id, json).await,
-        JobsCommand::Replay(which) => {
-            let rows = selected(catalog.as_ref(), &which.selection).await?;
-            plan("replay", &rows);
-            if which.dry_run {
+        JobsCommand::Replay(args) => {
+            let rows = selected(catalog.as_ref(), &args.selection).await?;
+            print_plan("replay", &rows);
+            if args.dry_run {
                 return Ok(());
             }
             let publisher = crate::app::services::broker(settings)?.publisher().await?;
-            let (bar, who) = (ProgressBar::new(rows.len() as u64), who());
+            let (bar, operator) = (ProgressBar::new(rows.len() as u64), operator());
             for row in &rows {
-                crate::job::replay::replay(publisher.as_ref(), catalog.as_ref(), row, &who)
+                crate::job::replay::replay(publisher.as_ref(), catalog.as_ref(), row, &operator)
                     .await
                     .with_context(|| format!("parked job {}", row.parked))?;
                 bar.inc(1);
             }
             bar.finish_and_clear();
             publisher.close().await?;
-            say(&format!("replayed {}", rows.len()));
+            print_line(&format!("replayed {}", rows.len()));
             Ok(())
         }
-        JobsCommand::Discard(which) => {
-            let rows = selected(catalog.as_ref(), &which.selection).await?;
-            plan("discard", &rows);
-            if which.dry_run {
+        JobsCommand::Discard(args) => {
+            let rows = selected(catalog.as_ref(), &args.selection).await?;
+            print_plan("discard", &rows);
+            if args.dry_run {
                 return Ok(());
             }
             for row in &rows {
                 let now = Wallclock::now();
-                catalog.mark_parked(row.parked, ParkedState::Discarded, &who(), now).await?;
+                catalog.mark_parked(row.parked, ParkedState::Discarded, &operator(), now).await?;
                 if let Some(job) = row.job {
-                    catalog.discard_job(job, &who(), now).await?;
+                    catalog.discard_job(job, &operator(), now).await?;
                 }
             }
-            say(&format!("discarded {}", rows.len()));
+            print_line(&format!("discarded {}", rows.len()));
             Ok(())
         }
     }
 }
 
-fn plan(what: &str, rows: &[ParkedRow]) {
+fn print_plan(action: &str, rows: &[ParkedRow]) {
     for row in rows {
-        say(&format!("{what} {}  {:<22} {}", row.parked, row.fault, row.detail));
+        print_line(&format!("{action} {}  {:<22} {}", row.parked, row.fault, row.detail));
     }
 }
 
@@ -140,11 +140,11 @@ async fn list(catalog: &dyn Catalog, fault: Option<FaultKind>, all: bool, json: 
     let state = if all { None } else { Some(ParkedState::Parked) };
     let parked = catalog.parked(state, fault, 1000).await?;
     if json {
-        return say_json(&serde_json::json!({ "jobs": jobs, "parked": parked }));
+        return print_json(&serde_json::json!({ "jobs": jobs, "parked": parked }));
     }
     for job in &jobs {
         let owner = job.owner.as_ref().map_or("-", crate::model::ids::WorkerId::as_str);
-        say(&format!(
+        print_line(&format!(
             "{}  {:<10} epoch {} {owner}  {}  {}",
             job.job,
             job.state.as_str(),
@@ -155,7 +155,7 @@ async fn list(catalog: &dyn Catalog, fault: Option<FaultKind>, all: bool, json: 
     }
     for row in &parked {
         let job = row.job.map_or("-".to_owned(), |j| j.to_string());
-        say(&format!(
+        print_line(&format!(
             "{}  {:<9} {:<22} {}x  {}  job {job}\n    {}",
             row.parked,
             row.state.as_str(),
@@ -165,7 +165,7 @@ async fn list(catalog: &dyn Catalog, fault: Option<FaultKind>, all: bool, json: 
             row.detail
         ));
     }
-    say(&format!("{} jobs, {} parked", jobs.len(), parked.len()));
+    print_line(&format!("{} jobs, {} parked", jobs.len(), parked.len()));
     Ok(())
 }
 
@@ -178,10 +178,10 @@ async fn show(catalog: &dyn Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
         bail!("there is no job and no parked job with the id {id}");
     }
     if json {
-        return say_json(&serde_json::json!({ "parked": entry, "job": job, "history": history }));
+        return print_json(&serde_json::json!({ "parked": entry, "job": job, "history": history }));
     }
     if let Some(entry) = &entry {
-        say(&format!(
+        print_line(&format!(
             "parked    {}  {}  {}\nwhy       {}\ntimes     {}, first {}, last {}\nto        {}",
             entry.parked,
             entry.state.as_str(),
@@ -194,13 +194,13 @@ async fn show(catalog: &dyn Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
         ));
         let body = base64::engine::general_purpose::STANDARD.decode(&entry.body).unwrap_or_default();
         let text: String = String::from_utf8_lossy(&body).chars().take(4000).collect();
-        say(&format!("event     {text}"));
-        for (at, what, by) in &entry.history {
-            say(&format!("  {at}  {what} by {by}"));
+        print_line(&format!("event     {text}"));
+        for HistoryLine { at, what, who } in &entry.history {
+            print_line(&format!("  {at}  {what} by {who}"));
         }
     }
     if let Some(job) = &job {
-        say(&format!(
+        print_line(&format!(
             "job       {}\narchive   {}\nsession   {}\nstate     {}, epoch {}",
             job.job,
             job.archive,
@@ -208,8 +208,8 @@ async fn show(catalog: &dyn Catalog, id: uuid::Uuid, json: bool) -> Result<()> {
             job.state.as_str(),
             job.epoch.0
         ));
-        for (at, what, by) in &history {
-            say(&format!("  {at}  {what} by {by}"));
+        for HistoryLine { at, what, who } in &history {
+            print_line(&format!("  {at}  {what} by {who}"));
         }
     }
     Ok(())

@@ -96,23 +96,23 @@ pub async fn main() -> ExitCode {
     match run(cli).await {
         Ok(code) => code,
         Err(error) => {
-            say_error(&format!("archiver: {error:#}"));
+            print_error(&format!("archiver: {error:#}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Prints a line; a reader that went away is no error.
-pub(crate) fn say(text: &str) {
+/// Prints a line. A closed pipe is not an error.
+pub(crate) fn print_line(text: &str) {
     writeln!(std::io::stdout(), "{text}").unwrap_or_default();
 }
 
-fn say_error(text: &str) {
+fn print_error(text: &str) {
     writeln!(std::io::stderr(), "{text}").unwrap_or_default();
 }
 
-fn say_json(value: &impl serde::Serialize) -> Result<()> {
-    say(&serde_json::to_string_pretty(value)?);
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print_line(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
@@ -127,7 +127,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Worker => serve(load()?, Roles { worker: true, api: false }).await?,
         Command::Api => serve(load()?, Roles { worker: false, api: true }).await?,
         Command::Apps(command) => apps::run(&load()?, command).await?,
-        Command::Check { print_config: true, .. } => say(load()?.to_string().trim()),
+        Command::Check { print_config: true, .. } => print_line(load()?.to_string().trim()),
         Command::Check { json, .. } => return check(&load()?, json).await,
         Command::Health => health(&load()?).await?,
         Command::Events(EventsCommand::Publish { file, force, region }) => {
@@ -141,7 +141,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a process does.
+/// The parts that a process runs.
 #[derive(Debug, Clone, Copy)]
 struct Roles {
     worker: bool,
@@ -154,26 +154,27 @@ async fn serve(settings: Settings, roles: Roles) -> Result<()> {
     let stop = CancellationToken::new();
     let signals = tokio_util::task::TaskTracker::new();
     signals.spawn(stop_on_signals(stop.clone()));
-    // Either that cannot start, or is done, ends the other one too, in its own order.
-    let (worked, served) = tokio::join!(
-        ending(&stop, work(&settings, roles, stop.clone())),
-        ending(&stop, serve_api(&settings, roles, stop.clone())),
+    // When one part cannot start or ends, the other one stops, too.
+    let (worker_ended, api_ended) = tokio::join!(
+        then_stop(&stop, run_worker(&settings, roles, stop.clone())),
+        then_stop(&stop, serve_api(&settings, roles, stop.clone())),
     );
-    worked.context("the worker cannot start")?;
-    served.context("the API cannot start")
+    worker_ended.context("the worker cannot start")?;
+    api_ended.context("the API cannot start")
 }
 
-async fn ending<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> T {
-    let done = work.await;
+/// Runs one part, then stops the others.
+async fn then_stop<T>(stop: &CancellationToken, part: impl Future<Output = T>) -> T {
+    let result = part.await;
     stop.cancel();
-    done
+    result
 }
 
-async fn work(
+async fn run_worker(
     settings: &Settings,
     roles: Roles,
     stop: CancellationToken,
-) -> Result<(), crate::app::worker::StartError> {
+) -> Result<(), crate::app::worker::WorkerStartError> {
     if !roles.worker {
         stop.cancelled().await;
         return Ok(());
@@ -184,27 +185,27 @@ async fn work(
         receive_buffer_bytes: usize::try_from(settings.media.receive_buffer.0).unwrap_or(4 << 20),
         ..EngineConfig::default()
     };
-    crate::app::worker::work(settings.clone(), engine, stop).await
+    crate::app::worker::open_and_run(settings.clone(), engine, stop).await
 }
 
 async fn serve_api(
     settings: &Settings,
     roles: Roles,
     stop: CancellationToken,
-) -> Result<(), crate::app::api::StartError> {
+) -> Result<(), crate::app::api::ApiStartError> {
     if !roles.api {
         stop.cancelled().await;
         return Ok(());
     }
     let (serving, seen) = tokio::sync::watch::channel(None);
-    // A worker in the same process answers for both.
+    // With a worker in the same process, the worker serves health checks.
     let health = async {
         if !roles.worker {
-            let ready = crate::app::health::of_api(seen);
+            let ready = crate::app::health::api_readiness(seen);
             crate::app::health::serve(settings.http.bind, ready, stop.clone()).await;
         }
     };
-    tokio::join!(ending(&stop, crate::app::api::run(settings.clone(), serving, stop.clone())), health).0
+    tokio::join!(then_stop(&stop, crate::app::api::open_and_serve(settings.clone(), serving, stop.clone())), health).0
 }
 
 async fn stop_on_signals(stop: CancellationToken) {
@@ -223,10 +224,10 @@ async fn stop_on_signals(stop: CancellationToken) {
 async fn check(settings: &Settings, json: bool) -> Result<ExitCode> {
     let lines = crate::app::check::check(settings).await;
     if json {
-        say_json(&lines)?;
+        print_json(&lines)?;
     } else {
         for line in &lines {
-            say(&format!("{} {:<28} {}", if line.ok { "ok  " } else { "FAIL" }, line.what, line.text));
+            print_line(&format!("{} {:<28} {}", if line.ok { "ok  " } else { "FAIL" }, line.subject, line.text));
         }
     }
     Ok(if lines.iter().all(|l| l.ok) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -245,7 +246,7 @@ async fn health(settings: &Settings) -> Result<()> {
     let answer = tokio::time::timeout(std::time::Duration::from_secs(3), ask).await.context("no answer within 3 s")?;
     let answer = answer.with_context(|| format!("nothing answers at {bind}"))?;
     if answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200") {
-        say("ok");
+        print_line("ok");
         return Ok(());
     }
     bail!("the worker answers: {}", answer.lines().next().unwrap_or_default())
@@ -270,6 +271,6 @@ async fn publish(settings: &Settings, file: &std::path::Path, force: bool, regio
     let publisher = crate::app::services::broker(settings)?.publisher().await?;
     publisher.publish(&routing_key, &body, &Headers::new()).await?;
     publisher.close().await?;
-    say(&format!("published to {routing_key}"));
+    print_line(&format!("published to {routing_key}"));
     Ok(())
 }

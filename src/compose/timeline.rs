@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::archive_options::StreamMode;
+use crate::model::desired::Selection;
 use crate::model::ids::{StreamId, TrackKind};
 use crate::model::layout::Layout;
 use crate::model::media::VideoType;
 use crate::model::time::{MediaSpan, MediaTime};
-use crate::recording::history::{Event, Selection, What};
+use crate::recording::history::{Event, What};
 
 /// A picture is held for so long when no further one comes; then its stream leaves the picture.
 pub const HOLD: MediaSpan = 2_000_000_000;

@@ -1,6 +1,5 @@
-//! Configuration: a TOML file, then the environment (`ARCHIVER__SECTION__KEY`), then the command line. Every
-//! bad value is reported, none is silently replaced. Secrets may be in files of their own (`<key>_file`), and are
-//! in no message.
+//! Configuration: a TOML file, overridden by the environment (`ARCHIVER__SECTION__KEY`), overridden by the command line. Every invalid
+//! value is reported, none is silently replaced. Secrets may be in separate files (`<key>_file`), and appear in no message.
 
 mod check;
 mod sections;
@@ -23,9 +22,9 @@ pub use sections::{
     HttpSection, LimitsSection, LogSection, MediaSection, PipelinesSection, RegionSection, RouterSection, SpoolSection,
     StoreKind, StoreSection, WorkerSection,
 };
-pub use values::{ByteCount, List, Span};
+pub use values::{ByteCount, DurationValue, List};
 
-/// All that is wrong with a configuration.
+/// All errors of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors(pub Vec<String>);
 
@@ -45,7 +44,7 @@ impl HasFault for ConfigErrors {
     }
 }
 
-/// The whole configuration, checked.
+/// The whole configuration, validated.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// `[worker]`.
@@ -85,10 +84,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the file (none is an empty one) and the environment, and checks everything.
+    /// Reads the file, if there is one, and the environment, and validates all values.
     ///
     /// # Errors
-    /// All that is wrong.
+    /// All errors at once.
     pub fn load(path: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Self, ConfigErrors> {
         let Some(path) = path else { return Self::read("", environment) };
         let text = std::fs::read_to_string(path)
@@ -118,12 +117,12 @@ impl Settings {
             http: source.take("http", &mut errors),
             log: source.take("log", &mut errors),
         };
-        source.end(&mut errors);
+        source.report_unknown(&mut errors);
         check::check(&settings, &mut errors);
         if errors.is_empty() { Ok(settings) } else { Err(ConfigErrors(errors)) }
     }
 
-    /// What serving needs beyond being valid.
+    /// Checks what a worker needs in addition.
     ///
     /// # Errors
     /// What is missing.
@@ -138,7 +137,7 @@ impl Settings {
         if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
     }
 
-    /// This worker's name: as configured, or the machine's.
+    /// This worker's id; the host name by default.
     #[must_use]
     pub fn worker_id(&self) -> WorkerId {
         self.worker.id.clone().unwrap_or_else(|| {
@@ -161,7 +160,7 @@ impl Settings {
     }
 }
 
-/// As a file that says the same: with all defaults, without secrets.
+/// Prints an equivalent file, with all defaults and without secrets.
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut section = |name: &str, values: Vec<(&str, Option<String>)>| {
@@ -171,26 +170,26 @@ impl fmt::Display for Settings {
                 None => writeln!(f, "# {key} ="),
             })
         };
-        section("[worker]", self.worker.shown())?;
-        section("[broker]", self.broker.shown())?;
-        section("[catalog]", self.catalog.shown())?;
-        section("[store]", self.store.shown())?;
+        section("[worker]", self.worker.redacted())?;
+        section("[broker]", self.broker.redacted())?;
+        section("[catalog]", self.catalog.redacted())?;
+        section("[store]", self.store.redacted())?;
         for router in &self.routers {
-            section("[[router]]", router.shown())?;
+            section("[[router]]", router.redacted())?;
         }
         for region in &self.regions {
-            section("[[region]]", region.shown())?;
+            section("[[region]]", region.redacted())?;
         }
-        section("[geo]", self.geo.shown())?;
-        section("[api]", self.api.shown())?;
-        section("[callbacks]", self.callbacks.shown())?;
-        section("[bridge]", self.bridge.shown())?;
-        section("[spool]", self.spool.shown())?;
-        section("[media]", self.media.shown())?;
-        section("[capture]", self.capture.shown())?;
-        section("[pipelines]", self.pipelines.shown())?;
-        section("[limits]", self.limits.shown())?;
-        section("[http]", self.http.shown())?;
-        section("[log]", self.log.shown())
+        section("[geo]", self.geo.redacted())?;
+        section("[api]", self.api.redacted())?;
+        section("[callbacks]", self.callbacks.redacted())?;
+        section("[bridge]", self.bridge.redacted())?;
+        section("[spool]", self.spool.redacted())?;
+        section("[media]", self.media.redacted())?;
+        section("[capture]", self.capture.redacted())?;
+        section("[pipelines]", self.pipelines.redacted())?;
+        section("[limits]", self.limits.redacted())?;
+        section("[http]", self.http.redacted())?;
+        section("[log]", self.log.redacted())
     }
 }

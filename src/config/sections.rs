@@ -1,4 +1,4 @@
-//! The sections of the configuration: each key with what it is, its unit, and its default.
+//! The sections of the configuration: each key with its meaning, unit and default.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::values::{ByteCount, List, Shown, Span};
+use super::values::{ByteCount, DurationValue, List, Redacted};
 use crate::model::ids::{Region, RouterName, WorkerId};
 use crate::runtime::telemetry::LogFormat;
 
-/// Keys that hold secrets, by section. Each may be given as a file: `<key>_file`. Their values appear in no message.
+/// Keys with secrets, by section. Each may be in a file: `<key>_file`. Messages never contain their values.
 pub(super) const SECRETS: &[(&str, &[&str])] = &[
     ("broker", &["url"]),
     ("catalog", &["url"]),
@@ -37,27 +37,27 @@ macro_rules! section {
             /// The keys of this section.
             pub const KEYS: &'static [&'static str] = &[$(stringify!($field),)*];
 
-            /// Keys and values, secrets hidden.
-            pub(super) fn shown(&self) -> Vec<(&'static str, Option<String>)> {
-                vec![$((stringify!($field), self.$field.shown()),)*]
+            /// Keys and values, without secrets.
+            pub(super) fn redacted(&self) -> Vec<(&'static str, Option<String>)> {
+                vec![$((stringify!($field), self.$field.redacted()),)*]
             }
         }
     };
 }
 
 section! {
-    /// `[worker]`: who this process is.
+    /// `[worker]`: the worker process.
     WorkerSection {
-        /// Its name in the fleet; must stay the same over restarts, so that it takes its own jobs back.
+        /// Its unique name. It must stay the same over restarts, so that the worker claims its own jobs again.
         id: Option<WorkerId> = None,
         /// The region whose queues it consumes.
         region: Region = "default".parse().expect("a valid name"),
         /// Jobs that may run at a time.
         capacity: usize = 20,
-        /// Where everything local is, unless another section says otherwise.
+        /// The folder of all local files, unless another section names another.
         data_dir: PathBuf = PathBuf::from("/var/lib/archiver"),
-        /// A lease without a heartbeat is another worker's after this.
-        lease: Span = Span(Duration::from_secs(8)),
+        /// A lease without a heartbeat expires after this time.
+        lease: DurationValue = DurationValue(Duration::from_secs(8)),
     }
 }
 
@@ -66,12 +66,12 @@ section! {
     BrokerSection {
         /// `amqp://user:password@host:5672/%2f`, or `amqps://…`. Needed; or `url_file`.
         url: Option<SecretString> = None,
-        /// Names of exchanges and queues begin with it.
+        /// Prefix of the names of exchanges and queues.
         prefix: String = "archiver".to_owned(),
-        /// A connection that is silent for twice this is dead.
-        heartbeat: Span = Span(Duration::from_secs(10)),
-        /// An event that could not be handled comes again after this.
-        retry_after: Span = Span(Duration::from_secs(5)),
+        /// AMQP heartbeat: a connection without traffic for twice this time is dead.
+        heartbeat: DurationValue = DurationValue(Duration::from_secs(10)),
+        /// Delay before an event that could not be handled is delivered again.
+        retry_after: DurationValue = DurationValue(Duration::from_secs(5)),
     }
 }
 
@@ -83,7 +83,7 @@ section! {
     }
 }
 
-/// What the store is.
+/// Kinds of stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoreKind {
@@ -94,7 +94,7 @@ pub enum StoreKind {
 }
 
 section! {
-    /// `[store]`: where archives go.
+    /// `[store]`: the object store of archives.
     StoreSection {
         /// `dir` or `s3`.
         kind: StoreKind = StoreKind::Dir,
@@ -120,10 +120,10 @@ section! {
         kms_key: Option<String> = None,
         /// Part of a multipart upload; at least 5 MiB.
         part_size: ByteCount = ByteCount(crate::store::upload::PART_BYTES),
-        /// Segments stay in the store for so long behind an archive's end: it can be made again meanwhile.
-        keep_segments: Span = Span(Duration::from_secs(24 * 3600)),
-        /// A download link is valid so long.
-        link_valid: Span = Span(Duration::from_secs(600)),
+        /// How long segments stay in the store after an archive's end, so that the archive can be recomposed.
+        keep_segments: DurationValue = DurationValue(Duration::from_secs(24 * 3600)),
+        /// Validity of presigned URLs.
+        link_valid: DurationValue = DurationValue(Duration::from_secs(600)),
     }
 }
 
@@ -141,19 +141,19 @@ pub struct RouterSection {
     pub token: Option<SecretString>,
     /// The pin of its rooms.
     pub pin: Option<SecretString>,
-    /// The region that it is in; the worker's own if left out.
+    /// Its region; the worker's by default.
     pub region: Option<Region>,
     /// Janus's `admin_key`, to create rooms with.
     pub admin_key: Option<SecretString>,
-    /// Rooms that this program creates have pins of their own, made of this; a client that is let into one room cannot enter
-    /// another. All processes of a deployment have the same.
+    /// The key from which the pins of rooms are derived that this program creates, so that a client of one room cannot join another.
+    /// The same in all processes of a deployment.
     pub room_key: Option<SecretString>,
-    /// Janus's `token_auth_secret`: clients are given tokens that are signed with it, and end by themselves.
+    /// Janus's `token_auth_secret`: signs the tokens of clients, which expire.
     pub token_secret: Option<SecretString>,
-    /// The `wss://` address that clients are given; `url` if left out.
+    /// The `wss://` address for clients; `url` by default.
     pub public_url: Option<String>,
     /// Whether rooms and feeds have names (`string_ids = true` in Janus) or numbers.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub string_ids: bool,
 }
 
@@ -173,29 +173,29 @@ impl RouterSection {
         "string_ids",
     ];
 
-    /// Keys and values, secrets hidden.
-    pub(super) fn shown(&self) -> Vec<(&'static str, Option<String>)> {
+    /// Keys and values, without secrets.
+    pub(super) fn redacted(&self) -> Vec<(&'static str, Option<String>)> {
         vec![
-            ("name", self.name.shown()),
-            ("url", self.url.shown()),
-            ("api_secret", self.api_secret.shown()),
-            ("token", self.token.shown()),
-            ("pin", self.pin.shown()),
-            ("region", self.region.shown()),
-            ("admin_key", self.admin_key.shown()),
-            ("room_key", self.room_key.shown()),
-            ("token_secret", self.token_secret.shown()),
-            ("public_url", self.public_url.shown()),
-            ("string_ids", self.string_ids.shown()),
+            ("name", self.name.redacted()),
+            ("url", self.url.redacted()),
+            ("api_secret", self.api_secret.redacted()),
+            ("token", self.token.redacted()),
+            ("pin", self.pin.redacted()),
+            ("region", self.region.redacted()),
+            ("admin_key", self.admin_key.redacted()),
+            ("room_key", self.room_key.redacted()),
+            ("token_secret", self.token_secret.redacted()),
+            ("public_url", self.public_url.redacted()),
+            ("string_ids", self.string_ids.redacted()),
         ]
     }
 }
 
-const fn yes() -> bool {
+const fn default_true() -> bool {
     true
 }
 
-/// `[[region]]`: a region, and the clients that are near to it.
+/// `[[region]]`: a region, and which clients are near to it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegionSection {
@@ -204,7 +204,7 @@ pub struct RegionSection {
     /// Networks whose clients are near to it, such as `203.0.113.0/24`; the longest that has an address counts.
     #[serde(default)]
     pub networks: List,
-    /// Degrees north, for the distance to where `geo.database` says a client is.
+    /// Degrees north, for the distance to a client's position in `geo.database`.
     pub latitude: Option<f64>,
     /// Degrees east.
     pub longitude: Option<f64>,
@@ -215,18 +215,18 @@ impl RegionSection {
     pub const KEYS: &'static [&'static str] = &["name", "networks", "latitude", "longitude"];
 
     /// Keys and values.
-    pub(super) fn shown(&self) -> Vec<(&'static str, Option<String>)> {
+    pub(super) fn redacted(&self) -> Vec<(&'static str, Option<String>)> {
         vec![
-            ("name", self.name.shown()),
-            ("networks", self.networks.shown()),
-            ("latitude", self.latitude.shown()),
-            ("longitude", self.longitude.shown()),
+            ("name", self.name.redacted()),
+            ("networks", self.networks.redacted()),
+            ("latitude", self.latitude.redacted()),
+            ("longitude", self.longitude.redacted()),
         ]
     }
 }
 
 section! {
-    /// `[geo]`: where clients are.
+    /// `[geo]`: positions of clients.
     GeoSection {
         /// A MaxMind database of cities (GeoLite2-City.mmdb): for addresses in no region's networks.
         database: Option<PathBuf> = None,
@@ -238,51 +238,50 @@ section! {
     ApiSection {
         /// Its address.
         bind: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8090)),
-        /// The address that developers know, such as `https://video.example.com`: links begin with it. Without, what their
-        /// requests name.
+        /// The address in links, such as `https://video.example.com`. By default the address that the request was sent to.
         public_url: Option<String> = None,
         /// The certificate chain (PEM). With it and `key` the API speaks https only.
         certificate: Option<PathBuf> = None,
         /// The certificate's key (PEM).
         key: Option<PathBuf> = None,
-        /// Longest body of a request.
+        /// Largest body of a request.
         body_max: ByteCount = ByteCount(256 << 10),
-        /// A request that takes longer is answered with an error.
-        timeout: Span = Span(Duration::from_secs(30)),
-        /// Requests a second of one application, or of one address without a valid token; twice as many may come at once.
+        /// Time limit of a request.
+        timeout: DurationValue = DurationValue(Duration::from_secs(30)),
+        /// Requests a second of one application, or of one address without a valid token. A burst may have twice as many.
         requests_per_second: u32 = 100,
-        /// Web pages of these origins may call it; `*` is all. None by default: secrets do not belong into pages.
+        /// Origins of web pages that may call the API; `*` allows all. None by default, because pages must not contain secrets.
         cors_origins: List = List(Vec::new()),
-        /// What operators' requests carry as a bearer token. Without one there are no operators' endpoints.
+        /// The bearer token of operators' requests. Without one, the operators' endpoints do not exist.
         operator_token: Option<SecretString> = None,
     }
 }
 
 section! {
-    /// `[callbacks]`: notices to developers.
+    /// `[callbacks]`: notifications of applications.
     CallbacksSection {
         /// Networks that callbacks may go to although they are not public, such as `10.1.0.0/16`.
         allow: List = List(Vec::new()),
-        /// A receiver has so long to answer.
-        timeout: Span = Span(Duration::from_secs(10)),
-        /// Callbacks that are sent at a time.
+        /// Time limit of a receiver's response.
+        timeout: DurationValue = DurationValue(Duration::from_secs(10)),
+        /// Callbacks in flight at a time.
         at_once: usize = 16,
-        /// What was delivered is kept in the catalog for so long; what was not, ten times as long.
-        keep: Span = Span(Duration::from_secs(7 * 24 * 3600)),
+        /// How long the catalog keeps delivered notifications. Undelivered ones are kept ten times as long.
+        keep: DurationValue = DurationValue(Duration::from_secs(7 * 24 * 3600)),
     }
 }
 
 section! {
-    /// `[bridge]`: how sessions are found to have started.
+    /// `[bridge]`: detection of sessions that start.
     BridgeSection {
-        /// Whether the API's process looks for them; `false` where the platform publishes events itself.
+        /// Whether the API's process runs the bridge; `false` where the platform publishes events itself.
         enabled: bool = true,
-        /// How often routers are asked who is in their rooms.
-        poll: Span = Span(Duration::from_secs(3)),
-        /// The queue that Janus's event handler publishes to, to hear of it sooner.
+        /// Interval of listing the clients in the routers' rooms.
+        poll: DurationValue = DurationValue(Duration::from_secs(3)),
+        /// The queue that Janus's event handler publishes to, which makes the bridge faster than polling.
         queue: String = "archiver.janus".to_owned(),
-        /// A room that this program created is removed when nobody was there for so long.
-        remove_rooms_after: Span = Span(Duration::from_secs(15 * 60)),
+        /// A room that this program created is removed after it was empty for this time.
+        remove_rooms_after: DurationValue = DurationValue(Duration::from_secs(15 * 60)),
     }
 }
 
@@ -291,83 +290,83 @@ section! {
     SpoolSection {
         /// The folder; `spool` in the data folder by default.
         dir: Option<PathBuf> = None,
-        /// Bytes it may use.
+        /// Bytes that it may use.
         quota: ByteCount = ByteCount(50 << 30),
-        /// No further job is accepted when so much of the quota is used.
+        /// No further job is accepted when this percentage of the quota is used.
         admission_percent: u8 = 70,
     }
 }
 
 section! {
-    /// `[media]`: the UDP socket that media arrives at.
+    /// `[media]`: the UDP socket for media.
     MediaSection {
         /// Its local address.
         bind: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 0)),
-        /// The address that routers see, behind a translation.
+        /// The address that routers see, if it is translated (NAT).
         advertise: Option<IpAddr> = None,
-        /// The kernel's receive buffer to ask for.
+        /// The requested size of the kernel's receive buffer.
         receive_buffer: ByteCount = ByteCount(4 << 20),
     }
 }
 
 section! {
-    /// `[capture]`: how media is written.
+    /// `[capture]`: writing of media.
     CaptureSection {
-        /// Longest part: what a dying process loses at most.
-        part: Span = Span(Duration::from_millis(500)),
-        /// Length of a segment: what a dying machine loses at most.
-        segment: Span = Span(Duration::from_secs(5)),
-        /// A missing packet of a picture is waited for so long.
-        video_hold: Span = Span(Duration::from_millis(1500)),
-        /// A missing packet of sound is waited for so long.
-        audio_hold: Span = Span(Duration::from_millis(200)),
-        /// Time without media after which it is a gap.
-        stall: Span = Span(Duration::from_secs(2)),
-        /// Least time between two requests for a keyframe of a track.
-        keyframe_interval_min: Span = Span(Duration::from_secs(1)),
-        /// A keyframe is asked for when none came for so long; `0s` never asks without a reason.
-        keyframe_interval_max: Span = Span(Duration::from_secs(30)),
+        /// Longest part. A crash of the process loses at most this much.
+        part: DurationValue = DurationValue(Duration::from_millis(500)),
+        /// Length of a segment. A crash of the machine loses at most this much.
+        segment: DurationValue = DurationValue(Duration::from_secs(5)),
+        /// How long the jitter buffer waits for a missing video packet.
+        video_hold: DurationValue = DurationValue(Duration::from_millis(1500)),
+        /// How long the jitter buffer waits for a missing audio packet.
+        audio_hold: DurationValue = DurationValue(Duration::from_millis(200)),
+        /// Time without media that counts as a gap.
+        stall: DurationValue = DurationValue(Duration::from_secs(2)),
+        /// Shortest time between two keyframe requests for a track.
+        keyframe_interval_min: DurationValue = DurationValue(Duration::from_secs(1)),
+        /// A keyframe is requested when none came for this time; `0s` disables this.
+        keyframe_interval_max: DurationValue = DurationValue(Duration::from_secs(30)),
         /// Streams of one session that are captured.
         streams_max: usize = 50,
     }
 }
 
 section! {
-    /// `[pipelines]`: how archives are made by GStreamer.
+    /// `[pipelines]`: GStreamer pipelines that build archives.
     PipelinesSection {
-        /// A folder with fragments of the operator's own; each goes before the one of its name in this build.
+        /// A folder with pipeline fragments of the operator; each replaces the built-in one of the same name.
         dir: Option<PathBuf> = None,
-        /// A pipeline that makes no progress for so long has stalled, and is tried again.
-        stall: Span = Span(Duration::from_secs(30)),
+        /// A pipeline without progress for this time has stalled, and is started again.
+        stall: DurationValue = DurationValue(Duration::from_secs(30)),
     }
 }
 
 section! {
-    /// `[limits]`: when a session has ended. Vonage's values.
+    /// `[limits]`: when a session or an archive ends. The defaults are Vonage's.
     LimitsSection {
-        /// No client was there for so long.
-        no_clients: Span = Span(Duration::from_secs(60)),
-        /// Nobody ever published within so long.
-        never_published: Span = Span(Duration::from_secs(60)),
-        /// Clients are there, but nobody has published for so long.
-        nobody_publishing: Span = Span(Duration::from_secs(3600)),
-        /// An archive that recorded so long ends, and another one follows.
-        recorded_max: Span = Span(Duration::from_secs(4 * 3600)),
-        /// An archive that is so old ends.
-        total_max: Span = Span(Duration::from_secs(12 * 3600)),
+        /// The room has had no client for this time.
+        no_clients: DurationValue = DurationValue(Duration::from_secs(60)),
+        /// Nobody has ever published within this time.
+        never_published: DurationValue = DurationValue(Duration::from_secs(60)),
+        /// There are clients, but nobody has published for this time.
+        nobody_publishing: DurationValue = DurationValue(Duration::from_secs(3600)),
+        /// Maximum recorded duration of an archive; then a successor follows.
+        recorded_max: DurationValue = DurationValue(Duration::from_secs(4 * 3600)),
+        /// Maximum age of an archive, pauses included.
+        total_max: DurationValue = DurationValue(Duration::from_secs(12 * 3600)),
     }
 }
 
 section! {
     /// `[http]`: health and metrics.
     HttpSection {
-        /// Its address; keep it inside.
+        /// Its address; must not be reachable from outside.
         bind: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8080)),
     }
 }
 
 section! {
-    /// `[log]`: what is written to standard error.
+    /// `[log]`: the log on standard error.
     LogSection {
         /// `pretty` or `json`.
         format: LogFormat = LogFormat::Pretty,

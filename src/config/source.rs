@@ -1,5 +1,5 @@
-//! Where values come from: the file, files of secrets, the environment. Each key is read by itself, so that every
-//! bad one is told, not only the first.
+//! Merges the file, files of secrets and the environment. Each key is parsed separately, so that all errors are reported, not only
+//! the first.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -10,24 +10,24 @@ use toml::{Table, Value};
 use super::ConfigErrors;
 use super::sections::SECRETS;
 
-/// A file that holds a secret is at most this long.
+/// Largest file of a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
-/// Names from the environment begin with it.
+/// Prefix of environment variables.
 const PREFIX: &str = "ARCHIVER__";
-/// A value is told in a message up to so many characters.
-const TOLD_MAX: usize = 80;
+/// Longest part of a value in a message, in characters.
+const VALUE_CHARS_MAX: usize = 80;
 
-/// A value, and whether it came from the environment, which has texts only.
+/// A value before parsing. The environment and files of secrets have strings only.
 #[derive(Debug, Clone)]
-struct Given {
+struct RawValue {
     value: Value,
-    text: bool,
+    untyped: bool,
 }
 
 /// The keys of a section.
-type Fields = BTreeMap<String, Given>;
+type Fields = BTreeMap<String, RawValue>;
 
-/// All that was given and not yet taken.
+/// File and environment, without the sections that were taken.
 pub(super) struct Source {
     file: Table,
     /// By section, then key; the section of a router is `router__<name>`.
@@ -35,7 +35,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Reads a file's text. What is no TOML is told by line and column: the line itself may hold a secret.
+    /// Parses a file. An error names the line but does not quote it, because it may contain a secret.
     pub(super) fn new(
         text: &str,
         environment: &BTreeMap<String, String>,
@@ -73,13 +73,13 @@ impl Source {
             }
         };
         let environment = self.environment.remove(name).unwrap_or_default();
-        let given = with_secrets(name, name, merged(fields, environment, name), errors);
-        read_each::<T>(name, name, given, &Table::new(), errors).try_into().unwrap_or_default()
+        let raw = with_secret_files(name, name, with_environment(fields, environment, name), errors);
+        keep_valid::<T>(name, name, raw, &Table::new(), errors).try_into().unwrap_or_default()
     }
 
-    /// Takes all sections of a list, such as routers, that each have a name. `ARCHIVER__ROUTER__<NAME>__<KEY>` goes before
-    /// what the file says of the one of this name, in which characters other than letters and digits are written `_`.
-    /// `base` has what is needed, with values that are good.
+    /// Takes all sections of a list, such as routers, which have names. `ARCHIVER__ROUTER__<NAME>__<KEY>` overrides a key of the
+    /// router with this name; characters of the name other than letters and digits are written `_`. `base` has the required keys with
+    /// valid values.
     pub(super) fn take_list<T: DeserializeOwned>(
         &mut self,
         section: &'static str,
@@ -101,19 +101,19 @@ impl Source {
                 continue;
             };
             let name = fields.get("name").and_then(Value::as_str).unwrap_or_default();
-            let told = if name.is_empty() { format!("{section}[{n}]") } else { format!("{section} {name}") };
+            let label = if name.is_empty() { format!("{section}[{n}]") } else { format!("{section} {name}") };
             let in_environment: String =
                 name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
             let environment = self.environment.remove(&format!("{section}__{in_environment}")).unwrap_or_default();
-            let given = with_secrets(section, &told, merged(fields, environment, section), errors);
+            let raw = with_secret_files(section, &label, with_environment(fields, environment, section), errors);
             for (needed, _) in base {
-                if !given.contains_key(*needed) {
-                    errors.push(format!("{told}.{needed}: is missing"));
+                if !raw.contains_key(*needed) {
+                    errors.push(format!("{label}.{needed}: is missing"));
                 }
             }
             let base = base.iter().map(|(k, v)| ((*k).to_owned(), Value::String((*v).to_owned()))).collect();
-            let good = read_each::<T>(section, &told, given, &base, errors);
-            // One with a bad value is checked like the others, so that all is told at once.
+            let good = keep_valid::<T>(section, &label, raw, &base, errors);
+            // A section with an invalid value is kept without it, so that the later checks report further errors.
             if let Ok(good) = good.try_into() {
                 found.push(good);
             }
@@ -121,8 +121,8 @@ impl Source {
         found
     }
 
-    /// What is left has no meaning.
-    pub(super) fn end(self, errors: &mut Vec<String>) {
+    /// Reports the sections that were not taken: they are unknown.
+    pub(super) fn report_unknown(self, errors: &mut Vec<String>) {
         errors.extend(self.file.keys().map(|name| format!("{name}: there is no such section")));
         for section in self.environment.keys() {
             let listed = ["router", "region"].into_iter().find_map(|list| Some((list, section.strip_prefix(list)?)));
@@ -138,40 +138,40 @@ fn secrets_of(section: &str) -> &'static [&'static str] {
     SECRETS.iter().find(|(name, _)| *name == section).map_or(&[], |(_, keys)| keys)
 }
 
-/// The environment goes before the file; a secret there, before a file of the secret too, and the other way round.
-fn merged(fields: Table, environment: BTreeMap<String, String>, section: &str) -> Fields {
-    let mut given: Fields = fields.into_iter().map(|(key, value)| (key, Given { value, text: false })).collect();
+/// The environment overrides the file. A secret in the environment also overrides a secret file in the file, and the other way round.
+fn with_environment(fields: Table, environment: BTreeMap<String, String>, section: &str) -> Fields {
+    let mut raw: Fields = fields.into_iter().map(|(key, value)| (key, RawValue { value, untyped: false })).collect();
     for (key, text) in environment {
         for secret in secrets_of(section) {
             let file = format!("{secret}_file");
             if key == *secret {
-                given.remove(&file);
-            } else if key == file && given.get(*secret).is_some_and(|g| !g.text) {
-                given.remove(*secret);
+                raw.remove(&file);
+            } else if key == file && raw.get(*secret).is_some_and(|g| !g.untyped) {
+                raw.remove(*secret);
             }
         }
-        given.insert(key, Given { value: Value::String(text), text: true });
+        raw.insert(key, RawValue { value: Value::String(text), untyped: true });
     }
-    given
+    raw
 }
 
 /// Reads the files of secrets.
-fn with_secrets(section: &str, told: &str, mut given: Fields, errors: &mut Vec<String>) -> Fields {
+fn with_secret_files(section: &str, label: &str, mut raw: Fields, errors: &mut Vec<String>) -> Fields {
     for key in secrets_of(section) {
-        let Some(path) = given.remove(&format!("{key}_file")) else { continue };
-        if given.contains_key(*key) {
-            errors.push(format!("{told}.{key} and {told}.{key}_file: only one of them"));
+        let Some(path) = raw.remove(&format!("{key}_file")) else { continue };
+        if raw.contains_key(*key) {
+            errors.push(format!("{label}.{key} and {label}.{key}_file: only one of them"));
             continue;
         }
         match path.value.as_str().map(read_secret) {
             Some(Ok(secret)) => {
-                given.insert((*key).to_owned(), Given { value: Value::String(secret), text: true });
+                raw.insert((*key).to_owned(), RawValue { value: Value::String(secret), untyped: true });
             }
-            Some(Err(why)) => errors.push(format!("{told}.{key}_file = {}: {why}", self::told(&path.value))),
-            None => errors.push(format!("{told}.{key}_file: is not a path")),
+            Some(Err(problem)) => errors.push(format!("{label}.{key}_file = {}: {problem}", shortened(&path.value))),
+            None => errors.push(format!("{label}.{key}_file: is not a path")),
         }
     }
-    given
+    raw
 }
 
 fn read_secret(path: &str) -> Result<String, String> {
@@ -181,76 +181,79 @@ fn read_secret(path: &str) -> Result<String, String> {
     if secret.len() as u64 > SECRET_BYTES_MAX {
         return Err(format!("is longer than {SECRET_BYTES_MAX} bytes"));
     }
-    // Editors end a file with a new line that is no part of the secret.
+    // Editors end a file with a newline, which is not part of the secret.
     let secret = secret.trim_end_matches(['\n', '\r']);
     if secret.is_empty() { Err("is empty".to_owned()) } else { Ok(secret.to_owned()) }
 }
 
-/// Tries each key alone, over a base that is valid, and returns those that are good.
-fn read_each<T: DeserializeOwned>(
+/// Parses each key separately, together with a valid base, and returns the valid ones.
+fn keep_valid<T: DeserializeOwned>(
     section: &str,
-    told: &str,
-    given: Fields,
+    label: &str,
+    raw: Fields,
     base: &Table,
     errors: &mut Vec<String>,
 ) -> Table {
     let mut good = Table::new();
-    for (key, given) in given {
-        // A text from the environment may be meant as a number or a boolean; a key that wants a text gets it.
-        let as_text = given.value.as_str().unwrap_or_default();
-        let values = if given.text { vec![given.value.clone(), typed(as_text)] } else { vec![given.value.clone()] };
-        let mut why = String::new();
-        let fits = values.into_iter().find(|value| {
+    for (key, raw) in raw {
+        // A string from the environment may stand for a number or a boolean. It is tried as a string first.
+        let as_text = raw.value.as_str().unwrap_or_default();
+        let values =
+            if raw.untyped { vec![raw.value.clone(), number_or_boolean(as_text)] } else { vec![raw.value.clone()] };
+        let mut problem = String::new();
+        let valid = values.into_iter().find(|value| {
             let mut alone = base.clone();
             alone.insert(key.clone(), value.clone());
             match Value::Table(alone).try_into::<T>() {
                 Ok(_) => true,
                 Err(error) => {
-                    why = in_our_words(error.message());
+                    problem = plain_error(error.message());
                     false
                 }
             }
         });
-        match fits {
+        match valid {
             Some(value) => drop(good.insert(key, value)),
             None if secrets_of(section).contains(&key.as_str()) => {
-                errors.push(format!("{told}.{key}: is not a text"));
+                errors.push(format!("{label}.{key}: is not a text"));
             }
-            None if why.starts_with("unknown field") => {
-                errors
-                    .push(format!("{told}.{key}: there is no such key{}", &why[why.find(',').unwrap_or(why.len())..]));
+            None if problem.starts_with("unknown field") => {
+                errors.push(format!(
+                    "{label}.{key}: there is no such key{}",
+                    &problem[problem.find(',').unwrap_or(problem.len())..]
+                ));
             }
-            None => errors.push(format!("{told}.{key} = {}: {why}", self::told(&given.value))),
+            None => errors.push(format!("{label}.{key} = {}: {problem}", shortened(&raw.value))),
         }
     }
     good
 }
 
-fn typed(text: &str) -> Value {
+fn number_or_boolean(text: &str) -> Value {
     if let Ok(number) = text.parse::<i64>() {
         return Value::Integer(number);
     }
     text.parse::<bool>().map_or_else(|_| Value::String(text.to_owned()), Value::Boolean)
 }
 
-/// A value for a message.
-fn told(value: &Value) -> String {
+/// A value, shortened for a message.
+fn shortened(value: &Value) -> String {
     let text = value.to_string();
-    match text.char_indices().nth(TOLD_MAX) {
+    match text.char_indices().nth(VALUE_CHARS_MAX) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,
     }
 }
 
-/// What a library says of a type, for people who have never seen ours.
-fn in_our_words(why: &str) -> String {
-    if why.contains("socket address") {
+/// A library's error message without the names of Rust types.
+fn plain_error(problem: &str) -> String {
+    if problem.contains("socket address") {
         return "is not an address with a port, such as 0.0.0.0:8080".to_owned();
     }
-    if why.contains("IP address") {
+    if problem.contains("IP address") {
         return "is not an IP address, such as 203.0.113.10".to_owned();
     }
-    first_line(why)
+    first_line(problem)
 }
 
 fn first_line(text: &str) -> String {

@@ -171,10 +171,10 @@ fn every_key_that_the_example_leaves_out_exists() {
 #[test]
 fn defaults_in_the_example_are_those_of_the_program() {
     let (example, default) = (load(EXAMPLE, &[]).expect("valid"), Settings::default());
-    assert_eq!(example.capture.shown(), default.capture.shown());
-    assert_eq!(example.limits.shown(), default.limits.shown());
-    assert_eq!(example.spool.shown(), default.spool.shown());
-    assert_eq!(example.http.shown(), default.http.shown());
+    assert_eq!(example.capture.redacted(), default.capture.redacted());
+    assert_eq!(example.limits.redacted(), default.limits.redacted());
+    assert_eq!(example.spool.redacted(), default.spool.redacted());
+    assert_eq!(example.http.redacted(), default.http.redacted());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Values of the configuration: how they are read, and how they are shown.
+//! Types of values: parsing, and printing without secrets.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -14,9 +14,9 @@ use crate::runtime::telemetry::LogFormat;
 
 /// A duration, written `500ms`, `60s`, `10m`, `4h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
+pub struct DurationValue(pub Duration);
 
-impl FromStr for Span {
+impl FromStr for DurationValue {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || "is not a duration such as 500ms, 60s, 10m or 4h".to_owned();
@@ -59,7 +59,7 @@ impl FromStr for ByteCount {
     }
 }
 
-/// Several texts: a list, or one text with commas, as the environment has it.
+/// A list of strings; in the environment, one string with commas.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct List(pub Vec<String>);
 
@@ -67,14 +67,14 @@ impl<'de> Deserialize<'de> for List {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
-        enum Given {
+        enum TextOrList {
             Text(String),
             List(Vec<String>),
         }
-        let given = Given::deserialize(from).map_err(|_| serde::de::Error::custom("is not a list of texts"))?;
-        let list = match given {
-            Given::List(list) => list,
-            Given::Text(text) => text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect(),
+        let value = TextOrList::deserialize(from).map_err(|_| serde::de::Error::custom("is not a list of texts"))?;
+        let list = match value {
+            TextOrList::List(list) => list,
+            TextOrList::Text(text) => text.split(',').map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect(),
         };
         Ok(Self(list))
     }
@@ -92,68 +92,68 @@ macro_rules! from_text {
     )*};
 }
 from_text! {
-    Span, "\"500ms\", \"60s\", \"10m\" or \"4h\"";
+    DurationValue, "\"500ms\", \"60s\", \"10m\" or \"4h\"";
     ByteCount, "\"16MiB\" or \"50GB\"";
 }
 
-/// A value as it stands in a file; `None` where there is none. Secrets are never shown.
-pub(super) trait Shown {
-    /// As TOML.
-    fn shown(&self) -> Option<String>;
+/// Prints values without secrets.
+pub(super) trait Redacted {
+    /// The value in TOML; `None` if it is not set.
+    fn redacted(&self) -> Option<String>;
 }
 
 fn quoted(text: &str) -> Option<String> {
     Some(toml::Value::String(text.to_owned()).to_string())
 }
 
-macro_rules! shown_as_text {
+macro_rules! redact_as_text {
     ($($name:ty),*) => {$(
-        impl Shown for $name {
-            fn shown(&self) -> Option<String> {
+        impl Redacted for $name {
+            fn redacted(&self) -> Option<String> {
                 quoted(&self.to_string())
             }
         }
     )*};
 }
-macro_rules! shown_as_it_is {
+macro_rules! redact_as_literal {
     ($($name:ty),*) => {$(
-        impl Shown for $name {
-            fn shown(&self) -> Option<String> {
+        impl Redacted for $name {
+            fn redacted(&self) -> Option<String> {
                 Some(self.to_string())
             }
         }
     )*};
 }
-shown_as_text!(String, SocketAddr, IpAddr, WorkerId, Region, RouterName);
-shown_as_it_is!(bool, usize, u8, u32, f64);
+redact_as_text!(String, SocketAddr, IpAddr, WorkerId, Region, RouterName);
+redact_as_literal!(bool, usize, u8, u32, f64);
 
-impl Shown for List {
-    fn shown(&self) -> Option<String> {
+impl Redacted for List {
+    fn redacted(&self) -> Option<String> {
         let texts = self.0.iter().map(|text| toml::Value::String(text.clone())).collect();
         Some(toml::Value::Array(texts).to_string())
     }
 }
 
-impl<T: Shown> Shown for Option<T> {
-    fn shown(&self) -> Option<String> {
-        self.as_ref().and_then(Shown::shown)
+impl<T: Redacted> Redacted for Option<T> {
+    fn redacted(&self) -> Option<String> {
+        self.as_ref().and_then(Redacted::redacted)
     }
 }
 
-impl Shown for SecretString {
-    fn shown(&self) -> Option<String> {
+impl Redacted for SecretString {
+    fn redacted(&self) -> Option<String> {
         quoted("(hidden)")
     }
 }
 
-impl Shown for PathBuf {
-    fn shown(&self) -> Option<String> {
+impl Redacted for PathBuf {
+    fn redacted(&self) -> Option<String> {
         quoted(&self.to_string_lossy())
     }
 }
 
-impl Shown for StoreKind {
-    fn shown(&self) -> Option<String> {
+impl Redacted for StoreKind {
+    fn redacted(&self) -> Option<String> {
         quoted(match self {
             Self::Dir => "dir",
             Self::S3 => "s3",
@@ -161,8 +161,8 @@ impl Shown for StoreKind {
     }
 }
 
-impl Shown for LogFormat {
-    fn shown(&self) -> Option<String> {
+impl Redacted for LogFormat {
+    fn redacted(&self) -> Option<String> {
         quoted(match self {
             Self::Json => "json",
             Self::Pretty => "pretty",
@@ -171,23 +171,23 @@ impl Shown for LogFormat {
 }
 
 /// The number in the largest unit that divides it.
-fn in_units(number: u64, units: &[(u64, &str)]) -> Option<String> {
+fn in_largest_unit(number: u64, units: &[(u64, &str)]) -> Option<String> {
     let (unit, name) = units.iter().find(|(unit, _)| number > 0 && number.is_multiple_of(*unit)).or(units.last())?;
     quoted(&format!("{}{name}", number / unit))
 }
 
-impl Shown for Span {
-    fn shown(&self) -> Option<String> {
+impl Redacted for DurationValue {
+    fn redacted(&self) -> Option<String> {
         let ms = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
         if ms == 0 {
             return quoted("0s");
         }
-        in_units(ms, &[(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")])
+        in_largest_unit(ms, &[(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")])
     }
 }
 
-impl Shown for ByteCount {
-    fn shown(&self) -> Option<String> {
-        in_units(self.0, &[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")])
+impl Redacted for ByteCount {
+    fn redacted(&self) -> Option<String> {
+        in_largest_unit(self.0, &[(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")])
     }
 }

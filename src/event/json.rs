@@ -1,7 +1,7 @@
-//! JSON in which no name comes twice in an object.
+//! Parses JSON, and refuses objects with duplicate names.
 //!
-//! RFC 8259 section 4 leaves open what such a text means, and readers differ: one would see a routed session
-//! where another sees a relayed one.
+//! RFC 8259 section 4 does not define the meaning of duplicate names, and parsers differ: one would see a routed session where another
+//! sees a relayed one.
 
 use std::fmt;
 
@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Longest part of a name that is repeated in a reason.
+/// Longest part of a name in an error message.
 const NAME_CHARS_MAX: usize = 60;
 
-/// A value whose objects name each member once.
+/// A value whose objects have no duplicate names.
 pub(super) struct Strict(pub(super) Value);
 
 impl<'de> Deserialize<'de> for Strict {

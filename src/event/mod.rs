@@ -1,4 +1,4 @@
-//! The contract of session events: CloudEvents 1.0 in structured JSON, and the policy on them. Pure.
+//! Session events: CloudEvents 1.0 in structured JSON, and the policy on them. Pure.
 //!
 //! `fixtures/events/` has the JSON Schema, generated from these types, with valid and invalid samples.
 
@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::field_error::FieldError;
 use crate::model::ids::{ApplicationId, EventId, JobId, Region, SessionId};
+use crate::model::job_spec::JobSpec;
 use crate::model::session::{ArchiveMode, MediaMode, RouterRoom};
 use crate::model::time::Wallclock;
 
@@ -37,7 +39,7 @@ pub struct Started {
     pub archive_mode: ArchiveMode,
     /// A hint where the clients are: an IP address. What is none is taken for no hint: nothing is lost by it,
     /// but an archive would be if the event were refused.
-    #[serde(default, deserialize_with = "hint")]
+    #[serde(default, deserialize_with = "address_or_none")]
     #[schemars(with = "Option<String>")]
     pub location: Option<std::net::IpAddr>,
     /// The region whose workers archive it.
@@ -49,7 +51,8 @@ pub struct Started {
     pub archive: ArchiveOptions,
 }
 
-fn hint<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<std::net::IpAddr>, D::Error> {
+/// Anything but an IP address is read as no hint.
+fn address_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<std::net::IpAddr>, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(value.as_str().and_then(|text| text.trim().parse().ok()))
 }
@@ -85,7 +88,7 @@ pub struct Envelope<T> {
     pub data: T,
 }
 
-/// An event that was read.
+/// A parsed event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SessionEvent {
     /// A session started.
@@ -102,8 +105,50 @@ impl Envelope<Started> {
     }
 }
 
+impl From<Envelope<Started>> for JobSpec {
+    fn from(event: Envelope<Started>) -> Self {
+        let started_at = event.at();
+        let Envelope { id, source, data, .. } = event;
+        Self {
+            event: id,
+            source,
+            started_at,
+            session: data.session_id,
+            application: data.application_id,
+            media_mode: data.media_mode,
+            archive_mode: data.archive_mode,
+            location: data.location,
+            region: data.region,
+            router: data.router,
+            archive: data.archive,
+        }
+    }
+}
+
+impl From<JobSpec> for Envelope<Started> {
+    fn from(spec: JobSpec) -> Self {
+        Self {
+            specversion: "1.0".to_owned(),
+            id: spec.event,
+            source: spec.source,
+            kind: STARTED.to_owned(),
+            time: spec.started_at.map(Wallclock::to_rfc3339),
+            data: Started {
+                session_id: spec.session,
+                application_id: spec.application,
+                media_mode: spec.media_mode,
+                archive_mode: spec.archive_mode,
+                location: spec.location,
+                region: spec.region,
+                router: spec.router,
+                archive: spec.archive,
+            },
+        }
+    }
+}
+
 impl<T> Envelope<T> {
-    /// When it happened, by its sender's clock. Senders need not say.
+    /// The time of the event by its sender's clock; optional.
     #[must_use]
     pub fn at(&self) -> Option<Wallclock> {
         self.time.as_deref().and_then(Wallclock::parse_rfc3339)
@@ -112,33 +157,20 @@ impl<T> Envelope<T> {
 
 /// Why an event is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages name the fields")]
 pub enum EventError {
     /// Too many bytes, or nested too deeply.
-    #[error("the event {what}")]
-    Oversized {
-        /// What is too much.
-        what: String,
-    },
+    #[error("the event {problem}")]
+    Oversized { problem: String },
     /// Not UTF-8, not JSON, or not an object.
-    #[error("the event is not JSON: {what}")]
-    Malformed {
-        /// Where and why.
-        what: String,
-    },
-    /// Not a version or type that is known.
-    #[error("{what}; this program knows CloudEvents 1.0 with the types {STARTED} and {ENDED}")]
-    Unknown {
-        /// What is not known.
-        what: String,
-    },
-    /// A field is missing, of a wrong type or out of range.
-    #[error("field {field}: {what}")]
-    Invalid {
-        /// Its path.
-        field: String,
-        /// What is wrong with it.
-        what: String,
-    },
+    #[error("the event is not JSON: {problem}")]
+    Malformed { problem: String },
+    /// Unknown version or type.
+    #[error("{problem}; this program knows CloudEvents 1.0 with the types {STARTED} and {ENDED}")]
+    Unknown { problem: String },
+    /// A field is missing, of a wrong type or out of range; `field` is its path.
+    #[error("field {field}: {problem}")]
+    Invalid { field: String, problem: String },
 }
 
 impl HasFault for EventError {
@@ -153,30 +185,31 @@ impl HasFault for EventError {
     }
 }
 
-fn invalid(field: &str, what: impl Into<String>) -> EventError {
-    EventError::Invalid { field: field.to_owned(), what: what.into() }
+fn invalid(field: &str, problem: impl Into<String>) -> EventError {
+    EventError::Invalid { field: field.to_owned(), problem: problem.into() }
 }
 
-/// Reads an event. Bounds are checked before anything is built from it.
+/// Parses an event. Size and nesting are checked before the JSON is parsed.
 ///
 /// # Errors
 /// See [`EventError`].
 pub fn parse(bytes: &[u8]) -> Result<SessionEvent, EventError> {
     if bytes.len() > EVENT_BYTES_MAX {
         return Err(EventError::Oversized {
-            what: format!("has {} bytes, at most {EVENT_BYTES_MAX} are read", bytes.len()),
+            problem: format!("has {} bytes, at most {EVENT_BYTES_MAX} are read", bytes.len()),
         });
     }
-    let text = std::str::from_utf8(bytes).map_err(|e| EventError::Malformed { what: format!("{e}") })?;
-    let depth = depth(text);
+    let text = std::str::from_utf8(bytes).map_err(|e| EventError::Malformed { problem: format!("{e}") })?;
+    let depth = nesting_depth(text);
     if depth > EVENT_DEPTH_MAX {
         return Err(EventError::Oversized {
-            what: format!("is nested {depth} levels deep, at most {EVENT_DEPTH_MAX} are read"),
+            problem: format!("is nested {depth} levels deep, at most {EVENT_DEPTH_MAX} are read"),
         });
     }
-    let json::Strict(value) = serde_json::from_str(text).map_err(|e| EventError::Malformed { what: e.to_string() })?;
+    let json::Strict(value) =
+        serde_json::from_str(text).map_err(|e| EventError::Malformed { problem: e.to_string() })?;
     let Some(envelope) = value.as_object() else {
-        return Err(EventError::Malformed { what: "it is not an object".to_owned() });
+        return Err(EventError::Malformed { problem: "it is not an object".to_owned() });
     };
     let attribute = |name: &str| match envelope.get(name) {
         None => Err(invalid(name, "is missing; a CloudEvent needs specversion, id, source, type and data")),
@@ -185,7 +218,7 @@ pub fn parse(bytes: &[u8]) -> Result<SessionEvent, EventError> {
     let version = attribute("specversion")?;
     if version != "1.0" {
         let version: String = version.chars().take(100).collect();
-        return Err(EventError::Unknown { what: format!("specversion is {version:?}") });
+        return Err(EventError::Unknown { problem: format!("specversion is {version:?}") });
     }
     let source = attribute("source")?;
     if source.is_empty() || source.len() > 1000 {
@@ -193,27 +226,27 @@ pub fn parse(bytes: &[u8]) -> Result<SessionEvent, EventError> {
     }
     match attribute("type")? {
         STARTED => {
-            let event: Envelope<Started> = typed(&value)?;
+            let event: Envelope<Started> = deserialize_envelope(&value)?;
             check_started(&event.data)?;
             check_time(event.time.as_deref())?;
             Ok(SessionEvent::Started(Box::new(event)))
         }
         ENDED => {
-            let event: Envelope<Ended> = typed(&value)?;
+            let event: Envelope<Ended> = deserialize_envelope(&value)?;
             check_time(event.time.as_deref())?;
             Ok(SessionEvent::Ended(Box::new(event)))
         }
         other => {
-            Err(EventError::Unknown { what: format!("type is {:?}", other.chars().take(100).collect::<String>()) })
+            Err(EventError::Unknown { problem: format!("type is {:?}", other.chars().take(100).collect::<String>()) })
         }
     }
 }
 
-fn typed<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Result<T, EventError> {
+fn deserialize_envelope<T: serde::de::DeserializeOwned>(value: &serde_json::Value) -> Result<T, EventError> {
     serde_path_to_error::deserialize(value).map_err(|e| {
         let field = e.path().to_string();
-        let what: String = e.into_inner().to_string().chars().take(300).collect();
-        EventError::Invalid { field, what }
+        let problem: String = e.into_inner().to_string().chars().take(300).collect();
+        EventError::Invalid { field, problem }
     })
 }
 
@@ -225,16 +258,17 @@ fn check_time(time: Option<&str>) -> Result<(), EventError> {
 }
 
 fn check_started(data: &Started) -> Result<(), EventError> {
-    data.archive.check().map_err(|(field, what)| invalid(&format!("data.archive.{field}"), what))?;
+    let wrong = data.archive.check().map_err(|error| error.within("data.archive"));
+    wrong.map_err(|FieldError { field, what }| EventError::Invalid { field, problem: what })?;
     if data.media_mode == MediaMode::Routed && data.router.is_none() {
         return Err(invalid("data.router", "is missing: a routed session has a room at a media router"));
     }
     Ok(())
 }
 
-/// How deep brackets are nested outside of texts. Cheap, and done before a parser recurses.
-fn depth(text: &str) -> usize {
-    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+/// How deep brackets are nested outside of strings. Checked before a recursive parser reads the text.
+fn nesting_depth(text: &str) -> usize {
+    let (mut depth, mut max_depth, mut in_text, mut escaped) = (0_usize, 0, false, false);
     for byte in text.bytes() {
         match byte {
             _ if escaped => escaped = false,
@@ -242,13 +276,13 @@ fn depth(text: &str) -> usize {
             b'"' => in_text = !in_text,
             b'{' | b'[' if !in_text => {
                 depth += 1;
-                deepest = deepest.max(depth);
+                max_depth = max_depth.max(depth);
             }
             b'}' | b']' if !in_text => depth = depth.saturating_sub(1),
             _ => {}
         }
     }
-    deepest
+    max_depth
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is done with a session that started: one pure function.
+//! The policy: decides whether a session that started is archived. Pure.
 
 use super::Started;
 use crate::model::fault::FaultKind;
@@ -10,24 +10,24 @@ use crate::model::session::{ArchiveMode, MediaMode};
 pub enum Decision {
     /// Archive it.
     Archive,
-    /// Nothing to do; counted.
+    /// Nothing to archive; only counted.
     Skip(Skip),
     /// Park it.
     Refuse(FaultKind, String),
 }
 
-/// Why there is nothing to do.
+/// Why an event needs no archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Skip {
-    /// Its media never passes the router.
+    /// The media does not pass the router.
     Relayed,
-    /// Nobody wants it archived by itself.
+    /// Archives of the session are started over the API only.
     Manual,
 }
 
-/// Decides on an event. `knows` tells whether the configuration has a router.
+/// Decides on an event. `is_configured` returns whether the configuration has a media router.
 #[must_use]
-pub fn decide(event: &Started, knows: impl Fn(&RouterName) -> bool) -> Decision {
+pub fn decide(event: &Started, is_configured: impl Fn(&RouterName) -> bool) -> Decision {
     match (event.media_mode, event.archive_mode) {
         (MediaMode::Relayed, ArchiveMode::Always) => Decision::Refuse(
             FaultKind::PolicyRelayedAlways,
@@ -36,7 +36,7 @@ pub fn decide(event: &Started, knows: impl Fn(&RouterName) -> bool) -> Decision 
         (MediaMode::Relayed, ArchiveMode::Manual) => Decision::Skip(Skip::Relayed),
         (MediaMode::Routed, ArchiveMode::Manual) => Decision::Skip(Skip::Manual),
         (MediaMode::Routed, ArchiveMode::Always) => match &event.router {
-            Some(router) if !knows(&router.name) => Decision::Refuse(
+            Some(router) if !is_configured(&router.name) => Decision::Refuse(
                 FaultKind::RouterUnknown,
                 format!("the configuration of this worker has no media router called {}", router.name),
             ),

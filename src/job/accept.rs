@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::catalog::{Accepted, Catalog, CatalogError, Classes, JobRow, NewJob};
-use crate::job::desired::Desired;
+use crate::catalog::{Accepted, Catalog, CatalogError, Classes, JobRow, NewJob, StoredDesired};
+use crate::model::desired::Desired;
 use crate::model::time::Wallclock;
 
 /// How often it is looked whether the session's last job has ended.
@@ -33,7 +33,6 @@ pub async fn give_classes(catalog: &dyn Catalog, job: &JobRow, classes: &Classes
     if classes.is_empty() {
         return Ok(());
     }
-    let desired = Desired { classes: classes.clone(), ..Desired::default() };
-    let desired = serde_json::to_string(&desired).expect("plain data");
+    let desired = StoredDesired::of(Desired { classes: classes.clone(), ..Desired::default() });
     catalog.desire(job, &desired, Wallclock::now()).await.map(drop)
 }

@@ -9,13 +9,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::desired::Desired;
+use super::desired;
 use super::live_composer::Composing;
 use super::presence::{Limits, Presence};
 use super::room_session::Session;
-use super::stage::{Asked, Captured, bug};
-use super::{Job, Stuck};
-use crate::catalog::{ArchiveRow, ArchiveStatus};
+use super::stage::{CaptureOutcome, ControlReceivers, bug};
+use super::{Job, JobFailure};
+use crate::catalog::ArchiveRow;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
@@ -34,7 +34,7 @@ const RESTORE: Duration = Duration::from_secs(3);
 const JOIN: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(5) };
 
 /// What an earlier epoch left: where each track ends, and how long was recorded.
-struct Earlier {
+struct PriorEpochs {
     ends: BTreeMap<TrackId, MediaTime>,
     recorded: Duration,
 }
@@ -44,21 +44,21 @@ struct Earlier {
 pub(super) async fn capture(
     job: &Job,
     status: &watch::Sender<Option<ArchiveRow>>,
-    mut asked: Asked,
+    mut control: ControlReceivers,
     composing: &mut Option<Composing>,
-) -> Result<Captured, Stuck> {
+) -> Result<CaptureOutcome, JobFailure> {
     let context = &job.context;
     if !job.has_all_before().await? {
         // How far others came is good to know, but media flows now: what is not here in time comes at the end.
         match tokio::time::timeout(RESTORE, restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced)).await {
             Ok(Ok(bundles)) => tracing::info!(bundles, "earlier segments were fetched from the store"),
-            Ok(Err(upload::ShipError::Cancelled)) => return Ok(Captured::Fenced),
+            Ok(Err(upload::ShipError::Cancelled)) => return Ok(CaptureOutcome::Fenced),
             Ok(Err(error)) => tracing::warn!("earlier segments are not fetched for now: {}", chain(&error)),
             Err(_) => tracing::warn!("earlier segments are not fetched for now: the store is too slow"),
         }
     }
     let earlier = prepare(job).await?;
-    status.send_replace(Some(job.archive_row(ArchiveStatus::Started, "")));
+    status.send_replace(Some(job.archive_row(Wallclock::now())));
     let now = Wallclock::now();
     let mut presence = Presence::new(
         Limits::from(&context.settings.limits),
@@ -67,16 +67,16 @@ pub(super) async fn capture(
         earlier.recorded,
         !earlier.ends.is_empty(),
     );
-    let (history, before) = History::open(&job.dir).map_err(|e| Stuck::of(&e))?;
+    let (history, before) = History::open(&job.dir).map_err(|e| JobFailure::of(&e))?;
     let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
-    history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| Stuck::of(&e))?;
-    let noted = Desired::noted(&before);
-    if let Some(first) = noted.first(&job.event.data.archive) {
-        history.add(first.at, first.what).map_err(|e| Stuck::of(&e))?;
+    history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| JobFailure::of(&e))?;
+    let noted = desired::noted(&before);
+    if let Some(first) = desired::first(&noted, &job.spec.archive) {
+        history.add(first.at, first.what).map_err(|e| JobFailure::of(&e))?;
     }
-    let mut room = match enter(job, &mut presence, &mut asked.end_reason).await? {
-        Entered::Room(room) => room,
-        Entered::Ended(captured) => return Ok(captured),
+    let mut room = match enter(job, &mut presence, &mut control.end_reason).await? {
+        JoinOutcome::Room(room) => room,
+        JoinOutcome::Ended(captured) => return Ok(captured),
     };
     let complete = watch::Sender::new(MediaTime(i64::MIN));
     *composing = Composing::start(job, complete.clone());
@@ -93,28 +93,28 @@ pub(super) async fn capture(
         stop_shipping.clone(),
     ));
     shipping.close();
-    let ended = session.run(room.as_mut(), &mut events, &waiting, status, &mut asked).await;
+    let ended = session.run(room.as_mut(), &mut events, &waiting, status, &mut control).await;
     room.leave().await;
     session.end().await;
     let closed = context.engine.close(capture).await;
     stop_shipping.cancel();
     shipping.wait().await;
     closed.map_err(|e| bug(&e))?;
-    if let Captured::Ended(reason) = &ended {
+    if let CaptureOutcome::Ended(reason) = &ended {
         session.note(What::Ended { reason: reason.clone() });
     }
     Ok(ended)
 }
 
 /// Seals what an earlier epoch left open, and looks how far it came.
-async fn prepare(job: &Job) -> Result<Earlier, Stuck> {
+async fn prepare(job: &Job) -> Result<PriorEpochs, JobFailure> {
     let (dir, epoch, spool) = (job.dir.clone(), job.row.epoch, Arc::clone(&job.context.spool));
     let about = serde_json::to_vec_pretty(&job.about()).expect("plain data");
-    let work = move || -> Result<Earlier, crate::recording::LogError> {
+    let work = move || -> Result<PriorEpochs, crate::recording::LogError> {
         std::fs::create_dir_all(&dir).map_err(crate::recording::LogError::io("create", &dir))?;
         let path = dir.join(upload::JOB);
         std::fs::write(&path, about).map_err(crate::recording::LogError::io("write", &path))?;
-        let mut earlier = Earlier { ends: BTreeMap::new(), recorded: Duration::ZERO };
+        let mut earlier = PriorEpochs { ends: BTreeMap::new(), recorded: Duration::ZERO };
         for track in LogReader::open(&dir)?.tracks {
             let (_, opened) = TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;
             if let (Some(start), Some(end)) = (track.start(), opened.end) {
@@ -125,7 +125,7 @@ async fn prepare(job: &Job) -> Result<Earlier, Stuck> {
         Ok(earlier)
     };
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|e| bug(&e))?.map_err(|e| Stuck::of(&e))
+    done.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
 }
 
 fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>, complete: watch::Sender<MediaTime>) -> CaptureOptions {
@@ -150,9 +150,9 @@ fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>, complete: watch::Se
     }
 }
 
-enum Entered {
+enum JoinOutcome {
     Room(Box<dyn Room>),
-    Ended(Captured),
+    Ended(CaptureOutcome),
 }
 
 /// Joins the room. A router that is away is waited for until the session ends or has become too old; a room that
@@ -161,30 +161,30 @@ async fn enter(
     job: &Job,
     presence: &mut Presence,
     end_reason: &mut watch::Receiver<Option<String>>,
-) -> Result<Entered, Stuck> {
-    let Some(place) = &job.event.data.router else {
-        return Err(Stuck { kind: FaultKind::EventInvalid, detail: "the event names no router".to_owned() });
+) -> Result<JoinOutcome, JobFailure> {
+    let Some(place) = &job.spec.router else {
+        return Err(JobFailure { kind: FaultKind::EventInvalid, detail: "the event names no router".to_owned() });
     };
     let Some(router) = job.context.routers.get(&place.name) else {
         let detail = format!("the configuration of this worker has no media router called {}", place.name);
-        return Err(Stuck { kind: FaultKind::RouterUnknown, detail });
+        return Err(JobFailure { kind: FaultKind::RouterUnknown, detail });
     };
     let (observer, mut told) = (job.row.archive.to_string(), false);
     for attempt in 0.. {
         let error = tokio::select! {
-            () = job.fenced.cancelled() => return Ok(Entered::Ended(Captured::Fenced)),
-            () = job.drain.cancelled() => return Ok(Entered::Ended(Captured::Drained)),
+            () = job.fenced.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Fenced)),
+            () = job.drain.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Drained)),
             joined = router.join(place, &observer) => match joined {
                 Ok(room) => {
                     presence.router_back(Wallclock::now());
-                    return Ok(Entered::Room(room));
+                    return Ok(JoinOutcome::Room(room));
                 }
                 Err(error) => error,
             },
         };
         let now = Wallclock::now();
         match &error {
-            RouterError::Refused { .. } => return Err(Stuck::of(&error)),
+            RouterError::Refused { .. } => return Err(JobFailure::of(&error)),
             // Nobody can be there, so the session's own rules say how long to wait.
             RouterError::RoomNotFound { .. } => presence.router_back(now),
             // Somebody may be there.
@@ -193,19 +193,23 @@ async fn enter(
         let asked = end_reason.borrow().clone();
         if let Some(reason) = asked.or_else(|| presence.ended(now).map(|r| r.vonage().to_owned())) {
             let recorded = presence.recorded(now) > Duration::ZERO;
-            return if recorded { Ok(Entered::Ended(Captured::Ended(reason))) } else { Err(Stuck::of(&error)) };
+            return if recorded {
+                Ok(JoinOutcome::Ended(CaptureOutcome::Ended(reason)))
+            } else {
+                Err(JobFailure::of(&error))
+            };
         }
         if !std::mem::replace(&mut told, true) {
             tracing::warn!("the room cannot be entered, trying again: {}", chain(&error));
         }
         tokio::select! {
-            () = job.fenced.cancelled() => return Ok(Entered::Ended(Captured::Fenced)),
-            () = job.drain.cancelled() => return Ok(Entered::Ended(Captured::Drained)),
+            () = job.fenced.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Fenced)),
+            () = job.drain.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Drained)),
             Ok(()) = end_reason.changed() => {}
             () = tokio::time::sleep(JOIN.delay(attempt, rand::random())) => {}
         }
     }
-    Ok(Entered::Ended(Captured::Fenced))
+    Ok(JoinOutcome::Ended(CaptureOutcome::Fenced))
 }
 
 /// Sends sealed segments to the store while the session runs. An outage delays it, and nothing else.

@@ -1,14 +1,12 @@
 //! Asking for something of an archive that is being recorded: another layout, other layout classes of its streams, other
 //! streams.
 
-use crate::catalog::{Catalog, CatalogError, JobRow, JobState};
-use crate::event::SessionEvent;
-use crate::job::desired::Desired;
+use crate::catalog::{Catalog, CatalogError, JobRow, JobState, StoredDesired};
 use crate::model::archive_options::StreamMode;
+use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::{ArchiveId, StreamId};
 use crate::model::time::Wallclock;
-use crate::recording::history::Selection;
 
 /// How often it is tried when others ask for something else at the same time.
 const TRIES: u32 = 10;
@@ -154,11 +152,8 @@ pub async fn select_streams(
 
 /// The stream mode that a job's archive began with.
 fn first_mode(job: &JobRow) -> StreamMode {
-    match crate::event::parse(job.event.as_bytes()) {
-        Ok(SessionEvent::Started(event)) => event.data.archive.stream_mode,
-        // The job itself says so when it cannot read its event.
-        Ok(SessionEvent::Ended(_)) | Err(_) => StreamMode::default(),
-    }
+    // Its worker parks a job whose event cannot be read, and tells why.
+    job.spec().map_or_else(|_| StreamMode::default(), |spec| spec.archive.stream_mode)
 }
 
 async fn desire_of(
@@ -172,17 +167,16 @@ async fn desire_of(
         if !matches!(job.state, JobState::Accepted | JobState::Capturing) {
             return Err(DesireError::NotRecording { archive, state: job.state.as_str() });
         }
-        let known = job.desired.as_deref().map(serde_json::from_str::<Desired>).transpose();
         // What cannot be read was not written by this program: it is asked for anew.
-        let mut desired = known.unwrap_or_default().unwrap_or_default();
+        let known = job.desired.as_ref().and_then(|known| known.value().ok());
+        let mut desired = known.cloned().unwrap_or_default();
         change(&job, &mut desired)?;
         if desired.classes.len() > STREAMS_MAX || desired.selected.len() > STREAMS_MAX {
             return Err(DesireError::Selection(format!(
                 "more than {STREAMS_MAX} streams of archive {archive} were named"
             )));
         }
-        let text = serde_json::to_string(&desired).expect("plain data");
-        if catalog.desire(&job, &text, Wallclock::now()).await? {
+        if catalog.desire(&job, &StoredDesired::of(desired.clone()), Wallclock::now()).await? {
             return Ok(desired);
         }
     }

@@ -1,85 +1,67 @@
 //! What a running archive should be like from now on: somebody asks for it in the catalog, so that it survives whoever
 //! owns the job; the owner notes in the session's history what is new, and the composer draws by that. Pure.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
-
 use crate::model::archive_options::{ArchiveOptions, StreamMode};
-use crate::model::ids::StreamId;
-use crate::model::layout::Layout;
+use crate::model::desired::{Desired, Selection};
 use crate::model::time::MediaTime;
-use crate::recording::history::{Event, Selection, What};
+use crate::recording::history::{Event, What};
 
-/// What is asked for, all in all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Desired {
-    /// The layout, if it is another than the archive began with.
-    pub layout: Option<Layout>,
-    /// Streams' layout classes.
-    pub classes: BTreeMap<StreamId, Vec<String>>,
-    /// The stream mode, if it is another than the archive began with.
-    pub stream_mode: Option<StreamMode>,
-    /// Streams that were added or removed.
-    pub selected: BTreeMap<StreamId, Selection>,
+/// What was noted before, by this owner or another.
+#[must_use]
+pub fn noted(events: &[Event]) -> Desired {
+    let mut noted = Desired::default();
+    for event in events {
+        match &event.what {
+            What::Layout { layout } => noted.layout = Some(layout.clone()),
+            What::Classes { stream, classes } => {
+                noted.classes.insert(*stream, classes.clone());
+            }
+            What::StreamMode { mode } => noted.stream_mode = Some(*mode),
+            What::Selected { stream, selection } => {
+                noted.selected.insert(*stream, *selection);
+            }
+            _ => {}
+        }
+    }
+    noted
 }
 
-impl Desired {
-    /// What was noted before, by this owner or another.
-    #[must_use]
-    pub fn noted(events: &[Event]) -> Self {
-        let mut noted = Self::default();
-        for event in events {
-            match &event.what {
-                What::Layout { layout } => noted.layout = Some(layout.clone()),
-                What::Classes { stream, classes } => {
-                    noted.classes.insert(*stream, classes.clone());
-                }
-                What::StreamMode { mode } => noted.stream_mode = Some(*mode),
-                What::Selected { stream, selection } => {
-                    noted.selected.insert(*stream, *selection);
-                }
-                _ => {}
-            }
-        }
-        noted
-    }
+/// What an archive begins with that is not the usual, unless it was noted. It stands at the archive's origin: before
+/// all media, and harmless when an owner who does not have the others' history notes it again.
+#[must_use]
+pub fn first(noted: &Desired, options: &ArchiveOptions) -> Option<Event> {
+    let mode = options.stream_mode;
+    let news = mode != StreamMode::default() && noted.stream_mode.is_none();
+    news.then_some(Event { at: MediaTime::ZERO, what: What::StreamMode { mode } })
+}
 
-    /// What an archive begins with that is not the usual, unless it was noted. It stands at the archive's origin: before
-    /// all media, and harmless when an owner who does not have the others' history notes it again.
-    #[must_use]
-    pub fn first(&self, options: &ArchiveOptions) -> Option<Event> {
-        let mode = options.stream_mode;
-        let news = mode != StreamMode::default() && self.stream_mode.is_none();
-        news.then_some(Event { at: MediaTime::ZERO, what: What::StreamMode { mode } })
-    }
-
-    /// What is to be noted now, of which `noted` was before.
-    #[must_use]
-    pub fn news(&self, noted: &Self) -> Vec<What> {
-        let layout = self.layout.iter().filter(|layout| noted.layout.as_ref() != Some(layout));
-        let layout = layout.map(|layout| What::Layout { layout: layout.clone() });
-        let classes = self.classes.iter().filter(|(stream, classes)| {
-            let before = noted.classes.get(stream);
-            before != Some(classes) && !(before.is_none() && classes.is_empty())
-        });
-        let classes = classes.map(|(stream, classes)| What::Classes { stream: *stream, classes: classes.clone() });
-        let mode = self.stream_mode.filter(|mode| noted.stream_mode != Some(*mode));
-        let mode = mode.map(|mode| What::StreamMode { mode });
-        let selected = self.selected.iter().filter(|(stream, selection)| {
-            let before = noted.selected.get(stream).copied().unwrap_or(Selection::NONE);
-            before != **selection
-        });
-        let selected = selected.map(|(stream, selection)| What::Selected { stream: *stream, selection: *selection });
-        layout.chain(classes).chain(mode).chain(selected).collect()
-    }
+/// What is to be noted now, of which `noted` was before.
+#[must_use]
+pub fn changes(wanted: &Desired, noted: &Desired) -> Vec<What> {
+    let layout = wanted.layout.iter().filter(|layout| noted.layout.as_ref() != Some(layout));
+    let layout = layout.map(|layout| What::Layout { layout: layout.clone() });
+    let classes = wanted.classes.iter().filter(|(stream, classes)| {
+        let before = noted.classes.get(stream);
+        before != Some(classes) && !(before.is_none() && classes.is_empty())
+    });
+    let classes = classes.map(|(stream, classes)| What::Classes { stream: *stream, classes: classes.clone() });
+    let mode = wanted.stream_mode.filter(|mode| noted.stream_mode != Some(*mode));
+    let mode = mode.map(|mode| What::StreamMode { mode });
+    let selected = wanted.selected.iter().filter(|(stream, selection)| {
+        let before = noted.selected.get(stream).copied().unwrap_or(Selection::NONE);
+        before != **selection
+    });
+    let selected = selected.map(|(stream, selection)| What::Selected { stream: *stream, selection: *selection });
+    layout.chain(classes).chain(mode).chain(selected).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::model::layout::LayoutType;
+    use crate::model::ids::StreamId;
+    use crate::model::layout::{Layout, LayoutType};
 
     fn layout(kind: LayoutType) -> Layout {
         Layout { kind, ..Layout::default() }
@@ -123,10 +105,10 @@ mod tests {
             ("removed where it was not", removed, nothing(), vec![manual]),
             ("all streams again", auto, added, vec![What::StreamMode { mode: StreamMode::Auto }]),
         ] {
-            assert_eq!(wanted.news(&noted), news, "{name}");
-            let lines = noted.news(&nothing()).into_iter().chain(news);
+            assert_eq!(super::changes(&wanted, &noted), news, "{name}");
+            let lines = super::changes(&noted, &nothing()).into_iter().chain(news);
             let events: Vec<Event> = lines.map(|what| Event { at: MediaTime::ZERO, what }).collect();
-            assert_eq!(wanted.news(&Desired::noted(&events)), [], "{name}, read by the next owner");
+            assert_eq!(super::changes(&wanted, &super::noted(&events)), [], "{name}, read by the next owner");
         }
     }
 
@@ -135,16 +117,9 @@ mod tests {
         let options = |stream_mode| ArchiveOptions { stream_mode, ..ArchiveOptions::default() };
         let (auto, manual) = (options(StreamMode::Auto), options(StreamMode::Manual));
         let before = Desired::default();
-        assert_eq!(before.first(&auto), None);
-        let first = before.first(&manual).expect("news");
-        assert_eq!(first.at, MediaTime::ZERO);
-        assert_eq!(Desired::noted(&[first]).first(&manual), None);
-    }
-
-    #[test]
-    fn an_older_or_newer_program_s_wish_is_read() {
-        let read = |text: &str| serde_json::from_str::<Desired>(text).expect("wish");
-        assert_eq!(read("{}"), Desired::default());
-        assert_eq!(read(r#"{"layout":{"type":"pip"},"other":1}"#).layout, Some(layout(LayoutType::Pip)));
+        assert_eq!(first(&before, &auto), None);
+        let event = first(&before, &manual).expect("news");
+        assert_eq!(event.at, MediaTime::ZERO);
+        assert_eq!(first(&noted(&[event]), &manual), None);
     }
 }

@@ -7,12 +7,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::live_composer::Composing;
-use super::presence::AT_MOST;
+use super::presence::MAX_DURATION_EXCEEDED;
 use super::rollover::roll_over;
-use super::stage::{Asked, Captured, Moved, advance};
-use super::{Context, Ended, Job, Stuck, capture, finalize, lease};
-use crate::catalog::{ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewParked};
-use crate::event::SessionEvent;
+use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance};
+use super::{Context, Ended, Job, JobFailure, capture, finalize, lease};
+use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::time::Wallclock;
 use crate::runtime::metrics::metrics;
@@ -27,26 +26,26 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     tracing::info!(state = row.state.as_str(), takeover = claimed.takeover, "job begins");
     let job = match Job::new(Arc::clone(&context), row.clone(), drain) {
         Ok(job) => job,
-        Err(stuck) => return park(&context, &row, stuck, &CancellationToken::new()).await,
+        Err(failure) => return park(&context, &row, failure, &CancellationToken::new()).await,
     };
     let (status, wanted) = watch::channel(None);
     let (end_reason, ends) = watch::channel(row.end_reason.clone());
     let (desired, wanted_of_it) = watch::channel(lease::desired(&row));
-    let wishes = lease::Wishes { end_reason, desired };
+    let control = lease::ControlSenders { end_reason, desired };
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn(lease::keep(Arc::clone(&context), row.clone(), wanted, wishes, job.fenced.clone(), stop.clone()));
+    tasks.spawn(lease::keep(Arc::clone(&context), row.clone(), wanted, control, job.fenced.clone(), stop.clone()));
     tasks.close();
     let mut composing = None;
-    let asked = Asked { end_reason: ends, desired: wanted_of_it };
-    let ended = stages(&job, &status, asked, &mut composing).await;
+    let control = ControlReceivers { end_reason: ends, desired: wanted_of_it };
+    let ended = stages(&job, &status, control, &mut composing).await;
     if let Some(composing) = composing {
         composing.call_off().await;
     }
     stop.cancel();
     tasks.wait().await;
     match ended {
-        Err(stuck) => park(&context, &row, stuck, &job.fenced).await,
+        Err(failure) => park(&context, &row, failure, &job.fenced).await,
         Ok(Ended::HandedOver) => {
             if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
                 tracing::warn!("the lease is not given back, it will expire: {}", crate::model::fault::chain(&error));
@@ -60,64 +59,63 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
 async fn stages(
     job: &Job,
     status: &watch::Sender<Option<ArchiveRow>>,
-    asked: Asked,
+    control: ControlReceivers,
     composing: &mut Option<Composing>,
-) -> Result<Ended, Stuck> {
+) -> Result<Ended, JobFailure> {
     let reason = if job.row.state == JobState::Finalizing {
         job.row.end_reason.clone().unwrap_or_else(|| "session ended".to_owned())
     } else {
-        if advance(job, JobState::Capturing, None).await? == Moved::Fenced {
+        if advance(job, JobState::Capturing, None).await? == Transition::Fenced {
             return Ok(Ended::Fenced);
         }
-        match capture::capture(job, status, asked, composing).await? {
-            Captured::Ended(reason) => reason,
-            Captured::Fenced => return Ok(Ended::Fenced),
-            Captured::Drained => return Ok(Ended::HandedOver),
+        match capture::capture(job, status, control, composing).await? {
+            CaptureOutcome::Ended(reason) => reason,
+            CaptureOutcome::Fenced => return Ok(Ended::Fenced),
+            CaptureOutcome::Drained => return Ok(Ended::HandedOver),
         }
     };
-    status.send_replace(Some(job.archive_row(ArchiveStatus::Stopped, &reason)));
-    let moved = match reason == AT_MOST {
+    let now = Wallclock::now();
+    status.send_replace(Some(job.archive_row(now).stopped(&reason, now)));
+    let transition = match reason == MAX_DURATION_EXCEEDED {
         true => roll_over(job, &reason).await?,
         false => advance(job, JobState::Finalizing, Some(&reason)).await?,
     };
-    if moved == Moved::Fenced {
+    if transition == Transition::Fenced {
         return Ok(Ended::Fenced);
     }
     finalize::finalize(job, &reason, composing.take()).await
 }
 
-async fn park(context: &Context, row: &JobRow, stuck: Stuck, fenced: &CancellationToken) -> Ended {
-    tracing::error!(fault.kind = %stuck.kind, "job is parked: {}; {}", stuck.detail, stuck.kind.advice());
-    metrics().jobs_parked.get_or_create(&stuck.kind.into()).inc();
-    let detail = format!("{}; {}", stuck.detail, stuck.kind.advice());
+async fn park(context: &Context, row: &JobRow, failure: JobFailure, fenced: &CancellationToken) -> Ended {
+    tracing::error!(fault.kind = %failure.kind, "job is parked: {}; {}", failure.detail, failure.kind.advice());
+    metrics().jobs_parked.get_or_create(&failure.kind.into()).inc();
+    let detail = format!("{}; {}", failure.detail, failure.kind.advice());
     let routing_key = format!("{}.{}", crate::broker::STARTED_KEY, row.region);
     let entry = NewParked {
         job: Some(row.job),
-        fault: stuck.kind,
+        fault: failure.kind,
         detail: &detail,
         routing_key: &routing_key,
-        body: row.event.as_bytes(),
+        body: row.event.text().as_bytes(),
     };
     let act = || async {
         let now = Wallclock::now();
         context.catalog.park(&entry, now).await?;
         // Before the job: should we die between the two, its next owner parks it, or makes the archive after all.
         fail_archive(context, row, now).await?;
-        context.catalog.park_job(row.job, row.epoch, stuck.kind.as_str(), &detail, now).await
+        context.catalog.park_job(row.job, row.epoch, failure.kind.as_str(), &detail, now).await
     };
     match retry_until_cancelled("park a job", CATALOG, fenced, act).await {
         None | Some(Err(_)) => Ended::Fenced,
-        Some(Ok(())) => Ended::Parked(stuck),
+        Some(Ok(())) => Ended::Parked(failure),
     }
 }
 
 /// Developers hear that an archive failed; a replay of its job takes it on from there.
 async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result<(), CatalogError> {
-    let failed =
-        |known| ArchiveRow { status: ArchiveStatus::Failed, reason: "failure".to_owned(), updated_at: now, ..known };
     let archive = match context.catalog.archive(row.archive).await {
-        Ok(Some(known)) => failed(known),
-        Ok(None) => failed(unknown_archive(row)),
+        Ok(Some(known)) => known.failed(now),
+        Ok(None) => unknown_archive(row, now).failed(now),
         // A damaged row must not keep its job from being parked.
         Err(CatalogError::Corrupt { .. }) => return Ok(()),
         Err(error) => return Err(error),
@@ -127,10 +125,7 @@ async fn fail_archive(context: &Context, row: &JobRow, now: Wallclock) -> Result
 }
 
 /// The archive of a job that was parked before it was written for the first time.
-fn unknown_archive(row: &JobRow) -> ArchiveRow {
-    let options = match crate::event::parse(row.event.as_bytes()) {
-        Ok(SessionEvent::Started(event)) => event.data.archive,
-        _ => ArchiveOptions::default(),
-    };
-    ArchiveRow::of_job(row, options, ArchiveStatus::Failed, row.updated_at)
+fn unknown_archive(row: &JobRow, now: Wallclock) -> ArchiveRow {
+    let options = row.spec().map_or_else(|_| ArchiveOptions::default(), |spec| spec.archive.clone());
+    ArchiveRow::started(row, options, now)
 }

@@ -4,14 +4,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::live_composer::Composing;
-use super::stage::{Moved, advance};
-use super::{Ended, Job, Stuck};
+use super::stage::{Transition, advance};
+use super::{Ended, Job, JobFailure};
 use crate::archive::ArchiveError;
 use crate::archive::build::build;
 use crate::archive::deliver::{DeliverError, Delivery};
 use crate::archive::documents::{Manifest, Report};
 use crate::archive::object::{Built, Object};
-use crate::catalog::{ArchiveRow, ArchiveStatus, JobState};
+use crate::catalog::{ArchiveFile, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
@@ -38,7 +38,7 @@ struct BuiltFile {
 }
 
 /// Makes the archive available.
-pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, Stuck> {
+pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
     let began = Wallclock::now();
     if !job.has_all_before().await? {
         // It did not see all of the log.
@@ -48,7 +48,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
             Ok(_) => {}
             Err(upload::ShipError::Cancelled) => return Ok(Ended::Fenced),
-            Err(error) => return Err(Stuck::of(&error)),
+            Err(error) => return Err(JobFailure::of(&error)),
         }
     }
     let followed = match composing {
@@ -62,32 +62,35 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     let manifest = match delivery.send(&built, &job.fenced).await {
         Ok(manifest) => manifest,
         Err(DeliverError::Upload(UploadError::Cancelled)) => return Ok(Ended::Fenced),
-        Err(error) => return Err(Stuck::of(&error)),
+        Err(error) => return Err(JobFailure::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
     if let Err(error) = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
         tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
     }
     // An archive is at least one object.
-    let main =
-        built.objects.first().ok_or_else(|| Stuck { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
-    let row = ArchiveRow {
+    let main = built
+        .objects
+        .first()
+        .ok_or_else(|| JobFailure { kind: FaultKind::Bug, detail: "no file was made".to_owned() })?;
+    let file = ArchiveFile {
         duration_s: manifest.duration_s.round() as i64,
         size: i64::try_from(main.size).unwrap_or(i64::MAX),
         sha256: main.sha256.clone(),
         object_key: Some(job.keys.key(main.kind)),
-        ..job.archive_row(ArchiveStatus::Available, reason)
     };
+    let now = Wallclock::now();
+    let row = job.archive_row(now).stopped(reason, now).available(file, now);
     let publish = || async {
         job.context.catalog.put_own_archive(&row, job.row.epoch).await?;
         job.context.catalog.resolve_parked(job.row.job).await
     };
     match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
         None => return Ok(Ended::Fenced),
-        Some(Err(error)) => return Err(Stuck::of(&error)),
+        Some(Err(error)) => return Err(JobFailure::of(&error)),
         Some(Ok(())) => {}
     }
-    if advance(job, JobState::Available, None).await? == Moved::Fenced {
+    if advance(job, JobState::Available, None).await? == Transition::Fenced {
         return Ok(Ended::Fenced);
     }
     let delay = Wallclock::now().since(began);
@@ -109,7 +112,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
 }
 
 /// What an earlier try made, or makes it. `None` when the job was lost meanwhile.
-async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Option<Built>, Stuck> {
+async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Option<Built>, JobFailure> {
     for attempt in 0.. {
         let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
         let section = &job.context.settings.pipelines;
@@ -127,10 +130,12 @@ async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Opt
             Ok(Ok(built)) => return Ok(Some(built)),
             Ok(Err(ArchiveError::Cancelled)) => return Ok(None),
             Ok(Err(error)) if error.fault().retry == Retry::Never || attempt + 1 >= BUILD_TRIES => {
-                return Err(Stuck::of(&error));
+                return Err(JobFailure::of(&error));
             }
             Ok(Err(error)) => error,
-            Err(panic) => return Err(Stuck { kind: FaultKind::Bug, detail: format!("finalizing panicked: {panic}") }),
+            Err(panic) => {
+                return Err(JobFailure { kind: FaultKind::Bug, detail: format!("finalizing panicked: {panic}") });
+            }
         };
         tracing::warn!(attempt, "the archive cannot be made, trying again: {}", chain(&error));
         tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random())).await;

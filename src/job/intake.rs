@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use super::Context;
 use super::accept::{self, accept};
 use crate::broker::{Delivery, Outcome};
-use crate::catalog::{Accepted, CatalogError, JobRow, JobState, NewJob, NewParked};
+use crate::catalog::{Accepted, CatalogError, JobRow, JobState, NewJob, NewParked, StoredSpec};
 use crate::event::policy::{Decision, Skip, decide};
 use crate::event::{SessionEvent, parse};
 use crate::model::fault::{FaultKind, HasFault, chain};
@@ -27,12 +27,12 @@ pub async fn handle(context: &Context, nudge: &Notify, delivery: Delivery) -> Ou
     match process_event(context, nudge, &delivery).await {
         Ok(outcome) => {
             count(outcome);
-            if outcome == EventOutcome::Accepted { Outcome::Accepted } else { Outcome::Done }
+            if outcome == EventOutcome::Accepted { Outcome::Accepted } else { Outcome::Ack }
         }
         Err(error) => {
             count(EventOutcome::Retried);
             tracing::warn!(attempt = delivery.attempt, "an event cannot be handled for now: {}", chain(&error));
-            Outcome::Later
+            Outcome::Retry
         }
     }
 }
@@ -55,7 +55,7 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
             if !context.catalog.request_end(application, session, reason, at, now).await? {
                 tracing::info!(%session, ended_at = %at, "a session's end changes nothing: it is not recorded, or was used again since");
             }
-            context.look_now();
+            context.wake();
             return Ok(EventOutcome::Ended);
         }
     };
@@ -78,7 +78,7 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
                 session: event.data.session_id.clone(),
                 application: event.data.application_id.clone(),
                 region: event.data.region.clone(),
-                event: String::from_utf8_lossy(&delivery.body).into_owned(),
+                event: StoredSpec::read(String::from_utf8_lossy(&delivery.body).into_owned()),
                 started_at: event.at().unwrap_or_else(Wallclock::now),
                 tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
                 is_conversation: true,

@@ -9,8 +9,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use super::desired::Desired;
-use crate::catalog::{ArchiveRow, CatalogError, JobRow};
+use crate::catalog::{ArchiveRow, CatalogError, JobRow, StoredDesired};
+use crate::model::desired::Desired;
 use crate::model::fault::chain;
 use crate::model::time::Wallclock;
 
@@ -19,15 +19,15 @@ const BEATS_A_LEASE: u32 = 4;
 
 /// What somebody wants of a job, as the catalog tells it.
 #[derive(Debug)]
-pub struct Wishes {
+pub struct ControlSenders {
     /// Why it should end.
     pub end_reason: watch::Sender<Option<String>>,
     /// What its archive should be like.
     pub desired: watch::Sender<Desired>,
 }
 
-impl Wishes {
-    fn heard(&self, row: &JobRow, before: &mut Option<String>) {
+impl ControlSenders {
+    fn heard(&self, row: &JobRow, before: &mut Option<StoredDesired>) {
         self.end_reason.send_if_modified(|known| {
             let new = known.is_none() && row.end_reason.is_some();
             if new {
@@ -45,20 +45,23 @@ impl Wishes {
 /// What a job's archive should be like.
 #[must_use]
 pub fn desired(row: &JobRow) -> Desired {
-    let Some(text) = &row.desired else { return Desired::default() };
-    serde_json::from_str(text).unwrap_or_else(|error| {
-        tracing::warn!("what is desired of the archive cannot be read, and is left: {error}");
-        Desired::default()
-    })
+    match row.desired.as_ref().map(StoredDesired::value) {
+        None => Desired::default(),
+        Some(Ok(desired)) => desired.clone(),
+        Some(Err(error)) => {
+            tracing::warn!("what is desired of the archive cannot be read, and is left: {error}");
+            Desired::default()
+        }
+    }
 }
 
-/// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `wishes` are told what
+/// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `control` passes on what
 /// somebody wants of it. When another owner has the job, `fenced` is cancelled.
 pub async fn keep(
     context: Arc<Context>,
     job: JobRow,
     mut wanted: watch::Receiver<Option<ArchiveRow>>,
-    wishes: Wishes,
+    control: ControlSenders,
     fenced: CancellationToken,
     stop: CancellationToken,
 ) {
@@ -68,12 +71,12 @@ pub async fn keep(
     let mut away_since: Option<Wallclock> = None;
     let mut unwritten = false;
     let mut asked = job.desired.clone();
-    let mut news = context.news.subscribe();
+    let mut wakes = context.wakes.subscribe();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             // The sender is in the context, which lives.
-            Ok(()) = news.changed() => beat.reset_immediately(),
+            Ok(()) = wakes.changed() => beat.reset_immediately(),
             _ = beat.tick() => {
                 let now = Wallclock::now();
                 match context.catalog.heartbeat(job.job, job.epoch, now, lease).await {
@@ -81,7 +84,7 @@ pub async fn keep(
                         if let Some(since) = away_since.take() {
                             tracing::info!(away_s = now.since(since).as_secs(), "the catalog is back");
                         }
-                        wishes.heard(&row, &mut asked);
+                        control.heard(&row, &mut asked);
                     }
                     Err(CatalogError::Fenced { .. }) => {
                         tracing::warn!("another owner has the job");

@@ -37,7 +37,7 @@ pub(super) struct Composing {
 impl Composing {
     /// Starts a composer if the archive is to have a composed file. `complete` tells it how the log grows.
     pub(super) fn start(job: &Job, complete: watch::Sender<MediaTime>) -> Option<Self> {
-        let wanted = &job.event.data.archive;
+        let wanted = &job.spec.archive;
         if wanted.output_mode == OutputMode::Individual {
             return None;
         }

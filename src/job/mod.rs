@@ -34,11 +34,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::object::About;
-use crate::catalog::{ArchiveRow, ArchiveStatus, JobRow, SharedCatalog};
+use crate::catalog::{ArchiveRow, JobRow, SharedCatalog};
 use crate::config::Settings;
-use crate::event::{Envelope, SessionEvent, Started};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::WorkerId;
+use crate::model::job_spec::JobSpec;
 use crate::model::session::ArchiveMode;
 use crate::model::time::Wallclock;
 use crate::recording::history;
@@ -65,28 +65,28 @@ pub struct Context {
     /// The media routers, by name.
     pub routers: Routers,
     /// Jobs here that have given their session to a successor, and do not count for the capacity any more.
-    pub given_on: AtomicUsize,
+    pub released_slots: AtomicUsize,
     /// Counts what was put into the catalog for jobs that may be this worker's: they look there at once.
-    pub news: watch::Sender<u64>,
+    pub wakes: watch::Sender<u64>,
 }
 
 impl Context {
     /// Makes this worker's jobs look into the catalog now instead of with their next heartbeat.
-    pub fn look_now(&self) {
-        self.news.send_modify(|news| *news = news.wrapping_add(1));
+    pub fn wake(&self) {
+        self.wakes.send_modify(|wakes| *wakes = wakes.wrapping_add(1));
     }
 }
 
 /// Why a job cannot go on by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stuck {
+pub struct JobFailure {
     /// Its fault.
     pub kind: FaultKind,
     /// In words.
     pub detail: String,
 }
 
-impl Stuck {
+impl JobFailure {
     fn of(error: &impl crate::model::fault::HasFault) -> Self {
         Self { kind: error.fault().kind, detail: crate::model::fault::chain(error) }
     }
@@ -98,7 +98,7 @@ pub enum Ended {
     /// The archive is available.
     Available,
     /// It needs a person.
-    Parked(Stuck),
+    Parked(JobFailure),
     /// Another owner has it.
     Fenced,
     /// It was handed over: the next owner continues it.
@@ -109,7 +109,7 @@ pub enum Ended {
 pub struct Job {
     context: Arc<Context>,
     row: JobRow,
-    event: Envelope<Started>,
+    spec: JobSpec,
     dir: PathBuf,
     keys: Keys,
     /// The worker stops: seal, hand over.
@@ -117,13 +117,13 @@ pub struct Job {
     /// The lease is lost: stop, and touch nothing.
     fenced: CancellationToken,
     /// A successor has its session.
-    given_on: AtomicBool,
+    released_slots: AtomicBool,
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if *self.given_on.get_mut() {
-            self.context.given_on.fetch_sub(1, Ordering::Relaxed);
+        if *self.released_slots.get_mut() {
+            self.context.released_slots.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -133,49 +133,42 @@ impl Job {
     ///
     /// # Errors
     /// When the catalog's copy of the event cannot be read.
-    pub fn new(context: Arc<Context>, row: JobRow, drain: CancellationToken) -> Result<Self, Stuck> {
-        let event = match crate::event::parse(row.event.as_bytes()) {
-            Ok(SessionEvent::Started(event)) => *event,
-            Ok(SessionEvent::Ended(_)) => {
-                return Err(Stuck {
-                    kind: FaultKind::CatalogCorrupt,
-                    detail: "the job's event is no start".to_owned(),
-                });
-            }
-            Err(error) => return Err(Stuck::of(&error)),
-        };
+    pub fn new(context: Arc<Context>, row: JobRow, drain: CancellationToken) -> Result<Self, JobFailure> {
+        let spec = row.spec().map_err(JobFailure::of)?.clone();
         let dir = context.spool.archive_dir(row.archive);
         let keys = Keys::new(row.application.clone(), row.archive);
         Ok(Self {
             context,
             row,
-            event,
+            spec,
             dir,
             keys,
             drain,
             fenced: CancellationToken::new(),
-            given_on: AtomicBool::new(false),
+            released_slots: AtomicBool::new(false),
         })
     }
 
     /// Whether another archive follows when this one has become as long as one may: of automatic ones. One that somebody
     /// started ends there.
-    fn goes_on(&self) -> bool {
-        self.event.data.archive_mode == ArchiveMode::Always
+    fn rolls_over(&self) -> bool {
+        self.spec.archive_mode == ArchiveMode::Always
     }
 
     /// A successor needs a place of this worker's room: this job's will do.
-    fn gives_on(&self) {
-        if !self.given_on.swap(true, Ordering::Relaxed) {
-            self.context.given_on.fetch_add(1, Ordering::Relaxed);
+    fn release_slot(&self) {
+        if !self.released_slots.swap(true, Ordering::Relaxed) {
+            self.context.released_slots.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Whether this machine has the history of every earlier epoch, and with it all their media.
-    async fn has_all_before(&self) -> Result<bool, Stuck> {
+    async fn has_all_before(&self) -> Result<bool, JobFailure> {
         let (dir, epoch) = (self.dir.clone(), self.row.epoch);
         let read = tokio::task::spawn_blocking(move || history::read(&dir)).await;
-        let events = read.map_err(|e| Stuck { kind: FaultKind::Bug, detail: chain(&e) })?.map_err(|e| Stuck::of(&e))?;
+        let events = read
+            .map_err(|e| JobFailure { kind: FaultKind::Bug, detail: chain(&e) })?
+            .map_err(|e| JobFailure::of(&e))?;
         Ok(history::has_all_before(&events, epoch))
     }
 
@@ -187,17 +180,16 @@ impl Job {
             job: self.row.job,
             session: self.row.session.clone(),
             application: self.row.application.clone(),
-            name: self.event.data.archive.name.clone(),
+            name: self.spec.archive.name.clone(),
             origin: self.row.origin,
-            options: self.event.data.archive.clone(),
+            options: self.spec.archive.clone(),
             clip: None,
             one_layout: false,
         }
     }
 
-    fn archive_row(&self, status: ArchiveStatus, reason: &str) -> ArchiveRow {
-        let options = self.event.data.archive.clone();
-        let reason = reason.to_owned();
-        ArchiveRow { reason, ..ArchiveRow::of_job(&self.row, options, status, Wallclock::now()) }
+    /// Its archive, as it is while media flows.
+    fn archive_row(&self, now: Wallclock) -> ArchiveRow {
+        ArchiveRow::started(&self.row, self.spec.archive.clone(), now)
     }
 }

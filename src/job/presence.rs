@@ -50,7 +50,7 @@ impl From<&LimitsSection> for Limits {
 }
 
 /// Vonage's reason of an archive that is as long as one may be. The session goes on in a further archive.
-pub const AT_MOST: &str = "maximum duration exceeded";
+pub const MAX_DURATION_EXCEEDED: &str = "maximum duration exceeded";
 
 /// Why an archive ended. The texts of [`EndReason::vonage`] are Vonage's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ impl EndReason {
         match self {
             Self::SessionEnded | Self::NoClients => "session ended",
             Self::NeverPublished | Self::NobodyPublishing => "maximum idle time exceeded",
-            Self::RecordedMax | Self::TotalMax => AT_MOST,
+            Self::RecordedMax | Self::TotalMax => MAX_DURATION_EXCEEDED,
             Self::UserInitiated => "user initiated",
         }
     }

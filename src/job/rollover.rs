@@ -1,48 +1,54 @@
 //! Rollover: when an archive reaches its maximum duration, its session continues in a further archive.
 
-use super::stage::{Moved, advance};
-use super::{Job, Stuck};
-use crate::catalog::{Accepted, JobState, NewJob};
+use super::stage::{Transition, advance};
+use super::{Job, JobFailure};
+use crate::catalog::{Accepted, JobState, NewJob, StoredSpec};
 use crate::model::fault::{FaultKind, chain};
-use crate::model::ids::EventId;
+use crate::model::ids::{EventId, IdError};
+use crate::model::job_spec::JobSpec;
 use crate::model::time::Wallclock;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// Ends the job for the catalog, so that a successor may have its session, if there is to be one. Repeating it is harmless.
-pub(super) async fn roll_over(job: &Job, reason: &str) -> Result<Moved, Stuck> {
-    if advance(job, JobState::Finalizing, Some(reason)).await? == Moved::Fenced {
-        return Ok(Moved::Fenced);
+pub(super) async fn roll_over(job: &Job, reason: &str) -> Result<Transition, JobFailure> {
+    if advance(job, JobState::Finalizing, Some(reason)).await? == Transition::Fenced {
+        return Ok(Transition::Fenced);
     }
-    if job.goes_on() {
+    if job.rolls_over() {
         create_successor(job).await?;
-        job.gives_on();
+        job.release_slot();
     }
-    Ok(Moved::Yes)
+    Ok(Transition::Made)
+}
+
+/// The event of the archive after an event's: the second archive of `e` is of `e~part2`.
+fn successor_of(event: &EventId) -> Result<EventId, IdError> {
+    let (first, number) = match event.as_str().rsplit_once("~part") {
+        Some((first, number)) => (first, number.parse::<u32>().unwrap_or(1)),
+        None => (event.as_str(), 1),
+    };
+    format!("{first}~part{}", number + 1).parse()
 }
 
 /// A session that goes on when its archive has become as long as one may gets a further archive.
-async fn create_successor(job: &Job) -> Result<(), Stuck> {
-    let mut event = job.event.clone();
-    let (base, number) = match event.id.as_str().rsplit_once("~part") {
-        Some((base, number)) => (base.to_owned(), number.parse::<u32>().unwrap_or(1)),
-        None => (event.id.as_str().to_owned(), 1),
-    };
-    let id: Result<EventId, _> = format!("{base}~part{}", number + 1).parse();
-    event.id = id.map_err(|e| Stuck { kind: FaultKind::EventInvalid, detail: e.to_string() })?;
+async fn create_successor(job: &Job) -> Result<(), JobFailure> {
+    let event = successor_of(&job.spec.event);
+    let event = event.map_err(|e| JobFailure { kind: FaultKind::EventInvalid, detail: e.to_string() })?;
+    let spec = JobSpec { event, ..job.spec.clone() };
     let new = NewJob {
-        job: event.job(),
+        job: spec.job(),
         session: job.row.session.clone(),
         application: job.row.application.clone(),
         region: job.row.region.clone(),
-        event: serde_json::to_string(&event).expect("plain data"),
-        started_at: event.at().unwrap_or(job.row.created_at),
+        event: StoredSpec::of(spec),
+        started_at: job.spec.started_at.unwrap_or(job.row.created_at),
         tag: job.row.tag.clone(),
         is_conversation: true,
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
     let next = match retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await {
         None => return Ok(()),
-        Some(Err(error)) => return Err(Stuck::of(&error)),
+        Some(Err(error)) => return Err(JobFailure::of(&error)),
         Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
     };
     // It goes on as this one was asked to be.
@@ -57,4 +63,19 @@ async fn create_successor(job: &Job) -> Result<(), Stuck> {
         tracing::warn!("the next archive begins with its first layout: {}", chain(&error));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_successor_has_the_next_number() {
+        for (event, next) in
+            [("e", "e~part2"), ("e~part2", "e~part3"), ("e~part41", "e~part42"), ("e~partx", "e~part2")]
+        {
+            assert_eq!(successor_of(&event.parse().expect("id")), next.parse(), "{event}");
+        }
+        assert!(successor_of(&"e".repeat(128).parse().expect("id")).is_err(), "an id has a longest length");
+    }
 }

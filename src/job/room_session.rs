@@ -12,20 +12,21 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
-use super::desired::Desired;
+use super::desired;
 use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
-use super::presence::{AT_MOST, Presence};
+use super::presence::{MAX_DURATION_EXCEEDED, Presence};
 use super::rollover::roll_over;
-use super::stage::{Asked, Moved};
-use super::stage::{Captured, bug};
-use super::{Job, Stuck};
-use crate::catalog::{ArchiveRow, ArchiveStatus};
+use super::stage::{CaptureOutcome, bug};
+use super::stage::{ControlReceivers, Transition};
+use super::{Job, JobFailure};
+use crate::catalog::ArchiveRow;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{History, Selection, What};
+use crate::recording::history::{History, What};
 use crate::recording::upload::Waiting;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
 use crate::runtime::metrics::metrics;
@@ -46,7 +47,7 @@ struct Stream {
 /// What a subscription task brings back.
 struct Subscribed {
     router_id: String,
-    result: Result<Live, Stuck>,
+    result: Result<Live, JobFailure>,
 }
 
 /// A session that is captured, with all that its events change.
@@ -55,7 +56,7 @@ pub(super) struct Session<'a> {
     capture: CaptureKey,
     control: Arc<dyn RoomControl>,
     history: History,
-    /// What of the wishes is in the history.
+    /// What of the desired changes is in the history.
     noted: Desired,
     presence: Presence,
     streams: BTreeMap<String, Stream>,
@@ -68,10 +69,10 @@ pub(super) struct Session<'a> {
 }
 
 /// How far a job is that gives its session to a successor.
-enum HandingOn<'a> {
+enum RollingOver<'a> {
     No,
     /// The catalog is told.
-    Begun(BoxFuture<'a, Result<Moved, Stuck>>),
+    Begun(BoxFuture<'a, Result<Transition, JobFailure>>),
     /// The successor joins; ours ends then.
     Until(Instant),
 }
@@ -125,24 +126,24 @@ impl<'a> Session<'a> {
     }
 
     /// Notes what is newly wanted: the composer draws by the history.
-    fn wish(&mut self, wanted: &Desired) {
+    fn apply_desired(&mut self, wanted: &Desired) {
         // One moment for what was asked for together: no picture lies between.
         let at = self.now();
-        for news in wanted.news(&self.noted) {
-            tracing::info!(?news, "the archive is to be otherwise from now on");
-            if let What::Selected { stream, selection } = &news {
+        for change in desired::changes(wanted, &self.noted) {
+            tracing::info!(?change, "the archive is changed");
+            if let What::Selected { stream, selection } = &change {
                 self.begins_file(*stream, *selection);
             }
-            self.note_at(at, news);
+            self.note_at(at, change);
         }
         self.noted.clone_from(wanted);
     }
 
     /// A file of a stream's picture begins with a keyframe. A composer looks back for one, and shows nothing of it.
     fn begins_file(&self, stream: StreamId, selection: Selection) {
-        if selection.has_video && self.job.event.data.archive.output_mode != OutputMode::Composed {
+        if selection.has_video && self.job.spec.archive.output_mode != OutputMode::Composed {
             let track = TrackId { stream, kind: TrackKind::Video };
-            self.told(self.job.context.engine.track_selected(self.capture, track));
+            self.expect_engine(self.job.context.engine.track_selected(self.capture, track));
         }
     }
 
@@ -153,62 +154,62 @@ impl<'a> Session<'a> {
         events: &mut mpsc::Receiver<CaptureEvent>,
         waiting: &Waiting,
         status: &watch::Sender<Option<ArchiveRow>>,
-        asked: &mut Asked,
-    ) -> Captured {
-        let Asked { end_reason, desired } = asked;
+        control: &mut ControlReceivers,
+    ) -> CaptureOutcome {
+        let ControlReceivers { end_reason, desired } = control;
         // What was asked for before the job was ours.
         let wanted = desired.borrow_and_update().clone();
-        self.wish(&wanted);
+        self.apply_desired(&wanted);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut paused = false;
-        let mut handing_on = HandingOn::No;
+        let mut rolling_over = RollingOver::No;
         loop {
-            let told = async {
-                match &mut handing_on {
-                    HandingOn::Begun(telling) => telling.await,
-                    HandingOn::No | HandingOn::Until(_) => std::future::pending().await,
+            let begun = async {
+                match &mut rolling_over {
+                    RollingOver::Begun(rollover) => rollover.await,
+                    RollingOver::No | RollingOver::Until(_) => std::future::pending().await,
                 }
             };
             tokio::select! {
-                moved = told => match moved {
-                    Ok(Moved::Yes) => handing_on = HandingOn::Until(Instant::now() + OVERLAP),
-                    Ok(Moved::Fenced) => return Captured::Fenced,
+                transition = begun => match transition {
+                    Ok(Transition::Made) => rolling_over = RollingOver::Until(Instant::now() + OVERLAP),
+                    Ok(Transition::Fenced) => return CaptureOutcome::Fenced,
                     // The driver does it again, and decides.
-                    Err(_) => return Captured::Ended(AT_MOST.to_owned()),
+                    Err(_) => return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned()),
                 },
-                () = self.job.fenced.cancelled() => return Captured::Fenced,
-                () = self.job.drain.cancelled() => return Captured::Drained,
+                () = self.job.fenced.cancelled() => return CaptureOutcome::Fenced,
+                () = self.job.drain.cancelled() => return CaptureOutcome::Drained,
                 event = room.next_event() => match event {
                     Some(event) => self.room_event(event).await,
                     // Only leaving ends the events; that is ours to do.
-                    None => return Captured::Drained,
+                    None => return CaptureOutcome::Drained,
                 },
                 Some(event) = events.recv() => self.capture_event(event, waiting),
                 Some(Ok(done)) = self.subscribing.join_next() => self.subscribed(done),
                 Ok(()) = end_reason.changed() => {
-                    if let (Some(reason), HandingOn::No) = (end_reason.borrow_and_update().clone(), &handing_on) {
-                        return Captured::Ended(reason);
+                    if let (Some(reason), RollingOver::No) = (end_reason.borrow_and_update().clone(), &rolling_over) {
+                        return CaptureOutcome::Ended(reason);
                     }
                 }
                 Ok(()) = desired.changed() => {
                     let wanted = desired.borrow_and_update().clone();
-                    self.wish(&wanted);
+                    self.apply_desired(&wanted);
                 }
                 _ = tick.tick() => {
-                    if let HandingOn::Until(end) = &handing_on && *end <= Instant::now() {
-                        return Captured::Ended(AT_MOST.to_owned());
+                    if let RollingOver::Until(end) = &rolling_over && *end <= Instant::now() {
+                        return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned());
                     }
-                    if let HandingOn::No = &handing_on {
-                        // Asked for before this job was ours.
+                    if let RollingOver::No = &rolling_over {
+                        // ControlReceivers for before this job was ours.
                         if let Some(reason) = end_reason.borrow().clone() {
-                            return Captured::Ended(reason);
+                            return CaptureOutcome::Ended(reason);
                         }
                         match self.presence.ended(Wallclock::now()) {
-                            Some(reason) if reason.vonage() == AT_MOST && self.job.goes_on() => {
-                                handing_on = HandingOn::Begun(Box::pin(roll_over(self.job, AT_MOST)));
+                            Some(reason) if reason.vonage() == MAX_DURATION_EXCEEDED && self.job.rolls_over() => {
+                                rolling_over = RollingOver::Begun(Box::pin(roll_over(self.job, MAX_DURATION_EXCEEDED)));
                             }
-                            Some(reason) => return Captured::Ended(reason.vonage().to_owned()),
+                            Some(reason) => return CaptureOutcome::Ended(reason.vonage().to_owned()),
                             None => {}
                         }
                     }
@@ -217,8 +218,9 @@ impl<'a> Session<'a> {
             }
             if self.presence.paused() != paused {
                 paused = !paused;
-                let is = if paused { ArchiveStatus::Paused } else { ArchiveStatus::Started };
-                status.send_replace(Some(self.job.archive_row(is, "")));
+                let now = Wallclock::now();
+                let row = self.job.archive_row(now);
+                status.send_replace(Some(if paused { row.paused(now) } else { row }));
             }
         }
     }
@@ -318,10 +320,10 @@ impl<'a> Session<'a> {
 
     fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
         self.note(What::Muted { stream, kind, muted });
-        self.told(self.job.context.engine.set_muted(self.capture, TrackId { stream, kind }, muted));
+        self.expect_engine(self.job.context.engine.set_muted(self.capture, TrackId { stream, kind }, muted));
     }
 
-    fn told(&self, result: Result<(), crate::webrtc::EngineGone>) {
+    fn expect_engine(&self, result: Result<(), crate::webrtc::EngineGone>) {
         if let Err(error) = result {
             tracing::error!(fault.kind = "bug", "{error}");
         }
@@ -337,7 +339,7 @@ impl<'a> Session<'a> {
     /// A subscription to other tracks than those that are archived is made anew.
     fn unlink_if_changed(&mut self, router_id: &str) {
         let Some(Stream { info, link: Link::Live(live), .. }) = self.streams.get(router_id) else { return };
-        if live.tracks != wanted_tracks(&self.job.event.data.archive, info) {
+        if live.tracks != wanted_tracks(&self.job.spec.archive, info) {
             self.unlink(router_id, GapCause::Publisher, true);
         }
     }
@@ -354,7 +356,7 @@ impl<'a> Session<'a> {
     }
 
     fn hang_up(&self, live: &Live, cause: GapCause) {
-        self.told(self.job.context.engine.remove_peer(live.peer, cause));
+        self.expect_engine(self.job.context.engine.remove_peer(live.peer, cause));
         let (control, subscription) = (Arc::clone(&self.control), live.subscription);
         self.chores.spawn(async move { control.unsubscribe(subscription).await });
     }
@@ -372,19 +374,20 @@ impl<'a> Session<'a> {
         let now = Instant::now();
         for (router_id, stream) in &mut self.streams {
             let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
-            let tracks = wanted_tracks(&self.job.event.data.archive, &stream.info);
+            let tracks = wanted_tracks(&self.job.spec.archive, &stream.info);
             if !due || tracks.is_empty() || !self.attempts.begin(router_id, &mut stream.link) {
                 continue;
             }
             let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
             let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
-            let options = self.job.event.data.archive.clone();
+            let options = self.job.spec.archive.clone();
             self.subscribing.spawn(async move {
                 let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options);
                 // A panic is a failure as any other: the stream is tried again.
                 let made = AssertUnwindSafe(work).catch_unwind().await;
-                let made = made
-                    .unwrap_or_else(|_| Err(Stuck { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() }));
+                let made = made.unwrap_or_else(|_| {
+                    Err(JobFailure { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() })
+                });
                 let result = made.map(|(subscription, peer)| Live { subscription, peer, tracks });
                 Subscribed { router_id, result }
             });
@@ -393,9 +396,9 @@ impl<'a> Session<'a> {
 
     fn subscribed(&mut self, done: Subscribed) {
         let Subscribed { router_id, result } = done;
-        let (made, stuck) = match result {
+        let (made, failure) = match result {
             Ok(live) => (Some(live), None),
-            Err(stuck) => (None, Some(stuck)),
+            Err(failure) => (None, Some(failure)),
         };
         let peer = made.as_ref().map(|live| live.peer);
         let stream = self.streams.get(&router_id).map(|stream| stream.id.to_string()).unwrap_or_default();
@@ -411,7 +414,7 @@ impl<'a> Session<'a> {
                 self.hang_up(&live, GapCause::Router);
             }
             Ended::Failed { unused: None } => {
-                if let Some(why) = stuck {
+                if let Some(why) = failure {
                     tracing::warn!(fault.kind = %why.kind, stream, "not subscribed, trying again: {}", why.detail);
                 }
             }
@@ -421,7 +424,7 @@ impl<'a> Session<'a> {
     }
 
     async fn renegotiate(&mut self, mut offer: Offer) {
-        offer.mids.retain(|(_, kind)| self.job.event.data.archive.has(*kind));
+        offer.mids.retain(|(_, kind)| self.job.spec.archive.has(*kind));
         let Some(peer) = self.subscribed_by(offer.subscription).map(|(.., live)| live.peer) else { return };
         // Nothing active is left: the publisher is about to be gone, and its last packets still come.
         if offer.mids.is_empty() {
@@ -492,8 +495,8 @@ async fn subscribe(
     router_id: &str,
     id: StreamId,
     options: &ArchiveOptions,
-) -> Result<(SubscriptionId, PeerKey), Stuck> {
-    let mut offer = control.subscribe(router_id).await.map_err(|e| Stuck::of(&e))?;
+) -> Result<(SubscriptionId, PeerKey), JobFailure> {
+    let mut offer = control.subscribe(router_id).await.map_err(|e| JobFailure::of(&e))?;
     let subscription = offer.subscription;
     offer.mids.retain(|(_, kind)| options.has(*kind));
     let (peer, answer) = match context.engine.add_peer(capture, id, offer.sdp, offer.mids).await {
@@ -501,7 +504,7 @@ async fn subscribe(
         Err(PeerError::EngineGone(gone)) => return Err(bug(&gone)),
         Err(error) => {
             control.unsubscribe(subscription).await;
-            return Err(Stuck::of(&error));
+            return Err(JobFailure::of(&error));
         }
     };
     if let Err(error) = control.answer(subscription, answer).await {
@@ -509,7 +512,7 @@ async fn subscribe(
             tracing::error!(fault.kind = "bug", "{gone}");
         }
         control.unsubscribe(subscription).await;
-        return Err(Stuck::of(&error));
+        return Err(JobFailure::of(&error));
     }
     // A lower layer is better than none.
     if let Err(error) = control.prefer_highest_layer(subscription).await {

@@ -78,7 +78,7 @@ pub async fn run_scheduler(
 }
 
 async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut Owned, drain: &CancellationToken) {
-    let capacity = context.settings.worker.capacity + context.given_on.load(Ordering::Relaxed);
+    let capacity = context.settings.worker.capacity + context.released_slots.load(Ordering::Relaxed);
     let free = capacity.saturating_sub(owned.len());
     if free == 0 {
         return;
@@ -96,7 +96,7 @@ async fn claim(context: &Arc<Context>, drivers: &mut JoinSet<Ended>, owned: &mut
     };
     // Archives that requests start come this way alone: a nearly full spool takes none that has no media yet, unless it goes on
     // from one that is recorded here.
-    let admits = context.spool.admits() || context.given_on.load(Ordering::Relaxed) > 0;
+    let admits = context.spool.admits() || context.released_slots.load(Ordering::Relaxed) > 0;
     let takes = |job: &JobRow| {
         let is_new = job.state == JobState::Accepted && job.epoch == Epoch(0);
         (admits || !is_new) && !owned.values().any(|owned| *owned == job.job)

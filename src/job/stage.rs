@@ -2,21 +2,21 @@
 
 use tokio::sync::watch;
 
-use super::desired::Desired;
-use super::{Job, Stuck};
+use super::{Job, JobFailure};
 use crate::catalog::{CatalogError, JobState};
+use crate::model::desired::Desired;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::time::Wallclock;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// What somebody wants of a job, as it hears it.
-pub(super) struct Asked {
+pub(super) struct ControlReceivers {
     pub end_reason: watch::Receiver<Option<String>>,
     pub desired: watch::Receiver<Desired>,
 }
 
 /// How capturing ended.
-pub(super) enum Captured {
+pub(super) enum CaptureOutcome {
     /// The session ended: one of Vonage's reasons.
     Ended(String),
     /// Another owner has the job.
@@ -25,22 +25,25 @@ pub(super) enum Captured {
     Drained,
 }
 
+/// Whether a job's state was changed in the catalog.
 #[derive(PartialEq, Eq)]
-pub(super) enum Moved {
-    Yes,
+pub(super) enum Transition {
+    /// It was, or was before.
+    Made,
+    /// Another owner has the job.
     Fenced,
 }
 
 /// Moves the job in the catalog, however long that is away.
-pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Moved, Stuck> {
+pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Transition, JobFailure> {
     let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
     match retry_until_cancelled("move a job in the catalog", CATALOG, &job.fenced, act).await {
-        None | Some(Err(CatalogError::Fenced { .. })) => Ok(Moved::Fenced),
-        Some(Ok(())) => Ok(Moved::Yes),
-        Some(Err(error)) => Err(Stuck::of(&error)),
+        None | Some(Err(CatalogError::Fenced { .. })) => Ok(Transition::Fenced),
+        Some(Ok(())) => Ok(Transition::Made),
+        Some(Err(error)) => Err(JobFailure::of(&error)),
     }
 }
 
-pub(super) fn bug(error: &dyn std::error::Error) -> Stuck {
-    Stuck { kind: FaultKind::Bug, detail: chain(error) }
+pub(super) fn bug(error: &dyn std::error::Error) -> JobFailure {
+    JobFailure { kind: FaultKind::Bug, detail: chain(error) }
 }

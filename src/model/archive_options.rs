@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::field_error::FieldError;
 use super::ids::TrackKind;
 use super::layout::Layout;
 
@@ -153,9 +154,9 @@ impl ArchiveOptions {
     /// Whether they can be had.
     ///
     /// # Errors
-    /// The field that is wrong, and what is wrong with it.
-    pub fn check(&self) -> Result<(), (String, String)> {
-        let wrong = |field: &str, what: &str| Err((field.to_owned(), what.to_owned()));
+    /// The first field that is wrong.
+    pub fn check(&self) -> Result<(), FieldError> {
+        let wrong = |field: &str, what: &str| Err(FieldError::new(field, what));
         for (field, text) in [("name", &self.name), ("multiArchiveTag", &self.multi_archive_tag)] {
             if text.as_ref().is_some_and(|text| !is_name(text)) {
                 return wrong(field, &format!("has none, more than {NAME_CHARS_MAX}, or control characters"));
@@ -174,7 +175,7 @@ impl ArchiveOptions {
             return wrong("maxBitrate", "does not go with quantizationParameter");
         }
         match &self.layout {
-            Some(layout) => layout.check().map_err(|(field, what)| (format!("layout.{field}"), what)),
+            Some(layout) => layout.check().map_err(|error| error.within("layout")),
             None => Ok(()),
         }
     }

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::field_error::FieldError;
 use super::stylesheet::Stylesheet;
 
 /// Longest custom style sheet in bytes.
@@ -38,21 +39,21 @@ impl Layout {
     /// Whether it can be one.
     ///
     /// # Errors
-    /// The field that is wrong, and what is wrong with it.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
+    /// The first field that is wrong.
+    pub fn check(&self) -> Result<(), FieldError> {
         let (sheet, screen) = ("stylesheet", "screenshareType");
         if (self.kind == LayoutType::Custom) != self.stylesheet.is_some() {
-            return Err((sheet, "goes with type custom, and only with it".to_owned()));
+            return Err(FieldError::new(sheet, "goes with type custom, and only with it"));
         }
         if self.stylesheet.as_ref().is_some_and(|s| s.len() > STYLESHEET_BYTES_MAX) {
-            return Err((sheet, format!("has more than {STYLESHEET_BYTES_MAX} bytes")));
+            return Err(FieldError::new(sheet, format!("has more than {STYLESHEET_BYTES_MAX} bytes")));
         }
         if let Some(Err(problem)) = self.stylesheet.as_deref().map(Stylesheet::parse) {
-            return Err((sheet, problem.to_string()));
+            return Err(FieldError::new(sheet, problem.to_string()));
         }
         match self.screenshare_type {
-            Some(LayoutType::Custom) => Err((screen, "may not be custom".to_owned())),
-            Some(_) if self.kind != LayoutType::BestFit => Err((screen, "goes only with type bestFit".to_owned())),
+            Some(LayoutType::Custom) => Err(FieldError::new(screen, "may not be custom")),
+            Some(_) if self.kind != LayoutType::BestFit => Err(FieldError::new(screen, "goes only with type bestFit")),
             _ => Ok(()),
         }
     }

@@ -1,8 +1,11 @@
 //! The domain's types, which every other module may use. This module imports none of them.
 
 pub mod archive_options;
+pub mod desired;
 pub mod fault;
+pub mod field_error;
 pub mod ids;
+pub mod job_spec;
 pub mod layout;
 pub mod media;
 pub mod network;

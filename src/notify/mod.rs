@@ -1,12 +1,12 @@
-//! Notices to developers of each change of status: callbacks to their applications, and events for whoever listens.
+//! Notifications of each change of an archive's status: callbacks to applications, and events on the broker.
 //!
 //! ```text
-//! Catalog::put_archive ─► notices ─► callbacks ─► POST, signed, to the application's address
-//!                           │          └ once more: 5 s, 10 s … 15 min, for 24 h; then kept as undelivered
+//! Catalog::put_archive ─► notices ─► callbacks ─► POST, signed, to the application's URL
+//!                           │          └ retried: 5 s, 10 s … 15 min, for 24 h; then kept as undelivered
 //!                           └──────► events ────► the exchange archiver.archives
 //! ```
 //!
-//! Both are told at least once, in the order of each archive's changes; ids tell what came before.
+//! Both are delivered at least once, in the order of each archive's changes. Receivers detect duplicates by the id.
 
 pub mod dispatcher;
 pub mod payload;
@@ -18,22 +18,27 @@ pub mod webhook;
 
 use std::sync::Arc;
 
-use dispatcher::{keep_calling, keep_clean};
-use publisher::keep_publishing;
+use dispatcher::{run_callbacks, run_cleanup};
+use publisher::run_publisher;
 use tokio_util::sync::CancellationToken;
 
-pub use dispatcher::{Render, Telling};
+pub use dispatcher::{Dispatcher, Render};
 pub use url_policy::{Resolver, SystemResolver, UrlError, check_url};
 pub use webhook::{SendError, Sender};
 
-/// Tells of archives until `cancel`. Any number of processes may do so at the same time: each notice is told by one of them.
-pub async fn keep_telling(telling: Telling, cancel: CancellationToken) {
-    let telling = Arc::new(telling);
-    tokio::join!(keep_calling(&telling, &cancel), keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
+/// Sends callbacks and publishes events until `cancel`. Any number of processes may do so at the same time: each claims its own
+/// notifications.
+pub async fn run(dispatcher: Dispatcher, cancel: CancellationToken) {
+    let dispatcher = Arc::new(dispatcher);
+    tokio::join!(
+        run_callbacks(&dispatcher, &cancel),
+        run_publisher(&dispatcher, &cancel),
+        run_cleanup(&dispatcher, &cancel)
+    );
 }
 
-/// Publishes events only, and cleans up: for a worker whose fleet may have no API.
-pub async fn keep_telling_events(telling: Telling, cancel: CancellationToken) {
-    let telling = Arc::new(telling);
-    tokio::join!(keep_publishing(&telling, &cancel), keep_clean(&telling, &cancel));
+/// Publishes events only, until `cancel`, and deletes old notifications. For a worker: there may be no API beside it.
+pub async fn run_events(dispatcher: Dispatcher, cancel: CancellationToken) {
+    let dispatcher = Arc::new(dispatcher);
+    tokio::join!(run_publisher(&dispatcher, &cancel), run_cleanup(&dispatcher, &cancel));
 }

@@ -1,11 +1,11 @@
-//! The contract of what this program itself publishes: an archive's change of status. Pure.
+//! The event that this program publishes: an archive's change of status. Pure.
 //!
 //! `fixtures/events/` has the JSON Schema and a sample, both made from these types.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::catalog::{ArchiveRow, ArchiveStatus, NoticeRow};
+use crate::catalog::{ArchiveStatus, NoticeRow};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, NoticeId, Region, SessionId};
 
 /// Type of an archive's change, version 1.
@@ -74,28 +74,28 @@ pub struct ArchiveStatusData {
 }
 
 impl ArchiveStatusEvent {
-    /// What is published for a notice.
+    /// The event of a notification.
     #[must_use]
     pub fn of(notice: &NoticeRow, region: Option<Region>, tag: String) -> Self {
-        let ArchiveRow { archive, job, session, application, name, .. } = notice.told.clone();
-        let told = &notice.told;
+        let row = notice.told.clone();
+        let archive = row.archive;
         let data = ArchiveStatusData {
             archive_id: archive,
-            session_id: session,
-            application_id: application,
-            job_id: job,
+            session_id: row.session,
+            application_id: row.application,
+            job_id: row.job,
             region,
             number: notice.number,
-            status: told.status,
-            reason: told.reason.clone(),
-            name,
-            output_mode: told.output_mode.clone(),
+            status: row.status,
+            reason: row.reason,
+            name: row.name,
+            output_mode: row.output_mode,
             multi_archive_tag: tag,
-            created_at: told.created_at.to_rfc3339(),
-            duration: told.duration_s,
-            size: told.size,
-            sha256: told.sha256.clone(),
-            object_key: told.object_key.clone(),
+            created_at: row.created_at.to_rfc3339(),
+            duration: row.duration_s,
+            size: row.size,
+            sha256: row.sha256,
+            object_key: row.object_key,
         };
         Self {
             specversion: "1.0",
@@ -109,7 +109,7 @@ impl ArchiveStatusEvent {
         }
     }
 
-    /// Where it is published to.
+    /// The routing key that the event is published with.
     #[must_use]
     pub fn routing_key(&self) -> String {
         let region = self.data.region.as_ref().map_or("default", Region::as_str);
@@ -120,7 +120,7 @@ impl ArchiveStatusEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::{NoticeState, NoticeTarget};
+    use crate::catalog::{ArchiveRow, NoticeState, NoticeTarget};
     use crate::model::archive_options::ArchiveOptions;
     use crate::model::ids::EventId;
     use crate::model::time::Wallclock;
@@ -131,7 +131,7 @@ mod tests {
         let job = JobId::of_event(&session, &event);
         let (archive, application) = (ArchiveId::of_job(job), "78d335fa-323d-0114-9c3d-d6f0d48968cf");
         let at = Wallclock::parse_rfc3339("2026-11-20T11:00:00Z").expect("time");
-        let told = ArchiveRow {
+        let row = ArchiveRow {
             archive,
             job,
             session,
@@ -153,9 +153,9 @@ mod tests {
             archive,
             target: NoticeTarget::Event,
             number: 3,
-            application: told.application.clone(),
-            status: told.status,
-            told,
+            application: row.application.clone(),
+            status: row.status,
+            told: row,
             state: NoticeState::Waiting,
             failures: 0,
             first_at: None,

@@ -1,39 +1,39 @@
-//! Changes of archives as events at the broker: with confirms, in the order of each archive, for as long as it takes.
+//! Publishes archive events to the broker with confirms, in the order of each archive's changes, and retries without end.
 
 use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::dispatcher::{Away, STOP_MAX, Telling};
+use super::dispatcher::{CatalogOutage, Dispatcher, SHUTDOWN_MAX};
 use super::payload::ArchiveStatusEvent;
-use super::retry_policy::Tried;
+use super::retry_policy::Attempt;
 use crate::broker::{ArchivePublisher, Broker, BrokerError};
-use crate::catalog::{CatalogError, Claim, NoticeRow, NoticeTarget, Settled};
+use crate::catalog::{CatalogError, Claim, Disposition, NoticeRow, NoticeTarget};
 use crate::model::fault::{Backoff, HasFault, Retry, chain};
 
-/// Events that are taken at a time; they are published one after another, within milliseconds each.
-const TAKEN: u32 = 32;
+/// Events that are claimed at a time. They are published one after another, each within milliseconds.
+const CLAIMED_AT_ONCE: u32 = 32;
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
 
-/// Publishes until `cancel`. While the broker is away nothing is taken; what waits is published when it is back.
-pub(super) async fn keep_publishing(telling: &Telling, cancel: &CancellationToken) {
-    let Some(broker) = &telling.broker else { return };
+/// Publishes until `cancel`. While the broker is unavailable, no event is claimed.
+pub(super) async fn run_publisher(dispatcher: &Dispatcher, cancel: &CancellationToken) {
+    let Some(broker) = &dispatcher.broker else { return };
     let mut attempt = 0;
     while !cancel.is_cancelled() {
-        let left = async {
+        let aborted = async {
             cancel.cancelled().await;
-            sleep(STOP_MAX).await;
+            sleep(SHUTDOWN_MAX).await;
         };
         let ended = tokio::select! {
-            ended = session(telling, broker.as_ref(), cancel, &mut attempt) => ended,
-            // What was taken is published again when its lease has ended.
-            () = left => return,
+            ended = run_connection(dispatcher, broker.as_ref(), cancel, &mut attempt) => ended,
+            // Claimed events are published again when their leases expire.
+            () = aborted => return,
         };
         match ended {
             Ok(()) => return,
-            Err(why) if attempt == 0 => tracing::warn!("events of archives wait: {why}"),
-            Err(why) => tracing::debug!(attempt, "events of archives wait: {why}"),
+            Err(error) if attempt == 0 => tracing::warn!("archive events cannot be published: {error}"),
+            Err(error) => tracing::debug!(attempt, "archive events cannot be published: {error}"),
         }
         tokio::select! {
             () = cancel.cancelled() => return,
@@ -42,9 +42,9 @@ pub(super) async fn keep_publishing(telling: &Telling, cancel: &CancellationToke
     }
 }
 
-/// One connection's life. `Ok` when it was cancelled.
-async fn session(
-    telling: &Telling,
+/// Publishes on one connection until it fails. `Ok` when cancelled.
+async fn run_connection(
+    dispatcher: &Dispatcher,
     broker: &dyn Broker,
     cancel: &CancellationToken,
     attempt: &mut u32,
@@ -54,69 +54,74 @@ async fn session(
         () = cancel.cancelled() => return Ok(()),
         connected = connecting => connected.map_err(|e| chain(&e))?,
     };
-    let mut away = Away::default();
+    let mut outage = CatalogOutage::default();
     while !cancel.is_cancelled() {
-        let claim =
-            Claim { target: NoticeTarget::Event, count: TAKEN, of_one: TAKEN, without: &[], lease: telling.lease() };
-        let taken = away.heard(telling.catalog.claim_notices(&claim, telling.now()).await);
-        let mut notices = taken.iter();
+        let claim = Claim {
+            target: NoticeTarget::Event,
+            count: CLAIMED_AT_ONCE,
+            of_one: CLAIMED_AT_ONCE,
+            without: &[],
+            lease: dispatcher.lease(),
+        };
+        let claimed = outage.check(dispatcher.catalog.claim_notices(&claim, dispatcher.now()).await);
+        let mut notices = claimed.iter();
         for notice in notices.by_ref() {
-            let Err(why) = publish(telling, publisher.as_ref(), notice).await else {
+            let Err(error) = publish(dispatcher, publisher.as_ref(), notice).await else {
                 *attempt = 0;
                 continue;
             };
-            // Those behind it were not tried.
+            // No attempt was made with the events behind it.
             for notice in notices {
-                give_back(telling, notice).await;
+                release(dispatcher, notice).await;
             }
-            return Err(why);
+            return Err(error);
         }
-        if taken.is_empty() {
+        if claimed.is_empty() {
             tokio::select! {
                 () = cancel.cancelled() => break,
-                () = sleep(telling.poll) => {}
+                () = sleep(dispatcher.poll) => {}
             }
         }
     }
     publisher.close().await.map_err(|e| chain(&e))
 }
 
-/// Publishes one, and notes what became of it. An error when the connection is no good any more.
-async fn publish(telling: &Telling, publisher: &dyn ArchivePublisher, notice: &NoticeRow) -> Result<(), String> {
-    let event = match event(telling, notice).await {
+/// Publishes one event and records the result. An error means that the connection cannot be used any more.
+async fn publish(dispatcher: &Dispatcher, publisher: &dyn ArchivePublisher, notice: &NoticeRow) -> Result<(), String> {
+    let event = match build_event(dispatcher, notice).await {
         Ok(event) => event,
         Err(error) if error.fault().retry == Retry::Never => {
-            telling.note(notice, &Tried::Gone(chain(&error)), &CancellationToken::new()).await;
+            dispatcher.record(notice, &Attempt::Undeliverable(chain(&error)), &CancellationToken::new()).await;
             return Ok(());
         }
         Err(error) => {
-            tracing::warn!("an event waits for its job's row: {}", chain(&error));
-            give_back(telling, notice).await;
-            sleep(telling.poll).await;
+            tracing::warn!("the job of an archive event cannot be read: {}", chain(&error));
+            release(dispatcher, notice).await;
+            sleep(dispatcher.poll).await;
             return Ok(());
         }
     };
     let body = serde_json::to_vec(&event).expect("plain data");
-    let (tried, result) = match publisher.publish(&event.routing_key(), &notice.notice.to_string(), &body).await {
-        Ok(()) => (Tried::Delivered, Ok(())),
-        // A queue that is full refuses its events; those of other archives may have room.
-        Err(error @ BrokerError::Refused { .. }) => (Tried::Failed(chain(&error)), Ok(())),
-        Err(error) => (Tried::Failed(chain(&error)), Err(chain(&error))),
+    let (attempt, result) = match publisher.publish(&event.routing_key(), &notice.notice.to_string(), &body).await {
+        Ok(()) => (Attempt::Delivered, Ok(())),
+        // A full queue refuses its events; queues of other events may have room.
+        Err(error @ BrokerError::Refused { .. }) => (Attempt::Failed(chain(&error)), Ok(())),
+        Err(error) => (Attempt::Failed(chain(&error)), Err(chain(&error))),
     };
-    telling.note(notice, &tried, &CancellationToken::new()).await;
+    dispatcher.record(notice, &attempt, &CancellationToken::new()).await;
     result
 }
 
-async fn event(telling: &Telling, notice: &NoticeRow) -> Result<ArchiveStatusEvent, CatalogError> {
-    let job = telling.catalog.job(notice.told.job).await?;
+async fn build_event(dispatcher: &Dispatcher, notice: &NoticeRow) -> Result<ArchiveStatusEvent, CatalogError> {
+    let job = dispatcher.catalog.job(notice.told.job).await?;
     let (region, tag) = job.map_or((None, String::new()), |job| (Some(job.region), job.tag));
     Ok(ArchiveStatusEvent::of(notice, region, tag))
 }
 
-/// Its lease ends by itself if this fails.
-async fn give_back(telling: &Telling, notice: &NoticeRow) {
-    let given = telling.catalog.settle_notice(notice, Settled::Untried, None, telling.now()).await;
-    if let Err(error) = given {
-        tracing::debug!("an event waits until its lease ends: {}", chain(&error));
+/// Makes an event due again at once. If this fails, its lease expires.
+async fn release(dispatcher: &Dispatcher, notice: &NoticeRow) {
+    let released = dispatcher.catalog.settle_notice(notice, Disposition::Untried, None, dispatcher.now()).await;
+    if let Err(error) = released {
+        tracing::debug!("an archive event is not released before its lease expires: {}", chain(&error));
     }
 }

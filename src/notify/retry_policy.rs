@@ -1,67 +1,67 @@
-//! When a callback is tried again, and where it may go. Pure.
+//! When a notification is sent again, and which addresses callbacks may connect to. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::catalog::{NoticeRow, NoticeTarget, Settled};
+use crate::catalog::{Disposition, NoticeRow, NoticeTarget};
 use crate::model::network::Network;
 use crate::model::time::Wallclock;
 
-/// The first pause; each is twice the one before (Vonage's rule since 2024).
-pub const PAUSE_MIN: Duration = Duration::from_secs(5);
-/// The longest pause.
-pub const PAUSE_MAX: Duration = Duration::from_secs(15 * 60);
-/// From the first try on; then it is kept as undelivered.
-pub const TRIES_LAST: Duration = Duration::from_secs(24 * 3600);
+/// Back-off after the first failure; doubles with each further one (Vonage's rule since 2024).
+pub const BACKOFF_MIN: Duration = Duration::from_secs(5);
+/// The longest back-off.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(15 * 60);
+/// Attempts are made for this long, counted from the first one. Then the callback is kept as undelivered.
+pub const ATTEMPTS_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// When a callback is tried again that has failed `failed` times, for the first time at `first`. `None` when it is given up.
+/// When a callback is sent again after `failed` failures, if its first attempt was at `first`. `None` when it is given up.
 #[must_use]
-pub fn next_try(first: Wallclock, failed: u32, now: Wallclock) -> Option<Wallclock> {
-    let doubled = PAUSE_MIN.saturating_mul(1_u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX));
-    let next = now + doubled.min(PAUSE_MAX);
-    (next.since(first) <= TRIES_LAST).then_some(next)
+pub fn next_attempt(first: Wallclock, failed: u32, now: Wallclock) -> Option<Wallclock> {
+    let doubled = BACKOFF_MIN.saturating_mul(1_u32.checked_shl(failed.saturating_sub(1)).unwrap_or(u32::MAX));
+    let next = now + doubled.min(BACKOFF_MAX);
+    (next.since(first) <= ATTEMPTS_FOR).then_some(next)
 }
 
-/// The first pause before an event is published again; each is twice the one before. The broker is one for all, and waited for
-/// by itself: this only keeps one event that it refuses from being tried without end.
-pub const EVENT_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// The longest.
-pub const EVENT_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Back-off before an event is published again; doubles with each failure. Reconnecting to the broker has a back-off of its own: this
+/// one only slows down attempts with an event that the broker refuses.
+pub const EVENT_BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// The longest back-off of an event.
+pub const EVENT_BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// What became of a try to tell something.
+/// The result of one attempt to deliver a notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tried {
-    /// It was told.
+pub enum Attempt {
+    /// The receiver took it.
     Delivered,
-    /// It was not, in words.
+    /// It failed and may be tried again; with the error.
     Failed(String),
-    /// It cannot be told, and will not be by itself, in words: there is nobody to tell any more, or the catalog is damaged.
-    Gone(String),
+    /// No further attempt can succeed, with the reason: the receiver is gone, or the catalog is damaged.
+    Undeliverable(String),
 }
 
-/// What happens to a notice after a try that ended at `now`. Callbacks are given up after a day; events never, for the broker
-/// is part of the deployment and comes back.
+/// Decides what follows an attempt that ended at `now`. Callbacks are given up after a day; events never, because the broker is
+/// part of the deployment.
 #[must_use]
-pub fn settle(notice: &NoticeRow, tried: &Tried, now: Wallclock) -> Settled {
-    match (tried, notice.target) {
-        (Tried::Delivered, _) => Settled::Delivered,
-        (Tried::Gone(_), _) => Settled::Undelivered,
-        (Tried::Failed(_), NoticeTarget::Callback) => {
-            next_try(notice.first_at.unwrap_or(now), notice.failures.saturating_add(1), now)
-                .map_or(Settled::Undelivered, Settled::Again)
+pub fn disposition(notice: &NoticeRow, attempt: &Attempt, now: Wallclock) -> Disposition {
+    match (attempt, notice.target) {
+        (Attempt::Delivered, _) => Disposition::Delivered,
+        (Attempt::Undeliverable(_), _) => Disposition::Undelivered,
+        (Attempt::Failed(_), NoticeTarget::Callback) => {
+            next_attempt(notice.first_at.unwrap_or(now), notice.failures.saturating_add(1), now)
+                .map_or(Disposition::Undelivered, Disposition::Again)
         }
-        (Tried::Failed(_), NoticeTarget::Event) => {
-            let doubled = EVENT_PAUSE_MIN.saturating_mul(1_u32.checked_shl(notice.failures).unwrap_or(u32::MAX));
-            Settled::Again(now + doubled.min(EVENT_PAUSE_MAX))
+        (Attempt::Failed(_), NoticeTarget::Event) => {
+            let doubled = EVENT_BACKOFF_MIN.saturating_mul(1_u32.checked_shl(notice.failures).unwrap_or(u32::MAX));
+            Disposition::Again(now + doubled.min(EVENT_BACKOFF_MAX))
         }
     }
 }
 
-/// Whether a callback may go to an address: one on the public net, or in a network that the configuration names. It is asked when
-/// an address is set, and again of the very address that is connected to: a name may mean another one by then.
+/// Whether callbacks may connect to an address: it is public, or in a network that the configuration allows. Checked when a URL is
+/// set, and again for the address that is connected to, because the name may resolve to another one by then.
 #[must_use]
 pub fn may_connect(address: IpAddr, allowed: &[Network]) -> bool {
-    let address = plain(address);
+    let address = embedded_ipv4_or_self(address);
     allowed.iter().any(|network| network.contains(address))
         || match address {
             IpAddr::V4(v4) => is_public_v4(v4),
@@ -69,9 +69,9 @@ pub fn may_connect(address: IpAddr, allowed: &[Network]) -> bool {
         }
 }
 
-/// An IPv4 address that an IPv6 address stands for is looked at as that: ::ffff:0:0/96 (RFC 4291), 64:ff9b::/96 (RFC 6052),
+/// The IPv4 address that an IPv6 address embeds, else the address itself: ::ffff:0:0/96 (RFC 4291), 64:ff9b::/96 (RFC 6052),
 /// 2002::/16 (RFC 3056).
-fn plain(address: IpAddr) -> IpAddr {
+fn embedded_ipv4_or_self(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let s = v6.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
@@ -85,7 +85,7 @@ fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Not one of the special-purpose networks of RFC 6890 and its successors.
+/// Whether the address is in none of the special-purpose networks of RFC 6890 and its successors.
 fn is_public_v4(address: Ipv4Addr) -> bool {
     const SPECIAL: &[(Ipv4Addr, u8)] = &[
         (Ipv4Addr::new(0, 0, 0, 0), 8),
@@ -106,7 +106,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     !SPECIAL.iter().any(|(base, bits)| Network::new((*base).into(), *bits).contains(IpAddr::V4(address)))
 }
 
-/// Global unicast (2000::/3) without what is for documentation (2001:db8::/32, 3fff::/20) and for protocols (2001::/23).
+/// Global unicast (2000::/3), except the ranges for documentation (2001:db8::/32, 3fff::/20) and for protocol assignments (2001::/23).
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let [a, b, ..] = address.segments();
     a & 0xe000 == 0x2000 && !(a == 0x2001 && (b == 0x0db8 || b < 0x0200)) && !(a == 0x3fff && b < 0x1000)
@@ -120,7 +120,7 @@ mod tests {
     fn pauses_double_from_five_seconds_to_a_quarter_of_an_hour_for_a_day() {
         let (first, mut now, mut pauses) = (Wallclock(0), Wallclock(0), Vec::new());
         for failed in 1.. {
-            let Some(next) = next_try(first, failed, now) else { break };
+            let Some(next) = next_attempt(first, failed, now) else { break };
             pauses.push(next.since(now).as_secs());
             now = next;
         }

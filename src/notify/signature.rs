@@ -1,5 +1,4 @@
-//! The signature of a callback: a JSON Web Token as that of Vonage's signed webhooks, so that the SDKs' `verifySignature`
-//! takes it. Pure.
+//! Signs callbacks with a JSON Web Token in the form of Vonage's signed webhooks, which the SDKs' `verifySignature` accepts. Pure.
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use crate::catalog::{ApplicationKind, ApplicationRow};
 use crate::model::ids::NoticeId;
 use crate::model::time::Wallclock;
 
-/// A signature is good for so long; receivers' clocks may differ by less.
+/// Validity of a signature. The clocks of receivers must differ by less.
 pub const VALID: Duration = Duration::from_secs(300);
 
 #[derive(Serialize)]
@@ -28,7 +27,8 @@ struct Claims<'a> {
     api_key: Option<&'a str>,
 }
 
-/// The token for a body: HS256 with the application's secret. It tells whose it is, which notice, and the SHA-256 of the body.
+/// The token for a body, signed with HS256 and the application's secret. It names the application and the notification, and has the
+/// SHA-256 of the body.
 #[must_use]
 pub fn token(
     application: &ApplicationRow,

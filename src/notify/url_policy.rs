@@ -1,4 +1,5 @@
-//! Where callbacks may go. An address is checked when it is set, and again of the very address that is connected to.
+//! Which URLs callbacks may go to. A URL is checked when it is set, and again before each connection, with the address that is
+//! connected to.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,39 +16,39 @@ use crate::model::network::Network;
 
 /// Longest callback URL, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
-/// A name that is not resolved within this cannot be.
+/// Time limit of resolving a name.
 const RESOLVE_MAX: Duration = Duration::from_secs(10);
 
-/// Why a URL may not be called. Addresses that a name stands for are not told: whoever sets a URL need not learn what our
-/// resolver knows.
+/// Why callbacks may not go to a URL. Messages do not contain the addresses that a name resolves to: they would let the
+/// application look into our network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// It cannot be read.
+    /// Not a URL.
     #[error("this is not a URL: {0}")]
     Malformed(String),
-    /// It is longer than [`URL_BYTES_MAX`].
+    /// Longer than [`URL_BYTES_MAX`].
     #[error("the URL is longer than {URL_BYTES_MAX} bytes")]
     TooLong,
     /// Neither http nor https.
     #[error("callbacks go to http:// and https:// only, not to {0}:")]
     Scheme(String),
-    /// It has a user or a password, which would stand in the catalog for all to read.
+    /// With a user or a password, which the catalog would hold in plain text.
     #[error("the URL has a user or a password: callbacks are signed instead")]
     UserInfo,
-    /// Its name cannot be resolved.
+    /// The host name cannot be resolved.
     #[error("the name {0} cannot be resolved")]
     Unresolved(String),
-    /// Its name stands for an address that callbacks may not go to.
+    /// The host name resolves to an address that callbacks may not go to.
     #[error(
         "the name {host} stands for an address that callbacks may not go to: they go to public addresses, and to the networks in callbacks.allow"
     )]
     Forbidden {
-        /// The name.
+        /// The host name.
         host: String,
-        /// The address; for operators.
+        /// The address; shown to operators only.
         address: IpAddr,
     },
-    /// So is its address.
+    /// The host is an address that callbacks may not go to.
     #[error("callbacks may not go to {0}: they go to public addresses, and to the networks in callbacks.allow")]
     ForbiddenAddress(IpAddr),
 }
@@ -67,36 +68,36 @@ impl HasFault for UrlError {
     }
 }
 
-/// Finds the addresses of a name.
+/// Resolves host names.
 #[async_trait]
 pub trait Resolver: Send + Sync + 'static {
     /// All addresses of a name.
     ///
     /// # Errors
-    /// When there is none, or nobody answers.
+    /// When there is none, or no name server answers.
     async fn addresses(&self, host: &str) -> std::io::Result<Vec<IpAddr>>;
 }
 
-/// The machine's own resolver.
+/// The operating system's resolver.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemResolver;
 
 #[async_trait]
 impl Resolver for SystemResolver {
     async fn addresses(&self, host: &str) -> std::io::Result<Vec<IpAddr>> {
-        // Tokio asks on a thread of its own.
+        // Tokio calls `getaddrinfo` on a blocking thread.
         Ok(tokio::net::lookup_host((host, 0)).await?.map(|found| found.ip()).collect())
     }
 }
 
-/// The networks that the configuration allows. Those that cannot be read were refused with the configuration.
+/// The networks that the configuration allows. Its check has refused those that cannot be read.
 #[must_use]
 pub fn allowed(section: &CallbacksSection) -> Vec<Network> {
     section.allow.0.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
-/// Reads a callback URL, and checks all that needs no resolver. Odd forms of addresses (`http://2130706433/`) are read as
-/// the addresses that they are.
+/// Parses a callback URL and makes all checks that need no resolver. Unusual spellings of an address (`http://2130706433/`) are
+/// checked as the address.
 ///
 /// # Errors
 /// See [`UrlError`].
@@ -123,8 +124,8 @@ pub fn parse_url(text: &str, allowed: &[Network]) -> Result<Url, UrlError> {
     }
 }
 
-/// Checks a URL that callbacks are to go to: its form, and every address that its name has now. To be asked when a URL is
-/// set; the address that is connected to later is checked again.
+/// Checks a callback URL: its form, and every address that its host name resolves to now. For when a URL is set; each connection
+/// checks its address again.
 ///
 /// # Errors
 /// See [`UrlError`].
@@ -132,47 +133,47 @@ pub async fn check_url(text: &str, allowed: &[Network]) -> Result<Url, UrlError>
     check_url_with(text, allowed, &SystemResolver).await
 }
 
-/// As [`check_url`], with another resolver.
+/// Like [`check_url`], with another resolver.
 ///
 /// # Errors
 /// See [`UrlError`].
 pub async fn check_url_with(text: &str, allowed: &[Network], resolver: &dyn Resolver) -> Result<Url, UrlError> {
     let url = parse_url(text, allowed)?;
     let Some(Host::Domain(host)) = url.host() else { return Ok(url) };
-    let found = found(resolver, host).await?;
+    let found = resolve_host(resolver, host).await?;
     match found.into_iter().find(|address| !may_connect(*address, allowed)) {
         Some(address) => Err(UrlError::Forbidden { host: host.to_owned(), address }),
         None => Ok(url),
     }
 }
 
-/// The addresses of a name; at least one.
-async fn found(resolver: &dyn Resolver, host: &str) -> Result<Vec<IpAddr>, UrlError> {
+/// The addresses of a host name, at least one.
+async fn resolve_host(resolver: &dyn Resolver, host: &str) -> Result<Vec<IpAddr>, UrlError> {
     match timeout(RESOLVE_MAX, resolver.addresses(host)).await {
         Ok(Ok(found)) if !found.is_empty() => Ok(found),
         _ => Err(UrlError::Unresolved(host.to_owned())),
     }
 }
 
-/// What the HTTP client resolves with: it connects to an address that this gives it, and to no other.
-pub(super) struct Guard {
+/// The HTTP client's resolver. The client connects to the returned addresses only.
+pub(super) struct CheckedResolver {
     pub(super) resolver: Arc<dyn Resolver>,
     pub(super) allowed: Arc<[Network]>,
 }
 
-impl reqwest::dns::Resolve for Guard {
+impl reqwest::dns::Resolve for CheckedResolver {
     fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
         let (resolver, allowed) = (Arc::clone(&self.resolver), Arc::clone(&self.allowed));
         Box::pin(async move {
             let host = name.as_str();
-            let found = found(resolver.as_ref(), host).await?;
-            let (may, may_not): (Vec<IpAddr>, Vec<IpAddr>) =
+            let found = resolve_host(resolver.as_ref(), host).await?;
+            let (allowed_addresses, refused): (Vec<IpAddr>, Vec<IpAddr>) =
                 found.into_iter().partition(|address| may_connect(*address, &allowed));
-            if let (true, Some(address)) = (may.is_empty(), may_not.first()) {
+            if let (true, Some(address)) = (allowed_addresses.is_empty(), refused.first()) {
                 return Err(UrlError::Forbidden { host: host.to_owned(), address: *address }.into());
             }
-            // The port is the URL's.
-            let addresses = may.into_iter().map(|address| std::net::SocketAddr::new(address, 0));
+            // The client replaces port 0 by the URL's port.
+            let addresses = allowed_addresses.into_iter().map(|address| std::net::SocketAddr::new(address, 0));
             Ok(Box::new(addresses) as reqwest::dns::Addrs)
         })
     }

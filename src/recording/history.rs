@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{HISTORY, LogError};
 use crate::model::archive_options::StreamMode;
+use crate::model::desired::Selection;
 use crate::model::ids::{Epoch, StreamId, TrackKind, WorkerId};
 use crate::model::layout::Layout;
 use crate::model::media::VideoType;
@@ -21,23 +22,6 @@ pub struct Event {
     /// What.
     #[serde(flatten)]
     pub what: What,
-}
-
-/// What of a stream a composed archive has while its stream mode is manual.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Selection {
-    /// Its sound.
-    pub has_audio: bool,
-    /// Its picture.
-    pub has_video: bool,
-}
-
-impl Selection {
-    /// All of it.
-    pub const ALL: Self = Self { has_audio: true, has_video: true };
-    /// The stream is not in the archive: it was never added, or is removed.
-    pub const NONE: Self = Self { has_audio: false, has_video: false };
 }
 
 /// What can happen.

@@ -166,7 +166,7 @@ fn unpack(dir: &Path, key: &str, small: &mut Small) -> Result<(), LogError> {
 /// Notes where segments came from. The bundle that has them cannot say it: its slice of the index was cut before.
 fn note_came(dir: &Path, key: &str, came: &[(TrackId, String)]) -> Result<(), LogError> {
     for track in LogReader::open(dir)?.tracks {
-        let file = LineFile::attach(&track.dir.join(INDEX))?;
+        let file = LineFile::open_for_append(&track.dir.join(INDEX))?;
         let is_new = |s: &&SegmentIndex| s.shipped.is_none() && came.contains(&(track.track, s.file.clone()));
         for segment in track.segments.iter().filter(is_new) {
             let path = track.dir.join(&segment.file);

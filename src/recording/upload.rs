@@ -229,7 +229,7 @@ async fn send(
 
 fn note(tracks: &[(PathBuf, Vec<u32>, u64)], key: &str) -> Result<(), LogError> {
     for (dir, segments, index) in tracks {
-        let file = LineFile::attach(&dir.join(INDEX))?;
+        let file = LineFile::open_for_append(&dir.join(INDEX))?;
         for n in segments {
             file.append(&Record::Shipped { n: *n, key: key.to_owned(), index: *index })?;
         }

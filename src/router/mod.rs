@@ -1,7 +1,7 @@
-//! Where media comes from: a media router (SFU), behind one small trait.
+//! Media routers (SFUs): the trait [`MediaRouter`], and its implementations.
 //!
-//! A router knows rooms; in a room are streams; a stream is subscribed to by a PeerConnection of its own.
-//! The router side does signalling only: the offer goes to the capture engine, its answer comes back.
+//! A router has rooms, and a room has streams. Each stream is subscribed to with its own PeerConnection. A router's implementation does
+//! signalling only: the offer goes to the capture engine, and the engine's answer goes back.
 
 pub mod janus;
 
@@ -16,18 +16,18 @@ use crate::model::ids::{RoomId, RouterName, SessionId, TrackKind};
 use crate::model::media::VideoType;
 use crate::model::session::RouterRoom;
 
-/// What a router says of one track of a stream.
+/// A track of a stream, as the router announces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrackInfo {
     /// The track's mid at the publisher.
     pub mid: String,
-    /// Sound or picture.
+    /// Audio or video.
     pub kind: TrackKind,
     /// The codec's name as the router writes it, in lower case (`vp8`, `opus`, …).
     pub codec: String,
     /// The publisher's description of the track.
     pub description: Option<String>,
-    /// The track is announced but its media is switched off (Janus: `disabled` or `moderated`).
+    /// The track is announced, but sends no media (Janus: `disabled` or `moderated`).
     pub muted: bool,
 }
 
@@ -36,140 +36,106 @@ pub struct TrackInfo {
 pub struct StreamInfo {
     /// The stream's id at the router.
     pub router_id: String,
-    /// The stream's id as the platform gave it, where that is not the router's.
+    /// The platform's id of the stream, if it differs from the router's.
     pub stream_id: Option<String>,
-    /// The name that people see.
+    /// The display name.
     pub name: Option<String>,
-    /// What the client's token carried.
+    /// The connection data of the client's token.
     pub connection_data: Option<String>,
-    /// What it shows.
+    /// The kind of its video.
     pub video_type: VideoType,
     /// At most one of each kind is archived.
     pub tracks: Vec<TrackInfo>,
 }
 
-/// What happens in a room. Every event is an idempotent statement of how things are.
+/// An event in a room. Every event states the current state, so that it can be repeated.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RoomEvent {
-    /// A stream is there, or is different from before.
+    /// A stream is present, or has changed.
     StreamPresent(StreamInfo),
     /// A stream is gone: unpublished, left or was removed.
     StreamGone {
         /// Its id at the router.
         router_id: String,
     },
-    /// The clients in the room, publishing or not, without us and other archivers.
+    /// The number of clients in the room, publishing or not, without archivers.
     Clients {
-        /// How many.
+        /// The number of clients.
         count: usize,
     },
-    /// A client began or ceased to talk, as the router hears it.
+    /// A client started or stopped talking, as the router detects it.
     Talking {
         /// The stream.
         router_id: String,
-        /// Whether it talks.
+        /// Whether the client talks.
         talking: bool,
     },
     /// The router wants a new answer for a running subscription.
     Renegotiate(Offer),
-    /// A subscription is dead: its PeerConnection must be made anew.
+    /// A subscription is lost: a new one is needed, with a new PeerConnection.
     SubscriptionLost {
-        /// Which.
+        /// The lost subscription.
         subscription: SubscriptionId,
     },
-    /// The layer that is sent has changed.
+    /// The router sends another layer.
     LayerChanged {
-        /// Which subscription.
+        /// The subscription.
         subscription: SubscriptionId,
         /// The spatial layer or simulcast substream, 0 is the lowest.
         spatial: Option<u32>,
         /// The temporal layer.
         temporal: Option<u32>,
     },
-    /// Signalling is lost; the adapter reconnects by itself. Media may go on.
+    /// Signalling is lost; the room reconnects by itself. Media may continue.
     Disconnected,
-    /// Signalling is back. All present streams are announced anew after it. Subscriptions live on, except those that were
-    /// said to be lost.
+    /// Signalling is back. Events about all present streams follow. Subscriptions continue, except those that were reported lost.
     Reconnected,
-    /// The room was removed at the router; no more events follow until it is there again.
+    /// The room was removed at the router. No further events follow until it exists again.
     RoomDestroyed,
 }
 
-/// Names a subscription within one room.
+/// The id of a subscription within one room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubscriptionId(pub u64);
 
-/// A subscription that waits for our answer.
+/// The router's offer of a subscription, to be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// Its name.
+    /// The subscription.
     pub subscription: SubscriptionId,
     /// The router's SDP offer.
     pub sdp: String,
-    /// The track each mid *of the offer* carries.
+    /// The mids of the offer, each with the kind of its track.
     pub mids: Vec<(String, TrackKind)>,
 }
 
-/// Why the router cannot be used.
+/// Why an operation of a media router failed.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages name the fields")]
 pub enum RouterError {
-    /// No connection, or none any more.
+    /// Not connected, or the connection was lost.
     #[error("media router {router} cannot be reached while it should {doing}")]
     Unavailable {
-        /// Its configured name.
         router: String,
-        /// The operation.
         doing: &'static str,
-        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// No answer in time.
     #[error("media router {router} did not answer in {after_ms} ms while it should {doing}")]
-    Timeout {
-        /// Its configured name.
-        router: String,
-        /// The operation.
-        doing: &'static str,
-        /// How long we waited.
-        after_ms: u64,
-    },
-    /// The room is not there.
+    Timeout { router: String, doing: &'static str, after_ms: u64 },
+    /// The room does not exist.
     #[error("room {room} does not exist at media router {router}")]
-    RoomNotFound {
-        /// Its configured name.
-        router: String,
-        /// The room.
-        room: RoomId,
-    },
-    /// A stream that was asked for is not there any more.
+    RoomNotFound { router: String, room: RoomId },
+    /// The stream is not in the room any more.
     #[error("stream {stream} is not in the room any more")]
-    StreamNotFound {
-        /// The stream's id at the router.
-        stream: String,
-    },
-    /// Secret, pin or token are wrong.
+    StreamNotFound { stream: String },
+    /// Refused: wrong secret, pin or token.
     #[error("media router {router} refused to {doing}: {text} (code {code})")]
-    Refused {
-        /// Its configured name.
-        router: String,
-        /// The operation.
-        doing: &'static str,
-        /// The router's code.
-        code: i64,
-        /// The router's words.
-        text: String,
-    },
-    /// An answer that does not fit the protocol.
-    #[error("media router {router} sent something unexpected while it should {doing}: {what}")]
-    Protocol {
-        /// Its configured name.
-        router: String,
-        /// The operation.
-        doing: &'static str,
-        /// What.
-        what: String,
-    },
+    Refused { router: String, doing: &'static str, code: i64, text: String },
+    /// An answer that violates the protocol.
+    #[error("media router {router} sent something unexpected while it should {doing}: {problem}")]
+    Protocol { router: String, doing: &'static str, problem: String },
 }
 
 impl HasFault for RouterError {
@@ -184,14 +150,14 @@ impl HasFault for RouterError {
     }
 }
 
-/// A room, as a router's list has it.
+/// A room in a router's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedRoom {
-    /// Its name.
+    /// Its id.
     pub room: RoomId,
-    /// What it was created for: of a room that this program made, its session's id.
+    /// Its description: for a room that this program created, the session's id.
     pub about: String,
-    /// Who is in it, archivers included.
+    /// Participants, archivers included.
     pub participants: usize,
 }
 
@@ -200,18 +166,18 @@ pub struct ListedRoom {
 pub struct Participant {
     /// Its id at the router.
     pub router_id: String,
-    /// The name that people see.
+    /// The display name.
     pub name: Option<String>,
-    /// What the client's token carried.
+    /// The connection data of the client's token.
     pub connection_data: Option<String>,
     /// Whether it publishes.
     pub publishing: bool,
 }
 
-/// The rooms of a router. All of it may be done again without harm, and each has a deadline.
+/// The rooms of a router. All operations are idempotent and have a time limit.
 #[async_trait]
 pub trait Rooms: Send + Sync {
-    /// Creates a session's room, if it is not there. Returns whether it was not.
+    /// Creates a session's room unless it exists. Returns whether it was created.
     async fn create_room(&self, place: &RouterRoom, session: &SessionId) -> Result<bool, RouterError>;
 
     /// All rooms.
@@ -220,14 +186,14 @@ pub trait Rooms: Send + Sync {
     /// The clients in a room, without archivers.
     async fn participants(&self, room: &RoomId) -> Result<Vec<Participant>, RouterError>;
 
-    /// The streams that are published in a room. It may need a short visit to the room as an observer: not for every second.
+    /// The streams that are published in a room. May join the room as an observer for a moment, so it is not for polling.
     async fn streams(&self, place: &RouterRoom) -> Result<Vec<StreamInfo>, RouterError>;
 
-    /// Removes a room; whoever is in it is sent out. Returns whether it was there.
+    /// Removes a room with all participants. Returns whether it existed.
     async fn remove_room(&self, place: &RouterRoom) -> Result<bool, RouterError>;
 }
 
-/// The media routers of a configuration, by their names.
+/// The media routers of a configuration, by name.
 pub type Routers = BTreeMap<RouterName, Arc<dyn MediaRouter>>;
 
 /// A media router: one for each entry of the configuration.
@@ -236,22 +202,21 @@ pub trait MediaRouter: Rooms {
     /// Its name in the configuration.
     fn name(&self) -> &str;
 
-    /// Says whether the router can be used, and what it is (name, version). For `archiver check`.
+    /// Checks that the router can be used, and returns its name and version. For `archiver check`.
     async fn probe(&self) -> Result<String, RouterError>;
 
-    /// Enters a room as an invisible observer. The observer's `display` names the archive, so that
-    /// another archiver, or this one after a restart, is not counted as a client.
+    /// Joins a room as an invisible observer. The observer's `display` marks it as an archiver, so that other archivers do not count it
+    /// as a client.
     async fn join(&self, place: &RouterRoom, observer: &str) -> Result<Box<dyn Room>, RouterError>;
 }
 
-/// A room that was entered. Dropping it leaves the room; `leave` waits for it.
+/// A joined room. Dropping it leaves the room; `leave` also waits for the end.
 #[async_trait]
 pub trait Room: Send {
-    /// The next event; `None` once the room was left. The adapter reconnects by itself, for ever, with
-    /// back-off. Cancel-safe.
+    /// The next event; `None` after the room was left. The room reconnects by itself with back-off, without a limit. Cancel-safe.
     async fn next_event(&mut self) -> Option<RoomEvent>;
 
-    /// Commands, usable while another task waits for events.
+    /// Commands to the room; usable while another task waits for events.
     fn control(&self) -> std::sync::Arc<dyn RoomControl>;
 
     /// Leaves the room and ends all subscriptions.
@@ -261,15 +226,15 @@ pub trait Room: Send {
 /// Commands to a room.
 #[async_trait]
 pub trait RoomControl: Send + Sync {
-    /// Asks for a stream; the router answers with an offer. At most one track of each kind is subscribed to.
+    /// Subscribes to a stream, at most one track of each kind. Returns the router's offer.
     async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError>;
 
-    /// Gives our answer, to the first offer or to a renegotiation.
+    /// Answers the first offer, or a renegotiation.
     async fn answer(&self, subscription: SubscriptionId, sdp: String) -> Result<(), RouterError>;
 
-    /// Asks for the highest simulcast or SVC layer. Harmless where there is only one.
+    /// Selects the highest simulcast or SVC layer. No effect if there is only one.
     async fn prefer_highest_layer(&self, subscription: SubscriptionId) -> Result<(), RouterError>;
 
-    /// Ends a subscription. Harmless if it is gone.
+    /// Ends a subscription. No effect if it has ended.
     async fn unsubscribe(&self, subscription: SubscriptionId);
 }

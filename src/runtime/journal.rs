@@ -1,7 +1,7 @@
 //! Append-only files of JSON lines, each with its CRC-32: `{…}<tab><8 hex digits>`.
 //!
-//! Several threads may hold the same file open. Whoever adds lines or cuts off a torn end has the file's lock
-//! meanwhile, so that a line that is just being added is never taken for a torn one.
+//! Several threads may have the same file open. Appending a line, and truncating a torn last line, take the file's lock, so that a line
+//! that is being appended is never taken for a torn one.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -40,22 +40,22 @@ impl HasFault for FileError {
     }
 }
 
-/// Longest line that is read, in bytes. The longest that is written is a segment's with its codec's header.
+/// Longest line that is read, in bytes. The longest written line is a segment with its codec's header.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
-/// A file that lines are added to.
+/// A journal file.
 #[derive(Debug)]
 pub struct LineFile {
     file: File,
     path: PathBuf,
-    /// Held while a line is added: the file's own lock does not part threads that share one opening of it.
-    adding: Mutex<()>,
+    /// Held while a line is appended: `flock` does not exclude threads that share a file description.
+    append_lock: Mutex<()>,
 }
 
-/// The file's lock (`flock`). File systems that have none are used by one process only.
-struct Locked<'a>(&'a File);
+/// The file's lock (`flock`). Where the file system has no locks, only one process may use the file.
+struct FileLock<'a>(&'a File);
 
-impl<'a> Locked<'a> {
+impl<'a> FileLock<'a> {
     fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
         match file.lock() {
             Err(e) if e.kind() != std::io::ErrorKind::Unsupported => Err(FileError::new("lock", path)(e)),
@@ -64,20 +64,20 @@ impl<'a> Locked<'a> {
     }
 }
 
-impl Drop for Locked<'_> {
+impl Drop for FileLock<'_> {
     fn drop(&mut self) {
         self.0.unlock().unwrap_or_default();
     }
 }
 
 impl LineFile {
-    /// Opens or creates the file, cuts off a torn end, and returns the lines that are there.
+    /// Opens or creates the file, truncates a torn last line, and returns the lines.
     ///
     /// # Errors
     /// When the file cannot be used.
     pub fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>), FileError> {
-        let this = Self::attach(path)?;
-        let locked = Locked::new(&this.file, path)?;
+        let this = Self::open_for_append(path)?;
+        let locked = FileLock::new(&this.file, path)?;
         let (lines, valid) = read_lines(path, 0)?;
         let len = this.file.metadata().map_err(FileError::new("read", path))?.len();
         if len > valid {
@@ -87,38 +87,37 @@ impl LineFile {
         Ok((this, lines))
     }
 
-    /// Opens or creates the file to add lines, without reading it or cutting anything off: somebody else may be
-    /// writing it too.
+    /// Opens or creates the file to append lines, without reading or truncating it: another process may be writing to it.
     ///
     /// # Errors
     /// When the file cannot be used.
-    pub fn attach(path: &Path) -> Result<Self, FileError> {
+    pub fn open_for_append(path: &Path) -> Result<Self, FileError> {
         let file =
             OpenOptions::new().create(true).append(true).read(true).open(path).map_err(FileError::new("open", path))?;
-        Ok(Self { file, path: path.to_owned(), adding: Mutex::new(()) })
+        Ok(Self { file, path: path.to_owned(), append_lock: Mutex::new(()) })
     }
 
-    /// Adds a line. It is in the page cache when this returns: it survives the process.
+    /// Appends a line. When this returns, the line is in the page cache, and survives a crash of the process.
     ///
     /// # Errors
-    /// When it cannot be written whole; what was written of it is taken back.
+    /// When the line cannot be written completely. Bytes that were written are removed.
     pub fn append<T: Serialize>(&self, value: &T) -> Result<(), FileError> {
-        self.append_whole(&to_line(value))
+        self.append_bytes(&to_line(value))
     }
 
-    fn append_whole(&self, lines: &[u8]) -> Result<(), FileError> {
-        let _alone = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
-        let _locked = Locked::new(&self.file, &self.path)?;
+    fn append_bytes(&self, lines: &[u8]) -> Result<(), FileError> {
+        let _alone = self.append_lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _locked = FileLock::new(&self.file, &self.path)?;
         let before = self.file.metadata().map_err(FileError::new("read", &self.path))?.len();
         (&self.file).write_all(lines).map_err(|source| {
-            // If this fails too, the torn line and the next one are one damaged line to the reader.
+            // If this fails, too, the reader takes the torn line and the next one for one damaged line.
             self.file.set_len(before).unwrap_or_default();
             FileError::new("append to", &self.path)(source)
         })
     }
 
-    /// Adds whole lines as they are: all of them if the file is as long as `from`, where they begin in the file
-    /// they come from, else those that it does not have yet, as `other` makes them of their JSON and their bytes.
+    /// Appends lines of another copy of this file, where they begin at offset `from`. If this file ends there, all lines are appended
+    /// as they are. Otherwise only missing lines are, each as `convert` returns it for its JSON and its bytes.
     ///
     /// # Errors
     /// When the file cannot be read or written.
@@ -126,11 +125,11 @@ impl LineFile {
         &self,
         from: u64,
         lines: &[u8],
-        other: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>,
+        convert: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>,
     ) -> Result<(), FileError> {
         let path = &self.path;
         if self.file.metadata().map_err(FileError::new("read", path))?.len() == from {
-            return self.append_whole(lines);
+            return self.append_bytes(lines);
         }
         let mut have = Vec::new();
         File::open(path).and_then(|mut f| f.read_to_end(&mut have)).map_err(FileError::new("read", path))?;
@@ -138,14 +137,14 @@ impl LineFile {
         let missing: Vec<u8> = lines
             .split_inclusive(|b| *b == b'\n')
             .filter(|line| !have.contains(line))
-            .filter_map(|line| other(checked(line)?, line))
+            .filter_map(|line| convert(json_of_line(line)?, line))
             .filter(|line| !have.contains(line.as_slice()))
             .flatten()
             .collect();
-        if missing.is_empty() { Ok(()) } else { self.append_whole(&missing) }
+        if missing.is_empty() { Ok(()) } else { self.append_bytes(&missing) }
     }
 
-    /// Makes it survive the machine.
+    /// Syncs the file, so that its lines survive a crash of the machine.
     ///
     /// # Errors
     /// When the disk fails.
@@ -154,7 +153,7 @@ impl LineFile {
     }
 }
 
-/// The bytes of a line.
+/// A line with its checksum.
 pub(crate) fn to_line<T: Serialize>(value: &T) -> Vec<u8> {
     let mut line = serde_json::to_vec(value).expect("records have string keys only");
     let crc = crc32fast::hash(&line);
@@ -162,8 +161,8 @@ pub(crate) fn to_line<T: Serialize>(value: &T) -> Vec<u8> {
     line
 }
 
-/// Reads lines from a byte offset on. Returns them and the offset behind the last whole one: a torn last line
-/// is left for later. Damaged lines in between are passed over, and so are lines of an unknown kind.
+/// Reads lines from a byte offset. Returns them, and the offset after the last complete line. Damaged lines and lines of an unknown kind
+/// are skipped.
 ///
 /// # Errors
 /// When the file cannot be read. A file that is not there has no lines.
@@ -176,7 +175,7 @@ pub fn read_lines<T: DeserializeOwned>(path: &Path, from: u64) -> Result<(Vec<T>
     file.seek(SeekFrom::Start(from)).map_err(FileError::new("read", path))?;
     let mut reader = BufReader::new(file);
     let (mut lines, mut at, mut valid, mut line) = (Vec::new(), from, from, Vec::new());
-    // Whether the bytes that follow still belong to a line that is too long to be one.
+    // Whether the next bytes still belong to a line longer than the limit.
     let mut overlong = false;
     loop {
         line.clear();
@@ -192,14 +191,16 @@ pub fn read_lines<T: DeserializeOwned>(path: &Path, from: u64) -> Result<(Vec<T>
             continue;
         }
         valid = at;
-        if let Some(value) = checked(&line).filter(|_| !overlong).and_then(|json| serde_json::from_slice(json).ok()) {
+        if let Some(value) =
+            json_of_line(&line).filter(|_| !overlong).and_then(|json| serde_json::from_slice(json).ok())
+        {
             lines.push(value);
         }
         overlong = false;
     }
 }
 
-fn checked(line: &[u8]) -> Option<&[u8]> {
+fn json_of_line(line: &[u8]) -> Option<&[u8]> {
     let line = line.strip_suffix(b"\n")?;
     let (json, crc) = line.split_at_checked(line.len().checked_sub(9)?)?;
     let crc = std::str::from_utf8(crc.strip_prefix(b"\t")?).ok()?;

@@ -17,7 +17,7 @@ use crate::model::fault::{Blame, FaultKind};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Gap, TrackStats};
 
-/// What became of an event.
+/// The outcome of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(missing_docs)]
 pub enum EventOutcome {
@@ -38,7 +38,7 @@ pub struct EventLabels {
     pub outcome: EventOutcome,
 }
 
-/// What became of a message of a media router's event handler.
+/// The outcome of a message of a media router's event handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(missing_docs)]
 pub enum HintOutcome {
@@ -54,7 +54,7 @@ pub struct HintLabels {
     pub outcome: HintOutcome,
 }
 
-/// What became of a start that the bridge told of.
+/// The outcome of publishing a session's start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(missing_docs)]
 pub enum StartOutcome {
@@ -75,7 +75,7 @@ pub struct StartLabels {
 pub struct FaultLabels {
     /// The fault's stable name.
     pub kind: &'static str,
-    /// Whose doing.
+    /// The side that the fault is on.
     pub blame: &'static str,
 }
 
@@ -91,7 +91,7 @@ impl From<FaultKind> for FaultLabels {
     }
 }
 
-/// What became of packets.
+/// Labels of [`Metrics::packets`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PacketLabels {
     /// `audio` or `video`.
@@ -116,12 +116,12 @@ pub struct RequestLabels {
     pub outcome: &'static str,
 }
 
-/// What became of a try to tell of an archive's change.
+/// Labels of [`Metrics::notices`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NoticeLabels {
     /// `callback`, `event`.
     pub target: &'static str,
-    /// `delivered`, `failed` (and tried again), `undelivered` (given up).
+    /// `delivered`, `failed` (will be retried), `undelivered` (given up).
     pub outcome: &'static str,
 }
 
@@ -130,15 +130,15 @@ pub struct NoticeLabels {
 pub struct Metrics {
     /// Events by outcome.
     pub events: Family<EventLabels, Counter>,
-    /// Jobs that run here.
+    /// Jobs running on this worker.
     pub jobs_active: Gauge<i64, AtomicI64>,
-    /// Places for further jobs.
+    /// Free capacity: further jobs that this worker can run.
     pub capacity_free: Gauge<i64, AtomicI64>,
     /// Archives made available.
     pub archives_available: Counter,
     /// Jobs parked, by fault.
     pub jobs_parked: Family<FaultLabels, Counter>,
-    /// Faults that were met with a retry, by fault.
+    /// Retries, by fault.
     pub retries: Family<FaultLabels, Counter>,
     /// Jobs taken over from an expired lease or an earlier run.
     pub takeovers: Counter,
@@ -154,28 +154,28 @@ pub struct Metrics {
     pub unshipped_bytes: Gauge<i64, AtomicI64>,
     /// Bytes in the spool.
     pub spool_bytes: Gauge<i64, AtomicI64>,
-    /// The session's end to the archive being available, in seconds: the service's promise.
+    /// From the session's end until the archive is available, in seconds: the service's objective.
     pub archive_delay: Histogram,
-    /// How far composers are behind the sessions that they follow, in seconds, each looked at twice a second.
+    /// How far composers are behind their sessions, in seconds, sampled twice a second for each.
     pub compose_behind: Histogram,
-    /// Event received to first media on disk, in seconds.
+    /// From receiving an event to the first media on disk, in seconds.
     pub start_delay: Histogram,
     /// Requests to the API, by route and outcome.
     pub api_requests: Family<RequestLabels, Counter>,
-    /// What the API takes to answer, in seconds.
+    /// The API's response time, in seconds.
     pub api_seconds: Histogram,
-    /// Tries to tell of archives' changes, by target and outcome.
+    /// Attempts to deliver notifications, by target and outcome.
     pub notices: Family<NoticeLabels, Counter>,
     /// 1 while the broker is connected.
     pub broker_connected: Gauge<i64, AtomicI64>,
     /// Messages of media routers' event handlers.
     pub router_hints: Family<HintLabels, Counter>,
-    /// Starts of sessions that the bridge told workers of.
+    /// Starts of sessions that the bridge published, by outcome.
     pub session_starts: Family<StartLabels, Counter>,
 }
 
 impl Metrics {
-    /// Counts what happened to a track's packets since it was last told.
+    /// Counts a track's packets since the last call.
     pub fn received(&self, kind: TrackKind, stats: &TrackStats) {
         for (fate, packets) in [
             ("received", stats.packets),

@@ -1,4 +1,4 @@
-//! What long-running programs need whatever they do: supervised tasks, retries, metrics, logs, TLS.
+//! Infrastructure of long-running programs: supervised tasks, retries, journals, metrics, logs, TLS.
 
 pub mod journal;
 pub mod metrics;

@@ -7,26 +7,26 @@ use futures_util::FutureExt;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// From a panic to the restart.
+/// Time from a panic to the restart.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// Runs `work` once. Returns whether it panicked and is to be started again: not when it has ended, nor after `cancel`.
-pub async fn panicked(what: &str, cancel: &CancellationToken, work: impl Future<Output = ()>) -> bool {
+/// Runs `work` once. Returns whether it panicked and must be restarted; `false` when it has ended, and after `cancel`.
+pub async fn panicked(task: &str, cancel: &CancellationToken, work: impl Future<Output = ()>) -> bool {
     if AssertUnwindSafe(work).catch_unwind().await.is_ok() {
         return false;
     }
-    tracing::error!(fault.kind = "bug", "{what} panicked, restarting it");
+    tracing::error!(fault.kind = "bug", "{task} panicked, restarting it");
     cancel.run_until_cancelled(sleep(AFTER_PANIC)).await.is_some()
 }
 
-/// Runs `work` until it ends. Starts it again each time it panics, until `cancel`.
+/// Runs `work` until it ends. Restarts it after each panic, until `cancel`.
 pub async fn restart_on_panic<F: Future<Output = ()>>(
-    what: &'static str,
+    task: &'static str,
     cancel: CancellationToken,
     work: impl Fn() -> F,
 ) {
-    // Inside a future, because making it may panic too.
-    while panicked(what, &cancel, async { work().await }).await {}
+    // The call is inside the future, because it may panic, too.
+    while panicked(task, &cancel, async { work().await }).await {}
 }
 
 #[cfg(test)]

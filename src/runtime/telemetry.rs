@@ -1,17 +1,17 @@
-//! Logs: one line an event, JSON or for people. Secrets, SDP, addresses of clients and signed links are
-//! never logged; ids are fields.
+//! Logging: one line an event, as JSON or human-readable. Ids are fields. Secrets, SDP, addresses of clients and presigned URLs are
+//! never logged.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line, for machines.
     Json,
-    /// Coloured where a terminal is, for people.
+    /// Human-readable, with colours on a terminal.
     #[default]
     Pretty,
 }
@@ -21,7 +21,7 @@ pub enum LogFormat {
 /// # Errors
 /// When `filter` cannot be read, or logging was started before.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    // str0m and lapin tell every packet and frame below warn: never useful in an operator's log.
+    // str0m and lapin log every packet and frame below `warn`, which is useless to an operator.
     let filter = EnvFilter::try_new(format!("{filter},str0m=warn,is=warn,lapin=warn,dimpl=warn,sqlx=warn"))?;
     let registry = tracing_subscriber::registry().with(filter);
     let out = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -33,7 +33,7 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A panic is a defect of ours: it must stand in the log as one, not only on the terminal.
+/// Logs panics as bugs. Otherwise they appear on standard error only.
 fn log_panics() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

@@ -1,22 +1,22 @@
-//! The one provider of cryptography for TLS, and whether a certificate can be used.
+//! TLS: the crypto provider of the process, and certificates.
 
 use std::path::Path;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// Makes *ring* the provider of all TLS in this process that does not choose one itself. Harmless to repeat.
+/// Makes *ring* the default crypto provider of this process. May be called repeatedly.
 pub fn choose_provider() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Another thread may have been quicker, with the same one.
+        // Fails if another thread has installed the same provider meanwhile.
         drop(rustls::crypto::ring::default_provider().install_default());
     }
 }
 
-/// A server's side of TLS for HTTP/1.1, of a certificate chain and its key (PEM). Blocks.
+/// The TLS configuration of an HTTP/1.1 server with a certificate chain and its key (PEM). Blocks.
 ///
 /// # Errors
-/// Why they cannot be used, in words.
+/// A message that says why they cannot be used.
 pub fn server(certificate: &Path, key: &Path) -> Result<rustls::ServerConfig, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
     let chain = chain.map_err(|e| format!("{}: {e}", certificate.display()))?;

@@ -1,4 +1,4 @@
-//! What a client is given to enter a session's room. Never the router's `api_secret`. Pure.
+//! What a client needs to join a session's room at the media router. Never contains the router's `api_secret`. Pure.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,10 +13,10 @@ use crate::config::RouterSection;
 use crate::model::session::{RoomAccess, RouterRoom};
 use crate::model::time::Wallclock;
 
-/// What Janus lets a client use.
+/// The realm and the plugin that a token permits.
 const SCOPE: &str = "janus,janus.plugin.videoroom";
 
-/// What a client needs to enter a room.
+/// What a client needs to join a room.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientAccess {
@@ -27,16 +27,17 @@ pub struct ClientAccess {
     /// The room's pin, for the `join` request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pin: Option<String>,
-    /// What each request to Janus carries as `token`. Without one, the configuration has no `token_secret`, and Janus must take
-    /// requests without: this program gives its `api_secret` to nobody.
+    /// The `token` of each request to Janus. Absent if the configuration has no `token_secret`; then Janus must accept requests without
+    /// a token, because clients never get the `api_secret`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Janus takes the token until then, and drops who goes on with it: the client asks for another one before. Seconds since 1970.
+    /// When the token expires, in seconds since 1970. Janus disconnects clients with an expired token, so the client needs another one
+    /// before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<i64>,
 }
 
-/// Where a client enters a room. `expires` is when its token ends.
+/// The access of a client whose token ends at `expires`.
 #[must_use]
 pub fn client_access(router: &RouterSection, place: &RouterRoom, expires: Wallclock) -> ClientAccess {
     let room = match place.room.as_str().parse::<u64>() {
@@ -58,14 +59,13 @@ pub fn client_access(router: &RouterSection, place: &RouterRoom, expires: Wallcl
     }
 }
 
-/// How clients get into the rooms that are created at a router.
+/// The kind of pin that new rooms at a router have.
 #[must_use]
 pub const fn access_at(router: &RouterSection) -> RoomAccess {
     if router.room_key.is_some() { RoomAccess::Derived } else { RoomAccess::Shared }
 }
 
-/// A token of Janus's signed mode (`token_auth_secret`; `auth.c` of Janus 1.1.2): when it ends, the realm, the plugin; signed with
-/// HMAC-SHA1.
+/// A token for Janus's signed mode (`token_auth_secret`; `auth.c` of Janus 1.1.2): expiry, realm and plugin, signed with HMAC-SHA1.
 #[must_use]
 pub fn signed_token(secret: &SecretString, expires: Wallclock) -> String {
     let text = format!("{},{SCOPE}", expires.0.div_euclid(1_000_000));

@@ -1,4 +1,4 @@
-//! Where addresses are, by a MaxMind database of cities. A thin shell: what is made of it is in `session/region.rs`.
+//! Looks up positions of IP addresses in a MaxMind city database, for `session/region.rs`.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::session::region::Coordinates;
 #[derive(Debug, thiserror::Error)]
 #[error("geo.database {} cannot be read", path.display())]
 pub struct GeoError {
-    /// Its file.
+    /// The database's file.
     pub path: PathBuf,
     /// The cause.
     #[source]
@@ -25,24 +25,24 @@ impl HasFault for GeoError {
     }
 }
 
-/// A database, read into memory once (GeoLite2-City has some 60 MB).
+/// A database in memory (GeoLite2-City has some 60 MB).
 #[derive(Debug)]
 pub struct Geo {
     reader: Option<Reader<Vec<u8>>>,
 }
 
 impl Geo {
-    /// Reads the database; without one nothing is known of any address. Blocks.
+    /// Reads the database. Without one, no address has a position. Blocks.
     ///
     /// # Errors
-    /// When the file cannot be read, or is no such database.
+    /// When the file cannot be read, or is not a MaxMind database.
     pub fn open(database: Option<&Path>) -> Result<Self, GeoError> {
         let open =
             |path: &Path| Reader::open_readfile(path).map_err(|source| GeoError { path: path.to_owned(), source });
         Ok(Self { reader: database.map(open).transpose()? })
     }
 
-    /// Where an address is, if the database says.
+    /// The position of an address, if the database has it.
     #[must_use]
     pub fn locate(&self, address: IpAddr) -> Option<Coordinates> {
         let found = self.reader.as_ref()?.lookup(address).ok()?;

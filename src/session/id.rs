@@ -1,8 +1,8 @@
-//! Session ids, as the SDKs of Vonage and OpenTok take them apart.
+//! Session ids in the form that the SDKs of Vonage and OpenTok parse.
 //!
-//! `1_` or `2_`, then base64 with `-` and `_`, without padding, of fields that `~` separates: a version, the application, the
-//! location hint or nothing, the time, something random, and marks. opentok-node reads the second field before it makes a
-//! client token, .NET wants a number there, PHP decodes the pieces between `-`.
+//! `1_` or `2_`, then URL-safe base64 without padding of fields separated by `~`: version, application, location hint or nothing,
+//! time, random number, flags. opentok-node reads the second field before it creates a client token, .NET expects a number there, and
+//! PHP decodes the pieces between `-`.
 
 use std::net::IpAddr;
 
@@ -12,41 +12,41 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crate::model::ids::{ApplicationId, SessionId};
 use crate::model::time::Wallclock;
 
-/// What a session id tells.
+/// The fields of a session id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fields {
-    /// Whose session.
+pub struct SessionIdFields {
+    /// The session's application.
     pub application: ApplicationId,
-    /// Where its first client is.
+    /// The location hint: the address of its first client.
     pub location: Option<IpAddr>,
     /// When it was created, to the millisecond.
     pub created_at: Wallclock,
 }
 
-/// A new id. `random` makes it one of its own: 128 bits, from a source that cannot be guessed.
+/// A new id. `random` makes it unique: 128 bits from a source that cannot be guessed.
 ///
 /// # Panics
-/// Never: the fields are short, and base64 has no character that an id cannot have.
+/// Never: the fields are short, and ids may have all characters of base64.
 #[must_use]
-pub fn encode(fields: &Fields, random: u128) -> SessionId {
-    let Fields { application, location, created_at } = fields;
+pub fn encode(fields: &SessionIdFields, random: u128) -> SessionId {
+    let SessionIdFields { application, location, created_at } = fields;
     let location = location.map(|ip| ip.to_string()).unwrap_or_default();
     let text = format!("1~{application}~{location}~{}~{random:032x}~P~~", created_at.as_millis());
     format!("2_{}", URL_SAFE_NO_PAD.encode(text)).parse().expect("base64 is an id")
 }
 
-/// Reads an id that was made by [`encode`], or by Vonage. `None` when it is another one: any short name may be a session's id.
+/// Reads an id of [`encode`] or of Vonage. `None` for other ids: any short name may be a session's id.
 #[must_use]
-pub fn decode(id: &SessionId) -> Option<Fields> {
+pub fn decode(id: &SessionId) -> Option<SessionIdFields> {
     let coded = id.as_str().strip_prefix("1_").or_else(|| id.as_str().strip_prefix("2_"))?;
     let bytes = URL_SAFE_NO_PAD.decode(coded.trim_end_matches('=')).ok()?;
     let text = String::from_utf8(bytes).ok()?;
     let mut fields = text.split('~').skip(1);
     let application = fields.next()?.parse().ok()?;
     let location = fields.next()?.parse().ok();
-    // Older ids have a time in words there.
+    // Older ids have a textual time there.
     let created = fields.next()?.parse::<i64>().map_or(0, |ms| ms.saturating_mul(1000));
-    Some(Fields { application, location, created_at: Wallclock(created) })
+    Some(SessionIdFields { application, location, created_at: Wallclock(created) })
 }
 
 #[cfg(test)]
@@ -61,7 +61,7 @@ mod tests {
             ("a98e12ca-5b2f-4cc3-9d5b-fd4b5f30b9e9", None),
             ("a98e12ca-5b2f-4cc3-9d5b-fd4b5f30b9e9", Some("2001:db8::1")),
         ] {
-            let fields = Fields {
+            let fields = SessionIdFields {
                 application: application.parse().expect("id"),
                 location: location.map(|ip| ip.parse().expect("address")),
                 created_at: Wallclock(1_727_870_434_974_000),
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn the_sdks_find_the_application_in_it() {
-        let fields = Fields {
+        let fields = SessionIdFields {
             application: "45828062".parse().expect("id"),
             location: None,
             created_at: Wallclock(1_727_870_434_974_000),

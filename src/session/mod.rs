@@ -1,7 +1,6 @@
-//! Sessions as developers create them: their ids, what is asked of them, where their rooms are, and how clients get in. Pure.
+//! Sessions as developers create them: ids, placement, rooms, and the access of clients. Pure.
 
 pub mod access;
-pub mod create;
 pub mod geo;
 pub mod id;
 pub mod region;

@@ -1,7 +1,7 @@
-//! Which region and which media router a session gets: those nearest to where its first client is said to be. Pure.
+//! Chooses region and media router for a new session: the nearest ones to its first client. Pure.
 //!
-//! A network that the configuration names counts most, then the distance to where a database of addresses says the client is,
-//! then the region of this process. A region without a router is passed over for the next nearest one that has one.
+//! First the networks in the configuration decide, then the distance to the client's position in a geo database, then the region of
+//! this process. A region without a media router is skipped for the next nearest one.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use crate::config::{RegionSection, RouterSection};
 use crate::model::ids::{Region, RouterName, SessionId};
 use crate::model::network::Network;
 
-/// A place on the globe, in degrees north and east.
+/// A position on the globe, in degrees north and east.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Coordinates {
     /// -90 to 90.
@@ -21,7 +21,7 @@ pub struct Coordinates {
 }
 
 impl Coordinates {
-    /// The great-circle distance, in radians (the haversine formula); only ever compared.
+    /// The great-circle distance in radians (haversine formula). Used for comparisons only.
     #[must_use]
     pub fn distance(self, other: Self) -> f64 {
         let half_square = |radians: f64| (radians / 2.0).sin().powi(2);
@@ -32,39 +32,38 @@ impl Coordinates {
 }
 
 #[derive(Debug, Clone)]
-struct Known {
+struct RegionEntry {
     name: Region,
     networks: Vec<Network>,
-    at: Option<Coordinates>,
+    position: Option<Coordinates>,
 }
 
-/// Regions and routers of a configuration.
+/// Chooses among the regions and media routers of a configuration.
 #[derive(Debug, Clone)]
-pub struct Atlas {
+pub struct RegionSelector {
     own: Region,
-    regions: Vec<Known>,
+    regions: Vec<RegionEntry>,
     routers: Vec<(Region, RouterName)>,
 }
 
-/// What a session gets.
+/// Where a session is carried and recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Choice {
-    /// The region whose workers archive it: its router's.
+pub struct Placement {
+    /// The router's region, whose workers record the session.
     pub region: Region,
-    /// Where its room is.
+    /// The media router of its room.
     pub router: RouterName,
 }
 
-impl Atlas {
-    /// The atlas of a configuration. `own` is this process's region: that of routers without one, and of clients of whom nothing
-    /// is known.
+impl RegionSelector {
+    /// `own` is the region of this process. It is the region of routers without one, and of clients whose position is not known.
     #[must_use]
     pub fn new(own: &Region, regions: &[RegionSection], routers: &[RouterSection]) -> Self {
-        let known = |section: &RegionSection| Known {
+        let entry = |section: &RegionSection| RegionEntry {
             name: section.name.clone(),
-            // What is no network the configuration's check has told of.
+            // The check of the configuration has refused texts that are not networks.
             networks: section.networks.0.iter().filter_map(|text| text.parse().ok()).collect(),
-            at: section
+            position: section
                 .latitude
                 .zip(section.longitude)
                 .map(|(latitude, longitude)| Coordinates { latitude, longitude }),
@@ -73,63 +72,59 @@ impl Atlas {
             |router: &RouterSection| (router.region.clone().unwrap_or_else(|| own.clone()), router.name.clone());
         Self {
             own: own.clone(),
-            regions: regions.iter().map(known).collect(),
+            regions: regions.iter().map(entry).collect(),
             routers: routers.iter().map(router).collect(),
         }
     }
 
-    /// Chooses for a session. `whereabouts` tells where an address is, as far as anybody knows. The routers of a region take
-    /// turns by the session's id, so that each process chooses the same. `None` when there is no router at all.
+    /// Chooses for a session. `locate` looks up the position of an address. A hash of the session's id selects one of the region's
+    /// routers, so that all processes choose the same. `None` when there is no router at all.
     #[must_use]
     pub fn choose(
         &self,
         session: &SessionId,
         location: Option<IpAddr>,
-        whereabouts: impl FnOnce(IpAddr) -> Option<Coordinates>,
-    ) -> Option<Choice> {
-        let region = self.nearest(location, whereabouts)?;
-        let there: Vec<&RouterName> =
-            self.routers.iter().filter(|(at, _)| *at == region).map(|(_, name)| name).collect();
+        locate: impl FnOnce(IpAddr) -> Option<Coordinates>,
+    ) -> Option<Placement> {
+        let region = self.nearest(location, locate)?;
+        let candidates: Vec<&RouterName> =
+            self.routers.iter().filter(|(of, _)| *of == region).map(|(_, name)| name).collect();
         let hash = Sha256::digest(session.as_str());
-        let turn = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
-        let count = u64::try_from(there.len()).ok()?;
-        let turn = usize::try_from(turn.checked_rem(count)?).ok()?;
-        Some(Choice { region, router: there.get(turn).copied()?.clone() })
+        let hash = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+        let count = u64::try_from(candidates.len()).ok()?;
+        let index = usize::try_from(hash.checked_rem(count)?).ok()?;
+        Some(Placement { region, router: candidates.get(index).copied()?.clone() })
     }
 
     /// The nearest region that has a router.
-    fn nearest(
-        &self,
-        location: Option<IpAddr>,
-        whereabouts: impl FnOnce(IpAddr) -> Option<Coordinates>,
-    ) -> Option<Region> {
+    fn nearest(&self, location: Option<IpAddr>, locate: impl FnOnce(IpAddr) -> Option<Coordinates>) -> Option<Region> {
         let by_network = location.and_then(|address| self.by_network(address));
-        let first = by_network.filter(|known| self.has_router(&known.name));
-        if let Some(known) = first {
-            return Some(known.name.clone());
+        let first = by_network.filter(|region| self.has_router(&region.name));
+        if let Some(region) = first {
+            return Some(region.name.clone());
         }
-        // From where the client is, as nearly as is known: its address, its network's region, this process's region.
-        let own = self.regions.iter().find(|known| known.name == self.own).and_then(|known| known.at);
-        let found = by_network.and_then(|known| known.at).or_else(|| location.and_then(whereabouts));
-        if found.is_none() && self.has_router(&self.own) {
+        // The best known position: of the network's region, else of the address, else of this process's region.
+        let own = self.regions.iter().find(|region| region.name == self.own).and_then(|region| region.position);
+        let client = by_network.and_then(|region| region.position).or_else(|| location.and_then(locate));
+        if client.is_none() && self.has_router(&self.own) {
             return Some(self.own.clone());
         }
-        let from = found.or(own);
-        let placed = self.regions.iter().filter(|known| self.has_router(&known.name));
-        let placed = placed.filter_map(|known| Some((from?.distance(known.at?), &known.name)));
-        let nearest = placed.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name);
+        let from = client.or(own);
+        let distances = self.regions.iter().filter(|region| self.has_router(&region.name));
+        let distances = distances.filter_map(|region| Some((from?.distance(region.position?), &region.name)));
+        let nearest = distances.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name);
         let own = Some(&self.own).filter(|own| self.has_router(own));
         nearest.or(own).or_else(|| self.routers.first().map(|(region, _)| region)).cloned()
     }
 
-    /// The region with the longest network that has the address.
-    fn by_network(&self, address: IpAddr) -> Option<&Known> {
-        let longest = |known: &Known| {
-            known.networks.iter().filter(|network| network.contains(address)).map(Network::length).max()
+    /// The region with the longest network prefix that contains the address.
+    fn by_network(&self, address: IpAddr) -> Option<&RegionEntry> {
+        let longest = |region: &RegionEntry| {
+            region.networks.iter().filter(|network| network.contains(address)).map(Network::length).max()
         };
-        let fitting = self.regions.iter().filter_map(|known| Some((longest(known)?, known)));
-        // The first of those that are as long: `max_by_key` alone would take the last.
-        fitting.rev().max_by_key(|(length, _)| *length).map(|(_, known)| known)
+        let matching = self.regions.iter().filter_map(|region| Some((longest(region)?, region)));
+        // Of equally long ones the first: `max_by_key` returns the last.
+        matching.rev().max_by_key(|(length, _)| *length).map(|(_, region)| region)
     }
 
     fn has_router(&self, region: &Region) -> bool {
@@ -146,7 +141,7 @@ mod tests {
     const SEOUL: Coordinates = Coordinates { latitude: 37.6, longitude: 127.0 };
     const HONOLULU: Coordinates = Coordinates { latitude: 21.3, longitude: -157.9 };
 
-    fn atlas(own: &str, routers: &[(&str, Option<&str>)]) -> Atlas {
+    fn selector(own: &str, routers: &[(&str, Option<&str>)]) -> RegionSelector {
         #[derive(serde::Deserialize)]
         struct Regions {
             region: Vec<RegionSection>,
@@ -163,12 +158,12 @@ mod tests {
             toml::from_str(&format!("name = \"{name}\"\nurl = \"ws://x\"\n{region}")).expect("router")
         };
         let routers: Vec<RouterSection> = routers.iter().map(router).collect();
-        Atlas::new(&own.parse().expect("region"), &regions.region, &routers)
+        RegionSelector::new(&own.parse().expect("region"), &regions.region, &routers)
     }
 
-    fn chosen(atlas: &Atlas, location: Option<&str>, at: Option<Coordinates>) -> Option<(String, String)> {
+    fn chosen(selector: &RegionSelector, location: Option<&str>, at: Option<Coordinates>) -> Option<(String, String)> {
         let session = "s1".parse().expect("id");
-        let choice = atlas.choose(&session, location.map(|ip| ip.parse().expect("address")), |_| at)?;
+        let choice = selector.choose(&session, location.map(|ip| ip.parse().expect("address")), |_| at)?;
         Some((choice.region.to_string(), choice.router.to_string()))
     }
 
@@ -177,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_nearest_region_is_that_of_the_longest_network_then_of_the_least_distance_then_our_own() {
-        let atlas = atlas("eu", ALL);
+        let selector = selector("eu", ALL);
         for (location, at, region) in [
             (None, None, "eu"),
             (Some("203.0.113.1"), None, "eu"),
@@ -192,7 +187,7 @@ mod tests {
             (Some("192.0.2.1"), None, "eu"),
         ] {
             let expected = (region.to_owned(), format!("j-{region}"));
-            assert_eq!(chosen(&atlas, location, at), Some(expected), "{location:?} {at:?}");
+            assert_eq!(chosen(&selector, location, at), Some(expected), "{location:?} {at:?}");
         }
     }
 
@@ -207,20 +202,20 @@ mod tests {
             ("nowhere", &[("a", None)], Some("203.0.113.1"), None, "nowhere"),
             ("mars", &[("a", Some("moon")), ("b", Some("mars"))], Some("192.0.2.1"), Some(SEOUL), "mars"),
         ] {
-            let found = chosen(&atlas(own, routers), location, at).map(|(region, _)| region);
+            let found = chosen(&selector(own, routers), location, at).map(|(region, _)| region);
             assert_eq!(found.as_deref(), Some(region), "{own} {routers:?} {location:?}");
         }
-        assert_eq!(chosen(&atlas("eu", &[]), None, None), None);
+        assert_eq!(chosen(&selector("eu", &[]), None, None), None);
     }
 
     #[test]
     fn the_routers_of_a_region_take_turns_and_one_without_a_region_is_in_ours() {
-        let atlas = atlas("eu", &[("a", Some("eu")), ("b", None), ("c", Some("eu")), ("d", Some("us"))]);
+        let selector = selector("eu", &[("a", Some("eu")), ("b", None), ("c", Some("eu")), ("d", Some("us"))]);
         let mut counts = std::collections::BTreeMap::new();
         for n in 0..3000 {
             let session = format!("session-{n}").parse().expect("id");
-            let choice = atlas.choose(&session, None, |_| None).expect("a router");
-            assert_eq!(atlas.choose(&session, None, |_| None).as_ref(), Some(&choice));
+            let choice = selector.choose(&session, None, |_| None).expect("a router");
+            assert_eq!(selector.choose(&session, None, |_| None).as_ref(), Some(&choice));
             *counts.entry(choice.router.to_string()).or_insert(0) += 1;
         }
         assert_eq!(counts.keys().collect::<Vec<_>>(), ["a", "b", "c"]);

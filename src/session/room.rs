@@ -1,4 +1,4 @@
-//! The room of a session: its name at the router, its pin, its secret. Pure.
+//! The room of a session: its id at the media router, its pin, its secret. Pure.
 
 use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -6,36 +6,35 @@ use sha2::{Digest, Sha256};
 
 use crate::model::ids::{RoomId, SessionId};
 
-/// Characters of a pin or secret that is derived: 128 bits in hex.
+/// Length of a derived pin or secret: 128 bits in hex.
 const DERIVED_CHARS: usize = 32;
 
-/// The room of a session: called as the session, or with a number made from its id where the router knows numbers only
-/// (`string_ids = false`). The number is 1 to 2^53 - 1, so that every JSON reader has it exactly; two sessions with one number
-/// are as good as impossible, and the catalog refuses the second.
+/// The id of a session's room: the session's id, or a hash of it where the router uses numeric ids (`string_ids = false`). The
+/// number is 1 to 2^53 - 1, which every JSON reader keeps exactly. The catalog refuses a second session with the same number.
 ///
 /// # Panics
-/// Never: what a session may be called a room may be called, too.
+/// Never: every session id is a valid room id.
 #[must_use]
 pub fn room_of(session: &SessionId, string_ids: bool) -> RoomId {
     if string_ids {
-        return session.as_str().parse().expect("rooms may be called as sessions");
+        return session.as_str().parse().expect("every session id is a valid room id");
     }
     let hash = Sha256::digest(session.as_str());
     let number = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte)) >> 11;
-    number.max(1).to_string().parse().expect("digits are a name")
+    number.max(1).to_string().parse().expect("digits are a valid room id")
 }
 
-/// The pin of a room that this program created, made of the router's `room_key`.
+/// The pin of a room that this program created, derived from the router's `room_key`.
 #[must_use]
 pub fn derived_pin(room_key: &SecretString, room: &RoomId) -> String {
     derived(room_key, room.as_str())
 }
 
-/// The secret of a room that this program created: with it a room is changed or removed, and people are sent out of it. Janus
-/// lets everybody do that in a room that has none.
+/// The secret of a room that this program created. Janus requires it to change or remove the room, or to kick participants; without
+/// a secret, every client could do so.
 #[must_use]
 pub fn derived_secret(key: &SecretString, room: &RoomId) -> String {
-    // No room is called so: a name has no space.
+    // Different from the text of every pin: a room id has no space.
     derived(key, &format!("secret of {room}"))
 }
 

@@ -116,7 +116,7 @@ impl GrowingFile {
         let body = Body::file(&self.path, from, part_bytes);
         let part = store.upload_part(&self.key, &current.id, number, body).await?;
         if *self.starts.borrow() == start {
-            LineFile::attach(&self.journal)?.append(&Entry::Part { part, sha256: Some(sha256) })?;
+            LineFile::open_for_append(&self.journal)?.append(&Entry::Part { part, sha256: Some(sha256) })?;
             current.next = next + 1;
         }
         Ok(true)

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use archiver::app::services::{broker, broker_config, routers};
-use archiver::bridge::{Bridge, bridge, rules};
+use archiver::bridge::{self, Bridge, rules};
 use archiver::broker::{Broker, RabbitBroker};
 use archiver::catalog::{JobState, SessionRow, SharedCatalog};
-use archiver::config::{BridgeSection, Settings, Span};
+use archiver::config::{BridgeSection, DurationValue, Settings};
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::SessionId;
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
@@ -64,7 +64,7 @@ impl Ground {
     }
 
     fn bridge(&self, poll: Duration) -> Running {
-        self.bridge_with(BridgeSection { poll: Span(poll), ..BridgeSection::default() })
+        self.bridge_with(BridgeSection { poll: DurationValue(poll), ..BridgeSection::default() })
     }
 
     fn bridge_with(&self, settings: BridgeSection) -> Running {
@@ -75,7 +75,7 @@ impl Ground {
             broker: broker(&self.settings).expect("broker"),
             settings,
         };
-        tasks.spawn(bridge(deps, cancel.clone()));
+        tasks.spawn(bridge::run(deps, cancel.clone()));
         tasks.close();
         Running { cancel, tasks }
     }
@@ -131,7 +131,7 @@ impl Ground {
 
     /// Waits until a conversation is being recorded.
     async fn recorded(&self, row: &SessionRow, conversation: i64) {
-        let job = rules::job_of(&row.session, conversation);
+        let job = rules::job_of_conversation(&row.session, conversation);
         wait_for(&format!("{} recorded, conversation {conversation}", row.session), || async {
             let job = self.catalog.job(job).await.ok()??;
             (job.state == JobState::Capturing).then_some(())
@@ -141,7 +141,7 @@ impl Ground {
 
     /// Waits until a conversation's archive is made.
     async fn available(&self, row: &SessionRow, conversation: i64) {
-        let job = rules::job_of(&row.session, conversation);
+        let job = rules::job_of_conversation(&row.session, conversation);
         wait_for(&format!("{} available, conversation {conversation}", row.session), || async {
             let job = self.catalog.job(job).await.ok()??;
             (job.state == JobState::Available).then_some(())
@@ -162,7 +162,8 @@ impl Ground {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_the_router_tells_of_is_recorded_at_once_by_one_job() {
-    let mut ground = Ground::of(World::start_telling(BINARY, QUEUE, false, LIMITS).await.expect("world")).await;
+    let mut ground =
+        Ground::of(World::start_with_event_handler(BINARY, QUEUE, false, LIMITS).await.expect("world")).await;
     ground.world.start_worker().expect("worker");
     let running = ground.bridge(SELDOM);
     let row = ground.session("told").await;
@@ -237,7 +238,7 @@ async fn without_hints_each_conversation_is_found_and_a_stopped_one_stays_stoppe
     let alice = ground.client(&row, "alice").await;
     ground.recorded(&row, 2).await;
     // Somebody stops it: that alone is no reason for another, and neither is a restart of the bridge.
-    let job = rules::job_of(&row.session, 2);
+    let job = rules::job_of_conversation(&row.session, 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
     ground.catalog.request_stop(job, "user initiated", Wallclock::now()).await.expect("stop");
     ground.available(&row, 2).await;
@@ -283,7 +284,8 @@ async fn a_conversation_that_was_begun_and_never_told_of_is_told_by_the_next_pro
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_of_the_router_or_the_broker_neither_loses_nor_doubles_a_session() {
     let limits = format!("{APART}[limits]\nno_clients = \"60s\"\n");
-    let mut ground = Ground::of(World::start_telling(BINARY, QUEUE, true, &limits).await.expect("world")).await;
+    let mut ground =
+        Ground::of(World::start_with_event_handler(BINARY, QUEUE, true, &limits).await.expect("world")).await;
     ground.world.start_worker().expect("worker");
     let running = ground.bridge(OFTEN);
     let row = ground.session("restarted").await;
@@ -318,9 +320,12 @@ async fn unused_rooms_are_removed_and_a_region_without_workers_is_told_again() {
     let (unused, used) = (ground.session("unused").await, ground.session_in("used", "mars").await);
     ground.world.janus.create_room("the-platform-s", json!({ "description": "the-platform-s" })).await.expect("room");
     let _alice = ground.client(&used, "alice").await;
-    let remove_rooms_after = Span(Duration::from_secs(2));
-    let running =
-        ground.bridge_with(BridgeSection { poll: Span(OFTEN), remove_rooms_after, ..BridgeSection::default() });
+    let remove_rooms_after = DurationValue(Duration::from_secs(2));
+    let running = ground.bridge_with(BridgeSection {
+        poll: DurationValue(OFTEN),
+        remove_rooms_after,
+        ..BridgeSection::default()
+    });
     wait_for("the room to be removed", || async { (!ground.has_room(&unused).await).then_some(()) }).await;
     assert!(ground.has_room(&used).await);
     let router = &routers(&ground.settings)[&ground.settings.routers[0].name];

@@ -246,7 +246,7 @@ async fn consumed_once(ground: Ground) {
     let publisher = ground.broker().publisher().await.expect("publisher");
     let headers = Headers::from([("archiver-replayed-by".to_owned(), "alice".to_owned())]);
     publisher.publish("session.started.eu", b"before", &headers).await.expect("confirm");
-    let mut worker = Worker::start(ground.broker(), 5, |_| Outcome::Done).await;
+    let mut worker = Worker::start(ground.broker(), 5, |_| Outcome::Ack).await;
     let first = worker.next().await;
     assert_eq!((first.body.as_slice(), first.routing_key.as_str()), (&b"before"[..], "session.started.eu"));
     assert_eq!((first.headers, first.attempt, first.dead), (headers, 0, false));
@@ -255,13 +255,13 @@ async fn consumed_once(ground: Ground) {
     worker.gets_nothing().await;
     worker.stop().await;
     // All were acked: a second worker is given nothing.
-    let mut second = Worker::start(ground.broker(), 5, |_| Outcome::Done).await;
+    let mut second = Worker::start(ground.broker(), 5, |_| Outcome::Ack).await;
     second.gets_nothing().await;
     second.stop().await;
 }
 
 async fn later(ground: Ground) {
-    let later = |d: &Delivery| if d.attempt < 2 { Outcome::Later } else { Outcome::Done };
+    let later = |d: &Delivery| if d.attempt < 2 { Outcome::Retry } else { Outcome::Ack };
     let mut worker = Worker::start(ground.broker(), 5, later).await;
     ground.publish(STARTED_KEY, "again").await.expect("confirm");
     let mut last = Instant::now();
@@ -281,7 +281,7 @@ async fn later(ground: Ground) {
 async fn poison(ground: Ground) {
     let answer = |d: &Delivery| {
         assert!(d.dead || d.body != b"poison", "poison");
-        Outcome::Done
+        Outcome::Ack
     };
     let mut worker = Worker::start(ground.broker(), 5, answer).await;
     ground.publish(STARTED_KEY, "poison").await.expect("confirm");
@@ -329,7 +329,7 @@ async fn full(ground: Ground) {
 }
 
 async fn fills_up(ground: Ground) {
-    let mut full = Worker::start(ground.broker(), 3, |_| Outcome::Done).await;
+    let mut full = Worker::start(ground.broker(), 3, |_| Outcome::Ack).await;
     for i in 0..200 {
         // Room comes and goes while events stream in.
         full.room.send_replace(i % 2);
@@ -338,7 +338,7 @@ async fn fills_up(ground: Ground) {
         }
     }
     full.room.send_replace(0);
-    let mut other = Worker::start(ground.broker(), 9, |_| Outcome::Done).await;
+    let mut other = Worker::start(ground.broker(), 9, |_| Outcome::Ack).await;
     let mut seen = std::collections::BTreeSet::new();
     while seen.len() < 50 {
         let body = tokio::select! {
@@ -363,7 +363,7 @@ async fn not_claimed(ground: Ground) {
 }
 
 async fn deleted_queues(ground: Ground) {
-    let mut worker = Worker::start(ground.broker(), 5, |_| Outcome::Done).await;
+    let mut worker = Worker::start(ground.broker(), 5, |_| Outcome::Ack).await;
     for queue in ["started.eu", "ended.eu", "retry.eu", "dead"] {
         ground.delete_queue(queue).await;
     }
@@ -394,7 +394,7 @@ fn listener(ground: &Ground, tasks: &TaskTracker, cancel: &CancellationToken) ->
         let nudged = || {
             count.fetch_add(1, Ordering::SeqCst);
         };
-        broker.hear_nudges(&nudged, &cancel).await;
+        broker.consume_wakeups(&nudged, &cancel).await;
     });
     heard
 }
@@ -406,7 +406,7 @@ async fn nudges(ground: Ground) {
     // What was asked for before somebody listened.
     wait_for("both to listen", || async { (count() == [1, 1]).then_some(()) }).await;
     let (broker, until, wanted_too) = (ground.broker(), cancel.clone(), Arc::clone(&wanted));
-    tasks.spawn(async move { broker.keep_nudging(&wanted_too, &until).await });
+    tasks.spawn(async move { broker.publish_wakeups(&wanted_too, &until).await });
     for nth in 2..4 {
         wanted.notify_one();
         wait_for("a nudge", || async { (count() == [nth, nth]).then_some(()) }).await;
@@ -423,7 +423,7 @@ async fn hints(ground: Ground) {
     let (broker, until, name) = (ground.broker(), cancel.clone(), queue.clone());
     tasks.spawn(async move {
         let take = |body: &[u8]| sender.try_send(body.to_vec()).expect("the test reads it");
-        broker.listen(&name, &take, &until).await;
+        broker.consume_hints(&name, &take, &until).await;
     });
     // A hint before the queue is declared is lost: published again until one is heard.
     let mut sent = 0;
@@ -473,7 +473,7 @@ async fn a_black_hole_is_noticed_left_and_outlived() {
     let direct = config.clone();
     let proxy = TcpProxy::start("127.0.0.1".parse().expect("ip"), node.address()).expect("proxy");
     config.url = node.url().replace(&node.address().to_string(), &proxy.address().to_string()).into();
-    let mut worker = Worker::start(rabbit(&config), 5, |_| Outcome::Done).await;
+    let mut worker = Worker::start(rabbit(&config), 5, |_| Outcome::Ack).await;
     let publisher = RabbitBroker::new(config.clone()).publisher().await.expect("publisher");
     proxy.set(TcpMode::BlackHole);
     let begun = Instant::now();
@@ -493,7 +493,7 @@ async fn a_black_hole_is_noticed_left_and_outlived() {
 #[tokio::test]
 async fn a_broker_that_is_killed_or_frozen_loses_nothing() {
     let (mut node, config) = own_node().await;
-    let mut worker = Worker::start(rabbit(&config), 5, |_| Outcome::Done).await;
+    let mut worker = Worker::start(rabbit(&config), 5, |_| Outcome::Ack).await;
     publish(rabbit(&config), STARTED_KEY, "first").await.expect("confirm");
     assert_eq!(worker.next_body().await, "first");
     worker.room.send_replace(0);
@@ -538,13 +538,13 @@ async fn a_nudge_outlives_the_connection_that_it_finds_lost() {
         let nudged = move || {
             heard.fetch_add(1, Ordering::SeqCst);
         };
-        async move { RabbitBroker::new(config).hear_nudges(&nudged, &cancel).await }
+        async move { RabbitBroker::new(config).consume_wakeups(&nudged, &cancel).await }
     });
     let count = || heard.load(Ordering::SeqCst);
     wait_for("somebody to hear", || async { (count() > 0).then_some(()) }).await;
     tasks.spawn({
         let (wanted, cancel) = (Arc::clone(&wanted), cancel.clone());
-        async move { RabbitBroker::new(behind).keep_nudging(&wanted, &cancel).await }
+        async move { RabbitBroker::new(behind).publish_wakeups(&wanted, &cancel).await }
     });
     wanted.notify_one();
     wait_for("a nudge", || async { (count() == 2).then_some(()) }).await;

@@ -11,8 +11,8 @@ use crate::support::catalogs::{Backend, on_each_catalog};
 use ArchiveStatus::{Available, Failed, Paused, Started, Stopped};
 use archiver::broker::{Broker, BrokerConfig, RabbitBroker};
 use archiver::catalog::{
-    self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, NewJob, NoticeFilter, NoticeRow,
-    NoticeState, NoticeTarget, Settled, SharedCatalog,
+    self, ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus, Claim, Disposition, NewJob, NoticeFilter,
+    NoticeRow, NoticeState, NoticeTarget, SharedCatalog, StoredSpec,
 };
 use archiver::config::CallbacksSection;
 use archiver::model::archive_options::ArchiveOptions;
@@ -21,7 +21,7 @@ use archiver::model::network::Network;
 use archiver::model::time::Wallclock;
 use archiver::notify::url_policy::check_url_with;
 use archiver::notify::webhook::NOTICE_ID;
-use archiver::notify::{Resolver, Sender, SystemResolver, Telling, keep_telling};
+use archiver::notify::{self, Dispatcher, Resolver, Sender, SystemResolver};
 use archiver_testkit::net::{free_port, listen};
 use archiver_testkit::rabbitmq::RabbitMq;
 use archiver_testkit::wait::wait_for;
@@ -189,18 +189,18 @@ struct Teller {
 }
 
 impl Teller {
-    fn start(catalog: &SharedCatalog, change: impl FnOnce(&mut Telling)) -> Self {
+    fn start(catalog: &SharedCatalog, change: impl FnOnce(&mut Dispatcher)) -> Self {
         let clock = Arc::new(AtomicI64::new(NOW.0));
         let section = CallbacksSection::default();
-        let mut telling = Telling::new(catalog.clone(), &section, None, Arc::new(rendered));
-        telling.sender = Sender::new(loopback(), Duration::from_secs(2), Arc::new(SystemResolver));
-        telling.timeout = Duration::from_secs(2);
-        telling.poll = Duration::from_millis(10);
+        let mut dispatcher = Dispatcher::new(catalog.clone(), &section, None, Arc::new(rendered));
+        dispatcher.sender = Sender::new(loopback(), Duration::from_secs(2), Arc::new(SystemResolver));
+        dispatcher.timeout = Duration::from_secs(2);
+        dispatcher.poll = Duration::from_millis(10);
         let of_test = Arc::clone(&clock);
-        telling.clock = Arc::new(move || Wallclock(of_test.load(Ordering::SeqCst)));
-        change(&mut telling);
+        dispatcher.clock = Arc::new(move || Wallclock(of_test.load(Ordering::SeqCst)));
+        change(&mut dispatcher);
         let teller = Self { clock, cancel: CancellationToken::new(), tasks: TaskTracker::new() };
-        teller.tasks.spawn(keep_telling(telling, teller.cancel.clone()));
+        teller.tasks.spawn(notify::run(dispatcher, teller.cancel.clone()));
         teller.tasks.close();
         teller
     }
@@ -334,21 +334,21 @@ async fn settled(backend: Backend) {
         taken.into_iter().next()
     };
     let first = take(later(10)).await.unwrap();
-    assert!(catalog.settle_notice(&first, Settled::Again(later(15)), Some("500"), later(11)).await.unwrap());
+    assert!(catalog.settle_notice(&first, Disposition::Again(later(15)), Some("500"), later(11)).await.unwrap());
     // Our lease is over: nothing more is noted with it, but that it was delivered.
-    assert!(!catalog.settle_notice(&first, Settled::Undelivered, None, later(11)).await.unwrap());
+    assert!(!catalog.settle_notice(&first, Disposition::Undelivered, None, later(11)).await.unwrap());
     assert!(take(later(14)).await.is_none(), "the others wait for it");
     let again = take(later(15)).await.unwrap();
     assert_eq!((again.number, again.failures, again.first_at), (1, 1, Some(later(10))));
     assert_eq!((again.detail.as_deref(), again.notice), (Some("500"), first.notice));
-    assert!(catalog.settle_notice(&again, Settled::Undelivered, Some("given up"), later(16)).await.unwrap());
+    assert!(catalog.settle_notice(&again, Disposition::Undelivered, Some("given up"), later(16)).await.unwrap());
     let second = take(later(16)).await.unwrap();
-    assert!(catalog.settle_notice(&second, Settled::Untried, None, later(16)).await.unwrap());
+    assert!(catalog.settle_notice(&second, Disposition::Untried, None, later(16)).await.unwrap());
     let second = take(later(16)).await.unwrap();
     assert_eq!((second.number, second.failures), (2, 0));
-    assert!(catalog.settle_notice(&second, Settled::Delivered, None, later(17)).await.unwrap());
+    assert!(catalog.settle_notice(&second, Disposition::Delivered, None, later(17)).await.unwrap());
     let third = take(later(17)).await.unwrap();
-    assert!(catalog.settle_notice(&third, Settled::Delivered, None, later(18)).await.unwrap());
+    assert!(catalog.settle_notice(&third, Disposition::Delivered, None, later(18)).await.unwrap());
     let states = async || {
         let rows = callbacks(&catalog).await;
         rows.iter().map(|r| r.state.as_str()).collect::<Vec<_>>().join(" ")
@@ -363,7 +363,7 @@ async fn settled(backend: Backend) {
     assert_eq!(states().await, "waiting delivered waiting");
     let anew = take(later(21)).await.unwrap();
     assert_eq!((anew.number, anew.failures, anew.first_at), (1, 0, Some(later(21))));
-    assert!(catalog.settle_notice(&anew, Settled::Undelivered, None, later(22)).await.unwrap());
+    assert!(catalog.settle_notice(&anew, Disposition::Undelivered, None, later(22)).await.unwrap());
     // Newest first, in pages.
     let filter = NoticeFilter { target: Some(NoticeTarget::Callback), count: 1, offset: 1, ..NoticeFilter::default() };
     let (page, total) = catalog.notices(&filter).await.unwrap();
@@ -496,7 +496,7 @@ async fn notices_whose_rows_are_damaged_are_given_up_and_keep_no_other() {
         session: damaged.session.clone(),
         application: damaged.application.clone(),
         region: "eu".parse().unwrap(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: NOW,
         tag: String::new(),
         is_conversation: true,
@@ -512,7 +512,8 @@ async fn notices_whose_rows_are_damaged_are_given_up_and_keep_no_other() {
         connection.execute("UPDATE jobs SET state = 'nonsense'").await.unwrap();
         connection.close().await.unwrap();
     }
-    let teller = Teller::start(&catalog, |telling| telling.broker = Some(Arc::new(RabbitBroker::new(broker(&node)))));
+    let teller =
+        Teller::start(&catalog, |dispatcher| dispatcher.broker = Some(Arc::new(RabbitBroker::new(broker(&node)))));
     let settled = async || {
         let rows = notices(&catalog, NoticeFilter::default()).await;
         rows.iter().all(|row| row.state != NoticeState::Waiting).then_some(rows)
@@ -593,9 +594,9 @@ async fn a_receiver_that_hangs_keeps_nobody_else_waiting() {
     for n in 0..40 {
         catalog.put_archive(&archive("slow", &format!("slow{n}"), Started, NOW)).await.unwrap();
     }
-    let teller = Teller::start(&catalog, |telling| {
-        telling.sender = Sender::new(loopback(), Duration::from_secs(5), Arc::new(SystemResolver));
-        telling.timeout = Duration::from_secs(5);
+    let teller = Teller::start(&catalog, |dispatcher| {
+        dispatcher.sender = Sender::new(loopback(), Duration::from_secs(5), Arc::new(SystemResolver));
+        dispatcher.timeout = Duration::from_secs(5);
     });
     // A quarter of 16, plus what was taken with the last free places of its share.
     slow.got_all(4).await;
@@ -734,7 +735,7 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
         assert!(catalog.put_archive(&archive("a", session, status, NOW)).await.unwrap());
     };
     let broker = RabbitBroker::new(config.clone());
-    let teller = Teller::start(&catalog, |telling| telling.broker = Some(Arc::new(broker)));
+    let teller = Teller::start(&catalog, |dispatcher| dispatcher.broker = Some(Arc::new(broker)));
     // Nobody listens: it is published all the same.
     put("unheard", Started).await;
     delivered(1).await;
@@ -747,7 +748,7 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
         session: one.session.clone(),
         application: one.application.clone(),
         region: "eu".parse().unwrap(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: NOW,
         tag: "second".to_owned(),
         is_conversation: true,

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
-    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, JobRow, JobState, NewJob,
-    NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog,
+    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HistoryLine,
+    JobRow, JobState, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog, StoredDesired,
+    StoredSpec,
 };
 use archiver::model::archive_options::ArchiveOptions;
+use archiver::model::desired::Desired;
 use archiver::model::fault::{FaultKind, HasFault, Retry};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
@@ -38,7 +40,7 @@ fn event(session: &str, event: &str) -> NewJob {
         session,
         application: "app".parse().unwrap(),
         region: "eu".parse().unwrap(),
-        event: format!("{{\"id\":\"{event}\"}}"),
+        event: StoredSpec::read(format!("{{\"id\":\"{event}\"}}")),
         started_at: NOW,
         tag: String::new(),
         is_conversation: true,
@@ -54,6 +56,10 @@ async fn accepted(catalog: &SharedCatalog, session: &str, id: &str) -> JobRow {
 
 async fn claimed(catalog: &SharedCatalog, job: JobId, who: &str, now: Wallclock) -> Claimed {
     catalog.claim(job, &worker(who), now, TTL).await.unwrap().expect("free")
+}
+
+fn line(at: Wallclock, what: &str, who: &str) -> HistoryLine {
+    HistoryLine { at, what: what.to_owned(), who: who.to_owned() }
 }
 
 fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
@@ -90,6 +96,7 @@ on_each_catalog! {
     a_worker_takes_its_own_job_back_at_once => own_jobs;
     an_owner_that_was_paused_changes_nothing_any_more => fencing;
     of_two_who_ask_for_something_at_once_the_second_asks_again => desires;
+    a_job_whose_event_cannot_be_read_is_claimed_and_parked_like_any_other => unreadable;
     a_job_moves_forward_only_and_a_repeated_move_is_harmless => states;
     a_parked_job_goes_on_where_its_media_stands => unparking;
     an_archive_never_goes_back => statuses;
@@ -117,8 +124,8 @@ async fn accept_at_once(backend: Backend) {
     assert_eq!(jobs.len(), 1);
     let job = &jobs[0];
     assert_eq!((job.state, job.origin, job.epoch), (JobState::Accepted, NOW, Epoch(0)));
-    assert_eq!((job.event.as_str(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
-    assert_eq!(catalog.job_history(job.job).await.unwrap(), [(NOW, "accepted".to_owned(), "broker".to_owned())]);
+    assert_eq!((job.event.text(), job.archive), ("{\"id\":\"e\"}", ArchiveId::of_job(job.job)));
+    assert_eq!(catalog.job_history(job.job).await.unwrap(), [line(NOW, "accepted", "broker")]);
 }
 
 async fn sessions_at_once(backend: Backend) {
@@ -309,16 +316,41 @@ async fn desires(backend: Backend) {
     let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     assert_eq!(job.desired, None);
-    assert!(catalog.desire(&job, "{\"a\":1}", NOW).await.unwrap());
-    assert!(!catalog.desire(&job, "{\"b\":1}", NOW).await.unwrap(), "it was read before the other asked");
+    let desired = |text: &str| StoredDesired::read(text.to_owned());
+    assert!(catalog.desire(&job, &desired("{\"a\":1}"), NOW).await.unwrap());
+    assert!(!catalog.desire(&job, &desired("{\"b\":1}"), NOW).await.unwrap(), "it was read before the other asked");
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
     let heard = catalog.heartbeat(job.job, epoch, NOW, TTL).await.unwrap();
-    assert_eq!(heard.desired.as_deref(), Some("{\"a\":1}"));
-    assert!(catalog.desire(&heard, "{\"b\":1}", NOW).await.unwrap());
+    assert_eq!(heard.desired.as_ref().map(StoredDesired::text), Some("{\"a\":1}"));
+    assert!(catalog.desire(&heard, &desired("{\"b\":1}"), NOW).await.unwrap());
     catalog.advance(job.job, epoch, JobState::Finalizing, Some("x"), NOW).await.unwrap();
     let ended = catalog.job(job.job).await.unwrap().unwrap();
-    assert!(!catalog.desire(&ended, "{}", NOW).await.unwrap(), "nothing can be asked of what has ended");
-    assert_eq!(ended.desired.as_deref(), Some("{\"b\":1}"));
+    assert!(!catalog.desire(&ended, &desired("{}"), NOW).await.unwrap(), "nothing can be asked of what has ended");
+    assert_eq!(ended.desired.as_ref().map(StoredDesired::text), Some("{\"b\":1}"));
+}
+
+async fn unreadable(backend: Backend) {
+    let catalog = backend.open().await;
+    let broken = NewJob { event: StoredSpec::read("no JSON".to_owned()), ..event("broken", "e") };
+    let Accepted::New(broken) = catalog.accept(&broken, NOW).await.unwrap() else { panic!("new") };
+    let other = catalog.accept(&event("other", "e"), later(1)).await.unwrap();
+    assert!(matches!(other, Accepted::New(_)), "{other:?}");
+    let region = "eu".parse().unwrap();
+    // It hides no other job, and its claim says why it cannot go on.
+    assert_eq!(catalog.claimable(&worker("w"), &region, later(2), 10).await.unwrap().len(), 2);
+    let job = claimed(&catalog, broken.job, "w", later(2)).await.job;
+    assert_eq!(job.spec().unwrap_err().fault().kind, FaultKind::EventMalformed);
+    assert_eq!(job.event.text(), "no JSON");
+    // What is desired is read anew with each heartbeat, and asked for anew over what cannot be read.
+    assert!(catalog.desire(&job, &StoredDesired::read("nor this".to_owned()), NOW).await.unwrap());
+    let heard = catalog.heartbeat(job.job, job.epoch, later(3), TTL).await.unwrap();
+    assert!(heard.desired.as_ref().is_some_and(|desired| desired.value().is_err()), "{heard:?}");
+    assert!(!catalog.desire(&job, &StoredDesired::of(Desired::default()), NOW).await.unwrap(), "it was read before");
+    assert!(catalog.desire(&heard, &StoredDesired::of(Desired::default()), NOW).await.unwrap());
+    let fault = FaultKind::EventMalformed;
+    catalog.park_job(job.job, job.epoch, fault.as_str(), "", later(4)).await.unwrap();
+    let left = catalog.claimable(&worker("w"), &region, later(5), 10).await.unwrap();
+    assert_eq!(left.iter().map(|job| job.session.as_str()).collect::<Vec<_>>(), ["other"]);
 }
 
 async fn states(backend: Backend) {
@@ -341,7 +373,7 @@ async fn states(backend: Backend) {
     fenced(catalog.park_job(job, epoch, "bug", "late", NOW).await);
     assert!(catalog.claim(job, &worker("v"), later(1000), TTL).await.unwrap().is_none());
     assert!(!catalog.discard_job(job, "me", NOW).await.unwrap());
-    let lines: Vec<String> = catalog.job_history(job).await.unwrap().into_iter().map(|l| l.1).collect();
+    let lines: Vec<String> = catalog.job_history(job).await.unwrap().into_iter().map(|l| l.what).collect();
     assert_eq!(lines.len(), 5, "{lines:?}");
     assert!(
         matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(j) if j.state == JobState::Available)
@@ -558,11 +590,11 @@ async fn remakes(backend: Backend) {
         let base = archive(&source, ArchiveStatus::Stopped, NOW);
         ArchiveRow { archive: ArchiveId::of_job(id), application, ..base }
     };
-    let limits = (25, 10);
+    let limits = DerivedArchiveLimits { all: 25, of_one: 10 };
     let mut tasks = JoinSet::new();
     for (of, n) in (0..45).map(|n| (["a", "b", "c"][n as usize % 3], n)) {
         let (catalog, row, source) = (catalog.clone(), row(of, n), source.archive);
-        tasks.spawn(async move { catalog.add_remake(&row, source, "{}", limits, later(n)).await.unwrap() });
+        tasks.spawn(async move { catalog.add_derived_archive(&row, source, "{}", limits, later(n)).await.unwrap() });
     }
     let added = tasks.join_all().await.into_iter().filter(|added| *added).count();
     assert_eq!(added, 25, "so many of all, whoever asks at the same time");
@@ -578,20 +610,20 @@ async fn remakes(backend: Backend) {
     let (_, told) = catalog.notices(&NoticeFilter::default()).await.unwrap();
     assert_eq!(told, 25);
     // Each is taken once at a time, and every try is counted; one that was given back was none.
-    let one = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("one waits");
+    let one = catalog.claim_derived_archive(later(100), later(130)).await.unwrap().expect("one waits");
     assert_eq!(one.tries, 1);
-    let again = catalog.claim_remake(later(100), later(130)).await.unwrap().expect("another one waits");
+    let again = catalog.claim_derived_archive(later(100), later(130)).await.unwrap().expect("another one waits");
     assert_ne!(one.archive, again.archive);
-    catalog.give_remake_back(&one, later(101)).await.unwrap();
-    let back = catalog.claim_remake(later(101), later(131)).await.unwrap().expect("it is back");
+    catalog.release_derived_archive(&one, later(101)).await.unwrap();
+    let back = catalog.claim_derived_archive(later(101), later(131)).await.unwrap().expect("it is back");
     assert_eq!((back.archive, back.tries), (one.archive, 1));
-    let died = catalog.claim_remake(later(131), later(160)).await.unwrap().expect("its time is over");
+    let died = catalog.claim_derived_archive(later(131), later(160)).await.unwrap().expect("its time is over");
     assert!(died.archive == back.archive || died.archive == again.archive);
     assert_eq!(died.tries, 2);
-    catalog.end_remake(died.archive).await.unwrap();
+    catalog.finish_derived_archive(died.archive).await.unwrap();
     let free = ["a", "b", "c"].into_iter().zip(totals).find(|(_, total)| *total < 10).expect("25 of 30").0;
     assert!(
-        catalog.add_remake(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
+        catalog.add_derived_archive(&row(free, 99), source.archive, "{}", limits, NOW).await.unwrap(),
         "there is room again"
     );
 }
@@ -640,7 +672,7 @@ async fn parking(backend: Backend) {
         (found.state, found.times, found.first_at, found.last_at),
         (ParkedState::Resolved, 2, later(100), later(102))
     );
-    assert_eq!(found.history, [(later(101), "replayed".to_owned(), "ann".to_owned())]);
+    assert_eq!(found.history, [line(later(101), "replayed", "ann")]);
     // What a person gave up stays given up, however often it comes.
     catalog.mark_parked(ids[0], ParkedState::Discarded, "bob", later(103)).await.unwrap();
     catalog.park(&entry(FaultKind::EventMalformed, body), later(104)).await.unwrap();
@@ -668,9 +700,9 @@ async fn hostile_text(backend: Backend) {
     let catalog = backend.open().await;
     let text = "a\0b ' \" ; DROP TABLE jobs; -- \u{1F600} $1 ?1 %s \\";
     let stored = text.replace('\0', "\u{fffd}");
-    let new = NewJob { event: text.to_owned(), ..event("s", "e") };
+    let new = NewJob { event: StoredSpec::read(text.to_owned()), ..event("s", "e") };
     let Accepted::New(job) = catalog.accept(&new, NOW).await.unwrap() else { panic!("new") };
-    assert_eq!(job.event, stored);
+    assert_eq!(job.event.text(), stored);
     let row = ArchiveRow {
         name: Some(text.to_owned()),
         reason: text.to_owned(),
@@ -682,7 +714,7 @@ async fn hostile_text(backend: Backend) {
     let id = catalog.park(&entry, NOW).await.unwrap();
     catalog.mark_parked(id, ParkedState::Discarded, text, NOW).await.unwrap();
     let found = catalog.parked_entry(id).await.unwrap().unwrap();
-    assert_eq!((found.detail, found.history[0].2.clone()), (stored.clone(), stored.clone()));
+    assert_eq!((found.detail, found.history[0].who.clone()), (stored.clone(), stored.clone()));
     catalog.request_end(&job.application, &job.session, text, NOW, NOW).await.unwrap();
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
     catalog.park_job(job.job, epoch, text, text, NOW).await.unwrap();
@@ -690,7 +722,7 @@ async fn hostile_text(backend: Backend) {
     // A long one too: an event may have 64 KiB and more.
     let long = "x".repeat(1 << 20);
     catalog.note(job.job, &long, "w", later(1)).await.unwrap();
-    assert_eq!(catalog.job_history(job.job).await.unwrap().last().unwrap().1.len(), 1 << 20);
+    assert_eq!(catalog.job_history(job.job).await.unwrap().last().unwrap().what.len(), 1 << 20);
 }
 
 async fn migrations(url: String) {

@@ -11,9 +11,9 @@ use archiver::router::{ListedRoom, MediaRouter, Room, RoomEvent, Rooms, RouterEr
 use archiver::session::access::{access_at, client_access, signed_token};
 use archiver::session::room::room_of;
 use archiver_testkit::janus::{ADMIN_KEY, API_SECRET, Client, Janus, TOKEN_SECRET};
-use archiver_testkit::liar::{Lie, liar, reply};
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::scripted_janus::{Script, reply, scripted_janus};
 use archiver_testkit::wait::wait_for;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -141,7 +141,7 @@ fn honest(request: &Value) -> Option<Vec<Message>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_no_janus_is_refused_in_time() {
-    let lies: [(&str, Lie); 9] = [
+    let scripts: [(&str, Script); 9] = [
         ("silence", |_| None),
         ("no JSON", |_| Some(vec![Message::text("hello"), Message::binary(vec![0_u8; 1000])])),
         ("wrong types", |r| Some(vec![reply(r, json!({ "janus": [], "data": { "id": "seven" } }))])),
@@ -154,8 +154,8 @@ async fn a_server_that_is_no_janus_is_refused_in_time() {
         }),
         ("a closed door", |_| Some(vec![Message::Close(None)])),
     ];
-    for (name, lie) in lies {
-        let url = liar(lie).await.expect("liar");
+    for (name, script) in scripts {
+        let url = scripted_janus(script).await.expect("liar");
         let started = Instant::now();
         let router = JanusRouter::new(JanusConfig { timeout: Duration::from_millis(500), ..config(&url) });
         let error = router.join(&id("r"), "test").await.map(drop).expect_err(name);
@@ -168,7 +168,7 @@ async fn a_server_that_is_no_janus_is_refused_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_in_a_room_harms_nothing() {
-    let url = liar(|request| {
+    let url = scripted_janus(|request| {
         let mut answers = honest(request)?;
         if request["body"]["request"] == "listparticipants" {
             let event = |data: Value| {

@@ -11,9 +11,9 @@ use std::time::Duration;
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::Content;
 use archiver_testkit::janus::API_SECRET;
-use archiver_testkit::liar::{liar, reply};
 use archiver_testkit::net::free_port;
 use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::scripted_janus::{reply, scripted_janus};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use base64::Engine;
@@ -299,7 +299,7 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     configure(&world, &format!("[pipelines]\nstall = \"1s\"\ndir = \"{}\"", pipelines.display()));
     // One router that is not there, and one that is none.
     let nowhere = format!("ws://127.0.0.1:{}", free_port(std::net::Ipv4Addr::LOCALHOST.into()).expect("port"));
-    let lies = liar(|r| Some(vec![reply(r, json!({ "janus": "success", "data": { "id": "seven" } }))]));
+    let lies = scripted_janus(|r| Some(vec![reply(r, json!({ "janus": "success", "data": { "id": "seven" } }))]));
     let lies = lies.await.expect("liar");
     for (name, url) in [("away", &nowhere), ("liar", &lies)] {
         configure(&world, &format!("[[router]]\nname = \"{name}\"\nurl = \"{url}\"\napi_secret = \"{API_SECRET}\""));

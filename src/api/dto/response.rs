@@ -5,10 +5,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::catalog::{ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus};
-use crate::job::desired::Desired;
 use crate::model::archive_options::{OutputMode, Resolution, StreamMode};
+use crate::model::desired::{Desired, Selection};
 use crate::model::ids::{ApplicationId, StreamId};
-use crate::recording::history::Selection;
 
 /// A stream of an archive with stream mode manual.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]

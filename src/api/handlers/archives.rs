@@ -1,27 +1,29 @@
 //! Archives: start, stop, get, list, delete, layout, streams.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::api::caller::Caller;
-use crate::api::dto::{request, response};
-use crate::api::error::{ALREADY_ARCHIVING, ApiError, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
-use crate::api::extract::Segments;
+use crate::api::dto::archives::{ArchiveLayout, ArchiveStreams, NewArchive, StartArchive};
+use crate::api::dto::path::{ArchivePath, ProjectPath};
+use crate::api::dto::query::ListQuery;
+use crate::api::dto::response;
+use crate::api::error::{ALREADY_ARCHIVING, ApiError, ErrorBody, NOT_DELETABLE, NOT_ROUTED, NOT_RUNNING};
+use crate::api::extract::{JsonBody, PathParams, QueryParams};
 use crate::api::links::Base;
 use crate::api::state::Shared;
 use crate::archive::delete;
 use crate::archive::delete::DeleteError;
-use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow};
-use crate::event::{Envelope, STARTED, SessionEvent, Started};
+use crate::catalog::{Accepted, ArchiveRow, ArchiveStatus, CatalogError, JobRow, NewJob, SessionRow, StoredSpec};
 use crate::job::accept::{accept, give_classes};
 use crate::job::change::{DesireError, StreamsChange, desire, select_streams};
-use crate::job::desired::Desired;
 use crate::model::archive_options::{ArchiveOptions, OutputMode, StreamMode};
+use crate::model::desired::Desired;
 use crate::model::ids::{ArchiveId, EventId, SessionId, StreamId};
+use crate::model::job_spec::JobSpec;
 use crate::model::session::{ArchiveMode, MediaMode};
 use crate::model::time::Wallclock;
 
@@ -37,15 +39,15 @@ const USER_INITIATED: &str = "user initiated";
 /// `POST /v2/project/{project}/archive`
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "startArchive",
-    params(crate::api::dto::document::Project), request_body = crate::api::dto::document::StartArchive,
-    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath), request_body = StartArchive,
+    responses((status = 200, body = response::Archive), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn start(
     State(api): State<Shared>,
     caller: Caller,
-    body: Bytes,
+    body: JsonBody<StartArchive>,
 ) -> Result<Json<response::Archive>, ApiError> {
-    let request::Start { session, options } = request::start(&body)?;
+    let NewArchive { session, options } = body.read()?;
     let session = api.session(&caller, &session).await?;
     if session.media_mode == MediaMode::Relayed {
         return Err(ApiError::conflict(NOT_ROUTED, "Only routed sessions are allowed to initiate archives."));
@@ -77,35 +79,32 @@ pub async fn start(
 async fn begin(api: &Shared, session: &SessionRow, options: ArchiveOptions) -> Result<ArchiveRow, ApiError> {
     let now = Wallclock::now();
     let id: EventId = format!("api-{}", uuid::Uuid::new_v4()).parse().expect("a valid id");
-    let event = Envelope {
-        specversion: "1.0".to_owned(),
-        id,
+    let spec = JobSpec {
+        event: id,
         source: "archiver/api".to_owned(),
-        kind: STARTED.to_owned(),
-        time: Some(now.to_rfc3339()),
-        data: Started {
-            session_id: session.session.clone(),
-            application_id: session.application.clone(),
-            media_mode: MediaMode::Routed,
-            archive_mode: ArchiveMode::Manual,
-            location: session.location,
-            region: session.region.clone(),
-            router: session.router.clone(),
-            archive: options,
-        },
+        started_at: Some(now),
+        session: session.session.clone(),
+        application: session.application.clone(),
+        media_mode: MediaMode::Routed,
+        archive_mode: ArchiveMode::Manual,
+        location: session.location,
+        region: session.region.clone(),
+        router: session.router.clone(),
+        archive: options,
     };
+    let options = spec.archive.clone();
     let new = NewJob {
-        job: event.job(),
+        job: spec.job(),
         session: session.session.clone(),
         application: session.application.clone(),
         region: session.region.clone(),
-        event: serde_json::to_string(&event).expect("plain data"),
+        event: StoredSpec::of(spec),
         started_at: now,
-        tag: event.data.archive.multi_archive_tag.clone().unwrap_or_default(),
+        tag: options.multi_archive_tag.clone().unwrap_or_default(),
         is_conversation: false,
     };
     let job = accepted(api, &new).await?;
-    let row = ArchiveRow::of_job(&job, event.data.archive, ArchiveStatus::Started, now);
+    let row = ArchiveRow::started(&job, options, now);
     // It is begun whatever happens now: who were told otherwise would begin another. Its owner writes the row, too, and may
     // have been quicker, and told more.
     let completed = async {
@@ -134,17 +133,16 @@ async fn accepted(api: &Shared, new: &NewJob) -> Result<JobRow, ApiError> {
 /// `GET /v2/project/{project}/archive`
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive", tag = "archives", operation_id = "listArchives",
-    params(crate::api::dto::document::Project, crate::api::dto::document::ListQuery),
-    responses((status = 200, body = response::ArchiveList), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, ListQuery),
+    responses((status = 200, body = response::ArchiveList), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn list(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
-    RawQuery(query): RawQuery,
+    QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Json<response::ArchiveList>, ApiError> {
-    let mut filter = request::list(query.as_deref().unwrap_or_default())?;
-    filter.application = Some(caller.application.application.clone());
+    let filter = query.filter(caller.application.application.clone());
     let (rows, count) = api.catalog.archives(&filter).await?;
     let mut items = Vec::with_capacity(rows.len());
     for row in &rows {
@@ -156,16 +154,16 @@ pub async fn list(
 /// `GET /v2/project/{project}/archive/{archive}`
 #[utoipa::path(
     get, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "getArchive",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
-    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, ArchivePath),
+    responses((status = 200, body = response::Archive), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn get(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
-    path: Segments,
+    PathParams(path): PathParams<ArchivePath>,
 ) -> Result<Json<response::Archive>, ApiError> {
-    let row = api.archive(&caller, path.archive()?).await?;
+    let row = api.archive(&caller, path.archive).await?;
     Ok(Json(api.wire(&row, &caller.application, Some(&base)).await?))
 }
 
@@ -174,16 +172,16 @@ pub async fn get(
 /// An automatic archive goes on: it ends with its session (Vonage's rule).
 #[utoipa::path(
     post, path = "/v2/project/{project}/archive/{archive}/stop", tag = "archives", operation_id = "stopArchive",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
-    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, ArchivePath),
+    responses((status = 200, body = response::Archive), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn stop(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
-    path: Segments,
+    PathParams(path): PathParams<ArchivePath>,
 ) -> Result<Json<response::Archive>, ApiError> {
-    let archive = path.archive()?;
+    let archive = path.archive;
     let row = api.archive(&caller, archive).await?;
     if !matches!(row.status, ArchiveStatus::Started | ArchiveStatus::Paused | ArchiveStatus::Stopped) {
         let message =
@@ -201,10 +199,7 @@ pub async fn stop(
 
 /// Whether nobody started an archive: its session did.
 fn is_automatic(job: &JobRow) -> bool {
-    match crate::event::parse(job.event.as_bytes()) {
-        Ok(SessionEvent::Started(event)) => event.data.archive_mode == ArchiveMode::Always,
-        Ok(SessionEvent::Ended(_)) | Err(_) => true,
-    }
+    job.spec().map_or(true, |spec| spec.archive_mode == ArchiveMode::Always)
 }
 
 /// Waits a moment for the owner of a job to have heard that it should end.
@@ -220,11 +215,15 @@ async fn stopped(api: &Shared, caller: &Caller, mut row: ArchiveRow) -> Result<A
 /// `DELETE /v2/project/{project}/archive/{archive}`
 #[utoipa::path(
     delete, path = "/v2/project/{project}/archive/{archive}", tag = "archives", operation_id = "deleteArchive",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive),
-    responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, ArchivePath),
+    responses((status = 204), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
-    let row = api.own_archive(&caller, path.archive()?).await?;
+pub async fn delete(
+    State(api): State<Shared>,
+    caller: Caller,
+    PathParams(path): PathParams<ArchivePath>,
+) -> Result<StatusCode, ApiError> {
+    let row = api.own_archive(&caller, path.archive).await?;
     if row.status == ArchiveStatus::Deleted {
         // Asked again, as by an SDK whose connection was lost before the answer came.
         return Ok(StatusCode::NO_CONTENT);
@@ -245,18 +244,18 @@ pub async fn delete(State(api): State<Shared>, caller: Caller, path: Segments) -
 /// `PUT /v2/project/{project}/archive/{archive}/layout`
 #[utoipa::path(
     put, path = "/v2/project/{project}/archive/{archive}/layout", tag = "archives", operation_id = "setArchiveLayout",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive), request_body = crate::api::dto::document::ArchiveLayout,
-    responses((status = 200, body = response::Archive), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, ArchivePath), request_body = ArchiveLayout,
+    responses((status = 200, body = response::Archive), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn layout(
     State(api): State<Shared>,
     caller: Caller,
     base: Base,
-    path: Segments,
-    body: Bytes,
+    PathParams(path): PathParams<ArchivePath>,
+    body: JsonBody<ArchiveLayout>,
 ) -> Result<Json<response::Archive>, ApiError> {
-    let row = api.archive(&caller, path.archive()?).await?;
-    let layout = request::layout(&body)?;
+    let row = api.archive(&caller, path.archive).await?;
+    let layout = body.read()?;
     if row.options.output_mode == OutputMode::Individual {
         return Err(ApiError::invalid("an individual archive has no layout"));
     }
@@ -268,17 +267,17 @@ pub async fn layout(
 /// `PATCH /v2/project/{project}/archive/{archive}/streams`
 #[utoipa::path(
     patch, path = "/v2/project/{project}/archive/{archive}/streams", tag = "archives", operation_id = "selectArchiveStreams",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfArchive), request_body = crate::api::dto::document::ArchiveStreams,
-    responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, ArchivePath), request_body = ArchiveStreams,
+    responses((status = 204), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn streams(
     State(api): State<Shared>,
     caller: Caller,
-    path: Segments,
-    body: Bytes,
+    PathParams(path): PathParams<ArchivePath>,
+    body: JsonBody<ArchiveStreams>,
 ) -> Result<Response, ApiError> {
-    let row = api.archive(&caller, path.archive()?).await?;
-    let change = request::streams(&body)?;
+    let row = api.archive(&caller, path.archive).await?;
+    let change = body.read()?;
     api.knows_streams(&row, &change).await?;
     match select_streams(api.catalog.as_ref(), row.archive, &change).await {
         Ok(_) => {

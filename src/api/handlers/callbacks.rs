@@ -2,16 +2,16 @@
 //! `unregisterCallback`. An application has one address.
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::api::caller::Caller;
-use crate::api::dto::request;
-use crate::api::error::ApiError;
-use crate::api::extract::Segments;
+use crate::api::dto::callbacks::RegisterCallback;
+use crate::api::dto::path::{CallbackPath, ProjectPath};
+use crate::api::error::{ApiError, ErrorBody};
+use crate::api::extract::{JsonBody, PathParams};
 use crate::api::state::Shared;
 use crate::auth::applications::set_callback;
 use crate::catalog::ApplicationRow;
@@ -43,8 +43,8 @@ fn callback(application: &ApplicationRow) -> Option<Callback> {
 /// `GET /v2/project/{project}/callback`
 #[utoipa::path(
     get, path = "/v2/project/{project}/callback", tag = "callbacks", operation_id = "listCallbacks",
-    params(crate::api::dto::document::Project),
-    responses((status = 200, body = [Callback]), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath),
+    responses((status = 200, body = [Callback]), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
     Json(callback(&caller.application).into_iter().collect())
@@ -55,11 +55,15 @@ pub async fn list(caller: Caller) -> Json<Vec<Callback>> {
 /// Replaces the address that was there. What callbacks are signed with is shown by `archiver apps callback`, once.
 #[utoipa::path(
     post, path = "/v2/project/{project}/callback", tag = "callbacks", operation_id = "registerCallback",
-    params(crate::api::dto::document::Project), request_body = crate::api::dto::document::RegisterCallback,
-    responses((status = 200, body = Callback), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath), request_body = RegisterCallback,
+    responses((status = 200, body = Callback), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) -> Result<Json<Callback>, ApiError> {
-    let url = request::callback(&body)?;
+pub async fn register(
+    State(api): State<Shared>,
+    caller: Caller,
+    body: JsonBody<RegisterCallback>,
+) -> Result<Json<Callback>, ApiError> {
+    let url = body.read()?;
     let id = &caller.application.application;
     let changed = set_callback(api.catalog.as_ref(), &api.settings, id, Some(url), Wallclock::now()).await;
     let changed = changed.map_err(|e| ApiError::of(&e))?;
@@ -69,11 +73,15 @@ pub async fn register(State(api): State<Shared>, caller: Caller, body: Bytes) ->
 /// `DELETE /v2/project/{project}/callback/{callback}`
 #[utoipa::path(
     delete, path = "/v2/project/{project}/callback/{callback}", tag = "callbacks", operation_id = "unregisterCallback",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfCallback),
-    responses((status = 204), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, CallbackPath),
+    responses((status = 204), (status = "4XX", body = ErrorBody)),
 )]
-pub async fn unregister(State(api): State<Shared>, caller: Caller, path: Segments) -> Result<StatusCode, ApiError> {
-    if callback(&caller.application).is_none_or(|known| known.id != path.text("callback")) {
+pub async fn unregister(
+    State(api): State<Shared>,
+    caller: Caller,
+    PathParams(path): PathParams<CallbackPath>,
+) -> Result<StatusCode, ApiError> {
+    if callback(&caller.application).is_none_or(|known| known.id != path.callback) {
         return Err(ApiError::not_found("there is no such callback"));
     }
     let id = &caller.application.application;

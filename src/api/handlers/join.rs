@@ -10,8 +10,9 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::api::caller::{bearer, keys};
-use crate::api::error::{ApiError, NOT_ROUTED};
-use crate::api::extract::{Segments, Stranger};
+use crate::api::dto::path::SessionPath;
+use crate::api::error::{ApiError, ErrorBody, NOT_ROUTED};
+use crate::api::extract::{PathParams, Stranger};
 use crate::api::state::Shared;
 use crate::auth::client_token::{ClientToken, Role};
 use crate::auth::token::TokenError;
@@ -44,14 +45,14 @@ pub struct Joined {
 /// The token is valid until `exp`, which may be at most 30 days after `iat`; without `exp`, for 24 hours after `iat`.
 #[utoipa::path(
     post, path = "/session/{session}/join", tag = "clients", operation_id = "joinSession",
-    params(crate::api::dto::document::OfSession),
-    responses((status = 200, body = Joined), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(SessionPath),
+    responses((status = 200, body = Joined), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn join(
     State(api): State<Shared>,
     stranger: Stranger,
     headers: HeaderMap,
-    path: Segments,
+    path: Result<PathParams<SessionPath>, ApiError>,
 ) -> Result<Json<Joined>, ApiError> {
     let now = Wallclock::now();
     let token = match verified(&api, &headers, now).await {
@@ -61,7 +62,9 @@ pub async fn join(
             return Err(refused);
         }
     };
-    if path.session()? != token.session {
+    // Only now: a request with a bad token counts against its address, whatever its path.
+    let PathParams(path) = path?;
+    if path.session != token.session {
         stranger.counted(&api)?;
         return Err(ApiError::forbidden("the session in the address is not the one that the token is of"));
     }

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -13,9 +12,12 @@ use tokio::time::sleep;
 use utoipa::ToSchema;
 
 use crate::api::caller::Caller;
-use crate::api::dto::{request, response};
-use crate::api::error::ApiError;
-use crate::api::extract::Segments;
+use crate::api::dto::path::{ProjectPath, SessionPath, StreamPath};
+use crate::api::dto::query::PageQuery;
+use crate::api::dto::response;
+use crate::api::dto::sessions::{LayoutClasses, SessionForm};
+use crate::api::error::{ApiError, ErrorBody};
+use crate::api::extract::{JsonBody, PathParams, QueryParams};
 use crate::api::state::Shared;
 use crate::catalog::{ApplicationKind, Classes, SessionRow};
 use crate::job::change::{DesireError, desire};
@@ -23,7 +25,6 @@ use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::StreamId;
 use crate::model::session::MediaMode;
 use crate::model::time::Wallclock;
-use crate::session::create::{self, NewSession};
 use crate::session::id;
 
 /// How often classes are written when others write some at the same time.
@@ -76,17 +77,16 @@ pub struct CreatedSession {
 /// XML unless `Accept` names JSON, which must be labelled by `application/json` and nothing more (opentok-python).
 #[utoipa::path(
     post, path = "/session/create", tag = "sessions", operation_id = "createSession",
-    request_body(content = crate::api::dto::document::SessionForm, content_type = "application/x-www-form-urlencoded"),
-    responses((status = 200, body = [CreatedSession]), (status = "4XX", body = crate::api::error::ErrorBody)),
+    request_body(content = SessionForm, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, body = [CreatedSession]), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn create(
     State(api): State<Shared>,
     caller: Caller,
     headers: HeaderMap,
-    body: Bytes,
+    form: SessionForm,
 ) -> Result<Response, ApiError> {
-    let new = create::parse(&body).map_err(|e| ApiError::invalid(e.to_string()))?;
-    let row = session_row(&api, &caller, new)?;
+    let row = session_row(&api, &caller, form)?;
     api.catalog.add_session(&row).await?;
     let created = created(&caller, &row);
     let accepts = |value: &HeaderValue| value.to_str().is_ok_and(|accept| accept.contains("application/json"));
@@ -103,31 +103,31 @@ pub async fn create(
     Ok(([(header::CONTENT_TYPE, "text/xml")], xml).into_response())
 }
 
-fn session_row(api: &Shared, caller: &Caller, new: NewSession) -> Result<SessionRow, ApiError> {
+fn session_row(api: &Shared, caller: &Caller, form: SessionForm) -> Result<SessionRow, ApiError> {
     let (now, application) = (Wallclock::now(), caller.application.application.clone());
-    let fields = id::Fields { application: application.clone(), location: new.location, created_at: now };
+    let fields = id::SessionIdFields { application: application.clone(), location: form.location, created_at: now };
     let session = id::encode(&fields, rand::random());
-    let (region, router) = match new.media_mode {
+    let (region, router) = match form.media_mode {
         MediaMode::Relayed => (api.settings.worker.region.clone(), None),
         MediaMode::Routed => {
-            let (region, router) = api.place(&session, new.location)?;
+            let (region, router) = api.place(&session, form.location)?;
             (region, Some(router))
         }
     };
     Ok(SessionRow {
         session,
         application,
-        media_mode: new.media_mode,
-        archive_mode: new.archive_mode,
-        e2ee: new.e2ee,
-        location: new.location,
+        media_mode: form.media_mode,
+        archive_mode: form.archive_mode,
+        e2ee: form.e2ee,
+        location: form.location,
         region,
         router,
         archive: ArchiveOptions {
-            name: new.archive.name,
-            resolution: new.archive.resolution,
-            output_mode: new.archive.output_mode.unwrap_or_default(),
-            layout: new.archive.layout,
+            name: form.archive_name,
+            resolution: form.archive_resolution,
+            output_mode: form.archive_output_mode.unwrap_or_default(),
+            layout: form.archive_layout,
             ..ArchiveOptions::default()
         },
         conversation: 0,
@@ -184,38 +184,38 @@ pub struct SessionStreams {
 /// `GET /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "listStreams",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfSession, crate::api::dto::document::PageQuery),
-    responses((status = 200, body = SessionStreams), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, SessionPath, PageQuery),
+    responses((status = 200, body = SessionStreams), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn streams(
     State(api): State<Shared>,
     caller: Caller,
-    path: Segments,
-    RawQuery(query): RawQuery,
+    QueryParams(page): QueryParams<PageQuery>,
+    PathParams(path): PathParams<SessionPath>,
 ) -> Result<Json<SessionStreams>, ApiError> {
     // PHP's vonage/video asks for page after page until one is empty.
-    let (offset, most) = request::page(query.as_deref().unwrap_or_default())?;
-    let session = api.session(&caller, &path.session()?).await?;
+    let session = api.session(&caller, &path.session).await?;
     let items = api.streams(&session).await?;
     let count = items.len();
-    Ok(Json(SessionStreams { count, items: items.into_iter().skip(offset).take(most).collect() }))
+    Ok(Json(SessionStreams { count, items: page.of(items) }))
 }
 
 /// `GET /v2/project/{project}/session/{session}/stream/{stream}`
 #[utoipa::path(
     get, path = "/v2/project/{project}/session/{session}/stream/{stream}", tag = "sessions", operation_id = "getStream",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfSession, crate::api::dto::document::OfStream),
-    responses((status = 200, body = SessionStream), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, StreamPath),
+    responses((status = 200, body = SessionStream), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn stream(
     State(api): State<Shared>,
     caller: Caller,
-    path: Segments,
+    PathParams(path): PathParams<StreamPath>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let session = api.session(&caller, &path.session()?).await?;
+    let session = api.session(&caller, &path.session).await?;
     // Vonage's status for an id that cannot be one.
-    let stream = path.stream().map_err(|e| ApiError::new(StatusCode::REQUEST_TIMEOUT, e.message))?.to_string();
+    let no_id = |e| ApiError::new(StatusCode::REQUEST_TIMEOUT, format!("stream in the address: {e}"));
+    let stream = path.stream.parse::<StreamId>().map_err(no_id)?.to_string();
     let found = api.streams(&session).await?.into_iter().find(|known| known.id == stream);
     let found = found.ok_or_else(|| ApiError::not_found("nobody publishes such a stream in this session now"))?;
     let mut response = Json(found).into_response();
@@ -235,20 +235,19 @@ fn parses_twice(headers: &HeaderMap) -> bool {
 /// `PUT /v2/project/{project}/session/{session}/stream`
 #[utoipa::path(
     put, path = "/v2/project/{project}/session/{session}/stream", tag = "sessions", operation_id = "setLayoutClasses",
-    params(crate::api::dto::document::Project, crate::api::dto::document::OfSession), request_body = crate::api::dto::document::LayoutClasses,
-    responses((status = 200, body = SessionStreams), (status = "4XX", body = crate::api::error::ErrorBody)),
+    params(ProjectPath, SessionPath), request_body = LayoutClasses,
+    responses((status = 200, body = SessionStreams), (status = "4XX", body = ErrorBody)),
 )]
 pub async fn classes(
     State(api): State<Shared>,
     caller: Caller,
-    path: Segments,
-    body: Bytes,
+    PathParams(path): PathParams<SessionPath>,
+    body: JsonBody<LayoutClasses>,
 ) -> Result<Json<SessionStreams>, ApiError> {
-    let id = path.session()?;
-    let session = api.session(&caller, &id).await?;
-    let changed = request::classes(&body)?;
+    let session = api.session(&caller, &path.session).await?;
+    let changed = body.read()?;
     api.give_classes(session, &changed).await?;
-    let session = api.session(&caller, &id).await?;
+    let session = api.session(&caller, &path.session).await?;
     let items = api.streams(&session).await?;
     Ok(Json(SessionStreams { count: items.len(), items }))
 }

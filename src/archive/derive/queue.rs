@@ -14,7 +14,9 @@ use super::clip::{ClipRange, clip};
 use super::recompose::{Otherwise, recompose};
 use super::workspace;
 use crate::archive::build::Clip;
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError, RemakeRow, SharedCatalog};
+use crate::catalog::{
+    ArchiveRow, ArchiveStatus, Catalog, CatalogError, DerivedArchiveLimits, DerivedArchiveRow, SharedCatalog,
+};
 use crate::config::Settings;
 use crate::model::archive_options::{OutputMode, Resolution};
 use crate::model::fault::{Fault, FaultKind, HasFault, Retry, chain};
@@ -105,22 +107,10 @@ pub async fn ask(
         options.layout = layout.clone().or(options.layout);
         options.resolution = resolution.or(options.resolution);
     }
-    let new = ArchiveRow {
-        archive: ArchiveId::random(),
-        status: ArchiveStatus::Stopped,
-        output_mode: OutputMode::Composed.as_str().to_owned(),
-        created_at: now,
-        updated_at: now,
-        duration_s: 0,
-        size: 0,
-        sha256: String::new(),
-        object_key: None,
-        options,
-        ..of.clone()
-    };
+    let new = ArchiveRow::derived(of, ArchiveId::random(), options, now);
     let what = serde_json::to_string(remake).expect("plain data");
-    let limits = (WAITING_MAX, WAITING_OF_ONE_MAX);
-    if catalog.add_remake(&new, of.archive, &what, limits, now).await? { Ok(new) } else { Err(AskError::Busy) }
+    let limits = DerivedArchiveLimits { all: WAITING_MAX, of_one: WAITING_OF_ONE_MAX };
+    if catalog.add_derived_archive(&new, of.archive, &what, limits, now).await? { Ok(new) } else { Err(AskError::Busy) }
 }
 
 /// Makes what was asked for, until `cancel`.
@@ -134,10 +124,10 @@ pub async fn keep_making(
     tokio::task::spawn_blocking(move || workspace::clean(&data_dir)).await.unwrap_or_default();
     loop {
         let now = Wallclock::now();
-        match catalog.claim_remake(now, now + LEASE).await {
+        match catalog.claim_derived_archive(now, now + LEASE).await {
             // Nobody lived to say how the last try ended.
             Ok(Some(remake)) if remake.tries > TRIES_MAX => {
-                let RemakeRow { archive, source, .. } = remake;
+                let DerivedArchiveRow { archive, source, .. } = remake;
                 tracing::error!(%archive, %source, "each of {TRIES_MAX} tries to make the archive broke off: it is given up");
                 if let Err(error) = give_up(catalog.as_ref(), archive).await {
                     tracing::warn!(%archive, "it is not given up: {}", chain(&error));
@@ -194,7 +184,7 @@ async fn make(
     settings: &Settings,
     catalog: &dyn Catalog,
     store: &SharedStore,
-    mut remake: RemakeRow,
+    mut remake: DerivedArchiveRow,
     cancel: &CancellationToken,
 ) {
     let (archive, ours) = (remake.archive, cancel.child_token());
@@ -205,7 +195,7 @@ async fn make(
             made = &mut work => break made,
             () = sleep(LEASE / 3) => {
                 // An error is no loss of it: the next time may be in time.
-                if let Ok(false) = catalog.keep_remake(&mut remake, Wallclock::now() + LEASE).await {
+                if let Ok(false) = catalog.extend_derived_archive(&mut remake, Wallclock::now() + LEASE).await {
                     tracing::warn!(%archive, "somebody else makes this archive now");
                     ours.cancel();
                     work.await;
@@ -216,18 +206,18 @@ async fn make(
     };
     if cancel.is_cancelled() && !matches!(made, Made::Done) {
         // Whoever is there takes it at once.
-        catalog.give_remake_back(&remake, Wallclock::now()).await.unwrap_or_default();
+        catalog.release_derived_archive(&remake, Wallclock::now()).await.unwrap_or_default();
         return;
     }
     let ended = match made {
-        Made::Done => catalog.end_remake(archive).await,
+        Made::Done => catalog.finish_derived_archive(archive).await,
         Made::Failed(why) => {
             tracing::warn!(%archive, source = %remake.source, "the archive cannot be made: {why}");
             give_up(catalog, archive).await
         }
         Made::Later(why) => {
             tracing::info!(%archive, tries = remake.tries, "the archive cannot be made for now: {why}");
-            catalog.keep_remake(&mut remake, Wallclock::now() + PAUSE).await.map(drop)
+            catalog.extend_derived_archive(&mut remake, Wallclock::now() + PAUSE).await.map(drop)
         }
     };
     if let Err(error) = ended {
@@ -237,17 +227,16 @@ async fn make(
 
 async fn give_up(catalog: &dyn Catalog, archive: ArchiveId) -> Result<(), CatalogError> {
     if let Some(row) = catalog.archive(archive).await? {
-        let (status, reason) = (ArchiveStatus::Failed, "failure".to_owned());
-        catalog.put_archive(&ArchiveRow { status, reason, updated_at: Wallclock::now(), ..row }).await?;
+        catalog.put_archive(&row.failed(Wallclock::now())).await?;
     }
-    catalog.end_remake(archive).await
+    catalog.finish_derived_archive(archive).await
 }
 
 async fn try_once(
     settings: &Settings,
     catalog: &dyn Catalog,
     store: &SharedStore,
-    remake: RemakeRow,
+    remake: DerivedArchiveRow,
     cancel: &CancellationToken,
 ) -> Made {
     // It was made, and only that was not noted.
@@ -256,7 +245,7 @@ async fn try_once(
     {
         return Made::Done;
     }
-    let RemakeRow { archive, source, tries, .. } = remake;
+    let DerivedArchiveRow { archive, source, tries, .. } = remake;
     match serde_json::from_str(&remake.what) {
         Ok(Remake::Clip(part)) => {
             Made::of(clip(settings, catalog, store.as_ref(), (source, archive), part, cancel).await, tries)
@@ -331,7 +320,8 @@ mod tests {
         let new = ask(catalog.as_ref(), &source("app"), &remake(), Wallclock(2)).await.expect("asked");
         for tries in 1..=TRIES_MAX {
             // Nobody says how it ended.
-            let claimed = catalog.claim_remake(Wallclock(3), Wallclock(3)).await.expect("catalog").expect("it waits");
+            let claimed =
+                catalog.claim_derived_archive(Wallclock(3), Wallclock(3)).await.expect("catalog").expect("it waits");
             assert_eq!(claimed.tries, tries);
         }
         let file = dir.path().join("archiver.toml");
@@ -351,7 +341,7 @@ mod tests {
         tasks.wait().await;
         let row = catalog.archive(new.archive).await.expect("catalog").expect("its entry");
         assert_eq!((row.status, row.reason.as_str()), (ArchiveStatus::Failed, "failure"));
-        let left = catalog.claim_remake(Wallclock::now(), Wallclock::now()).await.expect("catalog");
+        let left = catalog.claim_derived_archive(Wallclock::now(), Wallclock::now()).await.expect("catalog");
         assert_eq!(left, None);
     }
 }

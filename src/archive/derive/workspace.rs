@@ -11,9 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::ArchiveError;
 use crate::archive::deliver::{DeliverError, Delivery};
 use crate::archive::object::Built;
-use crate::catalog::{ArchiveRow, ArchiveStatus, Catalog, CatalogError};
+use crate::catalog::{ArchiveFile, ArchiveRow, ArchiveStatus, Catalog, CatalogError};
 use crate::config::Settings;
-use crate::model::archive_options::OutputMode;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::time::Wallclock;
@@ -201,18 +200,14 @@ pub(super) async fn publish(
     let keys = Keys::new(of.application.clone(), archive);
     let delivery = Delivery { store, keys: &keys, out, part_bytes, progress: &|_| {} };
     let manifest = delivery.send(built, cancel).await?;
-    let made = ArchiveRow {
-        archive,
-        status: ArchiveStatus::Available,
-        output_mode: OutputMode::Composed.as_str().to_owned(),
-        created_at: Wallclock::now(),
-        updated_at: Wallclock::now(),
+    let file = ArchiveFile {
         duration_s: manifest.duration_s.round() as i64,
         size: built.objects.first().map_or(0, |object| i64::try_from(object.size).unwrap_or(i64::MAX)),
         sha256: built.objects.first().map(|object| object.sha256.clone()).unwrap_or_default(),
         object_key: built.objects.first().map(|object| keys.key(object.kind)),
-        ..of
     };
+    let now = Wallclock::now();
+    let made = ArchiveRow::derived(&of, archive, of.options.clone(), now).available(file, now);
     catalog.put_archive(&made).await?;
     Ok(made)
 }

@@ -9,16 +9,16 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::link::{PLUGIN, data_id, late};
+use super::socket::{PLUGIN, data_id, timed_out};
 use super::{JanusConfig, wire};
 use crate::model::ids::{RoomId, TrackKind};
 use crate::router::{Offer, RoomControl, RouterError, StreamInfo, SubscriptionId};
 
-/// A lower simulcast layer is sent when the wanted one paused for so long, in microseconds: Janus's
-/// 250 ms flap with a shared screen that changes seldom.
+/// Janus falls back to a lower simulcast layer when the selected one pauses for this long, in microseconds. With Janus's default of
+/// 250 ms, the layer of a rarely changing screen flaps.
 const FALLBACK_US: u64 = 2_000_000;
 
-/// One request, and who waits for its answer.
+/// A request, and the channel of its answer.
 pub(super) struct Request {
     pub body: Value,
     pub answer: oneshot::Sender<Result<Value, RouterError>>,
@@ -32,24 +32,24 @@ pub(super) struct Subscription {
     pub mids: Vec<(String, TrackKind)>,
 }
 
-/// What the task and the commands share. The lock is held for look-ups only.
+/// State shared by the room's task and its commands. The lock is held for look-ups only.
 #[derive(Default)]
-pub(super) struct Shared {
+pub(super) struct RoomShared {
     pub session: Option<u64>,
     pub streams: BTreeMap<String, StreamInfo>,
     pub subscriptions: BTreeMap<SubscriptionId, Subscription>,
     next_subscription: u64,
 }
 
-/// What `RoomControl` is for Janus.
-pub(super) struct Control {
+/// [`RoomControl`] for Janus.
+pub(super) struct JanusRoomControl {
     pub config: JanusConfig,
     pub room: RoomId,
     pub requests: mpsc::Sender<Request>,
-    pub shared: Arc<Mutex<Shared>>,
+    pub shared: Arc<Mutex<RoomShared>>,
 }
 
-/// A room's or feed's id as this Janus wants it.
+/// The id of a room or feed, as a number if Janus uses numeric ids.
 pub(super) fn room_value(config: &JanusConfig, room: &str) -> Value {
     match room.parse::<u64>() {
         Ok(number) if !config.string_ids => json!(number),
@@ -57,7 +57,7 @@ pub(super) fn room_value(config: &JanusConfig, room: &str) -> Value {
     }
 }
 
-/// Adds the pin, if there is one.
+/// Adds the pin, if the room has one.
 pub(super) fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
     if let Some(pin) = &config.pin {
         body["pin"] = json!(pin.expose_secret());
@@ -65,25 +65,25 @@ pub(super) fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
     body
 }
 
-/// What the plugin says.
+/// The plugin's data in a message.
 pub(super) fn data(message: &Value) -> Option<&Value> {
     message.get("plugindata")?.get("data")
 }
 
-impl Control {
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+impl JanusRoomControl {
+    fn shared(&self) -> std::sync::MutexGuard<'_, RoomShared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn ask(&self, body: Value, doing: &'static str) -> Result<Value, RouterError> {
+    async fn request(&self, body: Value, doing: &'static str) -> Result<Value, RouterError> {
         let (answer, answered) = oneshot::channel();
         let request = Request { body, answer, doing };
         let whole = async {
-            self.requests.send(request).await.map_err(|_| late(&self.config, doing))?;
-            // Dropped when the WebSocket is lost.
-            answered.await.map_err(|_| late(&self.config, doing))?
+            self.requests.send(request).await.map_err(|_| timed_out(&self.config, doing))?;
+            // The room's task drops the channel when the WebSocket is lost.
+            answered.await.map_err(|_| timed_out(&self.config, doing))?
         };
-        timeout(self.config.timeout * 2, whole).await.map_err(|_| late(&self.config, doing))?
+        timeout(self.config.timeout * 2, whole).await.map_err(|_| timed_out(&self.config, doing))?
     }
 
     async fn message(
@@ -97,7 +97,7 @@ impl Control {
         if let Some(jsep) = jsep {
             request["jsep"] = jsep;
         }
-        self.ask(request, doing).await
+        self.request(request, doing).await
     }
 
     fn subscription(&self, subscription: SubscriptionId) -> Result<Subscription, RouterError> {
@@ -106,14 +106,15 @@ impl Control {
     }
 
     async fn detach(&self, handle: u64) {
-        if let Err(error) = self.ask(json!({ "janus": "detach", "handle_id": handle }), "end a subscription").await {
+        if let Err(error) = self.request(json!({ "janus": "detach", "handle_id": handle }), "end a subscription").await
+        {
             tracing::debug!(router = self.config.name, "{error}");
         }
     }
 }
 
 #[async_trait]
-impl RoomControl for Control {
+impl RoomControl for JanusRoomControl {
     async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError> {
         const DOING: &str = "subscribe to a stream";
         let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
@@ -127,11 +128,11 @@ impl RoomControl for Control {
         if wanted.is_empty() {
             return Err(missing());
         }
-        let attach = self.ask(json!({ "janus": "attach", "plugin": PLUGIN }), DOING).await?;
-        let unexpected = |what: &str| RouterError::Protocol {
+        let attach = self.request(json!({ "janus": "attach", "plugin": PLUGIN }), DOING).await?;
+        let unexpected = |problem: &str| RouterError::Protocol {
             router: self.config.name.clone(),
             doing: DOING,
-            what: what.to_owned(),
+            problem: problem.to_owned(),
         };
         let handle = data_id(&attach).ok_or_else(|| unexpected("attach gave no id"))?;
         let body = json!({

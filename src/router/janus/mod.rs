@@ -1,26 +1,25 @@
 //! Janus's VideoRoom plugin over its WebSocket API.
 //!
-//! Each joined room has a WebSocket and a Janus session of its own, so that rooms cannot disturb each other.
-//! On it are one *observer* handle, which joins as a publisher that publishes nothing (only publishers are
-//! told who comes and goes), and one subscriber handle a stream.
+//! Each joined room has its own WebSocket and Janus session, so that rooms do not affect each other. The session has one *observer*
+//! handle, which joins as a publisher that publishes nothing (Janus notifies only publishers about others), and one subscriber
+//! handle for each stream.
 //!
-//! Janus keeps a session whose WebSocket was lost for `reclaim_session_timeout` seconds, 0 by default: set it
-//! to 30, and a lost WebSocket interrupts no media. Set `min_nack_queue = 1000` too: Janus forgets packets after
-//! 200 ms by default, and then a second retransmission can never be had. Until it knows a subscription's round
-//! trip time (some 1.5 s from its first packet) it keeps none at all, whatever is set (`ice.c`, `nack_queue_ms`):
-//! what is lost in that time stays lost.
+//! Janus keeps a session whose WebSocket was lost for `reclaim_session_timeout` seconds, 0 by default. With 30, a lost WebSocket
+//! interrupts no media. Set `min_nack_queue = 1000`, too: by default Janus keeps packets for 200 ms, too short for a second
+//! retransmission. Until Janus knows the round trip time of a subscription (some 1.5 s after its first packet), it keeps no packets
+//! with any setting (`ice.c`, `nack_queue_ms`), so losses in that time cannot be repaired.
 //!
-//! # What a stream is called
-//! Janus 1.1.2 knows no metadata of a publisher. `display` is either the name, or a JSON object
+//! # Metadata of a stream
+//! Janus 1.1.2 has no metadata of publishers. `display` is either the name, or a JSON object
 //! `{"name": …, "connectionData": …, "streamId": …, "videoType": "camera"|"screen"|"custom"}`; the
-//! `description` of a video track may be such a `videoType` too. A newer Janus's `metadata` object is
-//! read with the same names and goes before `display`.
+//! `description` of a video track may be such a `videoType`, too. The `metadata` object of newer versions of Janus has the same
+//! fields, and takes precedence over `display`.
 
 mod control;
-mod link;
 mod room;
 mod rooms;
 mod roster;
+mod socket;
 pub mod wire;
 
 use std::time::Duration;
@@ -33,7 +32,7 @@ use super::{MediaRouter, Room, RouterError};
 use crate::model::session::{RoomAccess, RouterRoom};
 use crate::session::room::derived_pin;
 
-/// The marks of an observer's `display`; participants with it are no clients.
+/// Prefix of an observer's `display`. Participants with it are not clients.
 pub(crate) const OBSERVER_PREFIX: &str = "archiver:";
 
 /// How to reach one Janus.
@@ -51,18 +50,18 @@ pub struct JanusConfig {
     pub pin: Option<SecretString>,
     /// Janus's `admin_key`, to create and list rooms with.
     pub admin_key: Option<SecretString>,
-    /// What the pins of rooms that this program created are made of.
+    /// The key from which the pins of rooms are derived that this program created.
     pub room_key: Option<SecretString>,
     /// Whether rooms and feeds have names (`string_ids = true`) or numbers.
     pub string_ids: bool,
-    /// How long Janus may take to answer.
+    /// Time limit of Janus's answers.
     pub timeout: Duration,
-    /// How often the participants are listed; also finds what notifications do not tell.
+    /// Interval of listing the participants, which also finds what notifications missed.
     pub poll: Duration,
 }
 
 impl JanusConfig {
-    /// A Janus at an address, with the defaults.
+    /// The defaults for a Janus at an address.
     #[must_use]
     pub fn new(name: &str, url: &str) -> Self {
         Self {
@@ -81,7 +80,7 @@ impl JanusConfig {
 }
 
 impl JanusConfig {
-    /// The same with the pin of one room.
+    /// This configuration with the pin of one room.
     fn of_room(&self, place: &RouterRoom) -> Result<Self, RouterError> {
         if place.access == RoomAccess::Shared {
             return Ok(self.clone());
@@ -98,18 +97,18 @@ impl JanusConfig {
     }
 }
 
-/// A Janus.
+/// A Janus server.
 #[derive(Debug)]
 pub struct JanusRouter {
     config: JanusConfig,
-    idle: rooms::Idle,
+    pool: rooms::ConnectionPool,
 }
 
 impl JanusRouter {
-    /// Connects to nothing yet.
+    /// Connects only when it is used.
     #[must_use]
     pub const fn new(config: JanusConfig) -> Self {
-        Self { config, idle: rooms::Idle::new() }
+        Self { config, pool: rooms::ConnectionPool::new() }
     }
 }
 
@@ -120,8 +119,8 @@ impl MediaRouter for JanusRouter {
     }
 
     async fn probe(&self) -> Result<String, RouterError> {
-        let mut socket = link::Socket::connect(&self.config).await?;
-        let info = socket.ask(json!({ "janus": "info" }), "ask for its version").await?;
+        let mut socket = socket::Socket::connect(&self.config).await?;
+        let info = socket.request_ok(json!({ "janus": "info" }), "ask for its version").await?;
         let session = socket.create_session().await?;
         socket.attach(session).await?;
         let version = info.get("version_string").and_then(|v| v.as_str()).unwrap_or("unknown version");

@@ -1,4 +1,4 @@
-//! A joined room: one task owns the WebSocket; commands and events go through bounded queues.
+//! A joined room. One task owns the WebSocket; commands and events pass through bounded queues.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,30 +11,34 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Control, Request, Shared, data, room_value, with_pin};
-use super::link::{Socket, late};
+use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_pin};
 use super::roster::Roster;
+use super::socket::{Socket, timed_out};
 use super::{JanusConfig, wire};
 use crate::model::fault::Backoff;
 use crate::model::ids::RoomId;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, RouterError, StreamInfo, SubscriptionId};
 
-/// Events that may wait for the driver; then Janus has to wait.
+/// Events that may wait for the driver. When the queue is full, the task reads no more from Janus.
 const EVENTS_MAX: usize = 4096;
-/// Requests under way.
+/// Requests that may wait for their answers.
 const REQUESTS_MAX: usize = 256;
-/// Janus drops a session that is silent for a minute.
+/// Janus destroys a session after 60 s without a message.
 const KEEPALIVE: Duration = Duration::from_secs(20);
-/// Between two tries to reconnect.
+/// Between two attempts to reconnect.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
 
-/// Who waits for an answer, for what, and until when.
-type Pending = (oneshot::Sender<Result<Value, RouterError>>, &'static str, Instant);
+/// A request that waits for its answer.
+struct PendingRequest {
+    answer: oneshot::Sender<Result<Value, RouterError>>,
+    doing: &'static str,
+    deadline: Instant,
+}
 
 /// A joined room.
 pub(super) struct JanusRoom {
     events: mpsc::Receiver<RoomEvent>,
-    control: Arc<Control>,
+    control: Arc<JanusRoomControl>,
     cancel: CancellationToken,
     task: Option<JoinHandle<()>>,
 }
@@ -44,9 +48,9 @@ impl JanusRoom {
     pub async fn join(config: JanusConfig, room: RoomId, display: String) -> Result<Self, RouterError> {
         let (events, event_queue) = mpsc::channel(EVENTS_MAX);
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
-        let shared = Arc::new(Mutex::new(Shared::default()));
+        let shared = Arc::new(Mutex::new(RoomShared::default()));
         let cancel = CancellationToken::new();
-        let mut task = Task {
+        let mut task = RoomTask {
             config: config.clone(),
             room: room.clone(),
             display,
@@ -59,14 +63,14 @@ impl JanusRoom {
             next: 0,
             roster: Roster::default(),
             clients: None,
-            destroyed_told: false,
+            destroyed_sent: false,
             unanswered_polls: 0,
         };
         let (socket, publishers) = task.enter().await?;
-        // Who is there can be subscribed to at once, before the first event is read.
-        let there = publishers.iter().map(|p| (p.router_id.clone(), p.clone()));
-        task.shared().streams.extend(there);
-        let control = Arc::new(Control { config, room, requests, shared });
+        // Present streams can be subscribed to at once, before the first event is read.
+        let present = publishers.iter().map(|p| (p.router_id.clone(), p.clone()));
+        task.shared().streams.extend(present);
+        let control = Arc::new(JanusRoomControl { config, room, requests, shared });
         // Owned by the room: `leave` awaits it, and dropping the room cancels it.
         #[allow(clippy::disallowed_methods)]
         let task = tokio::spawn(task.run(socket, publishers));
@@ -101,45 +105,45 @@ impl Room for JanusRoom {
     }
 }
 
-/// Why a connection is not served any more.
-enum Ended {
-    /// We were told to leave.
+/// Why serving a connection ended.
+enum ServeEnd {
+    /// The room was left.
     Cancelled,
-    /// We are not in the room any more, or missed something: enter it anew on the same connection.
+    /// The observer is not in the room any more, or missed a stream: join the room again on the same connection.
     Rejoin,
 }
 
-struct Task {
+struct RoomTask {
     config: JanusConfig,
     room: RoomId,
     display: String,
     events: mpsc::Sender<RoomEvent>,
     requests: mpsc::Receiver<Request>,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<RoomShared>>,
     cancel: CancellationToken,
     observer: u64,
-    pending: HashMap<String, Pending>,
+    pending: HashMap<String, PendingRequest>,
     next: u64,
     roster: Roster,
     clients: Option<usize>,
-    destroyed_told: bool,
+    destroyed_sent: bool,
     unanswered_polls: u32,
 }
 
-impl Task {
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+impl RoomTask {
+    fn shared(&self) -> std::sync::MutexGuard<'_, RoomShared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Connects, takes the old session back or makes one, and joins the room as the observer.
+    /// Connects, reclaims the old session or creates one, and joins the room as the observer.
     async fn enter(&mut self) -> Result<(Socket, Vec<StreamInfo>), RouterError> {
         let mut socket = Socket::connect(&self.config).await?;
         let old = self.shared().session;
         if let Some(session) = old
             && socket.claim(session).await.is_ok()
         {
-            // The observer is still in the room; what changed meanwhile is in the list of participants, and
-            // publishers that came meanwhile are only told to who joins: so join anew on a second handle.
+            // The observer is still in the room, but Janus names publishers that came meanwhile only to a handle that joins. So a
+            // second handle joins.
             let publishers = self.join_observer(&mut socket, session).await?;
             return Ok((socket, publishers));
         }
@@ -150,9 +154,9 @@ impl Task {
             std::mem::take(&mut shared.subscriptions)
         };
         self.observer = 0;
-        // Before anything is said of the room: whoever is not in it any more, what is missing of its media was lost here.
+        // Sent before the events about streams: media is missing because of the lost session, also of streams that are gone.
         for subscription in lost.into_keys() {
-            self.tell(RoomEvent::SubscriptionLost { subscription }).await;
+            self.send_event(RoomEvent::SubscriptionLost { subscription }).await;
         }
         let publishers = self.join_observer(&mut socket, session).await?;
         Ok((socket, publishers))
@@ -163,7 +167,7 @@ impl Task {
         let before = std::mem::replace(&mut self.observer, socket.attach(session).await?);
         if before != 0 && before != self.observer {
             let detach = json!({ "janus": "detach", "session_id": session, "handle_id": before });
-            let detach = socket.complete(detach);
+            let detach = socket.with_credentials(detach);
             socket.send(&detach).await?;
         }
         let body = json!({
@@ -172,33 +176,33 @@ impl Task {
         });
         let body = with_pin(&self.config, body);
         let request = json!({ "janus": "message", "session_id": session, "handle_id": self.observer, "body": body });
-        // Only with the room's name can the error say that the room is missing.
-        let answer = socket.answer_to(request, DOING).await?;
+        // `wire::error` needs the room to report that it does not exist.
+        let answer = socket.request(request, DOING).await?;
         if let Some(error) = wire::error(&self.config.name, Some(&self.room), DOING, &answer) {
             return Err(error);
         }
         let joined = data(&answer);
-        self.roster.entered_as(joined.and_then(|d| d.get("id")).and_then(wire::id));
+        self.roster.joined_as(joined.and_then(|d| d.get("id")).and_then(wire::id));
         Ok(joined.map(wire::publishers).unwrap_or_default())
     }
 
     async fn run(mut self, mut socket: Socket, mut publishers: Vec<StreamInfo>) {
         loop {
-            self.destroyed_told = false;
+            self.destroyed_sent = false;
             self.clients = None;
-            self.announce(publishers).await;
-            let ended = match self.serve(&mut socket).await {
-                Ok(Ended::Rejoin) => self.rejoin(&mut socket).await,
-                Ok(Ended::Cancelled) => return self.say_goodbye(socket).await,
+            self.set_publishers(publishers).await;
+            let rejoined = match self.serve(&mut socket).await {
+                Ok(ServeEnd::Rejoin) => self.rejoin(&mut socket).await,
+                Ok(ServeEnd::Cancelled) => return self.destroy_session(socket).await,
                 Err(error) => Err(error),
             };
-            let again = match ended {
-                Ok(there) => {
-                    publishers = there;
+            let reconnected = match rejoined {
+                Ok(present) => {
+                    publishers = present;
                     continue;
                 }
                 Err(RouterError::RoomNotFound { .. }) => {
-                    self.tell_destroyed().await;
+                    self.set_destroyed().await;
                     self.reconnect().await
                 }
                 Err(error) => {
@@ -206,22 +210,22 @@ impl Task {
                     self.reconnect().await
                 }
             };
-            let Some(again) = again else { return };
-            (socket, publishers) = again;
-            self.tell(RoomEvent::Reconnected).await;
+            let Some(reconnected) = reconnected else { return };
+            (socket, publishers) = reconnected;
+            self.send_event(RoomEvent::Reconnected).await;
         }
     }
 
     async fn rejoin(&mut self, socket: &mut Socket) -> Result<Vec<StreamInfo>, RouterError> {
-        tracing::info!(router = self.config.name, room = %self.room, "entering the room anew");
+        tracing::info!(router = self.config.name, room = %self.room, "joining the room again");
         let session = self.shared().session.unwrap_or(0);
         self.join_observer(socket, session).await
     }
 
     async fn reconnect(&mut self) -> Option<(Socket, Vec<StreamInfo>)> {
-        // Dropped, they tell those who wait that there will be no answer.
+        // Dropping the channels ends the commands that wait for an answer.
         self.pending.clear();
-        self.tell(RoomEvent::Disconnected).await;
+        self.send_event(RoomEvent::Disconnected).await;
         let cancel = self.cancel.clone();
         for attempt in 0.. {
             let entered = async {
@@ -234,7 +238,7 @@ impl Task {
             };
             match entered {
                 Ok(entered) => return Some(entered),
-                Err(RouterError::RoomNotFound { .. }) => self.tell_destroyed().await,
+                Err(RouterError::RoomNotFound { .. }) => self.set_destroyed().await,
                 Err(error) => {
                     tracing::debug!(router = self.config.name, room = %self.room, "{}", crate::model::fault::chain(&error));
                 }
@@ -243,39 +247,39 @@ impl Task {
         None
     }
 
-    async fn say_goodbye(&self, mut socket: Socket) {
+    async fn destroy_session(&self, mut socket: Socket) {
         let session = self.shared().session;
         if let Some(session) = session {
             let destroy = json!({ "janus": "destroy", "session_id": session });
-            if let Err(error) = socket.ask(destroy, "end the session").await {
+            if let Err(error) = socket.request_ok(destroy, "end the session").await {
                 tracing::debug!(router = self.config.name, "{error}");
             }
         }
         socket.close().await;
     }
 
-    async fn tell(&self, event: RoomEvent) {
-        // A driver that is gone cancels us; nothing is lost by not telling it.
+    async fn send_event(&self, event: RoomEvent) {
+        // The receiver is gone only if the room was dropped.
         self.events.send(event).await.unwrap_or_default();
     }
 
-    /// Says what may be left out when the driver is far behind.
-    fn mention(&self, event: RoomEvent) {
+    /// Sends an event that may be dropped when the driver is far behind.
+    fn send_event_lossy(&self, event: RoomEvent) {
         if self.events.capacity() > EVENTS_MAX / 2 {
             self.events.try_send(event).unwrap_or_default();
         }
     }
 
-    async fn tell_destroyed(&mut self) {
-        self.announce(Vec::new()).await;
+    async fn set_destroyed(&mut self) {
+        self.set_publishers(Vec::new()).await;
         self.clients = None;
-        if !std::mem::replace(&mut self.destroyed_told, true) {
-            self.tell(RoomEvent::RoomDestroyed).await;
+        if !std::mem::replace(&mut self.destroyed_sent, true) {
+            self.send_event(RoomEvent::RoomDestroyed).await;
         }
     }
 
-    /// The room's whole list of publishers: who is not in it is gone.
-    async fn announce(&mut self, publishers: Vec<StreamInfo>) {
+    /// Compares the room's complete list of publishers with the known streams, and sends the differences.
+    async fn set_publishers(&mut self, publishers: Vec<StreamInfo>) {
         for router_id in self.roster.not_in(&publishers) {
             self.stream_gone(router_id).await;
         }
@@ -288,49 +292,49 @@ impl Task {
     async fn stream_present(&mut self, stream: StreamInfo) {
         if self.roster.present(&stream) {
             self.shared().streams.insert(stream.router_id.clone(), stream.clone());
-            self.tell(RoomEvent::StreamPresent(stream)).await;
+            self.send_event(RoomEvent::StreamPresent(stream)).await;
         }
     }
 
     async fn stream_gone(&mut self, router_id: String) {
         self.shared().streams.remove(&router_id);
         if self.roster.gone(&router_id) {
-            self.tell(RoomEvent::StreamGone { router_id }).await;
+            self.send_event(RoomEvent::StreamGone { router_id }).await;
         }
     }
 
-    async fn serve(&mut self, socket: &mut Socket) -> Result<Ended, RouterError> {
+    async fn serve(&mut self, socket: &mut Socket) -> Result<ServeEnd, RouterError> {
         let mut keepalive = interval(KEEPALIVE);
         let mut poll = interval(self.config.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let session = self.shared().session.unwrap_or(0);
         self.unanswered_polls = 0;
-        while let Some(message) = socket.early.pop_front() {
+        while let Some(message) = socket.unsolicited.pop_front() {
             self.message(message).await?;
         }
         loop {
             tokio::select! {
-                () = self.cancel.cancelled() => return Ok(Ended::Cancelled),
+                () = self.cancel.cancelled() => return Ok(ServeEnd::Cancelled),
                 message = socket.next() => {
                     if self.message(message?).await? {
-                        return Ok(Ended::Rejoin);
+                        return Ok(ServeEnd::Rejoin);
                     }
                 }
-                Some(request) = self.requests.recv(), if self.pending.len() < REQUESTS_MAX => self.request(socket, session, request).await?,
+                Some(request) = self.requests.recv(), if self.pending.len() < REQUESTS_MAX => self.send_request(socket, session, request).await?,
                 _ = keepalive.tick() => {
                     let body = json!({ "janus": "keepalive", "session_id": session, "transaction": "keepalive" });
-                    let body = socket.complete(body);
+                    let body = socket.with_credentials(body);
                     socket.send(&body).await?;
                 }
                 _ = poll.tick() => {
-                    self.expire();
+                    self.expire_pending();
                     // A connection that swallows everything is noticed here, long before TCP does.
                     if self.unanswered_polls >= 3 {
-                        return Err(late(&self.config, "list the participants"));
+                        return Err(timed_out(&self.config, "list the participants"));
                     }
                     self.unanswered_polls += 1;
                     let body = json!({ "request": "listparticipants", "room": room_value(&self.config, self.room.as_str()) });
-                    let body = socket.complete(json!({
+                    let body = socket.with_credentials(json!({
                         "janus": "message", "session_id": session, "handle_id": self.observer,
                         "transaction": "participants", "body": body,
                     }));
@@ -340,9 +344,9 @@ impl Task {
         }
     }
 
-    async fn request(&mut self, socket: &mut Socket, session: u64, request: Request) -> Result<(), RouterError> {
+    async fn send_request(&mut self, socket: &mut Socket, session: u64, request: Request) -> Result<(), RouterError> {
         if request.answer.is_closed() {
-            // Whoever asked has given up while the router was away: a handle that it would attach now had no owner.
+            // The command was given up while the router was unavailable. A handle that it attached now would have no owner.
             return Ok(());
         }
         self.next += 1;
@@ -350,25 +354,26 @@ impl Task {
         let mut body = request.body;
         body["session_id"] = json!(session);
         body["transaction"] = json!(transaction);
-        let body = socket.complete(body);
+        let body = socket.with_credentials(body);
         let deadline = Instant::now() + self.config.timeout;
-        self.pending.insert(transaction, (request.answer, request.doing, deadline));
+        let pending = PendingRequest { answer: request.answer, doing: request.doing, deadline };
+        self.pending.insert(transaction, pending);
         socket.send(&body).await
     }
 
-    /// Requests that Janus never answers.
-    fn expire(&mut self) {
+    /// Fails requests whose deadline has passed.
+    fn expire_pending(&mut self) {
         let now = Instant::now();
         let expired: Vec<String> =
-            self.pending.iter().filter(|(_, (.., deadline))| *deadline <= now).map(|(t, _)| t.clone()).collect();
+            self.pending.iter().filter(|(_, pending)| pending.deadline <= now).map(|(t, _)| t.clone()).collect();
         for transaction in expired {
-            if let Some((answer, doing, _)) = self.pending.remove(&transaction) {
-                answer.send(Err(late(&self.config, doing))).unwrap_or_default();
+            if let Some(PendingRequest { answer, doing, .. }) = self.pending.remove(&transaction) {
+                answer.send(Err(timed_out(&self.config, doing))).unwrap_or_default();
             }
         }
     }
 
-    /// One message; says whether the room must be entered anew.
+    /// Handles one message. Returns whether the room must be joined again.
     async fn message(&mut self, message: Value) -> Result<bool, RouterError> {
         let kind = message.get("janus").and_then(Value::as_str).unwrap_or_default();
         let transaction = message.get("transaction").and_then(Value::as_str).unwrap_or_default();
@@ -379,7 +384,7 @@ impl Task {
             self.unanswered_polls = 0;
             return self.participants(&message).await;
         }
-        if let Some((answer, doing, _)) = self.pending.remove(transaction) {
+        if let Some(PendingRequest { answer, doing, .. }) = self.pending.remove(transaction) {
             let error = wire::error(&self.config.name, Some(&self.room), doing, &message);
             answer.send(error.map_or(Ok(message), Err)).unwrap_or_default();
             return Ok(false);
@@ -390,11 +395,10 @@ impl Task {
             "event" => self.subscriber_event(sender, &message).await,
             "hangup" | "detached" => self.subscription_lost(sender).await,
             "timeout" => {
-                let what = "the session timed out".to_owned();
                 return Err(RouterError::Protocol {
                     router: self.config.name.clone(),
                     doing: "keep the session",
-                    what,
+                    problem: "the session timed out".to_owned(),
                 });
             }
             _ => {}
@@ -405,11 +409,11 @@ impl Task {
     async fn participants(&mut self, message: &Value) -> Result<bool, RouterError> {
         match wire::error(&self.config.name, Some(&self.room), "list the participants", message) {
             Some(RouterError::RoomNotFound { .. }) => {
-                // The connection is good: the poll finds the room when it is there again.
-                self.tell_destroyed().await;
+                // The connection still works: the poll finds the room when it exists again.
+                self.set_destroyed().await;
                 return Ok(false);
             }
-            // The session or our handle is gone.
+            // The session or the observer's handle is gone.
             Some(error) => return Err(error),
             None => {}
         }
@@ -423,7 +427,7 @@ impl Task {
         }
         if self.clients != Some(listed.clients) {
             self.clients = Some(listed.clients);
-            self.tell(RoomEvent::Clients { count: listed.clients }).await;
+            self.send_event(RoomEvent::Clients { count: listed.clients }).await;
         }
         Ok(false)
     }
@@ -442,10 +446,10 @@ impl Task {
             self.stream_present(stream).await;
         }
         match data.get("videoroom").and_then(Value::as_str) {
-            Some("destroyed") => self.tell_destroyed().await,
-            Some(what @ ("talking" | "stopped-talking")) => {
+            Some("destroyed") => self.set_destroyed().await,
+            Some(event @ ("talking" | "stopped-talking")) => {
                 if let Some(router_id) = data.get("id").and_then(wire::id) {
-                    self.mention(RoomEvent::Talking { router_id, talking: what == "talking" });
+                    self.send_event_lossy(RoomEvent::Talking { router_id, talking: event == "talking" });
                 }
             }
             _ => {}
@@ -465,20 +469,20 @@ impl Task {
                 known.mids.clone_from(&mids);
             }
             let offer = Offer { subscription, sdp: sdp.to_owned(), mids };
-            self.tell(RoomEvent::Renegotiate(offer)).await;
+            self.send_event(RoomEvent::Renegotiate(offer)).await;
         }
         let number = |name: &str| data.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
         let (spatial, temporal) =
             (number("substream").or(number("spatial_layer")), number("temporal").or(number("temporal_layer")));
         if spatial.is_some() || temporal.is_some() {
-            self.tell(RoomEvent::LayerChanged { subscription, spatial, temporal }).await;
+            self.send_event(RoomEvent::LayerChanged { subscription, spatial, temporal }).await;
         }
     }
 
     async fn subscription_lost(&mut self, handle: u64) {
         if let Some(subscription) = self.by_handle(handle) {
             self.shared().subscriptions.remove(&subscription);
-            self.tell(RoomEvent::SubscriptionLost { subscription }).await;
+            self.send_event(RoomEvent::SubscriptionLost { subscription }).await;
         }
     }
 }

@@ -1,61 +1,60 @@
-//! Who publishes in a room, as far as we were told, held against Janus's list. Pure.
+//! Reconciles the known streams of a room with Janus's list of participants. Pure.
 //!
-//! Notifications are quick but can be missed; the list of participants is the truth but says nothing of
-//! tracks. Where they differ twice in a row, the list is right: a stream that is not in it is gone, and one
-//! that we know nothing of can be had by entering the room anew. Once is no proof: the list may have been
-//! made just before a notification overtook it.
+//! Notifications are fast but can be missed. The list of participants is complete but has no tracks. When they differ twice in a row,
+//! the list is right: a stream that is not in it is gone, and joining the room again returns the tracks of a stream that is not
+//! known. One difference proves nothing, because a notification may have overtaken the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::wire::{Moderation, Participants};
 use crate::router::StreamInfo;
 
-/// Streams of one room that are kept; Janus's own default limit is far lower.
+/// Streams of one room that are tracked; Janus's default limit is far lower.
 const STREAMS_MAX: usize = 2000;
-/// Lists between two tries to learn of streams that we know nothing of.
+/// Lists between two attempts to learn the tracks of unknown streams.
 const UNKNOWN_EVERY: u32 = 15;
 
-/// What a list of participants tells.
+/// What follows from a list of participants.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct RosterChange {
     /// Streams that are gone.
     pub gone: Vec<String>,
-    /// The room must be entered anew.
+    /// The room must be joined again.
     pub rejoin: bool,
 }
 
-/// The streams we know of, and our own place.
+/// The known streams, and the observer's id.
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     streams: BTreeMap<String, StreamInfo>,
-    /// Our observer's id.
+    /// The observer's id.
     own: Option<String>,
-    /// Not in the list before this one.
+    /// Streams that were missing in the last list.
     absent: BTreeSet<String>,
-    /// Lists in a row with streams that we know nothing of.
+    /// Consecutive lists with unknown streams.
     unknown: u32,
 }
 
 impl Roster {
-    /// We are in the room under this id.
-    pub fn entered_as(&mut self, own: Option<String>) {
+    /// The observer has joined with this id.
+    pub fn joined_as(&mut self, own: Option<String>) {
         self.own = own;
         self.absent.clear();
     }
 
-    /// Forgets the streams, not our own place.
+    /// Forgets the streams, not the observer's id.
     pub fn clear(&mut self) {
         self.streams.clear();
         self.absent.clear();
     }
 
-    /// The streams that another list of publishers does not have.
+    /// The known streams that a list of publishers does not have.
     pub fn not_in(&self, publishers: &[StreamInfo]) -> Vec<String> {
         let listed: BTreeSet<&str> = publishers.iter().map(|p| p.router_id.as_str()).collect();
         self.streams.keys().filter(|id| !listed.contains(id.as_str())).cloned().collect()
     }
 
-    /// A stream is there. Says whether that is news.
+    /// A stream is present. Returns whether it is new or has changed.
     pub fn present(&mut self, stream: &StreamInfo) -> bool {
         self.absent.remove(&stream.router_id);
         let known = self.streams.get(&stream.router_id);
@@ -66,21 +65,21 @@ impl Roster {
         true
     }
 
-    /// A stream is gone. Says whether that is news.
+    /// A stream is gone. Returns whether it was known.
     pub fn gone(&mut self, router_id: &str) -> bool {
         self.absent.remove(router_id);
         self.streams.remove(router_id).is_some()
     }
 
-    /// The stream as it is now that a moderator switched a track; `None` if there is none of that name.
+    /// The stream after a moderator muted or unmuted a track; `None` if stream or track are unknown.
     pub fn moderated(&self, moderation: &Moderation) -> Option<StreamInfo> {
         let mut stream = self.streams.get(&moderation.router_id)?.clone();
         stream.tracks.iter_mut().find(|t| t.mid == moderation.mid)?.muted = moderation.muted;
         Some(stream)
     }
 
-    /// Holds Janus's list against what we know.
-    pub fn listed(&mut self, list: &Participants) -> Found {
+    /// Compares Janus's list with the known streams.
+    pub fn listed(&mut self, list: &Participants) -> RosterChange {
         let publishing: BTreeSet<&str> = list.publishing.iter().map(String::as_str).collect();
         let absent: BTreeSet<String> =
             self.streams.keys().filter(|id| !publishing.contains(id.as_str())).cloned().collect();
@@ -92,9 +91,9 @@ impl Roster {
         } else {
             self.unknown = 0;
         }
-        // Removed by a moderator, or with the room, which is there again.
-        let out = self.own.as_ref().is_some_and(|own| !list.observers.contains(own));
-        Found { gone, rejoin: out || self.unknown % UNKNOWN_EVERY == 2 }
+        // A moderator removed the observer, or the room was created again.
+        let kicked = self.own.as_ref().is_some_and(|own| !list.observers.contains(own));
+        RosterChange { gone, rejoin: kicked || self.unknown % UNKNOWN_EVERY == 2 }
     }
 }
 
@@ -125,7 +124,7 @@ mod tests {
 
     fn roster() -> Roster {
         let mut roster = Roster::default();
-        roster.entered_as(Some("me".to_owned()));
+        roster.joined_as(Some("me".to_owned()));
         assert!(roster.present(&stream("a")));
         roster
     }
@@ -151,7 +150,7 @@ mod tests {
         assert!(roster.listed(&list(&[], &["me"])).gone.is_empty());
         assert!(roster.listed(&list(&["a"], &["me"])).gone.is_empty());
         assert!(roster.listed(&list(&[], &["me"])).gone.is_empty());
-        assert_eq!(roster.listed(&list(&[], &["me"])), Found { gone: vec!["a".to_owned()], rejoin: false });
+        assert_eq!(roster.listed(&list(&[], &["me"])), RosterChange { gone: vec!["a".to_owned()], rejoin: false });
     }
 
     #[test]
@@ -159,7 +158,7 @@ mod tests {
         let mut roster = roster();
         assert!(!roster.listed(&list(&["a"], &["me", "other"])).rejoin);
         assert!(roster.listed(&list(&["a"], &["other"])).rejoin);
-        roster.entered_as(None);
+        roster.joined_as(None);
         assert!(!roster.listed(&list(&["a"], &[])).rejoin);
     }
 

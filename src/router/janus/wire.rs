@@ -1,5 +1,4 @@
-//! Janus's JSON, read into our types. Pure; what comes is untrusted: fields of a wrong type are as if
-//! they were not there, texts are bounded.
+//! Parses Janus's JSON. Pure. The input is untrusted: fields of a wrong type count as missing, and the length of strings is limited.
 
 use serde_json::Value;
 
@@ -10,14 +9,15 @@ use crate::router::{ListedRoom, Participant, RouterError, StreamInfo, TrackInfo}
 
 /// Longest name or connection data that is kept, in characters (Vonage's limit for connection data is 1,000).
 const TEXT_CHARS_MAX: usize = 1000;
-/// Tracks of one publisher that are looked at.
+/// Tracks of one publisher that are read.
 const TRACKS_MAX: usize = 64;
-/// Publishers in one message that are looked at.
+/// Publishers in one message that are read.
 const PUBLISHERS_MAX: usize = 1000;
-/// Rooms of one router that are looked at.
+/// Rooms of one router that are read.
 const ROOMS_MAX: usize = 20_000;
-/// A room's name is taken, or there is no such room.
+/// VideoRoom's error code: a room with this id exists.
 const ROOM_EXISTS: i64 = 427;
+/// VideoRoom's error code: no such room.
 const NO_SUCH_ROOM: i64 = 426;
 
 /// An id that may be a text or a number (`string_ids`).
@@ -48,8 +48,8 @@ fn flag(value: &Value, name: &str) -> bool {
     value.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// Whether a participant is an archiver's observer. It never publishes: a client that calls itself one does not hide what it
-/// publishes from being recorded.
+/// Whether a participant is an archiver's observer. Observers never publish, so a client with an observer's name that publishes is
+/// recorded.
 #[must_use]
 pub fn is_observer(participant: &Value) -> bool {
     let named = participant.get("display").and_then(Value::as_str).is_some_and(|d| d.starts_with(OBSERVER_PREFIX));
@@ -93,7 +93,7 @@ fn track(value: &Value) -> Option<TrackInfo> {
         _ => return None,
     };
     if flag(value, "disabled") && value.get("codec").is_none() {
-        // Janus keeps the place of a track that was removed.
+        // Janus keeps the entry of a removed track.
         return None;
     }
     Some(TrackInfo {
@@ -108,7 +108,7 @@ fn track(value: &Value) -> Option<TrackInfo> {
 /// Who is in a room.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Participants {
-    /// How many clients, publishing or not.
+    /// The number of clients, publishing or not.
     pub clients: usize,
     /// The ids of the clients that publish.
     pub publishing: Vec<String>,
@@ -145,7 +145,7 @@ pub fn clients(data: &Value) -> Option<Vec<Participant>> {
     Some(list.take(PUBLISHERS_MAX).filter_map(client).collect())
 }
 
-/// Reads a list of rooms. A room whose name we could not ask for is passed over.
+/// Reads a list of rooms. Rooms whose ids this program does not accept are skipped.
 #[must_use]
 pub fn rooms(data: &Value) -> Option<Vec<ListedRoom>> {
     let room = |value: &Value| {
@@ -165,7 +165,7 @@ fn plugin_code(answer: &Value) -> Option<i64> {
     answer.get("plugindata")?.get("data")?.get("error_code")?.as_i64()
 }
 
-/// Whether an answer says that the room to create is there already.
+/// Whether an answer says that the room to create exists.
 #[must_use]
 pub fn is_there_already(answer: &Value) -> bool {
     plugin_code(answer) == Some(ROOM_EXISTS)
@@ -188,7 +188,7 @@ pub struct Moderation {
     pub muted: bool,
 }
 
-/// What a moderator did, if a message tells of it.
+/// The moderation that a message reports.
 #[must_use]
 pub fn moderation(data: &Value) -> Option<Moderation> {
     let muted = match data.get("moderation")?.as_str()? {
@@ -210,7 +210,7 @@ pub fn offer_mids(data: &Value) -> Vec<(String, TrackKind)> {
     streams.iter().take(TRACKS_MAX).filter_map(mid).collect()
 }
 
-/// The error of an answer, if it is one: of Janus itself or of the plugin.
+/// The error in an answer, of Janus or of the plugin.
 #[must_use]
 pub fn error(
     router: &str,
@@ -226,13 +226,13 @@ pub fn error(
         (Some(plugin?.get("error_code")?), plugin?.get("error"))
     };
     let code = code.and_then(Value::as_i64).unwrap_or(0);
-    let what = text(reason).unwrap_or_default();
+    let problem = text(reason).unwrap_or_default();
     let router = router.to_owned();
     Some(match (code, room) {
         (NO_SUCH_ROOM, Some(room)) => RouterError::RoomNotFound { router, room: room.clone() },
-        (428, _) => RouterError::StreamNotFound { stream: what },
-        (403 | 405 | 429 | 430 | 433, _) => RouterError::Refused { router, doing, code, text: what },
-        _ => RouterError::Protocol { router, doing, what: format!("error {code}: {what}") },
+        (428, _) => RouterError::StreamNotFound { stream: problem },
+        (403 | 405 | 429 | 430 | 433, _) => RouterError::Refused { router, doing, code, text: problem },
+        _ => RouterError::Protocol { router, doing, problem: format!("error {code}: {problem}") },
     })
 }
 

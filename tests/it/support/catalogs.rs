@@ -15,7 +15,7 @@ impl Backend {
     /// The catalog as one more process sees it.
     pub async fn open(&self) -> SharedCatalog {
         match self {
-            Self::Memory(catalog) => catalog.for_another().shared(),
+            Self::Memory(catalog) => catalog.for_another_process().shared(),
             Self::Sql(url) => catalog::open(url).await.unwrap(),
         }
     }

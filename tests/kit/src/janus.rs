@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{self, Message, http::HeaderValue};
 
 use crate::child::Server;
 use crate::net::{TestNet, free_port};
-use crate::shared::Remains;
+use crate::shared::StopInfo;
 
 /// The key that may create rooms.
 pub const ADMIN_KEY: &str = "room-admin";
@@ -30,7 +30,7 @@ pub const TOKEN_SECRET: &str = "token-secret";
 #[derive(Debug)]
 pub struct Janus {
     /// A private process; none where it is shared.
-    own: Option<Own>,
+    own: Option<PrivateProcess>,
     address: SocketAddr,
     /// Each test's rooms begin with this at a shared Janus, so that two tests may use the same name; empty at a private one.
     prefix: String,
@@ -38,18 +38,18 @@ pub struct Janus {
     rooms: Mutex<BTreeSet<String>>,
 }
 
-/// A process of its own.
+/// A private Janus process.
 #[derive(Debug)]
-struct Own {
+struct PrivateProcess {
     server: Option<Server>,
     dir: tempfile::TempDir,
     net: TestNet,
 }
 
-/// A queue of a broker that Janus tells what happens.
+/// The queue that Janus's event handler publishes to.
 #[derive(Debug, Clone)]
 pub struct EventQueue {
-    /// Where the broker listens.
+    /// The broker's address.
     pub broker: SocketAddr,
     /// The virtual host's name.
     pub vhost: String,
@@ -57,7 +57,7 @@ pub struct EventQueue {
     pub queue: String,
 }
 
-fn links(folder: &Path, source: &str, names: &[&str]) -> Result<()> {
+fn link_plugins(folder: &Path, source: &str, names: &[&str]) -> Result<()> {
     std::fs::create_dir(folder)?;
     for name in names {
         let file =
@@ -86,21 +86,25 @@ impl Janus {
     /// # Errors
     /// When it cannot be started.
     pub fn start() -> Result<Self> {
-        Self::start_telling(None)
+        Self::start_with(None)
     }
 
-    /// Starts a private one that tells a broker what happens, by its event handler.
+    /// Starts a private one, with the event handler if there is a queue for it.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_telling(broker: Option<EventQueue>) -> Result<Self> {
+    pub fn start_with(event_queue: Option<EventQueue>) -> Result<Self> {
         let net = TestNet::new()?;
         let dir = tempfile::tempdir()?;
         let port = free_port(net.ip())?;
         let at = dir.path();
-        links(&at.join("plugins"), "plugins", &["libjanus_videoroom.so"])?;
-        links(&at.join("transports"), "transports", &["libjanus_websockets.so"])?;
-        links(&at.join("events"), "events", if broker.is_some() { &["libjanus_rabbitmqevh.so"] } else { &[] })?;
+        link_plugins(&at.join("plugins"), "plugins", &["libjanus_videoroom.so"])?;
+        link_plugins(&at.join("transports"), "transports", &["libjanus_websockets.so"])?;
+        link_plugins(
+            &at.join("events"),
+            "events",
+            if event_queue.is_some() { &["libjanus_rabbitmqevh.so"] } else { &[] },
+        )?;
         let (folder, ip) = (at.display(), net.ip());
         let config = |name: &str, text: String| std::fs::write(at.join(name), text);
         config(
@@ -113,7 +117,7 @@ impl Janus {
                  media: {{ ipv6 = false min_nack_queue = 1000 }}\n\
                  nat: {{ ice_enforce_list = \"{ip}\" ignore_mdns = true }}\n\
                  events: {{ broadcast = {} }}\n",
-                broker.is_some()
+                event_queue.is_some()
             ),
         )?;
         config(
@@ -126,7 +130,7 @@ impl Janus {
                 "general: {{ json = \"compact\" ws = true ws_port = {port} ws_ip = \"{ip}\" wss = false }}\nadmin: {{ admin_ws = false }}\n"
             ),
         )?;
-        if let Some(EventQueue { broker, vhost, queue }) = broker {
+        if let Some(EventQueue { broker, vhost, queue }) = event_queue {
             config(
                 "janus.eventhandler.rabbitmqevh.jcfg",
                 format!(
@@ -138,21 +142,21 @@ impl Janus {
             )?;
         }
         let address = SocketAddr::new(net.ip(), port);
-        let own = Some(Own { server: None, dir, net });
+        let own = Some(PrivateProcess { server: None, dir, net });
         let mut janus = Self { own, address, prefix: String::new(), rooms: Mutex::default() };
         janus.restart()?;
         Ok(janus)
     }
 
-    fn own_mut(&mut self) -> &mut Own {
+    fn own_mut(&mut self) -> &mut PrivateProcess {
         self.own.as_mut().expect("a test that breaks Janus starts a private one")
     }
 
     /// Gives a private one up to the keeper of the shared servers.
-    pub(crate) fn into_remains(mut self) -> Remains {
+    pub(crate) fn into_stop_info(mut self) -> StopInfo {
         let own = self.own.take().expect("only a private Janus becomes the shared one");
         let kill = own.server.into_iter().map(Server::into_pid).collect();
-        Remains { kill, folders: vec![own.dir.keep()], interface: Some(own.net.into_parts()), ..Remains::default() }
+        StopInfo { kill, folders: vec![own.dir.keep()], interface: Some(own.net.into_parts()), ..StopInfo::default() }
     }
 
     /// Kills it if it runs, and starts it again on the same address. Rooms are gone.

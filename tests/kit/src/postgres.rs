@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::child::Server;
 use crate::net::free_port;
-use crate::shared::Remains;
+use crate::shared::StopInfo;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// An immediate shutdown ends each backend; PostgreSQL itself gives them 5 s.
@@ -202,10 +202,10 @@ impl Postgres {
     }
 
     /// Gives the server up to the keeper of the shared servers.
-    pub(crate) fn into_remains(mut self) -> Remains {
+    pub(crate) fn into_stop_info(mut self) -> StopInfo {
         let quit = self.server.take().map(Server::into_pid).into_iter().collect();
         let folder = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a temporary folder can be made"));
-        Remains { quit, folders: vec![folder.keep()], ..Remains::default() }
+        StopInfo { quit, folders: vec![folder.keep()], ..StopInfo::default() }
     }
 
     /// Its address, to put a proxy in front of it.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::child::Server;
 use crate::net::free_port;
-use crate::shared::{Remains, addresses};
+use crate::shared::{StopInfo, addresses};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// `guest:guest` in the header of the management API.
@@ -132,13 +132,13 @@ impl RabbitMq {
     }
 
     /// Gives a private node up to the keeper of the shared servers.
-    pub(crate) fn into_remains(mut self) -> Remains {
+    pub(crate) fn into_stop_info(mut self) -> StopInfo {
         let mut node = self.node.take().expect("only a private node becomes the shared one");
         let beam = node.pid().and_then(|pid| pid.parse().ok());
         let servers = [node.server.take(), node.epmd.take()];
         let kill = beam.into_iter().chain(servers.into_iter().flatten().map(Server::into_pid)).collect();
         let folder = std::mem::replace(&mut node.dir, tempfile::tempdir().expect("a temporary folder can be made"));
-        Remains { kill, folders: vec![folder.keep()], ..Remains::default() }
+        StopInfo { kill, folders: vec![folder.keep()], ..StopInfo::default() }
     }
 
     /// `amqp://…`.

@@ -145,12 +145,12 @@ impl Lease {
     }
 }
 
-/// Does something once for all processes that use the servers, such as making a template.
-pub(crate) fn once(what: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Runs `make` once for all processes that use the servers, such as creating a template.
+pub(crate) fn once(name: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
     let folder = folder()?;
-    let _making = locked(&folder.join(what))?;
+    let _making = locked(&folder.join(name))?;
     // The servers' own file is the mark's content: other servers, another mark.
-    let (mark, servers) = (folder.join(format!("{what}.done")), serde_json::to_string(addresses()?)?);
+    let (mark, servers) = (folder.join(format!("{name}.done")), serde_json::to_string(addresses()?)?);
     if std::fs::read_to_string(&mark).is_ok_and(|of| of == servers) {
         return Ok(());
     }
@@ -160,7 +160,7 @@ pub(crate) fn once(what: &str, make: impl FnOnce() -> Result<()>) -> Result<()> 
 
 /// What the keeper needs to stop a server.
 #[derive(Debug, Default)]
-pub(crate) struct Remains {
+pub(crate) struct StopInfo {
     /// Ended with `SIGQUIT`.
     pub quit: Vec<u32>,
     /// Ended with `SIGKILL`, before the others.
@@ -182,7 +182,7 @@ fn start(folder: &Path) -> Result<Addresses> {
         postgres: postgres.address(),
         janus: janus.address(),
     };
-    keep(folder, &[rabbit.into_remains(), postgres.into_remains(), janus.into_remains()])?;
+    keep(folder, &[rabbit.into_stop_info(), postgres.into_stop_info(), janus.into_stop_info()])?;
     // Renamed, so that nobody reads half of it.
     let new = folder.join("addresses.new");
     std::fs::write(&new, serde_json::to_vec_pretty(&addresses)?)?;
@@ -212,8 +212,8 @@ done
 rm -f "$1/addresses.json"
 "#;
 
-fn keep(folder: &Path, servers: &[Remains; 3]) -> Result<()> {
-    let all = |of: fn(&Remains) -> Vec<String>| servers.iter().flat_map(of).collect::<Vec<_>>().join(" ");
+fn keep(folder: &Path, servers: &[StopInfo; 3]) -> Result<()> {
+    let all = |of: fn(&StopInfo) -> Vec<String>| servers.iter().flat_map(of).collect::<Vec<_>>().join(" ");
     let text = |pids: &[u32]| pids.iter().map(u32::to_string).collect::<Vec<_>>();
     // The keeper inherits the lock on the interface as its standard input, and so holds it when this process ends.
     let lock = servers.iter().find_map(|s| s.interface.as_ref()).context("Janus has an interface of its own")?;

@@ -3,26 +3,25 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// What has not come after so long does not come. Only a test that fails waits so long, so it is far above what the
-/// slowest machine takes: how fast something is, is for the benches to say.
+/// Deadline of all waiting. Only failing tests reach it, so it is far above what the slowest machine needs. Speed is measured by the
+/// benchmarks.
 pub const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Less often than this nobody asks for what comes soon.
+/// Shortest time between two checks.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks every 20 ms until the answer is `Some`; less often when asking takes long, so that it leaves the processor to
-/// what is waited for.
+/// Calls `check` every 20 ms until it returns `Some`; less often if a call takes long, to leave the processor to the awaited work.
 ///
 /// # Panics
-/// When it takes longer than [`DEADLINE`]; `what` says what was waited for.
-pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+/// When it takes longer than [`DEADLINE`]; `condition` names what was waited for.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(condition: &str, mut check: impl FnMut() -> F) -> T {
     let until = Instant::now() + DEADLINE;
     loop {
-        let asked = Instant::now();
-        if let Some(answer) = ask().await {
+        let checked_at = Instant::now();
+        if let Some(answer) = check().await {
             return answer;
         }
-        assert!(Instant::now() < until, "{what}: not within {DEADLINE:?}");
-        tokio::time::sleep(PAUSE.max(3 * asked.elapsed())).await;
+        assert!(Instant::now() < until, "{condition}: not within {DEADLINE:?}");
+        tokio::time::sleep(PAUSE.max(3 * checked_at.elapsed())).await;
     }
 }

@@ -27,19 +27,19 @@ for pid in $pids; do kill -KILL $(tree "$pid") 2>/dev/null; done
 /// The pipe to this process's warden, once there is one.
 static PIPE: Mutex<Option<ChildStdin>> = Mutex::new(None);
 
-/// A process is to end with this one.
+/// Makes a process end with this one.
 pub(crate) fn add(pid: u32) {
-    tell('+', pid);
+    send('+', pid);
 }
 
 /// A process has ended, or another program ends it.
 pub(crate) fn remove(pid: u32) {
-    tell('-', pid);
+    send('-', pid);
 }
 
 // The warden outlives this process: nobody here can wait for it.
 #[allow(clippy::zombie_processes)]
-fn tell(change: char, pid: u32) {
+fn send(change: char, pid: u32) {
     let mut pipe = PIPE.lock().unwrap_or_else(PoisonError::into_inner);
     let pipe = pipe.get_or_insert_with(|| {
         let mut warden = start();

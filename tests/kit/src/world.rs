@@ -20,12 +20,12 @@ use crate::wait::wait_for;
 /// The application of all sessions here.
 pub const APPLICATION: &str = "78d335fa-323d-0114-9c3d-d6f0d48968cf";
 
-/// What the pins of rooms that the program creates are made of.
+/// The key from which the pins of rooms are derived that the program creates.
 pub const ROOM_KEY: &str = "room-key";
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A worker that is told to stop hands its sessions over, and does not wait for their ends.
+/// Time limit of a worker's shutdown: it hands its jobs over, and does not wait for the ends of sessions.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// A deployment.
@@ -43,9 +43,9 @@ pub struct World {
     /// The name of the machine that the worker is on.
     machine: String,
     config: PathBuf,
-    /// Where the worker tells its metrics.
+    /// The address of health checks and metrics.
     http: SocketAddr,
-    /// Where it serves the API.
+    /// The address of the API.
     api: SocketAddr,
     events: u32,
 }
@@ -59,7 +59,7 @@ impl World {
     pub async fn start(binary: &str, catalog: Option<&str>, more: &str) -> Result<Self> {
         let servers = tokio::task::spawn_blocking(|| Ok::<_, anyhow::Error>((RabbitMq::shared()?, Janus::shared()?)));
         let (rabbit, janus) = servers.await??;
-        Self::around(binary, rabbit, janus, catalog, more).await
+        Self::with_servers(binary, rabbit, janus, catalog, more).await
     }
 
     /// The same with a private RabbitMQ and a private Janus, which the test may kill and freeze.
@@ -70,7 +70,7 @@ impl World {
         let rabbit = tokio::task::spawn_blocking(RabbitMq::start);
         let janus = tokio::task::spawn_blocking(Janus::start);
         let (rabbit, janus) = (rabbit.await??, janus.await??);
-        Self::around(binary, rabbit, janus, catalog, more).await
+        Self::with_servers(binary, rabbit, janus, catalog, more).await
     }
 
     /// The same with the shared RabbitMQ and a private Janus, for tests that look at all rooms of a router.
@@ -80,25 +80,31 @@ impl World {
     pub async fn start_with_own_router(binary: &str, more: &str) -> Result<Self> {
         let servers = tokio::task::spawn_blocking(|| Ok::<_, anyhow::Error>((RabbitMq::shared()?, Janus::start()?)));
         let (rabbit, janus) = servers.await??;
-        Self::around(binary, rabbit, janus, None, more).await
+        Self::with_servers(binary, rabbit, janus, None, more).await
     }
 
-    /// The same with a private Janus that tells of its rooms through a queue of the broker, which is private if the test kills it.
+    /// The same with a private Janus whose event handler publishes to a queue of the broker, which is private if the test kills it.
     ///
     /// # Errors
     /// When a server cannot be started.
-    pub async fn start_telling(binary: &str, queue: &str, private_broker: bool, more: &str) -> Result<Self> {
+    pub async fn start_with_event_handler(binary: &str, queue: &str, private_broker: bool, more: &str) -> Result<Self> {
         let queue = queue.to_owned();
         let servers = tokio::task::spawn_blocking(move || {
             let rabbit = if private_broker { RabbitMq::start()? } else { RabbitMq::shared()? };
-            let told = EventQueue { broker: rabbit.address(), vhost: rabbit.vhost().to_owned(), queue };
-            Ok::<_, anyhow::Error>((rabbit, Janus::start_telling(Some(told))?))
+            let event_queue = EventQueue { broker: rabbit.address(), vhost: rabbit.vhost().to_owned(), queue };
+            Ok::<_, anyhow::Error>((rabbit, Janus::start_with(Some(event_queue))?))
         });
         let (rabbit, janus) = servers.await??;
-        Self::around(binary, rabbit, janus, None, more).await
+        Self::with_servers(binary, rabbit, janus, None, more).await
     }
 
-    async fn around(binary: &str, rabbit: RabbitMq, janus: Janus, catalog: Option<&str>, more: &str) -> Result<Self> {
+    async fn with_servers(
+        binary: &str,
+        rabbit: RabbitMq,
+        janus: Janus,
+        catalog: Option<&str>,
+        more: &str,
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let s3 = S3Server::start().await?;
         let catalog = catalog.map(|url| format!("[catalog]\nurl = \"{url}\"\n")).unwrap_or_default();
@@ -328,8 +334,8 @@ impl World {
     /// # Panics
     /// When it takes longer than [`crate::wait::DEADLINE`].
     pub async fn archive(&self, session: &str, status: &str) -> Value {
-        let what = format!("an archive of {session} that is {status}");
-        let found = wait_for(&what, || async {
+        let condition = format!("an archive of {session} that is {status}");
+        let found = wait_for(&condition, || async {
             let archives = self.archives(session).ok()?;
             archives.into_iter().find(|a| a["status"] == status)
         });

@@ -167,7 +167,7 @@ impl MemoryStore {
 
     /// The same store as another process sees it: with faults of its own.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn for_another_process(&self) -> Self {
         Self { state: Arc::clone(&self.state), faults: Faults::default() }
     }
 
@@ -420,7 +420,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn faults_of_one_process_are_not_those_of_another() {
         let store = MemoryStore::new();
-        let other = store.for_another();
+        let other = store.for_another_process();
         store.faults().inject(Fault::Unavailable, Calls::all());
         put(&store, "a").await.expect_err("it is cut off");
         put(&other, "a").await.expect("this one is not");

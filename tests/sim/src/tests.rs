@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use archiver::broker::{BrokerState, Delivery, Outcome, STARTED_KEY};
-use archiver::catalog::{Accepted, Claimed, JobRow, NewJob, SharedCatalog};
+use archiver::catalog::{Accepted, Claimed, HistoryLine, JobRow, NewJob, SharedCatalog, StoredSpec};
 use archiver::model::ids::{JobId, Region, SessionId, WorkerId};
 use archiver::model::time::{SimulatedTime, Wallclock};
 use rand::rngs::StdRng;
@@ -35,7 +35,7 @@ async fn accepted(catalog: &SharedCatalog, session: &str) -> JobRow {
         session,
         application: "app".parse().expect("application"),
         region: region(),
-        event: "{}".to_owned(),
+        event: StoredSpec::read("{}".to_owned()),
         started_at: Wallclock::now(),
         tag: String::new(),
         is_conversation: true,
@@ -46,8 +46,8 @@ async fn accepted(catalog: &SharedCatalog, session: &str) -> JobRow {
     }
 }
 
-async fn claim(catalog: &SharedCatalog, job: JobId, who: &str) -> Option<Claimed> {
-    catalog.claim(job, &worker(who), Wallclock::now(), LEASE).await.expect("claim")
+async fn claim(catalog: &SharedCatalog, job: JobId, owner: &str) -> Option<Claimed> {
+    catalog.claim(job, &worker(owner), Wallclock::now(), LEASE).await.expect("claim")
 }
 
 #[tokio::test(start_paused = true)]
@@ -64,7 +64,7 @@ async fn a_lease_ends_exactly_when_the_simulated_clock_passes_it() {
 }
 
 /// A worker as far as leases go: it claims what it can have, and keeps it while the catalog answers.
-async fn keep_leases(catalog: SharedCatalog, who: WorkerId) {
+async fn renew_leases(catalog: SharedCatalog, owner: WorkerId) {
     let mut owned: Vec<JobRow> = Vec::new();
     loop {
         let mut kept = Vec::new();
@@ -76,10 +76,10 @@ async fn keep_leases(catalog: SharedCatalog, who: WorkerId) {
             }
         }
         owned = kept;
-        let found = catalog.claimable(&who, &region(), Wallclock::now(), 1).await.unwrap_or_default();
+        let found = catalog.claimable(&owner, &region(), Wallclock::now(), 1).await.unwrap_or_default();
         let new: Vec<JobRow> = found.into_iter().filter(|job| owned.iter().all(|owned| owned.job != job.job)).collect();
         for job in new {
-            if let Ok(Some(claimed)) = catalog.claim(job.job, &who, Wallclock::now(), LEASE).await {
+            if let Ok(Some(claimed)) = catalog.claim(job.job, &owner, Wallclock::now(), LEASE).await {
                 owned.push(claimed.job);
             }
         }
@@ -89,7 +89,7 @@ async fn keep_leases(catalog: SharedCatalog, who: WorkerId) {
 
 /// Three workers with five jobs for three simulated hours; from time to time one dies and comes back, and the catalog has faults.
 /// Returns the jobs' histories, and how long it really took.
-async fn fleet(seed: u64) -> (Vec<(Wallclock, String, String)>, Duration) {
+async fn fleet(seed: u64) -> (Vec<HistoryLine>, Duration) {
     let begun = Instant::now();
     let _time = SimulatedTime::begin(START);
     let (catalog, mut random) = (MemoryCatalog::new(), StdRng::seed_from_u64(seed));
@@ -99,11 +99,11 @@ async fn fleet(seed: u64) -> (Vec<(Wallclock, String, String)>, Duration) {
     }
     let mut workers = Vec::new();
     for n in 0..3 {
-        let own = catalog.for_another();
+        let own = catalog.for_another_process();
         let chances = [Fault::Unavailable, Fault::LostAnswer, Fault::Slow(Duration::from_millis(500))];
         own.faults().randomly(seed + n, &chances.map(|fault| Chance { fault, share: 0.02 }));
         let mut task = JoinSet::new();
-        task.spawn(keep_leases(own.shared(), worker(&format!("w{n}"))));
+        task.spawn(renew_leases(own.shared(), worker(&format!("w{n}"))));
         workers.push((own, task));
     }
     while Wallclock::now() < START + Duration::from_secs(3 * 3600) {
@@ -112,7 +112,7 @@ async fn fleet(seed: u64) -> (Vec<(Wallclock, String, String)>, Duration) {
         workers[dies].1.abort_all();
         sleep(Duration::from_secs(random.random_range(1..20))).await;
         let own = workers[dies].0.shared();
-        workers[dies].1.spawn(keep_leases(own, worker(&format!("w{dies}"))));
+        workers[dies].1.spawn(renew_leases(own, worker(&format!("w{dies}"))));
     }
     let mut history = Vec::new();
     for job in jobs {
@@ -163,7 +163,7 @@ async fn a_delivery_that_is_put_off_comes_again_after_its_pause_and_one_of_a_dea
     let (rabbit, later) = (MemoryRabbit::new(), Duration::from_secs(5));
     let [one, two, outside] = [(); 3].map(|()| rabbit.process(&region(), later));
     let mut tasks = JoinSet::new();
-    let (mut got, _room) = consume(&mut tasks, &one, |d| if d.attempt == 0 { Outcome::Later } else { Outcome::Done });
+    let (mut got, _room) = consume(&mut tasks, &one, |d| if d.attempt == 0 { Outcome::Retry } else { Outcome::Ack });
     let publisher = outside.shared().publisher().await.expect("publisher");
     publisher.publish(&format!("{STARTED_KEY}.eu"), b"x", &Default::default()).await.expect("confirmed");
     let mut attempts = Vec::new();
@@ -186,7 +186,7 @@ async fn a_delivery_that_is_put_off_comes_again_after_its_pause_and_one_of_a_dea
     sleep(Duration::from_secs(60)).await;
     assert_eq!(rabbit.waiting("started.eu"), 0, "it is held");
     tasks.shutdown().await;
-    let (mut got, _room) = consume(&mut tasks, &two, |_| Outcome::Done);
+    let (mut got, _room) = consume(&mut tasks, &two, |_| Outcome::Ack);
     let (delivery, at) = got.recv().await.expect("a delivery");
     assert_eq!((delivery.body.as_slice(), at), (&b"held"[..], Wallclock::now()));
     tasks.shutdown().await;

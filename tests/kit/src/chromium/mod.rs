@@ -283,11 +283,11 @@ impl Drop for ChromiumPublisher {
 
 fn timeline(value: Value) -> Result<Timeline> {
     #[derive(Deserialize)]
-    struct Truth {
+    struct ReportedMedia {
         frames: Vec<(u32, f64)>,
         beeps: Vec<(u32, f64)>,
     }
-    let Truth { frames, beeps } = serde_json::from_value(value)?;
+    let ReportedMedia { frames, beeps } = serde_json::from_value(value)?;
     Ok(Timeline { frames, beeps })
 }
 

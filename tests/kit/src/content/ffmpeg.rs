@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::Part;
 use crate::publisher::media::{COLUMNS, ROWS};
 
-/// Pictures are scaled to so many pixels a cell, in both directions.
+/// Pixels of a cell in the scaled pictures, in both directions.
 pub const CELL: u32 = 4;
 
 /// Sound without a hole.
@@ -31,7 +31,7 @@ impl Sound {
     }
 }
 
-/// A hole is one of more than so many seconds; container time stamps are rounded to milliseconds.
+/// Shortest hole, in seconds. Time stamps of containers are rounded to milliseconds.
 const HOLE: f64 = 0.004;
 
 /// The kinds of the file's tracks: "video", "audio".
@@ -44,8 +44,16 @@ pub fn kinds(path: &Path) -> Result<Vec<String>> {
     Ok(String::from_utf8_lossy(&out.stdout).lines().map(|l| l.trim_end_matches(',').to_owned()).collect())
 }
 
-/// Runs ffmpeg; returns its output, what its filters tell, and its errors.
-fn decode(path: &Path, arguments: &[&str]) -> Result<(Vec<u8>, Vec<String>, Vec<String>)> {
+/// What ffmpeg writes for a file.
+struct Decoded {
+    data: Vec<u8>,
+    /// The lines of the filters `showinfo` and `ashowinfo`, one a frame.
+    frame_lines: Vec<String>,
+    errors: Vec<String>,
+}
+
+/// Runs ffmpeg.
+fn decode(path: &Path, arguments: &[&str]) -> Result<Decoded> {
     if !path.is_file() {
         bail!("{} is not there", path.display());
     }
@@ -74,8 +82,8 @@ fn decode(path: &Path, arguments: &[&str]) -> Result<(Vec<u8>, Vec<String>, Vec<
     if !status.success() && errors.is_empty() {
         errors.push(format!("ffmpeg ended with {status}"));
     }
-    let told = log.lines().filter(|l| l.starts_with("[Parsed_") && l.contains("pts_time:")).map(str::to_owned);
-    Ok((out, told.collect(), errors))
+    let frame_lines = log.lines().filter(|l| l.starts_with("[Parsed_") && l.contains("pts_time:"));
+    Ok(Decoded { data: out, frame_lines: frame_lines.map(str::to_owned).collect(), errors })
 }
 
 /// What follows `name` in a line, up to the next blank.
@@ -83,33 +91,46 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split_once(name)?.1.split_ascii_whitespace().next()
 }
 
-/// Time stamp, size and whether it is a keyframe.
-pub type PictureInfo = (f64, (u32, u32), bool);
+/// A picture's time stamp in seconds, size and whether it is a keyframe.
+pub struct PictureInfo {
+    pub pts: f64,
+    pub size: (u32, u32),
+    pub keyframe: bool,
+}
 
-/// All pictures, or a part of them, in grey, `COLUMNS * CELL` by `ROWS * CELL` pixels each.
-pub fn pictures(path: &Path, part: Option<Part>) -> Result<(Vec<u8>, Vec<PictureInfo>, Vec<String>)> {
+/// The pictures of a file, in grey, `COLUMNS * CELL` by `ROWS * CELL` pixels each.
+pub struct Pictures {
+    pub data: Vec<u8>,
+    pub info: Vec<PictureInfo>,
+    pub errors: Vec<String>,
+}
+
+/// Decodes all pictures, or a part of each.
+pub fn pictures(path: &Path, part: Option<Part>) -> Result<Pictures> {
     let crop = part.map(|p| format!("crop={}:{}:{}:{},", p.width, p.height, p.x, p.y)).unwrap_or_default();
     let filter = format!("{crop}showinfo=checksum=0,scale={}:{}:flags=area,format=gray", COLUMNS * CELL, ROWS * CELL);
-    let (out, told, errors) = decode(
+    let Decoded { data, frame_lines, errors } = decode(
         path,
         &["-map", "0:v:0", "-fps_mode", "passthrough", "-enc_time_base", "-1", "-vf", &filter, "-f", "rawvideo"],
     )?;
-    let info = told.iter().map(|line| {
+    let info = frame_lines.iter().map(|line| {
         let pts = field(line, "pts_time:")?.parse().ok()?;
         let (width, height) = field(line, " s:")?.split_once('x')?;
-        Some((pts, (width.parse().ok()?, height.parse().ok()?), field(line, "iskey:")? == "1"))
+        let size = (width.parse().ok()?, height.parse().ok()?);
+        Some(PictureInfo { pts, size, keyframe: field(line, "iskey:")? == "1" })
     });
-    Ok((out, info.collect::<Option<_>>().context("ffmpeg's showinfo is not understood")?, errors))
+    let info = info.collect::<Option<_>>().context("ffmpeg's showinfo is not understood")?;
+    Ok(Pictures { data, info, errors })
 }
 
 /// The sound, in runs without holes.
 #[allow(clippy::cast_precision_loss)]
 pub fn sound(path: &Path) -> Result<(Vec<Sound>, Vec<String>)> {
     let filter = "aformat=sample_fmts=s16:channel_layouts=mono,ashowinfo";
-    let (out, told, errors) = decode(path, &["-map", "0:a:0", "-af", filter, "-f", "s16le"])?;
-    let mut samples = out.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]]));
+    let Decoded { data, frame_lines, errors } = decode(path, &["-map", "0:a:0", "-af", filter, "-f", "s16le"])?;
+    let mut samples = data.chunks_exact(2).map(|b| i16::from_le_bytes([b[0], b[1]]));
     let mut runs: Vec<Sound> = Vec::new();
-    for line in &told {
+    for line in &frame_lines {
         let parsed = (|| {
             Some((
                 field(line, "pts_time:")?.parse::<f64>().ok()?,

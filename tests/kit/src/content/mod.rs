@@ -98,14 +98,14 @@ impl Content {
             content.errors.push("no tracks".to_owned());
         }
         if kinds.iter().any(|k| k == "video") {
-            let (pictures, info, errors) = ffmpeg::pictures(path, part)?;
+            let ffmpeg::Pictures { data, info, errors } = ffmpeg::pictures(path, part)?;
             content.errors.extend(errors);
             let side = (COLUMNS * ffmpeg::CELL * ROWS * ffmpeg::CELL) as usize;
-            if pictures.len() != info.len() * side {
-                content.errors.push(format!("{} pictures for {} time stamps", pictures.len() / side, info.len()));
+            if data.len() != info.len() * side {
+                content.errors.push(format!("{} pictures for {} time stamps", data.len() / side, info.len()));
             }
-            content.frames = std::iter::zip(pictures.chunks_exact(side), info)
-                .map(|(picture, (pts, size, keyframe))| {
+            content.frames = std::iter::zip(data.chunks_exact(side), info)
+                .map(|(picture, ffmpeg::PictureInfo { pts, size, keyframe })| {
                     let row = |n| read_row(picture, n);
                     SeenFrame { pts, number: row(0), code: row(2), size, keyframe }
                 })

@@ -10,7 +10,7 @@ use crate::wait::DEADLINE;
 
 /// A running encoder.
 #[derive(Debug)]
-pub(super) struct Live {
+pub(super) struct LiveEncoder {
     pipeline: gst::Pipeline,
     source: AppSrc,
     sink: AppSink,
@@ -19,7 +19,7 @@ pub(super) struct Live {
     pictures: u64,
 }
 
-impl Live {
+impl LiveEncoder {
     /// Starts an encoder.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveEncoder {
     fn drop(&mut self) {
         self.pipeline.set_state(gst::State::Null).map(drop).unwrap_or_default();
     }

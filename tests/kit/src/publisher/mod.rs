@@ -172,7 +172,7 @@ impl Publisher {
         // The first one of its kind encodes the loop.
         let (mut sender, offer) = {
             let options = options.clone();
-            tokio::task::spawn_blocking(move || rtc::Sender::offer(&options)).await??
+            tokio::task::spawn_blocking(move || rtc::Connection::offer(&options)).await??
         };
         let (audio_mid, video_mid) = sender.mids();
         let described = [(audio_mid, &options.descriptions.0), (video_mid, &options.descriptions.1)];
@@ -194,7 +194,7 @@ impl Publisher {
         let sdp = answer["jsep"]["sdp"].as_str().with_context(|| format!("no answer: {answer}"))?;
         sender.answer(sdp)?;
         let (switches, truth) = (Arc::new(Switches::default()), Arc::new(Mutex::new(Truth::default())));
-        pool::drive(rtc::Running::new(sender, Arc::clone(&switches), Arc::clone(&truth)))?;
+        pool::drive(rtc::DrivenConnection::new(sender, Arc::clone(&switches), Arc::clone(&truth)))?;
         let (leave, leaving) = tokio::sync::watch::channel(false);
         // Awaited by `leave`; a publisher that is dropped takes its socket with it.
         #[allow(clippy::disallowed_methods)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::rtc::Running;
+use super::rtc::DrivenConnection;
 
 /// Publishers of one thread.
 const EACH_MAX: usize = 25;
@@ -16,18 +16,18 @@ const TICK_MAX: Duration = Duration::from_millis(5);
 /// And sleeps at least so long, so that what is due almost together is sent together.
 const TICK_MIN: Duration = Duration::from_millis(2);
 
-struct Driver {
-    jobs: Sender<Running>,
+struct MediaThread {
+    jobs: Sender<DrivenConnection>,
     load: Arc<AtomicUsize>,
 }
 
-static DRIVERS: LazyLock<Mutex<Vec<Driver>>> = LazyLock::new(Mutex::default);
+static DRIVERS: LazyLock<Mutex<Vec<MediaThread>>> = LazyLock::new(Mutex::default);
 
 /// Gives a publisher to a thread that has room.
 ///
 /// # Errors
 /// When no thread can be started.
-pub(super) fn drive(running: Running) -> Result<()> {
+pub(super) fn drive(running: DrivenConnection) -> Result<()> {
     let mut drivers = DRIVERS.lock().unwrap_or_else(PoisonError::into_inner);
     let free = drivers.iter().position(|d| d.load.load(Ordering::Relaxed) < EACH_MAX);
     let at = match free {
@@ -38,7 +38,7 @@ pub(super) fn drive(running: Running) -> Result<()> {
             let load = Arc::new(AtomicUsize::new(0));
             let counter = Arc::clone(&load);
             std::thread::Builder::new().name("publishers".to_owned()).spawn(move || run(&queue, &counter))?;
-            drivers.push(Driver { jobs, load });
+            drivers.push(MediaThread { jobs, load });
             drivers.len() - 1
         }
     };
@@ -46,8 +46,8 @@ pub(super) fn drive(running: Running) -> Result<()> {
     drivers[at].jobs.send(running).ok().context("the publishers' thread panicked")
 }
 
-fn run(queue: &Receiver<Running>, load: &AtomicUsize) {
-    let mut publishers: Vec<Running> = Vec::new();
+fn run(queue: &Receiver<DrivenConnection>, load: &AtomicUsize) {
+    let mut publishers: Vec<DrivenConnection> = Vec::new();
     loop {
         if publishers.is_empty() {
             // The sender is static, so this ends with the process only.
@@ -56,7 +56,7 @@ fn run(queue: &Receiver<Running>, load: &AtomicUsize) {
         }
         publishers.extend(queue.try_iter());
         let mut wake = Instant::now() + TICK_MAX;
-        publishers.retain_mut(|publisher| match publisher.turn() {
+        publishers.retain_mut(|publisher| match publisher.drive() {
             Some(at) => {
                 wake = wake.min(at);
                 true

@@ -13,7 +13,7 @@ use str0m::media::{Direction, Frequency, MediaKind, MediaTime, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
-use super::live::Live;
+use super::live::LiveEncoder;
 use super::media::{self, AudioCodec, FPS, Loop, VideoCodec};
 use super::{Options, Switches, Truth};
 
@@ -23,20 +23,20 @@ const SILENCE_BYTES: usize = 3;
 const DTX_EVERY: u64 = 20;
 
 /// A PeerConnection that has made its offer.
-pub(super) struct Sender {
+pub(super) struct Connection {
     rtc: Rtc,
     socket: UdpSocket,
     /// What the other side knows as our address.
     local: SocketAddr,
     pending: Option<SdpPendingOffer>,
-    video: Option<Flow>,
-    audio: Option<Flow>,
+    video: Option<TrackSender>,
+    audio: Option<TrackSender>,
     options: Options,
 }
 
 /// A PeerConnection that is driven by a thread.
-pub(super) struct Running {
-    sender: Sender,
+pub(super) struct DrivenConnection {
+    sender: Connection,
     switches: Arc<Switches>,
     truth: Arc<Mutex<Truth>>,
     connected: bool,
@@ -44,16 +44,16 @@ pub(super) struct Running {
     buffer: Vec<u8>,
 }
 
-enum Source {
+enum MediaSource {
     Loop(Loop),
-    Live(Box<Live>),
+    Live(Box<LiveEncoder>),
 }
 
-struct Flow {
+struct TrackSender {
     mid: Mid,
     codec: Codec,
     rate: u32,
-    source: Source,
+    source: MediaSource,
     /// The picture or packet that is next.
     number: u32,
     /// After so many the numbers begin again.
@@ -67,7 +67,7 @@ struct Flow {
     due: Instant,
 }
 
-impl Sender {
+impl Connection {
     /// Binds a socket, prepares the media and makes the offer.
     pub fn offer(options: &Options) -> Result<(Self, String)> {
         let mut rtc = codecs(options).build(Instant::now());
@@ -87,8 +87,9 @@ impl Sender {
                 AudioCodec::Pcmu => Codec::PCMU,
                 AudioCodec::Pcma => Codec::PCMA,
             };
-            let source = Source::Loop(media::audio(codec)?);
-            audio = Some(Flow::new(mid(MediaKind::Audio), name, codec.rate(), source, Duration::from_millis(20)));
+            let source = MediaSource::Loop(media::audio(codec)?);
+            audio =
+                Some(TrackSender::new(mid(MediaKind::Audio), name, codec.rate(), source, Duration::from_millis(20)));
         }
         let mut video = None;
         if let Some(codec) = options.video {
@@ -98,8 +99,8 @@ impl Sender {
                 VideoCodec::H264 => Codec::H264,
                 VideoCodec::Av1 => Codec::Av1,
             };
-            let source = pictures(options, options.size)?;
-            video = Some(Flow::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS));
+            let source = video_source(options, options.size)?;
+            video = Some(TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS));
         }
         let (offer, pending) = changes.apply().context("nothing to publish")?;
         let options = options.clone();
@@ -108,7 +109,7 @@ impl Sender {
 
     /// The mids of the offer, sound first.
     pub fn mids(&self) -> (Option<String>, Option<String>) {
-        let mid = |flow: &Option<Flow>| flow.as_ref().map(|f| f.mid.to_string());
+        let mid = |flow: &Option<TrackSender>| flow.as_ref().map(|f| f.mid.to_string());
         (mid(&self.audio), mid(&self.video))
     }
 
@@ -132,7 +133,7 @@ impl Sender {
                     self.socket.send_to(&t.contents, t.destination).map(drop).unwrap_or_default();
                 }
                 Output::Event(Event::KeyframeRequest(_)) => {
-                    locked(truth).keyframe_requests += 1;
+                    lock(truth).keyframe_requests += 1;
                     if let Some(video) = &mut self.video {
                         video.keyframe_wanted = true;
                     }
@@ -143,21 +144,21 @@ impl Sender {
     }
 }
 
-impl Running {
-    pub fn new(sender: Sender, switches: Arc<Switches>, truth: Arc<Mutex<Truth>>) -> Self {
+impl DrivenConnection {
+    pub fn new(sender: Connection, switches: Arc<Switches>, truth: Arc<Mutex<Truth>>) -> Self {
         Self { sender, switches, truth, connected: false, timeout: Instant::now(), buffer: vec![0; 2000] }
     }
 
     /// Does what is to be done now. Returns when it wants to be called again; none when it has ended.
-    pub fn turn(&mut self) -> Option<Instant> {
-        let again = if self.switches.stop.load(Ordering::Relaxed) { None } else { self.work().ok().flatten() };
+    pub fn drive(&mut self) -> Option<Instant> {
+        let again = if self.switches.stop.load(Ordering::Relaxed) { None } else { self.drive_or_fail().ok().flatten() };
         if again.is_none() {
             self.switches.ended.store(true, Ordering::Relaxed);
         }
         again
     }
 
-    fn work(&mut self) -> Result<Option<Instant>> {
+    fn drive_or_fail(&mut self) -> Result<Option<Instant>> {
         while let Ok((len, from)) = self.sender.socket.recv_from(&mut self.buffer) {
             // What is neither STUN, DTLS nor RTP is somebody's noise.
             let Ok(receive) = Receive::new(Protocol::Udp, from, self.sender.local, &self.buffer[..len]) else {
@@ -176,7 +177,7 @@ impl Running {
         }
         if !self.connected && self.sender.rtc.is_connected() {
             self.connected = true;
-            let Sender { video, audio, .. } = &mut self.sender;
+            let Connection { video, audio, .. } = &mut self.sender;
             [video, audio].into_iter().flatten().for_each(|flow| flow.due = now);
             self.switches.connected.store(true, Ordering::Relaxed);
         }
@@ -191,9 +192,9 @@ impl Running {
     }
 
     fn send_due(&mut self, now: Instant) -> Result<()> {
-        let resize = locked(&self.switches.size).take();
+        let resize = lock(&self.switches.size).take();
         if let (Some(size), Some(video)) = (resize, &mut self.sender.video) {
-            video.source = pictures(&self.sender.options, size)?;
+            video.source = video_source(&self.sender.options, size)?;
             video.keyframe_wanted = true;
         }
         let off = |switch: &std::sync::atomic::AtomicBool| switch.load(Ordering::Relaxed);
@@ -201,9 +202,9 @@ impl Running {
             let taken = video.due;
             let video_off = off(&self.switches.video_off);
             if let Some(number) = video.send(&mut self.sender.rtc, video_off, false)? {
-                locked(&self.truth).frames.push((number, taken));
+                lock(&self.truth).frames.push((number, taken));
             } else if video_off {
-                locked(&self.truth).frames_left_out += 1;
+                lock(&self.truth).frames_left_out += 1;
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
@@ -211,7 +212,7 @@ impl Running {
             let taken = audio.due;
             let dtx = self.sender.options.dtx;
             if let Some(number) = audio.send(&mut self.sender.rtc, off(&self.switches.audio_off), dtx)? {
-                let mut truth = locked(&self.truth);
+                let mut truth = lock(&self.truth);
                 truth.audio_packets += 1;
                 if number.is_multiple_of(50) {
                     truth.beeps.push((number / 50, taken));
@@ -223,12 +224,12 @@ impl Running {
     }
 }
 
-impl Flow {
-    fn new(mid: Mid, codec: Codec, rate: u32, source: Source, step: Duration) -> Self {
+impl TrackSender {
+    fn new(mid: Mid, codec: Codec, rate: u32, source: MediaSource, step: Duration) -> Self {
         let numbers = match &source {
-            Source::Loop(media) => u32::try_from(media.len()).unwrap_or(u32::MAX),
+            MediaSource::Loop(media) => u32::try_from(media.len()).unwrap_or(u32::MAX),
             // Sixteen cells of the picture hold its number.
-            Source::Live(_) => 1 << 16,
+            MediaSource::Live(_) => 1 << 16,
         };
         let ticks_a_step = u64::from(rate) * u64::try_from(step.as_nanos()).unwrap_or(0);
         Self {
@@ -261,8 +262,8 @@ impl Flow {
         }
         let keyframe = std::mem::take(&mut self.keyframe_wanted);
         let data = match &mut self.source {
-            Source::Live(live) => live.encode(self.number, keyframe)?,
-            Source::Loop(media) => {
+            MediaSource::Live(live) => live.encode(self.number, keyframe)?,
+            MediaSource::Loop(media) => {
                 while keyframe && !media[self.number as usize].1 {
                     self.number = (self.number + 1) % self.numbers;
                 }
@@ -285,7 +286,7 @@ impl Flow {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -306,12 +307,12 @@ fn codecs(options: &Options) -> RtcConfig {
     }
 }
 
-fn pictures(options: &Options, size: (u32, u32)) -> Result<Source> {
+fn video_source(options: &Options, size: (u32, u32)) -> Result<MediaSource> {
     let codec = options.video.context("no video")?;
     Ok(if options.live {
-        Source::Live(Box::new(Live::new(codec, size, options.code, options.kilobits)?))
+        MediaSource::Live(Box::new(LiveEncoder::new(codec, size, options.code, options.kilobits)?))
     } else {
-        Source::Loop(media::video(codec, size, options.code, options.kilobits)?)
+        MediaSource::Loop(media::video(codec, size, options.code, options.kilobits)?)
     })
 }
 

@@ -1,4 +1,4 @@
-//! Consuming from the node in memory, with the rules of archiver's consumer: one delivery at a time, started events while there is room.
+//! Consuming from the node in memory, with the rules of archiver's consumer: one delivery at a time, started events while there is capacity.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::node::{DEAD, Message, Number};
-use super::{Connection, GOOD_AFTER, MemoryBroker, away, pause};
+use super::{Connection, GOOD_AFTER, MemoryBroker, pause, unavailable};
 use crate::faults::Fault;
 
 /// An event that made the handler panic goes back after this; as in archiver.
@@ -26,22 +26,22 @@ enum Source {
 /// Consumes until `cancel`. Dead letters have a connection of their own.
 pub(super) async fn consume(
     broker: &MemoryBroker,
-    room: watch::Receiver<usize>,
+    capacity: watch::Receiver<usize>,
     state: &watch::Sender<BrokerState>,
     cancel: &CancellationToken,
     handler: &dyn DeliveryHandler,
 ) {
     let dead_state = watch::Sender::new(BrokerState::Disconnected);
-    let consumer = |source, room, state| Consumer { broker, source, room, state, handler };
-    let mut events = consumer(Source::Events, room.clone(), state);
-    let mut dead = consumer(Source::DeadLetters, room, &dead_state);
+    let consumer = |source, capacity, state| Consumer { broker, source, capacity, state, handler };
+    let mut events = consumer(Source::Events, capacity.clone(), state);
+    let mut dead = consumer(Source::DeadLetters, capacity, &dead_state);
     tokio::join!(events.run(cancel), dead.run(cancel));
 }
 
 struct Consumer<'a> {
     broker: &'a MemoryBroker,
     source: Source,
-    room: watch::Receiver<usize>,
+    capacity: watch::Receiver<usize>,
     state: &'a watch::Sender<BrokerState>,
     handler: &'a dyn DeliveryHandler,
 }
@@ -53,7 +53,7 @@ impl Consumer<'_> {
             let begun = Instant::now();
             let ended = cancel.run_until_cancelled(self.session()).await;
             self.state.send_replace(BrokerState::Disconnected);
-            // Without an error the room's sender is gone, or the consumer is cancelled.
+            // Without an error the sender of the capacity is gone, or the consumer is cancelled.
             if !matches!(ended, Some(Err(_))) {
                 return;
             }
@@ -74,10 +74,10 @@ impl Consumer<'_> {
         loop {
             changes.mark_unchanged();
             if !connection.is_open() {
-                return Err(away("deliver events"));
+                return Err(unavailable("deliver events"));
             }
-            if self.room.has_changed().is_ok_and(|changed| changed) {
-                self.room.mark_unchanged();
+            if self.capacity.has_changed().is_ok_and(|changed| changed) {
+                self.capacity.mark_unchanged();
                 admission.reported();
             }
             let now = Instant::now();
@@ -91,7 +91,7 @@ impl Consumer<'_> {
             }
             tokio::select! {
                 biased;
-                changed = self.room.changed() => {
+                changed = self.capacity.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
@@ -111,8 +111,8 @@ impl Consumer<'_> {
             return node.deliver(connection.number, DEAD);
         }
         let ended = node.deliver(connection.number, &format!("ended.{region}"));
-        let has_room = admission.has_room(*self.room.borrow());
-        ended.or_else(|| has_room.then(|| node.deliver(connection.number, &format!("started.{region}"))).flatten())
+        let admits = admission.admits(*self.capacity.borrow());
+        ended.or_else(|| admits.then(|| node.deliver(connection.number, &format!("started.{region}"))).flatten())
     }
 
     /// Passes a message to the handler. `None` when it returned to its queue.
@@ -135,22 +135,22 @@ impl Consumer<'_> {
         // The call is inside the future, because a handler may panic before its first await.
         let handled = AssertUnwindSafe(async { self.handler.handle(delivery).await }).catch_unwind().await;
         let outcome = match handled {
-            Ok(Outcome::Later) if is_dead => {
+            Ok(Outcome::Retry) if is_dead => {
                 sleep(broker.retry_after).await;
                 broker.rabbit.change(|node| node.give_back(number));
                 return Ok(None);
             }
-            Ok(Outcome::Later) => {
-                let mut again = message.clone();
-                again.headers.insert(ATTEMPT.to_owned(), attempt.saturating_add(1).to_string());
-                let again = Message::new(&again.routing_key, &again.body, &again.headers);
+            Ok(Outcome::Retry) => {
+                let mut retried = message.clone();
+                retried.headers.insert(ATTEMPT.to_owned(), attempt.saturating_add(1).to_string());
+                let retried = Message::new(&retried.routing_key, &retried.body, &retried.headers);
                 let due = Instant::now() + broker.retry_after;
                 let put = |node: &mut super::Node| {
-                    node.publish_later(again.clone(), due);
+                    node.publish_later(retried.clone(), due);
                     true
                 };
                 broker.publish(connection, &message.routing_key, put).await?;
-                Outcome::Later
+                Outcome::Retry
             }
             Ok(outcome) => outcome,
             Err(_panic) => {
@@ -163,7 +163,7 @@ impl Consumer<'_> {
             broker.disconnect();
         }
         if !broker.rabbit.change(|node| node.ack(number)) {
-            return Err(away("take an ack"));
+            return Err(unavailable("take an ack"));
         }
         if fault == Some(Fault::Duplicated) {
             broker.rabbit.change(|node| node.publish(message));

@@ -1,4 +1,4 @@
-//! A message broker in memory: RabbitMQ as archiver uses it. Queues by region, acks, redelivery, dead letters, nudges, hints.
+//! A message broker in memory: RabbitMQ as archiver uses it. Queues by region, acks, redelivery, dead letters, wake-ups, hints.
 
 mod consumer;
 mod node;
@@ -27,15 +27,15 @@ const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Dur
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A connection that lived this long was a good one: the pauses begin at the shortest again. As in archiver.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// Between two nudges; as in archiver.
-const NUDGE_PAUSE: Duration = Duration::from_millis(200);
+/// Between two wake-ups; as in archiver.
+const WAKEUP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The pause before the next try to connect.
 fn pause(attempt: u32) -> Duration {
     RECONNECT.delay(attempt, 0.5)
 }
 
-fn away(doing: &'static str) -> BrokerError {
+fn unavailable(doing: &'static str) -> BrokerError {
     BrokerError::Unavailable { doing, source: "the connection is lost".into() }
 }
 
@@ -60,7 +60,7 @@ impl MemoryRabbit {
         Self::default()
     }
 
-    /// The node as a process of a region sees it. Events with [`archiver::broker::Outcome::Later`] are delivered again after `retry_after`.
+    /// The node as a process of a region sees it. Events with [`archiver::broker::Outcome::Retry`] are delivered again after `retry_after`.
     #[must_use]
     pub fn process(&self, region: &Region, retry_after: Duration) -> MemoryBroker {
         let process = self.change(Node::number);
@@ -184,12 +184,12 @@ impl MemoryBroker {
         match timeout(ANSWER_MAX, self.faults.meet("connect", "")).await.map_err(late)? {
             None => {}
             Some(Fault::Refused) => {
-                return Err(BrokerError::Refused { doing: DOING, why: "fault injected by the test".to_owned() });
+                return Err(BrokerError::Refused { doing: DOING, reply: "fault injected by the test".to_owned() });
             }
-            Some(_) => return Err(away(DOING)),
+            Some(_) => return Err(unavailable(DOING)),
         }
         let number = self.rabbit.change(|node| node.connect(self.process, &self.region));
-        let number = number.ok_or_else(|| away(DOING))?;
+        let number = number.ok_or_else(|| unavailable(DOING))?;
         Ok(Connection { rabbit: self.rabbit.clone(), number })
     }
 
@@ -204,27 +204,30 @@ impl MemoryBroker {
         let late = |_| BrokerError::Timeout { doing: DOING, seconds: ANSWER_MAX.as_secs() };
         let fault = timeout(ANSWER_MAX, self.faults.meet("publish", routing_key)).await.map_err(late)?;
         if !connection.is_open() {
-            return Err(away(DOING));
+            return Err(unavailable(DOING));
         }
         let times = match fault {
             None | Some(Fault::LostAnswer) => 1,
             Some(Fault::Duplicated) => 2,
             Some(Fault::Lost) => return Ok(()),
             Some(Fault::Refused) => {
-                return Err(BrokerError::Refused { doing: DOING, why: "the queue took it not".to_owned() });
+                return Err(BrokerError::Refused {
+                    doing: DOING,
+                    reply: "the queue did not accept the message".to_owned(),
+                });
             }
-            Some(_) => return Err(away(DOING)),
+            Some(_) => return Err(unavailable(DOING)),
         };
         let taken = self.rabbit.change(|node| (0..times).all(|_| put(node)));
         match fault {
-            Some(Fault::LostAnswer) => Err(away(DOING)),
+            Some(Fault::LostAnswer) => Err(unavailable(DOING)),
             _ if !taken => Err(BrokerError::Unroutable { routing_key: routing_key.to_owned() }),
             _ => Ok(()),
         }
     }
 
     /// Runs `session` repeatedly, with back-off, until `cancel`.
-    async fn again<F: Future<Output = Result<(), BrokerError>> + Send>(
+    async fn run_with_reconnect<F: Future<Output = Result<(), BrokerError>> + Send>(
         &self,
         cancel: &CancellationToken,
         session: impl Fn() -> F + Send + Sync,
@@ -245,7 +248,7 @@ impl MemoryBroker {
     async fn changed(&self, connection: &Connection, changes: &mut watch::Receiver<u64>) -> Result<(), BrokerError> {
         // The sender lives in `self`.
         changes.changed().await.unwrap_or_default();
-        if connection.is_open() { Ok(()) } else { Err(away("deliver messages")) }
+        if connection.is_open() { Ok(()) } else { Err(unavailable("deliver messages")) }
     }
 }
 
@@ -267,51 +270,56 @@ impl Broker for MemoryBroker {
 
     async fn consume(
         &self,
-        room: watch::Receiver<usize>,
+        capacity: watch::Receiver<usize>,
         state: &watch::Sender<BrokerState>,
         cancel: &CancellationToken,
         handler: &dyn DeliveryHandler,
     ) {
-        consumer::consume(self, room, state, cancel, handler).await;
+        consumer::consume(self, capacity, state, cancel, handler).await;
     }
 
-    async fn keep_nudging(&self, wanted: &Notify, cancel: &CancellationToken) {
+    async fn publish_wakeups(&self, requested: &Notify, cancel: &CancellationToken) {
         let session = || async {
             let connection = self.connect().await?;
             loop {
-                wanted.notified().await;
-                let nudge = |node: &mut Node| {
-                    node.nudges += 1;
+                requested.notified().await;
+                let wake = |node: &mut Node| {
+                    node.wakeups += 1;
                     true
                 };
-                if let Err(error) = self.publish(&connection, "nudges", nudge).await {
+                if let Err(error) = self.publish(&connection, "nudges", wake).await {
                     // Sent again over the next connection.
-                    wanted.notify_one();
+                    requested.notify_one();
                     return Err(error);
                 }
-                sleep(NUDGE_PAUSE).await;
+                sleep(WAKEUP_PAUSE).await;
             }
         };
-        self.again(cancel, session).await;
+        self.run_with_reconnect(cancel, session).await;
     }
 
-    async fn hear_nudges(&self, nudged: &(dyn Fn() + Send + Sync), cancel: &CancellationToken) {
+    async fn consume_wakeups(&self, on_wakeup: &(dyn Fn() + Send + Sync), cancel: &CancellationToken) {
         let session = || async {
             let connection = self.connect().await?;
-            let (mut changes, mut heard) = (self.rabbit.changed.subscribe(), self.rabbit.node().nudges);
-            // For nudges that were sent before the connection.
-            nudged();
+            let (mut changes, mut heard) = (self.rabbit.changed.subscribe(), self.rabbit.node().wakeups);
+            // For wake-ups that were sent before the connection.
+            on_wakeup();
             loop {
                 self.changed(&connection, &mut changes).await?;
-                let all = self.rabbit.node().nudges;
-                (heard..all).for_each(|_| nudged());
+                let all = self.rabbit.node().wakeups;
+                (heard..all).for_each(|_| on_wakeup());
                 heard = all;
             }
         };
-        self.again(cancel, session).await;
+        self.run_with_reconnect(cancel, session).await;
     }
 
-    async fn listen(&self, queue: &str, take: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync), cancel: &CancellationToken) {
+    async fn consume_hints(
+        &self,
+        queue: &str,
+        handle: &(dyn for<'m> Fn(&'m [u8]) + Send + Sync),
+        cancel: &CancellationToken,
+    ) {
         let session = || async {
             let connection = self.connect().await?;
             let mut changes = self.rabbit.changed.subscribe();
@@ -319,12 +327,12 @@ impl Broker for MemoryBroker {
             loop {
                 let hint = self.rabbit.node().take_hint(queue);
                 match hint {
-                    Some(hint) => take(&hint),
+                    Some(hint) => handle(&hint),
                     None => self.changed(&connection, &mut changes).await?,
                 }
             }
         };
-        self.again(cancel, session).await;
+        self.run_with_reconnect(cancel, session).await;
     }
 }
 
@@ -342,7 +350,7 @@ impl Publisher for MemoryPublisher {
     }
 
     async fn close(self: Box<Self>) -> Result<(), BrokerError> {
-        if self.connection.is_open() { Ok(()) } else { Err(away("close a connection")) }
+        if self.connection.is_open() { Ok(()) } else { Err(unavailable("close a connection")) }
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) struct Node {
     /// Open connections, with their processes.
     connections: BTreeMap<Number, Number>,
     hints: BTreeMap<String, VecDeque<Vec<u8>>>,
-    pub nudges: u64,
+    pub wakeups: u64,
     pub archives: Vec<ArchiveMessage>,
     last: Number,
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use archiver::catalog::{Accepted, CatalogError, Claimed, JobCatalog, JobRow, JobState, NewJob};
+use archiver::catalog::{
+    Accepted, CatalogError, Claimed, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob, StoredDesired,
+    StoredSpec,
+};
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -48,7 +51,7 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
         session: new.session.clone(),
         application: new.application.clone(),
         region: new.region.clone(),
-        event: storable(&new.event),
+        event: StoredSpec::read(storable(new.event.text())),
         state: JobState::Accepted,
         origin: now,
         owner: None,
@@ -66,7 +69,8 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
 
 impl State {
     fn line(&mut self, job: JobId, what: &str, who: &str, now: Wallclock) {
-        self.history.entry(job).or_default().push((now, storable(what), storable(who)));
+        let line = HistoryLine { at: now, what: storable(what), who: storable(who) };
+        self.history.entry(job).or_default().push(line);
     }
 
     /// The job, if this epoch owns it.
@@ -206,6 +210,92 @@ impl JobCatalog for MemoryCatalog {
         .await
     }
 
+    async fn request_end(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        reason: &str,
+        ended_at: Wallclock,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        self.call("request_end", |state| {
+            let mut ends = false;
+            for job in state.jobs.values_mut().filter(|job| job.is_active() && job.is_of(application, session)) {
+                if job.conversation_at <= ended_at {
+                    job.want_end(reason, now);
+                    ends = true;
+                }
+            }
+            Ok(ends)
+        })
+        .await
+    }
+
+    async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("request_stop", |state| {
+            let Some(found) = state.jobs.get_mut(&job).filter(|found| found.is_active()) else { return Ok(false) };
+            found.want_end(reason, now);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn active_jobs(&self, application: &ApplicationId, session: &SessionId) -> Result<Vec<JobRow>, CatalogError> {
+        self.call("active_jobs", |state| {
+            Ok(state.newest_first(|job| job.is_active() && job.is_of(application, session)))
+        })
+        .await
+    }
+
+    async fn newest_job(
+        &self,
+        application: &ApplicationId,
+        session: &SessionId,
+        tag: &str,
+    ) -> Result<Option<JobRow>, CatalogError> {
+        self.call("newest_job", |state| {
+            let tag = storable(tag);
+            let is_wanted = |job: &StoredJob| job.is_of(application, session) && job.row.tag == tag;
+            let mut rows = state.newest_first(is_wanted);
+            rows.sort_by_key(|row| !matches!(row.state, JobState::Accepted | JobState::Capturing));
+            Ok(rows.into_iter().next())
+        })
+        .await
+    }
+
+    async fn desire(&self, job: &JobRow, desired: &StoredDesired, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("desire", |state| {
+            let text =
+                |row: &JobRow| row.desired.as_ref().map_or_else(String::new, |desired| desired.text().to_owned());
+            let before = |found: &&mut StoredJob| found.is_active() && text(&found.row) == text(job);
+            let Some(found) = state.jobs.get_mut(&job.job).filter(before) else { return Ok(false) };
+            found.row.desired = Some(StoredDesired::read(storable(desired.text())));
+            found.row.updated_at = now;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError> {
+        self.call("note", |state| {
+            state.line(job, what, who, now);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn job_history(&self, job: JobId) -> Result<Vec<HistoryLine>, CatalogError> {
+        self.call("job_history", |state| {
+            let mut lines = state.history.get(&job).cloned().unwrap_or_default();
+            lines.sort_by_key(|line| line.at);
+            Ok(lines)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl LeaseCatalog for MemoryCatalog {
     async fn claim(
         &self,
         job: JobId,
@@ -286,90 +376,6 @@ impl JobCatalog for MemoryCatalog {
             found.row.updated_at = now;
             state.line(job, "discarded", who, now);
             Ok(true)
-        })
-        .await
-    }
-
-    async fn request_end(
-        &self,
-        application: &ApplicationId,
-        session: &SessionId,
-        reason: &str,
-        ended_at: Wallclock,
-        now: Wallclock,
-    ) -> Result<bool, CatalogError> {
-        self.call("request_end", |state| {
-            let mut ends = false;
-            for job in state.jobs.values_mut().filter(|job| job.is_active() && job.is_of(application, session)) {
-                if job.conversation_at <= ended_at {
-                    job.want_end(reason, now);
-                    ends = true;
-                }
-            }
-            Ok(ends)
-        })
-        .await
-    }
-
-    async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
-        self.call("request_stop", |state| {
-            let Some(found) = state.jobs.get_mut(&job).filter(|found| found.is_active()) else { return Ok(false) };
-            found.want_end(reason, now);
-            Ok(true)
-        })
-        .await
-    }
-
-    async fn active_jobs(&self, application: &ApplicationId, session: &SessionId) -> Result<Vec<JobRow>, CatalogError> {
-        self.call("active_jobs", |state| {
-            Ok(state.newest_first(|job| job.is_active() && job.is_of(application, session)))
-        })
-        .await
-    }
-
-    async fn newest_job(
-        &self,
-        application: &ApplicationId,
-        session: &SessionId,
-        tag: &str,
-    ) -> Result<Option<JobRow>, CatalogError> {
-        self.call("newest_job", |state| {
-            let tag = storable(tag);
-            let is_wanted = |job: &StoredJob| job.is_of(application, session) && job.row.tag == tag;
-            let mut rows = state.newest_first(is_wanted);
-            rows.sort_by_key(|row| !matches!(row.state, JobState::Accepted | JobState::Capturing));
-            Ok(rows.into_iter().next())
-        })
-        .await
-    }
-
-    async fn desire(&self, job: &JobRow, desired: &str, now: Wallclock) -> Result<bool, CatalogError> {
-        self.call("desire", |state| {
-            let before = |found: &&mut StoredJob| {
-                found.is_active()
-                    && found.row.desired.as_deref().unwrap_or_default() == job.desired.as_deref().unwrap_or_default()
-            };
-            let Some(found) = state.jobs.get_mut(&job.job).filter(before) else { return Ok(false) };
-            found.row.desired = Some(storable(desired));
-            found.row.updated_at = now;
-            Ok(true)
-        })
-        .await
-    }
-
-    async fn note(&self, job: JobId, what: &str, who: &str, now: Wallclock) -> Result<(), CatalogError> {
-        self.call("note", |state| {
-            state.line(job, what, who, now);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn job_history(&self, job: JobId) -> Result<Vec<(Wallclock, String, String)>, CatalogError> {
-        self.call("job_history", |state| {
-            let mut lines = state.history.get(&job).cloned().unwrap_or_default();
-            lines.sort_by_key(|(at, ..)| *at);
-            Ok(lines)
         })
         .await
     }

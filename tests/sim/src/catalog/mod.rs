@@ -12,10 +12,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use archiver::catalog::{
-    ApplicationRow, Catalog, CatalogError, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
+    ApplicationRow, Catalog, CatalogError, HistoryLine, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId};
-use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
@@ -32,7 +31,7 @@ struct State {
     sessions: BTreeMap<SessionId, SessionRow>,
     jobs: BTreeMap<JobId, StoredJob>,
     /// Oldest first: when, what, who.
-    history: BTreeMap<JobId, Vec<(Wallclock, String, String)>>,
+    history: BTreeMap<JobId, Vec<HistoryLine>>,
     archives: BTreeMap<ArchiveId, StoredArchive>,
     /// How many archives an application has that are not deleted.
     counts: BTreeMap<ApplicationId, i64>,
@@ -60,7 +59,7 @@ impl MemoryCatalog {
 
     /// The same catalog as another process sees it: with faults of its own.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn for_another_process(&self) -> Self {
         Self { state: Arc::clone(&self.state), faults: Faults::default() }
     }
 
@@ -80,15 +79,15 @@ impl MemoryCatalog {
     async fn call<T>(
         &self,
         operation: &'static str,
-        act: impl FnOnce(&mut State) -> Result<T, CatalogError> + Send,
+        body: impl FnOnce(&mut State) -> Result<T, CatalogError> + Send,
     ) -> Result<T, CatalogError> {
-        let away = |what: &str| CatalogError::Unavailable { doing: operation, source: what.into() };
+        let unavailable = |reason: &str| CatalogError::Unavailable { doing: operation, source: reason.into() };
         let fault = self.faults.meet(operation, "").await;
         if fault.is_some_and(|fault| fault != Fault::LostAnswer) {
-            return Err(away("fault injected by the test"));
+            return Err(unavailable("fault injected by the test"));
         }
-        let done = act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        if fault.is_some() { Err(away("fault injected by the test: the answer is lost")) } else { done }
+        let done = body(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        if fault.is_some() { Err(unavailable("fault injected by the test: the answer is lost")) } else { done }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use archiver::catalog::{
-    ArchiveRow, CatalogError, Claim, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget, Settled,
+    ArchiveRow, CatalogError, Claim, Disposition, NoticeCatalog, NoticeFilter, NoticeRow, NoticeState, NoticeTarget,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, NoticeId};
 use archiver::model::time::Wallclock;
@@ -91,23 +91,24 @@ impl NoticeCatalog for MemoryCatalog {
     async fn settle_notice(
         &self,
         notice: &NoticeRow,
-        settled: Settled,
+        settled: Disposition,
         detail: Option<&str>,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         self.call("settle_notice", |state| {
             let found = state.notices.get_mut(&(notice.archive, notice.target, notice.number));
             let ours = |found: &&mut NoticeRow| {
-                found.state == NoticeState::Waiting && (settled == Settled::Delivered || found.due_at == notice.due_at)
+                found.state == NoticeState::Waiting
+                    && (settled == Disposition::Delivered || found.due_at == notice.due_at)
             };
             let Some(found) = found.filter(ours) else { return Ok(false) };
             (found.state, found.due_at) = match settled {
-                Settled::Delivered => (NoticeState::Delivered, notice.due_at),
-                Settled::Again(at) => (NoticeState::Waiting, at),
-                Settled::Undelivered => (NoticeState::Undelivered, notice.due_at),
-                Settled::Untried => (NoticeState::Waiting, now),
+                Disposition::Delivered => (NoticeState::Delivered, notice.due_at),
+                Disposition::Again(at) => (NoticeState::Waiting, at),
+                Disposition::Undelivered => (NoticeState::Undelivered, notice.due_at),
+                Disposition::Untried => (NoticeState::Waiting, now),
             };
-            found.failures += u32::from(matches!(settled, Settled::Again(_) | Settled::Undelivered));
+            found.failures += u32::from(matches!(settled, Disposition::Again(_) | Disposition::Undelivered));
             found.detail = detail.map(storable);
             found.updated_at = now;
             Ok(true)

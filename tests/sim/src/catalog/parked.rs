@@ -1,6 +1,6 @@
 //! Parked jobs.
 
-use archiver::catalog::{CatalogError, NewParked, ParkedCatalog, ParkedRow, ParkedState};
+use archiver::catalog::{CatalogError, HistoryLine, NewParked, ParkedCatalog, ParkedRow, ParkedState};
 use archiver::model::fault::FaultKind;
 use archiver::model::ids::{JobId, ParkedId};
 use archiver::model::time::Wallclock;
@@ -78,7 +78,7 @@ impl ParkedCatalog for MemoryCatalog {
         self.call("mark_parked", |all| {
             if let Some(row) = all.parked.get_mut(&id) {
                 row.state = state;
-                row.history.push((now, state.as_str().to_owned(), storable(who)));
+                row.history.push(HistoryLine { at: now, what: state.as_str().to_owned(), who: storable(who) });
             }
             Ok(())
         })

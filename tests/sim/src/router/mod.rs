@@ -52,7 +52,7 @@ impl FakeRouter {
 
     /// The same router as another process sees it: with faults and a signalling connection of its own.
     #[must_use]
-    pub fn for_another(&self) -> Self {
+    pub fn for_another_process(&self) -> Self {
         let process = self.script(World::number);
         Self { process, faults: Faults::default(), ..self.clone() }
     }

@@ -30,11 +30,11 @@ enum Signalling {
 
 /// A joined room.
 pub(super) struct FakeRoom {
-    control: Arc<Control>,
+    control: Arc<FakeRoomControl>,
     signalling: Signalling,
     streams: BTreeMap<String, (Number, StreamInfo)>,
     clients: Option<usize>,
-    destroyed_told: bool,
+    destroyed_sent: bool,
     /// Events that come next.
     events: VecDeque<RoomEvent>,
 }
@@ -54,19 +54,19 @@ impl FakeRoom {
             world.observers.insert(number, observer);
             number
         });
-        let control = Arc::new(Control { router: router.clone(), room: room.clone(), observer });
+        let control = Arc::new(FakeRoomControl { router: router.clone(), room: room.clone(), observer });
         Self {
             control,
             signalling: Signalling::Connected,
             streams: BTreeMap::new(),
             clients: None,
-            destroyed_told: false,
+            destroyed_sent: false,
             events: VecDeque::new(),
         }
     }
 
-    /// Adds the events that are missing.
-    fn look(&mut self) {
+    /// Collects the events of all changes since the last call.
+    fn collect_events(&mut self) {
         let control = Arc::clone(&self.control);
         let mut world = control.router.world();
         let Some(observer) = world.observers.get_mut(&control.observer) else { return };
@@ -80,7 +80,7 @@ impl FakeRoom {
             Signalling::Lost { attempt, .. } => {
                 let is_there = world.is_reachable(control.router.process);
                 if is_there {
-                    // Before anything is said of the room: media that is missing from now on was lost by the router.
+                    // Sent before the events about streams: media is missing because of the lost subscription.
                     let observer = world.observers.get_mut(&control.observer);
                     let lost =
                         observer.map(|observer| std::mem::take(&mut observer.lost_subscriptions)).unwrap_or_default();
@@ -89,44 +89,44 @@ impl FakeRoom {
                 }
                 if !is_there || !world.rooms.contains_key(&control.room) {
                     if is_there {
-                        self.say_destroyed();
+                        self.push_destroyed();
                     }
                     let next = Instant::now() + RECONNECT.delay(attempt + 1, 0.5);
                     self.signalling = Signalling::Lost { next, attempt: attempt + 1 };
                     return;
                 }
-                self.say_reconnected(&mut world);
+                self.push_reconnected(&mut world);
             }
             Signalling::Connected => {}
         }
-        self.compare(&mut world);
+        self.push_differences(&mut world);
     }
 
-    fn say_reconnected(&mut self, world: &mut World) {
+    fn push_reconnected(&mut self, world: &mut World) {
         self.signalling = Signalling::Connected;
         if let Some(observer) = world.observers.get_mut(&self.control.observer) {
             observer.lost = false;
         }
         self.events.push_back(RoomEvent::Reconnected);
-        self.destroyed_told = false;
+        self.destroyed_sent = false;
         self.clients = None;
         // Streams that are still present are announced again.
         let there = world.rooms.get(&self.control.room).map(super::world::Room::streams).unwrap_or_default();
         self.streams.retain(|id, _| !there.contains_key(id));
     }
 
-    fn say_destroyed(&mut self) {
+    fn push_destroyed(&mut self) {
         let gone = std::mem::take(&mut self.streams);
         self.events.extend(gone.into_keys().map(|router_id| RoomEvent::StreamGone { router_id }));
         self.clients = None;
-        if !std::mem::replace(&mut self.destroyed_told, true) {
+        if !std::mem::replace(&mut self.destroyed_sent, true) {
             self.events.push_back(RoomEvent::RoomDestroyed);
         }
     }
 
-    fn compare(&mut self, world: &mut World) {
-        let Some(room) = world.rooms.get(&self.control.room) else { return self.say_destroyed() };
-        self.destroyed_told = false;
+    fn push_differences(&mut self, world: &mut World) {
+        let Some(room) = world.rooms.get(&self.control.room) else { return self.push_destroyed() };
+        self.destroyed_sent = false;
         let (there, clients) = (room.streams(), room.clients());
         let is_gone =
             |(id, (stay, _)): &(&String, &(Number, StreamInfo))| there.get(*id).is_none_or(|(now, _)| now != stay);
@@ -163,7 +163,7 @@ impl Room for FakeRoom {
         loop {
             changes.mark_unchanged();
             if self.events.is_empty() {
-                self.look();
+                self.collect_events();
             }
             if let Some(event) = self.events.pop_front() {
                 return Some(event);
@@ -189,14 +189,14 @@ impl Room for FakeRoom {
 }
 
 /// Commands to a joined room.
-struct Control {
+struct FakeRoomControl {
     router: FakeRouter,
     room: RoomId,
     observer: Number,
 }
 
-impl Control {
-    /// Asks the router, and then does something as this observer.
+impl FakeRoomControl {
+    /// Sends a request to the router, then changes the world as this observer.
     async fn act<T>(
         &self,
         doing: &'static str,
@@ -209,8 +209,8 @@ impl Control {
         })
     }
 
-    /// Does something to a subscription that is there.
-    async fn on(&self, doing: &'static str, subscription: SubscriptionId) -> Result<(), RouterError> {
+    /// Sends a request about an existing subscription.
+    async fn with_subscription(&self, doing: &'static str, subscription: SubscriptionId) -> Result<(), RouterError> {
         let missing = move || RouterError::StreamNotFound { stream: format!("subscription {}", subscription.0) };
         self.act(doing, move |world, observer| {
             let observer = world.observers.get(&observer);
@@ -222,7 +222,7 @@ impl Control {
 }
 
 #[async_trait]
-impl RoomControl for Control {
+impl RoomControl for FakeRoomControl {
     async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError> {
         let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
         self.act("subscribe", |world, observer| {
@@ -237,16 +237,16 @@ impl RoomControl for Control {
     }
 
     async fn answer(&self, subscription: SubscriptionId, sdp: String) -> Result<(), RouterError> {
-        self.on("answer", subscription).await?;
+        self.with_subscription("answer", subscription).await?;
         if sdp.starts_with("v=0") {
             return Ok(());
         }
-        let (router, what) = (self.router.name.to_string(), "an answer that is no SDP".to_owned());
-        Err(RouterError::Protocol { router, doing: "answer", what })
+        let (router, problem) = (self.router.name.to_string(), "an answer that is no SDP".to_owned());
+        Err(RouterError::Protocol { router, doing: "answer", problem })
     }
 
     async fn prefer_highest_layer(&self, subscription: SubscriptionId) -> Result<(), RouterError> {
-        self.on("prefer_highest_layer", subscription).await
+        self.with_subscription("prefer_highest_layer", subscription).await
     }
 
     async fn unsubscribe(&self, subscription: SubscriptionId) {

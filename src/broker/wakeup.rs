@@ -1,5 +1,5 @@
-//! Nudges: a message without content that tells all workers to look into the catalog at once. What is asked for is there; a
-//! nudge that is lost costs the second or two until a worker looks by itself.
+//! Wake-ups: empty messages that make all workers look at the catalog now. A lost wake-up costs the second or two until the
+//! workers look anyway.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use super::{BrokerConfig, BrokerError, failed};
 use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
-/// Connecting, and each message, take at most this long.
+/// Time limit of connecting and of each message.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// Between two nudges.
+/// Between two wake-ups.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How often a connection without messages is asked whether it lives.
-const WATCH: Duration = Duration::from_secs(2);
+/// Between two checks that a connection without messages is alive.
+const LIVENESS_EVERY: Duration = Duration::from_secs(2);
 
 async fn open(config: &BrokerConfig, exchange: &str) -> Result<(Connection, Channel), BrokerError> {
-    const DOING: &str = "open a channel for nudges";
+    const DOING: &str = "open a channel for wake-ups";
     let opening = async {
         let properties = ConnectionProperties::default().with_connection_name("archiver nudges".into());
         let connection = Connection::connect(&config.uri(), properties).await.map_err(failed(DOING))?;
@@ -39,18 +39,21 @@ async fn open(config: &BrokerConfig, exchange: &str) -> Result<(Connection, Chan
     timeout(ANSWER_MAX, opening).await.map_err(late)?
 }
 
-/// Runs `session` again and again, with back-off, until `cancel`.
-async fn again<F: Future<Output = Result<(), BrokerError>>>(cancel: &CancellationToken, session: impl Fn() -> F) {
+/// Runs `run_connection` repeatedly, with back-off, until `cancel`.
+async fn run_with_reconnect<F: Future<Output = Result<(), BrokerError>>>(
+    cancel: &CancellationToken,
+    run_connection: impl Fn() -> F,
+) {
     let mut attempt = 0;
     while !cancel.is_cancelled() {
-        let begun = tokio::time::Instant::now();
+        let started_at = tokio::time::Instant::now();
         tokio::select! {
             () = cancel.cancelled() => return,
-            ended = session() => if let Err(error) = ended {
-                tracing::debug!(attempt, "no nudges for now: {}", chain(&error));
+            ended = run_connection() => if let Err(error) = ended {
+                tracing::debug!(attempt, "no wake-ups: {}", chain(&error));
             }
         }
-        attempt = if begun.elapsed() > RECONNECT.max { 0 } else { attempt + 1 };
+        attempt = if started_at.elapsed() > RECONNECT.max { 0 } else { attempt + 1 };
         tokio::select! {
             () = cancel.cancelled() => return,
             () = sleep(RECONNECT.delay(attempt, rand::random())) => {}
@@ -58,36 +61,40 @@ async fn again<F: Future<Output = Result<(), BrokerError>>>(cancel: &Cancellatio
     }
 }
 
-/// Nudges all workers each time `wanted` is notified, until `cancel`.
-pub(super) async fn keep_nudging(config: &BrokerConfig, wanted: &Notify, cancel: &CancellationToken) {
-    const DOING: &str = "nudge the workers";
+/// Wakes all workers each time `requested` is notified, until `cancel`.
+pub(super) async fn publish_wakeups(config: &BrokerConfig, requested: &Notify, cancel: &CancellationToken) {
+    const DOING: &str = "wake the workers";
     let exchange = config.name("nudges");
-    let session = || async {
+    let run_connection = || async {
         let (_connection, channel) = open(config, &exchange).await?;
         loop {
-            wanted.notified().await;
+            requested.notified().await;
             let late = |_| BrokerError::Timeout { doing: DOING, seconds: ANSWER_MAX.as_secs() };
             let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
             let sent = channel.basic_publish(exchange.as_str().into(), "".into(), options, b"", properties);
             if let Err(error) =
                 timeout(ANSWER_MAX, sent).await.map_err(late).and_then(|sent| sent.map_err(failed(DOING)))
             {
-                // Sent again as soon as there is another connection.
-                wanted.notify_one();
+                // Sent again on the next connection.
+                requested.notify_one();
                 return Err(error);
             }
-            // Each makes every running job look: what comes meanwhile goes with the next one.
+            // Each wake-up makes every running job query the catalog. Requests during the pause share the next one.
             sleep(PAUSE).await;
         }
     };
-    again(cancel, session).await;
+    run_with_reconnect(cancel, run_connection).await;
 }
 
-/// Calls `nudged` for each nudge, until `cancel`.
-pub(super) async fn hear_nudges(config: &BrokerConfig, nudged: &(dyn Fn() + Send + Sync), cancel: &CancellationToken) {
-    const DOING: &str = "hear nudges";
+/// Calls `on_wakeup` for each wake-up, until `cancel`.
+pub(super) async fn consume_wakeups(
+    config: &BrokerConfig,
+    on_wakeup: &(dyn Fn() + Send + Sync),
+    cancel: &CancellationToken,
+) {
+    const DOING: &str = "consume wake-ups";
     let exchange = config.name("nudges");
-    let session = || async {
+    let run_connection = || async {
         let (_connection, channel) = open(config, &exchange).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.map_err(failed(DOING))?;
@@ -100,13 +107,13 @@ pub(super) async fn hear_nudges(config: &BrokerConfig, nudged: &(dyn Fn() + Send
         let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
         let consuming = channel.basic_consume(name, "".into(), options, FieldTable::default());
         let mut consumer = consuming.await.map_err(failed(DOING))?;
-        // What was asked for while nobody heard.
-        nudged();
+        // For wake-ups that were sent before the queue existed.
+        on_wakeup();
         loop {
-            match timeout(WATCH, consumer.next()).await {
+            match timeout(LIVENESS_EVERY, consumer.next()).await {
                 Ok(Some(delivery)) => {
                     delivery.map_err(failed(DOING))?;
-                    nudged();
+                    on_wakeup();
                 }
                 Ok(None) => return Ok(()),
                 Err(_) if channel.status().connected() => {}
@@ -114,5 +121,5 @@ pub(super) async fn hear_nudges(config: &BrokerConfig, nudged: &(dyn Fn() + Send
             }
         }
     };
-    again(cancel, session).await;
+    run_with_reconnect(cancel, run_connection).await;
 }

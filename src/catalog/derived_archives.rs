@@ -11,7 +11,7 @@ use crate::model::time::Wallclock;
 
 /// An archive that is to be made of another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemakeRow {
+pub struct DerivedArchiveRow {
     /// The new one.
     pub archive: ArchiveId,
     /// Of which.
@@ -24,11 +24,20 @@ pub struct RemakeRow {
     pub due_at: Wallclock,
 }
 
+/// How many archives may wait to be made of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DerivedArchiveLimits {
+    /// In all.
+    pub all: u32,
+    /// Of one application.
+    pub of_one: u32,
+}
+
 const COLUMNS: &str = "archive_id, source_id, what, tries, due_at";
 
-fn remake_row(row: &AnyRow) -> Result<RemakeRow, CatalogError> {
+fn derived_archive_row(row: &AnyRow) -> Result<DerivedArchiveRow, CatalogError> {
     let columns = Columns { row, table: "remakes" };
-    Ok(RemakeRow {
+    Ok(DerivedArchiveRow {
         archive: columns.parsed("archive_id")?,
         source: columns.parsed("source_id")?,
         what: columns.text("what")?,
@@ -39,18 +48,18 @@ fn remake_row(row: &AnyRow) -> Result<RemakeRow, CatalogError> {
 
 /// Derived archives that wait in the catalog.
 #[async_trait]
-pub trait RemakeCatalog: Send + Sync {
-    /// Adds one and the entry of its archive, in one transaction, unless as many are waiting already as `limits` allows: in
-    /// all, and of one application. Returns whether they were added.
+pub trait DerivedArchiveCatalog: Send + Sync {
+    /// Adds one and the entry of its archive, in one transaction, unless as many are waiting already as `limits` allows.
+    /// Returns whether they were added.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn add_remake(
+    async fn add_derived_archive(
         &self,
         new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        limits: (u32, u32),
+        limits: DerivedArchiveLimits,
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
 
@@ -58,35 +67,43 @@ pub trait RemakeCatalog: Send + Sync {
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn claim_remake(&self, now: Wallclock, until: Wallclock) -> Result<Option<RemakeRow>, CatalogError>;
+    async fn claim_derived_archive(
+        &self,
+        now: Wallclock,
+        until: Wallclock,
+    ) -> Result<Option<DerivedArchiveRow>, CatalogError>;
 
     /// Keeps one until `until`, or leaves it until then. Returns whether it was still ours.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn keep_remake(&self, remake: &mut RemakeRow, until: Wallclock) -> Result<bool, CatalogError>;
+    async fn extend_derived_archive(
+        &self,
+        derived: &mut DerivedArchiveRow,
+        until: Wallclock,
+    ) -> Result<bool, CatalogError>;
 
     /// Gives one back to whoever comes next, as if it had not been tried.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn give_remake_back(&self, remake: &RemakeRow, now: Wallclock) -> Result<(), CatalogError>;
+    async fn release_derived_archive(&self, derived: &DerivedArchiveRow, now: Wallclock) -> Result<(), CatalogError>;
 
     /// One is made, or given up: nothing is to be done for it any more.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn end_remake(&self, archive: ArchiveId) -> Result<(), CatalogError>;
+    async fn finish_derived_archive(&self, archive: ArchiveId) -> Result<(), CatalogError>;
 }
 
 #[async_trait]
-impl RemakeCatalog for SqlCatalog {
-    async fn add_remake(
+impl DerivedArchiveCatalog for SqlCatalog {
+    async fn add_derived_archive(
         &self,
         new: &ArchiveRow,
         source: ArchiveId,
         what: &str,
-        (all, of_one): (u32, u32),
+        limits: DerivedArchiveLimits,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
         // Of two who count at the same time, the second counts the first one's, too. On SQLite there is one writer.
@@ -103,9 +120,9 @@ impl RemakeCatalog for SqlCatalog {
         .bind(storable(what))
         .bind(now.0)
         .bind(now.0)
-        .bind(i64::from(all))
+        .bind(i64::from(limits.all))
         .bind(new.application.to_string())
-        .bind(i64::from(of_one));
+        .bind(i64::from(limits.of_one));
         let put = Put::new(new, None, true);
         self.run("keep what is to be made", |c| {
             Box::pin(async move {
@@ -124,12 +141,16 @@ impl RemakeCatalog for SqlCatalog {
         .await
     }
 
-    async fn claim_remake(&self, now: Wallclock, until: Wallclock) -> Result<Option<RemakeRow>, CatalogError> {
+    async fn claim_derived_archive(
+        &self,
+        now: Wallclock,
+        until: Wallclock,
+    ) -> Result<Option<DerivedArchiveRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM remakes WHERE state = 'waiting' AND due_at <= $1 ORDER BY created_at LIMIT 1"
         ));
         let found = self.row("find what is to be made", select.bind(now.0)).await?;
-        let Some(found) = found.as_ref().map(remake_row).transpose()? else { return Ok(None) };
+        let Some(found) = found.as_ref().map(derived_archive_row).transpose()? else { return Ok(None) };
         let claim = statement(
             "UPDATE remakes SET due_at = $1, tries = tries + 1 WHERE archive_id = $2 AND due_at = $3 AND state = 'waiting'",
         )
@@ -137,31 +158,35 @@ impl RemakeCatalog for SqlCatalog {
         .bind(found.archive.to_string())
         .bind(found.due_at.0);
         let ours = self.execute("take what is to be made", claim).await? == 1;
-        Ok(ours.then_some(RemakeRow { tries: found.tries + 1, due_at: until, ..found }))
+        Ok(ours.then_some(DerivedArchiveRow { tries: found.tries + 1, due_at: until, ..found }))
     }
 
-    async fn keep_remake(&self, remake: &mut RemakeRow, until: Wallclock) -> Result<bool, CatalogError> {
+    async fn extend_derived_archive(
+        &self,
+        derived: &mut DerivedArchiveRow,
+        until: Wallclock,
+    ) -> Result<bool, CatalogError> {
         let keep =
             statement("UPDATE remakes SET due_at = $1 WHERE archive_id = $2 AND due_at = $3 AND state = 'waiting'")
                 .bind(until.0)
-                .bind(remake.archive.to_string())
-                .bind(remake.due_at.0);
+                .bind(derived.archive.to_string())
+                .bind(derived.due_at.0);
         let ours = self.execute("keep what is being made", keep).await? == 1;
-        remake.due_at = until;
+        derived.due_at = until;
         Ok(ours)
     }
 
-    async fn give_remake_back(&self, remake: &RemakeRow, now: Wallclock) -> Result<(), CatalogError> {
+    async fn release_derived_archive(&self, derived: &DerivedArchiveRow, now: Wallclock) -> Result<(), CatalogError> {
         let give = statement(
             "UPDATE remakes SET due_at = $1, tries = tries - 1 WHERE archive_id = $2 AND due_at = $3 AND state = 'waiting'",
         )
         .bind(now.0)
-        .bind(remake.archive.to_string())
-        .bind(remake.due_at.0);
+        .bind(derived.archive.to_string())
+        .bind(derived.due_at.0);
         self.execute("give back what is to be made", give).await.map(drop)
     }
 
-    async fn end_remake(&self, archive: ArchiveId) -> Result<(), CatalogError> {
+    async fn finish_derived_archive(&self, archive: ArchiveId) -> Result<(), CatalogError> {
         let delete = statement("DELETE FROM remakes WHERE archive_id = $1").bind(archive.to_string());
         self.execute("forget what was made", delete).await.map(drop)
     }

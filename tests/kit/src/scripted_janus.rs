@@ -1,4 +1,4 @@
-//! A server that speaks WebSocket as Janus does, and answers whatever it is told to.
+//! A WebSocket server in place of Janus that sends whatever a test wants.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -9,28 +9,28 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::Response;
 
-/// What is answered to a request; nothing if `None`.
-pub type Lie = fn(&Value) -> Option<Vec<Message>>;
+/// Returns the messages that answer a request; `None` sends nothing.
+pub type Script = fn(&Value) -> Option<Vec<Message>>;
 
-/// Starts one on the loopback, and returns its address. It ends with the runtime.
+/// Starts the server on the loopback interface, and returns its URL. It ends with the runtime.
 ///
 /// # Errors
 /// When no port is free.
-pub async fn liar(lie: Lie) -> Result<String> {
+pub async fn scripted_janus(script: Script) -> Result<String> {
     let listener = TcpListener::bind(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)).await?;
     let url = format!("ws://{}", listener.local_addr()?);
-    // Its connections are in a set that goes with it.
+    // The set owns the connections: they end with this task.
     #[allow(clippy::disallowed_methods)]
     tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(converse(stream, lie));
+            connections.spawn(converse(stream, script));
         }
     });
     Ok(url)
 }
 
-async fn converse(stream: TcpStream, lie: Lie) {
+async fn converse(stream: TcpStream, script: Script) {
     #[allow(clippy::result_large_err)]
     let subprotocol = |_: &_, mut response: Response| {
         response.headers_mut().insert("Sec-WebSocket-Protocol", "janus-protocol".parse().expect("a header's value"));
@@ -40,7 +40,7 @@ async fn converse(stream: TcpStream, lie: Lie) {
     while let Some(Ok(message)) = socket.next().await {
         let Ok(text) = message.to_text() else { return };
         let request = serde_json::from_str(text).unwrap_or_default();
-        for answer in lie(&request).unwrap_or_default() {
+        for answer in script(&request).unwrap_or_default() {
             if socket.send(answer).await.is_err() {
                 return;
             }
