@@ -43,7 +43,7 @@ pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
         bitrate_max: wanted.max_bitrate,
         seconds_max: longest.as_secs(),
         clip: None,
-        one_layout: false,
+        ignore_layout_history: false,
     }
 }
 
@@ -62,7 +62,11 @@ pub(super) fn make(
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
-    let options = Options { clip: about.clip, one_layout: about.one_layout, ..options(&about.options, Duration::ZERO) };
+    let options = Options {
+        clip: about.clip,
+        ignore_layout_history: about.ignore_layout_history,
+        ..options(&about.options, Duration::ZERO)
+    };
     let right = |composed: &Composed| {
         let Composed { pictures, rate, .. } = *composed;
         check(Expected { pictures, rate, video: options.video, audio: options.audio }, &path, pipelines, cancel)

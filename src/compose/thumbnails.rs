@@ -1,5 +1,5 @@
-//! Small pictures of a whole archive, taken while it is drawn: a thumbnail, and a sheet of tiles from beginning to end
-//! with an index (WebVTT with `#xywh`, as players take it) for whoever moves through it.
+//! Thumbnails of an archive, taken while it is drawn: one thumbnail, and a sheet of tiles from beginning to end with an
+//! index (WebVTT with `#xywh`, as players take it) for seeking.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ use crate::store::keys::{SPRITE, SPRITE_INDEX, THUMBNAIL};
 
 /// Tiles in a row of the sheet.
 const COLUMNS: usize = 10;
-/// When there are so many, every second one goes, and from then on half as many are taken.
+/// At this number of tiles, every second one is dropped, and from then on half as many are taken.
 const TILES_MAX: usize = 100;
 /// Pixels of a tile's longer side.
 const TILE_SIDE: u32 = 160;
-/// The thumbnail is looked for among so many tiles: the beginning, with the most people in it.
+/// The thumbnail is the tile with the most streams among this number of first tiles.
 const THUMBNAIL_TILES: u64 = 60;
 
-/// What has been taken so far.
-pub struct Stills {
+/// Collects the thumbnails of one archive.
+pub struct ThumbnailBuilder {
     frame: Size,
     rate: u32,
     /// Pictures from one tile to the next.
@@ -36,7 +36,7 @@ fn pixels(pixels: u32) -> usize {
     usize::try_from(pixels).unwrap_or(0)
 }
 
-impl Stills {
+impl ThumbnailBuilder {
     /// Of pictures of this size, `rate` a second.
     #[must_use]
     pub fn new(frame: Size, rate: u32) -> Self {
@@ -144,8 +144,8 @@ mod tests {
     use super::*;
 
     /// Pictures of one colour each.
-    fn taken(seconds: u64) -> Stills {
-        let mut stills = Stills::new(Size::new(64, 48), 30);
+    fn taken(seconds: u64) -> ThumbnailBuilder {
+        let mut stills = ThumbnailBuilder::new(Size::new(64, 48), 30);
         for n in 0..seconds * 30 {
             if stills.wants(n) {
                 let mut picture = Image::new(64, 48);

@@ -1,5 +1,5 @@
-//! Who is there when: a pure reading of a session's history and of when its tracks began. What is true at a moment
-//! depends on nothing later, so that it can be read while the session runs.
+//! Which streams are present when: computed purely from a session's history and the starts of its tracks. The result for a
+//! moment depends on nothing later, so that it can be computed while the session runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ pub const AUDIO_STREAMS_MAX: usize = 50;
 /// A stream in a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
-    /// Which.
+    /// Its id.
     pub id: StreamId,
     /// When it came first.
     pub added: MediaTime,
@@ -27,7 +27,7 @@ pub struct Stream {
     classes: Vec<(MediaTime, Vec<String>)>,
     /// Since when it is a screen, or none.
     screen: Vec<(MediaTime, bool)>,
-    /// What of it is in the archive, each time from when on. All of it before.
+    /// Which of its media is in the archive, each time from when on. All of it before.
     selected: Vec<(MediaTime, Selection)>,
     /// When it was there. Empty when the history does not know it: then its media alone tells.
     present: Vec<Span>,
@@ -79,7 +79,7 @@ impl Stream {
         self.classes.iter().take_while(|(since, _)| *since <= at).last().map_or(&[], |(_, classes)| classes)
     }
 
-    /// Its place among others at a moment: who has the least comes first (Vonage's order of priority, without what
+    /// Its sort key among others at a moment: the least comes first (Vonage's order of priority, without the criteria that
     /// only a platform knows of its clients).
     #[must_use]
     pub fn priority(&self, at: MediaTime) -> (bool, bool, MediaTime, StreamId) {
@@ -104,12 +104,12 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
     };
     let mut streams: BTreeMap<StreamId, Stream> = media.iter().map(new).collect();
     for event in events {
-        happened(&mut streams, event);
+        apply_event(&mut streams, event);
     }
     streams
 }
 
-/// What of a stream is in the archive, each time from when on. Before it is added, a manual archive has nothing of it.
+/// Which media of a stream is in the archive, each time from when on. Before a stream is added, a manual archive has none.
 #[must_use]
 pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
     let (mut mode, mut added) = (StreamMode::Auto, Selection::NONE);
@@ -128,16 +128,16 @@ pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)>
     events.iter().filter_map(change).collect()
 }
 
-/// Whose sound is heard at a moment, of streams that have any. Who has left is heard to the end, unless others who are
-/// there need the place.
+/// The streams whose audio is mixed at a moment. A stream that has left is mixed to its end, unless present streams need
+/// its place.
 #[must_use]
-pub fn heard<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
-    let mut heard: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();
-    heard.sort_by_key(|stream| (!stream.is_there(at), stream.priority(at)));
-    heard.iter().take(AUDIO_STREAMS_MAX).map(|stream| stream.id).collect()
+pub fn audible_streams<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
+    let mut audible: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();
+    audible.sort_by_key(|stream| (!stream.is_there(at), stream.priority(at)));
+    audible.iter().take(AUDIO_STREAMS_MAX).map(|stream| stream.id).collect()
 }
 
-/// The layouts that were asked for while the session ran, each from when on.
+/// The layouts that were requested while the session ran, each from when on.
 #[must_use]
 pub fn layouts(events: &[Event]) -> Vec<(MediaTime, Layout)> {
     let layout = |event: &Event| match &event.what {
@@ -147,7 +147,7 @@ pub fn layouts(events: &[Event]) -> Vec<(MediaTime, Layout)> {
     events.iter().filter_map(layout).collect()
 }
 
-fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
+fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
     let open = |spans: &mut Vec<Span>, from: MediaTime| {
         if spans.last().is_none_or(|span| span.to <= from) {
             spans.push(Span { from, to: FOR_EVER });
@@ -185,7 +185,7 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
                 stream.classes.push((event.at, classes.clone()));
             }
         }
-        // A router that is away says nothing of those who are there: their media tells.
+        // While a router is unavailable, the media tells which streams are present.
         What::EpochBegan { .. }
         | What::Muted { .. }
         | What::Layer { .. }
@@ -294,7 +294,11 @@ mod tests {
             let stream = read(&[vec![told(1, 0, VideoType::Camera)], events].concat());
             for (ms, (audio, video)) in expected {
                 assert_eq!(stream.is_shown(at(ms), at(ms)), video, "{name}: picture at {ms}");
-                assert_eq!(heard([&stream].into_iter(), at(ms)).len(), usize::from(audio), "{name}: sound at {ms}");
+                assert_eq!(
+                    audible_streams([&stream].into_iter(), at(ms)).len(),
+                    usize::from(audio),
+                    "{name}: sound at {ms}"
+                );
             }
         }
     }
@@ -308,7 +312,7 @@ mod tests {
         events.push(gone);
         let left_out = |ms, events: &[Event]| {
             let streams = streams(&media, events);
-            let heard = heard(streams.values(), at(ms));
+            let heard = audible_streams(streams.values(), at(ms));
             (1..=all).filter(|n| !heard.contains(&id(*n))).collect::<Vec<u8>>()
         };
         assert_eq!(left_out(2000, &events), [all - 1, all], "who came last");

@@ -146,7 +146,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         origin: Wallclock::now(),
         options: ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() },
         clip: None,
-        one_layout: false,
+        ignore_layout_history: false,
     };
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {

@@ -69,8 +69,17 @@ impl Session {
         let room = JanusRouter::new(router).join(&place, "test").await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
-        let about =
-            About { archive, job, session, application, name: None, origin, options, clip: None, one_layout: false };
+        let about = About {
+            archive,
+            job,
+            session,
+            application,
+            name: None,
+            origin,
+            options,
+            clip: None,
+            ignore_layout_history: false,
+        };
         Self { engine, capture, events, room, about, dir, _spool: folder }
     }
 

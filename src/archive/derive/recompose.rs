@@ -75,7 +75,7 @@ pub async fn recompose(
         about.archive = new;
         about.clip = otherwise.clip;
         about.options.output_mode = OutputMode::Composed;
-        about.one_layout = otherwise.layout.is_some();
+        about.ignore_layout_history = otherwise.layout.is_some();
         about.options.layout = otherwise.layout.clone().or(about.options.layout);
         about.options.resolution = otherwise.resolution.or(about.options.resolution);
         let (out, reason, stop, told) = (dir.join("out"), row.reason.clone(), cancel.clone(), about.clone());
