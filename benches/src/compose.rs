@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use archiver::compose::geometry::{Rect, Size};
-use archiver::compose::layout::{Shown, place};
+use archiver::compose::layout::{LayoutStream, place};
 use archiver::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use archiver::model::layout::Layout;
 use archiver::model::media::{Codec, Frame, TrackFormat};
@@ -182,7 +182,7 @@ fn log(dir: &Path, inputs: &[Input]) -> Result<()> {
 
 /// Where our layout draws each picture.
 fn pictures(streams: usize, frame: Size) -> Vec<Rect> {
-    let shown = Shown { size: Some((INPUT.width, INPUT.height)), ..Shown::default() };
+    let shown = LayoutStream { size: Some((INPUT.width, INPUT.height)), ..LayoutStream::default() };
     let cells = place(&Layout::default(), frame, &vec![shown; streams]);
     cells.iter().map(|cell| cell.area.contain(INPUT)).collect()
 }

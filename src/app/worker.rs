@@ -103,7 +103,7 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
         released_slots: AtomicUsize::new(0),
         wakes: watch::channel(0).0,
     });
-    tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local(),
+    tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local_addr(),
         store = context.store.describe(), "worker started");
     let (state, seen) = watch::channel(BrokerState::Disconnected);
     let jobs = Arc::new(AtomicUsize::new(0));

@@ -22,7 +22,7 @@ use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history;
-use crate::recording::history::What;
+use crate::recording::history::EventKind;
 use crate::recording::reader::{TrackIndex, join};
 use crate::rtp::clock::{Correction, corrections};
 use crate::store::keys::{Keys, Kind};
@@ -206,15 +206,18 @@ fn check_file(
         source => ArchiveError::Media { file: plan.name.clone(), source },
     };
     let counted = verify::count(path, pipelines, cancel).map_err(media)?;
-    for (found, fed, what) in
-        [(counted.pictures, muxed.video_frames, "pictures"), (counted.sounds, muxed.audio_frames, "frames of sound")]
-    {
+    for (found, fed, what) in [
+        (counted.video_frames, muxed.video_frames, "pictures"),
+        (counted.audio_buffers, muxed.audio_frames, "frames of sound"),
+    ] {
         if found != fed {
             return Err(invalid(format!("it has {found} {what} of {fed}")));
         }
     }
     let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
-    for (run, count, what) in [(&plan.video, decoded.pictures, "picture"), (&plan.audio, decoded.sounds, "sound")] {
+    for (run, count, what) in
+        [(&plan.video, decoded.video_frames, "picture"), (&plan.audio, decoded.audio_buffers, "sound")]
+    {
         if run.as_ref().is_some_and(|run| run.frames_expected() > 2 && run.begins_by(plan.start + HALF_SAMPLE))
             && count == 0
         {
@@ -232,8 +235,8 @@ fn check_file(
 fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
     let mut people: BTreeMap<StreamId, Stream> = BTreeMap::new();
     for event in events {
-        match &event.what {
-            What::Stream { stream, router_id, name, connection_data, video_type } => {
+        match &event.kind {
+            EventKind::Stream { stream, router_id, name, connection_data, video_type } => {
                 let entry = people.entry(*stream).or_insert_with(|| Stream {
                     router_id: None,
                     name: None,
@@ -250,25 +253,25 @@ fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
                     entry.present.push((event.at, None));
                 }
             }
-            What::StreamGone { stream } => {
+            EventKind::StreamGone { stream } => {
                 if let Some((_, end @ None)) = people.get_mut(stream).and_then(|s| s.present.last_mut()) {
                     *end = Some(event.at);
                 }
             }
-            What::Layer { stream, spatial, temporal } => {
+            EventKind::Layer { stream, spatial, temporal } => {
                 if let Some(entry) = people.get_mut(stream) {
                     entry.layers.push((event.at.as_millis(), *spatial, *temporal));
                 }
             }
-            What::EpochBegan { .. }
-            | What::Muted { .. }
-            | What::Layout { .. }
-            | What::Classes { .. }
-            | What::StreamMode { .. }
-            | What::Selected { .. }
-            | What::RouterLost
-            | What::RouterBack
-            | What::Ended { .. } => {}
+            EventKind::EpochBegan { .. }
+            | EventKind::Muted { .. }
+            | EventKind::Layout { .. }
+            | EventKind::Classes { .. }
+            | EventKind::StreamMode { .. }
+            | EventKind::Selected { .. }
+            | EventKind::RouterLost
+            | EventKind::RouterBack
+            | EventKind::Ended { .. } => {}
         }
     }
     people
@@ -328,8 +331,8 @@ fn report(
         }
     };
     let gap_s = tracks.iter().flat_map(TrackIndex::missing).map(|g| g.from.until(g.to).as_secs_f64()).sum();
-    let epoch = |e: &history::Event| match e.what {
-        What::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
+    let epoch = |e: &history::Event| match e.kind {
+        EventKind::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
         _ => None,
     };
     Report {

@@ -43,7 +43,7 @@ pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
         bitrate_max: wanted.max_bitrate,
         seconds_max: longest.as_secs(),
         clip: None,
-        one_layout: false,
+        ignore_layout_history: false,
     }
 }
 
@@ -62,7 +62,11 @@ pub(super) fn make(
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
-    let options = Options { clip: about.clip, one_layout: about.one_layout, ..options(&about.options, Duration::ZERO) };
+    let options = Options {
+        clip: about.clip,
+        ignore_layout_history: about.ignore_layout_history,
+        ..options(&about.options, Duration::ZERO)
+    };
     let right = |composed: &Composed| {
         let Composed { pictures, rate, .. } = *composed;
         check(Expected { pictures, rate, video: options.video, audio: options.audio }, &path, pipelines, cancel)
@@ -158,14 +162,14 @@ fn check(
         MediaError::Cancelled => ArchiveError::Cancelled,
         source => ArchiveError::Media { file: NAME.to_owned(), source },
     };
-    let (first, last) = verify::ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
+    let (first, last) = verify::decode_ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
     let lasts = expected.pictures * 1_000_000_000 / u64::from(expected.rate.max(1));
     if first.duration_ns.abs_diff(lasts) > DURATION_TOLERANCE {
         let ms = |ns: u64| ns / 1_000_000;
         return Err(invalid(format!("it lasts {} ms instead of {} ms", ms(first.duration_ns), ms(lasts))));
     }
     for (place, decoded) in [("beginning", first), ("end", last)] {
-        if (expected.video && decoded.pictures == 0) || (expected.audio && decoded.sounds == 0) {
+        if (expected.video && decoded.video_frames == 0) || (expected.audio && decoded.audio_buffers == 0) {
             return Err(invalid(format!("its picture or its sound cannot be decoded at its {place}")));
         }
     }

@@ -33,9 +33,9 @@ pub struct About {
     /// The part of the session that a composed archive has, if not all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip: Option<Clip>,
-    /// The layout of `options` is for all of it, whatever layouts the session had.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub one_layout: bool,
+    /// Compose with the layout of `options` only, and ignore the layouts that the session had.
+    #[serde(default, rename = "one_layout", skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_layout_history: bool,
 }
 
 /// An object of an archive that lies on this disk.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{print_json, print_line};
 use crate::archive::build::Clip;
 use crate::archive::delete;
-use crate::archive::derive::clip::{Part, clip};
+use crate::archive::derive::clip::{ClipRange, clip};
 use crate::archive::derive::recompose::{Otherwise, recompose};
 use crate::archive::documents::{Manifest, ObjectEntry};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
@@ -290,7 +290,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
         }
         ArchivesCommand::Clip { archive, from, to, at_keyframe, json } => {
             check_part(from, to)?;
-            let part = Part { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
+            let part = ClipRange { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
             let new = ArchiveId::random();
             let making = clip(settings, catalog.as_ref(), store.as_ref(), (archive, new), part, &stop);
             let made = with_spinner("fetching the part and copying it", making).await;

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::{print_json, print_line};
 use crate::compose::composer::{Options, compose};
 use crate::compose::geometry::Size;
-use crate::compose::log_follower::Growth;
-use crate::compose::process::{self, Line, Task};
+use crate::compose::log_follower::ProgressReceiver;
+use crate::compose::process::{self, ComposerMessage, Task};
 use crate::media::Pipelines;
 use crate::model::archive_options::Resolution;
 use crate::model::fault::HasFault;
@@ -97,7 +97,7 @@ impl Compose {
                 bitrate_max: self.max_bitrate,
                 seconds_max: 0,
                 clip: None,
-                one_layout: self.layout.is_some() || self.screenshare.is_some(),
+                ignore_layout_history: self.layout.is_some() || self.screenshare.is_some(),
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,
@@ -126,7 +126,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     }
     let Task { options, pipelines, follow } = args.task()?;
     if args.task.is_some() {
-        process::settle();
+        process::limit_process();
     }
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);
@@ -141,16 +141,17 @@ pub(super) fn run(args: &Compose) -> Result<()> {
         bar.set_length(of);
         bar.set_position(made);
         if args.json {
-            print_json_line(&if waits { Line::Waiting } else { Line::Progress(made, of) });
+            print_json_line(&if waits { ComposerMessage::Waiting } else { ComposerMessage::Progress(made, of) });
         }
     };
-    let growth = if follow { process::listen()? } else { Growth::finished() };
-    let composed = compose(&args.dir, &args.out, &options, &pipelines, growth, &CancellationToken::new(), &progress);
+    let log_progress = if follow { process::receive_progress()? } else { ProgressReceiver::finished() };
+    let composed =
+        compose(&args.dir, &args.out, &options, &pipelines, log_progress, &CancellationToken::new(), &progress);
     bar.finish_and_clear();
     if args.json {
         print_json_line(&match &composed {
-            Ok(composed) => Line::Composed(composed.clone()),
-            Err(error) => Line::Failed(error.fault().kind, crate::model::fault::chain(error)),
+            Ok(composed) => ComposerMessage::Composed(composed.clone()),
+            Err(error) => ComposerMessage::Failed(error.fault().kind, crate::model::fault::chain(error)),
         });
     }
     let composed = composed.with_context(|| format!("{} cannot be composed", args.dir.display()))?;
@@ -160,6 +161,6 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     Ok(())
 }
 
-fn print_json_line(line: &Line) {
+fn print_json_line(line: &ComposerMessage) {
     print_line(&serde_json::to_string(line).expect("plain data"));
 }

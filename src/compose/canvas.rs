@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 
-use super::geometry::{Rect, Size, seen};
+use super::geometry::{Rect, Size, visible_part};
 use super::layout::{Cell, Fit};
 use super::scale::Scaler;
 use crate::media::MediaError;
-use crate::media::decode::Picture;
+use crate::media::decode::DecodedFrame;
 use crate::media::encode::Feeder;
-use crate::media::picture::{Plane, PlaneMut};
+use crate::media::plane::{Plane, PlaneMut};
 use crate::model::ids::StreamId;
 
 /// Black in BT.601's limited range: luma and chroma.
@@ -26,38 +26,38 @@ pub struct Tile {
     pub size: (u32, u32),
 }
 
-/// Where pictures come from.
-pub trait Pictures {
+/// Gives the streams' frames.
+pub trait FrameSource {
     /// The newest picture of a stream, and its number. It is drawn at once, while the processor still has it at hand.
     ///
     /// # Errors
     /// When it cannot be decoded by what there is.
-    fn newest(&mut self, stream: StreamId) -> Result<Option<(&Picture, u64)>, MediaError>;
+    fn newest(&mut self, stream: StreamId) -> Result<Option<(&DecodedFrame, u64)>, MediaError>;
 }
 
-/// What is on a canvas.
+/// The tiles on a canvas, each with its frame's number.
 type Drawn = Vec<(Tile, u64)>;
 
 impl Tile {
-    /// What of the picture is drawn, and where.
+    /// The part of the stream's frame that is drawn, and its place on the canvas.
     fn parts(&self) -> Option<(Rect, Rect)> {
-        let (natural, Cell { area, cut, .. }) = (Size::new(self.size.0, self.size.1), self.cell);
+        let (natural, Cell { area, crop, .. }) = (Size::new(self.size.0, self.size.1), self.cell);
         // All of its place, by its own corner.
-        let place = Rect::whole(Size::new(area.width + cut.left + cut.right, area.height + cut.top + cut.bottom));
+        let place = Rect::whole(Size::new(area.width + crop.left + crop.right, area.height + crop.top + crop.bottom));
         let (source, target) = match self.cell.fit {
             Fit::Contain => (Rect::whole(natural), place.contain(natural)),
             Fit::Cover => (place.covered(natural), place),
         };
-        let window = Rect { x: cut.left, y: cut.top, ..area };
-        let (source, target) = seen(source, target, window)?;
-        Some((source, Rect { x: target.x - cut.left + area.x, y: target.y - cut.top + area.y, ..target }))
+        let window = Rect { x: crop.left, y: crop.top, ..area };
+        let (source, target) = visible_part(source, target, window)?;
+        Some((source, Rect { x: target.x - crop.left + area.x, y: target.y - crop.top + area.y, ..target }))
     }
 }
 
 /// The canvases of one file.
 pub struct Canvases {
     frame: Size,
-    /// What is on each, by its number.
+    /// The content of each, by its number.
     drawn: Vec<Option<Drawn>>,
     scalers: HashMap<[usize; 4], Scaler>,
 }
@@ -78,9 +78,9 @@ impl Canvases {
         &mut self,
         feeder: &mut Feeder,
         tiles: &[Tile],
-        pictures: &mut impl Pictures,
+        pictures: &mut impl FrameSource,
     ) -> Result<Option<usize>, MediaError> {
-        let canvas = feeder.canvas()?;
+        let canvas = feeder.take_canvas()?;
         if self.drawn.len() <= canvas {
             self.drawn.resize_with(canvas + 1, || None);
         }
@@ -105,7 +105,7 @@ fn draw_all(
     planes: &mut [PlaneMut<'_>; 3],
     tiles: &[Tile],
     before: Option<Drawn>,
-    pictures: &mut impl Pictures,
+    pictures: &mut impl FrameSource,
 ) -> Result<Option<Drawn>, MediaError> {
     let mut before = before;
     // What lies over another one must be drawn again with it.
@@ -146,7 +146,7 @@ fn draw(
     scalers: &mut HashMap<[usize; 4], Scaler>,
     planes: &mut [PlaneMut<'_>; 3],
     tile: &Tile,
-    picture: &Picture,
+    picture: &DecodedFrame,
 ) -> Result<(), MediaError> {
     let Some((from, to)) = tile.parts() else { return Ok(()) };
     for (n, plane) in planes.iter_mut().enumerate() {

@@ -1,9 +1,9 @@
 //! The tracks' clocks as far as they are known while a log grows.
 //!
 //! An individual archive corrects its times by all sender reports of a session, see [`corrections`]. A composer that
-//! follows a log cannot wait for them, and must come to the same times when it runs over the finished log. So it looks
-//! at the clocks at every step of a grid, by the reports that came up to a little later, whatever else the log
-//! has: a correction is a line through what it knew at each step.
+//! follows a log cannot wait for them, and must come to the same times when it runs over the finished log. So it computes
+//! the corrections at each step of a grid, from the reports that came up to a little later and no others. A correction is a
+//! line through its values at the steps.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,7 +25,7 @@ const REMEMBERED: MediaSpan = 60_000 * MS;
 /// Knots older than this are of no use: frames are read in order.
 const KNOTS_KEPT: MediaSpan = 30_000 * MS;
 
-/// What is known of one track's clock.
+/// One track's clock.
 #[derive(Debug, Default)]
 struct Clock {
     start: Option<MediaTime>,
@@ -49,18 +49,18 @@ impl Clocks {
     pub fn add(&mut self, index: &TrackIndex) {
         let clock = self.clocks.entry(index.track).or_default();
         clock.start = clock.start.or_else(|| index.start());
-        clock.coming.extend(index.reported.iter().copied().zip(index.reports.iter().copied()));
+        clock.coming.extend(index.report_parts.iter().copied().zip(index.reports.iter().copied()));
     }
 
-    /// Looks at the clocks step by step until they are known up to a corrected time, or the log, which is complete up
-    /// to `horizon`, has no more. No step further, so that at each moment of a composition the same is known
-    /// however far the log has grown. Returns whether they are known.
-    pub fn advance(&mut self, wanted: MediaTime, horizon: MediaTime) -> bool {
+    /// Computes corrections step by step until they are known up to a corrected time, or the log's watermark is reached. No
+    /// step further, so that the corrections at each moment of a composition do not depend on how far the log has grown.
+    /// Returns whether they are known.
+    pub fn advance(&mut self, wanted: MediaTime, watermark: MediaTime) -> bool {
         while self.known().is_none_or(|known| known <= wanted) {
             let Some(first) = self.clocks.values().filter_map(|clock| clock.start).min() else { return false };
             let next = self.step.map_or(MediaTime(first.0.div_euclid(STEP) * STEP), |step| step + STEP);
-            let Some(until) = self.known_until(next).filter(|until| *until <= horizon) else { return false };
-            self.look(next, until);
+            let Some(until) = self.known_until(next).filter(|until| *until <= watermark) else { return false };
+            self.update(next, until);
             self.step = Some(next);
         }
         true
@@ -76,7 +76,7 @@ impl Clocks {
         Some(known.max(step + LOOK_AHEAD))
     }
 
-    fn look(&mut self, step: MediaTime, until: MediaTime) {
+    fn update(&mut self, step: MediaTime, until: MediaTime) {
         for clock in self.clocks.values_mut() {
             while clock.coming.front().is_some_and(|(known, _)| *known <= until) {
                 clock.reports.extend(clock.coming.pop_front().map(|(_, report)| report));
@@ -164,10 +164,10 @@ mod tests {
     #[test]
     fn what_follows_and_what_runs_over_the_finished_log_know_the_same() {
         let (mut following, mut finished) = (clocks(), clocks());
-        let mut horizon = 0;
+        let mut watermark = 0;
         for at in (0..50_000).step_by(33) {
-            while !following.advance(ms(at), ms(horizon)) {
-                horizon += 70;
+            while !following.advance(ms(at), ms(watermark)) {
+                watermark += 70;
             }
             assert!(finished.advance(ms(at), MediaTime(i64::MAX)));
             for name in ["a", "b"] {
@@ -176,7 +176,7 @@ mod tests {
                     assert_eq!(known[0], known[1], "{name} at {at}");
                 }
             }
-            assert!(horizon <= at + 4400, "{horizon} for {at}");
+            assert!(watermark <= at + 4400, "{watermark} for {at}");
         }
     }
 

@@ -1,22 +1,22 @@
-//! The composer: draws and mixes a log into one file, while it grows or when it is finished.
+//! The composer: draws and mixes a log into one file, while the log grows or when it is finished.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::canvas::{Canvases, Pictures, Tile};
+use super::canvas::{Canvases, FrameSource, Tile};
 use super::css_layout;
 use super::geometry::Size;
 use super::inputs::{Errors, VideoInput, nanoseconds};
-use super::layout::{Cell, Shown, VIDEO_STREAMS_MAX, place};
+use super::layout::{Cell, LayoutStream, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
-use super::log_follower::{Deserted, Growth, Session, WaitError};
+use super::log_follower::{ProgressReceiver, SessionLog, WaitError, WorkerGone};
 use super::thumbnails;
-use super::thumbnails::Stills;
+use super::thumbnails::ThumbnailBuilder;
 use super::timeline::Stream;
 use crate::media::SAMPLE_RATE;
-use crate::media::decode::Picture;
+use crate::media::decode::DecodedFrame;
 use crate::media::encode::{Feeder, Output, encode};
 use crate::media::{MediaError, Pipelines};
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
@@ -26,37 +26,37 @@ use crate::model::stylesheet::Stylesheet;
 use crate::model::time::MediaTime;
 use crate::recording::LogError;
 
-/// What a composed archive should be like.
+/// Options of a composed file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Options {
-    /// Its picture.
+    /// Size of the video.
     pub size: Size,
-    /// Pictures a second.
+    /// Frames a second.
     pub rate: u32,
     /// Where the streams are drawn.
     pub layout: Layout,
-    /// Whether it has a picture.
+    /// Whether it has video.
     pub video: bool,
-    /// Whether it has sound.
+    /// Whether it has audio.
     pub audio: bool,
-    /// Quality of the picture, 15 to 40: smaller is better.
+    /// Quality of the video, 15 to 40: smaller is better.
     #[serde(default)]
     pub quantizer: Option<u8>,
-    /// Limit of the picture, in bit/s.
+    /// Limit of the video, in bit/s.
     #[serde(default)]
     pub bitrate_max: Option<u32>,
-    /// How long the file of a log that grows may become, in seconds, without more work in the end.
+    /// Seconds for which the file of a growing log reserves room for its index; a longer file is moved at the end.
     pub seconds_max: u64,
     /// Only a part of the session.
     #[serde(default)]
     pub clip: Option<Clip>,
-    /// The layout is the same all the time, whatever layouts the session had.
-    #[serde(default)]
-    pub one_layout: bool,
+    /// Compose with `layout` only, and ignore the layouts that the session had.
+    #[serde(default, rename = "one_layout")]
+    pub ignore_layout_history: bool,
 }
 
 impl Options {
-    /// What the encoders are asked for.
+    /// The options of the encoders.
     #[must_use]
     pub fn output(&self) -> Output {
         Output {
@@ -78,7 +78,7 @@ pub struct Clip {
     pub to_ms: Option<u32>,
 }
 
-/// What came out.
+/// The result of a composition.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Composed {
     /// Media time of its beginning.
@@ -87,7 +87,7 @@ pub struct Composed {
     pub pictures: u64,
     /// Pictures a second.
     pub rate: u32,
-    /// Frames that were not in the log when their time had come: none when it was finished.
+    /// Frames that came into the log after their moment was composed: none of a finished log.
     pub late: u64,
     /// What could not be decoded, by stream.
     pub errors: Vec<(StreamId, TrackKind, Errors)>,
@@ -102,16 +102,16 @@ pub enum ComposeError {
     /// GStreamer.
     #[error(transparent)]
     Media(#[from] MediaError),
-    /// Whoever tells how the log grows is gone.
+    /// The worker no longer reports progress.
     #[error(transparent)]
-    Deserted(#[from] Deserted),
+    WorkerGone(#[from] WorkerGone),
 }
 
 impl From<WaitError> for ComposeError {
     fn from(error: WaitError) -> Self {
         match error {
             WaitError::Log(error) => error.into(),
-            WaitError::Deserted(error) => error.into(),
+            WaitError::WorkerGone(error) => error.into(),
             WaitError::Cancelled => MediaError::Cancelled.into(),
         }
     }
@@ -122,13 +122,13 @@ impl HasFault for ComposeError {
         match self {
             Self::Log(e) => e.fault(),
             Self::Media(e) => e.fault(),
-            Self::Deserted(_) => FaultKind::MediaStalled.fault(),
+            Self::WorkerGone(_) => FaultKind::MediaStalled.fault(),
         }
     }
 }
 
-/// Composes an archive's log into a file, as far as it has grown and as it grows. Blocking. `progress` is told the
-/// pictures that are made, and of how many as far as is known; again and again while it waits for the log.
+/// Composes an archive's log into a file, as far as the log has grown and while it grows. Blocking. `progress` gets the
+/// number of frames made and of those known so far, repeatedly while the composer waits for the log.
 ///
 /// # Errors
 /// See [`ComposeError`].
@@ -137,7 +137,7 @@ pub fn compose(
     out: &Path,
     options: &Options,
     pipelines: &Pipelines,
-    growth: Growth,
+    log_progress: ProgressReceiver,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Composed, ComposeError> {
@@ -145,73 +145,79 @@ pub fn compose(
         // There may be none.
         std::fs::remove_file(old).unwrap_or_default();
     }
-    let mut session = Session::new(dir.to_owned(), pipelines.dir.clone(), growth);
+    let mut session = SessionLog::new(dir.to_owned(), pipelines.dir.clone(), log_progress);
     session.refresh()?;
-    let output = Output { seconds_max: session.length().unwrap_or(options.seconds_max), ..options.output() };
+    let output = Output { seconds_max: session.seconds_total().unwrap_or(options.seconds_max), ..options.output() };
     encode(output, out, pipelines, cancel, move |feeder| {
-        let mut work = Work { session: &mut session, feeder, cancel, progress };
-        let begin = work.begin()?;
+        let mut composition = Composition { session: &mut session, feeder, cancel, progress };
+        let begin = composition.wait_for_start()?;
         let span = |ms: u32| i64::from(ms) * 1_000_000;
         let start = begin + options.clip.map_or(0, |clip| span(clip.from_ms));
         let end = options.clip.and_then(|clip| clip.to_ms).map(|to| begin + span(to));
-        let (mut drawing, mut limiter) = (Drawing::new(options), Limiter::new());
+        let (mut renderer, mut limiter) = (FrameRenderer::new(options), Limiter::new());
         // The encoder puts as much before it.
-        let delay = work.feeder.delay();
+        let delay = composition.feeder.delay();
         let (mut mixed, mut made) = (delay, 0);
         // A file has one picture at least.
-        while work.has(start, made, options.rate, end)? || made == 0 {
-            work.session.open(start)?;
+        while composition.wait_for_media(start, made, options.rate, end)? || made == 0 {
+            composition.session.open_tracks(start)?;
             if options.video {
-                drawing.picture(work.session, work.feeder, start, made)?;
+                renderer.draw_frame(composition.session, composition.feeder, start, made)?;
             }
             made += 1;
             if options.audio {
                 let to = delay + samples_until(made, options.rate);
-                mixed = mix(work.session, &mut limiter, work.feeder, start, (mixed, to))?;
+                mixed = mix_audio(composition.session, &mut limiter, composition.feeder, start, (mixed, to))?;
             }
-            work.tell(start, made, options.rate);
+            composition.report_progress(start, made, options.rate);
         }
         progress(made, made);
         if options.video {
-            // They are a help: without them the archive is one all the same.
-            let written = drawing.stills.write(out, made, pipelines);
+            // The archive is complete without thumbnails, too.
+            let written = renderer.thumbnails.write(out, made, pipelines);
             written.unwrap_or_else(|error| tracing::warn!("there are no small pictures: {}", chain(&error)));
         }
-        let (errors, late) = (work.session.errors(), work.session.late());
+        let (errors, late) = (composition.session.errors(), composition.session.late());
         Ok(Composed { start, pictures: made, rate: options.rate, late, errors })
     })
 }
 
 /// A composition under way.
-struct Work<'a> {
-    session: &'a mut Session,
+struct Composition<'a> {
+    session: &'a mut SessionLog,
     feeder: &'a mut Feeder,
     cancel: &'a CancellationToken,
     progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
-impl Work<'_> {
+impl Composition<'_> {
     /// Waits for the first media. A session without any begins at its origin.
-    fn begin(&mut self) -> Result<MediaTime, ComposeError> {
+    fn wait_for_start(&mut self) -> Result<MediaTime, ComposeError> {
         loop {
-            if let Some(start) = self.session.begin() {
+            if let Some(start) = self.session.file_start() {
                 return Ok(start);
             }
-            if self.session.has(MediaTime::ZERO).is_none() {
+            if self.session.has_media_at(MediaTime::ZERO).is_none() {
                 return Ok(MediaTime::ZERO);
             }
             self.wait(0)?;
         }
     }
 
-    /// Waits until a picture can be made. `false` when there is no further one: its middle is behind all media.
-    fn has(&mut self, start: MediaTime, picture: u64, rate: u32, end: Option<MediaTime>) -> Result<bool, ComposeError> {
+    /// Waits until a frame can be made. `false` when there is no further one: its middle is behind all media.
+    fn wait_for_media(
+        &mut self,
+        start: MediaTime,
+        picture: u64,
+        rate: u32,
+        end: Option<MediaTime>,
+    ) -> Result<bool, ComposeError> {
         let middle = moment(start, picture, rate) + interval(rate) / 2;
         if end.is_some_and(|end| middle > end) {
             return Ok(false);
         }
         loop {
-            match self.session.has(middle) {
+            match self.session.has_media_at(middle) {
                 Some(true) => return Ok(true),
                 None => return Ok(false),
                 Some(false) => self.wait(picture)?,
@@ -220,12 +226,12 @@ impl Work<'_> {
     }
 
     fn wait(&mut self, made: u64) -> Result<(), ComposeError> {
-        self.feeder.waits();
+        self.feeder.keep_alive();
         (self.progress)(made, made + 1);
         Ok(self.session.wait(self.cancel)?)
     }
 
-    fn tell(&self, start: MediaTime, made: u64, rate: u32) {
+    fn report_progress(&self, start: MediaTime, made: u64, rate: u32) {
         let length = self.session.end().map_or(0, |end| end - start);
         let of = u64::try_from(length).unwrap_or(0).saturating_mul(u64::from(rate)) / 1_000_000_000;
         (self.progress)(made, of.max(made + 1));
@@ -248,9 +254,9 @@ fn samples_until(picture: u64, rate: u32) -> u64 {
     picture * u64::from(SAMPLE_RATE) / u64::from(rate.max(1))
 }
 
-/// Mixes the sound of all streams from one sample to another.
-fn mix(
-    session: &mut Session,
+/// Mixes the audio of all streams from one sample to another.
+fn mix_audio(
+    session: &mut SessionLog,
     limiter: &mut Limiter,
     feeder: &mut Feeder,
     start: MediaTime,
@@ -258,63 +264,63 @@ fn mix(
 ) -> Result<u64, MediaError> {
     let mut block = vec![0.0; usize::try_from(2 * (to - from)).unwrap_or(0)];
     let at = i64::try_from(from).unwrap_or(i64::MAX);
-    let heard = session.heard(start + nanoseconds(at));
+    let audible = session.audible_streams(start + nanoseconds(at));
     for (id, input) in &mut session.audio {
-        input.mix(at, &mut block, &session.clocks, heard.contains(id))?;
+        input.mix(at, &mut block, &session.clocks, audible.contains(id))?;
     }
     limiter.limit(&mut block);
-    feeder.sound(&block)?;
+    feeder.push_audio(&block)?;
     Ok(to)
 }
 
 /// The style sheet of a custom layout. One that cannot be used was refused when it was asked for; without it the layout is
 /// bestFit.
-fn sheet(layout: &Layout) -> Option<Stylesheet> {
+fn parse_stylesheet(layout: &Layout) -> Option<Stylesheet> {
     let text = layout.stylesheet.as_deref().filter(|_| layout.kind == LayoutType::Custom)?;
     Stylesheet::parse(text).ok()
 }
 
-/// What is drawn, as far as it is the same from one picture to the next.
-struct Drawing<'a> {
+/// Draws the frames, and keeps the state that is the same from one frame to the next.
+struct FrameRenderer<'a> {
     options: &'a Options,
     canvases: Canvases,
     layout: Layout,
     /// Of a custom layout.
     sheet: Option<Stylesheet>,
-    /// The streams in the picture, and what the layout made of them.
-    shown: Vec<(StreamId, Shown)>,
+    /// The streams that `cells` is computed for.
+    shown: Vec<(StreamId, LayoutStream)>,
     cells: Vec<Cell>,
-    stills: Stills,
+    thumbnails: ThumbnailBuilder,
 }
 
-impl<'a> Drawing<'a> {
+impl<'a> FrameRenderer<'a> {
     fn new(options: &'a Options) -> Self {
-        let (canvases, stills) = (Canvases::new(options.size), Stills::new(options.size, options.rate));
-        let (layout, sheet) = (options.layout.clone(), sheet(&options.layout));
-        Self { options, canvases, layout, sheet, shown: Vec::new(), cells: Vec::new(), stills }
+        let (canvases, thumbnails) = (Canvases::new(options.size), ThumbnailBuilder::new(options.size, options.rate));
+        let (layout, sheet) = (options.layout.clone(), parse_stylesheet(&options.layout));
+        Self { options, canvases, layout, sheet, shown: Vec::new(), cells: Vec::new(), thumbnails }
     }
 
-    /// The layout that the session has now.
-    fn lay_out(&mut self, session: &Session, at: MediaTime) {
-        let now = session.layout(at).filter(|_| !self.options.one_layout).unwrap_or(&self.options.layout);
+    /// Changes to the layout that the session has at a moment.
+    fn update_layout(&mut self, session: &SessionLog, at: MediaTime) {
+        let now = session.layout_at(at).filter(|_| !self.options.ignore_layout_history).unwrap_or(&self.options.layout);
         if *now != self.layout {
-            (self.layout, self.sheet) = (now.clone(), sheet(now));
-            // They are placed anew.
+            (self.layout, self.sheet) = (now.clone(), parse_stylesheet(now));
+            // All streams are placed again.
             self.shown.clear();
             self.cells.clear();
         }
     }
 
-    /// Draws the picture of one moment: of each stream the frame that is nearest to it.
-    fn picture(
+    /// Draws the frame of one moment: of each stream the frame that is nearest to it.
+    fn draw_frame(
         &mut self,
-        session: &mut Session,
+        session: &mut SessionLog,
         feeder: &mut Feeder,
         start: MediaTime,
         n: u64,
     ) -> Result<(), MediaError> {
         let at = moment(start, n, self.options.rate);
-        self.lay_out(session, at);
+        self.update_layout(session, at);
         let mut there = Vec::new();
         for (id, input) in &mut session.video {
             let newest = input.read(at + interval(self.options.rate) / 2, &session.clocks);
@@ -325,7 +331,7 @@ impl<'a> Drawing<'a> {
         there.sort_by_key(|stream| stream.priority(at));
         let shown = |stream: &Stream| {
             let (screen, classes) = (stream.is_screen(at), stream.classes(at).to_vec());
-            (stream.id, Shown { size: None, screen, classes })
+            (stream.id, LayoutStream { size: None, screen, classes })
         };
         let there: Vec<_> = there.into_iter().take(VIDEO_STREAMS_MAX).map(shown).collect();
         let (canvas, tiles) = loop {
@@ -339,27 +345,27 @@ impl<'a> Drawing<'a> {
         for (id, _) in &there {
             session.video.newest(*id)?;
         }
-        if self.stills.wants(n) {
-            feeder.draw(canvas, |planes| self.stills.add(n, tiles, &planes))?;
+        if self.thumbnails.wants(n) {
+            feeder.draw(canvas, |planes| self.thumbnails.add(n, tiles, &planes))?;
         }
-        feeder.picture(canvas)
+        feeder.push_video(canvas)
     }
 
     /// The places of the streams' pictures.
     fn tiles(
         &mut self,
-        there: &[(StreamId, Shown)],
+        there: &[(StreamId, LayoutStream)],
         inputs: &mut BTreeMap<StreamId, VideoInput>,
     ) -> Result<Vec<Tile>, MediaError> {
         let mut shown = Vec::with_capacity(there.len());
         for (id, stream) in there {
             let size = inputs.get_mut(id).map(VideoInput::size).transpose()?.flatten();
             if size.is_some() {
-                shown.push((*id, Shown { size, ..stream.clone() }));
+                shown.push((*id, LayoutStream { size, ..stream.clone() }));
             }
         }
         if shown != self.shown {
-            let streams: Vec<Shown> = shown.iter().map(|(_, s)| s.clone()).collect();
+            let streams: Vec<LayoutStream> = shown.iter().map(|(_, s)| s.clone()).collect();
             self.cells = match &self.sheet {
                 Some(sheet) => css_layout::place(sheet, self.options.size, &streams),
                 None => place(&self.layout, self.options.size, &streams),
@@ -374,8 +380,8 @@ impl<'a> Drawing<'a> {
     }
 }
 
-impl Pictures for BTreeMap<StreamId, VideoInput> {
-    fn newest(&mut self, stream: StreamId) -> Result<Option<(&Picture, u64)>, MediaError> {
-        self.get_mut(&stream).map_or(Ok(None), VideoInput::picture)
+impl FrameSource for BTreeMap<StreamId, VideoInput> {
+    fn newest(&mut self, stream: StreamId) -> Result<Option<(&DecodedFrame, u64)>, MediaError> {
+        self.get_mut(&stream).map_or(Ok(None), VideoInput::newest_frame)
     }
 }

@@ -8,10 +8,10 @@ use taffy::prelude::TaffyAuto;
 use taffy::{AvailableSpace, Dimension, Display, LengthPercentageAuto, NodeId, Overflow, Position, Style, TaffyTree};
 
 use super::geometry::{Rect, Size};
-use super::layout::{Cell, Cut, Fit, Shown};
+use super::layout::{Cell, Crop, Fit, LayoutStream};
 use crate::model::stylesheet::{Edge, Length, Property, Sibling, Stylesheet};
 
-/// What a stream's declarations come to.
+/// A stream's computed style.
 struct Resolved {
     style: Style,
     z: Option<i32>,
@@ -20,11 +20,11 @@ struct Resolved {
 
 /// Places streams, which come in the order of their priority.
 #[must_use]
-pub fn place(sheet: &Stylesheet, frame: Size, streams: &[Shown]) -> Vec<Cell> {
+pub fn place(sheet: &Stylesheet, frame: Size, streams: &[LayoutStream]) -> Vec<Cell> {
     let siblings: Vec<Sibling<'_>> = streams.iter().map(|s| Sibling { classes: &s.classes }).collect();
     let resolved: Vec<Resolved> =
         streams.iter().enumerate().map(|(n, shown)| resolve(&sheet.of(&siblings, n), shown)).collect();
-    let Some((areas, cuts)) = areas(frame, &resolved) else { return Vec::new() };
+    let Some((areas, crops)) = areas(frame, &resolved) else { return Vec::new() };
     let mut order: Vec<usize> = (0..streams.len()).collect();
     // What is positioned lies over what is not, unless it asks to lie below.
     let layer = |n: usize| match resolved[n].style.position {
@@ -37,7 +37,7 @@ pub fn place(sheet: &Stylesheet, frame: Size, streams: &[Shown]) -> Vec<Cell> {
     let cell = |(depth, n): (i32, &usize)| Cell {
         stream: *n,
         area: areas[*n],
-        cut: cuts[*n],
+        crop: crops[*n],
         fit: resolved[*n].fit,
         z: if overlap { depth } else { 0 },
     };
@@ -46,7 +46,7 @@ pub fn place(sheet: &Stylesheet, frame: Size, streams: &[Shown]) -> Vec<Cell> {
     cells
 }
 
-fn resolve(properties: &[Property], shown: &Shown) -> Resolved {
+fn resolve(properties: &[Property], shown: &LayoutStream) -> Resolved {
     let mut style = Style { display: Display::Block, position: Position::Static, ..Style::default() };
     let (mut inline, mut z, mut fit) = (false, None, Fit::Contain);
     for property in properties {
@@ -129,8 +129,8 @@ fn automatic(length: Length) -> LengthPercentageAuto {
     }
 }
 
-/// Each stream's part of the frame, empty where nothing of it is in the frame, and what lies outside.
-fn areas(frame: Size, streams: &[Resolved]) -> Option<(Vec<Rect>, Vec<Cut>)> {
+/// Each stream's part of the frame, empty if the stream lies outside, and its crop.
+fn areas(frame: Size, streams: &[Resolved]) -> Option<(Vec<Rect>, Vec<Crop>)> {
     let mut tree: TaffyTree<()> = TaffyTree::new();
     tree.disable_rounding();
     let nodes: Vec<NodeId> = streams.iter().map(|s| tree.new_leaf(s.style.clone()).ok()).collect::<Option<_>>()?;
@@ -154,7 +154,7 @@ fn areas(frame: Size, streams: &[Resolved]) -> Option<(Vec<Rect>, Vec<Cut>)> {
         let (end_x, end_y) = (x + layout.size.width, y + layout.size.height);
         #[allow(clippy::cast_precision_loss)]
         let (right, bottom) = (end_x - frame.width as f32, end_y - frame.height as f32);
-        Some((area, Cut { left: outside(-x), top: outside(-y), right: outside(right), bottom: outside(bottom) }))
+        Some((area, Crop { left: outside(-x), top: outside(-y), right: outside(right), bottom: outside(bottom) }))
     };
     nodes.iter().map(area).collect()
 }
@@ -182,12 +182,12 @@ mod tests {
 
     fn placed(sheet: &str, classes: &[&str]) -> Vec<(usize, [u32; 4])> {
         let sheet = Stylesheet::parse(sheet).expect("a sheet");
-        let shown = |class: &&str| Shown {
+        let shown = |class: &&str| LayoutStream {
             size: Some((320, 240)),
             classes: class.split_whitespace().map(str::to_owned).collect(),
-            ..Shown::default()
+            ..LayoutStream::default()
         };
-        let streams: Vec<Shown> = classes.iter().map(shown).collect();
+        let streams: Vec<LayoutStream> = classes.iter().map(shown).collect();
         let cells = place(&sheet, FRAME, &streams);
         cells.iter().map(|c| (c.stream, [c.area.x, c.area.y, c.area.width, c.area.height])).collect()
     }
@@ -283,7 +283,11 @@ mod tests {
         let sheet = "stream { width: 100%; height: 100%; position: absolute; left: 0; top: 0 }
                      .back { z-index: -1 } .front { z-index: 5 } .flow { position: relative }";
         let sheet = Stylesheet::parse(sheet).expect("a sheet");
-        let shown = |class: &str| Shown { size: Some((4, 3)), classes: vec![class.to_owned()], ..Shown::default() };
+        let shown = |class: &str| LayoutStream {
+            size: Some((4, 3)),
+            classes: vec![class.to_owned()],
+            ..LayoutStream::default()
+        };
         let cells = place(&sheet, FRAME, &["front", "", "back"].map(shown));
         let depths: Vec<i32> = cells.iter().map(|c| c.z).collect();
         assert_eq!(depths, [2, 1, 0]);
@@ -303,7 +307,7 @@ mod tests {
                  stream:nth-child({a}n{b:+}) {{ float: {float}; position: {position}; right: {r}% }}"
             );
             let sheet = Stylesheet::parse(&sheet).expect("a sheet");
-            let shown = Shown { size: Some((1280, 720)), ..Shown::default() };
+            let shown = LayoutStream { size: Some((1280, 720)), ..LayoutStream::default() };
             let cells = place(&sheet, FRAME, &vec![shown; streams]);
             prop_assert!(cells.iter().all(|c| c.area.is_in(FRAME) && c.area.width > 0 && c.area.height > 0));
         }

@@ -99,10 +99,10 @@ impl Rect {
     }
 }
 
-/// What of a picture is seen, and where, when part `source` of it is drawn into `target`, of which only what lies in `window`
-/// is seen. All edges are even.
+/// The visible part of a picture, and its place, when its part `source` is drawn into `target` and only `window` is visible.
+/// All edges are even.
 #[must_use]
-pub fn seen(source: Rect, target: Rect, window: Rect) -> Option<(Rect, Rect)> {
+pub fn visible_part(source: Rect, target: Rect, window: Rect) -> Option<(Rect, Rect)> {
     let end = |at: u32, length: u32| at.saturating_add(length);
     let (left, top) = (target.x.max(window.x), target.y.max(window.y));
     let right = end(target.x, target.width).min(end(window.x, window.width));
@@ -178,10 +178,10 @@ mod tests {
             ("nothing", rect(0, 0, 100, 800), None),
             ("two pixels", rect(738, 458, 10, 10), Some((rect(1286, 736, 4, 4), rect(738, 458, 2, 2)))),
         ] {
-            assert_eq!(seen(source, target, window), expected, "{name}");
+            assert_eq!(visible_part(source, target, window), expected, "{name}");
         }
         // A picture that is drawn far larger than it is.
-        let large = seen(rect(0, 0, 16, 8), rect(0, 0, 100_000, 50_000), rect(40_000, 20_000, 640, 480));
+        let large = visible_part(rect(0, 0, 16, 8), rect(0, 0, 100_000, 50_000), rect(40_000, 20_000, 640, 480));
         assert_eq!(large, Some((rect(6, 2, 2, 2), rect(40_000, 20_000, 640, 480))));
     }
 

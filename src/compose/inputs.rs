@@ -1,4 +1,4 @@
-//! The tracks of a log as they are composed: the newest picture of each stream, and its sound at its place.
+//! The tracks of a log as they are composed: the newest video frame of each stream, and its audio at its place.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::clock::Clocks;
 use crate::media::MediaError;
 use crate::media::SAMPLE_RATE;
-use crate::media::decode::{AudioDecoder, Picture, VideoDecoder};
+use crate::media::decode::{AudioDecoder, DecodedFrame, VideoDecoder};
 use crate::model::fault::chain;
 use crate::model::ids::TrackId;
 use crate::model::media::{Codec, Frame, TrackFormat};
@@ -14,19 +14,19 @@ use crate::model::time::MediaTime;
 use crate::recording::LogError;
 use crate::recording::reader::{Frames, LogItem, TrackIndex};
 
-/// Sound that is further from where it belongs than this many samples (10 ms) is put there at once; else it is
-/// brought there sample by sample, which nobody hears.
-const APART_MAX: i64 = 480;
+/// Audio further from its place than this many samples (10 ms) is moved there at once. Else it is moved sample by sample,
+/// which is not audible.
+const SAMPLES_APART_MAX: i64 = 480;
 /// Frames of a stream that is not shown are kept up to this many bytes; then it comes back with a keyframe.
-const WAITING_BYTES_MAX: usize = 32 << 20;
+const PENDING_BYTES_MAX: usize = 32 << 20;
 
 /// A track's frames in order, with corrected times.
-struct Source {
+struct TrackReader {
     track: TrackId,
     frames: Frames,
-    /// What comes next, and the parts that could not be read before it.
+    /// The next item, and the number of unreadable parts before it.
     next: Option<(LogItem, u64)>,
-    /// Parts that could not be read before what was taken last.
+    /// The number of unreadable parts before the item that was taken last.
     damaged: u64,
     /// Up to where frames were taken.
     taken: MediaTime,
@@ -34,14 +34,14 @@ struct Source {
     late: u64,
 }
 
-impl Source {
+impl TrackReader {
     fn new(index: &TrackIndex) -> Self {
         let taken = MediaTime(i64::MIN);
         Self { track: index.track, frames: index.frames(), next: None, damaged: 0, taken, late: 0 }
     }
 
-    /// Takes what comes next if it is a format, or a frame that is not later than `to`. The flag says whether
-    /// something that could not be read lies before it.
+    /// Takes the next item if it is a format, or a frame that is not later than `to`. The flag says whether an unreadable
+    /// part lies before it.
     fn take(&mut self, to: MediaTime, clocks: &Clocks) -> Option<(LogItem, bool)> {
         if self.next.is_none() {
             let next = self.frames.next();
@@ -66,7 +66,7 @@ impl Source {
     }
 }
 
-/// What could not be decoded, for the report.
+/// Decoding errors, for the report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Errors {
     /// Frames at which a decoder failed.
@@ -78,26 +78,26 @@ pub struct Errors {
 /// The newest picture of a video track. Frames are decoded only while their stream is in the picture; those since the
 /// last keyframe are kept until then.
 pub struct VideoInput {
-    source: Source,
+    source: TrackReader,
     pipelines: Option<PathBuf>,
     /// Read, and not decoded yet.
-    waiting: Vec<Waiting>,
-    waiting_bytes: usize,
+    pending: Vec<Pending>,
+    pending_bytes: usize,
     /// Frames of use begin with the next keyframe.
     needs_keyframe: bool,
     /// The format of the frame that was decoded last.
     format: Option<TrackFormat>,
     decoder: Option<VideoDecoder>,
-    picture: Option<Picture>,
+    newest_frame: Option<DecodedFrame>,
     /// Counts the pictures, so that whoever has drawn one knows it again.
-    number: u64,
+    frame_number: u64,
     newest: MediaTime,
     /// What could not be decoded.
     pub errors: Errors,
 }
 
-/// What waits to be decoded.
-enum Waiting {
+/// An item that waits to be decoded.
+enum Pending {
     Format(TrackFormat),
     Frame(Frame),
     /// Something between the frames could not be read.
@@ -109,15 +109,15 @@ impl VideoInput {
     #[must_use]
     pub fn new(index: &TrackIndex, pipelines: Option<PathBuf>) -> Self {
         Self {
-            source: Source::new(index),
+            source: TrackReader::new(index),
             pipelines,
-            waiting: Vec::new(),
-            waiting_bytes: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
             needs_keyframe: true,
             format: None,
             decoder: None,
-            picture: None,
-            number: 0,
+            newest_frame: None,
+            frame_number: 0,
             newest: MediaTime(i64::MIN),
             errors: Errors::default(),
         }
@@ -141,38 +141,38 @@ impl VideoInput {
     pub fn read(&mut self, to: MediaTime, clocks: &Clocks) -> MediaTime {
         while let Some((item, torn)) = self.source.take(to, clocks) {
             if torn {
-                self.drop_waiting();
-                self.waiting.push(Waiting::Torn);
+                self.drop_pending();
+                self.pending.push(Pending::Torn);
             }
             match item {
-                LogItem::Format(format) => self.waiting.push(Waiting::Format(format)),
-                LogItem::Frame(frame) => self.keep(frame),
+                LogItem::Format(format) => self.pending.push(Pending::Format(format)),
+                LogItem::Frame(frame) => self.queue_frame(frame),
             }
         }
         self.newest
     }
 
-    fn keep(&mut self, frame: Frame) {
+    fn queue_frame(&mut self, frame: Frame) {
         if frame.keyframe {
-            // Whoever was not shown until now begins here.
-            self.waiting.retain(|waiting| !matches!(waiting, Waiting::Frame(_)));
-            (self.needs_keyframe, self.waiting_bytes) = (false, 0);
+            // Frames before a keyframe are not needed to decode the frames after it.
+            self.pending.retain(|pending| !matches!(pending, Pending::Frame(_)));
+            (self.needs_keyframe, self.pending_bytes) = (false, 0);
         }
-        if self.needs_keyframe || self.waiting_bytes > WAITING_BYTES_MAX {
+        if self.needs_keyframe || self.pending_bytes > PENDING_BYTES_MAX {
             self.errors.skipped += 1;
             if !self.needs_keyframe {
-                self.drop_waiting();
+                self.drop_pending();
             }
             return;
         }
         self.newest = frame.pts;
-        self.waiting_bytes += frame.data.len();
-        self.waiting.push(Waiting::Frame(frame));
+        self.pending_bytes += frame.data.len();
+        self.pending.push(Pending::Frame(frame));
     }
 
-    fn drop_waiting(&mut self) {
-        self.waiting.retain(|waiting| !matches!(waiting, Waiting::Frame(_)));
-        (self.needs_keyframe, self.waiting_bytes) = (true, 0);
+    fn drop_pending(&mut self) {
+        self.pending.retain(|pending| !matches!(pending, Pending::Frame(_)));
+        (self.needs_keyframe, self.pending_bytes) = (true, 0);
     }
 
     /// Decodes what was read.
@@ -180,23 +180,23 @@ impl VideoInput {
     /// # Errors
     /// When there can be no decoder for its format. A frame that cannot be decoded is no error.
     fn decode(&mut self) -> Result<(), MediaError> {
-        self.waiting_bytes = 0;
-        for waiting in std::mem::take(&mut self.waiting) {
-            match waiting {
-                Waiting::Torn => self.decoder = None,
-                Waiting::Format(format) => {
+        self.pending_bytes = 0;
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Torn => self.decoder = None,
+                Pending::Format(format) => {
                     if self.format.as_ref().is_none_or(|known| !same_decoder(known, &format)) {
                         self.decoder = None;
                     }
                     self.format = Some(format);
                 }
-                Waiting::Frame(frame) => self.frame(&frame)?,
+                Pending::Frame(frame) => self.decode_frame(&frame)?,
             }
         }
         Ok(())
     }
 
-    fn frame(&mut self, frame: &Frame) -> Result<(), MediaError> {
+    fn decode_frame(&mut self, frame: &Frame) -> Result<(), MediaError> {
         let Some(format) = &self.format else { return Ok(()) };
         if self.decoder.is_none() {
             if !frame.keyframe {
@@ -208,15 +208,15 @@ impl VideoInput {
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
         let mut decoded = decoder.decode(frame);
         if let (Err(error), true) = (&decoded, frame.keyframe) {
-            // It may have been the decoder's state.
+            // The cause may be the decoder's state: try with a new one.
             tracing::warn!(at = ?frame.pts, "a keyframe cannot be decoded, trying anew: {}", chain(error));
             self.errors.decoder += 1;
             decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
         }
         match decoded {
-            Ok(Some(picture)) => {
-                self.picture = Some(picture);
-                self.number += 1;
+            Ok(Some(newest_frame)) => {
+                self.newest_frame = Some(newest_frame);
+                self.frame_number += 1;
             }
             Ok(None) => {}
             Err(error) => {
@@ -230,25 +230,25 @@ impl VideoInput {
         Ok(())
     }
 
-    /// The size of the newest picture. It is decoded only if what was read can make another one of it.
+    /// The size of the newest frame. Pending frames are decoded only if they may have another size.
     ///
     /// # Errors
     /// See [`decode`](Self::decode).
     pub fn size(&mut self) -> Result<Option<(u32, u32)>, MediaError> {
-        let builds_on = |waiting: &Waiting| matches!(waiting, Waiting::Frame(frame) if !frame.keyframe);
-        if self.decoder.is_none() || self.picture.is_none() || !self.waiting.iter().all(builds_on) {
+        let builds_on = |pending: &Pending| matches!(pending, Pending::Frame(frame) if !frame.keyframe);
+        if self.decoder.is_none() || self.newest_frame.is_none() || !self.pending.iter().all(builds_on) {
             self.decode()?;
         }
-        Ok(self.picture.as_ref().map(Picture::size))
+        Ok(self.newest_frame.as_ref().map(DecodedFrame::size))
     }
 
-    /// The newest picture, decoded, and its number.
+    /// The newest frame, decoded, and its number.
     ///
     /// # Errors
     /// See [`decode`](Self::decode).
-    pub fn picture(&mut self) -> Result<Option<(&Picture, u64)>, MediaError> {
+    pub fn newest_frame(&mut self) -> Result<Option<(&DecodedFrame, u64)>, MediaError> {
         self.decode()?;
-        Ok(self.picture.as_ref().map(|picture| (picture, self.number)))
+        Ok(self.newest_frame.as_ref().map(|newest_frame| (newest_frame, self.frame_number)))
     }
 }
 
@@ -259,17 +259,17 @@ fn same_decoder(a: &TrackFormat, b: &TrackFormat) -> bool {
 
 /// The sound of an audio track, sample by sample from the beginning of the file.
 pub struct AudioInput {
-    source: Source,
+    source: TrackReader,
     pipelines: Option<PathBuf>,
     start: MediaTime,
     format: Option<TrackFormat>,
     decoder: Option<AudioDecoder>,
     /// Left and right in turn.
-    waiting: VecDeque<f32>,
+    pending: VecDeque<f32>,
     /// Where the first of them belongs, in samples from the beginning.
     first: i64,
     /// Whether it was heard in the last block.
-    heard: Option<bool>,
+    audible: Option<bool>,
     scratch: Vec<f32>,
     /// What could not be decoded.
     pub errors: Errors,
@@ -280,14 +280,14 @@ impl AudioInput {
     #[must_use]
     pub fn new(index: &TrackIndex, start: MediaTime, pipelines: Option<PathBuf>) -> Self {
         Self {
-            source: Source::new(index),
+            source: TrackReader::new(index),
             pipelines,
             start,
             format: None,
             decoder: None,
-            waiting: VecDeque::new(),
+            pending: VecDeque::new(),
             first: 0,
-            heard: None,
+            audible: None,
             scratch: Vec::new(),
             errors: Errors::default(),
         }
@@ -307,25 +307,25 @@ impl AudioInput {
         self.source.late
     }
 
-    /// Adds its sound to a block that begins at sample `from`, if it is `heard`. Blocks come in order. Within a block its
+    /// Adds its sound to a block that begins at sample `from`, if it is `audible`. Blocks come in order. Within a block its
     /// sound comes or goes smoothly: a step would be a click.
     ///
     /// # Errors
     /// When there can be no decoder for its format.
-    pub fn mix(&mut self, from: i64, block: &mut [f32], clocks: &Clocks, heard: bool) -> Result<(), MediaError> {
-        let before = self.heard.replace(heard).unwrap_or(heard);
+    pub fn mix(&mut self, from: i64, block: &mut [f32], clocks: &Clocks, audible: bool) -> Result<(), MediaError> {
+        let before = self.audible.replace(audible).unwrap_or(audible);
         let to = from + i64::try_from(block.len() / 2).unwrap_or(0);
-        self.read(self.start + nanoseconds(to) + -1, clocks, heard || before)?;
-        let skipped = usize::try_from(from - self.first).unwrap_or(0).min(self.waiting.len() / 2);
-        self.waiting.drain(..2 * skipped);
+        self.read(self.start + nanoseconds(to) + -1, clocks, audible || before)?;
+        let skipped = usize::try_from(from - self.first).unwrap_or(0).min(self.pending.len() / 2);
+        self.pending.drain(..2 * skipped);
         self.first += i64::try_from(skipped).unwrap_or(0);
         let offset = usize::try_from(self.first - from).unwrap_or(0).min(block.len() / 2);
-        let ready = self.waiting.len().min(block.len() - 2 * offset);
+        let ready = self.pending.len().min(block.len() - 2 * offset);
         let length = (block.len() / 2) as f32;
-        let sums = block[2 * offset..].iter_mut().zip(self.waiting.drain(..ready));
+        let sums = block[2 * offset..].iter_mut().zip(self.pending.drain(..ready));
         for (n, (sum, sample)) in sums.enumerate() {
             let part = (offset + n / 2) as f32 / length;
-            *sum += match (before, heard) {
+            *sum += match (before, audible) {
                 (true, true) => sample,
                 (false, true) => sample * part,
                 (true, false) => sample * (1.0 - part),
@@ -349,14 +349,14 @@ impl AudioInput {
                     }
                     self.format = Some(format);
                 }
-                LogItem::Frame(frame) if decoded => self.frame(&frame)?,
+                LogItem::Frame(frame) if decoded => self.decode_frame(&frame)?,
                 LogItem::Frame(_) => {}
             }
         }
         Ok(())
     }
 
-    fn frame(&mut self, frame: &Frame) -> Result<(), MediaError> {
+    fn decode_frame(&mut self, frame: &Frame) -> Result<(), MediaError> {
         let Some(format) = &self.format else { return Ok(()) };
         let decoder = match &mut self.decoder {
             Some(decoder) => decoder,
@@ -371,7 +371,7 @@ impl AudioInput {
             self.decoder = None;
         }
         let at = samples(frame.pts - self.start) - delay(format);
-        place(&mut self.waiting, &mut self.first, at, &mut self.scratch);
+        append_samples(&mut self.pending, &mut self.first, at, &mut self.scratch);
         Ok(())
     }
 }
@@ -385,15 +385,15 @@ fn delay(format: &TrackFormat) -> i64 {
     }
 }
 
-/// Puts samples behind those that wait, at the place where they belong: over what is missing there is silence,
-/// what comes twice is left out, and a clock that runs a little otherwise is followed sample by sample.
-fn place(waiting: &mut VecDeque<f32>, first: &mut i64, at: i64, new: &mut Vec<f32>) {
+/// Appends samples to the pending ones, at their place: a gap becomes silence, samples that come twice are left out, and
+/// clock drift is followed sample by sample.
+fn append_samples(pending: &mut VecDeque<f32>, first: &mut i64, at: i64, new: &mut Vec<f32>) {
     if new.len() < 2 {
         return;
     }
-    let end = *first + i64::try_from(waiting.len() / 2).unwrap_or(0);
+    let end = *first + i64::try_from(pending.len() / 2).unwrap_or(0);
     let ahead = at - end;
-    if ahead.abs() <= APART_MAX {
+    if ahead.abs() <= SAMPLES_APART_MAX {
         match ahead.signum() {
             1 => {
                 let pair = [new[0], new[1]];
@@ -403,16 +403,16 @@ fn place(waiting: &mut VecDeque<f32>, first: &mut i64, at: i64, new: &mut Vec<f3
             _ => {}
         }
     } else if ahead > 0 {
-        if waiting.is_empty() {
+        if pending.is_empty() {
             *first = at;
         } else {
-            waiting.extend(std::iter::repeat_n(0.0, 2 * usize::try_from(ahead).unwrap_or(0)));
+            pending.extend(std::iter::repeat_n(0.0, 2 * usize::try_from(ahead).unwrap_or(0)));
         }
     } else {
         let twice = usize::try_from(-ahead).unwrap_or(usize::MAX).saturating_mul(2).min(new.len());
         new.drain(..twice);
     }
-    waiting.extend(new.iter());
+    pending.extend(new.iter());
 }
 
 /// Samples in a span of nanoseconds.
@@ -433,12 +433,12 @@ mod tests {
     use super::*;
 
     fn placed(blocks: &[(i64, usize)]) -> (i64, Vec<f32>) {
-        let (mut waiting, mut first) = (VecDeque::new(), 0);
+        let (mut pending, mut first) = (VecDeque::new(), 0);
         for (n, (at, len)) in blocks.iter().enumerate() {
             let mut new = vec![n as f32 + 1.0; 2 * len];
-            place(&mut waiting, &mut first, *at, &mut new);
+            append_samples(&mut pending, &mut first, *at, &mut new);
         }
-        (first, waiting.into_iter().step_by(2).collect())
+        (first, pending.into_iter().step_by(2).collect())
     }
 
     fn counts(samples: &[f32]) -> Vec<(i32, usize)> {

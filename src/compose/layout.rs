@@ -1,8 +1,8 @@
 //! Where each stream is drawn: a pure function of the layout, the frame and the streams in their order.
 //!
-//! Vonage's published geometry (its layout guide, and the figures in it) where it is known. Where that is crude we
-//! do better: `bestFit` takes the grid in which the pictures that are there become largest, and centres a short row
-//! and the block of rows; without a stream of the class that a layout asks for, the first one takes its place.
+//! Vonage's published geometry (its layout guide, and the figures in it) where it is known. `bestFit` is better than the
+//! published one: it takes the grid in which the streams' frames become largest, and centres a short row and the block of
+//! rows. Without a stream of the class that a layout requests, the first stream takes its place.
 
 use super::geometry::{Rect, Size};
 use crate::model::layout::{Layout, LayoutType};
@@ -22,7 +22,7 @@ pub enum Fit {
 
 /// A stream as the layout sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Shown {
+pub struct LayoutStream {
     /// The size of its picture.
     pub size: Option<(u32, u32)>,
     /// Whether it is a screen.
@@ -31,7 +31,7 @@ pub struct Shown {
     pub classes: Vec<String>,
 }
 
-impl Shown {
+impl LayoutStream {
     fn has(&self, class: &str) -> bool {
         self.classes.iter().any(|c| c == class)
     }
@@ -41,9 +41,9 @@ impl Shown {
     }
 }
 
-/// What of a stream's place lies outside of the frame, in pixels on each side.
+/// The part of a stream's place that lies outside of the frame, in pixels on each side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Cut {
+pub struct Crop {
     /// At the left edge.
     pub left: u32,
     /// At the upper edge.
@@ -57,12 +57,12 @@ pub struct Cut {
 /// A stream's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cell {
-    /// Which of the streams.
+    /// The stream's index.
     pub stream: usize,
     /// Its part of the frame.
     pub area: Rect,
-    /// What of it lies outside.
-    pub cut: Cut,
+    /// The part of its place outside of the frame.
+    pub crop: Crop,
     /// How the picture fills it.
     pub fit: Fit,
     /// Later ones are drawn over earlier ones.
@@ -71,7 +71,7 @@ pub struct Cell {
 
 /// Places streams, which come in the order of their priority. Those that have no room have no cell.
 #[must_use]
-pub fn place(layout: &Layout, frame: Size, streams: &[Shown]) -> Vec<Cell> {
+pub fn place(layout: &Layout, frame: Size, streams: &[LayoutStream]) -> Vec<Cell> {
     let streams = &streams[..streams.len().min(VIDEO_STREAMS_MAX)];
     let screen = streams.iter().position(|s| s.screen);
     match (layout.kind, layout.screenshare_type, screen) {
@@ -85,7 +85,7 @@ pub fn place(layout: &Layout, frame: Size, streams: &[Shown]) -> Vec<Cell> {
 }
 
 /// A layout whose main stream is known, or is found by its class.
-fn with_main(kind: LayoutType, frame: Size, streams: &[Shown], main: Option<usize>) -> Vec<Cell> {
+fn with_main(kind: LayoutType, frame: Size, streams: &[LayoutStream], main: Option<usize>) -> Vec<Cell> {
     let of_class = |class: &str| main.or_else(|| streams.iter().position(|s| s.has(class))).unwrap_or(0);
     let all = || (0..streams.len()).collect::<Vec<_>>();
     match kind {
@@ -98,12 +98,12 @@ fn with_main(kind: LayoutType, frame: Size, streams: &[Shown], main: Option<usiz
 }
 
 fn cell(stream: usize, area: Rect) -> Cell {
-    Cell { stream, area, cut: Cut::default(), fit: Fit::Contain, z: 0 }
+    Cell { stream, area, crop: Crop::default(), fit: Fit::Contain, z: 0 }
 }
 
 /// The grid in which the pictures have the largest area in all. Where two are about as good, a wide frame has the
 /// longer rows and a high one the shorter.
-fn best_fit(frame: Size, streams: &[Shown], which: &[usize]) -> Vec<Cell> {
+fn best_fit(frame: Size, streams: &[LayoutStream], which: &[usize]) -> Vec<Cell> {
     let n = which.len();
     let shown_area = |columns: usize| -> u64 {
         let cell = Rect::whole(Size::new(part(frame.width, columns), part(frame.height, n.div_ceil(columns))));

@@ -20,8 +20,8 @@ const BETWEEN: u32 = 20;
 const SHEET: &str = "stream { float: left; clear: left; width: 20%; height: 12.5% }
     stream.instructor { position: absolute; left: 20%; width: 80%; height: 100%; object-fit: cover }";
 
-fn streams(n: usize, screen: bool) -> Vec<Shown> {
-    let stream = |at: usize| Shown {
+fn streams(n: usize, screen: bool) -> Vec<LayoutStream> {
+    let stream = |at: usize| LayoutStream {
         size: Some(PICTURES[at % PICTURES.len()]),
         screen: screen && at == 1,
         // The second has what each layout asks for.
@@ -30,7 +30,7 @@ fn streams(n: usize, screen: bool) -> Vec<Shown> {
     (0..n).map(stream).collect()
 }
 
-fn frame(cells: &[Cell], size: Size, streams: &[Shown], text: &mut String) -> std::fmt::Result {
+fn frame(cells: &[Cell], size: Size, streams: &[LayoutStream], text: &mut String) -> std::fmt::Result {
     let (width, height) = (size.width, size.height);
     writeln!(text, "    <rect width=\"{width}\" height=\"{height}\" fill=\"black\"/>")?;
     let mut cells = cells.to_vec();
@@ -53,7 +53,7 @@ fn frame(cells: &[Cell], size: Size, streams: &[Shown], text: &mut String) -> st
     Ok(())
 }
 
-fn drawn(place: impl Fn(Size, &[Shown]) -> Vec<Cell>, screen: bool) -> String {
+fn drawn(place: impl Fn(Size, &[LayoutStream]) -> Vec<Cell>, screen: bool) -> String {
     let step = SIDE + BETWEEN;
     let wide = u32::try_from(STREAMS.len()).expect("few") * step + BETWEEN;
     let high = u32::try_from(FRAMES.len()).expect("few") * step + BETWEEN;
@@ -77,7 +77,7 @@ fn drawn(place: impl Fn(Size, &[Shown]) -> Vec<Cell>, screen: bool) -> String {
 
 #[test]
 fn layouts_look_as_they_are_drawn_in_the_fixtures() {
-    let of = |kind| move |size: Size, all: &[Shown]| place(&Layout { kind, ..Layout::default() }, size, all);
+    let of = |kind| move |size: Size, all: &[LayoutStream]| place(&Layout { kind, ..Layout::default() }, size, all);
     let screen = Layout { screenshare_type: Some(LayoutType::HorizontalPresentation), ..Layout::default() };
     let sheet = Stylesheet::parse(SHEET).expect("a sheet");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/layouts");

@@ -6,8 +6,8 @@ const SD: Size = Size::new(640, 480);
 const HD: Size = Size::new(1280, 720);
 const PORTRAIT: Size = Size::new(720, 1280);
 
-fn streams(n: usize, width: u32, height: u32) -> Vec<Shown> {
-    vec![Shown { size: Some((width, height)), ..Shown::default() }; n]
+fn streams(n: usize, width: u32, height: u32) -> Vec<LayoutStream> {
+    vec![LayoutStream { size: Some((width, height)), ..LayoutStream::default() }; n]
 }
 
 fn layout(kind: LayoutType) -> Layout {
@@ -15,7 +15,7 @@ fn layout(kind: LayoutType) -> Layout {
 }
 
 /// As `x y w h` a cell, in the order of the streams.
-fn placed(layout: &Layout, frame: Size, streams: &[Shown]) -> Vec<(usize, [u32; 4])> {
+fn placed(layout: &Layout, frame: Size, streams: &[LayoutStream]) -> Vec<(usize, [u32; 4])> {
     let cells = place(layout, frame, streams);
     cells.iter().map(|c| (c.stream, [c.area.x, c.area.y, c.area.width, c.area.height])).collect()
 }
@@ -90,11 +90,11 @@ fn frames() -> impl Strategy<Value = Size> {
     prop::sample::select(sizes.to_vec()).prop_map(|(width, height)| Size::new(width, height))
 }
 
-fn any_streams() -> impl Strategy<Value = Vec<Shown>> {
+fn any_streams() -> impl Strategy<Value = Vec<LayoutStream>> {
     let size = prop::option::of((0_u32..4000, 0_u32..4000));
     let class = prop::sample::select(vec!["focus", "full", "other"]);
     let classes = prop::collection::vec(class.prop_map(str::to_owned), 0..2);
-    let one = (size, any::<bool>(), classes).prop_map(|(size, screen, classes)| Shown { size, screen, classes });
+    let one = (size, any::<bool>(), classes).prop_map(|(size, screen, classes)| LayoutStream { size, screen, classes });
     prop::collection::vec(one, 0..20)
 }
 

@@ -1,6 +1,6 @@
-//! Keeps mixed sound within its range: many voices together are louder than one may be.
+//! Keeps mixed audio within its range: the sum of many streams may be too loud.
 
-/// Louder samples are made quieter.
+/// The largest absolute value of a sample.
 const CEILING: f32 = 0.98;
 /// After something loud it becomes as loud as before within about a second: by this share of the rest with each sample.
 const RELEASE: f32 = 1.0 / 9_600.0;

@@ -1,4 +1,4 @@
-//! A session's log as a composer reads it: finished, or growing while the session runs.
+//! Reads a session's log for a composer: a finished log, or one that grows while the session runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -21,101 +21,104 @@ use crate::recording::history;
 use crate::recording::history::Event;
 use crate::recording::reader::TrackIndex;
 
-/// What arrived before a moment is from before it by less than this, unless the network held it back.
-const JITTER: MediaSpan = 500_000_000;
+/// Media that arrives has a media time at most this much before its arrival, unless the network delayed it.
+const JITTER_MAX: MediaSpan = 500_000_000;
 /// Tracks that begin this soon after the first one may be earlier than it, once their clocks are known.
-const BEGINNING: MediaSpan = 1_000_000_000;
-/// A stream's clock is known this long before its media is drawn: its first frames may be that much earlier.
-const MARGIN: MediaSpan = 500_000_000;
-/// How long one wait for the log lasts.
-const WAIT: Duration = Duration::from_millis(200);
+const START_SPREAD_MAX: MediaSpan = 1_000_000_000;
+/// A stream's clock must be known up to this long after the moment that is drawn: its first frames may be that much earlier.
+const CLOCK_MARGIN: MediaSpan = 500_000_000;
+/// Longest single wait for progress of the log.
+const WAIT_MAX: Duration = Duration::from_millis(200);
 
-/// What a composer is told of a log that grows.
+/// A message about how far a capture log has grown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Told {
-    /// All that arrived before this moment is in the log.
-    Complete(MediaTime),
-    /// The session has ended, and all of it is in the log.
+pub enum LogProgress {
+    /// All media that arrived before this moment is in the log.
+    #[serde(rename = "complete")]
+    Watermark(MediaTime),
+    /// The session has ended, and all its media is in the log.
     Ended,
 }
 
-/// Tells a composer how its log grows. When it is dropped before the log has ended, the composer gives up.
-pub struct Teller(Arc<Shared>);
+/// Reports a log's progress to its composer. If it is dropped before the log has ended, the composer gives up.
+pub struct ProgressSender(Arc<Shared>);
 
-/// What was told last; only that counts.
+/// The latest message; earlier ones do not matter.
 #[derive(Default)]
 struct Shared {
-    told: Mutex<Option<Told>>,
-    deserted: AtomicBool,
-    news: Condvar,
+    latest: Mutex<Option<LogProgress>>,
+    sender_dropped: AtomicBool,
+    changed: Condvar,
 }
 
-impl Teller {
-    /// Tells it.
-    pub fn tell(&self, what: Told) {
-        *self.0.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
-        self.0.news.notify_all();
+impl ProgressSender {
+    /// Sends a message.
+    pub fn send(&self, message: LogProgress) {
+        *self.0.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+        self.0.changed.notify_all();
     }
 }
 
-impl Drop for Teller {
+impl Drop for ProgressSender {
     fn drop(&mut self) {
-        self.0.deserted.store(true, Ordering::Relaxed);
-        self.0.news.notify_all();
+        self.0.sender_dropped.store(true, Ordering::Relaxed);
+        self.0.changed.notify_all();
     }
 }
 
-/// How far a log can be read.
-pub struct Growth {
-    told: Option<Arc<Shared>>,
-    horizon: MediaTime,
+/// Receives a log's progress, up to which the log can be read.
+pub struct ProgressReceiver {
+    shared: Option<Arc<Shared>>,
+    watermark: MediaTime,
 }
 
-impl Growth {
+impl ProgressReceiver {
     /// A log that does not grow any more.
     #[must_use]
     pub const fn finished() -> Self {
-        Self { told: None, horizon: MediaTime(i64::MAX) }
+        Self { shared: None, watermark: MediaTime(i64::MAX) }
     }
 
-    /// A log that grows, and whoever tells how.
+    /// The two ends for a log that grows.
     #[must_use]
-    pub fn following() -> (Teller, Self) {
+    pub fn channel() -> (ProgressSender, Self) {
         let shared = Arc::new(Shared::default());
-        (Teller(Arc::clone(&shared)), Self { told: Some(shared), horizon: MediaTime(i64::MIN) })
+        (ProgressSender(Arc::clone(&shared)), Self { shared: Some(shared), watermark: MediaTime(i64::MIN) })
     }
 
     const fn has_ended(&self) -> bool {
-        self.horizon.0 == i64::MAX
+        self.watermark.0 == i64::MAX
     }
 
-    /// Waits for something new, but not for long.
-    fn wait(&mut self) -> Result<(), Deserted> {
-        let Some(shared) = self.told.as_ref().filter(|_| !self.has_ended()) else { return Ok(()) };
-        let told = shared.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = shared.news.wait_timeout_while(told, WAIT, |told| told.is_none());
-        let told = waited.map_or_else(|poisoned| poisoned.into_inner().0.take(), |(mut told, _)| told.take());
-        match told {
-            Some(Told::Complete(at)) => self.horizon = self.horizon.max(MediaTime(at.0.saturating_sub(JITTER))),
-            Some(Told::Ended) => self.horizon = MediaTime(i64::MAX),
-            None if shared.deserted.load(Ordering::Relaxed) => return Err(Deserted),
+    /// Waits for a message, at most [`WAIT_MAX`].
+    fn wait(&mut self) -> Result<(), WorkerGone> {
+        let Some(shared) = self.shared.as_ref().filter(|_| !self.has_ended()) else { return Ok(()) };
+        let latest = shared.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = shared.changed.wait_timeout_while(latest, WAIT_MAX, |latest| latest.is_none());
+        let latest = waited.map_or_else(|poisoned| poisoned.into_inner().0.take(), |(mut latest, _)| latest.take());
+        match latest {
+            Some(LogProgress::Watermark(at)) => {
+                self.watermark = self.watermark.max(MediaTime(at.0.saturating_sub(JITTER_MAX)))
+            }
+            Some(LogProgress::Ended) => self.watermark = MediaTime(i64::MAX),
+            None if shared.sender_dropped.load(Ordering::Relaxed) => return Err(WorkerGone),
             None => {}
         }
         Ok(())
     }
 }
 
-/// The log grows, and nobody tells how far.
+/// The worker no longer reports progress.
 #[derive(Debug, thiserror::Error)]
 #[error("the worker that captures this session is gone")]
-pub struct Deserted;
+pub struct WorkerGone;
 
 /// A session's streams, tracks and clocks, as far as its log has grown.
-pub(super) struct Session {
+pub(super) struct SessionLog {
     dir: PathBuf,
     pipelines: Option<PathBuf>,
-    growth: Growth,
+    progress: ProgressReceiver,
     indexes: BTreeMap<TrackId, TrackIndex>,
     /// Of each track the start of its first frame and the end of its last, provisional.
     spans: BTreeMap<TrackId, (MediaTime, MediaTime)>,
@@ -131,12 +134,12 @@ pub(super) struct Session {
     start: Option<MediaTime>,
 }
 
-impl Session {
-    pub fn new(dir: PathBuf, pipelines: Option<PathBuf>, growth: Growth) -> Self {
+impl SessionLog {
+    pub fn new(dir: PathBuf, pipelines: Option<PathBuf>, progress: ProgressReceiver) -> Self {
         Self {
             dir,
             pipelines,
-            growth,
+            progress,
             indexes: BTreeMap::new(),
             spans: BTreeMap::new(),
             events: Vec::new(),
@@ -191,30 +194,30 @@ impl Session {
     }
 
     /// Where the file begins, once it is known: at the first media of any track.
-    pub fn begin(&mut self) -> Option<MediaTime> {
+    pub fn file_start(&mut self) -> Option<MediaTime> {
         if self.start.is_none() {
             let first = self.spans.values().map(|(from, _)| *from).min()?;
-            if !self.clocks.advance(first + BEGINNING, self.growth.horizon) {
+            if !self.clocks.advance(first + START_SPREAD_MAX, self.progress.watermark) {
                 return None;
             }
-            let early = self.spans.iter().filter(|(_, (from, _))| *from - first <= BEGINNING);
+            let early = self.spans.iter().filter(|(_, (from, _))| *from - first <= START_SPREAD_MAX);
             self.start = early.map(|(track, (from, _))| self.clocks.apply(*track, *from)).min();
         }
         self.start
     }
 
-    /// Whether everything is known that is to be seen and heard at a moment: `None` when the log has no more.
-    pub fn has(&mut self, at: MediaTime) -> Option<bool> {
-        let known = self.clocks.advance(at + MARGIN, self.growth.horizon);
-        // The last frame's end is a guess: what is not half there is not there.
+    /// Whether all media of a moment is in the log and its clocks are known: `None` when the log ends before it.
+    pub fn has_media_at(&mut self, at: MediaTime) -> Option<bool> {
+        let known = self.clocks.advance(at + CLOCK_MARGIN, self.progress.watermark);
+        // The last frame's end is an estimate: less than half of a frame does not count.
         if known && self.spans.iter().any(|(track, (_, to))| self.clocks.apply(*track, *to) >= at) {
             return Some(true);
         }
-        (!self.growth.has_ended()).then_some(false)
+        (!self.progress.has_ended()).then_some(false)
     }
 
     /// Opens tracks that have begun.
-    pub fn open(&mut self, start: MediaTime) -> Result<(), LogError> {
+    pub fn open_tracks(&mut self, start: MediaTime) -> Result<(), LogError> {
         let mut begun: Vec<(MediaTime, TrackId)> = self.spans.iter().map(|(track, span)| (span.0, *track)).collect();
         begun.sort_unstable();
         for (_, track) in begun {
@@ -233,13 +236,13 @@ impl Session {
         Ok(())
     }
 
-    /// Whose sound is heard at a moment.
-    pub fn heard(&self, at: MediaTime) -> BTreeSet<StreamId> {
-        timeline::heard(self.audio.keys().filter_map(|id| self.streams.get(id)), at)
+    /// The streams whose audio is mixed at a moment.
+    pub fn audible_streams(&self, at: MediaTime) -> BTreeSet<StreamId> {
+        timeline::audible_streams(self.audio.keys().filter_map(|id| self.streams.get(id)), at)
     }
 
-    /// The layout at a moment, if it is another than the one that was asked for at first.
-    pub fn layout(&self, at: MediaTime) -> Option<&Layout> {
+    /// The layout at a moment, if it is another than the first one.
+    pub fn layout_at(&self, at: MediaTime) -> Option<&Layout> {
         self.layouts.iter().take_while(|(since, _)| *since <= at).last().map(|(_, layout)| layout)
     }
 
@@ -248,7 +251,7 @@ impl Session {
         if cancel.is_cancelled() {
             return Err(WaitError::Cancelled);
         }
-        self.growth.wait()?;
+        self.progress.wait()?;
         Ok(self.refresh()?)
     }
 
@@ -257,10 +260,10 @@ impl Session {
         self.spans.iter().map(|(track, (_, to))| self.clocks.apply(*track, *to)).max()
     }
 
-    /// How many seconds there are in all, if the log does not grow any more.
-    pub fn length(&self) -> Option<u64> {
+    /// The length in seconds, if the log does not grow any more.
+    pub fn seconds_total(&self) -> Option<u64> {
         let (first, last) = (self.spans.values().map(|s| s.0).min()?, self.spans.values().map(|s| s.1).max()?);
-        self.growth.has_ended().then(|| first.until(last).as_secs() + 2)
+        self.progress.has_ended().then(|| first.until(last).as_secs() + 2)
     }
 
     pub fn errors(&self) -> Vec<(StreamId, TrackKind, Errors)> {
@@ -269,7 +272,7 @@ impl Session {
         video.chain(audio).filter(|(_, _, errors)| *errors != Errors::default()).collect()
     }
 
-    /// Frames that were not in the log when their time had come.
+    /// Frames that came into the log after their moment was composed.
     pub fn late(&self) -> u64 {
         self.video.values().map(VideoInput::late).chain(self.audio.values().map(AudioInput::late)).sum()
     }
@@ -281,7 +284,7 @@ pub(super) enum WaitError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
-    Deserted(#[from] Deserted),
+    WorkerGone(#[from] WorkerGone),
     #[error("the work was called off")]
     Cancelled,
 }

@@ -1,4 +1,4 @@
-//! The composer as a process of its own: codecs parse hostile input in C, and a crash there must not touch a capture.
+//! The composer as a child process: codecs parse hostile input in C, and a crash there must not harm a capture.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -11,61 +11,61 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::composer::{Composed, Options};
-use super::log_follower::{Growth, Told};
+use super::log_follower::{LogProgress, ProgressReceiver};
 use crate::media::Pipelines;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::time::MediaTime;
 use crate::runtime::metrics::metrics;
 
-/// A composer that dies while it follows a session is started again over the same log so often.
+/// Starts of a composer that follows a session, when it dies again and again over the same log.
 const STARTS_MAX: u32 = 20;
-/// One that dies over a finished log.
+/// Starts of a composer of a finished log.
 const STARTS_FINISHED_MAX: u32 = 3;
-/// Before it is started again.
+/// Pause before the next start.
 const RESTART: Duration = Duration::from_millis(200);
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(50);
+/// Interval at which its messages, and the cancellation, are checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The composer's own deadlines come first; then its process is ended.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE_PERIOD: Duration = Duration::from_secs(5);
 /// Longest line that is read from it.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Address space of a composer: far more than sixteen streams need.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
-/// How far it steps back for captures, by `nice`.
+/// The composer's `nice` value: captures have priority.
 const NICENESS: i32 = 10;
 
-/// What a composer is asked for: `archiver compose --task`.
+/// A composer's task: `archiver compose --task`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Task {
-    /// The file.
+    /// Options of the file.
     pub options: Options,
-    /// How it is made.
+    /// The pipelines' settings.
     pub pipelines: Pipelines,
-    /// Whether the log grows: how, its input tells in lines of [`Told`].
+    /// Whether the log grows. If so, the standard input has lines of [`LogProgress`].
     pub follow: bool,
 }
 
 /// A line of `archiver compose --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Line {
-    /// Pictures made, and of how many.
+pub enum ComposerMessage {
+    /// Video frames made, and frames known so far.
     Progress(u64, u64),
-    /// It waits for the log to grow.
+    /// The composer waits for the log to grow.
     Waiting,
-    /// The file is there.
+    /// The file is finished.
     Composed(Composed),
-    /// There is no file: the fault's kind, and why.
+    /// There is no file: the fault's kind, and the error.
     Failed(FaultKind, String),
 }
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
-    /// It said so.
+    /// The composer reported an error.
     #[error("{1}")]
     Failed(FaultKind, String),
-    /// It dies again and again.
+    /// The process died at each start.
     #[error("the composer died {0} times, the last time with {1}")]
     Died(u32, String),
     /// It made no progress.
@@ -90,49 +90,49 @@ impl HasFault for ChildError {
     }
 }
 
-/// What a composer does first in its own process: it steps back for captures, ends with its worker, and may not take
-/// all memory.
-pub fn settle() {
+/// Limits the composer's own process: low priority, an end with its worker, and a limit of memory.
+pub fn limit_process() {
     use rustix::process::{Resource, Rlimit, Signal};
     let limit = Rlimit { current: Some(MEMORY_BYTES_MAX), maximum: Some(MEMORY_BYTES_MAX) };
-    let settled = [
+    let limits = [
         rustix::process::nice(NICENESS).map(drop),
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)),
         rustix::process::setrlimit(Resource::As, limit),
     ];
-    for refused in settled.into_iter().filter_map(Result::err) {
+    for refused in limits.into_iter().filter_map(Result::err) {
         tracing::warn!("the composer's process is not limited as it should be: {refused}");
     }
 }
 
-/// What a composer's process reads from its input, in a thread of its own.
+/// Receives the log's progress from the standard input, in a thread of its own.
 ///
 /// # Errors
-/// When there can be no such thread.
-pub fn listen() -> std::io::Result<Growth> {
-    let (teller, growth) = Growth::following();
+/// When the thread cannot be started.
+pub fn receive_progress() -> std::io::Result<ProgressReceiver> {
+    let (sender, receiver) = ProgressReceiver::channel();
     let listen = move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             match serde_json::from_str(&line) {
-                Ok(told) => teller.tell(told),
+                Ok(message) => sender.send(message),
                 Err(error) => tracing::error!(line, "the worker says something unknown: {error}"),
             }
         }
     };
     std::thread::Builder::new().name("growth".to_owned()).spawn(listen)?;
-    Ok(growth)
+    Ok(receiver)
 }
 
-/// A log that grows, and who wants to know what becomes of it.
+/// A log that grows while it is composed.
 #[derive(Debug)]
-pub struct Following {
-    /// The moment up to which the log is complete, `i64::MAX` when it has ended.
-    pub growth: watch::Receiver<MediaTime>,
+pub struct LiveLog {
+    /// The log's watermark; `i64::MAX` when the log has ended.
+    pub watermark: watch::Receiver<MediaTime>,
     /// Counts how often the file was begun.
-    pub begun: watch::Sender<u32>,
+    pub starts: watch::Sender<u32>,
 }
 
-/// Composes a log in a process of its own: a finished one, or one that is followed. Blocking; must stay on its thread, with which the process would end.
+/// Composes a log in a child process: a finished log, or one that is followed. Blocking. It must stay on its thread: the
+/// child process ends with the thread that started it.
 ///
 /// # Errors
 /// See [`ChildError`].
@@ -141,37 +141,39 @@ pub fn run(
     out: &Path,
     options: &Options,
     pipelines: &Pipelines,
-    following: Option<&Following>,
+    live_log: Option<&LiveLog>,
     cancel: &CancellationToken,
 ) -> Result<Composed, ChildError> {
-    let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: following.is_some() };
-    let starts = if following.is_some() { STARTS_MAX } else { STARTS_FINISHED_MAX };
+    let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: live_log.is_some() };
+    let starts_max = if live_log.is_some() { STARTS_MAX } else { STARTS_FINISHED_MAX };
     let mut died = String::new();
-    for start in 0..starts {
+    for start in 0..starts_max {
         if start > 0 {
             tracing::warn!(start, "the composer died with {died}, it is started again");
             std::thread::sleep(RESTART);
         }
-        if let Some(following) = following {
-            following.begun.send_modify(|begun| *begun += 1);
+        if let Some(live_log) = live_log {
+            live_log.starts.send_modify(|starts| *starts += 1);
         }
-        let mut running = Running(command(dir, out, &task).map_err(ChildError::Start)?);
-        let lines = lines(&mut running.0).map_err(ChildError::Start)?;
-        let mut telling = following.map(|f| f.growth.clone()).zip(running.0.stdin.take());
-        match follow(&lines, &mut telling, options.rate, pipelines.stall + GRACE, cancel)? {
-            Some(Line::Composed(composed)) => return Ok(composed),
-            Some(Line::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),
-            Some(Line::Progress(..) | Line::Waiting) | None => {}
+        let mut child = ChildGuard(command(dir, out, &task).map_err(ChildError::Start)?);
+        let lines = read_messages(&mut child.0).map_err(ChildError::Start)?;
+        let input = child.0.stdin.take();
+        let mut progress_pipe =
+            live_log.zip(input).map(|(log, input)| ProgressPipe { watermark: log.watermark.clone(), input });
+        match wait_for_result(&lines, &mut progress_pipe, options.rate, pipelines.stall + GRACE_PERIOD, cancel)? {
+            Some(ComposerMessage::Composed(composed)) => return Ok(composed),
+            Some(ComposerMessage::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),
+            Some(ComposerMessage::Progress(..) | ComposerMessage::Waiting) | None => {}
         }
-        died = running.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+        died = child.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
     }
-    Err(ChildError::Died(starts, died))
+    Err(ChildError::Died(starts_max, died))
 }
 
 /// A process that ends with its handle.
-struct Running(Child);
+struct ChildGuard(Child);
 
-impl Drop for Running {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         if self.0.kill().and_then(|()| self.0.wait()).is_err() {
             tracing::error!("a composer cannot be ended");
@@ -187,8 +189,8 @@ fn command(dir: &Path, out: &Path, task: &Task) -> std::io::Result<Child> {
     command.stdin(input).stdout(Stdio::piped()).spawn()
 }
 
-/// Reads what a composer says, until it says no more or something else.
-fn lines(child: &mut Child) -> std::io::Result<Receiver<Line>> {
+/// Reads a composer's messages, up to its end or the first line that is no message.
+fn read_messages(child: &mut Child) -> std::io::Result<Receiver<ComposerMessage>> {
     let (sender, receiver) = sync_channel(16);
     let Some(out) = child.stdout.take() else { return Ok(receiver) };
     let read = move || {
@@ -206,33 +208,41 @@ fn lines(child: &mut Child) -> std::io::Result<Receiver<Line>> {
     Ok(receiver)
 }
 
-/// How far a log has grown, and who wants to know.
-type Telling = Option<(watch::Receiver<MediaTime>, ChildStdin)>;
+/// Reports a log's watermark to a composer's process.
+struct ProgressPipe {
+    watermark: watch::Receiver<MediaTime>,
+    input: ChildStdin,
+}
 
-/// Tells the process what is new. One that does not listen any more says so by its end.
-fn tell(telling: &mut Telling, always: bool) {
-    let Some((growth, input)) = telling else { return };
-    if always || growth.has_changed().unwrap_or(false) {
-        let told = match *growth.borrow_and_update() {
-            MediaTime(i64::MAX) => Told::Ended,
-            at => Told::Complete(at),
+impl ProgressPipe {
+    /// Sends the watermark. A process that does not read it has ended, which [`wait_for_result`] sees.
+    fn send(&mut self) {
+        let message = match *self.watermark.borrow_and_update() {
+            MediaTime(i64::MAX) => LogProgress::Ended,
+            at => LogProgress::Watermark(at),
         };
-        let mut line = serde_json::to_vec(&told).expect("plain data");
+        let mut line = serde_json::to_vec(&message).expect("plain data");
         line.push(b'\n');
-        input.write_all(&line).unwrap_or_default();
+        self.input.write_all(&line).unwrap_or_default();
+    }
+
+    fn send_if_changed(&mut self) {
+        if self.watermark.has_changed().unwrap_or(false) {
+            self.send();
+        }
     }
 }
 
-/// Waits for the last line; `None` when the process says no more.
-fn follow(
-    lines: &Receiver<Line>,
-    telling: &mut Telling,
+/// Waits for the result; `None` when the process ends without one.
+fn wait_for_result(
+    lines: &Receiver<ComposerMessage>,
+    progress_pipe: &mut Option<ProgressPipe>,
     rate: u32,
     stall: Duration,
     cancel: &CancellationToken,
-) -> Result<Option<Line>, ChildError> {
-    let (mut moved, follows) = ((Instant::now(), 0), telling.is_some());
-    tell(telling, true);
+) -> Result<Option<ComposerMessage>, ChildError> {
+    let (mut last_progress, mut frames_made, follows) = (Instant::now(), 0, progress_pipe.is_some());
+    progress_pipe.iter_mut().for_each(ProgressPipe::send);
     let behind = |pictures: u64| {
         if follows {
             #[allow(clippy::cast_precision_loss)]
@@ -240,24 +250,24 @@ fn follow(
         }
     };
     loop {
-        tell(telling, false);
-        match lines.recv_timeout(LOOK) {
-            Ok(Line::Progress(made, of)) if made > moved.1 => {
+        progress_pipe.iter_mut().for_each(ProgressPipe::send_if_changed);
+        match lines.recv_timeout(POLL_INTERVAL) {
+            Ok(ComposerMessage::Progress(made, of)) if made > frames_made => {
                 behind(of.saturating_sub(made));
-                moved = (Instant::now(), made);
+                (last_progress, frames_made) = (Instant::now(), made);
             }
-            Ok(Line::Waiting) => {
+            Ok(ComposerMessage::Waiting) => {
                 behind(0);
-                moved.0 = Instant::now();
+                last_progress = Instant::now();
             }
-            Ok(Line::Progress(..)) | Err(RecvTimeoutError::Timeout) => {}
+            Ok(ComposerMessage::Progress(..)) | Err(RecvTimeoutError::Timeout) => {}
             Ok(last) => return Ok(Some(last)),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
         }
         if cancel.is_cancelled() {
             return Err(ChildError::Cancelled);
         }
-        if moved.0.elapsed() > stall {
+        if last_progress.elapsed() > stall {
             return Err(ChildError::Stalled(stall.as_secs()));
         }
     }

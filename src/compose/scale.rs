@@ -12,7 +12,7 @@ use half::Half;
 use kernel::{Kernel, Pair, Plain, mix_rows};
 use weights::{Down, PAIRS_MAX, RowPair, Taps};
 
-use crate::media::picture::{Plane, PlaneMut};
+use crate::media::plane::{Plane, PlaneMut};
 
 /// Bits behind the binary point of a pixel of which pairs of rows were mixed.
 const PAIRED_BITS: u32 = 7;

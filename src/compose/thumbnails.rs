@@ -1,42 +1,42 @@
-//! Small pictures of a whole archive, taken while it is drawn: a thumbnail, and a sheet of tiles from beginning to end
-//! with an index (WebVTT with `#xywh`, as players take it) for whoever moves through it.
+//! Thumbnails of an archive, taken while it is drawn: one thumbnail, and a sheet of tiles from beginning to end with an
+//! index (WebVTT with `#xywh`, as players take it) for seeking.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::geometry::Size;
 use super::scale::Scaler;
-use crate::media::picture::{Plane, PlaneMut};
-use crate::media::still::{Still, jpeg};
+use crate::media::plane::{Plane, PlaneMut};
+use crate::media::still::{Image, jpeg};
 use crate::media::{MediaError, Pipelines};
 use crate::store::keys::{SPRITE, SPRITE_INDEX, THUMBNAIL};
 
 /// Tiles in a row of the sheet.
 const COLUMNS: usize = 10;
-/// When there are so many, every second one goes, and from then on half as many are taken.
+/// At this number of tiles, every second one is dropped, and from then on half as many are taken.
 const TILES_MAX: usize = 100;
 /// Pixels of a tile's longer side.
 const TILE_SIDE: u32 = 160;
-/// The thumbnail is looked for among so many tiles: the beginning, with the most people in it.
+/// The thumbnail is the tile with the most streams among this number of first tiles.
 const THUMBNAIL_TILES: u64 = 60;
 
-/// What has been taken so far.
-pub struct Stills {
+/// Collects the thumbnails of one archive.
+pub struct ThumbnailBuilder {
     frame: Size,
     rate: u32,
     /// Pictures from one tile to the next.
     every: u64,
-    tiles: Vec<Still>,
+    tiles: Vec<Image>,
     scalers: [Scaler; 2],
     /// How many streams the thumbnail shows.
-    thumbnail: Option<(usize, Still)>,
+    thumbnail: Option<(usize, Image)>,
 }
 
 fn pixels(pixels: u32) -> usize {
     usize::try_from(pixels).unwrap_or(0)
 }
 
-impl Stills {
+impl ThumbnailBuilder {
     /// Of pictures of this size, `rate` a second.
     #[must_use]
     pub fn new(frame: Size, rate: u32) -> Self {
@@ -59,7 +59,7 @@ impl Stills {
     pub fn add(&mut self, n: u64, streams: usize, planes: &[PlaneMut<'_>; 3]) {
         let (width, height) = (pixels(self.frame.width), pixels(self.frame.height));
         let (wide, high) = self.scalers[0].to();
-        let mut tile = Still::new(wide, high);
+        let mut tile = Image::new(wide, high);
         let source = |n: usize| {
             let (plane, half) = (&planes[n], if n == 0 { 1 } else { 2 });
             Plane { data: plane.data, stride: plane.stride, width: width / half, height: height / half }
@@ -70,7 +70,7 @@ impl Stills {
         self.tiles.push(tile);
         let early = n < THUMBNAIL_TILES * u64::from(self.rate);
         if early && self.thumbnail.as_ref().is_none_or(|(shown, _)| streams > *shown) {
-            let mut whole = Still::new(width, height);
+            let mut whole = Image::new(width, height);
             for n in 0..3 {
                 let (from, to) = (source(n), whole.plane_mut(n));
                 for y in 0..to.height {
@@ -105,10 +105,10 @@ impl Stills {
         write(&index, self.index(pictures).into_bytes())
     }
 
-    fn sheet(&self) -> Option<Still> {
+    fn sheet(&self) -> Option<Image> {
         let (wide, high) = self.scalers[0].to();
         let (columns, rows) = (self.tiles.len().min(COLUMNS), self.tiles.len().div_ceil(COLUMNS));
-        let mut sheet = (rows > 0).then(|| Still::new(columns * wide, rows * high))?;
+        let mut sheet = (rows > 0).then(|| Image::new(columns * wide, rows * high))?;
         for (n, tile) in self.tiles.iter().enumerate() {
             sheet.copy(tile, n % COLUMNS * wide, n / COLUMNS * high);
         }
@@ -144,11 +144,11 @@ mod tests {
     use super::*;
 
     /// Pictures of one colour each.
-    fn taken(seconds: u64) -> Stills {
-        let mut stills = Stills::new(Size::new(64, 48), 30);
+    fn taken(seconds: u64) -> ThumbnailBuilder {
+        let mut stills = ThumbnailBuilder::new(Size::new(64, 48), 30);
         for n in 0..seconds * 30 {
             if stills.wants(n) {
-                let mut picture = Still::new(64, 48);
+                let mut picture = Image::new(64, 48);
                 picture.plane_mut(0).data.fill(u8::try_from(16 + n / 30 % 200).expect("luma"));
                 stills.add(n, usize::from(n >= 90), &picture.planes_mut());
             }

@@ -1,5 +1,5 @@
-//! Who is there when: a pure reading of a session's history and of when its tracks began. What is true at a moment
-//! depends on nothing later, so that it can be read while the session runs.
+//! Which streams are present when: computed purely from a session's history and the starts of its tracks. The result for a
+//! moment depends on nothing later, so that it can be computed while the session runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use crate::model::ids::{StreamId, TrackKind};
 use crate::model::layout::Layout;
 use crate::model::media::VideoType;
 use crate::model::time::{MediaSpan, MediaTime};
-use crate::recording::history::{Event, What};
+use crate::recording::history::{Event, EventKind};
 
 /// A picture is held for so long when no further one comes; then its stream leaves the picture.
 pub const HOLD: MediaSpan = 2_000_000_000;
@@ -19,7 +19,7 @@ pub const AUDIO_STREAMS_MAX: usize = 50;
 /// A stream in a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
-    /// Which.
+    /// Its id.
     pub id: StreamId,
     /// When it came first.
     pub added: MediaTime,
@@ -27,7 +27,7 @@ pub struct Stream {
     classes: Vec<(MediaTime, Vec<String>)>,
     /// Since when it is a screen, or none.
     screen: Vec<(MediaTime, bool)>,
-    /// What of it is in the archive, each time from when on. All of it before.
+    /// Which of its media is in the archive, each time from when on. All of it before.
     selected: Vec<(MediaTime, Selection)>,
     /// When it was there. Empty when the history does not know it: then its media alone tells.
     present: Vec<Span>,
@@ -79,7 +79,7 @@ impl Stream {
         self.classes.iter().take_while(|(since, _)| *since <= at).last().map_or(&[], |(_, classes)| classes)
     }
 
-    /// Its place among others at a moment: who has the least comes first (Vonage's order of priority, without what
+    /// Its sort key among others at a moment: the least comes first (Vonage's order of priority, without the criteria that
     /// only a platform knows of its clients).
     #[must_use]
     pub fn priority(&self, at: MediaTime) -> (bool, bool, MediaTime, StreamId) {
@@ -104,19 +104,19 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
     };
     let mut streams: BTreeMap<StreamId, Stream> = media.iter().map(new).collect();
     for event in events {
-        happened(&mut streams, event);
+        apply_event(&mut streams, event);
     }
     streams
 }
 
-/// What of a stream is in the archive, each time from when on. Before it is added, a manual archive has nothing of it.
+/// Which media of a stream is in the archive, each time from when on. Before a stream is added, a manual archive has none.
 #[must_use]
 pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
     let (mut mode, mut added) = (StreamMode::Auto, Selection::NONE);
     let change = |event: &Event| {
-        match &event.what {
-            What::StreamMode { mode: now } => mode = *now,
-            What::Selected { stream, selection } if *stream == id => added = *selection,
+        match &event.kind {
+            EventKind::StreamMode { mode: now } => mode = *now,
+            EventKind::Selected { stream, selection } if *stream == id => added = *selection,
             _ => return None,
         }
         let selection = match mode {
@@ -128,26 +128,26 @@ pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)>
     events.iter().filter_map(change).collect()
 }
 
-/// Whose sound is heard at a moment, of streams that have any. Who has left is heard to the end, unless others who are
-/// there need the place.
+/// The streams whose audio is mixed at a moment. A stream that has left is mixed to its end, unless present streams need
+/// its place.
 #[must_use]
-pub fn heard<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
-    let mut heard: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();
-    heard.sort_by_key(|stream| (!stream.is_there(at), stream.priority(at)));
-    heard.iter().take(AUDIO_STREAMS_MAX).map(|stream| stream.id).collect()
+pub fn audible_streams<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
+    let mut audible: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();
+    audible.sort_by_key(|stream| (!stream.is_there(at), stream.priority(at)));
+    audible.iter().take(AUDIO_STREAMS_MAX).map(|stream| stream.id).collect()
 }
 
-/// The layouts that were asked for while the session ran, each from when on.
+/// The layouts that were requested while the session ran, each from when on.
 #[must_use]
 pub fn layouts(events: &[Event]) -> Vec<(MediaTime, Layout)> {
-    let layout = |event: &Event| match &event.what {
-        What::Layout { layout } => Some((event.at, layout.clone())),
+    let layout = |event: &Event| match &event.kind {
+        EventKind::Layout { layout } => Some((event.at, layout.clone())),
         _ => None,
     };
     events.iter().filter_map(layout).collect()
 }
 
-fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
+fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
     let open = |spans: &mut Vec<Span>, from: MediaTime| {
         if spans.last().is_none_or(|span| span.to <= from) {
             spans.push(Span { from, to: FOR_EVER });
@@ -158,8 +158,8 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
             span.to = event.at;
         }
     };
-    match &event.what {
-        What::Stream { stream, video_type, .. } => {
+    match &event.kind {
+        EventKind::Stream { stream, video_type, .. } => {
             if let Some(stream) = streams.get_mut(stream) {
                 stream.screen.push((event.at, *video_type == VideoType::Screen));
                 // Its first pictures may be a moment older than the news of it.
@@ -167,12 +167,12 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
                 open(&mut stream.present, from);
             }
         }
-        What::StreamGone { stream } => {
+        EventKind::StreamGone { stream } => {
             if let Some(stream) = streams.get_mut(stream) {
                 close(&mut stream.present);
             }
         }
-        What::Muted { stream, kind: TrackKind::Video, muted } => {
+        EventKind::Muted { stream, kind: TrackKind::Video, muted } => {
             if let Some(stream) = streams.get_mut(stream) {
                 match muted {
                     true => open(&mut stream.video_off, event.at),
@@ -180,21 +180,21 @@ fn happened(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
                 }
             }
         }
-        What::Classes { stream, classes } => {
+        EventKind::Classes { stream, classes } => {
             if let Some(stream) = streams.get_mut(stream) {
                 stream.classes.push((event.at, classes.clone()));
             }
         }
-        // A router that is away says nothing of those who are there: their media tells.
-        What::EpochBegan { .. }
-        | What::Muted { .. }
-        | What::Layer { .. }
-        | What::Layout { .. }
-        | What::StreamMode { .. }
-        | What::Selected { .. }
-        | What::RouterLost
-        | What::RouterBack
-        | What::Ended { .. } => {}
+        // While a router is unavailable, the media tells which streams are present.
+        EventKind::EpochBegan { .. }
+        | EventKind::Muted { .. }
+        | EventKind::Layer { .. }
+        | EventKind::Layout { .. }
+        | EventKind::StreamMode { .. }
+        | EventKind::Selected { .. }
+        | EventKind::RouterLost
+        | EventKind::RouterBack
+        | EventKind::Ended { .. } => {}
     }
 }
 
@@ -211,9 +211,14 @@ mod tests {
     }
 
     fn told(stream: u8, ms: i64, video_type: VideoType) -> Event {
-        let what =
-            What::Stream { stream: id(stream), router_id: "r".into(), name: None, connection_data: None, video_type };
-        Event { at: at(ms), what }
+        let kind = EventKind::Stream {
+            stream: id(stream),
+            router_id: "r".into(),
+            name: None,
+            connection_data: None,
+            video_type,
+        };
+        Event { at: at(ms), kind }
     }
 
     fn read(events: &[Event]) -> Stream {
@@ -223,8 +228,8 @@ mod tests {
     #[test]
     fn a_stream_is_in_the_picture_while_it_is_there_has_pictures_and_is_not_switched_off() {
         let muted =
-            |ms, muted| Event { at: at(ms), what: What::Muted { stream: id(1), kind: TrackKind::Video, muted } };
-        let gone = |ms| Event { at: at(ms), what: What::StreamGone { stream: id(1) } };
+            |ms, muted| Event { at: at(ms), kind: EventKind::Muted { stream: id(1), kind: TrackKind::Video, muted } };
+        let gone = |ms| Event { at: at(ms), kind: EventKind::StreamGone { stream: id(1) } };
         let there = told(1, 100, VideoType::Camera);
         for (name, events, moment, newest, shown) in [
             ("a history that does not know it", vec![], 5000, 4990, true),
@@ -242,7 +247,10 @@ mod tests {
                 "its sound switched off",
                 vec![
                     there,
-                    Event { at: at(4000), what: What::Muted { stream: id(1), kind: TrackKind::Audio, muted: true } },
+                    Event {
+                        at: at(4000),
+                        kind: EventKind::Muted { stream: id(1), kind: TrackKind::Audio, muted: true },
+                    },
                 ],
                 4100,
                 4090,
@@ -255,11 +263,11 @@ mod tests {
 
     #[test]
     fn a_manual_archive_has_of_each_stream_what_was_added() {
-        let mode = |ms, mode| Event { at: at(ms), what: What::StreamMode { mode } };
+        let mode = |ms, mode| Event { at: at(ms), kind: EventKind::StreamMode { mode } };
         let (manual, auto) = (|ms| mode(ms, StreamMode::Manual), |ms| mode(ms, StreamMode::Auto));
         let select = |ms, stream, has_audio, has_video| {
             let selection = Selection { has_audio, has_video };
-            Event { at: at(ms), what: What::Selected { stream: id(stream), selection } }
+            Event { at: at(ms), kind: EventKind::Selected { stream: id(stream), selection } }
         };
         let (both, sound, picture, none) = ((true, true), (true, false), (false, true), (false, false));
         // What is seen and heard of stream 1 at each of the moments.
@@ -294,7 +302,11 @@ mod tests {
             let stream = read(&[vec![told(1, 0, VideoType::Camera)], events].concat());
             for (ms, (audio, video)) in expected {
                 assert_eq!(stream.is_shown(at(ms), at(ms)), video, "{name}: picture at {ms}");
-                assert_eq!(heard([&stream].into_iter(), at(ms)).len(), usize::from(audio), "{name}: sound at {ms}");
+                assert_eq!(
+                    audible_streams([&stream].into_iter(), at(ms)).len(),
+                    usize::from(audio),
+                    "{name}: sound at {ms}"
+                );
             }
         }
     }
@@ -303,21 +315,21 @@ mod tests {
     fn the_sound_of_as_many_as_may_be_is_heard_of_those_who_are_there_first() {
         let all = u8::try_from(AUDIO_STREAMS_MAX).expect("small") + 2;
         let media = (1..=all).map(|n| (id(n), at(i64::from(n)))).collect();
-        let gone = Event { at: at(3000), what: What::StreamGone { stream: id(1) } };
+        let gone = Event { at: at(3000), kind: EventKind::StreamGone { stream: id(1) } };
         let mut events: Vec<Event> = (1..=all).map(|n| told(n, i64::from(n), VideoType::Camera)).collect();
         events.push(gone);
         let left_out = |ms, events: &[Event]| {
             let streams = streams(&media, events);
-            let heard = heard(streams.values(), at(ms));
+            let heard = audible_streams(streams.values(), at(ms));
             (1..=all).filter(|n| !heard.contains(&id(*n))).collect::<Vec<u8>>()
         };
         assert_eq!(left_out(2000, &events), [all - 1, all], "who came last");
         assert_eq!(left_out(4000, &events), [1, all], "who has left makes room");
         // One more is no limit when others are not selected.
-        events.push(Event { at: at(0), what: What::StreamMode { mode: StreamMode::Manual } });
+        events.push(Event { at: at(0), kind: EventKind::StreamMode { mode: StreamMode::Manual } });
         for n in 1..=all {
             let selection = if n > 2 { Selection::ALL } else { Selection::NONE };
-            events.push(Event { at: at(0), what: What::Selected { stream: id(n), selection } });
+            events.push(Event { at: at(0), kind: EventKind::Selected { stream: id(n), selection } });
         }
         assert_eq!(left_out(2000, &events), [1, 2], "who is not selected makes room");
     }
@@ -326,7 +338,7 @@ mod tests {
     fn classes_and_their_priority_are_a_stream_s_from_when_they_were_asked_for() {
         let classes = |ms, classes: &[&str]| {
             let classes = classes.iter().map(|class| (*class).to_owned()).collect();
-            Event { at: at(ms), what: What::Classes { stream: id(1), classes } }
+            Event { at: at(ms), kind: EventKind::Classes { stream: id(1), classes } }
         };
         let stream = read(&[told(1, 0, VideoType::Camera), classes(3000, &["focus"]), classes(6000, &[])]);
         for (ms, expected) in

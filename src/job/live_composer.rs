@@ -11,14 +11,14 @@ use crate::archive::composed;
 use crate::archive::object::journal;
 use crate::compose::composer::Composed;
 use crate::compose::process;
-use crate::compose::process::{ChildError, Following};
+use crate::compose::process::{ChildError, LiveLog};
 use crate::media::Pipelines;
 use crate::model::archive_options::OutputMode;
 use crate::model::fault::chain;
 use crate::model::time::MediaTime;
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
-use crate::store::streaming_upload::Growing;
+use crate::store::streaming_upload::GrowingFile;
 
 /// A file may lack this many frames that came when their time in the file was over: beyond it the file is made again.
 const LATE_MAX: u64 = 50;
@@ -26,7 +26,7 @@ const LATE_MAX: u64 = 50;
 /// A composer under way.
 pub(super) struct Composing {
     /// How far the log is complete.
-    complete: watch::Sender<MediaTime>,
+    watermark: watch::Sender<MediaTime>,
     cancel: CancellationToken,
     running: JoinHandle<Result<Composed, ChildError>>,
     /// Sends the file while it grows, until this is cancelled.
@@ -35,8 +35,8 @@ pub(super) struct Composing {
 }
 
 impl Composing {
-    /// Starts a composer if the archive is to have a composed file. `complete` tells it how the log grows.
-    pub(super) fn start(job: &Job, complete: watch::Sender<MediaTime>) -> Option<Self> {
+    /// Starts a composer if the archive is to have a composed file. `watermark` tells it how the log grows.
+    pub(super) fn start(job: &Job, watermark: watch::Sender<MediaTime>) -> Option<Self> {
         let wanted = &job.spec.archive;
         if wanted.output_mode == OutputMode::Individual {
             return None;
@@ -47,32 +47,32 @@ impl Composing {
         let longest = job.context.settings.limits.recorded_max.0;
         let (options, cancelled) = (composed::options(wanted, longest), cancel.clone());
         let (output, path) = (options.output(), composed::path(&job.dir));
-        let file = Growing {
+        let file = GrowingFile {
             key: job.keys.key(Kind::Mp4),
             journal: journal(&path),
             path,
             content_type: Kind::Mp4.content_type(),
             part_bytes: job.context.settings.store.part_size.0,
-            settled: Box::new(move |len| output.settled(len)),
-            begun: begun.subscribe(),
+            final_range: Box::new(move |len| output.final_range(len)),
+            starts: begun.subscribe(),
         };
         let (sending, written) = (TaskTracker::new(), CancellationToken::new());
         let (store, stop, end) = (std::sync::Arc::clone(&job.context.store), cancel.clone(), written.clone());
         sending
             .spawn(async move { stop.run_until_cancelled(streaming_upload::send(store.as_ref(), &file, &end)).await });
         sending.close();
-        let following = Following { growth: complete.subscribe(), begun };
+        let live_log = LiveLog { watermark: watermark.subscribe(), starts: begun };
         let work = move || {
             let out = composed::path(&dir);
             out.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(ChildError::Start)?;
-            process::run(&dir, &out, &options, &pipelines, Some(&following), &cancelled)
+            process::run(&dir, &out, &options, &pipelines, Some(&live_log), &cancelled)
         };
-        Some(Self { complete, cancel, running: tokio::task::spawn_blocking(work), sending, written })
+        Some(Self { watermark, cancel, running: tokio::task::spawn_blocking(work), sending, written })
     }
 
     /// The session has ended, and its log is complete: waits for the file. `None` when it must be made anew.
     pub(super) async fn end(self) -> Option<Composed> {
-        self.complete.send_replace(MediaTime(i64::MAX));
+        self.watermark.send_replace(MediaTime(i64::MAX));
         let ended = self.running.await;
         self.written.cancel();
         self.sending.wait().await;

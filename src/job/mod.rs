@@ -184,7 +184,7 @@ impl Job {
             origin: self.row.origin,
             options: self.spec.archive.clone(),
             clip: None,
-            one_layout: false,
+            ignore_layout_history: false,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Decoding one track, frame by frame, in the calling thread: what goes in comes out before the call returns, so
-//! that the same frames always give the same pictures. No queue, no thread, no clock.
+//! Decodes one track, frame by frame, in the calling thread: a frame's output is there when the call returns, so that the
+//! same input always gives the same output. No queue, no thread, no clock.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -12,7 +12,7 @@ use gstreamer_video::{VideoFormat, VideoFrame, VideoFrameExt, VideoInfo};
 
 use super::fragment::Fragment;
 use super::mux::caps;
-use super::picture::Plane;
+use super::plane::Plane;
 use super::{MediaError, fragment, libav};
 use crate::model::media::{Codec, Frame, TrackFormat};
 
@@ -109,7 +109,7 @@ impl Decoder {
         }
     }
 
-    fn picture(&self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
+    fn decode_video(&self, frame: &Frame) -> Result<Option<DecodedFrame>, MediaError> {
         let mut picture = None;
         for (buffer, caps) in self.decode(frame)? {
             let info = VideoInfo::from_caps(&caps).map_err(|e| self.failed(&e.to_string()))?;
@@ -118,12 +118,12 @@ impl Decoder {
             }
             let frame = VideoFrame::from_buffer_readable(buffer, &info);
             let frame = frame.map_err(|_| self.failed("its pictures cannot be read"))?;
-            picture = Some(Picture(Data::Element(Box::new(frame))));
+            picture = Some(DecodedFrame(FrameData::Element(Box::new(frame))));
         }
         Ok(picture)
     }
 
-    fn sound(&self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
+    fn decode_audio(&self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
         for (buffer, _) in self.decode(frame)? {
             let bytes = buffer.map_readable().map_err(|_| self.failed("its samples cannot be read"))?;
             let sample = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
@@ -132,11 +132,11 @@ impl Decoder {
         Ok(())
     }
 
-    /// What the bus says of a failure, or else what is known.
+    /// The error of the bus, or else one with the text `what`.
     fn failed(&self, what: &str) -> MediaError {
         let message = self.bus.pop_filtered(&[gst::MessageType::Error]);
         message
-            .and_then(|m| super::runner::error_of(&m))
+            .and_then(|m| super::runner::message_error(&m))
             .unwrap_or_else(|| MediaError::Element { element: self.name.clone(), what: what.to_owned() })
     }
 }
@@ -151,32 +151,32 @@ impl Drop for Decoder {
 }
 
 /// A decoded picture, as the decoder laid it out: I420.
-pub struct Picture(Data);
+pub struct DecodedFrame(FrameData);
 
-enum Data {
+enum FrameData {
     Element(Box<VideoFrame<Readable>>),
     Libav(ac_ffmpeg::codec::video::VideoFrame),
 }
 
-impl Picture {
+impl DecodedFrame {
     /// Width and height in pixels.
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
         match &self.0 {
-            Data::Element(frame) => (frame.info().width(), frame.info().height()),
-            Data::Libav(frame) => (side(frame.width()), side(frame.height())),
+            FrameData::Element(frame) => (frame.info().width(), frame.info().height()),
+            FrameData::Libav(frame) => (side(frame.width()), side(frame.height())),
         }
     }
 
-    /// Lets luma (0) or one of the chroma planes (1, 2) be looked at.
+    /// Calls `look` with luma (0) or one of the chroma planes (1, 2).
     ///
     /// # Errors
     /// When the decoder's buffer has no such plane.
     pub fn with_plane<T>(&self, n: usize, look: impl FnOnce(Plane<'_>) -> T) -> Result<T, MediaError> {
         let frame = match &self.0 {
-            Data::Element(frame) => frame,
-            Data::Libav(frame) => return Ok(libav::with_plane(frame, n, look)),
+            FrameData::Element(frame) => frame,
+            FrameData::Libav(frame) => return Ok(libav::with_plane(frame, n, look)),
         };
         let broken = |_| MediaError::Element { element: "decoder".to_owned(), what: format!("no plane {n}") };
         let plane = u32::try_from(n).unwrap_or(u32::MAX);
@@ -191,12 +191,12 @@ impl Picture {
 pub struct VideoDecoder {
     format: TrackFormat,
     fragment: Fragment,
-    by: PicturesBy,
+    by: VideoBackend,
 }
 
-enum PicturesBy {
+enum VideoBackend {
     Elements(Decoder),
-    Libav(libav::Pictures),
+    Libav(libav::VideoDecoder),
 }
 
 impl VideoDecoder {
@@ -207,9 +207,9 @@ impl VideoDecoder {
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
         let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
         let by = if fragment.directly {
-            PicturesBy::Libav(libav::Pictures::new(format)?)
+            VideoBackend::Libav(libav::VideoDecoder::new(format)?)
         } else {
-            PicturesBy::Elements(Decoder::new(format, &fragment)?)
+            VideoBackend::Elements(Decoder::new(format, &fragment)?)
         };
         Ok(Self { format: format.clone(), fragment, by })
     }
@@ -218,30 +218,30 @@ impl VideoDecoder {
     ///
     /// # Errors
     /// When it cannot be decoded. The decoder should not be used any more then.
-    pub fn decode(&mut self, frame: &Frame) -> Result<Option<Picture>, MediaError> {
+    pub fn decode(&mut self, frame: &Frame) -> Result<Option<DecodedFrame>, MediaError> {
         let decoder = match &mut self.by {
-            PicturesBy::Elements(decoder) => return decoder.picture(frame),
-            PicturesBy::Libav(decoder) => decoder,
+            VideoBackend::Elements(decoder) => return decoder.decode_video(frame),
+            VideoBackend::Libav(decoder) => decoder,
         };
         match decoder.decode(frame)? {
             Some(picture) if !libav::is_planar(&picture) => {
                 // It is converted by elements: from a keyframe on they have all that they need.
                 let elements = Decoder::new(&self.format, &self.fragment)?;
-                let converted = elements.picture(frame);
-                self.by = PicturesBy::Elements(elements);
+                let converted = elements.decode_video(frame);
+                self.by = VideoBackend::Elements(elements);
                 converted
             }
-            picture => Ok(picture.map(|picture| Picture(Data::Libav(picture)))),
+            picture => Ok(picture.map(|picture| DecodedFrame(FrameData::Libav(picture)))),
         }
     }
 }
 
 /// Decodes sound to two channels of 48 kHz.
-pub struct AudioDecoder(SoundBy);
+pub struct AudioDecoder(AudioBackend);
 
-enum SoundBy {
+enum AudioBackend {
     Elements(Decoder),
-    Libav(libav::Sound),
+    Libav(libav::AudioDecoder),
 }
 
 impl AudioDecoder {
@@ -252,9 +252,9 @@ impl AudioDecoder {
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
         let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
         Ok(Self(if fragment.directly {
-            SoundBy::Libav(libav::Sound::new(format)?)
+            AudioBackend::Libav(libav::AudioDecoder::new(format)?)
         } else {
-            SoundBy::Elements(Decoder::new(format, &fragment)?)
+            AudioBackend::Elements(Decoder::new(format, &fragment)?)
         }))
     }
 
@@ -264,8 +264,8 @@ impl AudioDecoder {
     /// When it cannot be decoded. The decoder should not be used any more then.
     pub fn decode(&mut self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
         match &mut self.0 {
-            SoundBy::Elements(decoder) => decoder.sound(frame, samples),
-            SoundBy::Libav(decoder) => decoder.decode(frame, samples),
+            AudioBackend::Elements(decoder) => decoder.decode_audio(frame, samples),
+            AudioBackend::Libav(decoder) => decoder.decode(frame, samples),
         }
     }
 }

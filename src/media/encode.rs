@@ -1,4 +1,4 @@
-//! From drawn pictures and mixed sound to one file: the encoders and the muxer of a composed archive.
+//! From drawn video frames and mixed audio to one file: the encoders and the muxer of a composed archive.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,24 +14,24 @@ use tokio_util::sync::CancellationToken;
 use super::SAMPLE_RATE;
 use super::mp4::index::Track;
 use super::mp4::{self, Mp4Writer, Sample};
-use super::picture::PlaneMut;
+use super::plane::PlaneMut;
 use super::runner::Pipeline;
 use super::{MediaError, Pipelines, fragment};
 
 /// Canvases that the encoder may hold; x264's lookahead takes about twenty.
 const CANVASES_MAX: usize = 128;
-/// What a composed file has in it.
+/// The tracks of a composed file, and the encoders' limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Output {
-    /// Width, height and pictures a second; no picture without.
+    /// Width, height and frames a second; `None` without video.
     pub video: Option<(u32, u32, u32)>,
-    /// Whether it has sound.
+    /// Whether it has audio.
     pub audio: bool,
-    /// Quality of the picture: smaller is better.
+    /// Quality of the video: smaller is better.
     pub quantizer: Option<u8>,
-    /// Limit of the picture, in bit/s.
+    /// Limit of the video, in bit/s.
     pub bitrate_max: Option<u32>,
-    /// How long it may become without being moved in the end.
+    /// Seconds of media for which the file reserves room for its index. The media of a longer file is moved at the end.
     pub seconds_max: u64,
 }
 
@@ -41,23 +41,23 @@ impl Output {
         let side = |pixels: u32| u16::try_from(pixels).map_err(|_| failed("video", "the picture is too large"));
         let mut tracks = Vec::new();
         if let Some((width, height, rate)) = self.video {
-            tracks.push(("coded-video", Track::Picture { width: side(width)?, height: side(height)?, rate }));
+            tracks.push(("coded-video", Track::Video { width: side(width)?, height: side(height)?, rate }));
         }
         if self.audio {
-            tracks.push(("coded-audio", Track::Sound { rate: SAMPLE_RATE }));
+            tracks.push(("coded-audio", Track::Audio { rate: SAMPLE_RATE }));
         }
         Ok(tracks)
     }
 
-    /// What of the file will not be changed in the end, when it is `len` bytes long so far.
+    /// The range of the file that will not change any more, when it is `len` bytes long so far.
     #[must_use]
-    pub fn settled(&self, len: u64) -> Option<Range<u64>> {
+    pub fn final_range(&self, len: u64) -> Option<Range<u64>> {
         let tracks: Vec<Track> = self.tracks().ok()?.into_iter().map(|(_, track)| track).collect();
-        mp4::settled(&tracks, self.seconds_max, len)
+        mp4::final_range(&tracks, self.seconds_max, len)
     }
 }
 
-/// Where pictures and sound go.
+/// Feeds video frames and audio to the encoders.
 pub struct Feeder {
     video: Option<(AppSrc, VideoInfo)>,
     audio: Option<AppSrc>,
@@ -69,18 +69,17 @@ pub struct Feeder {
 }
 
 impl Feeder {
-    /// Samples by which the encoder's sound comes late: so much of the beginning should be left out.
+    /// Samples by which the encoder delays audio: as much of the beginning should be left out.
     #[must_use]
     pub const fn delay(&self) -> u64 {
         self.delay
     }
 
-    /// A canvas that the encoder has done with, by its number: the same numbers come again, with what was drawn on
-    /// them then.
+    /// Takes a canvas that the encoder has released, by its number. The same numbers come again, with their content.
     ///
     /// # Errors
     /// When the encoder gives none back.
-    pub fn canvas(&mut self) -> Result<usize, MediaError> {
+    pub fn take_canvas(&mut self) -> Result<usize, MediaError> {
         let Some((_, info)) = &self.video else { return Err(failed("video", "there is no picture in this file")) };
         if let Some(free) = self.canvases.iter_mut().position(|buffer| buffer.get_mut().is_some()) {
             return Ok(free);
@@ -111,17 +110,17 @@ impl Feeder {
         Ok(())
     }
 
-    /// Whoever feeds waits for something else than the pipeline, which does not hang.
-    pub fn waits(&self) {
+    /// Tells that the caller waits for its own input: the pipeline is idle, and has not stalled.
+    pub fn keep_alive(&self) {
         self.fed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Hands a canvas to the encoder as the next picture. Waits while it has enough.
+    /// Hands a canvas to the encoder as the next video frame. Waits while the encoder's queue is full.
     ///
     /// # Errors
     /// When the pipeline has ended.
     #[allow(clippy::missing_panics_doc)]
-    pub fn picture(&mut self, canvas: usize) -> Result<(), MediaError> {
+    pub fn push_video(&mut self, canvas: usize) -> Result<(), MediaError> {
         let Some((source, info)) = &self.video else { return Err(failed("video", "there is no picture")) };
         let rate = u64::try_from(info.fps().numer()).unwrap_or(1).max(1);
         let at = |n: u64| gst::ClockTime::from_nseconds(n * 1_000_000_000 / rate);
@@ -138,12 +137,12 @@ impl Feeder {
         Ok(())
     }
 
-    /// Hands samples to the encoder: left and right in turn. Waits while it has enough.
+    /// Hands samples to the encoder: left and right in turn. Waits while the encoder's queue is full.
     ///
     /// # Errors
     /// When the pipeline has ended.
     #[allow(clippy::missing_panics_doc)]
-    pub fn sound(&mut self, samples: &[f32]) -> Result<(), MediaError> {
+    pub fn push_audio(&mut self, samples: &[f32]) -> Result<(), MediaError> {
         let Some(source) = &self.audio else { return Err(failed("audio", "there is no sound in this file")) };
         let bytes: Vec<u8> = samples.iter().flat_map(|s| s.to_le_bytes()).collect();
         let mut buffer = gst::Buffer::from_mut_slice(bytes);
@@ -172,10 +171,10 @@ fn failed(element: &str, what: &str) -> MediaError {
     MediaError::Element { element: element.to_owned(), what: what.to_owned() }
 }
 
-/// Makes a file of what `feed` draws and mixes, in a thread of its own. Blocking.
+/// Encodes the video frames and audio that `feed` gives, in a thread of its own, into a file. Blocking.
 ///
 /// # Errors
-/// What `feed` says; or when an element fails, nothing moves any more, or `cancel` says so.
+/// The error of `feed`; or when an element fails, the pipeline stalls, or `cancel` is cancelled.
 ///
 /// # Panics
 /// When `feed` does.
@@ -186,12 +185,12 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
     cancel: &CancellationToken,
     feed: impl FnOnce(&mut Feeder) -> Result<T, E> + Send,
 ) -> Result<T, E> {
-    let pipeline = built(output, pipelines)?;
+    let pipeline = build_pipeline(output, pipelines)?;
     let writer = Writer::attach(&pipeline, output, path)?;
     let fed = Arc::new(AtomicU64::new(0));
     let mut feeder = Feeder {
-        video: video(&pipeline, output)?,
-        audio: audio(&pipeline, output)?,
+        video: configure_video(&pipeline, output)?,
+        audio: configure_audio(&pipeline, output)?,
         canvases: Vec::new(),
         pictures: 0,
         samples: 0,
@@ -227,7 +226,7 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
     Ok(fed)
 }
 
-fn built(output: Output, pipelines: &Pipelines) -> Result<Pipeline, MediaError> {
+fn build_pipeline(output: Output, pipelines: &Pipelines) -> Result<Pipeline, MediaError> {
     let folder = pipelines.dir.as_deref();
     let mut text = String::new();
     for (there, name) in [(output.video.is_some(), "compose-video"), (output.audio, "compose-audio")] {
@@ -238,26 +237,26 @@ fn built(output: Output, pipelines: &Pipelines) -> Result<Pipeline, MediaError> 
     }
     let pipeline = Pipeline::parse("compose", &text)?;
     if output.video.is_some() {
-        limit(&pipeline, output)?;
+        set_limits(&pipeline, output)?;
     }
     Ok(pipeline)
 }
 
-/// What takes the encoders' samples into the file.
+/// Writes the encoders' samples into the file.
 struct Writer {
     file: Arc<Mutex<Option<Mp4Writer>>>,
     failed: Arc<Mutex<Option<MediaError>>>,
 }
 
-/// Takes a track's samples from an encoder.
-struct Taking {
+/// Receives a track's samples from an encoder.
+struct SampleHandler {
     file: Arc<Mutex<Option<Mp4Writer>>>,
     failed: Arc<Mutex<Option<MediaError>>>,
     track: usize,
     /// Pictures a second; none of sound.
     rate: Option<u64>,
-    /// What the decoder must know.
-    known: bool,
+    /// Whether the track's codec data was written.
+    has_codec_data: bool,
     /// When the first picture is shown: the encoder counts from anywhere.
     first: Option<gst::ClockTime>,
 }
@@ -266,21 +265,21 @@ impl Writer {
     fn attach(pipeline: &Pipeline, output: Output, path: &Path) -> Result<Self, MediaError> {
         let tracks = output.tracks()?;
         let kinds: Vec<Track> = tracks.iter().map(|(_, track)| *track).collect();
-        let file = Mp4Writer::create(path, &kinds, output.seconds_max).map_err(|e| written(path, &e))?;
+        let file = Mp4Writer::create(path, &kinds, output.seconds_max).map_err(|e| write_error(path, &e))?;
         let (file, failed) = (Arc::new(Mutex::new(Some(file))), Arc::new(Mutex::new(None)));
         for (number, (name, track)) in tracks.into_iter().enumerate() {
             let rate = match track {
-                Track::Picture { rate, .. } => Some(u64::from(rate)),
-                Track::Sound { .. } => None,
+                Track::Video { rate, .. } => Some(u64::from(rate)),
+                Track::Audio { .. } => None,
             };
             let (file, failed) = (Arc::clone(&file), Arc::clone(&failed));
-            let mut taking = Taking { file, failed, track: number, rate, known: false, first: None };
-            let taking = move |sink: &AppSink| {
+            let mut handler = SampleHandler { file, failed, track: number, rate, has_codec_data: false, first: None };
+            let handler = move |sink: &AppSink| {
                 let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
-                taking.take(&sample).map(|()| gst::FlowSuccess::Ok)
+                handler.handle(&sample).map(|()| gst::FlowSuccess::Ok)
             };
             let sink = pipeline.named::<AppSink>(name)?;
-            sink.set_callbacks(AppSinkCallbacks::builder().new_sample(taking).build());
+            sink.set_callbacks(AppSinkCallbacks::builder().new_sample(handler).build());
         }
         Ok(Self { file, failed })
     }
@@ -306,12 +305,12 @@ impl Writer {
     }
 }
 
-fn written(path: &Path, error: &std::io::Error) -> MediaError {
+fn write_error(path: &Path, error: &std::io::Error) -> MediaError {
     failed("file", &format!("{} cannot be written: {error}", path.display()))
 }
 
-impl Taking {
-    fn take(&mut self, sample: &gst::Sample) -> Result<(), gst::FlowError> {
+impl SampleHandler {
+    fn handle(&mut self, sample: &gst::Sample) -> Result<(), gst::FlowError> {
         self.write(sample).map_err(|error| {
             *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             gst::FlowError::Error
@@ -323,12 +322,12 @@ impl Taking {
         let buffer = sample.buffer().ok_or_else(|| bad("it gave a sample without data"))?;
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let file = file.as_mut().ok_or_else(|| bad("it gave a sample behind the end"))?;
-        if !self.known {
+        if !self.has_codec_data {
             let caps = sample.caps().and_then(|caps| caps.structure(0));
             let private = caps.and_then(|caps| caps.get::<gst::Buffer>("codec_data").ok());
             let private = private.ok_or_else(|| bad("it does not tell its codec_data"))?;
             file.codec(self.track, &private.map_readable().map_err(|_| bad("its codec_data cannot be read"))?);
-            self.known = true;
+            self.has_codec_data = true;
         }
         let number = match (self.rate, buffer.pts()) {
             (None, _) => 0,
@@ -346,9 +345,9 @@ impl Taking {
     }
 }
 
-/// Tells the encoder what the archive asks for, as far as it has such properties: x264enc's. Another encoder's fragment
-/// says it in its own way.
-fn limit(pipeline: &Pipeline, output: Output) -> Result<(), MediaError> {
+/// Sets the encoder's properties as the archive requests, if the encoder has x264enc's properties. The fragment of another
+/// encoder sets its own.
+fn set_limits(pipeline: &Pipeline, output: Output) -> Result<(), MediaError> {
     let encoder = pipeline.named::<gst::Element>("encoder")?;
     if let Some(quantizer) = output.quantizer.filter(|_| encoder.has_property("quantizer")) {
         encoder.set_property("quantizer", u32::from(quantizer));
@@ -362,7 +361,7 @@ fn limit(pipeline: &Pipeline, output: Output) -> Result<(), MediaError> {
     Ok(())
 }
 
-fn video(pipeline: &Pipeline, output: Output) -> Result<Option<(AppSrc, VideoInfo)>, MediaError> {
+fn configure_video(pipeline: &Pipeline, output: Output) -> Result<Option<(AppSrc, VideoInfo)>, MediaError> {
     let Some((width, height, rate)) = output.video else { return Ok(None) };
     let rate = i32::try_from(rate).map_err(|_| failed("video", "so many pictures a second cannot be made"))?;
     // Browsers send what BT.601 describes, at every size.
@@ -379,7 +378,7 @@ fn video(pipeline: &Pipeline, output: Output) -> Result<Option<(AppSrc, VideoInf
     Ok(Some((source, info)))
 }
 
-fn audio(pipeline: &Pipeline, output: Output) -> Result<Option<AppSrc>, MediaError> {
+fn configure_audio(pipeline: &Pipeline, output: Output) -> Result<Option<AppSrc>, MediaError> {
     if !output.audio {
         return Ok(None);
     }

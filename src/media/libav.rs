@@ -9,7 +9,7 @@ use ac_ffmpeg::codec::{CodecError, Decoder};
 use ac_ffmpeg::packet::{Packet, PacketMut};
 
 use super::MediaError;
-use super::picture::Plane;
+use super::plane::Plane;
 use crate::model::media::{Codec, Frame, TrackFormat};
 
 /// What the fragments call it.
@@ -31,14 +31,13 @@ fn failed(what: &str) -> MediaError {
 }
 
 /// The decoder's name, when libavcodec decodes this format.
-fn known(format: &TrackFormat) -> Result<&'static str, MediaError> {
-    quiet();
+fn decoder_for(format: &TrackFormat) -> Result<&'static str, MediaError> {
+    redirect_log();
     decoder_of(format.codec).ok_or_else(|| failed(&format!("it is not asked to decode {}", format.codec.as_str())))
 }
 
-/// What libavcodec has to say goes with the rest of the log, and only to who looks closely: errors come back from its
-/// calls as well.
-fn quiet() {
+/// Writes libavcodec's messages to the log, at level debug: its calls return the errors as well.
+fn redirect_log() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         ac_ffmpeg::set_log_callback(|level, text| {
@@ -74,12 +73,12 @@ fn decode<D: Decoder>(decoder: &mut D, frame: &Frame) -> Result<Vec<D::Frame>, M
 }
 
 /// Decodes pictures.
-pub(super) struct Pictures(video::VideoDecoder);
+pub(super) struct VideoDecoder(video::VideoDecoder);
 
-impl Pictures {
+impl VideoDecoder {
     /// One thread, so that each picture comes out as its frame goes in.
     pub fn new(format: &TrackFormat) -> Result<Self, MediaError> {
-        let builder = video::VideoDecoder::builder(known(format)?).map_err(|e| failed(&e.to_string()))?;
+        let builder = video::VideoDecoder::builder(decoder_for(format)?).map_err(|e| failed(&e.to_string()))?;
         let private = Some(&format.codec_private).filter(|private| !private.is_empty());
         let decoder = builder.set_option("threads", 1).extradata(private).build();
         decoder.map(Self).map_err(|e| failed(&e.to_string()))
@@ -98,7 +97,7 @@ pub(super) fn is_planar(picture: &VideoFrame) -> bool {
     PLANAR.contains(&picture.pixel_format())
 }
 
-/// Lets a plane of a planar picture be looked at.
+/// Calls `look` with a plane of a planar frame.
 pub(super) fn with_plane<T>(picture: &VideoFrame, n: usize, look: impl FnOnce(Plane<'_>) -> T) -> T {
     let (planes, shift) = (picture.planes(), usize::from(n > 0));
     let (width, height) = ((picture.width() + shift) >> shift, (picture.height() + shift) >> shift);
@@ -106,12 +105,13 @@ pub(super) fn with_plane<T>(picture: &VideoFrame, n: usize, look: impl FnOnce(Pl
 }
 
 /// Decodes Opus.
-pub(super) struct Sound(audio::AudioDecoder);
+pub(super) struct AudioDecoder(audio::AudioDecoder);
 
-impl Sound {
+impl AudioDecoder {
     pub fn new(format: &TrackFormat) -> Result<Self, MediaError> {
-        let builder = audio::AudioDecoder::builder(known(format)?).map_err(|e| failed(&e.to_string()))?;
-        // The encoder's look-ahead stays in: whoever places the sound knows it, also where a decoder begins in the middle.
+        let builder = audio::AudioDecoder::builder(decoder_for(format)?).map_err(|e| failed(&e.to_string()))?;
+        // The encoder's look-ahead stays in: the caller, which places the samples, removes it, also where a decoder begins in
+        // the middle.
         let decoder = builder.set_option("flags2", "+skip_manual").extradata(Some(&format.codec_private)).build();
         decoder.map(Self).map_err(|e| failed(&e.to_string()))
     }

@@ -12,7 +12,7 @@ pub mod fragment;
 mod libav;
 mod mp4;
 pub mod mux;
-pub mod picture;
+pub mod plane;
 mod runner;
 pub mod still;
 pub mod verify;
@@ -25,7 +25,7 @@ use crate::model::fault::{Fault, FaultKind, HasFault};
 /// Samples a second, of two channels.
 pub const SAMPLE_RATE: u32 = 48_000;
 
-/// Why a pipeline did not do its work.
+/// Why a pipeline failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {
     /// GStreamer cannot be started.
@@ -55,7 +55,7 @@ pub enum MediaError {
         /// The deadline.
         seconds: u64,
     },
-    /// The work was called off.
+    /// The work was cancelled.
     #[error("the work was called off")]
     Cancelled,
 }
@@ -70,12 +70,12 @@ impl HasFault for MediaError {
     }
 }
 
-/// What all pipelines of a deployment have in common.
+/// Settings that all pipelines of a deployment share.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Pipelines {
     /// A folder with fragments that go before those of this build.
     pub dir: Option<PathBuf>,
-    /// A pipeline that makes no progress for so long has stalled.
+    /// A pipeline without progress for this time has stalled.
     pub stall: Duration,
 }
 

@@ -10,7 +10,7 @@ use super::MediaError;
 
 /// A state change takes at most this long.
 const STATE_MAX: Duration = Duration::from_secs(15);
-/// How often the bus is looked at.
+/// Interval at which the bus is polled.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A pipeline that is brought to Null on every path.
@@ -60,11 +60,11 @@ impl Pipeline {
 
     fn bus_error(&self) -> Option<MediaError> {
         let bus = self.pipeline.bus()?;
-        bus.pop_filtered(&[gst::MessageType::Error]).and_then(|m| error_of(&m))
+        bus.pop_filtered(&[gst::MessageType::Error]).and_then(|m| message_error(&m))
     }
 
-    /// Waits for the end of the stream. `progress` tells a number that grows while work is done: the
-    /// deadline `stall` counts from its last growth.
+    /// Waits for the end of the stream. `progress` returns a number that grows while work is done; the deadline `stall`
+    /// counts from its last growth.
     pub fn wait_end(
         &self,
         stall: Duration,
@@ -77,7 +77,7 @@ impl Pipeline {
             let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
             let message = bus.timed_pop_filtered(gst::ClockTime::from_mseconds(POLL.as_millis() as u64), &kinds);
             if let Some(message) = message {
-                return error_of(&message).map_or(Ok(()), Err);
+                return message_error(&message).map_or(Ok(()), Err);
             }
             if cancel.is_cancelled() {
                 return Err(MediaError::Cancelled);
@@ -92,7 +92,7 @@ impl Pipeline {
     }
 }
 
-pub(super) fn error_of(message: &gst::Message) -> Option<MediaError> {
+pub(super) fn message_error(message: &gst::Message) -> Option<MediaError> {
     match message.view() {
         gst::MessageView::Error(error) => Some(MediaError::Element {
             element: error.src().map(|s| s.name().to_string()).unwrap_or_default(),

@@ -7,13 +7,13 @@ use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc};
 use gstreamer_video::{VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 use tokio_util::sync::CancellationToken;
 
-use super::picture::{Plane, PlaneMut};
+use super::plane::{Plane, PlaneMut};
 use super::runner::Pipeline;
 use super::{MediaError, Pipelines, fragment};
 
 /// A picture in memory: luma, and two chroma planes of half its width and height.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Still {
+pub struct Image {
     /// Pixels; even.
     pub width: usize,
     /// Pixels; even.
@@ -21,7 +21,7 @@ pub struct Still {
     planes: [Vec<u8>; 3],
 }
 
-impl Still {
+impl Image {
     /// A black one.
     #[must_use]
     pub fn new(width: usize, height: usize) -> Self {
@@ -77,9 +77,9 @@ fn failed(what: &str) -> MediaError {
 ///
 /// # Errors
 /// When an element fails, or nothing comes out of it.
-pub fn jpeg(still: &Still, pipelines: &Pipelines) -> Result<Vec<u8>, MediaError> {
+pub fn jpeg(image: &Image, pipelines: &Pipelines) -> Result<Vec<u8>, MediaError> {
     let pipeline = Pipeline::parse("still", &fragment::load("still", pipelines.dir.as_deref())?.text)?;
-    let (width, height) = (u32::try_from(still.width), u32::try_from(still.height));
+    let (width, height) = (u32::try_from(image.width), u32::try_from(image.height));
     let (Ok(width), Ok(height)) = (width, height) else { return Err(failed("the picture is too large")) };
     let info = VideoInfo::builder(VideoFormat::I420, width, height).fps(gst::Fraction::new(1, 1)).build();
     let info = info.map_err(|e| failed(&e.to_string()))?;
@@ -96,14 +96,14 @@ pub fn jpeg(still: &Still, pipelines: &Pipelines) -> Result<Vec<u8>, MediaError>
     let sink = pipeline.named::<AppSink>("coded-picture")?;
     sink.set_callbacks(AppSinkCallbacks::builder().new_sample(take).build());
     pipeline.start()?;
-    source.push_buffer(buffer(still, &info)?).map_err(|e| failed(&e.to_string()))?;
+    source.push_buffer(buffer(image, &info)?).map_err(|e| failed(&e.to_string()))?;
     source.end_of_stream().map_err(|e| failed(&e.to_string()))?;
     pipeline.wait_end(pipelines.stall, &CancellationToken::new(), |_| 0)?;
     let coded = coded.lock().unwrap_or_else(PoisonError::into_inner).take();
     coded.ok_or_else(|| failed("no picture came out"))
 }
 
-fn buffer(still: &Still, info: &VideoInfo) -> Result<gst::Buffer, MediaError> {
+fn buffer(image: &Image, info: &VideoInfo) -> Result<gst::Buffer, MediaError> {
     let mut buffer = gst::Buffer::with_size(info.size()).map_err(|e| failed(&e.to_string()))?;
     {
         let writable = buffer.get_mut().ok_or_else(|| failed("a new buffer is not ours"))?;
@@ -111,7 +111,7 @@ fn buffer(still: &Still, info: &VideoInfo) -> Result<gst::Buffer, MediaError> {
         let frame = VideoFrameRef::from_buffer_ref_writable(writable, info);
         let mut frame = frame.map_err(|_| failed("a new buffer cannot be written"))?;
         for n in 0..3_usize {
-            let (plane, index) = (still.plane(n), u32::try_from(n).unwrap_or(0));
+            let (plane, index) = (image.plane(n), u32::try_from(n).unwrap_or(0));
             let stride = usize::try_from(frame.plane_stride()[n]).unwrap_or(0);
             let data = frame.plane_data_mut(index).map_err(|_| failed("a new buffer has no such plane"))?;
             for y in 0..plane.height {
@@ -129,8 +129,8 @@ mod tests {
     #[test]
     fn a_picture_becomes_a_jpeg() {
         super::super::init().expect("GStreamer");
-        let mut sheet = Still::new(64, 32);
-        let mut white = Still::new(16, 16);
+        let mut sheet = Image::new(64, 32);
+        let mut white = Image::new(16, 16);
         white.plane_mut(0).data.fill(235);
         sheet.copy(&white, 56, 24);
         assert_eq!(sheet.plane(0).row(23)[56], 16);

@@ -1,4 +1,4 @@
-//! Reading and decoding a finished file to nowhere: what is not all there, or cannot be decoded, is not an archive.
+//! Reads and decodes a finished file, and discards the output: an archive must be complete and decodable.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{MediaError, Pipelines, fragment, runner::Pipeline};
 
-/// What was found in a file.
+/// Counts of a file's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Decoded {
-    /// Pictures.
-    pub pictures: u64,
-    /// Buffers of sound.
-    pub sounds: u64,
+pub struct Counts {
+    /// Video frames.
+    pub video_frames: u64,
+    /// Buffers of audio.
+    pub audio_buffers: u64,
     /// The duration that the container tells, in nanoseconds.
     pub duration_ns: u64,
 }
@@ -26,20 +26,20 @@ pub struct Decoded {
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn count(path: &Path, pipelines: &Pipelines, cancel: &CancellationToken) -> Result<Decoded, MediaError> {
+pub fn count(path: &Path, pipelines: &Pipelines, cancel: &CancellationToken) -> Result<Counts, MediaError> {
     run("count", "demux", path, Part::All, pipelines, cancel)
 }
 
 /// Decodes a file, or its first `limit` of media time. Blocking.
 ///
 /// # Errors
-/// When the container or a frame cannot be read, nothing moves any more, or `cancel` says so.
+/// When the container or a frame cannot be read, the pipeline stalls, or `cancel` is cancelled.
 pub fn decode(
     path: &Path,
     limit: Option<Duration>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Decoded, MediaError> {
+) -> Result<Counts, MediaError> {
     run("verify", "decode", path, limit.map_or(Part::All, Part::First), pipelines, cancel)
 }
 
@@ -48,18 +48,18 @@ pub fn decode(
 ///
 /// # Errors
 /// As for [`decode`]; a file in which one cannot go to its end stalls.
-pub fn ends(
+pub fn decode_ends(
     path: &Path,
     part: Duration,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<(Decoded, Decoded), MediaError> {
+) -> Result<(Counts, Counts), MediaError> {
     let first = run("verify", "decode", path, Part::First(part), pipelines, cancel)?;
     let last = run("verify", "decode", path, Part::Last(part), pipelines, cancel)?;
     Ok((first, last))
 }
 
-/// What of a file is read.
+/// The part of a file to read.
 #[derive(Clone, Copy)]
 enum Part {
     All,
@@ -75,23 +75,24 @@ fn run(
     part: Part,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Decoded, MediaError> {
+) -> Result<Counts, MediaError> {
     let fragment = fragment::load(name, pipelines.dir.as_deref())?;
     let pipeline = Pipeline::parse(name, &fragment.text)?;
     pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
-    let (pictures, sounds, last) =
+    let (video_frames, audio_buffers, last) =
         (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     {
-        let (pictures, sounds, last) = (Arc::clone(&pictures), Arc::clone(&sounds), Arc::clone(&last));
+        let (video_frames, audio_buffers, last) =
+            (Arc::clone(&video_frames), Arc::clone(&audio_buffers), Arc::clone(&last));
         let weak = pipeline.inner().downgrade();
         pipeline.named::<gst::Element>(opens)?.connect_pad_added(move |_, pad| {
             let Some(pipeline) = weak.upgrade() else { return };
             let counter = if pad.current_caps().is_some_and(|c| c.to_string().starts_with("video/")) {
-                &pictures
+                &video_frames
             } else {
-                &sounds
+                &audio_buffers
             };
-            sink(&pipeline, pad, Arc::clone(counter), Arc::clone(&last));
+            count_buffers(&pipeline, pad, Arc::clone(counter), Arc::clone(&last));
         });
     }
     pipeline.start()?;
@@ -111,14 +112,14 @@ fn run(
         {
             let to = gst::ClockTime::from_nseconds(known.saturating_sub(nanoseconds(span)));
             let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
-            pictures.store(0, Ordering::Relaxed);
-            sounds.store(0, Ordering::Relaxed);
+            video_frames.store(0, Ordering::Relaxed);
+            audio_buffers.store(0, Ordering::Relaxed);
             sought.store(inner.seek_simple(flags, to).is_ok(), Ordering::Relaxed);
         }
         if last.load(Ordering::Relaxed) >= limit {
             inner.send_event(gst::event::Eos::new());
         }
-        pictures.load(Ordering::Relaxed) + sounds.load(Ordering::Relaxed)
+        video_frames.load(Ordering::Relaxed) + audio_buffers.load(Ordering::Relaxed)
     };
     pipeline.wait_end(pipelines.stall, cancel, progress)?;
     if duration.load(Ordering::Relaxed) == 0
@@ -126,15 +127,15 @@ fn run(
     {
         duration.store(length.nseconds(), Ordering::Relaxed);
     }
-    Ok(Decoded {
-        pictures: pictures.load(Ordering::Relaxed),
-        sounds: sounds.load(Ordering::Relaxed),
+    Ok(Counts {
+        video_frames: video_frames.load(Ordering::Relaxed),
+        audio_buffers: audio_buffers.load(Ordering::Relaxed),
         duration_ns: duration.load(Ordering::Relaxed),
     })
 }
 
 /// Ends a decoded pad in a sink that only counts. A failure shows as an error on the bus: not linked.
-fn sink(pipeline: &gst::Pipeline, pad: &gst::Pad, counter: Arc<AtomicU64>, last: Arc<AtomicU64>) {
+fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, counter: Arc<AtomicU64>, last: Arc<AtomicU64>) {
     let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).property("async", false).build()
     else {
         return;

@@ -1,4 +1,4 @@
-//! Bodies as flows of bytes that can be read more than once.
+//! Bodies as streams of bytes that can be read more than once.
 
 use std::io::SeekFrom;
 use std::path::Path;
@@ -8,8 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use super::{Body, Piece};
-use super::{ByteFlow, StoreError};
+use super::{Body, ByteFlow, Piece, StoreError};
 
 /// A file is read in pieces of this many bytes.
 const CHUNK: usize = 64 << 10;
@@ -75,10 +74,10 @@ fn file_flow(path: std::path::PathBuf, offset: u64, len: u64) -> BoxStream<'stat
     .boxed()
 }
 
-/// All bytes of a flow, for small objects.
+/// All bytes of a stream, for small objects.
 ///
 /// # Errors
-/// As the flow says, or when there are more than `max` bytes.
+/// The stream's error, or when there are more than `max` bytes.
 pub async fn collect(mut flow: ByteFlow, key: &str, max: usize) -> Result<Bytes, StoreError> {
     let mut all = Vec::new();
     while let Some(chunk) = flow.next().await {

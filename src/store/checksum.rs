@@ -40,30 +40,42 @@ impl PartSums {
 #[derive(Debug, Clone)]
 pub struct Hasher {
     current: Sha256,
-    /// Bytes of a part, bytes in the current one, and what is known of those before.
-    parts: Option<(u64, u64, PartSums)>,
+    parts: Option<PartHasher>,
+}
+
+/// The state of a checksum of parts.
+#[derive(Debug, Clone)]
+struct PartHasher {
+    part_bytes: u64,
+    /// Bytes in the current part.
+    filled: u64,
+    /// Of the parts before.
+    sums: PartSums,
 }
 
 impl Hasher {
     /// Of all bytes, or of parts of so many.
     #[must_use]
     pub fn new(part_bytes: Option<u64>) -> Self {
-        let sums = |part_bytes: u64| (part_bytes.max(1), 0, PartSums { part_bytes, sha256: Vec::new() });
-        Self { current: Sha256::new(), parts: part_bytes.map(sums) }
+        let parts = part_bytes.map(|part_bytes| {
+            let sums = PartSums { part_bytes, sha256: Vec::new() };
+            PartHasher { part_bytes: part_bytes.max(1), filled: 0, sums }
+        });
+        Self { current: Sha256::new(), parts }
     }
 
     /// Adds bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
-        let Some((part_bytes, filled, sums)) = &mut self.parts else { return self.current.update(bytes) };
+        let Some(parts) = &mut self.parts else { return self.current.update(bytes) };
         while !bytes.is_empty() {
-            if filled == part_bytes {
-                sums.sha256.push(STANDARD.encode(std::mem::take(&mut self.current).finalize()));
-                *filled = 0;
+            if parts.filled == parts.part_bytes {
+                parts.sums.sha256.push(STANDARD.encode(std::mem::take(&mut self.current).finalize()));
+                parts.filled = 0;
             }
-            let room = usize::try_from(*part_bytes - *filled).unwrap_or(usize::MAX);
+            let room = usize::try_from(parts.part_bytes - parts.filled).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.current.update(now);
-            *filled += now.len() as u64;
+            parts.filled += now.len() as u64;
             bytes = later;
         }
     }
@@ -74,9 +86,9 @@ impl Hasher {
         let last = STANDARD.encode(self.current.finalize());
         match self.parts {
             None => last,
-            Some((_, _, mut sums)) => {
-                sums.sha256.push(last);
-                sums.composite()
+            Some(mut parts) => {
+                parts.sums.sha256.push(last);
+                parts.sums.composite()
             }
         }
     }

@@ -14,10 +14,10 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::checksum::{Hasher, PartSums};
-use super::temp_file;
-use super::temp_file::Temp;
+use super::temp_file::{self, TempFile};
 use super::{
-    Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
+    Body, ByteFlow, ByteRange, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError,
+    UploadedPart,
 };
 use crate::model::time::Wallclock;
 
@@ -32,7 +32,7 @@ pub struct DirStore {
     root: PathBuf,
 }
 
-/// What S3 keeps as metadata. It is written after its object, so that it never vouches for an older one.
+/// The metadata of an object. It is written after its object, so that it never describes a newer one than there is.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
     /// Base64, of what was really written.
@@ -52,7 +52,7 @@ struct Upload {
     part_bytes: Option<u64>,
 }
 
-/// What is known of a part that is in its place.
+/// A part that is in its place.
 #[derive(Debug, Serialize, Deserialize)]
 struct PlacedPart {
     etag: String,
@@ -66,7 +66,7 @@ fn local(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Sto
 
 /// An object under way: written and synced, not yet at its place.
 struct Written {
-    temp: Temp,
+    temp: TempFile,
     meta: Meta,
 }
 
@@ -102,12 +102,12 @@ impl DirStore {
     }
 
     /// The folder and the description of an upload of this key.
-    async fn begun(&self, key: &str, upload_id: &str) -> Result<(PathBuf, Upload), StoreError> {
+    async fn find_upload(&self, key: &str, upload_id: &str) -> Result<(PathBuf, Upload), StoreError> {
         let gone = || StoreError::NoSuchUpload { key: key.to_owned(), upload_id: upload_id.to_owned() };
         let id = uuid::Uuid::parse_str(upload_id).map_err(|_| gone())?;
         let dir = self.root.join(UPLOADS).join(id.to_string());
-        let about = tokio::fs::read(dir.join("upload.json")).await.map_err(|_| gone())?;
-        let upload = serde_json::from_slice::<Upload>(&about).map_err(|_| gone())?;
+        let json = tokio::fs::read(dir.join("upload.json")).await.map_err(|_| gone())?;
+        let upload = serde_json::from_slice::<Upload>(&json).map_err(|_| gone())?;
         if upload.key == key { Ok((dir, upload)) } else { Err(gone()) }
     }
 
@@ -115,7 +115,7 @@ impl DirStore {
     async fn write_temp(&self, key: &str, body: &Body, sha256: Option<&str>) -> Result<Written, StoreError> {
         let dir = self.root.join(UPLOADS);
         tokio::fs::create_dir_all(&dir).await.map_err(local("create", &dir))?;
-        let temp = Temp::in_folder(&dir);
+        let temp = TempFile::in_folder(&dir);
         let path = temp.path();
         let mut file = tokio::fs::File::create(path).await.map_err(local("create", path))?;
         let (mut flow, mut hasher, mut size) = (body.flow(), Sha256::new(), 0);
@@ -136,8 +136,8 @@ impl DirStore {
         Ok(Written { temp, meta: Meta { sha256: found, etag: crate::store::checksum::hex(&digest), size } })
     }
 
-    /// The file of an upload whose parts are in their places, if they are those that were sent.
-    async fn placed(
+    /// The file of an upload whose parts are in their places, if these parts are the ones that were sent.
+    async fn assemble_parts(
         &self,
         key: &str,
         dir: &Path,
@@ -168,7 +168,7 @@ impl DirStore {
             let expected = expected.to_owned();
             return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
         }
-        let (data, temp) = (dir.join(DATA), Temp::in_folder(&self.root.join(UPLOADS)));
+        let (data, temp) = (dir.join(DATA), TempFile::in_folder(&self.root.join(UPLOADS)));
         let file = tokio::fs::OpenOptions::new().write(true).open(&data).await.map_err(|_| invalid())?;
         file.set_len(size).await.map_err(local("cut", &data))?;
         file.sync_all().await.map_err(local("sync", &data))?;
@@ -176,7 +176,7 @@ impl DirStore {
         Ok(Written { temp, meta: Meta { etag: found.clone(), sha256: found, size } })
     }
 
-    /// Gives what was written its name, durably.
+    /// Renames a written object to its final name, durably.
     async fn publish(&self, key: &str, written: Written, if_absent: bool) -> Result<ObjectInfo, StoreError> {
         let (root, path, meta_path) = (self.root.clone(), self.path(key)?, self.meta_path(key));
         let (key_owned, place) = (key.to_owned(), path.clone());
@@ -207,7 +207,7 @@ impl DirStore {
 }
 
 /// Writes a part into its place, durably. Its tag is base64 of its SHA-256.
-async fn place(data: &Path, from: u64, body: &Body) -> Result<PlacedPart, StoreError> {
+async fn write_part(data: &Path, from: u64, body: &Body) -> Result<PlacedPart, StoreError> {
     let file = tokio::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data).await;
     let mut file = file.map_err(local("create", data))?;
     file.seek(std::io::SeekFrom::Start(from)).await.map_err(local("write", data))?;
@@ -263,12 +263,12 @@ impl ObjectStore for DirStore {
         }))
     }
 
-    async fn get(&self, key: &str, range: Option<(u64, u64)>) -> Result<ByteFlow, StoreError> {
+    async fn get(&self, key: &str, range: Option<ByteRange>) -> Result<ByteFlow, StoreError> {
         let path = self.path(key)?;
         let info = self.head(key).await?.ok_or_else(|| StoreError::NotFound { key: key.to_owned() })?;
-        let (from, len) = range.unwrap_or((0, info.size));
-        let len = len.min(info.size.saturating_sub(from));
-        let flow = Body::file(&path, from, len).flow();
+        let ByteRange { start, len } = range.unwrap_or(ByteRange { start: 0, len: info.size });
+        let len = len.min(info.size.saturating_sub(start));
+        let flow = Body::file(&path, start, len).flow();
         Ok(flow.map(move |chunk| chunk.map_err(local("read", &path))).boxed())
     }
 
@@ -326,17 +326,17 @@ impl ObjectStore for DirStore {
         number: i32,
         body: Body,
     ) -> Result<UploadedPart, StoreError> {
-        let (dir, about) = self.begun(key, upload_id).await?;
+        let (dir, upload) = self.find_upload(key, upload_id).await?;
         if !(1..=10_000).contains(&number) {
             return Err(refused(key, "InvalidArgument", "a part's number is 1..=10,000"));
         }
         let path = dir.join(format!("{number:05}"));
-        if let Some(part_bytes) = about.part_bytes {
+        if let Some(part_bytes) = upload.part_bytes {
             let (index, data) = (u64::from(number.unsigned_abs() - 1), dir.join(DATA));
             if body.len() > part_bytes {
                 return Err(refused(key, "EntityTooLarge", "a part is larger than its place"));
             }
-            let placed = place(&data, index * part_bytes, &body).await?;
+            let placed = write_part(&data, index * part_bytes, &body).await?;
             let json = serde_json::to_vec(&placed).expect("plain data");
             tokio::fs::write(&path, json).await.map_err(local("write", &path))?;
             return Ok(UploadedPart { number, etag: placed.etag, size: placed.size });
@@ -354,9 +354,9 @@ impl ObjectStore for DirStore {
         parts: &[UploadedPart],
         if_absent: bool,
     ) -> Result<ObjectInfo, StoreError> {
-        let (dir, about) = self.begun(key, upload_id).await?;
-        if let Some(part_bytes) = about.part_bytes {
-            let written = self.placed(key, &dir, part_bytes, parts, about.sha256.as_deref()).await?;
+        let (dir, upload) = self.find_upload(key, upload_id).await?;
+        if let Some(part_bytes) = upload.part_bytes {
+            let written = self.assemble_parts(key, &dir, part_bytes, parts, upload.sha256.as_deref()).await?;
             let info = self.publish(key, written, if_absent).await?;
             tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir))?;
             return Ok(info);
@@ -370,14 +370,14 @@ impl ObjectStore for DirStore {
             }
             body.pieces.extend(Body::file(&path, 0, part.size).pieces);
         }
-        let written = self.write_temp(key, &body, about.sha256.as_deref()).await?;
+        let written = self.write_temp(key, &body, upload.sha256.as_deref()).await?;
         let info = self.publish(key, written, if_absent).await?;
         tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir))?;
         Ok(info)
     }
 
     async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), StoreError> {
-        match self.begun(key, upload_id).await {
+        match self.find_upload(key, upload_id).await {
             Err(_) => Ok(()),
             Ok((dir, _)) => tokio::fs::remove_dir_all(&dir).await.map_err(local("remove", &dir)),
         }

@@ -1,4 +1,4 @@
-//! Fetching an object into a file: resumed where it broke off, and checked before it gets its name.
+//! Fetching an object into a file: resumed after an interruption, and checked before it gets its final name.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
 use super::checksum::Hasher;
-use super::{ObjectStore, StoreError, temp_file};
+use super::{ByteRange, ObjectStore, StoreError, temp_file};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::runtime::retry::STORE;
 
-/// Tries in a row that bring nothing; somebody is waiting, so this is minutes, not hours.
-const FRUITLESS_TRIES_MAX: u32 = 8;
+/// Attempts in a row without progress. A person waits for the download, so this is minutes, not hours.
+const FRUITLESS_ATTEMPTS_MAX: u32 = 8;
 
-/// What to fetch, and what it must be.
+/// An object to fetch, its expected content, and the file.
 #[derive(Debug, Clone)]
 pub struct Download {
     /// The object.
@@ -26,7 +26,7 @@ pub struct Download {
     pub sha256: String,
     /// Bytes of each part but the last, if its checksum is that of its parts.
     pub part_bytes: Option<u64>,
-    /// The file that it becomes. What has arrived is beside it as `<name>.download` until it is whole.
+    /// The file. Until it is whole, it has the name `<name>.download`.
     pub path: PathBuf,
 }
 
@@ -67,10 +67,10 @@ impl Download {
     }
 }
 
-/// Fetches an object. `progress` is told of each further number of bytes, those of an earlier call included.
+/// Fetches an object. `progress` gets each further number of bytes, those of an earlier call included.
 ///
 /// # Errors
-/// When the store has no such object, refuses, stays away for minutes, or holds something else (what arrived is
+/// When the store has no such object, refuses, is unavailable for minutes, or holds something else (the fetched file is
 /// then removed); when the file cannot be written.
 pub async fn download(
     store: &dyn ObjectStore,
@@ -79,47 +79,28 @@ pub async fn download(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), DownloadError> {
     let partial = download.partial();
-    let stretch = Stretch { key: &download.key, from: 0, len: download.size };
-    arrive(store, stretch, &partial, cancel, progress).await?;
+    let range = ByteRange { start: 0, len: download.size };
+    download_range(store, &download.key, range, &partial, cancel, progress).await?;
     let (download, path) = (download.clone(), partial.clone());
     let finished = tokio::task::spawn_blocking(move || finish(&download, &path)).await;
     Ok(finished.unwrap_or_else(|e| Err(local("check", &partial)(std::io::Error::other(e))))?)
 }
 
-/// Fetches a stretch of an object, from byte `from` on, so many bytes. What of it is in the file at `path` is not fetched
-/// again. The checksum of the whole object says nothing of a stretch: whoever asks must look at what it is.
+/// Fetches a range of an object into a file, and retries passing errors. Bytes that are in the file already are not
+/// fetched again. The checksum of the whole object does not cover a range: the caller must check the content.
 ///
 /// # Errors
 /// As for [`download`], apart from the checksum.
 pub async fn download_range(
     store: &dyn ObjectStore,
     key: &str,
-    (from, len): (u64, u64),
-    path: &Path,
-    cancel: &CancellationToken,
-    progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(), DownloadError> {
-    arrive(store, Stretch { key, from, len }, path, cancel, progress).await
-}
-
-/// Bytes of an object.
-#[derive(Clone, Copy)]
-struct Stretch<'a> {
-    key: &'a str,
-    from: u64,
-    len: u64,
-}
-
-/// Fetches bytes into a file, through passing errors.
-async fn arrive(
-    store: &dyn ObjectStore,
-    stretch: Stretch<'_>,
+    range: ByteRange,
     partial: &Path,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), DownloadError> {
     let mut have = tokio::fs::metadata(partial).await.map_or(0, |m| m.len());
-    if have > stretch.len {
+    if have > range.len {
         tokio::fs::remove_file(partial).await.map_err(local("remove", partial))?;
         have = 0;
     }
@@ -129,13 +110,13 @@ async fn arrive(
         let before = have;
         let more = tokio::select! {
             () = cancel.cancelled() => return Err(DownloadError::Cancelled),
-            more = fetch(store, stretch, partial, &mut have, progress) => more,
+            more = fetch(store, key, range, partial, &mut have, progress) => more,
         };
         match more {
             Ok(()) => return Ok(()),
             Err(error @ StoreError::Unavailable { .. }) => {
                 fruitless = if have > before { 0 } else { fruitless + 1 };
-                if fruitless >= FRUITLESS_TRIES_MAX {
+                if fruitless >= FRUITLESS_ATTEMPTS_MAX {
                     return Err(error.into());
                 }
                 tokio::select! {
@@ -148,42 +129,44 @@ async fn arrive(
     }
 }
 
-/// Fetches what is missing behind `have` bytes.
+/// Fetches the bytes of a range that are not in the file yet.
 async fn fetch(
     store: &dyn ObjectStore,
-    stretch: Stretch<'_>,
+    key: &str,
+    range: ByteRange,
     partial: &Path,
     have: &mut u64,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), StoreError> {
     let file = tokio::fs::OpenOptions::new().create(true).append(true).open(partial).await;
     let mut file = file.map_err(local("open", partial))?;
-    // Of a try that was broken off in the middle of a write, the file has the last word.
+    // An attempt may have ended in the middle of a write: the file's size counts.
     *have = file.metadata().await.map_err(local("read", partial))?.len();
-    if *have == stretch.len {
+    if *have == range.len {
         return Ok(());
     }
-    let mut flow = store.get(stretch.key, Some((stretch.from + *have, stretch.len - *have))).await?;
+    let missing = ByteRange { start: range.start + *have, len: range.len - *have };
+    let mut flow = store.get(key, Some(missing)).await?;
     while let Some(chunk) = flow.next().await {
         let chunk = chunk?;
         let len = chunk.len() as u64;
-        if *have + len > stretch.len {
-            let (expected, found) = (format!("{} bytes", stretch.len), "more".to_owned());
-            return Err(StoreError::Corrupt { key: stretch.key.to_owned(), expected, found });
+        if *have + len > range.len {
+            let (expected, found) = (format!("{} bytes", range.len), "more".to_owned());
+            return Err(StoreError::Corrupt { key: key.to_owned(), expected, found });
         }
         file.write_all(&chunk).await.map_err(local("write", partial))?;
         file.flush().await.map_err(local("write", partial))?;
         *have += len;
         progress(len);
     }
-    if *have < stretch.len {
-        let source = format!("it ended after {have} of {} bytes", stretch.len).into();
-        return Err(StoreError::Unavailable { doing: "read", key: stretch.key.to_owned(), source });
+    if *have < range.len {
+        let source = format!("it ended after {have} of {} bytes", range.len).into();
+        return Err(StoreError::Unavailable { doing: "read", key: key.to_owned(), source });
     }
     Ok(())
 }
 
-/// Checks what has arrived, and gives it its name.
+/// Checks the fetched file, and renames it to its final name.
 fn finish(download: &Download, partial: &Path) -> Result<(), StoreError> {
     let mut file = std::fs::File::open(partial).map_err(local("open", partial))?;
     let (mut hasher, mut buffer) = (Hasher::new(download.part_bytes), vec![0; 64 << 10]);

@@ -16,7 +16,7 @@ pub struct Keys {
     archive: ArchiveId,
 }
 
-/// What an object of ours is.
+/// The kinds of an archive's objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// The composed file.
@@ -29,7 +29,7 @@ pub enum Kind {
     Sprite,
     /// When and where each of them is: WebVTT.
     SpriteIndex,
-    /// Our manifest: the archive's truth.
+    /// The manifest.
     Manifest,
     /// The quality report.
     Report,
@@ -59,13 +59,13 @@ impl Keys {
         Self { application, archive }
     }
 
-    /// What all its keys begin with.
+    /// The prefix of all its keys.
     #[must_use]
     pub fn prefix(&self) -> String {
         format!("{}/{}/", self.application, self.archive)
     }
 
-    /// What the keys of its segments begin with.
+    /// The prefix of its segments' keys.
     #[must_use]
     pub fn segments(&self) -> String {
         format!("{}segments/", self.prefix())
@@ -87,7 +87,7 @@ impl Keys {
         self.prefix() + &name
     }
 
-    /// Reads a key; `None` if it is not of ours.
+    /// Parses a key; `None` if it is not a key of an archive.
     #[must_use]
     pub fn parse(key: &str) -> Option<(Self, Kind)> {
         let mut parts = key.splitn(3, '/');
@@ -124,9 +124,9 @@ mod tests {
     fn keys_are_read_as_they_are_written_and_others_are_not_ours() {
         let archive: ArchiveId = "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id");
         let keys = Keys::new("app-1".parse().expect("id"), archive);
-        let stills = [Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex];
+        let thumbnails = [Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex];
         let others = [Kind::Mp4, Kind::Zip, Kind::Manifest, Kind::Report, Kind::Bundle(Epoch(3), 17)];
-        for kind in stills.into_iter().chain(others) {
+        for kind in thumbnails.into_iter().chain(others) {
             assert_eq!(Keys::parse(&keys.key(kind)), Some((keys.clone(), kind)));
         }
         assert_eq!(keys.key(Kind::Bundle(Epoch(3), 17)), format!("app-1/{archive}/segments/e0003/000017.tar"));

@@ -22,6 +22,15 @@ use futures_util::stream::BoxStream;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::time::Wallclock;
 
+/// A range of an object's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRange {
+    /// First byte.
+    pub start: u64,
+    /// Number of bytes.
+    pub len: u64,
+}
+
 /// One piece of a body.
 #[derive(Debug, Clone)]
 pub enum Piece {
@@ -29,16 +38,16 @@ pub enum Piece {
     Bytes(Bytes),
     /// A range of a local file. It must not change until the upload has ended.
     File {
-        /// Where.
+        /// The file.
         path: PathBuf,
         /// First byte.
         offset: u64,
-        /// How many.
+        /// Number of bytes.
         len: u64,
     },
 }
 
-/// What is sent: pieces in order, of known length, readable more than once (for retries), streamed
+/// The content of an upload: pieces in order, of known length, readable more than once (for retries), streamed
 /// in small buffers.
 #[derive(Debug, Clone, Default)]
 pub struct Body {
@@ -46,7 +55,7 @@ pub struct Body {
     pub pieces: Vec<Piece>,
 }
 
-/// What a store tells of an object.
+/// A store's metadata of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
     /// Its key.
@@ -55,8 +64,8 @@ pub struct ObjectInfo {
     pub size: u64,
     /// The entity tag, as the store gives it (quotes removed).
     pub etag: Option<String>,
-    /// Base64 of the SHA-256 of the content, where the store keeps one for the whole object, or where we
-    /// wrote it into the object's metadata.
+    /// Base64 of the SHA-256 of the content, where the store keeps one for the whole object, or where this program wrote
+    /// it into the object's metadata.
     pub sha256: Option<String>,
     /// The mark that it was written with, see [`PutOptions::mark`].
     pub mark: Option<String>,
@@ -71,10 +80,10 @@ pub struct PutOptions {
     pub content_type: Option<&'static str>,
     /// Base64 SHA-256 of the content: sent as metadata, and as a checksum where the store can check it.
     pub sha256: Option<String>,
-    /// Of an object in parts: `sha256` is that of the parts' SHA-256s (see [`checksum`]), and so many bytes has each
-    /// part but the last.
+    /// For an object in parts: bytes of each part but the last. `sha256` is then that of the parts' SHA-256s (see
+    /// [`checksum`]).
     pub part_bytes: Option<u64>,
-    /// By this an object is known again whose checksum is not known when it is begun: goes into its metadata.
+    /// Identifies an object whose checksum is not known when its upload begins. Written into its metadata.
     pub mark: Option<String>,
     /// Refuse if the key exists (`If-None-Match: *`), where the store can; see `Capabilities`.
     pub if_absent: bool,
@@ -102,7 +111,7 @@ pub struct PendingUpload {
     pub begun: Option<Wallclock>,
 }
 
-/// What a store can do; probed, not believed.
+/// A store's optional operations, found out by a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// `If-None-Match: *` is enforced.
@@ -111,7 +120,7 @@ pub struct Capabilities {
     pub list_uploads: bool,
 }
 
-/// Why the store cannot do it.
+/// Why an operation of a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// No connection, timeout, or a 5xx answer.
@@ -195,14 +204,14 @@ impl HasFault for StoreError {
     }
 }
 
-/// A flow of bytes from the store.
+/// A stream of bytes from the store.
 pub type ByteFlow = BoxStream<'static, Result<Bytes, StoreError>>;
 
 /// A shared store.
 pub type SharedStore = Arc<dyn ObjectStore>;
 
-/// An object store. Each method does one try (the SDK's own quick retries included); whoever calls decides
-/// on longer retries by the error's fault. All are safe to repeat.
+/// An object store. Each method makes one attempt (the SDK's own quick retries included); the caller decides on longer
+/// retries by the error's fault. All are safe to repeat.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
     /// A name for logs and people, without secrets.
@@ -211,11 +220,11 @@ pub trait ObjectStore: Send + Sync {
     /// Writes a whole object.
     async fn put(&self, key: &str, body: Body, options: PutOptions) -> Result<ObjectInfo, StoreError>;
 
-    /// What is there, if anything.
+    /// The metadata of an object, if it exists.
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StoreError>;
 
-    /// Reads an object, or a range of it (first byte, length).
-    async fn get(&self, key: &str, range: Option<(u64, u64)>) -> Result<ByteFlow, StoreError>;
+    /// Reads an object, or a range of it.
+    async fn get(&self, key: &str, range: Option<ByteRange>) -> Result<ByteFlow, StoreError>;
 
     /// All objects under a prefix, in the order of their keys, all pages.
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError>;
@@ -250,10 +259,10 @@ pub trait ObjectStore: Send + Sync {
     /// Uploads that were begun under a prefix and not ended.
     async fn pending_uploads(&self, prefix: &str) -> Result<Vec<PendingUpload>, StoreError>;
 
-    /// A link that anybody can download the object with until it expires. `None` where the store has no
-    /// links of its own (a directory: the API serves them).
+    /// A presigned URL: anybody can download the object with it until it expires. `None` where the store cannot sign URLs
+    /// (a directory: the API serves its objects).
     async fn presign_get(&self, key: &str, valid: Duration, file_name: &str) -> Result<Option<String>, StoreError>;
 
-    /// Tries with a probe key under `prefix` what the store can do.
+    /// Finds out the store's capabilities with a probe key under `prefix`.
     async fn probe(&self, prefix: &str) -> Result<Capabilities, StoreError>;
 }

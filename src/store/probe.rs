@@ -1,4 +1,4 @@
-//! Finding out what a store can do, by doing it.
+//! Probes a store's capabilities, by using them.
 
 use super::{Body, Capabilities, ObjectStore, PutOptions, StoreError};
 

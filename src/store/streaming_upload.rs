@@ -1,6 +1,6 @@
-//! Sending a file while it grows: what will not change any more goes to the store in parts, so that at the end only the
-//! beginning and the rest are left to send. What was sent stands in the journal of the upload, which
-//! [`super::upload::upload`] takes up.
+//! Uploads a file while it grows. Bytes that will not change any more go to the store in parts, so that at the end only the
+//! beginning and the rest are left. The upload's journal has the parts that were sent, and [`super::upload::upload`]
+//! continues from it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,20 +11,20 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::checksum::{self, PartSums};
-use super::upload::{Entry, PART_BYTES_MIN, PARTS_MAX, give_up, open_uploads};
+use super::upload::{Entry, PART_BYTES_MIN, PARTS_MAX, abort_upload, open_uploads};
 use super::{Body, ObjectStore, PutOptions, StoreError};
 use crate::model::fault::chain;
 use crate::runtime::journal::{FileError, LineFile, read_lines};
 use crate::runtime::retry::STORE;
 
-/// How often the file is looked at.
-const LOOK: Duration = Duration::from_millis(500);
-/// Uploads that the store has lost or refused, after which the file is only sent at its end.
-const UPLOADS_MAX: u32 = 5;
+/// Interval at which the file is checked for growth.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// After this number of uploads that the store lost or refused, the file is sent only when it is whole.
+const LOST_UPLOADS_MAX: u32 = 5;
 
 /// A file that grows.
-pub struct Growing {
-    /// Where to.
+pub struct GrowingFile {
+    /// The object's key.
     pub key: String,
     /// The file; it may not be there yet.
     pub path: PathBuf,
@@ -34,32 +34,32 @@ pub struct Growing {
     pub part_bytes: u64,
     /// The upload's journal.
     pub journal: PathBuf,
-    /// What of a file so long will not change any more.
-    pub settled: Box<dyn Fn(u64) -> Option<Range<u64>> + Send + Sync>,
-    /// Counts how often the file was begun: what was sent before is of no use then.
-    pub begun: watch::Receiver<u32>,
+    /// The range of a file of a given length that will not change any more.
+    pub final_range: Box<dyn Fn(u64) -> Option<Range<u64>> + Send + Sync>,
+    /// Counts how often the file was begun. Parts that were sent before the last beginning are of no use.
+    pub starts: watch::Receiver<u32>,
 }
 
 /// An upload under way.
 struct Upload {
     id: String,
-    /// Of which beginning of the file.
-    begun: u32,
+    /// The value of [`GrowingFile::starts`] when it began.
+    start: u32,
     /// The next part, counted from 0.
     next: u64,
 }
 
-/// Sends what is settled until `end`, which says that the file is whole or will never be. Outages are waited for; what
-/// cannot be sent now is sent at the end.
-pub async fn send(store: &dyn ObjectStore, file: &Growing, end: &CancellationToken) {
+/// Uploads the file's final range as it grows, until `end` says that the file is whole or will never be. Outages are waited
+/// for. Parts that cannot be sent now are sent at the end.
+pub async fn send(store: &dyn ObjectStore, file: &GrowingFile, end: &CancellationToken) {
     let (mut upload, mut failures, mut lost) = (None, 0, 0);
-    while lost < UPLOADS_MAX {
-        let wait = if failures == 0 { LOOK } else { STORE.delay(failures, rand::random()) };
+    while lost < LOST_UPLOADS_MAX {
+        let wait = if failures == 0 { POLL_INTERVAL } else { STORE.delay(failures, rand::random()) };
         tokio::select! {
             () = end.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        // One part at a time, and no part is broken off: it would be sent again.
+        // One part at a time. A part is never interrupted: it would have to be sent again.
         let error = loop {
             match file.send_next(store, &mut upload).await {
                 Ok(true) if !end.is_cancelled() => failures = 0,
@@ -72,7 +72,7 @@ pub async fn send(store: &dyn ObjectStore, file: &Growing, end: &CancellationTok
             tracing::warn!(object.key = file.key, "a growing file is not sent for now: {}", chain(&error));
         }
         failures += 1;
-        if !matches!(error, AheadError::Store(StoreError::Unavailable { .. })) {
+        if !matches!(error, StreamingError::Store(StoreError::Unavailable { .. })) {
             (upload, lost) = (None, lost + 1);
         }
     }
@@ -81,52 +81,52 @@ pub async fn send(store: &dyn ObjectStore, file: &Growing, end: &CancellationTok
 
 /// Why a part was not sent.
 #[derive(Debug, thiserror::Error)]
-enum AheadError {
+enum StreamingError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Journal(#[from] FileError),
 }
 
-impl Growing {
+impl GrowingFile {
     /// Bytes of a part, as [`super::upload`] allows.
     fn part_bytes(&self) -> u64 {
         self.part_bytes.max(PART_BYTES_MIN)
     }
 
     /// Sends the next part, if there is one.
-    async fn send_next(&self, store: &dyn ObjectStore, upload: &mut Option<Upload>) -> Result<bool, AheadError> {
-        let (begun, part_bytes) = (*self.begun.borrow(), self.part_bytes());
+    async fn send_next(&self, store: &dyn ObjectStore, upload: &mut Option<Upload>) -> Result<bool, StreamingError> {
+        let (start, part_bytes) = (*self.starts.borrow(), self.part_bytes());
         let len = tokio::fs::metadata(&self.path).await.map_or(0, |file| file.len());
-        let Some(settled) = (self.settled)(len) else { return Ok(false) };
-        let first = settled.start.div_ceil(part_bytes);
-        let next = upload.as_ref().filter(|u| u.begun == begun).map_or(first, |u| u.next);
-        if (next + 1) * part_bytes > settled.end || next >= PARTS_MAX {
+        let Some(final_range) = (self.final_range)(len) else { return Ok(false) };
+        let first = final_range.start.div_ceil(part_bytes);
+        let next = upload.as_ref().filter(|u| u.start == start).map_or(first, |u| u.next);
+        if (next + 1) * part_bytes > final_range.end || next >= PARTS_MAX {
             return Ok(false);
         }
-        if upload.as_ref().is_none_or(|u| u.begun != begun) {
-            *upload = Some(self.begin(store, begun, first).await?);
+        if upload.as_ref().is_none_or(|u| u.start != start) {
+            *upload = Some(self.begin(store, start, first).await?);
         }
         let Some(current) = upload else { return Ok(false) };
         let (path, from) = (self.path.clone(), next * part_bytes);
         let sum = tokio::task::spawn_blocking(move || checksum::of_range(&path, from, part_bytes)).await;
         let number = i32::try_from(next + 1).unwrap_or(i32::MAX);
-        // The file was begun anew just now.
+        // The file was begun again just now.
         let Ok(Ok(sha256)) = sum else { return Ok(false) };
         let body = Body::file(&self.path, from, part_bytes);
         let part = store.upload_part(&self.key, &current.id, number, body).await?;
-        if *self.begun.borrow() == begun {
+        if *self.starts.borrow() == start {
             LineFile::open_for_append(&self.journal)?.append(&Entry::Part { part, sha256: Some(sha256) })?;
             current.next = next + 1;
         }
         Ok(true)
     }
 
-    /// Begins an upload, and gives up those before it.
-    async fn begin(&self, store: &dyn ObjectStore, begun: u32, next: u64) -> Result<Upload, AheadError> {
+    /// Begins an upload, and aborts those before it.
+    async fn begin(&self, store: &dyn ObjectStore, start: u32, next: u64) -> Result<Upload, StreamingError> {
         let (journal, entries) = LineFile::open::<Entry>(&self.journal)?;
         for (key, upload_id) in open_uploads(entries) {
-            give_up(store, &journal, &key, upload_id).await?;
+            abort_upload(store, &journal, &key, upload_id).await?;
         }
         let (mark, part_bytes) = (uuid::Uuid::new_v4().to_string(), self.part_bytes());
         let options = PutOptions {
@@ -139,19 +139,19 @@ impl Growing {
         let (key, upload_id, mark) = (self.key.clone(), id.clone(), Some(mark));
         journal.append(&Entry::Begun { key, upload_id, part_bytes, size: None, sha256: None, mark })?;
         journal.sync()?;
-        Ok(Upload { id, begun, next })
+        Ok(Upload { id, start, next })
     }
 }
 
-/// The parts of a file that is whole now and was sent as it grew: their SHA-256s, of which only those are made that are
-/// not known. `None` if nothing was sent, or if the file is not the one that was sent. Blocking.
+/// The SHA-256s of the parts of a file that is whole now and was sent as it grew; unknown ones are computed. `None` if
+/// nothing was sent, or if the file is not the one that was sent. Blocking.
 ///
 /// # Errors
 /// When the journal or the file cannot be read.
 pub fn parts(journal: &Path, path: &Path) -> Result<Option<PartSums>, FileError> {
     let io = |source| FileError { doing: "read", path: path.display().to_string(), source };
     let (entries, _) = read_lines::<Entry>(journal, 0)?;
-    let Some((part_bytes, sent)) = sent(&entries) else { return Ok(None) };
+    let Some((part_bytes, sent)) = uploaded_parts(&entries) else { return Ok(None) };
     let size = std::fs::metadata(path).map_err(io)?.len();
     let count = size.div_ceil(part_bytes);
     let of = |n: u64| checksum::of_range(path, n * part_bytes, part_bytes.min(size - n * part_bytes));
@@ -168,8 +168,8 @@ pub fn parts(journal: &Path, path: &Path) -> Result<Option<PartSums>, FileError>
     Ok(Some(PartSums { part_bytes, sha256: sums.collect::<Result<_, _>>()? }))
 }
 
-/// The bytes of a part, and the parts with what was sent of them, counted from 0.
-fn sent(entries: &[Entry]) -> Option<(u64, BTreeMap<u64, String>)> {
+/// The part size, and the SHA-256s of the parts that were sent, by number from 0.
+fn uploaded_parts(entries: &[Entry]) -> Option<(u64, BTreeMap<u64, String>)> {
     let (mut last, mut open) = (None, String::new());
     for entry in entries {
         match entry {

@@ -1,4 +1,4 @@
-//! Files that are still there after a power cut, and that leave nothing behind when they are given up.
+//! Files that are whole or absent after a crash or a power cut, and are removed when they are dropped unfinished.
 
 use std::fs::File;
 use std::io::Write;
@@ -10,14 +10,14 @@ const EXTENSION: &str = "part";
 /// A file under way that was not written to for so long has lost its writer.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// A file under way. It is removed when it is dropped before [`Temp::keep`].
+/// A file under way. It is removed when it is dropped before [`TempFile::keep`].
 #[derive(Debug)]
-pub(super) struct Temp {
+pub(super) struct TempFile {
     path: PathBuf,
     kept: bool,
 }
 
-impl Temp {
+impl TempFile {
     /// A new name in a folder.
     pub(super) fn in_folder(folder: &Path) -> Self {
         Self { path: folder.join(format!("{}.{EXTENSION}", uuid::Uuid::new_v4())), kept: false }
@@ -27,13 +27,13 @@ impl Temp {
         &self.path
     }
 
-    /// It has another name now: there is nothing to remove.
+    /// The file was renamed: there is nothing to remove.
     pub(super) fn keep(mut self) {
         self.kept = true;
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
         if !self.kept {
             // It may never have been made, and what stays is removed by `remove_stale`.
@@ -74,7 +74,7 @@ pub(super) fn sync_folders(root: &Path, leaf: &Path) -> std::io::Result<()> {
 pub(super) fn replace(root: &Path, temps: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(root);
     std::fs::create_dir_all(folder)?;
-    let temp = Temp::in_folder(temps);
+    let temp = TempFile::in_folder(temps);
     let mut file = File::create(temp.path())?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn a_file_that_is_given_up_is_removed_and_one_that_is_kept_stays() {
         let dir = tempfile::tempdir().expect("dir");
-        let (gone, kept) = (Temp::in_folder(dir.path()), Temp::in_folder(dir.path()));
+        let (gone, kept) = (TempFile::in_folder(dir.path()), TempFile::in_folder(dir.path()));
         let paths = [gone.path().to_owned(), kept.path().to_owned()];
         paths.iter().for_each(|path| std::fs::write(path, "x").expect("write"));
         drop(gone);

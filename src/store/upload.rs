@@ -23,8 +23,8 @@ pub const PART_BYTES: u64 = 16 << 20;
 pub const PARTS_MAX: u64 = 10_000;
 /// Parts under way at a time.
 const PARTS_AT_A_TIME: usize = 3;
-/// A step of a multipart upload that is refused so often in a row is begun anew: some stores answer
-/// `AccessDenied` for an upload that is gone (s3s-fs), and refusals that concern the bucket show at the new beginning.
+/// After this number of refusals of one step in a row, a new multipart upload begins. Some stores answer `AccessDenied` for
+/// an upload that is gone (s3s-fs); a refusal that concerns the bucket is reported when the new upload begins.
 const REFUSALS_MAX: u32 = 4;
 
 /// How a file is sent.
@@ -54,8 +54,8 @@ pub fn plan(size: u64, part_bytes: u64) -> Plan {
     Plan::Parts { part_bytes, count: size.div_ceil(part_bytes) }
 }
 
-/// What the journal of an upload says. It is the truth; a store's list of parts is not asked (s3s-fs's has no
-/// entity tags, moto's cannot be read).
+/// An entry of an upload's journal. The journal alone says what was sent: a store's list of parts is not used (s3s-fs's has
+/// no entity tags, moto's cannot be read).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "lowercase")]
 pub(super) enum Entry {
@@ -93,7 +93,7 @@ pub enum UploadError {
     /// The file is not the one that was to be sent: its size or its time has changed.
     #[error("{0:?} has changed since it was finished")]
     Changed(PathBuf),
-    /// It was called off.
+    /// The upload was cancelled.
     #[error("the upload was called off")]
     Cancelled,
 }
@@ -112,7 +112,7 @@ impl HasFault for UploadError {
 /// A file to send.
 #[derive(Debug, Clone)]
 pub struct Upload {
-    /// Where to.
+    /// The object's key.
     pub key: String,
     /// The file; it must not change.
     pub path: PathBuf,
@@ -126,22 +126,22 @@ pub struct Upload {
     pub content_type: &'static str,
     /// Bytes of a part.
     pub part_bytes: u64,
-    /// Where the journal is.
+    /// The journal's file.
     pub journal: PathBuf,
 }
 
-/// A file to send, as it was when its upload was called for.
-struct Sending<'a> {
+/// A file to send, as it was when its upload began.
+struct FileUpload<'a> {
     store: &'a dyn ObjectStore,
     upload: &'a Upload,
     cancel: &'a CancellationToken,
     progress: &'a (dyn Fn(u64) + Send + Sync),
     modified: Option<SystemTime>,
-    /// Of the upload that was begun while the file grew.
+    /// The mark of the upload that was begun while the file grew.
     mark: Option<String>,
 }
 
-/// How a step ended that need not be tried again.
+/// How a step ended without a further attempt.
 enum Step<T> {
     Done(T),
     /// The store has lost the upload.
@@ -149,8 +149,8 @@ enum Step<T> {
     Failed(UploadError),
 }
 
-/// Sends a file and proves that the store has it. Tries again until it succeeds, is refused for good, or
-/// is called off; may be called again after a restart, and sends only what is missing. The file is never removed.
+/// Sends a file and proves that the store has it. Retries until it succeeds, is refused for good, or is cancelled. May be
+/// called again after a restart, and then sends only the missing parts. The file is never removed.
 ///
 /// # Errors
 /// See [`UploadError`].
@@ -161,13 +161,13 @@ pub async fn upload(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<ObjectInfo, UploadError> {
     let mark = match &upload.parts {
-        Some(_) => mark(&upload.journal, &upload.key)?,
+        Some(_) => mark_in_journal(&upload.journal, &upload.key)?,
         None => None,
     };
-    let sending = Sending { store, upload, cancel, progress, modified: modified(&upload.path).await, mark };
-    // Only a short cut: if the store cannot say now, what follows waits for it.
+    let file_upload = FileUpload { store, upload, cancel, progress, modified: modified(&upload.path).await, mark };
+    // Only a short cut: if the store is unavailable now, the steps below wait for it.
     if let Ok(Some(there)) = store.head(&upload.key).await
-        && sending.is_same(&there)
+        && file_upload.is_same(&there)
     {
         return Ok(there);
     }
@@ -176,11 +176,11 @@ pub async fn upload(
         None => plan(upload.size, upload.part_bytes),
     };
     match plan {
-        Plan::Single => sending.whole().await?,
+        Plan::Single => file_upload.put_whole().await?,
         Plan::Parts { part_bytes, count } => {
             // A store may forget an upload (R2 after 7 days, a person at any time): then it begins anew.
             for attempt in 0.. {
-                if sending.parts(part_bytes, count).await? {
+                if file_upload.send_parts(part_bytes, count).await? {
                     break;
                 }
                 tokio::select! {
@@ -190,14 +190,14 @@ pub async fn upload(
             }
         }
     }
-    sending.prove().await
+    file_upload.prove().await
 }
 
 async fn modified(path: &Path) -> Option<SystemTime> {
     tokio::fs::metadata(path).await.and_then(|m| m.modified()).ok()
 }
 
-impl Sending<'_> {
+impl FileUpload<'_> {
     fn options(&self) -> PutOptions {
         let (content_type, sha256) = (Some(self.upload.content_type), Some(self.upload.sha256.clone()));
         let part_bytes = self.upload.parts.as_ref().map(|parts| parts.part_bytes);
@@ -248,18 +248,18 @@ impl Sending<'_> {
         }
     }
 
-    /// Only what the file system says for sure counts: a disk that fails is met by the try itself.
+    /// Whether size or time of the file differ. An error of the file system does not count: the upload reports it.
     async fn has_changed(&self) -> bool {
         let Ok(now) = tokio::fs::metadata(&self.upload.path).await else { return false };
         now.len() != self.upload.size || now.modified().ok() != self.modified
     }
 
-    async fn whole(&self) -> Result<(), UploadError> {
+    async fn put_whole(&self) -> Result<(), UploadError> {
         let upload = self.upload;
         if upload.journal.exists() {
             // It was begun in parts, as another file.
             let (journal, entries) = LineFile::open::<Entry>(&upload.journal)?;
-            self.give_up_all(&journal, entries).await?;
+            self.abort_open_uploads(&journal, entries).await?;
         }
         let put = || self.store.put(&upload.key, Body::file(&upload.path, 0, upload.size), self.options());
         if self.step("upload a file", u32::MAX, put).await?.is_some() {
@@ -268,13 +268,13 @@ impl Sending<'_> {
         Ok(())
     }
 
-    /// Sends the parts that are missing and puts all together. `false` when it must begin anew.
-    async fn parts(&self, part_bytes: u64, count: u64) -> Result<bool, UploadError> {
+    /// Sends the missing parts and completes the upload. `false` when a new upload must begin.
+    async fn send_parts(&self, part_bytes: u64, count: u64) -> Result<bool, UploadError> {
         let (journal, entries) = LineFile::open::<Entry>(&self.upload.journal)?;
         let (upload_id, done) = match resume(&entries, self.upload, part_bytes) {
             Some(found) => found,
             None => {
-                self.give_up_all(&journal, entries).await?;
+                self.abort_open_uploads(&journal, entries).await?;
                 (self.begin(&journal, part_bytes).await?, Vec::new())
             }
         };
@@ -286,12 +286,12 @@ impl Sending<'_> {
                 Ok(true)
             }
             Ok(false) => {
-                self.give_up(&journal, &self.upload.key, upload_id).await?;
+                self.abort_upload(&journal, &self.upload.key, upload_id).await?;
                 Ok(false)
             }
-            // What the parts make is not the file: they are of no use to the next try.
+            // The assembled parts are not the file: they are of no use to the next attempt.
             Err(error @ UploadError::Store(StoreError::Corrupt { .. })) => {
-                self.give_up(&journal, &self.upload.key, upload_id).await?;
+                self.abort_upload(&journal, &self.upload.key, upload_id).await?;
                 Err(error)
             }
             Err(error) => Err(error),
@@ -332,20 +332,20 @@ impl Sending<'_> {
             let part = || self.store.upload_part(&self.upload.key, upload_id, number, body());
             self.step("upload a part", REFUSALS_MAX, part).await
         };
-        let mut sending = futures_util::stream::iter(missing).map(send).buffer_unordered(PARTS_AT_A_TIME);
-        while let Some(part) = sending.try_next().await? {
+        let mut uploading = futures_util::stream::iter(missing).map(send).buffer_unordered(PARTS_AT_A_TIME);
+        while let Some(part) = uploading.try_next().await? {
             let Some(part) = part else { return Ok(false) };
             journal.append(&Entry::Part { part: part.clone(), sha256: None })?;
             (self.progress)(part.size);
             done.push(part);
         }
-        drop(sending);
+        drop(uploading);
         done.sort_by_key(|p| p.number);
         let complete = || self.complete(upload_id, &done);
         Ok(self.step("complete an upload", REFUSALS_MAX, complete).await?.is_some())
     }
 
-    /// A lost answer shows at the next try, as an upload that is unknown or refused: then the object is there.
+    /// After a lost answer the next attempt finds the upload unknown or refused: then the object is there.
     async fn complete(&self, upload_id: &str, parts: &[UploadedPart]) -> Result<(), StoreError> {
         let error = match self.store.complete_upload(&self.upload.key, upload_id, parts, false).await {
             Ok(_) => return Ok(()),
@@ -358,18 +358,18 @@ impl Sending<'_> {
         }
     }
 
-    async fn give_up(&self, journal: &LineFile, key: &str, upload_id: String) -> Result<(), UploadError> {
-        Ok(give_up(self.store, journal, key, upload_id).await?)
+    async fn abort_upload(&self, journal: &LineFile, key: &str, upload_id: String) -> Result<(), UploadError> {
+        Ok(abort_upload(self.store, journal, key, upload_id).await?)
     }
 
-    async fn give_up_all(&self, journal: &LineFile, entries: Vec<Entry>) -> Result<(), UploadError> {
+    async fn abort_open_uploads(&self, journal: &LineFile, entries: Vec<Entry>) -> Result<(), UploadError> {
         for (key, upload_id) in open_uploads(entries) {
-            self.give_up(journal, &key, upload_id).await?;
+            self.abort_upload(journal, &key, upload_id).await?;
         }
         Ok(())
     }
 
-    /// Asks the store what it holds now.
+    /// Compares the store's object with the file.
     async fn prove(&self) -> Result<ObjectInfo, UploadError> {
         let head = || self.store.head(&self.upload.key);
         let found = retry_until_cancelled("look at an object", STORE, self.cancel, head)
@@ -389,8 +389,8 @@ impl Sending<'_> {
     }
 }
 
-/// Tells the store that an upload will not be ended. If it does not hear, the sweeper tells it later.
-pub(super) async fn give_up(
+/// Aborts an upload in the store. If the store is unavailable, the sweeper aborts it later.
+pub(super) async fn abort_upload(
     store: &dyn ObjectStore,
     journal: &LineFile,
     key: &str,
@@ -403,7 +403,7 @@ pub(super) async fn give_up(
 }
 
 /// The mark of the last upload that was begun with one.
-fn mark(journal: &Path, key: &str) -> Result<Option<String>, FileError> {
+fn mark_in_journal(journal: &Path, key: &str) -> Result<Option<String>, FileError> {
     let (entries, _) = crate::runtime::journal::read_lines::<Entry>(journal, 0)?;
     Ok(entries.into_iter().rev().find_map(|entry| match entry {
         Entry::Begun { key: of, mark: Some(mark), .. } if of == key => Some(mark),

@@ -1,4 +1,4 @@
-//! The engine's handle: what the job driver may ask of the capture threads.
+//! The engine's handle: the job driver's requests to the capture threads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,22 +56,22 @@ impl Engine {
         Ok(Self { commands, next_key: AtomicU64::new(1), local, threads })
     }
 
-    /// Where media arrives.
+    /// The address at which media arrives.
     #[must_use]
-    pub const fn local(&self) -> SocketAddr {
+    pub const fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    fn key(&self) -> u64 {
+    fn new_key(&self) -> u64 {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
-    // The queue is only ever full when the media thread hangs; then waiting a little is right, for ever is not.
+    // The queue is full only when the media thread hangs. Waiting for it would hang the caller, too.
     fn send(&self, command: Command) -> Result<(), EngineGone> {
         self.commands.try_send(command).map_err(|_| EngineGone)
     }
 
-    /// Opens a capture: its tracks' logs are recovered and continued when media for them arrives.
+    /// Opens a capture. A track's log is recovered and continued when media for it arrives.
     ///
     /// # Errors
     /// When the threads are gone.
@@ -79,7 +79,7 @@ impl Engine {
         &self,
         options: CaptureOptions,
     ) -> Result<(CaptureKey, mpsc::Receiver<CaptureEvent>), EngineGone> {
-        let key = CaptureKey(self.key());
+        let key = CaptureKey(self.new_key());
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (done, opened) = oneshot::channel();
         self.send(Command::Open { key, options: Box::new(options), events, done })?;
@@ -87,24 +87,24 @@ impl Engine {
         Ok((key, receiver))
     }
 
-    /// Makes a PeerConnection from the router's offer. Returns its name and the SDP answer.
+    /// Makes a PeerConnection from the router's offer. Returns its key and the SDP answer.
     ///
     /// # Errors
-    /// The outer one when the threads are gone, the inner one when the offer cannot be used.
+    /// When the threads are gone, or the offer cannot be used.
     pub async fn add_peer(
         &self,
         capture: CaptureKey,
         stream: StreamId,
         offer: String,
         mids: Vec<(String, TrackKind)>,
-    ) -> Result<Result<(PeerKey, String), PeerError>, EngineGone> {
-        let key = PeerKey(self.key());
+    ) -> Result<(PeerKey, String), PeerError> {
+        let key = PeerKey(self.new_key());
         let (done, answer) = oneshot::channel();
         self.send(Command::AddPeer { key, capture, stream, offer, mids, done })?;
-        Ok(answer.await.map_err(|_| EngineGone)?.map(|answer| (key, answer)))
+        Ok((key, answer.await.map_err(|_| EngineGone)??))
     }
 
-    /// Gives a further offer to a peer. Returns the SDP answer.
+    /// Applies a further offer to a peer. Returns the SDP answer.
     ///
     /// # Errors
     /// As for [`Engine::add_peer`].
@@ -113,13 +113,13 @@ impl Engine {
         key: PeerKey,
         offer: String,
         mids: Vec<(String, TrackKind)>,
-    ) -> Result<Result<String, PeerError>, EngineGone> {
+    ) -> Result<String, PeerError> {
         let (done, answer) = oneshot::channel();
         self.send(Command::Renegotiate { key, offer, mids, done })?;
-        answer.await.map_err(|_| EngineGone)
+        answer.await.map_err(|_| EngineGone)?
     }
 
-    /// Ends a peer. What its tracks miss until another peer brings them is put down to `cause`.
+    /// Ends a peer. The gap of its tracks until another peer brings them has the cause `cause`.
     ///
     /// # Errors
     /// When the threads are gone.
@@ -127,24 +127,24 @@ impl Engine {
         self.send(Command::RemovePeer { key, cause })
     }
 
-    /// Tells that the publisher switched a track off or on.
+    /// Notes that the publisher switched a track off or on.
     ///
     /// # Errors
     /// When the threads are gone.
-    pub fn muted(&self, capture: CaptureKey, track: TrackId, muted: bool) -> Result<(), EngineGone> {
+    pub fn set_muted(&self, capture: CaptureKey, track: TrackId, muted: bool) -> Result<(), EngineGone> {
         self.send(Command::Muted { capture, track, muted })
     }
 
-    /// From now on a track is in the archive.
+    /// Notes that a track is in the archive from now on: its file begins with a keyframe, which is requested.
     ///
     /// # Errors
     /// When the threads are gone.
-    pub fn selected(&self, capture: CaptureKey, track: TrackId) -> Result<(), EngineGone> {
+    pub fn track_selected(&self, capture: CaptureKey, track: TrackId) -> Result<(), EngineGone> {
         self.send(Command::Selected { capture, track })
     }
 
-    /// Ends a capture: its peers are closed, what waits for a retransmission is given up, and every
-    /// track is sealed and fsynced when this returns. The last [`CaptureEvent::Sealed`] comes before it.
+    /// Ends a capture: closes its peers, gives up packets that wait for a retransmission, and seals all tracks. Returns
+    /// when all segments are fsynced. The last [`CaptureEvent::Sealed`] comes before that.
     ///
     /// # Errors
     /// When the threads are gone.
@@ -157,7 +157,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // A full queue ends too: the sender is dropped with us, and the thread sees it.
+        // With a full queue the thread ends, too: it sees that the sender is dropped.
         self.commands.try_send(Command::Shutdown).unwrap_or_default();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {

@@ -1,5 +1,5 @@
-//! The log thread writes frames into the tracks' logs; the sync thread fsyncs sealed segments, which may
-//! take as long as a disk likes without a frame waiting for it.
+//! The log thread writes frames into the tracks' logs. The sync thread fsyncs sealed segments, so that no frame waits
+//! for a slow fsync.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, LogCommand, SyncCommand, What, media_time, tell};
+use super::messages::{
+    CaptureEvent, CaptureKey, CaptureOptions, EntryData, LogCommand, SyncCommand, media_time, send_event,
+};
 use crate::model::fault::HasFault;
 use crate::model::ids::TrackId;
 use crate::model::media::{Gap, GapCause, TrackFormat, TrackStats};
@@ -17,9 +19,9 @@ use crate::recording::spool::Spool;
 use crate::recording::{LogError, TrackLog};
 use crate::rtp::track::Output;
 
-/// A log that could not be opened is tried again after this.
-const OPEN_AGAIN: Duration = Duration::from_secs(1);
-/// How often parts are looked at for their age.
+/// After this time, opening a log that could not be opened is tried again.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which parts are checked for their age.
 const TICK: Duration = Duration::from_millis(50);
 
 struct Capture {
@@ -29,11 +31,11 @@ struct Capture {
     /// Tracks whose log could not be opened.
     unopened: BTreeMap<TrackId, Unopened>,
     next_seal: Instant,
-    /// What arrived before has come here.
-    settled: MediaTime,
+    /// All frames of packets that arrived before it have come to this thread.
+    watermark: MediaTime,
 }
 
-/// A track whose log could not be opened: what must not be forgotten until it can be.
+/// A track whose log could not be opened, and the data to write first when it can be.
 struct Unopened {
     retry: Instant,
     format: Option<TrackFormat>,
@@ -42,24 +44,24 @@ struct Unopened {
 }
 
 impl Unopened {
-    fn note(&mut self, what: What) {
-        match what {
-            What::Output(Output::Format(format)) => self.format = Some(format),
-            What::Output(Output::Frame(frame)) => self.since = self.since.or(Some(frame.pts)),
+    fn remember(&mut self, data: EntryData) {
+        match data {
+            EntryData::Output(Output::Format(format)) => self.format = Some(format),
+            EntryData::Output(Output::Frame(frame)) => self.since = self.since.or(Some(frame.pts)),
             _ => {}
         }
     }
 
-    /// Whether it is worth trying: pictures are of use again from a keyframe on.
-    fn may_open(&self, what: &What, now: Instant) -> bool {
-        now >= self.retry && matches!(what, What::Output(Output::Frame(frame)) if frame.keyframe)
+    /// Whether to try to open the log: frames are of use from a keyframe on.
+    fn may_open(&self, data: &EntryData, now: Instant) -> bool {
+        now >= self.retry && matches!(data, EntryData::Output(Output::Frame(frame)) if frame.keyframe)
     }
 }
 
 struct Log {
     log: TrackLog,
-    told_first: bool,
-    told_failed: bool,
+    first_media_sent: bool,
+    failure_sent: bool,
 }
 
 /// The log thread.
@@ -77,15 +79,15 @@ pub(super) fn run_log(
                 let next_seal = now() + options.segment;
                 captures.insert(key, Capture::new(options, events, next_seal));
             }
-            Ok(LogCommand::Items { items, settled }) => {
-                for item in items {
-                    if let Some(capture) = captures.get_mut(&item.capture) {
-                        capture.item(item.track, item.what, syncs, spool);
+            Ok(LogCommand::Entries { entries, watermarks }) => {
+                for entry in entries {
+                    if let Some(capture) = captures.get_mut(&entry.capture) {
+                        capture.entry(entry.track, entry.data, syncs, spool);
                     }
                 }
-                for (key, at) in settled {
+                for (key, at) in watermarks {
                     if let Some(capture) = captures.get_mut(&key) {
-                        capture.settled = at;
+                        capture.watermark = at;
                     }
                 }
             }
@@ -117,30 +119,30 @@ pub(super) fn run_log(
 impl Capture {
     fn new(options: Box<CaptureOptions>, events: mpsc::Sender<CaptureEvent>, next_seal: Instant) -> Self {
         let (logs, unopened) = (BTreeMap::new(), BTreeMap::new());
-        Self { options, events, logs, unopened, next_seal, settled: MediaTime(i64::MIN) }
+        Self { options, events, logs, unopened, next_seal, watermark: MediaTime(i64::MIN) }
     }
 
-    fn item(&mut self, track: TrackId, what: What, syncs: &SyncSender<SyncCommand>, spool: &Arc<Spool>) {
-        if !self.logs.contains_key(&track) && !self.open(track, &what, spool) {
+    fn entry(&mut self, track: TrackId, data: EntryData, syncs: &SyncSender<SyncCommand>, spool: &Arc<Spool>) {
+        if !self.logs.contains_key(&track) && !self.open(track, &data, spool) {
             if let Some(unopened) = self.unopened.get_mut(&track) {
-                unopened.note(what);
+                unopened.remember(data);
             }
             return;
         }
         let log = self.logs.get_mut(&track).expect("it is open");
-        let result = match what {
-            What::Stats(stats) => {
+        let result = match data {
+            EntryData::Stats(stats) => {
                 log.log.stats(&stats);
                 Ok(None)
             }
-            What::Output(Output::Format(format)) => log.log.format(&format),
-            What::Output(Output::Frame(frame)) => log.log.frame(&frame).map(|()| None),
-            What::Output(Output::Gap(gap)) => log.log.gap(gap).map(|()| None),
-            What::Output(Output::SenderReport(report)) => {
+            EntryData::Output(Output::Format(format)) => log.log.format(&format),
+            EntryData::Output(Output::Frame(frame)) => log.log.frame(&frame).map(|()| None),
+            EntryData::Output(Output::Gap(gap)) => log.log.gap(gap).map(|()| None),
+            EntryData::Output(Output::SenderReport(report)) => {
                 log.log.sender_report(report);
                 Ok(None)
             }
-            What::Output(Output::RequestKeyframe { .. }) => Ok(None),
+            EntryData::Output(Output::RequestKeyframe { .. }) => Ok(None),
         };
         match result {
             Ok(None) => {}
@@ -150,37 +152,40 @@ impl Capture {
             }
             Err(error) => log.failed(track, &error, &self.events),
         }
-        // What fails next is news again.
-        log.told_failed &= log.log.is_failing();
-        log.tell_first(track, &self.events);
+        // Another failure is reported again.
+        log.failure_sent &= log.log.is_failing();
+        log.report_first_media(track, &self.events);
     }
 
     /// Opens a track's log if it is time. Returns whether it is open.
-    fn open(&mut self, track: TrackId, what: &What, spool: &Arc<Spool>) -> bool {
-        // Nothing is made on disk before there is something to write.
-        if matches!(what, What::Stats(stats) if *stats == TrackStats::default()) {
+    fn open(&mut self, track: TrackId, data: &EntryData, spool: &Arc<Spool>) -> bool {
+        // Without anything to write, nothing is created on disk.
+        if matches!(data, EntryData::Stats(stats) if *stats == TrackStats::default()) {
             return false;
         }
         let now = now();
-        if self.unopened.get(&track).is_some_and(|unopened| !unopened.may_open(what, now)) {
+        if self.unopened.get(&track).is_some_and(|unopened| !unopened.may_open(data, now)) {
             return false;
         }
         let options = &self.options;
         match TrackLog::open(&options.dir, track, options.epoch, options.log.clone(), Arc::clone(spool)) {
             Ok((log, _)) => {
-                let mut log = Log { log, told_first: false, told_failed: false };
+                let mut log = Log { log, first_media_sent: false, failure_sent: false };
                 if let Some(unopened) = self.unopened.remove(&track) {
-                    log.go_on(track, &unopened, what, &self.events);
+                    log.record_missed(track, &unopened, data, &self.events);
                 }
                 self.logs.insert(track, log);
                 true
             }
             Err(error) => {
-                let retry = now + OPEN_AGAIN;
+                let retry = now + REOPEN_INTERVAL;
                 let known = self.unopened.len();
                 self.unopened.entry(track).or_insert(Unopened { retry, format: None, since: None }).retry = retry;
                 if self.unopened.len() > known {
-                    tell(&self.events, CaptureEvent::StorageFailed { track, why: crate::model::fault::chain(&error) });
+                    send_event(
+                        &self.events,
+                        CaptureEvent::StorageFailed { track, reason: crate::model::fault::chain(&error) },
+                    );
                 }
                 false
             }
@@ -194,16 +199,16 @@ impl Capture {
             }
         }
         let open = self.logs.values().filter_map(|log| log.log.open_since());
-        let complete = open.fold(self.settled, MediaTime::min);
-        // Nobody may be listening.
-        self.options.complete.send_if_modified(|known| {
-            let more = complete > *known;
-            *known = complete.max(*known);
-            more
+        let watermark = open.fold(self.watermark, MediaTime::min);
+        // There may be no composer that listens.
+        self.options.watermark.send_if_modified(|known| {
+            let grown = watermark > *known;
+            *known = watermark.max(*known);
+            grown
         });
     }
 
-    /// All tracks at one moment, so that what they seal can travel as one object.
+    /// Seals all tracks at one moment, so that their segments can be sent as one object.
     fn seal(&mut self, syncs: &SyncSender<SyncCommand>) {
         let mut segments = Vec::new();
         for (track, log) in &mut self.logs {
@@ -219,11 +224,17 @@ impl Capture {
 }
 
 impl Log {
-    /// What came while the log could not be opened: the format, and that frames are missing.
-    fn go_on(&mut self, track: TrackId, unopened: &Unopened, what: &What, events: &mpsc::Sender<CaptureEvent>) {
+    /// Records the format that came while the log could not be opened, and a gap for the missing frames.
+    fn record_missed(
+        &mut self,
+        track: TrackId,
+        unopened: &Unopened,
+        data: &EntryData,
+        events: &mpsc::Sender<CaptureEvent>,
+    ) {
         let format = unopened.format.as_ref().map(|format| self.log.format(format).map(drop));
-        let gap = match (unopened.since, what) {
-            (Some(from), What::Output(Output::Frame(frame))) if from < frame.pts => {
+        let gap = match (unopened.since, data) {
+            (Some(from), EntryData::Output(Output::Frame(frame))) if from < frame.pts => {
                 Some(self.log.gap(Gap { from, to: frame.pts, cause: GapCause::Storage }))
             }
             _ => None,
@@ -233,18 +244,18 @@ impl Log {
         }
     }
 
-    /// Says once that a disk fails, not with each frame.
+    /// Reports a failing disk once, not for each frame.
     fn failed(&mut self, track: TrackId, error: &LogError, events: &mpsc::Sender<CaptureEvent>) {
-        if !self.told_failed {
-            self.told_failed = true;
-            tell(events, CaptureEvent::StorageFailed { track, why: crate::model::fault::chain(error) });
+        if !self.failure_sent {
+            self.failure_sent = true;
+            send_event(events, CaptureEvent::StorageFailed { track, reason: crate::model::fault::chain(error) });
         }
     }
 
-    fn tell_first(&mut self, track: TrackId, events: &mpsc::Sender<CaptureEvent>) {
-        if !self.told_first && self.log.has_media() {
-            self.told_first = true;
-            tell(events, CaptureEvent::FirstMedia { track });
+    fn report_first_media(&mut self, track: TrackId, events: &mpsc::Sender<CaptureEvent>) {
+        if !self.first_media_sent && self.log.has_media() {
+            self.first_media_sent = true;
+            send_event(events, CaptureEvent::FirstMedia { track });
         }
     }
 }
@@ -272,7 +283,7 @@ pub(super) fn run_sync(queue: &Receiver<SyncCommand>) {
                     }
                 }
                 crate::runtime::metrics::metrics().segments_sealed.inc_by(sealed.len() as u64);
-                tell(&events, CaptureEvent::Sealed { segments: sealed });
+                send_event(&events, CaptureEvent::Sealed { segments: sealed });
             }
         }
     }
@@ -305,8 +316,8 @@ mod tests {
             log: LogOptions::default(),
             track: crate::rtp::track::TrackOptions::default(),
             segment: Duration::from_secs(5),
-            earlier: BTreeMap::new(),
-            complete: tokio::sync::watch::Sender::new(MediaTime(i64::MIN)),
+            prior_ends: BTreeMap::new(),
+            watermark: tokio::sync::watch::Sender::new(MediaTime(i64::MIN)),
         };
         let mut capture = Capture::new(Box::new(options), events, now());
         // A file is where the folder of the tracks should be.
@@ -314,18 +325,18 @@ mod tests {
         let format = TrackFormat { codec: Codec::Vp8, width: 320, height: 240, channels: 0, codec_private: vec![] };
         let frame = |n: i64, keyframe| {
             let pts = MediaTime::from_millis(n * 40);
-            What::Output(Output::Frame(Frame { pts, duration: None, keyframe, data: vec![1; 10].into() }))
+            EntryData::Output(Output::Frame(Frame { pts, duration: None, keyframe, data: vec![1; 10].into() }))
         };
-        capture.item(track, What::Output(Output::Format(format)), &syncs, &spool);
+        capture.entry(track, EntryData::Output(Output::Format(format)), &syncs, &spool);
         for n in 0..10 {
-            capture.item(track, frame(n, n == 0), &syncs, &spool);
+            capture.entry(track, frame(n, n == 0), &syncs, &spool);
         }
         assert!(matches!(told.try_recv(), Ok(CaptureEvent::StorageFailed { .. })));
         assert!(told.try_recv().is_err(), "it is told once");
         std::fs::remove_file(dir.path().join(TRACKS)).expect("file");
         capture.unopened.get_mut(&track).expect("it waits").retry = now();
         for n in 10..20 {
-            capture.item(track, frame(n, n == 15), &syncs, &spool);
+            capture.entry(track, frame(n, n == 15), &syncs, &spool);
         }
         capture.seal(&syncs);
         let index = LogReader::open(dir.path()).expect("log").tracks.remove(0);

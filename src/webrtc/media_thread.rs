@@ -1,5 +1,5 @@
-//! The media thread: one loop over one socket, all peers and all track rules. It waits for nobody: what
-//! the log thread cannot take at once is kept for a while, and then counted as lost to storage.
+//! The media thread: one loop over one socket, all peers and all track rules. It never blocks on the log thread: frames
+//! that the log thread cannot take at once are kept for a while, and then counted as lost to storage.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::messages::{
-    CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, Item, LogCommand, PeerKey, What, media_time, tell,
+    CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, EntryData, LogCommand, LogEntry, PeerKey,
+    media_time, send_event,
 };
-use super::peer::{PacketIn, Peer, PeerSink};
+use super::peer::{Peer, PeerSink, ReceivedPacket};
 use super::socket::{Buffers, Socket};
 use super::{PeerError, sdp};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
@@ -23,7 +24,7 @@ use crate::rtp::track::{Output, RtpInput, TrackRules};
 /// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
 const RULES_TICK: Duration = Duration::from_millis(50);
 /// How long the thread sleeps when there are no peers.
-const IDLE: Duration = Duration::from_millis(200);
+const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// Frames that may wait for the log thread, in items; beyond it they are lost to storage.
 const BACKLOG_ITEMS_MAX: usize = 100_000;
 /// Datagram batches read before anything else is done again.
@@ -52,14 +53,14 @@ pub(super) struct MediaThread {
     captures: HashMap<CaptureKey, Capture>,
     peers: HashMap<PeerKey, PeerEntry>,
     by_address: HashMap<SocketAddr, PeerKey>,
-    backlog: Vec<Item>,
-    /// What arrived before is in the log, or goes there with the backlog.
-    settled: Vec<(CaptureKey, MediaTime)>,
+    backlog: Vec<LogEntry>,
+    /// All frames of packets that arrived before are in the log, or go there with the backlog.
+    watermarks: Vec<(CaptureKey, MediaTime)>,
     outputs: Vec<Output>,
-    rules_at: Instant,
+    next_rules_tick: Instant,
 }
 
-/// What a peer's events need from the thread, without the peer itself.
+/// The parts of the thread that a peer's events need, without the peer itself.
 struct Sink<'a> {
     socket: &'a Socket,
     anchor: &'a ClockAnchor,
@@ -68,7 +69,7 @@ struct Sink<'a> {
     stream: StreamId,
     peer: PeerKey,
     outputs: &'a mut Vec<Output>,
-    backlog: &'a mut Vec<Item>,
+    backlog: &'a mut Vec<LogEntry>,
     keyframe_wanted: bool,
     now: Instant,
 }
@@ -81,7 +82,7 @@ impl Sink<'_> {
         let options = &capture.options;
         let rules = capture.tracks.entry(track).or_insert_with(|| {
             let mut rules = TrackRules::new(kind, options.track.clone(), now);
-            if let Some(end) = options.earlier.get(&track) {
+            if let Some(end) = options.prior_ends.get(&track) {
                 rules.continue_from(*end, GapCause::Worker);
             }
             rules
@@ -95,13 +96,13 @@ impl Sink<'_> {
 }
 
 /// Moves a track's outputs to the backlog. Returns whether a keyframe is wanted.
-fn forward(capture: CaptureKey, track: TrackId, outputs: &mut Vec<Output>, backlog: &mut Vec<Item>) -> bool {
+fn forward(capture: CaptureKey, track: TrackId, outputs: &mut Vec<Output>, backlog: &mut Vec<LogEntry>) -> bool {
     let mut wanted = false;
     for output in outputs.drain(..) {
         if matches!(output, Output::RequestKeyframe { .. }) {
             wanted = true;
         } else {
-            backlog.push(Item { capture, track, what: What::Output(output) });
+            backlog.push(LogEntry { capture, track, data: EntryData::Output(output) });
         }
     }
     wanted
@@ -112,7 +113,7 @@ impl PeerSink for Sink<'_> {
         self.socket.send(to, bytes);
     }
 
-    fn packet(&mut self, kind: TrackKind, packet: PacketIn) {
+    fn packet(&mut self, kind: TrackKind, packet: ReceivedPacket) {
         let Some(origin) = self.capture.as_ref().map(|c| c.options.origin) else { return };
         let arrived = media_time(self.anchor.wallclock(packet.arrived), origin);
         let mut outputs = std::mem::take(self.outputs);
@@ -143,16 +144,16 @@ impl PeerSink for Sink<'_> {
 
     fn connected(&mut self) {
         if let Some(capture) = &self.capture {
-            tell(&capture.events, CaptureEvent::Connected { peer: self.peer });
+            send_event(&capture.events, CaptureEvent::Connected { peer: self.peer });
         }
-        // Before, nobody could be asked for a keyframe.
+        // Before the connection, no keyframe could be requested.
         let mut outputs = std::mem::take(self.outputs);
         for kind in [TrackKind::Audio, TrackKind::Video] {
             let track = TrackId { stream: self.stream, kind };
             if self.capture.as_ref().is_some_and(|c| c.tracks.contains_key(&track))
                 && let Some((_, now, rules)) = self.rules(kind)
             {
-                rules.source_began(now, &mut outputs);
+                rules.source_connected(now, &mut outputs);
                 self.keyframe_wanted |= forward(self.capture_key, track, &mut outputs, self.backlog);
             }
         }
@@ -174,13 +175,13 @@ impl MediaThread {
             batches,
             buffers: socket.buffers(),
             socket,
-            rules_at: now(),
+            next_rules_tick: now(),
             anchor,
             captures: HashMap::new(),
             peers: HashMap::new(),
             by_address: HashMap::new(),
             backlog: Vec::new(),
-            settled: Vec::new(),
+            watermarks: Vec::new(),
             outputs: Vec::new(),
         })
     }
@@ -191,7 +192,7 @@ impl MediaThread {
 
     pub fn run(mut self) {
         loop {
-            let wait = if self.captures.is_empty() { IDLE } else { self.config.batch };
+            let wait = if self.captures.is_empty() { IDLE_WAIT } else { self.config.batch };
             let mut next = match self.commands.recv_timeout(wait) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -205,7 +206,7 @@ impl MediaThread {
                 next = self.commands.try_recv().ok();
             }
             self.receive();
-            self.time_passes();
+            self.tick();
             self.flush();
         }
         self.end();
@@ -223,7 +224,7 @@ impl MediaThread {
             Command::Open { key, options, events, done } => {
                 let open = LogCommand::Open { key, options: options.clone(), events: events.clone() };
                 self.captures.insert(key, Capture { options: *options, events, tracks: BTreeMap::new() });
-                self.to_log(open);
+                self.send_to_log(open);
                 done.send(()).unwrap_or_default();
             }
             Command::AddPeer { key, capture, stream, offer, mids, done } => {
@@ -231,19 +232,19 @@ impl MediaThread {
                 done.send(answer).unwrap_or_default();
             }
             Command::Renegotiate { key, offer, mids, done } => {
-                let offer = self.mapped(&offer);
+                let offer = self.map_offer(&offer);
                 let answer = match self.peers.get_mut(&key) {
-                    None => Err(PeerError::Broken { why: "it has ended".to_owned() }),
-                    Some(entry) => guarded(|| entry.peer.renegotiate(&offer, &mids)),
+                    None => Err(PeerError::Broken { reason: "it has ended".to_owned() }),
+                    Some(entry) => catch_panic(|| entry.peer.renegotiate(&offer, &mids)),
                 };
                 self.drive(key, |_, _| Ok(()));
                 done.send(answer).unwrap_or_default();
             }
             Command::RemovePeer { key, cause } => self.remove_peer(key, cause),
-            Command::Muted { capture, track, muted } => self.muted(capture, track, muted),
+            Command::Muted { capture, track, muted } => self.set_muted(capture, track, muted),
             Command::Selected { capture, track } => {
                 let rules = self.captures.get_mut(&capture).and_then(|capture| capture.tracks.get_mut(&track));
-                // The next tick asks.
+                // The next tick sends the request.
                 rules.into_iter().for_each(TrackRules::selected);
             }
             Command::Close { key, done } => self.close(key, done),
@@ -251,7 +252,7 @@ impl MediaThread {
         }
     }
 
-    fn mapped(&self, offer: &str) -> String {
+    fn map_offer(&self, offer: &str) -> String {
         match &self.config.candidate_map {
             Some(map) => sdp::map_candidates(offer, map.as_ref()),
             None => offer.to_owned(),
@@ -266,15 +267,17 @@ impl MediaThread {
         offer: &str,
         mids: &[(String, TrackKind)],
     ) -> Result<String, PeerError> {
-        let offer = self.mapped(offer);
-        let mut local =
-            self.socket.local_for(sdp::first_candidate(&offer)).map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        let offer = self.map_offer(offer);
+        let mut local = self
+            .socket
+            .local_for(sdp::first_candidate(&offer))
+            .map_err(|e| PeerError::Offer { reason: e.to_string() })?;
         if let Some(ip) = self.config.advertise {
             local.set_ip(ip);
         }
-        let (peer, answer) = guarded(|| Peer::accept(&offer, mids, local, now()))?;
-        // A keyframe is asked for at subscription: the rules of a new video track do so on their first
-        // tick, also when the router sends nothing until it is asked.
+        let (peer, answer) = catch_panic(|| Peer::accept(&offer, mids, local, now()))?;
+        // The rules of a new video track request a keyframe on their first tick. They must exist now: the router may
+        // send nothing before that request.
         self.peers.insert(key, PeerEntry { peer, capture, stream, addresses: Vec::new() });
         let mut sink_tracks: Vec<TrackKind> = mids.iter().map(|(_, kind)| *kind).collect();
         sink_tracks.dedup();
@@ -287,8 +290,8 @@ impl MediaThread {
         Ok(answer)
     }
 
-    /// Runs something on a peer, then lets it say what it has to say. A failing or panicking peer ends;
-    /// the others go on.
+    /// Runs `act` on a peer, then processes the peer's output. A peer that fails or panics is removed; the others
+    /// continue.
     fn drive(&mut self, key: PeerKey, act: impl FnOnce(&mut Peer, &mut Sink<'_>) -> Result<(), PeerError>) {
         let now = now();
         let Some(entry) = self.peers.get_mut(&key) else { return };
@@ -304,7 +307,7 @@ impl MediaThread {
             keyframe_wanted: false,
             now,
         };
-        let result = guarded(|| {
+        let result = catch_panic(|| {
             act(&mut entry.peer, &mut sink)?;
             if sink.keyframe_wanted {
                 entry.peer.request_keyframe();
@@ -326,7 +329,7 @@ impl MediaThread {
             let mut failed: Vec<(PeerKey, PeerError)> = Vec::new();
             let more = socket.receive(buffers, now, wallclock, |from, mut to, bytes, at| {
                 if let Some(ip) = advertise {
-                    // ICE knows our side by the address that it told the router.
+                    // ICE knows the local side by the address that the router was told.
                     to.set_ip(ip);
                 }
                 let Some(key) = find_peer(peers, by_address, from, to, bytes, at) else { return };
@@ -343,7 +346,7 @@ impl MediaThread {
                     keyframe_wanted: false,
                     now,
                 };
-                let result = guarded(|| {
+                let result = catch_panic(|| {
                     entry.peer.receive(from, to, bytes, at, &mut sink)?;
                     if sink.keyframe_wanted {
                         entry.peer.request_keyframe();
@@ -369,22 +372,22 @@ impl MediaThread {
         }
     }
 
-    fn time_passes(&mut self) {
+    fn tick(&mut self) {
         let now = now();
         let due: Vec<PeerKey> =
             self.peers.iter().filter(|(_, e)| e.peer.next_timeout <= now).map(|(key, _)| *key).collect();
         for key in due {
             self.drive(key, |_, _| Ok(()));
         }
-        if now < self.rules_at {
+        if now < self.next_rules_tick {
             return;
         }
-        self.rules_at = now + RULES_TICK;
+        self.next_rules_tick = now + RULES_TICK;
         let (connect_max, disconnected_max) = (self.config.connect_max, self.config.disconnected_max);
         let dead: Vec<PeerKey> = self
             .peers
             .iter()
-            .filter(|(_, e)| e.peer.dead(now, connect_max, disconnected_max))
+            .filter(|(_, e)| e.peer.is_dead(now, connect_max, disconnected_max))
             .map(|(key, _)| *key)
             .collect();
         for key in dead {
@@ -392,20 +395,20 @@ impl MediaThread {
         }
         let mut wanted = Vec::new();
         let wallclock = self.anchor.wallclock(now);
-        self.settled.clear();
+        self.watermarks.clear();
         for (capture_key, capture) in &mut self.captures {
             let at = media_time(wallclock, capture.options.origin);
-            let mut settled = at;
+            let mut watermark = at;
             for (track, rules) in &mut capture.tracks {
                 rules.tick(at, &mut self.outputs);
-                settled = settled.min(rules.settled(at));
+                watermark = watermark.min(rules.watermark(at));
                 let stats = rules.take_stats();
                 if forward(*capture_key, *track, &mut self.outputs, &mut self.backlog) {
                     wanted.push((*capture_key, track.stream));
                 }
-                self.backlog.push(Item::stats(*capture_key, *track, stats));
+                self.backlog.push(LogEntry::stats(*capture_key, *track, stats));
             }
-            self.settled.push((*capture_key, settled));
+            self.watermarks.push((*capture_key, watermark));
         }
         for (capture, stream) in wanted {
             let key = self.peers.iter().find(|(_, e)| e.capture == capture && e.stream == stream).map(|(key, _)| *key);
@@ -418,21 +421,21 @@ impl MediaThread {
         }
     }
 
-    fn muted(&mut self, capture_key: CaptureKey, track: TrackId, muted: bool) {
+    fn set_muted(&mut self, capture_key: CaptureKey, track: TrackId, muted: bool) {
         let wallclock = self.anchor.wallclock(now());
         let Some(capture) = self.captures.get_mut(&capture_key) else { return };
         let at = media_time(wallclock, capture.options.origin);
         if let Some(rules) = capture.tracks.get_mut(&track) {
-            rules.publisher_muted(muted, at, &mut self.outputs);
+            rules.set_publisher_muted(muted, at, &mut self.outputs);
             forward(capture_key, track, &mut self.outputs, &mut self.backlog);
         }
     }
 
-    fn lose_peer(&mut self, key: PeerKey, why: String) {
+    fn lose_peer(&mut self, key: PeerKey, reason: String) {
         if let Some(entry) = self.peers.get(&key)
             && let Some(capture) = self.captures.get(&entry.capture)
         {
-            tell(&capture.events, CaptureEvent::PeerLost { peer: key, why });
+            send_event(&capture.events, CaptureEvent::PeerLost { peer: key, reason });
         }
         self.remove_peer(key, GapCause::Router);
     }
@@ -456,34 +459,34 @@ impl MediaThread {
         }
         if let Some(mut capture) = self.captures.remove(&key) {
             for (track, rules) in &mut capture.tracks {
-                self.backlog.push(Item::stats(key, *track, rules.take_stats()));
+                self.backlog.push(LogEntry::stats(key, *track, rules.take_stats()));
             }
         }
         self.flush();
-        self.to_log(LogCommand::Close { key, done });
+        self.send_to_log(LogCommand::Close { key, done });
     }
 
-    /// Hands frames to the log thread; while it is busy they wait here, up to a limit.
+    /// Hands frames to the log thread. While that thread is busy they wait here, up to a limit.
     fn flush(&mut self) {
-        if self.backlog.is_empty() && self.settled.is_empty() {
+        if self.backlog.is_empty() && self.watermarks.is_empty() {
             return;
         }
-        let (items, settled) = (std::mem::take(&mut self.backlog), std::mem::take(&mut self.settled));
-        match self.batches.try_send(LogCommand::Items { items, settled }) {
+        let (entries, watermarks) = (std::mem::take(&mut self.backlog), std::mem::take(&mut self.watermarks));
+        match self.batches.try_send(LogCommand::Entries { entries, watermarks }) {
             Ok(()) => {}
-            Err(std::sync::mpsc::TrySendError::Full(LogCommand::Items { mut items, .. })) => {
-                if items.len() > BACKLOG_ITEMS_MAX {
-                    let lost = items.len();
-                    items.retain(|item| !item.is_frame());
-                    tracing::error!(frames = lost - items.len(), "the disk is too slow, frames are lost");
+            Err(std::sync::mpsc::TrySendError::Full(LogCommand::Entries { mut entries, .. })) => {
+                if entries.len() > BACKLOG_ITEMS_MAX {
+                    let lost = entries.len();
+                    entries.retain(|entry| !entry.is_frame());
+                    tracing::error!(frames = lost - entries.len(), "the disk is too slow, frames are lost");
                 }
-                self.backlog = items;
+                self.backlog = entries;
             }
             Err(_) => tracing::error!("the log thread has ended"),
         }
     }
 
-    fn to_log(&self, command: LogCommand) {
+    fn send_to_log(&self, command: LogCommand) {
         // Opening and closing must not be lost; they are rare, so waiting for the disk is right here.
         if self.batches.send(command).is_err() {
             tracing::error!("the log thread has ended");
@@ -509,9 +512,9 @@ fn find_peer(
 }
 
 /// A panic in one peer's code must not reach the others: it becomes that peer's error.
-fn guarded<T>(act: impl FnOnce() -> Result<T, PeerError>) -> Result<T, PeerError> {
+fn catch_panic<T>(act: impl FnOnce() -> Result<T, PeerError>) -> Result<T, PeerError> {
     catch_unwind(AssertUnwindSafe(act))
-        .unwrap_or_else(|_| Err(PeerError::Broken { why: "panic, see the log".to_owned() }))
+        .unwrap_or_else(|_| Err(PeerError::Broken { reason: "panic, see the log".to_owned() }))
 }
 
 fn now() -> Instant {

@@ -18,7 +18,7 @@ use crate::rtp::track::{Output, TrackOptions};
 /// Changes a candidate's address; for media routers behind an address translation, and for tests.
 pub type CandidateMap = Arc<dyn Fn(SocketAddr) -> SocketAddr + Send + Sync>;
 
-/// What the engine needs to know.
+/// The engine's settings.
 #[derive(Clone)]
 pub struct EngineConfig {
     /// Local address of the media socket; port 0 takes a free one.
@@ -52,18 +52,18 @@ impl Default for EngineConfig {
     }
 }
 
-/// Names a capture within the engine.
+/// A capture's key within the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CaptureKey(pub(super) u64);
 
-/// Names a peer within the engine.
+/// A peer's key within the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerKey(pub(crate) u64);
 
-/// What a capture needs to know.
+/// A capture's settings.
 #[derive(Debug, Clone)]
 pub struct CaptureOptions {
-    /// Whose media it is.
+    /// The archive that the media is for.
     pub archive: ArchiveId,
     /// The archive's folder in the spool.
     pub dir: PathBuf,
@@ -75,46 +75,28 @@ pub struct CaptureOptions {
     pub log: LogOptions,
     /// The track rules' limits.
     pub track: TrackOptions,
-    /// All tracks are sealed together, so often.
+    /// Length of a segment. All tracks are sealed together.
     pub segment: Duration,
-    /// Where earlier epochs' tracks end: what is missing since then is a gap of the worker.
-    pub earlier: BTreeMap<TrackId, MediaTime>,
-    /// Told how far the log is complete: all that arrived before this moment is written.
-    pub complete: watch::Sender<MediaTime>,
+    /// Where earlier epochs' tracks end. The time since then is a gap of the worker.
+    pub prior_ends: BTreeMap<TrackId, MediaTime>,
+    /// The watermark of the log: all media that arrived before it is written.
+    pub watermark: watch::Sender<MediaTime>,
 }
 
-/// What a capture has to tell.
+/// An event of a capture, for the job's driver.
 #[derive(Debug)]
+#[allow(missing_docs)]
 pub enum CaptureEvent {
     /// ICE and DTLS of a peer are up.
-    Connected {
-        /// Which.
-        peer: PeerKey,
-    },
-    /// A peer is dead and gone; its tracks wait for another one.
-    PeerLost {
-        /// Which.
-        peer: PeerKey,
-        /// Why.
-        why: String,
-    },
+    Connected { peer: PeerKey },
+    /// A peer was removed. Its tracks wait for another one.
+    PeerLost { peer: PeerKey, reason: String },
     /// The first part of a track in this epoch is on disk.
-    FirstMedia {
-        /// Which.
-        track: TrackId,
-    },
-    /// All tracks were sealed at one moment; these have new segments, fsynced.
-    Sealed {
-        /// The segments.
-        segments: Vec<SealedSegment>,
-    },
-    /// A track's log cannot be written. It tries again by itself; the loss will be a gap.
-    StorageFailed {
-        /// Which.
-        track: TrackId,
-        /// Why.
-        why: String,
-    },
+    FirstMedia { track: TrackId },
+    /// All tracks were sealed at one moment. These segments are new and fsynced.
+    Sealed { segments: Vec<SealedSegment> },
+    /// A track's log cannot be written. Writing is retried, and the loss will be a gap.
+    StorageFailed { track: TrackId, reason: String },
 }
 
 pub(super) enum Command {
@@ -158,31 +140,31 @@ pub(super) enum Command {
     Shutdown,
 }
 
-/// One thing for a track's log.
-pub(super) struct Item {
+/// An entry for a track's log.
+pub(super) struct LogEntry {
     pub capture: CaptureKey,
     pub track: TrackId,
-    pub what: What,
+    pub data: EntryData,
 }
 
-pub(super) enum What {
+pub(super) enum EntryData {
     Output(Output),
     Stats(TrackStats),
 }
 
-impl Item {
+impl LogEntry {
     pub const fn stats(capture: CaptureKey, track: TrackId, stats: TrackStats) -> Self {
-        Self { capture, track, what: What::Stats(stats) }
+        Self { capture, track, data: EntryData::Stats(stats) }
     }
 
     pub const fn is_frame(&self) -> bool {
-        matches!(self.what, What::Output(Output::Frame(_)))
+        matches!(self.data, EntryData::Output(Output::Frame(_)))
     }
 }
 
 pub(super) enum LogCommand {
     Open { key: CaptureKey, options: Box<CaptureOptions>, events: mpsc::Sender<CaptureEvent> },
-    Items { items: Vec<Item>, settled: Vec<(CaptureKey, MediaTime)> },
+    Entries { entries: Vec<LogEntry>, watermarks: Vec<(CaptureKey, MediaTime)> },
     Close { key: CaptureKey, done: oneshot::Sender<()> },
 }
 
@@ -191,14 +173,15 @@ pub(super) enum SyncCommand {
     Done(oneshot::Sender<()>),
 }
 
-/// The driver reads its events at once; a full queue means that it hangs, and then news are lost, not media.
-pub(super) fn tell(events: &mpsc::Sender<CaptureEvent>, event: CaptureEvent) {
+/// Sends an event to the job's driver. The driver reads events at once; a full queue means that it hangs. Then the event
+/// is lost, but no media.
+pub(super) fn send_event(events: &mpsc::Sender<CaptureEvent>, event: CaptureEvent) {
     if let Err(mpsc::error::TrySendError::Full(event)) = events.try_send(event) {
         tracing::warn!(?event, "the job's driver does not read its events");
     }
 }
 
-/// A moment of a capture on its time line.
+/// The media time of a wall clock time in a capture.
 #[must_use]
 pub(super) fn media_time(at: Wallclock, origin: Wallclock) -> MediaTime {
     MediaTime::from_wallclock(at, origin)

@@ -21,19 +21,17 @@ use crate::model::fault::{Fault, FaultKind, HasFault};
 
 /// Why a peer cannot be made or has ended.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
 pub enum PeerError {
     /// The router's offer cannot be used.
-    #[error("the media router's offer cannot be used: {why}")]
-    Offer {
-        /// What is wrong with it.
-        why: String,
-    },
+    #[error("the media router's offer cannot be used: {reason}")]
+    Offer { reason: String },
     /// The connection broke.
-    #[error("the connection to the media router broke: {why}")]
-    Broken {
-        /// What happened.
-        why: String,
-    },
+    #[error("the connection to the media router broke: {reason}")]
+    Broken { reason: String },
+    /// The engine has ended.
+    #[error(transparent)]
+    EngineGone(#[from] EngineGone),
 }
 
 impl HasFault for PeerError {
@@ -41,6 +39,7 @@ impl HasFault for PeerError {
         match self {
             Self::Offer { .. } => FaultKind::RouterProtocol,
             Self::Broken { .. } => FaultKind::RouterUnavailable,
+            Self::EngineGone(_) => FaultKind::Bug,
         }
         .fault()
     }

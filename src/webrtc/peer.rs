@@ -28,19 +28,19 @@ use super::nack::Nacks;
 /// Longest SDP offer that is read, in bytes. Janus's offers for two m-lines are about 4 KiB.
 const OFFER_BYTES_MAX: usize = 256 * 1024;
 
-/// How often the picture's reception is reported. Janus keeps no packet to send it again before a report has told
-/// it the round trip time, so the first one after its own first sender report must not wait for long.
-const REPORTS: Duration = Duration::from_millis(300);
+/// Interval of receiver reports for video. Janus keeps no packets for retransmission before a report has given it the
+/// round trip time, so the first one after its own first sender report must not wait for long.
+const RTCP_REPORT_INTERVAL: Duration = Duration::from_millis(300);
 
 /// RTP payload types that may be negotiated in one PeerConnection.
 const PAYLOAD_TYPES_MAX: usize = 128;
 
-/// What a peer has to say after it was fed.
+/// Receives a peer's output after it was fed.
 pub(super) trait PeerSink {
     /// A datagram to send.
     fn transmit(&mut self, to: SocketAddr, bytes: &[u8]);
     /// An RTP packet of a track.
-    fn packet(&mut self, kind: TrackKind, packet: PacketIn);
+    fn packet(&mut self, kind: TrackKind, packet: ReceivedPacket);
     /// A sender report of a track.
     fn sender_report(&mut self, kind: TrackKind, ntp: NtpTime, rtp: u64);
     /// ICE and DTLS are up.
@@ -48,14 +48,14 @@ pub(super) trait PeerSink {
 }
 
 /// An RTP packet, decrypted, with its payload as it came.
-pub(super) struct PacketIn {
+pub(super) struct ReceivedPacket {
     pub codec: Codec,
     /// Extended over the wrap.
     pub seq: u64,
     pub rtp: u32,
     pub marker: bool,
     pub payload: Arc<[u8]>,
-    /// When the kernel got it.
+    /// When the kernel received it.
     pub arrived: Instant,
 }
 
@@ -65,10 +65,11 @@ pub(super) struct Peer {
     mids: Vec<(Mid, TrackKind)>,
     ssrcs: HashMap<Ssrc, TrackKind>,
     codecs: [Option<Codec>; PAYLOAD_TYPES_MAX],
-    /// Which packets of the picture are missing, and the flow they belong to.
+    /// Missing packets of the video track.
     nacks: Nacks,
-    nacks_of: Option<Ssrc>,
-    /// When it is to be called again.
+    /// The RTP stream that `nacks` is about.
+    nacks_ssrc: Option<Ssrc>,
+    /// When [`Peer::tick`] is due.
     pub next_timeout: Instant,
     /// When ICE lost its last working pair.
     disconnected_since: Option<Instant>,
@@ -104,13 +105,13 @@ impl Peer {
             .enable_vp9(true)
             .enable_h264(true)
             .enable_av1(true)
-            .set_rtcp_report_interval_video(REPORTS)
+            .set_rtcp_report_interval_video(RTCP_REPORT_INTERVAL)
             .set_rtp_mode(true);
         if let Some(cert) = cert {
             config = config.set_dtls_cert(cert.clone());
         }
         let mut rtc = config.build(now);
-        let candidate = Candidate::host(local, "udp").map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        let candidate = Candidate::host(local, "udp").map_err(|e| PeerError::Offer { reason: e.to_string() })?;
         rtc.add_local_candidate(candidate);
         let mut peer = Self {
             rtc,
@@ -118,7 +119,7 @@ impl Peer {
             ssrcs: HashMap::new(),
             codecs: [None; PAYLOAD_TYPES_MAX],
             nacks: Nacks::default(),
-            nacks_of: None,
+            nacks_ssrc: None,
             next_timeout: now,
             disconnected_since: None,
             opened: now,
@@ -131,10 +132,10 @@ impl Peer {
     /// Accepts a further offer of the same PeerConnection.
     pub fn renegotiate(&mut self, offer: &str, mids: &[(String, TrackKind)]) -> Result<String, PeerError> {
         if offer.len() > OFFER_BYTES_MAX {
-            return Err(PeerError::Offer { why: format!("{} bytes are too many", offer.len()) });
+            return Err(PeerError::Offer { reason: format!("{} bytes are too many", offer.len()) });
         }
-        let offer = SdpOffer::from_sdp_string(offer).map_err(|e| PeerError::Offer { why: e.to_string() })?;
-        let answer = self.rtc.sdp_api().accept_offer(offer).map_err(|e| PeerError::Offer { why: e.to_string() })?;
+        let offer = SdpOffer::from_sdp_string(offer).map_err(|e| PeerError::Offer { reason: e.to_string() })?;
+        let answer = self.rtc.sdp_api().accept_offer(offer).map_err(|e| PeerError::Offer { reason: e.to_string() })?;
         self.mids = mids.iter().map(|(mid, kind)| (Mid::from(mid.as_str()), *kind)).collect();
         self.ssrcs.clear();
         self.learn_codecs();
@@ -178,27 +179,27 @@ impl Peer {
         at: Instant,
         sink: &mut dyn PeerSink,
     ) -> Result<(), PeerError> {
-        // What is neither STUN, DTLS nor RTP is somebody's noise.
+        // Datagrams that are neither STUN, DTLS nor RTP are ignored.
         let Ok(receive) = Receive::new(Protocol::Udp, from, to, bytes) else { return Ok(()) };
-        self.rtc.handle_input(Input::Receive(at, receive)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
+        self.rtc.handle_input(Input::Receive(at, receive)).map_err(|e| PeerError::Broken { reason: e.to_string() })?;
         self.poll(sink)?;
-        self.ask_again(at, sink)
+        self.send_nacks(at, sink)
     }
 
     /// Lets time pass.
     pub fn tick(&mut self, now: Instant, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
-        self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
+        self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { reason: e.to_string() })?;
         self.poll(sink)?;
-        self.ask_again(now, sink)
+        self.send_nacks(now, sink)
     }
 
-    /// Lets `str0m` send its requests for missing packets when it is time, and only then.
-    fn ask_again(&mut self, now: Instant, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
-        if let Some(ssrc) = self.nacks_of
-            && self.nacks.due(now)
+    /// Lets `str0m` send NACKs when they are due, and only then.
+    fn send_nacks(&mut self, now: Instant, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
+        if let Some(ssrc) = self.nacks_ssrc
+            && self.nacks.take_due(now)
         {
             self.suppress_nacks(ssrc, false);
-            self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { why: e.to_string() })?;
+            self.rtc.handle_input(Input::Timeout(now)).map_err(|e| PeerError::Broken { reason: e.to_string() })?;
             self.poll(sink)?;
             self.suppress_nacks(ssrc, true);
             self.poll(sink)?;
@@ -214,7 +215,7 @@ impl Peer {
         let Some(stream) = api.stream_rx(&ssrc) else { return };
         stream.suppress_nack(suppress);
         let mid = stream.mid();
-        // Only a look-up by mid tells `str0m` that it may have to ask again.
+        // Only a look-up by mid makes `str0m` compute again whether NACKs are due.
         if let Some(stream) = api.stream_rx_by_mid(mid, None) {
             stream.suppress_nack(suppress);
         }
@@ -222,7 +223,7 @@ impl Peer {
 
     fn poll(&mut self, sink: &mut dyn PeerSink) -> Result<(), PeerError> {
         loop {
-            match self.rtc.poll_output().map_err(|e| PeerError::Broken { why: e.to_string() })? {
+            match self.rtc.poll_output().map_err(|e| PeerError::Broken { reason: e.to_string() })? {
                 Output::Timeout(at) => {
                     self.next_timeout = at;
                     return Ok(());
@@ -246,16 +247,16 @@ impl Peer {
                     return;
                 }
                 if kind == TrackKind::Video {
-                    if self.nacks_of != Some(packet.header.ssrc) {
+                    if self.nacks_ssrc != Some(packet.header.ssrc) {
                         self.nacks.reset();
-                        self.nacks_of = Some(packet.header.ssrc);
+                        self.nacks_ssrc = Some(packet.header.ssrc);
                         self.suppress_nacks(packet.header.ssrc, true);
                     }
-                    self.nacks.seen(*packet.seq_no, packet.timestamp);
+                    self.nacks.received(*packet.seq_no, packet.timestamp);
                 }
                 sink.packet(
                     kind,
-                    PacketIn {
+                    ReceivedPacket {
                         codec,
                         seq: *packet.seq_no,
                         rtp: packet.header.timestamp,
@@ -292,7 +293,7 @@ impl Peer {
         Some(kind)
     }
 
-    /// Asks the sender of the picture for a keyframe (PLI).
+    /// Requests a keyframe from the sender of the video (PLI).
     pub fn request_keyframe(&mut self) {
         let mid = self.mids.iter().find(|(_, kind)| *kind == TrackKind::Video).map(|(mid, _)| *mid);
         if let Some(mid) = mid
@@ -302,8 +303,8 @@ impl Peer {
         }
     }
 
-    /// Whether the connection never came up, or is down for so long that it must be made anew.
-    pub fn dead(&self, now: Instant, connect_max: Duration, disconnected_max: Duration) -> bool {
+    /// Whether the connection did not come up in time, or is down for too long, so that a new one is needed.
+    pub fn is_dead(&self, now: Instant, connect_max: Duration, disconnected_max: Duration) -> bool {
         if !self.rtc.is_alive() {
             return true;
         }

@@ -1,4 +1,4 @@
-//! The little that must be known of an offer before `str0m` reads it: where its candidates are.
+//! The candidates of an offer, which are needed before `str0m` reads it.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -53,8 +53,8 @@ async fn every_codec_arrives_whole_in_its_log() {
             log: archiver::recording::LogOptions::default(),
             track: archiver::rtp::track::TrackOptions::default(),
             segment: Duration::from_secs(2),
-            earlier: std::collections::BTreeMap::new(),
-            complete: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
+            prior_ends: std::collections::BTreeMap::new(),
+            watermark: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
         })
         .await
         .expect("open");
@@ -83,7 +83,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         assert_eq!(stream.router_id, video.janus());
         let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
         let id = StreamId::of_router(&session, &stream.router_id);
-        let (_, answer) = engine.add_peer(capture, id, offer.sdp, offer.mids).await.expect("engine").expect("offer");
+        let (_, answer) = engine.add_peer(capture, id, offer.sdp, offer.mids).await.expect("offer");
         control.answer(offer.subscription, answer).await.expect("answer");
         streams.push(id);
     }
@@ -94,8 +94,8 @@ async fn every_codec_arrives_whole_in_its_log() {
             CaptureEvent::FirstMedia { track } => {
                 first.insert(track);
             }
-            CaptureEvent::PeerLost { why, .. } => panic!("{why}"),
-            CaptureEvent::StorageFailed { why, .. } => panic!("{why}"),
+            CaptureEvent::PeerLost { reason, .. } => panic!("{reason}"),
+            CaptureEvent::StorageFailed { reason, .. } => panic!("{reason}"),
             CaptureEvent::Connected { .. } | CaptureEvent::Sealed { .. } => {}
         }
     }
@@ -146,7 +146,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         origin: Wallclock::now(),
         options: ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() },
         clip: None,
-        one_layout: false,
+        ignore_layout_history: false,
     };
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::composed::{begin, fetch_log, finished, keys, settings};
 use archiver::archive::retention::sweep_segments;
 use archiver::compose::geometry::{Rect, Size};
-use archiver::compose::layout::{Shown, place};
+use archiver::compose::layout::{LayoutStream, place};
 use archiver::model::layout::Layout;
 use archiver::recording::LogReader;
 use archiver::recording::history;
@@ -605,7 +605,7 @@ struct Scene<'a> {
 
 /// Where each of so many pictures of 4:3 is drawn.
 fn places(count: usize, frame: Size) -> Vec<Part> {
-    let shown = Shown { size: Some((320, 240)), ..Shown::default() };
+    let shown = LayoutStream { size: Some((320, 240)), ..LayoutStream::default() };
     let cells = place(&Layout::default(), frame, &vec![shown; count]);
     let part = |area: Rect| Part { x: area.x, y: area.y, width: area.width, height: area.height };
     cells.iter().map(|cell| part(cell.area.contain(Size::new(320, 240)))).collect()

@@ -58,8 +58,8 @@ impl Session {
                 log: archiver::recording::LogOptions::default(),
                 track: archiver::rtp::track::TrackOptions::default(),
                 segment: Duration::from_secs(2),
-                earlier: std::collections::BTreeMap::new(),
-                complete: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
+                prior_ends: std::collections::BTreeMap::new(),
+                watermark: tokio::sync::watch::Sender::new(archiver::model::time::MediaTime(i64::MIN)),
             })
             .await
             .expect("open");
@@ -69,8 +69,17 @@ impl Session {
         let room = JanusRouter::new(router).join(&place, "test").await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
-        let about =
-            About { archive, job, session, application, name: None, origin, options, clip: None, one_layout: false };
+        let about = About {
+            archive,
+            job,
+            session,
+            application,
+            name: None,
+            origin,
+            options,
+            clip: None,
+            ignore_layout_history: false,
+        };
         Self { engine, capture, events, room, about, dir, _spool: folder }
     }
 
@@ -88,13 +97,13 @@ impl Session {
         let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
         let id = StreamId::of_router(&self.about.session, &stream.router_id);
         let peer = self.engine.add_peer(self.capture, id, offer.sdp, offer.mids).await;
-        control.answer(offer.subscription, peer.expect("engine").expect("offer").1).await.expect("answer");
+        control.answer(offer.subscription, peer.expect("offer").1).await.expect("answer");
         let mut media = 0;
         while media < tracks {
             let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
             match event.expect("media in time").expect("event") {
                 CaptureEvent::FirstMedia { track } if track.stream == id => media += 1,
-                CaptureEvent::PeerLost { why, .. } => panic!("{why}"),
+                CaptureEvent::PeerLost { reason, .. } => panic!("{reason}"),
                 _ => {}
             }
         }

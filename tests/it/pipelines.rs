@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use archiver::media::decode::{AudioDecoder, Picture, VideoDecoder};
+use archiver::media::decode::{AudioDecoder, DecodedFrame, VideoDecoder};
 use archiver::media::fragment::EMBEDDED;
 use archiver::media::mux::{MuxInput, Muxed, mux};
-use archiver::media::picture::Plane;
+use archiver::media::plane::Plane;
 use archiver::media::verify;
 use archiver::media::{Pipelines, check};
 use archiver::model::media::{Codec, Frame, TrackFormat};
@@ -171,7 +171,7 @@ fn sound_that_begins_late_and_sound_alone_are_right() {
     assert!((duration(&path) - 9.0).abs() < 0.05, "{}", duration(&path));
     plays(&path);
     let counted = verify::count(&path, &Pipelines::default(), &CancellationToken::new()).expect("count");
-    assert_eq!((counted.pictures, counted.sounds), (video.1.len() as u64, audio.1.len() as u64));
+    assert_eq!((counted.video_frames, counted.audio_buffers), (video.1.len() as u64, audio.1.len() as u64));
     let path = dir.path().join("audio.webm");
     run(None, Some(coded(Codec::Opus)), &path);
     assert!((duration(&path) - 4.0).abs() < 0.05, "{}", duration(&path));
@@ -192,7 +192,7 @@ fn elements() -> tempfile::TempDir {
 fn pictures(format: &TrackFormat, frames: &[Frame], pipelines: Option<&Path>) -> Vec<Vec<u8>> {
     let mut decoder = VideoDecoder::new(format, pipelines).expect("decoder");
     let decoded = frames.iter().filter_map(|frame| decoder.decode(frame).expect("decoded"));
-    let seen = |picture: Picture| {
+    let seen = |picture: DecodedFrame| {
         assert_eq!(picture.size(), (320, 240));
         let rows = |plane: Plane<'_>| (0..plane.height).flat_map(|y| plane.row(y).to_vec()).collect::<Vec<u8>>();
         (0..3).flat_map(|n| picture.with_plane(n, rows).expect("plane")).collect()

@@ -14,10 +14,9 @@ use archiver::store::dir::DirStore;
 use archiver::store::download::{Download, DownloadError, download};
 use archiver::store::keys::{Keys, Kind};
 use archiver::store::s3::{S3Config, S3Store};
-use archiver::store::streaming_upload;
-use archiver::store::streaming_upload::Growing;
+use archiver::store::streaming_upload::{self, GrowingFile};
 use archiver::store::upload::{Upload, UploadError, upload};
-use archiver::store::{Body, ObjectStore, PutOptions, StoreError};
+use archiver::store::{Body, ByteRange, ObjectStore, PutOptions, StoreError};
 use archiver_sim::{Calls, Fault, MemoryStore};
 use archiver_testkit::s3::{ACCESS_KEY, BUCKET, S3Fault, S3Server, SECRET_KEY};
 use archiver_testkit::s3_others::{garage, moto};
@@ -42,7 +41,7 @@ fn s3(endpoint: &str, key: &str, secret: &str, region: &str, bucket: &str) -> S3
     }
 }
 
-async fn read(store: &dyn ObjectStore, key: &str, range: Option<(u64, u64)>) -> Vec<u8> {
+async fn read(store: &dyn ObjectStore, key: &str, range: Option<ByteRange>) -> Vec<u8> {
     collect(store.get(key, range).await.expect("get"), key, 64 * MIB).await.expect("body").to_vec()
 }
 
@@ -57,7 +56,7 @@ async fn objects(store: &dyn ObjectStore) {
     let info = store.head("app/a/one").await.expect("head").expect("there");
     assert_eq!((info.size, info.sha256), (100_000, Some(sha256(&content))));
     assert_eq!(read(store, "app/a/one", None).await, content);
-    assert_eq!(read(store, "app/a/one", Some((1000, 50))).await, content[1000..1050]);
+    assert_eq!(read(store, "app/a/one", Some(ByteRange { start: 1000, len: 50 })).await, content[1000..1050]);
     assert_eq!(store.head("app/a/none").await.expect("head"), None);
     assert!(matches!(store.get("app/a/none", None).await, Err(StoreError::NotFound { .. })));
     for key in ["app/b/3", "app/b/1", "app/b/2"] {
@@ -133,16 +132,16 @@ async fn resumed(store: &dyn ObjectStore) {
 const HEAD: u64 = MIB as u64;
 
 /// A file that grows, and whoever begins it.
-fn growing(dir: &std::path::Path) -> (Growing, watch::Sender<u32>) {
+fn growing(dir: &std::path::Path) -> (GrowingFile, watch::Sender<u32>) {
     let begun = watch::Sender::new(1);
-    let file = Growing {
+    let file = GrowingFile {
         key: "app/g/file".to_owned(),
         path: dir.join("file"),
         content_type: "application/octet-stream",
         part_bytes: 5 * MIB as u64,
         journal: dir.join("journal"),
-        settled: Box::new(|len| (len > HEAD).then_some(HEAD..len)),
-        begun: begun.subscribe(),
+        final_range: Box::new(|len| (len > HEAD).then_some(HEAD..len)),
+        starts: begun.subscribe(),
     };
     (file, begun)
 }

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::archives::{invalid_field, normalize_layout};
 use super::lenient::JsonRequest;
 use crate::api::error::ApiError;
-use crate::archive::derive::clip::Part;
+use crate::archive::derive::clip::ClipRange;
 use crate::archive::derive::queue::Remake;
 use crate::model::archive_options::Resolution;
 use crate::model::layout::Layout;
@@ -62,7 +62,7 @@ impl JsonRequest for ClipArchive {
             return Err(ApiError::invalid("give from, to, or both: seconds from the archive's beginning"));
         }
         let at_keyframe = self.at_keyframe.unwrap_or(false);
-        Ok(Remake::Clip(Part { from_ms: from_ms.unwrap_or(0), to_ms, at_keyframe }))
+        Ok(Remake::Clip(ClipRange { from_ms: from_ms.unwrap_or(0), to_ms, at_keyframe }))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::api::error::ApiError;
 use crate::api::links::{LinkPath, LinkQuery};
 use crate::api::state::Shared;
 use crate::model::time::Wallclock;
+use crate::store::ByteRange;
 use crate::store::keys::{Keys, Kind};
 
 /// Parses a `Range` header (RFC 9110, 14.2) for an object of `size` bytes: first byte and length. `None` is the whole object; any
@@ -53,7 +54,8 @@ pub async fn serve(
         let unsatisfied = [(header::CONTENT_RANGE, format!("bytes */{}", info.size))];
         return Ok((StatusCode::RANGE_NOT_SATISFIABLE, unsatisfied).into_response());
     };
-    let body = Body::from_stream(api.links.store.get(&key, range).await?);
+    let bytes = range.map(|(start, len)| ByteRange { start, len });
+    let body = Body::from_stream(api.links.store.get(&key, bytes).await?);
     let mut response = Response::new(body);
     let (first, length) = range.unwrap_or((0, info.size));
     if range.is_some() {

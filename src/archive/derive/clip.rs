@@ -14,8 +14,8 @@ use crate::archive::documents::{ComposedEntry, Manifest, ObjectEntry, Report};
 use crate::archive::object::Built;
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
-pub use crate::media::clip::Part;
-use crate::media::clip::{Cut, CutError, Mp4Error, Source};
+pub use crate::media::clip::ClipRange;
+use crate::media::clip::{ClipRangeError, ClipResult, ClipSource, Mp4Error};
 use crate::media::{self, Pipelines};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
@@ -23,7 +23,7 @@ use crate::model::time::{MediaTime, Wallclock};
 use crate::store::body::collect;
 use crate::store::download::{DownloadError, download_range};
 use crate::store::keys::{Keys, Kind};
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{ByteRange, ObjectStore, StoreError};
 
 /// The largest manifest or report that is read.
 const DOCUMENT_BYTES_MAX: usize = 16 << 20;
@@ -45,13 +45,13 @@ pub enum ClipError {
     Index(#[from] Mp4Error),
     /// The part.
     #[error("{why}; {}", way_out(why, .archive, *.part))]
-    Cut {
+    Range {
         /// The archive.
         archive: ArchiveId,
         /// What was asked for.
-        part: Part,
+        part: ClipRange,
         /// Why not.
-        why: CutError,
+        why: ClipRangeError,
     },
     /// It has no composed file.
     #[error(
@@ -75,22 +75,22 @@ impl HasFault for ClipError {
             Self::Store(e) => e.fault(),
             Self::Fetch(e) => e.fault(),
             Self::Index(_) | Self::Document { .. } => FaultKind::StoreCorrupt.fault(),
-            Self::Cut { .. } => FaultKind::RequestInvalid.fault(),
+            Self::Range { .. } => FaultKind::RequestInvalid.fault(),
             Self::NotComposed(_) => FaultKind::Conflict.fault(),
         }
     }
 }
 
 /// What can be asked for instead.
-fn way_out(error: &CutError, archive: &ArchiveId, part: Part) -> String {
+fn way_out(error: &ClipRangeError, archive: &ArchiveId, part: ClipRange) -> String {
     let seconds = |ms: u32| f64::from(ms) / 1000.0;
     match error {
-        CutError::NoKeyframe { .. } => {
+        ClipRangeError::NoKeyframe { .. } => {
             let to = part.to_ms.map(|to| format!(" --to {}", seconds(to))).unwrap_or_default();
             let exactly = format!("archiver archives recompose {archive} --from {}{to}", seconds(part.from_ms));
             format!("--at-keyframe begins at the one before, and `{exactly}` cuts exactly while the segments are kept")
         }
-        CutError::Empty { .. } => "give another --from and --to".to_owned(),
+        ClipRangeError::Empty { .. } => "give another --from and --to".to_owned(),
     }
 }
 
@@ -103,7 +103,7 @@ pub async fn clip(
     catalog: &dyn Catalog,
     store: &dyn ObjectStore,
     (archive, new): (ArchiveId, ArchiveId),
-    part: Part,
+    part: ClipRange,
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, ClipError> {
     let row = finished(catalog, archive).await?;
@@ -117,17 +117,18 @@ pub async fn clip(
     let work = Work::begin(settings, CLIP, new).await?;
     let made: Result<ArchiveRow, ClipError> = async {
         let source = index(store, &file, entry.rate, &work.dir, cancel).await?;
-        let cut = source.cut(part).map_err(|why| ClipError::Cut { archive, part, why })?;
-        let (range, media) = (source.bytes(&cut), work.dir.join("media"));
+        let clip = source.clip(part).map_err(|why| ClipError::Range { archive, part, why })?;
+        let (range, media) = (source.bytes(&clip), work.dir.join("media"));
         let len = range.end - range.start;
         work.has_room(len).await?;
-        download_range(store, &file.key, (range.start, len), &media, cancel, &|_| {}).await?;
+        let range = ByteRange { start: range.start, len };
+        download_range(store, &file.key, range, &media, cancel, &|_| {}).await?;
         let out = work.dir.join("out");
         std::fs::create_dir_all(&out).map_err(RemakeError::io(&out))?;
         let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
         let (path, stop) = (out.join("archive.mp4"), cancel.clone());
         let documents = (manifest, entry, report);
-        let making = move || make(new, &source, &cut, (&media, path), documents, &pipelines, &stop);
+        let making = move || make(new, &source, &clip, (&media, path), documents, &pipelines, &stop);
         let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
         Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
     }
@@ -148,40 +149,41 @@ async fn index(
     rate: u32,
     work: &Path,
     cancel: &CancellationToken,
-) -> Result<Source, ClipError> {
+) -> Result<ClipSource, ClipError> {
     let range = async |range: std::ops::Range<u64>, name: &str| {
-        let (path, len) = (work.join(name), range.end - range.start);
-        download_range(store, &file.key, (range.start, len), &path, cancel, &|_| {}).await?;
+        let path = work.join(name);
+        let range = ByteRange { start: range.start, len: range.end - range.start };
+        download_range(store, &file.key, range, &path, cancel, &|_| {}).await?;
         Ok::<_, ClipError>(tokio::fs::read(&path).await.map_err(RemakeError::io(&path))?)
     };
-    let place = Source::index_place(&range(0..file.size.min(Source::HEAD_BYTES), "head").await?)?;
+    let place = ClipSource::index_range(&range(0..file.size.min(ClipSource::HEAD_BYTES), "head").await?)?;
     if place.end > file.size {
         return Err(Mp4Error::Damaged("it is larger than the file").into());
     }
-    Ok(Source::parse(&range(place, "index").await?, file.size, rate)?)
+    Ok(ClipSource::parse(&range(place, "index").await?, file.size, rate)?)
 }
 
 /// Writes the file, looks whether it can be played, and writes its documents. Blocking.
 fn make(
     archive: ArchiveId,
-    source: &Source,
-    cut: &Cut,
+    source: &ClipSource,
+    clip: &ClipResult,
     (media, path): (&Path, PathBuf),
     (manifest, entry, report): (Manifest, ComposedEntry, Report),
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Built, RemakeError> {
     let bytes = File::open(media).map_err(RemakeError::io(media))?;
-    source.write(cut, &bytes, &path).map_err(RemakeError::io(&path))?;
+    source.write(clip, &bytes, &path).map_err(RemakeError::io(&path))?;
     media::init().map_err(|source| ArchiveError::Media { file: path.display().to_string(), source })?;
-    let (video, audio) = source.has(cut);
-    let expected = Expected { pictures: cut.pictures, rate: source.rate(), video, audio };
+    let (video, audio) = source.has(clip);
+    let expected = Expected { pictures: clip.pictures, rate: source.rate(), video, audio };
     let object = checked(expected, path, pipelines, cancel)?;
-    let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(cut.before));
+    let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(clip.before));
     let origin = Wallclock::parse_rfc3339(&manifest.origin);
     let started_at = origin.map(|origin| MediaTime::from_millis(start_ms).to_wallclock(origin).to_rfc3339());
     // What could not be decoded has no times: what is told of the whole holds for the part at most.
-    let entry = ComposedEntry { start_ms, pictures: cut.pictures, rate: source.rate(), ..entry };
+    let entry = ComposedEntry { start_ms, pictures: clip.pictures, rate: source.rate(), ..entry };
     let key = Keys::new(manifest.application_id.clone(), archive).key(object.kind);
     let told = ObjectEntry { key, size: object.size, sha256: object.sha256.clone(), part_bytes: None };
     let manifest = Manifest {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::clip::{Part, clip};
+use super::clip::{ClipRange, clip};
 use super::recompose::{Otherwise, recompose};
 use super::workspace;
 use crate::archive::build::Clip;
@@ -43,7 +43,7 @@ pub const WAITING_OF_ONE_MAX: u32 = 100;
 #[serde(rename_all = "camelCase")]
 pub enum Remake {
     /// A part of its file, copied.
-    Clip(Part),
+    Clip(ClipRange),
     /// Composed anew of its kept segments.
     Recompose {
         /// Another layout.

@@ -4,7 +4,7 @@
 
 use super::kernel::{Kernel, Plain, WINDOW};
 use super::weights::{SMALL_WEIGHT_BITS, Taps};
-use crate::media::picture::{Plane, PlaneMut};
+use crate::media::plane::{Plane, PlaneMut};
 
 /// An output pixel's window begins so many pixels before its first one.
 const BEFORE: usize = WINDOW / 2 - 1;

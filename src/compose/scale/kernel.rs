@@ -2,7 +2,7 @@
 //! them ([`super::avx2`]); what comes out is the same to the bit.
 
 use super::weights::{PAIRS_MAX, Taps};
-use crate::media::picture::Plane;
+use crate::media::plane::Plane;
 
 /// Where rows are mixed one by one, pixels enter with so many bits behind the binary point. Of each product with a weight the
 /// upper 16 bits are kept.

@@ -3,27 +3,27 @@
 /// Samples of sound in a frame of AAC.
 pub(in crate::media) const AAC_SAMPLES: u32 = 1024;
 /// Ticks of a picture, so that every rate is exact.
-pub(in crate::media) const PICTURE_TICKS: u32 = 1000;
+pub(in crate::media) const FRAME_TICKS: u32 = 1000;
 /// Ticks of the file a second.
 pub(in crate::media) const FILE_TICKS: u64 = 1000;
 const MICROSECONDS: u64 = 1_000_000;
 /// The two letters of "undetermined".
 const LANGUAGE: u16 = 0x55c4;
 
-/// What a track is.
+/// A track's kind and properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Track {
-    /// H.264 pictures.
-    Picture {
+    /// H.264 video.
+    Video {
         /// In pixels.
         width: u16,
         /// In pixels.
         height: u16,
-        /// Pictures a second.
+        /// Frames a second.
         rate: u32,
     },
-    /// AAC sound in two channels.
-    Sound {
+    /// AAC audio in two channels.
+    Audio {
         /// Samples a second.
         rate: u32,
     },
@@ -33,8 +33,8 @@ impl Track {
     /// Ticks of its clock a second, and of one sample.
     pub(in crate::media) const fn ticks(self) -> (u32, u32) {
         match self {
-            Self::Picture { rate, .. } => (rate * PICTURE_TICKS, PICTURE_TICKS),
-            Self::Sound { rate } => (rate, AAC_SAMPLES),
+            Self::Video { rate, .. } => (rate * FRAME_TICKS, FRAME_TICKS),
+            Self::Audio { rate } => (rate, AAC_SAMPLES),
         }
     }
 
@@ -42,8 +42,8 @@ impl Track {
     const fn index_bytes(self) -> u64 {
         match self {
             // A size, a time of showing, now and then a keyframe.
-            Self::Picture { rate, .. } => rate as u64 * 12 + 4,
-            Self::Sound { rate } => (rate / AAC_SAMPLES + 1) as u64 * 4,
+            Self::Video { rate, .. } => rate as u64 * 12 + 4,
+            Self::Audio { rate } => (rate / AAC_SAMPLES + 1) as u64 * 4,
         }
     }
 }
@@ -83,7 +83,7 @@ impl TrackIndex {
 
     pub fn add(&mut self, size: u32, number: u32, keyframe: bool) {
         self.sizes.push(size);
-        if let Track::Picture { .. } = self.track {
+        if let Track::Video { .. } = self.track {
             self.numbers.push(number);
             if keyframe {
                 self.keyframes.push(self.count());
@@ -170,7 +170,7 @@ pub(in crate::media) fn head(tracks: &[&TrackIndex], shift: i64) -> Vec<u8> {
     });
     boxed(&mut out, b"moov", |out| {
         // What is seen ends with the last picture: the last frame of sound may be filled up behind it.
-        let pictures = tracks.iter().filter(|t| matches!(t.track, Track::Picture { .. })).map(|t| t.length()).max();
+        let pictures = tracks.iter().filter(|t| matches!(t.track, Track::Video { .. })).map(|t| t.length()).max();
         let length = pictures.unwrap_or_else(|| tracks.iter().map(|t| t.length()).max().unwrap_or(0));
         full(out, b"mvhd", 1, 0, |out| {
             out.extend([0; 16]);
@@ -200,8 +200,8 @@ fn trak(out: &mut Vec<u8>, track: &TrackIndex, number: u32, length: u64, shift: 
         put64(out, length);
         out.extend([0; 12]);
         let (volume, width, height) = match track.track {
-            Track::Picture { width, height, .. } => (0, width, height),
-            Track::Sound { .. } => (0x100, 0, 0),
+            Track::Video { width, height, .. } => (0, width, height),
+            Track::Audio { .. } => (0x100, 0, 0),
         };
         put16(out, volume);
         put16(out, 0);
@@ -228,8 +228,8 @@ fn trak(out: &mut Vec<u8>, track: &TrackIndex, number: u32, length: u64, shift: 
             put16(out, 0);
         });
         let (handler, name) = match track.track {
-            Track::Picture { .. } => (b"vide", "picture\0"),
-            Track::Sound { .. } => (b"soun", "sound\0"),
+            Track::Video { .. } => (b"vide", "picture\0"),
+            Track::Audio { .. } => (b"soun", "sound\0"),
         };
         full(out, b"hdlr", 0, 0, |out| {
             put32(out, 0);
@@ -239,8 +239,8 @@ fn trak(out: &mut Vec<u8>, track: &TrackIndex, number: u32, length: u64, shift: 
         });
         boxed(out, b"minf", |out| {
             match track.track {
-                Track::Picture { .. } => full(out, b"vmhd", 0, 1, |out| out.extend([0; 8])),
-                Track::Sound { .. } => full(out, b"smhd", 0, 0, |out| out.extend([0; 4])),
+                Track::Video { .. } => full(out, b"vmhd", 0, 1, |out| out.extend([0; 8])),
+                Track::Audio { .. } => full(out, b"smhd", 0, 0, |out| out.extend([0; 4])),
             }
             boxed(out, b"dinf", |out| {
                 full(out, b"dref", 0, 0, |out| {
@@ -259,8 +259,8 @@ fn stbl(out: &mut Vec<u8>, track: &TrackIndex, shift: i64) {
     full(out, b"stsd", 0, 0, |out| {
         put32(out, 1);
         match track.track {
-            Track::Picture { width, height, .. } => avc1(out, width, height, &track.codec),
-            Track::Sound { rate } => mp4a(out, rate, &track.codec),
+            Track::Video { width, height, .. } => avc1(out, width, height, &track.codec),
+            Track::Audio { rate } => mp4a(out, rate, &track.codec),
         }
     });
     full(out, b"stts", 0, 0, |out| {
@@ -280,7 +280,7 @@ fn stbl(out: &mut Vec<u8>, track: &TrackIndex, shift: i64) {
             }
         });
     }
-    if let Track::Picture { .. } = track.track {
+    if let Track::Video { .. } = track.track {
         full(out, b"stss", 0, 0, |out| {
             put32(out, u32::try_from(track.keyframes.len()).unwrap_or(0));
             track.keyframes.iter().for_each(|number| put32(out, *number));
@@ -386,7 +386,7 @@ mod tests {
     use super::*;
 
     fn pictures(numbers: &[u32]) -> TrackIndex {
-        let mut index = TrackIndex::new(Track::Picture { width: 640, height: 480, rate: 30 });
+        let mut index = TrackIndex::new(Track::Video { width: 640, height: 480, rate: 30 });
         numbers.iter().for_each(|number| index.add(100, *number, *number == 0));
         index.chunk(1000, index.count());
         index
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn the_room_is_enough_for_the_worst_index() {
-        let (picture, sound) = (Track::Picture { width: 640, height: 480, rate: 30 }, Track::Sound { rate: 48_000 });
+        let (picture, sound) = (Track::Video { width: 640, height: 480, rate: 30 }, Track::Audio { rate: 48_000 });
         for seconds in [1, 10, 600] {
             let (mut a, mut b) = (TrackIndex::new(picture), TrackIndex::new(sound));
             for n in 0..seconds * 30 {

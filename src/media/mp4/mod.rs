@@ -21,10 +21,10 @@ const ROOM_SHARE: u64 = 4;
 /// The header of the media's box: its size has 64 bits.
 const MDAT_HEADER: u64 = 16;
 
-/// What of a file that is still written, and is `len` bytes long so far, will not be changed in the end; `None` while all of it
-/// may be written anew.
+/// The range of a file under way, `len` bytes long so far, that will not change any more; `None` while all of it may be
+/// rewritten.
 #[must_use]
-pub fn settled(tracks: &[Track], seconds: u64, len: u64) -> Option<Range<u64>> {
+pub fn final_range(tracks: &[Track], seconds: u64, len: u64) -> Option<Range<u64>> {
     let room = room(tracks, seconds);
     (len > room.saturating_mul(ROOM_SHARE + 1)).then_some(room..len)
 }

@@ -8,7 +8,7 @@ use super::*;
 pub(in crate::media) fn made(numbers: &[u32], keyframes: &[usize], sounds: usize) -> Vec<u8> {
     let dir = tempfile::tempdir().expect("folder");
     let path = dir.path().join("made.mp4");
-    let tracks = [Track::Picture { width: 640, height: 480, rate: 30 }, Track::Sound { rate: 48_000 }];
+    let tracks = [Track::Video { width: 640, height: 480, rate: 30 }, Track::Audio { rate: 48_000 }];
     let there: Vec<Track> = tracks.into_iter().zip([numbers.len(), sounds]).filter(|t| t.1 > 0).map(|t| t.0).collect();
     let mut file = Mp4Writer::create(&path, &there, 1).expect("file");
     if !numbers.is_empty() {
@@ -38,7 +38,7 @@ pub(in crate::media) fn data(kind: u8, n: usize) -> Vec<u8> {
 
 /// The index of a file.
 pub(in crate::media) fn index(file: &[u8]) -> &[u8] {
-    let place = index_place(&file[..file.len().min(HEAD_BYTES as usize)]).expect("an index");
+    let place = index_range(&file[..file.len().min(HEAD_BYTES as usize)]).expect("an index");
     &file[place.start as usize..place.end as usize]
 }
 
@@ -57,10 +57,10 @@ fn what_is_written_is_read_back() {
     ] {
         let file = made(&numbers, &keyframes, sounds);
         let movie = read(&file).expect("an index");
-        let bytes = |place: &Place| &file[place.at as usize..][..place.size as usize];
-        assert_eq!(movie.picture.is_some(), !numbers.is_empty());
-        if let Some(picture) = &movie.picture {
-            assert_eq!(picture.track, Track::Picture { width: 640, height: 480, rate: 30 });
+        let bytes = |place: &SampleLocation| &file[place.at as usize..][..place.size as usize];
+        assert_eq!(movie.video.is_some(), !numbers.is_empty());
+        if let Some(picture) = &movie.video {
+            assert_eq!(picture.track, Track::Video { width: 640, height: 480, rate: 30 });
             assert_eq!((picture.codec.as_slice(), picture.before), (&b"private"[..], 0));
             assert_eq!(picture.length_ms, numbers.len() as u64 * 100 / 3);
             assert_eq!(picture.samples.iter().map(|s| s.number).collect::<Vec<_>>(), numbers);
@@ -68,9 +68,9 @@ fn what_is_written_is_read_back() {
             assert_eq!(keys.collect::<Vec<_>>(), keyframes);
             assert!(picture.samples.iter().enumerate().all(|(n, place)| bytes(place) == data(b'p', n)));
         }
-        assert_eq!(movie.sound.is_some(), sounds > 0);
-        if let Some(sound) = &movie.sound {
-            assert_eq!((sound.track, sound.codec.as_slice()), (Track::Sound { rate: 48_000 }, &[0x11, 0x90][..]));
+        assert_eq!(movie.audio.is_some(), sounds > 0);
+        if let Some(sound) = &movie.audio {
+            assert_eq!((sound.track, sound.codec.as_slice()), (Track::Audio { rate: 48_000 }, &[0x11, 0x90][..]));
             assert_eq!((sound.samples.len(), sound.before), (sounds, 0));
             assert!(sound.samples.iter().enumerate().all(|(n, place)| bytes(place) == data(b's', n)));
         }
@@ -85,15 +85,15 @@ fn an_index_that_is_cut_is_refused() {
         assert!(parse(&index[..cut], file.len() as u64).is_err(), "{cut}");
     }
     for cut in 0..40 {
-        assert!(index_place(&file[..cut]).is_err(), "{cut}");
+        assert!(index_range(&file[..cut]).is_err(), "{cut}");
     }
     // Of a file that is shorter, some samples are not there.
     assert_eq!(parse(index, file.len() as u64 - 1), Err(Damaged("a sample lies behind the end of the file")));
     // And behind the media there is no index that plays while it is fetched.
-    let begin = index_place(&file).expect("an index");
+    let begin = index_range(&file).expect("an index");
     let mut moved = file[..begin.start as usize].to_vec();
     moved.extend_from_slice(&file[begin.end as usize..]);
-    assert_eq!(index_place(&moved), Err(Foreign("its index is not at its beginning")));
+    assert_eq!(index_range(&moved), Err(Foreign("its index is not at its beginning")));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_damaged_index_does_no_harm() {
     let (index, size) = (index(&file), file.len() as u64);
     let harmless = |index: &[u8], what: &dyn std::fmt::Debug| {
         if let Ok(movie) = parse(index, size) {
-            for track in movie.picture.iter().chain(&movie.sound) {
+            for track in movie.video.iter().chain(&movie.audio) {
                 assert!(track.samples.len() <= 16, "{what:?}");
                 assert!(track.samples.iter().all(|s| s.at + u64::from(s.size) <= size), "{what:?}");
                 assert!(track.samples.iter().all(|s| s.number < 16 + REORDERED_MAX), "{what:?}");
@@ -127,7 +127,7 @@ fn a_damaged_index_does_no_harm() {
         for byte in 0..=255 {
             let mut head = file.clone();
             head[at] = byte;
-            if let Ok(place) = index_place(&head) {
+            if let Ok(place) = index_range(&head) {
                 assert!(place.end - place.start <= INDEX_BYTES_MAX);
             }
         }

@@ -1,4 +1,4 @@
-//! What the sender reports of a session say about its provisional clocks.
+//! Corrections of a session's provisional clocks, computed from its sender reports.
 
 use std::collections::BTreeMap;
 
@@ -21,21 +21,21 @@ const WINDOW: MediaSpan = 30_000 * MS;
 /// Reports on each side of a step, and at least so many.
 const STEP_REPORTS: usize = 5;
 const STEP_REPORTS_MIN: usize = 3;
-/// A step of a clock: it was anchored anew, or its sender lost samples that it does not count. Smaller ones are lost in
-/// jitter, and harm nobody.
+/// A step of a clock: it was anchored again, or its sender lost samples that it does not count. Smaller steps cannot be
+/// told from jitter, and do no harm.
 const STEP_MIN: MediaSpan = 40 * MS;
 /// The reports on one side of a step are at least so far from those on the other: else their medians differ by jitter.
 const STEP_APART_MIN: MediaSpan = 20 * MS;
-/// After this long without a report the clock may be another one.
+/// After this time without a report the clock may be another one.
 const SILENCE_MIN: MediaSpan = 15_000 * MS;
 /// Streams whose reports are this much apart from the session's are written by another clock.
 const SAME_CLOCK_MAX: MediaSpan = 100 * MS;
 
-/// What is to be added to a track's provisional times: a line through knots, level before and after them.
-/// It never falls faster than at half of time's speed, so that corrected times never go back.
+/// The correction to add to a track's provisional times: a line through knots, constant before and after them. It never
+/// falls faster than at half the speed of time, so that corrected times never go back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Correction {
-    /// (provisional time, what to add), in the order of time.
+    /// (provisional time, span to add), in the order of time.
     pub knots: Vec<(MediaTime, MediaSpan)>,
     /// Reports that were used.
     pub used: usize,
@@ -66,11 +66,11 @@ impl Correction {
     }
 }
 
-/// What the sender reports of a session's tracks say about their clocks. A track without usable reports
-/// has no entry: its times stay as they are.
+/// The corrections of a session's tracks, from their sender reports. A track without usable reports has no entry: its
+/// times stay as they are.
 ///
-/// Reports are taken to be written by one clock for all tracks (the router's), as far as they are in step
-/// with each other; a stream whose reports are not is brought into step only within itself.
+/// The reports of all tracks count as written by one clock (the router's) as far as they agree. A stream whose reports
+/// do not agree with the others is synchronized only within itself.
 #[must_use]
 pub fn corrections(tracks: &[(TrackId, &[SenderReport])]) -> BTreeMap<TrackId, Correction> {
     let Some(session) = offset(tracks.iter().flat_map(|(_, reports)| reports.iter())) else {
@@ -98,7 +98,7 @@ fn ntp(report: &SenderReport) -> MediaSpan {
     report.ntp.to_wallclock().0.saturating_mul(1000)
 }
 
-/// From the reporter's clock to ours: by its fastest reports, a twentieth of them left out as too fast.
+/// The offset from the reporter's clock to the local one, by its fastest reports. The fastest twentieth is left out.
 fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSpan> {
     let mut offsets: Vec<MediaSpan> = reports.map(|r| r.arrived.0.saturating_sub(ntp(r))).collect();
     let middle = median(&mut offsets)?;
@@ -114,17 +114,17 @@ fn correction(mut points: Vec<Point>) -> Option<Correction> {
     points.retain(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
     points.sort_unstable();
     let points: Vec<Point> = (0..points.len()).filter(|i| is_usable(&points, *i)).map(|i| points[i]).collect();
-    let mut pieces = pieces(&points).into_iter();
+    let mut pieces = split_at_steps(&points).into_iter();
     let mut knots = knots(pieces.next()?);
     let mut last = points.first()?.0;
     let spacing = median(&mut points.windows(2).map(|w| w[1].0 - w[0].0).collect::<Vec<_>>()).unwrap_or(0);
     for piece in pieces {
         let begin = points.partition_point(|p| p < &piece[0]);
         let before = points.get(begin.wrapping_sub(1)).map_or(last, |p| p.0);
-        step(&mut knots, before, piece, spacing);
+        append_piece(&mut knots, before, piece, spacing);
         last = piece[0].0;
     }
-    // Whatever the reports said: never back.
+    // Corrected times never go back, whatever the reports say.
     for at in 1..knots.len() {
         let (t0, c0) = knots[at - 1];
         let (t1, c1) = &mut knots[at];
@@ -140,8 +140,8 @@ fn is_usable(points: &[Point], at: usize) -> bool {
     middle.is_some_and(|middle| (points[at].1 - middle).abs() <= OUTLIER_MIN)
 }
 
-/// Cuts the reports where the clock was anchored anew: at steps, and where there was none for long.
-fn pieces(points: &[Point]) -> Vec<&[Point]> {
+/// Splits the reports where the clock may have been anchored again: at steps, and after a time without reports.
+fn split_at_steps(points: &[Point]) -> Vec<&[Point]> {
     let mut pieces = Vec::new();
     for mut rest in points.chunk_by(|a, b| b.0 - a.0 < SILENCE_MIN) {
         while let Some(at) = first_step(rest) {
@@ -204,9 +204,9 @@ fn knots(piece: &[Point]) -> Vec<Point> {
         .collect()
 }
 
-/// Joins the next piece. The clock was anchored anew somewhere between two reports: soon after the earlier
-/// one if they are far apart.
-fn step(knots: &mut Vec<Point>, before: MediaTime, piece: &[Point], spacing: MediaSpan) {
+/// Appends the next piece. The clock was anchored again somewhere between two reports: soon after the earlier one if they
+/// are far apart.
+fn append_piece(knots: &mut Vec<Point>, before: MediaTime, piece: &[Point], spacing: MediaSpan) {
     let next = self::knots(piece);
     let (Some((_, from)), Some((_, to)), Some((begin, _))) =
         (knots.last().copied(), next.first().copied(), piece.first())

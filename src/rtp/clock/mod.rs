@@ -1,10 +1,9 @@
 //! A track's clock: from RTP time to media time, and the corrections that sender reports allow.
 //!
-//! Frames are written by a *provisional* clock that is anchored at the arrival of the first packet: what
-//! is written must not wait for a sender report. The reports are kept raw in the index; when the log is
-//! read, [`corrections`] computes over all tracks of a session how far each provisional clock was off.
-//! All reports of a session are written by one clock (Janus writes its own), so tracks that lean on them
-//! are in step with each other whatever the network did to their first packets.
+//! Frames get their times from a *provisional* clock, which is anchored at the arrival of the first packet: writing must
+//! not wait for a sender report. The index keeps the reports. When the log is read, [`corrections`] computes from the
+//! reports of all tracks of a session how far each provisional clock was off. One clock writes all reports of a session
+//! (Janus writes its own reports), so the corrected tracks are in sync whatever the delay of their first packets was.
 
 mod correct;
 
@@ -13,33 +12,33 @@ pub use correct::{Correction, corrections};
 use crate::model::time::{MediaSpan, MediaTime, RtpUnwrapper, ticks_to_span};
 
 const MS: MediaSpan = 1_000_000;
-/// A packet with a higher sequence number may go back by this much: pictures that are not in the order of
-/// their times. Beyond it RTP time has jumped.
+/// A packet with a higher sequence number may go back by this much, for frames that are not sent in the order of their
+/// times. Beyond it RTP time has jumped.
 const BACK_MAX: MediaSpan = 500 * MS;
 /// RTP time may run ahead of arrival by this much from packet to packet, by jitter; beyond it, it has jumped.
 const AHEAD_MAX: MediaSpan = 1_000 * MS;
-/// From this on a packet is late enough to ask who slept: the sender, whose RTP time does not count the
-/// pause (janus-gateway#2292), or the network.
+/// From this delay on there was a pause: either of the sender, whose RTP time does not count it (janus-gateway#2292), or
+/// of the network.
 const LATE_MIN: MediaSpan = 200 * MS;
-/// From this on one packet is enough to believe that the sender slept.
+/// From this delay on, one packet is enough to conclude that the sender paused.
 const LATE_CERTAIN: MediaSpan = 1_000 * MS;
-/// How long packets are watched after a pause, when there are enough of them.
-const WATCH: MediaSpan = 500 * MS;
+/// How long packets are observed after a pause, when there are enough of them.
+const OBSERVATION: MediaSpan = 500 * MS;
 /// How many packets of different times are enough.
-const WATCH_TIMES: u32 = 5;
-/// How long packets are watched at most.
-const WATCH_MAX: MediaSpan = 1_500 * MS;
-/// The least delay is remembered this long (and up to twice as long): longer than jitter and bursts, short
-/// enough to follow a sender's clock that drifts.
+const OBSERVATION_TIMES: u32 = 5;
+/// How long packets are observed at most.
+const OBSERVATION_MAX: MediaSpan = 1_500 * MS;
+/// The least delay is kept for this long (and up to twice as long): longer than jitter and bursts, short enough to follow
+/// the drift of a sender's clock.
 const DELAY_WINDOW: MediaSpan = 5_000 * MS;
 
 /// How a packet's RTP time fits its arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
-    /// It does.
+pub enum ClockFit {
+    /// It fits.
     Good,
-    /// RTP time went on, the packet came much later: a pause of the sender, or of the network. Which of the
-    /// two only the packets after it tell: see [`TrackClock::judge`].
+    /// The packet came much later than its RTP time says: a pause of the sender, or of the network. The packets after it
+    /// show which of the two: see [`TrackClock::classify_pause`].
     Late {
         /// How much later than RTP time says.
         by: MediaSpan,
@@ -48,7 +47,7 @@ pub enum Fit {
     Jumped,
 }
 
-/// What a pause was.
+/// The cause of a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pause {
     /// The network's: packets catch up with RTP time. Nothing changes.
@@ -65,43 +64,44 @@ pub enum Pause {
 pub struct TrackClock {
     rate: u32,
     unwrapper: RtpUnwrapper,
-    line: Option<Line>,
-    delay: LeastDelay,
-    watch: Option<Watch>,
+    mapping: Option<Mapping>,
+    delay: MinDelay,
+    observation: Option<PauseObservation>,
 }
 
-/// RTP time on media time, from one anchoring to the next.
+/// Maps RTP time to media time, from one anchoring to the next.
 #[derive(Debug, Clone, Copy)]
-struct Line {
+struct Mapping {
     ticks: i64,
     at: MediaTime,
     last_ticks: i64,
     last_arrived: MediaTime,
 }
 
-/// The least of (arrival - media time) in two windows. A long silence does not make it forget.
+/// The least of (arrival - media time) in two windows. It outlasts a long silence.
 #[derive(Debug, Clone, Copy, Default)]
-struct LeastDelay {
+struct MinDelay {
     before: Option<MediaSpan>,
     since: MediaTime,
     now: Option<MediaSpan>,
 }
 
+/// The packets since a pause.
 #[derive(Debug, Clone, Copy)]
-struct Watch {
+struct PauseObservation {
     began: MediaTime,
     least: MediaSpan,
     last_ticks: i64,
     times: u32,
 }
 
-impl Line {
+impl Mapping {
     fn time(&self, ticks: i64, rate: u32) -> MediaTime {
         self.at + ticks_to_span(ticks - self.ticks, rate)
     }
 }
 
-impl LeastDelay {
+impl MinDelay {
     fn add(&mut self, delay: MediaSpan, arrived: MediaTime) {
         if arrived - self.since >= DELAY_WINDOW {
             (self.before, self.now, self.since) = (self.now.or(self.before), None, arrived);
@@ -118,7 +118,7 @@ impl TrackClock {
     /// A clock with a rate in Hz.
     #[must_use]
     pub fn new(rate: u32) -> Self {
-        Self { rate, unwrapper: RtpUnwrapper::new(), line: None, delay: LeastDelay::default(), watch: None }
+        Self { rate, unwrapper: RtpUnwrapper::new(), mapping: None, delay: MinDelay::default(), observation: None }
     }
 
     /// Its rate in Hz.
@@ -127,63 +127,63 @@ impl TrackClock {
         self.rate
     }
 
-    /// Looks at a packet with the highest sequence number so far. Returns its media time.
-    pub fn observe(&mut self, rtp: u32, arrived: MediaTime) -> (MediaTime, Fit) {
+    /// Takes a packet with the highest sequence number so far. Returns its media time.
+    pub fn observe(&mut self, rtp: u32, arrived: MediaTime) -> (MediaTime, ClockFit) {
         let ticks = self.unwrapper.unwrap(rtp);
-        let Some(mut line) = self.line else {
-            self.line = Some(Line { ticks, at: arrived, last_ticks: ticks, last_arrived: arrived });
-            self.delay = LeastDelay { since: arrived, now: Some(0), before: None };
-            return (arrived, Fit::Good);
+        let Some(mut mapping) = self.mapping else {
+            self.mapping = Some(Mapping { ticks, at: arrived, last_ticks: ticks, last_arrived: arrived });
+            self.delay = MinDelay { since: arrived, now: Some(0), before: None };
+            return (arrived, ClockFit::Good);
         };
-        let time = line.time(ticks, self.rate);
+        let time = mapping.time(ticks, self.rate);
         let (delay, usual) = (arrived - time, self.delay.get());
-        let passed = arrived - line.last_arrived;
-        let counted = ticks_to_span(ticks - line.last_ticks, self.rate);
+        let passed = arrived - mapping.last_arrived;
+        let counted = ticks_to_span(ticks - mapping.last_ticks, self.rate);
         if counted < -BACK_MAX || (counted > passed + AHEAD_MAX && delay < usual - AHEAD_MAX) {
             let at = arrived + -usual;
-            self.line = Some(Line { ticks, at, last_ticks: ticks, last_arrived: arrived });
-            self.watch = None;
-            return (at, Fit::Jumped);
+            self.mapping = Some(Mapping { ticks, at, last_ticks: ticks, last_arrived: arrived });
+            self.observation = None;
+            return (at, ClockFit::Jumped);
         }
-        if ticks >= line.last_ticks {
-            (line.last_ticks, line.last_arrived) = (ticks, arrived);
-            self.line = Some(line);
+        if ticks >= mapping.last_ticks {
+            (mapping.last_ticks, mapping.last_arrived) = (ticks, arrived);
+            self.mapping = Some(mapping);
         }
         let late = delay - usual;
-        if let Some(watch) = &mut self.watch {
-            watch.least = watch.least.min(late);
-            watch.times += u32::from(ticks != watch.last_ticks);
-            watch.last_ticks = ticks;
+        if let Some(observation) = &mut self.observation {
+            observation.least = observation.least.min(late);
+            observation.times += u32::from(ticks != observation.last_ticks);
+            observation.last_ticks = ticks;
         } else if late >= LATE_MIN && passed >= LATE_MIN {
-            self.watch = Some(Watch { began: arrived, least: late, last_ticks: ticks, times: 1 });
-            return (time, Fit::Late { by: late });
+            self.observation = Some(PauseObservation { began: arrived, least: late, last_ticks: ticks, times: 1 });
+            return (time, ClockFit::Late { by: late });
         } else {
             self.delay.add(delay, arrived);
         }
-        (time, Fit::Good)
+        (time, ClockFit::Good)
     }
 
-    /// Whether a pause is being judged. Until it is, nobody knows the times of the packets after it.
+    /// Whether a pause is being classified. Until then the times of the packets after it are unknown.
     #[must_use]
-    pub const fn is_judging(&self) -> bool {
-        self.watch.is_some()
+    pub const fn is_classifying_pause(&self) -> bool {
+        self.observation.is_some()
     }
 
-    /// Judges a pause, if there was one and enough was seen since, or (`at_once`) by what was seen.
-    pub fn judge(&mut self, now: MediaTime, at_once: bool) -> Option<Pause> {
-        let watch = self.watch?;
-        let watched = now - watch.began;
-        let enough = watched >= WATCH && watch.times >= WATCH_TIMES;
-        if watch.least >= LATE_MIN && !enough && watched < WATCH_MAX && !at_once {
+    /// Classifies a pause, if there was one and enough packets came since, or (`immediately`) by those that came.
+    pub fn classify_pause(&mut self, now: MediaTime, immediately: bool) -> Option<Pause> {
+        let observation = self.observation?;
+        let observed = now - observation.began;
+        let enough = observed >= OBSERVATION && observation.times >= OBSERVATION_TIMES;
+        if observation.least >= LATE_MIN && !enough && observed < OBSERVATION_MAX && !immediately {
             return None;
         }
-        self.watch = None;
-        // Few packets of a slow picture say little of a short pause.
-        let slept = watch.least >= LATE_MIN && (enough || watch.times > 2 || watch.least >= LATE_CERTAIN);
-        match &mut self.line {
-            Some(line) if slept => {
-                line.at = line.at + watch.least;
-                Some(Pause::Sender { by: watch.least })
+        self.observation = None;
+        // With a low frame rate, two packets say little about a short pause.
+        let certain = enough || observation.times > 2 || observation.least >= LATE_CERTAIN;
+        match &mut self.mapping {
+            Some(mapping) if observation.least >= LATE_MIN && certain => {
+                mapping.at = mapping.at + observation.least;
+                Some(Pause::Sender { by: observation.least })
             }
             _ => Some(Pause::Network),
         }
@@ -192,21 +192,21 @@ impl TrackClock {
     /// The media time of an RTP time near that of the newest packet; the origin before the first.
     #[must_use]
     pub fn media_time(&self, rtp: u32) -> MediaTime {
-        self.line.map_or(MediaTime::ZERO, |line| line.time(self.unwrapper.clone().unwrap(rtp), self.rate))
+        self.mapping.map_or(MediaTime::ZERO, |mapping| mapping.time(self.unwrapper.clone().unwrap(rtp), self.rate))
     }
 
-    /// Whether a packet's RTP time is about what its arrival lets expect.
+    /// Whether a packet's RTP time is near the one that its arrival suggests.
     #[must_use]
-    pub fn expects(&self, rtp: u32, arrived: MediaTime) -> bool {
+    pub fn is_plausible(&self, rtp: u32, arrived: MediaTime) -> bool {
         let usual = self.delay.get();
-        self.line.is_some() && (arrived - self.media_time(rtp) - usual).abs() <= AHEAD_MAX
+        self.mapping.is_some() && (arrived - self.media_time(rtp) - usual).abs() <= AHEAD_MAX
     }
 
-    /// The media time of a sender report's RTP time. `None` before the first packet, and while a pause is
-    /// being judged.
+    /// The media time of a sender report's RTP time. `None` before the first packet, and while a pause is being
+    /// classified.
     #[must_use]
     pub fn report_time(&self, rtp: u32) -> Option<MediaTime> {
-        (self.line.is_some() && !self.is_judging()).then(|| self.media_time(rtp))
+        (self.mapping.is_some() && !self.is_classifying_pause()).then(|| self.media_time(rtp))
     }
 }
 
@@ -227,7 +227,7 @@ mod tests {
     fn rtp_time_counts_from_the_first_arrival_over_the_wrap() {
         let mut clock = TrackClock::new(90_000);
         assert_eq!(clock.observe(0xffff_ff00, ms(1000)).0, ms(1000));
-        assert_eq!(clock.observe(0xffff_ff00_u32.wrapping_add(9000), ms(1103)), (ms(1100), Fit::Good));
+        assert_eq!(clock.observe(0xffff_ff00_u32.wrapping_add(9000), ms(1103)), (ms(1100), ClockFit::Good));
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
         for jump in [180_000_u32, 900_000, 0x7000_0000, 0x9000_0000, 0_u32.wrapping_sub(90_000)] {
             let mut clock = TrackClock::new(90_000);
             clock.observe(1000, ms(0));
-            assert_eq!(clock.observe(1000_u32.wrapping_add(jump), ms(40)), (ms(40), Fit::Jumped), "{jump:#x}");
+            assert_eq!(clock.observe(1000_u32.wrapping_add(jump), ms(40)), (ms(40), ClockFit::Jumped), "{jump:#x}");
         }
     }
 
@@ -256,11 +256,11 @@ mod tests {
                 clock.observe(at_48k(i * 20), ms(i * 20));
             }
             let (_, fit) = clock.observe(at_48k(1000), ms(1000 + pause));
-            assert!(matches!(fit, Fit::Late { .. }), "{fit:?}");
+            assert!(matches!(fit, ClockFit::Late { .. }), "{fit:?}");
             let mut verdict = None;
             for i in 51..100 {
                 clock.observe(at_48k(i * 20), ms(i * 20 + pause));
-                verdict = verdict.or_else(|| clock.judge(ms(i * 20 + pause), false));
+                verdict = verdict.or_else(|| clock.classify_pause(ms(i * 20 + pause), false));
             }
             assert_eq!(verdict, Some(Pause::Sender { by: pause * MS }), "{pause} ms");
             assert_eq!(clock.media_time(at_48k(2000)), ms(2000 + pause));
@@ -275,7 +275,7 @@ mod tests {
         for i in 1..200_i64 {
             let arrived = ms((i * 20).max(2000 + i));
             clock.observe(at_48k(i * 20), arrived);
-            verdict = verdict.or_else(|| clock.judge(arrived, false));
+            verdict = verdict.or_else(|| clock.classify_pause(arrived, false));
         }
         assert_eq!(verdict, Some(Pause::Network));
         assert_eq!(clock.media_time(at_48k(5000)), ms(5000));
@@ -287,7 +287,7 @@ mod tests {
         for i in 0..3000_i64 {
             let delay = (i * 7919) % 150 + (i / 10).min(900);
             let (time, fit) = clock.observe(at_48k(i * 20), ms(i * 20 + delay));
-            assert_eq!((time, fit), (ms(i * 20), Fit::Good), "packet {i}");
+            assert_eq!((time, fit), (ms(i * 20), ClockFit::Good), "packet {i}");
         }
     }
 
@@ -300,7 +300,7 @@ mod tests {
             at += if at % 10_000 < 9600 { 20 } else { 400 };
             let rtp = u32::try_from((at * 8) - at * 8 * 3 / 10_000).expect("small");
             let (_, fit) = clock.observe(rtp, ms(at));
-            assert_eq!(fit, Fit::Good, "at {at} ms");
+            assert_eq!(fit, ClockFit::Good, "at {at} ms");
         }
     }
 }

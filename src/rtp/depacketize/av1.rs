@@ -2,7 +2,7 @@
 //! without temporal delimiters, as Matroska wants them.
 
 use super::bits::Bits;
-use super::{Assembled, Edges, FRAME_BYTES_MAX, PayloadError};
+use super::{AssembledFrame, FRAME_BYTES_MAX, FrameBoundaries, PayloadError};
 use crate::model::media::{Codec, TrackFormat};
 
 const SEQUENCE_HEADER: u8 = 1;
@@ -14,17 +14,17 @@ const TILE_LIST: u8 = 8;
 const HAS_SIZE: u8 = 0x02;
 const HAS_EXTENSION: u8 = 0x04;
 
-pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
+pub(super) fn boundaries(payload: &[u8], marker: bool) -> Result<FrameBoundaries, PayloadError> {
     if payload.len() < 2 {
         return Err(PayloadError::Short);
     }
-    Ok(Edges { first: begins(payload), last: marker, discardable: false })
+    Ok(FrameBoundaries { first: starts_temporal_unit(payload), last: marker, discardable: false })
 }
 
 /// Whether a temporal unit can begin with a packet: not with the rest of an OBU (Z), not with tiles, not
 /// with a higher spatial layer.
-fn begins(payload: &[u8]) -> bool {
-    let (goes_on, count) = (payload[0] & 0x80 != 0, payload[0] >> 4 & 3);
+fn starts_temporal_unit(payload: &[u8]) -> bool {
+    let (continues, count) = (payload[0] & 0x80 != 0, payload[0] >> 4 & 3);
     // With one element there is no length before it.
     let skip = if count == 1 { 0 } else { leb128(&payload[1..]).map_or(usize::MAX - 1, |(_, used)| used) };
     let obu = payload.get(1 + skip..).unwrap_or_default();
@@ -32,7 +32,7 @@ fn begins(payload: &[u8]) -> bool {
         [head, extension, ..] if head & HAS_EXTENSION != 0 => extension >> 3 & 3,
         _ => 0,
     };
-    !goes_on && spatial == 0 && obu.first().is_some_and(|head| obu_kind(*head) != TILE_GROUP)
+    !continues && spatial == 0 && obu.first().is_some_and(|head| obu_kind(*head) != TILE_GROUP)
 }
 
 const fn obu_kind(head: u8) -> u8 {
@@ -60,14 +60,14 @@ fn put_leb128(out: &mut Vec<u8>, mut value: usize) {
     out.push(value as u8);
 }
 
-pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
-    let mut out = Assembled::default();
+pub(super) fn assemble(payloads: &[&[u8]]) -> Result<AssembledFrame, PayloadError> {
+    let mut out = AssembledFrame::default();
     let mut fragment: Vec<u8> = Vec::new();
     let mut in_fragment = false;
     for payload in payloads {
         let head = *payload.first().ok_or(PayloadError::Short)?;
-        let (goes_on, unfinished, count) = (head & 0x80 != 0, head & 0x40 != 0, usize::from(head >> 4 & 3));
-        if goes_on != in_fragment {
+        let (continues, unfinished, count) = (head & 0x80 != 0, head & 0x40 != 0, usize::from(head >> 4 & 3));
+        if continues != in_fragment {
             return Err(PayloadError::Invalid);
         }
         let mut rest = &payload[1..];
@@ -87,14 +87,14 @@ pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
             fragment.extend_from_slice(obu);
             in_fragment = rest.is_empty() && unfinished;
             if !in_fragment {
-                push_obu(&std::mem::take(&mut fragment), &mut out)?;
+                append_obu(&std::mem::take(&mut fragment), &mut out)?;
             }
         }
     }
     if in_fragment { Err(PayloadError::Short) } else { Ok(out) }
 }
 
-fn push_obu(obu: &[u8], out: &mut Assembled) -> Result<(), PayloadError> {
+fn append_obu(obu: &[u8], out: &mut AssembledFrame) -> Result<(), PayloadError> {
     let head = *obu.first().ok_or(PayloadError::Short)?;
     let kind = obu_kind(head);
     let header_len = if head & HAS_EXTENSION != 0 { 2 } else { 1 };
@@ -115,7 +115,7 @@ fn push_obu(obu: &[u8], out: &mut Assembled) -> Result<(), PayloadError> {
     put_leb128(&mut out.data, payload.len());
     out.data.extend_from_slice(payload);
     if kind == SEQUENCE_HEADER && out.format.is_none() {
-        out.format = Some(sequence(payload, &out.data[begin..])?);
+        out.format = Some(parse_sequence_header(payload, &out.data[begin..])?);
     } else if matches!(kind, FRAME_HEADER | FRAME) {
         // Not show_existing_frame, frame_type KEY_FRAME, show_frame (section 5.9.2). Without a sequence
         // header before it nobody can begin there.
@@ -127,7 +127,7 @@ fn push_obu(obu: &[u8], out: &mut Assembled) -> Result<(), PayloadError> {
 
 /// Size and `av1C` (AV1-ISOBMFF section 2.3) from a sequence header (AV1 specification section 5.5).
 #[allow(clippy::cast_possible_truncation)]
-fn sequence(payload: &[u8], whole: &[u8]) -> Result<TrackFormat, PayloadError> {
+fn parse_sequence_header(payload: &[u8], whole: &[u8]) -> Result<TrackFormat, PayloadError> {
     let mut bits = Bits::new(payload);
     let profile = bits.take(3)?;
     bits.bit()?; // still_picture
@@ -257,7 +257,7 @@ mod tests {
             &[0x81, 0x20, 0x00, 0, 0x0a, 0x0a, 0x20, 0, 0, 0x04, 0x3c, 0xff, 0xbc, 0xda, 0xf9, 0x02],
             &[0x81, 0x00, 0x4c, 0, 0x0a, 0x0b, 0, 0, 0, 0x04, 0x3c, 0xff, 0xbc, 0xda, 0xf9, 0x40, 0x40],
         ] {
-            let format = sequence(&private[6..], &private[4..]).expect("sequence header");
+            let format = parse_sequence_header(&private[6..], &private[4..]).expect("sequence header");
             assert_eq!((format.width, format.height), (320, 240));
             assert_eq!(format.codec_private, private);
         }
@@ -286,7 +286,7 @@ mod tests {
             (&[0x90, 0x30, 1], false),         // the rest of an OBU
             (&[0x10, 0x34, 0x08, 1], false),   // a frame of spatial layer 1
         ] {
-            assert_eq!(edges(payload, false).map(|e| e.first), Ok(first), "{payload:x?}");
+            assert_eq!(boundaries(payload, false).map(|e| e.first), Ok(first), "{payload:x?}");
         }
     }
 

@@ -2,7 +2,7 @@
 //! parameter sets go into `avcC`, not into the frames, as Matroska wants it (V_MPEG4/ISO/AVC).
 
 use super::bits::Bits;
-use super::{Assembled, Edges, FRAME_BYTES_MAX, PayloadError};
+use super::{AssembledFrame, FRAME_BYTES_MAX, FrameBoundaries, PayloadError};
 use crate::model::media::{Codec, TrackFormat};
 
 const IDR: u8 = 5;
@@ -23,21 +23,21 @@ pub struct ParameterSets {
     pps: Vec<Vec<u8>>,
 }
 
-fn kind(byte: u8) -> u8 {
+fn nal_type(byte: u8) -> u8 {
     byte & 0x1f
 }
 
-pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
+pub(super) fn boundaries(payload: &[u8], marker: bool) -> Result<FrameBoundaries, PayloadError> {
     let head = *payload.first().ok_or(PayloadError::Short)?;
-    let (unit, slice) = match kind(head) {
+    let (unit, slice) = match nal_type(head) {
         FU_A => {
             let header = *payload.get(1).ok_or(PayloadError::Short)?;
             let begins = header & 0x80 != 0;
-            (kind(header), payload.get(2).filter(|_| begins))
+            (nal_type(header), payload.get(2).filter(|_| begins))
         }
-        1..=23 => (kind(head), payload.get(1)),
+        1..=23 => (nal_type(head), payload.get(1)),
         // A header and a length before its first unit.
-        STAP_A => (kind(*payload.get(3).ok_or(PayloadError::Short)?), payload.get(4)),
+        STAP_A => (nal_type(*payload.get(3).ok_or(PayloadError::Short)?), payload.get(4)),
         _ => return Err(PayloadError::Unsupported),
     };
     let first = match unit {
@@ -47,35 +47,35 @@ pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError>
         _ => slice.is_some(),
     };
     // NRI 0: no other picture refers to this slice.
-    Ok(Edges { first, last: marker, discardable: unit == 1 && head & 0x60 == 0 })
+    Ok(FrameBoundaries { first, last: marker, discardable: unit == 1 && head & 0x60 == 0 })
 }
 
-pub(super) fn assemble(sets: &mut ParameterSets, payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
-    let mut out = Assembled::default();
+pub(super) fn assemble(sets: &mut ParameterSets, payloads: &[&[u8]]) -> Result<AssembledFrame, PayloadError> {
+    let mut out = AssembledFrame::default();
     let mut fragment: Option<Vec<u8>> = None;
     for payload in payloads {
         let head = *payload.first().ok_or(PayloadError::Short)?;
-        match kind(head) {
-            1..=23 => unit(sets, payload, &mut out)?,
+        match nal_type(head) {
+            1..=23 => add_nal_unit(sets, payload, &mut out)?,
             STAP_A => {
                 let mut rest = &payload[1..];
                 while !rest.is_empty() {
                     let (len, after) = rest.split_first_chunk::<2>().ok_or(PayloadError::Short)?;
                     let len = usize::from(u16::from_be_bytes(*len));
                     let nal = after.get(..len).ok_or(PayloadError::Short)?;
-                    unit(sets, nal, &mut out)?;
+                    add_nal_unit(sets, nal, &mut out)?;
                     rest = &after[len..];
                 }
             }
             FU_A => {
                 let header = *payload.get(1).ok_or(PayloadError::Short)?;
                 if header & 0x80 != 0 {
-                    fragment = Some(vec![head & 0xe0 | kind(header)]);
+                    fragment = Some(vec![head & 0xe0 | nal_type(header)]);
                 }
                 let whole = fragment.as_mut().ok_or(PayloadError::Invalid)?;
                 whole.extend_from_slice(&payload[2..]);
                 if header & 0x40 != 0 {
-                    unit(sets, &fragment.take().unwrap_or_default(), &mut out)?;
+                    add_nal_unit(sets, &fragment.take().unwrap_or_default(), &mut out)?;
                 }
             }
             _ => return Err(PayloadError::Unsupported),
@@ -87,9 +87,9 @@ pub(super) fn assemble(sets: &mut ParameterSets, payloads: &[&[u8]]) -> Result<A
     Ok(out)
 }
 
-fn unit(sets: &mut ParameterSets, nal: &[u8], out: &mut Assembled) -> Result<(), PayloadError> {
+fn add_nal_unit(sets: &mut ParameterSets, nal: &[u8], out: &mut AssembledFrame) -> Result<(), PayloadError> {
     let head = *nal.first().ok_or(PayloadError::Short)?;
-    match kind(head) {
+    match nal_type(head) {
         SPS => sets.sps = Some(nal.to_vec()),
         PPS => {
             // Same id: replaced. The id is the first Exp-Golomb code.
@@ -123,12 +123,12 @@ impl ParameterSets {
         if self.pps.is_empty() {
             return Err(PayloadError::Invalid);
         }
-        let picture = read_sps(sps)?;
+        let picture = parse_sps(sps)?;
         let mut avcc = vec![1, profile[0], profile[1], profile[2], 0xff, 0xe1];
-        put_set(&mut avcc, sps)?;
+        put_parameter_set(&mut avcc, sps)?;
         avcc.push(self.pps.len() as u8);
         for pps in &self.pps {
-            put_set(&mut avcc, pps)?;
+            put_parameter_set(&mut avcc, pps)?;
         }
         if matches!(profile[0], 100 | 110 | 122 | 144 | 244) {
             let [chroma, luma_depth, chroma_depth] = picture.sampling;
@@ -144,15 +144,15 @@ impl ParameterSets {
     }
 }
 
-fn put_set(avcc: &mut Vec<u8>, nal: &[u8]) -> Result<(), PayloadError> {
+fn put_parameter_set(avcc: &mut Vec<u8>, nal: &[u8]) -> Result<(), PayloadError> {
     let len = u16::try_from(nal.len()).map_err(|_| PayloadError::TooLarge)?;
     avcc.extend_from_slice(&len.to_be_bytes());
     avcc.extend_from_slice(nal);
     Ok(())
 }
 
-/// What a sequence parameter set says of its pictures.
-struct Picture {
+/// The fields of a sequence parameter set that are used.
+struct SpsInfo {
     width: u32,
     height: u32,
     /// chroma_format_idc, bit_depth_luma_minus8, bit_depth_chroma_minus8.
@@ -161,7 +161,7 @@ struct Picture {
 
 /// Reads a sequence parameter set (ITU-T H.264 section 7.3.2.1.1).
 #[allow(clippy::cast_possible_truncation)]
-fn read_sps(sps: &[u8]) -> Result<Picture, PayloadError> {
+fn parse_sps(sps: &[u8]) -> Result<SpsInfo, PayloadError> {
     // Emulation prevention bytes are not part of the syntax (section 7.4.1.1).
     let mut plain = Vec::with_capacity(sps.len());
     for (at, byte) in sps.iter().enumerate().skip(1) {
@@ -227,7 +227,7 @@ fn read_sps(sps: &[u8]) -> Result<Picture, PayloadError> {
     let height = whole(h, 16 * fields).zip(cut(crop[2], crop[3], unit_y)).and_then(|(h, c)| h.checked_sub(c));
     match (width, height) {
         (Some(width @ 1..=16_384), Some(height @ 1..=16_384)) => {
-            Ok(Picture { width, height, sampling: [chroma as u8, depths[0], depths[1]] })
+            Ok(SpsInfo { width, height, sampling: [chroma as u8, depths[0], depths[1]] })
         }
         _ => Err(PayloadError::Invalid),
     }
@@ -316,13 +316,13 @@ mod tests {
             (&[0x78, 0, 2, 0x67, 0x42], true),  // STAP-A that begins with one
             (&[0x78, 0, 2, 0x41, 0x40], false), // STAP-A of later slices
         ] {
-            assert_eq!(edges(payload, false).map(|e| e.first), Ok(first), "{payload:x?}");
+            assert_eq!(boundaries(payload, false).map(|e| e.first), Ok(first), "{payload:x?}");
         }
     }
 
     #[test]
     fn a_slice_that_nothing_refers_to_is_discardable() {
-        let discardable = |payload: &[u8]| edges(payload, true).map(|e| e.discardable);
+        let discardable = |payload: &[u8]| boundaries(payload, true).map(|e| e.discardable);
         assert_eq!(discardable(&[0x01, 0x9a, 1]), Ok(true));
         assert_eq!(discardable(&[0x1c, 0x81, 0x9a]), Ok(true));
         assert_eq!(discardable(&[0x41, 0x9a, 1]), Ok(false));
@@ -331,6 +331,6 @@ mod tests {
 
     #[test]
     fn interleaved_packets_are_refused() {
-        assert_eq!(edges(&[25, 0, 0], true), Err(PayloadError::Unsupported));
+        assert_eq!(boundaries(&[25, 0, 0], true), Err(PayloadError::Unsupported));
     }
 }

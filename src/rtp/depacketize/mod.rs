@@ -1,7 +1,7 @@
 //! From RTP payloads to frames, codec by codec. Pure; payloads are untrusted.
 //!
-//! A payload is first classified ([`Depacketizer::edges`]): does a frame begin or end with it? When all
-//! packets of a frame are there, they are joined into one [`Assembled`] frame in the form that the container wants.
+//! A payload is first classified ([`Depacketizer::boundaries`]): does a frame begin or end with it? When all packets of a
+//! frame are there, they are joined into one [`AssembledFrame`], in the form that the container needs.
 
 mod av1;
 mod bits;
@@ -11,7 +11,7 @@ mod vp9;
 
 use crate::model::media::{Codec, TrackFormat};
 
-/// Largest frame that is put together, in bytes. A 4K keyframe is about 1 MB.
+/// Largest frame that is assembled, in bytes. A 4K keyframe is about 1 MB.
 pub const FRAME_BYTES_MAX: usize = 8 << 20;
 
 /// Why a payload is not a frame's.
@@ -31,30 +31,30 @@ pub enum PayloadError {
     TooLarge,
 }
 
-/// Whether a frame (a picture with one timestamp) begins or ends with a packet.
+/// Whether a packet begins or ends a frame: all packets with one timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Edges {
+pub struct FrameBoundaries {
     /// The frame begins here.
     pub first: bool,
     /// The frame ends here.
     pub last: bool,
-    /// No other frame leans on this one: its loss damages nothing else.
+    /// No other frame refers to this one: its loss damages nothing else.
     pub discardable: bool,
 }
 
-/// A packet of sound is a frame by itself.
-const WHOLE: Edges = Edges { first: true, last: true, discardable: true };
+/// Each audio packet is a whole frame.
+const WHOLE_FRAME: FrameBoundaries = FrameBoundaries { first: true, last: true, discardable: true };
 
-/// A frame that was put together.
+/// A frame whose packets were joined.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Assembled {
-    /// The bytes, in the container's form. Empty when the packets held no picture (parameter sets only).
+pub struct AssembledFrame {
+    /// The bytes, in the container's form. Empty when the packets had parameter sets only.
     pub data: Vec<u8>,
     /// Whether a decoder can begin here.
     pub keyframe: bool,
-    /// The format, where this frame tells it.
+    /// The format, if this frame carries it.
     pub format: Option<TrackFormat>,
-    /// How many RTP ticks it lasts, where the frame tells it (sound).
+    /// Duration in RTP ticks, if the frame carries it (audio).
     pub ticks: Option<u32>,
 }
 
@@ -102,19 +102,19 @@ impl Depacketizer {
         }
     }
 
-    /// Where in a frame a payload stands.
+    /// Whether a payload begins or ends a frame.
     ///
     /// # Errors
     /// When the payload is no valid payload of the codec.
-    pub fn edges(&self, payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
+    pub fn boundaries(&self, payload: &[u8], marker: bool) -> Result<FrameBoundaries, PayloadError> {
         match self {
-            Self::Vp8 => vp8::edges(payload, marker),
-            Self::Vp9 => vp9::edges(payload, marker),
-            Self::H264(_) => h264::edges(payload, marker),
-            Self::Av1 => av1::edges(payload, marker),
-            Self::Opus => opus_ticks(payload).map(|_| WHOLE),
+            Self::Vp8 => vp8::boundaries(payload, marker),
+            Self::Vp9 => vp9::boundaries(payload, marker),
+            Self::H264(_) => h264::boundaries(payload, marker),
+            Self::Av1 => av1::boundaries(payload, marker),
+            Self::Opus => opus_ticks(payload).map(|_| WHOLE_FRAME),
             Self::G711(_) if payload.is_empty() => Err(PayloadError::Short),
-            Self::G711(_) => Ok(WHOLE),
+            Self::G711(_) => Ok(WHOLE_FRAME),
         }
     }
 
@@ -122,7 +122,7 @@ impl Depacketizer {
     ///
     /// # Errors
     /// When they do not make a frame.
-    pub fn assemble(&mut self, payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
+    pub fn assemble(&mut self, payloads: &[&[u8]]) -> Result<AssembledFrame, PayloadError> {
         let bytes: usize = payloads.iter().map(|p| p.len()).sum();
         if bytes > FRAME_BYTES_MAX {
             return Err(PayloadError::TooLarge);
@@ -132,21 +132,21 @@ impl Depacketizer {
             Self::Vp9 => vp9::assemble(payloads),
             Self::H264(sets) => h264::assemble(sets, payloads),
             Self::Av1 => av1::assemble(payloads),
-            Self::Opus => opus(payloads.first().ok_or(PayloadError::Short)?),
+            Self::Opus => assemble_opus(payloads.first().ok_or(PayloadError::Short)?),
             Self::G711(codec) => {
                 let data = payloads.first().ok_or(PayloadError::Short)?.to_vec();
-                Ok(Assembled {
+                Ok(AssembledFrame {
                     ticks: u32::try_from(data.len()).ok(),
                     data,
                     keyframe: true,
-                    format: Some(sound(*codec, 1, Vec::new())),
+                    format: Some(audio_format(*codec, 1, Vec::new())),
                 })
             }
         }
     }
 }
 
-fn sound(codec: Codec, channels: u32, codec_private: Vec<u8>) -> TrackFormat {
+fn audio_format(codec: Codec, channels: u32, codec_private: Vec<u8>) -> TrackFormat {
     TrackFormat { codec, width: 0, height: 0, channels, codec_private }
 }
 
@@ -160,12 +160,12 @@ fn opus_head() -> Vec<u8> {
     head
 }
 
-fn opus(packet: &[u8]) -> Result<Assembled, PayloadError> {
+fn assemble_opus(packet: &[u8]) -> Result<AssembledFrame, PayloadError> {
     let ticks = opus_ticks(packet)?;
-    Ok(Assembled {
+    Ok(AssembledFrame {
         data: packet.to_vec(),
         keyframe: true,
-        format: Some(sound(Codec::Opus, 2, opus_head())),
+        format: Some(audio_format(Codec::Opus, 2, opus_head())),
         ticks: Some(ticks),
     })
 }
@@ -227,7 +227,7 @@ mod tests {
                 let mut depacketizer = Depacketizer::new(codec);
                 let slices: Vec<&[u8]> = payloads.iter().map(Vec::as_slice).collect();
                 for payload in &slices {
-                    if let Err(error) = depacketizer.edges(payload, marker) {
+                    if let Err(error) = depacketizer.boundaries(payload, marker) {
                         prop_assert!(!error.to_string().is_empty());
                     }
                 }

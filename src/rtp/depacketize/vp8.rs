@@ -1,10 +1,19 @@
 //! VP8 (RFC 7741).
 
-use super::{Assembled, Edges, PayloadError};
+use super::{AssembledFrame, FrameBoundaries, PayloadError};
 use crate::model::media::{Codec, TrackFormat};
 
-/// The payload descriptor: (bytes of it, start of partition 0, non-reference frame).
-fn descriptor(payload: &[u8]) -> Result<(usize, bool, bool), PayloadError> {
+/// The payload descriptor (RFC 7741 section 4.2).
+struct Descriptor {
+    /// Bytes.
+    len: usize,
+    /// The first partition starts here (S with PID 0).
+    starts_frame: bool,
+    /// No other frame refers to this one (N).
+    non_reference: bool,
+}
+
+fn descriptor(payload: &[u8]) -> Result<Descriptor, PayloadError> {
     let first = *payload.first().ok_or(PayloadError::Short)?;
     let mut len = 1;
     if first & 0x80 != 0 {
@@ -20,28 +29,27 @@ fn descriptor(payload: &[u8]) -> Result<(usize, bool, bool), PayloadError> {
     if payload.len() <= len {
         return Err(PayloadError::Short);
     }
-    let start = first & 0x10 != 0 && first & 0x07 == 0;
-    Ok((len, start, first & 0x20 != 0))
+    let starts_frame = first & 0x10 != 0 && first & 0x07 == 0;
+    Ok(Descriptor { len, starts_frame, non_reference: first & 0x20 != 0 })
 }
 
-pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
-    let (_, first, discardable) = descriptor(payload)?;
-    Ok(Edges { first, last: marker, discardable })
+pub(super) fn boundaries(payload: &[u8], marker: bool) -> Result<FrameBoundaries, PayloadError> {
+    let descriptor = descriptor(payload)?;
+    Ok(FrameBoundaries { first: descriptor.starts_frame, last: marker, discardable: descriptor.non_reference })
 }
 
-pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
+pub(super) fn assemble(payloads: &[&[u8]]) -> Result<AssembledFrame, PayloadError> {
     let mut data = Vec::with_capacity(payloads.iter().map(|p| p.len()).sum());
     for payload in payloads {
-        let (len, ..) = descriptor(payload)?;
-        data.extend_from_slice(&payload[len..]);
+        data.extend_from_slice(&payload[descriptor(payload)?.len..]);
     }
     let keyframe = data.first().ok_or(PayloadError::Short)? & 1 == 0;
-    let format = if keyframe { Some(size(&data)?) } else { None };
-    Ok(Assembled { data, keyframe, format, ticks: None })
+    let format = if keyframe { Some(read_format(&data)?) } else { None };
+    Ok(AssembledFrame { data, keyframe, format, ticks: None })
 }
 
 /// Size from a keyframe's header (RFC 6386 section 9.1).
-fn size(frame: &[u8]) -> Result<TrackFormat, PayloadError> {
+fn read_format(frame: &[u8]) -> Result<TrackFormat, PayloadError> {
     let header: &[u8; 10] = frame.first_chunk().ok_or(PayloadError::Short)?;
     if header[3..6] != [0x9d, 0x01, 0x2a] {
         return Err(PayloadError::Invalid);
@@ -64,8 +72,8 @@ mod tests {
     fn a_keyframe_over_two_packets_is_joined_and_tells_its_size() {
         let one = [&[0x90, 0x80, 0x81, 0x23][..], &KEY[..7]].concat();
         let two = [&[0x80, 0x80, 0x81, 0x23][..], &KEY[7..]].concat();
-        assert_eq!(edges(&one, false), Ok(Edges { first: true, last: false, discardable: false }));
-        assert_eq!(edges(&two, true), Ok(Edges { first: false, last: true, discardable: false }));
+        assert_eq!(boundaries(&one, false), Ok(FrameBoundaries { first: true, last: false, discardable: false }));
+        assert_eq!(boundaries(&two, true), Ok(FrameBoundaries { first: false, last: true, discardable: false }));
         let frame = assemble(&[&one, &two]).expect("frame");
         assert_eq!(frame.data, KEY);
         let format = frame.format.expect("format");
@@ -75,7 +83,7 @@ mod tests {
     #[test]
     fn an_inter_frame_has_no_size_and_may_be_discardable() {
         let packet = [0x30, 0x11, 0x22];
-        assert!(edges(&packet, true).expect("edges").discardable);
+        assert!(boundaries(&packet, true).expect("edges").discardable);
         let frame = assemble(&[&packet]).expect("frame");
         assert_eq!((frame.keyframe, frame.format), (false, None));
     }

@@ -2,7 +2,7 @@
 //! marker ends the picture.
 
 use super::bits::Bits;
-use super::{Assembled, Edges, PayloadError};
+use super::{AssembledFrame, FrameBoundaries, PayloadError};
 use crate::model::media::{Codec, TrackFormat};
 
 struct Descriptor {
@@ -83,13 +83,13 @@ fn scalability_structure(payload: &[u8], at: &mut usize) -> Result<Option<[(u32,
     Ok(sizes)
 }
 
-pub(super) fn edges(payload: &[u8], marker: bool) -> Result<Edges, PayloadError> {
+pub(super) fn boundaries(payload: &[u8], marker: bool) -> Result<FrameBoundaries, PayloadError> {
     let d = descriptor(payload)?;
-    // Z says that upper spatial layers do not lean on a frame; later pictures may.
-    Ok(Edges { first: d.begins && d.spatial == 0, last: marker, discardable: false })
+    // Z says that upper spatial layers do not refer to a frame. Later frames may.
+    Ok(FrameBoundaries { first: d.begins && d.spatial == 0, last: marker, discardable: false })
 }
 
-pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
+pub(super) fn assemble(payloads: &[&[u8]]) -> Result<AssembledFrame, PayloadError> {
     // One entry a layer frame: where it begins in `data`.
     let mut starts = Vec::new();
     let mut data = Vec::with_capacity(payloads.iter().map(|p| p.len()).sum::<usize>() + 34);
@@ -105,20 +105,20 @@ pub(super) fn assemble(payloads: &[&[u8]]) -> Result<Assembled, PayloadError> {
         }
         data.extend_from_slice(&payload[d.len..]);
     }
-    let mut format = if keyframe { size(&data)? } else { None };
+    let mut format = if keyframe { read_format(&data)? } else { None };
     // The header is the lowest layer's; the highest one is shown.
     if let (Some(format), Some((width @ 1.., height @ 1..))) = (&mut format, sizes.map(|sizes| sizes[highest]))
         && highest > 0
     {
         (format.width, format.height) = (width, height);
     }
-    superframe(&mut data, &starts)?;
-    Ok(Assembled { data, keyframe: keyframe && format.is_some(), format, ticks: None })
+    append_superframe_index(&mut data, &starts)?;
+    Ok(AssembledFrame { data, keyframe: keyframe && format.is_some(), format, ticks: None })
 }
 
 /// Appends the superframe index (VP9 bitstream specification, annex B) when there is more than one layer.
 #[allow(clippy::cast_possible_truncation)]
-fn superframe(data: &mut Vec<u8>, starts: &[usize]) -> Result<(), PayloadError> {
+fn append_superframe_index(data: &mut Vec<u8>, starts: &[usize]) -> Result<(), PayloadError> {
     let frames = starts.len();
     if frames < 2 {
         return Ok(());
@@ -139,7 +139,7 @@ fn superframe(data: &mut Vec<u8>, starts: &[usize]) -> Result<(), PayloadError> 
 
 /// Size from the uncompressed header of a keyframe (VP9 bitstream specification, section 6.2); `None` if
 /// it is no keyframe.
-fn size(frame: &[u8]) -> Result<Option<TrackFormat>, PayloadError> {
+fn read_format(frame: &[u8]) -> Result<Option<TrackFormat>, PayloadError> {
     let mut bits = Bits::new(frame);
     if bits.take(2)? != 2 {
         return Err(PayloadError::Invalid);
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_keyframe_tells_its_size() {
         let packet = [&[0x88, 0x81, 0x23][..], &KEY].concat();
-        assert_eq!(edges(&packet, true), Ok(Edges { first: true, last: true, discardable: false }));
+        assert_eq!(boundaries(&packet, true), Ok(FrameBoundaries { first: true, last: true, discardable: false }));
         let frame = assemble(&[&packet]).expect("frame");
         let format = frame.format.expect("format");
         assert_eq!((frame.keyframe, format.width, format.height, &frame.data[..]), (true, 640, 480, &KEY[..]));

@@ -1,18 +1,18 @@
-//! From the queue to frames: what is complete leaves, what is lost is given up, what is missing is noted.
+//! From the jitter buffer to frames: complete frames leave, lost packets are given up, gaps are reported.
 
 use bytes::Bytes;
 
-use super::jitter_buffer::Held;
-use super::{KeyframeReason, Last, MS, Output, Resync, TrackRules, span};
+use super::jitter_buffer::BufferedPacket;
+use super::{KeyframeReason, LastFrame, MS, Output, Resync, TrackRules, span};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Frame, Gap, GapCause};
 use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
-use crate::rtp::depacketize::{Assembled, PayloadError};
+use crate::rtp::depacketize::{AssembledFrame, PayloadError};
 
-/// What a picture is taken to last when nothing tells: one at 30 a second.
-const PICTURE_SPAN: MediaSpan = 33 * MS;
-/// What a picture lasts at most when the next one is late.
-const PICTURE_SPAN_MAX: MediaSpan = 200 * MS;
+/// Assumed duration of a video frame: 30 frames a second.
+const FRAME_SPAN: MediaSpan = 33 * MS;
+/// A video frame lasts no longer than this when the next one is late.
+const FRAME_SPAN_MAX: MediaSpan = 200 * MS;
 /// A loss shorter than this is counted but makes no gap.
 const LOSS_GAP_MIN: MediaSpan = 100 * MS;
 
@@ -24,50 +24,54 @@ impl TrackRules {
         })
     }
 
-    /// Lets out what is complete, and gives up what has waited too long (or all that is missing).
+    /// Releases complete frames. Gives up packets that are missing for too long, or with `give_up` all that are missing.
     pub(super) fn drain(&mut self, now: MediaTime, give_up: bool, out: &mut Vec<Output>) {
         if give_up {
-            self.judge_pause(now, true);
+            self.classify_pause(now, true);
         }
-        if self.source.as_ref().is_some_and(|source| source.clock.is_judging()) && !self.queue.is_full() {
+        if self.source.as_ref().is_some_and(|source| source.clock.is_classifying_pause())
+            && !self.jitter_buffer.is_full()
+        {
             return;
         }
-        while let Some(front) = self.queue.get(0) {
+        while let Some(front) = self.jitter_buffer.get(0) {
             match front {
                 None if self.expired(0, now, give_up) => self.give_up(0),
                 None => break,
-                Some(held) => match self.frame_end(held.rtp) {
+                Some(packet) => match self.frame_end(packet.rtp) {
                     FrameEnd::Complete(count) => self.release(count, now, out),
                     FrameEnd::Hole(at) if self.expired(at, now, give_up) => self.give_up(at),
-                    FrameEnd::Unfinished if give_up || self.queue.is_full() => self.give_up(self.queue.len()),
+                    FrameEnd::Unfinished if give_up || self.jitter_buffer.is_full() => {
+                        self.give_up(self.jitter_buffer.len())
+                    }
                     FrameEnd::Hole(_) | FrameEnd::Unfinished => break,
                 },
             }
         }
-        self.ask_keyframe(now, out);
+        self.request_keyframe(now, out);
     }
 
     fn expired(&self, hole: usize, now: MediaTime, give_up: bool) -> bool {
         give_up
-            || self.queue.is_full()
-            || self.queue.first_behind(hole).is_some_and(|arrived| now - arrived >= self.hold())
+            || self.jitter_buffer.is_full()
+            || self.jitter_buffer.first_behind(hole).is_some_and(|arrived| now - arrived >= self.hold())
     }
 
     /// How far the frame at the front reaches.
     fn frame_end(&self, rtp: u32) -> FrameEnd {
         let mut at = 0;
         loop {
-            match self.queue.get(at) {
+            match self.jitter_buffer.get(at) {
                 None => return FrameEnd::Unfinished,
                 Some(None) => return FrameEnd::Hole(at),
-                Some(Some(held)) if held.rtp != rtp => return FrameEnd::Complete(at),
-                Some(Some(held)) if held.edges.last || held.marker => return FrameEnd::Complete(at + 1),
+                Some(Some(packet)) if packet.rtp != rtp => return FrameEnd::Complete(at),
+                Some(Some(packet)) if packet.boundaries.last || packet.marker => return FrameEnd::Complete(at + 1),
                 Some(Some(_)) => at += 1,
             }
         }
     }
 
-    pub(super) fn lose(&mut self, missing: u64) {
+    pub(super) fn count_lost(&mut self, missing: u64) {
         self.stats.lost += missing;
         self.lost_since_frame += missing;
     }
@@ -75,27 +79,28 @@ impl TrackRules {
     /// Gives up the hole at `at`, and with it the packets before it, which are of the same frame.
     fn give_up(&mut self, at: usize) {
         let mut holes = 0;
-        while matches!(self.queue.get(at + holes), Some(None)) {
+        while matches!(self.jitter_buffer.get(at + holes), Some(None)) {
             holes += 1;
         }
-        let next = self.queue.get(at + holes).flatten().map(|held| (held.rtp, held.edges.discardable));
+        let next =
+            self.jitter_buffer.get(at + holes).flatten().map(|packet| (packet.rtp, packet.boundaries.discardable));
         self.packets.clear();
-        let missing = self.queue.take(at + holes, &mut self.packets);
-        self.lose(missing);
+        let missing = self.jitter_buffer.take(at + holes, &mut self.packets);
+        self.count_lost(missing);
         if self.kind == TrackKind::Audio {
             return;
         }
-        let front = self.packets.first().map(|held| held.rtp);
-        // Nothing leans on a discardable frame, if it is the only one that misses something.
+        let front = self.packets.first().map(|packet| packet.rtp);
+        // No frame refers to a discardable frame. The loss is harmless if only that frame lost packets.
         let harmless = front.is_some_and(|rtp| {
-            self.packets.iter().all(|held| held.edges.discardable)
+            self.packets.iter().all(|packet| packet.boundaries.discardable)
                 && match next {
                     Some((next_rtp, discardable)) if next_rtp == rtp => discardable,
                     _ => missing <= 1,
                 }
         });
         if missing > 0 && !harmless {
-            self.keyframes.want(KeyframeReason::Loss);
+            self.keyframes.request(KeyframeReason::Loss);
         }
         match front {
             Some(rtp) => self.damage(rtp),
@@ -104,7 +109,7 @@ impl TrackRules {
         }
     }
 
-    /// A frame is damaged: what belongs to it is dropped. Counted once.
+    /// Drops the packets of a damaged frame. It is counted once.
     fn damage(&mut self, rtp: u32) {
         if self.resync != Some(Resync::Damaged(rtp)) {
             self.stats.frames_damaged += 1;
@@ -112,26 +117,27 @@ impl TrackRules {
         }
     }
 
-    /// A frame is complete: its packets leave the queue.
+    /// Takes the packets of a complete frame from the jitter buffer, and emits the frame.
     fn release(&mut self, count: usize, now: MediaTime, out: &mut Vec<Output>) {
         let mut packets = std::mem::take(&mut self.packets);
         packets.clear();
-        self.queue.take(count, &mut packets);
+        self.jitter_buffer.take(count, &mut packets);
         self.assemble(&packets, now, out);
         packets.clear();
         self.packets = packets;
     }
 
-    fn assemble(&mut self, packets: &[Held], now: MediaTime, out: &mut Vec<Output>) {
-        let payloads: Vec<&[u8]> = packets.iter().map(|held| &*held.payload).filter(|p| !p.is_empty()).collect();
+    fn assemble(&mut self, packets: &[BufferedPacket], now: MediaTime, out: &mut Vec<Output>) {
+        let payloads: Vec<&[u8]> = packets.iter().map(|packet| &*packet.payload).filter(|p| !p.is_empty()).collect();
         let (Some(source), Some(front), false) = (&mut self.source, packets.first(), payloads.is_empty()) else {
             return;
         };
-        if packets.iter().any(|held| held.after_pause) {
+        if packets.iter().any(|packet| packet.after_pause) {
             self.gap_cause.get_or_insert(GapCause::Publisher);
         }
-        let begins = packets.iter().find(|held| !held.payload.is_empty()).is_some_and(|held| held.edges.first);
-        let malformed = packets.iter().any(|held| held.malformed);
+        let begins =
+            packets.iter().find(|packet| !packet.payload.is_empty()).is_some_and(|packet| packet.boundaries.first);
+        let malformed = packets.iter().any(|packet| packet.malformed);
         let torn = !malformed && (!begins || self.resync == Some(Resync::Damaged(front.rtp)));
         let assembled =
             if torn || malformed { Err(PayloadError::Invalid) } else { source.depacketizer.assemble(&payloads) };
@@ -144,11 +150,11 @@ impl TrackRules {
                 }
             }
             Err(error) => {
-                // A torn frame follows a loss, which has been dealt with.
+                // A torn frame follows a loss, which was handled already.
                 if !torn || self.resync.is_none() {
                     tracing::debug!(%error, "a frame cannot be put together");
                     self.gap_cause.get_or_insert(GapCause::Publisher);
-                    self.keyframes.want(KeyframeReason::Loss);
+                    self.keyframes.request(KeyframeReason::Loss);
                 }
                 if self.kind == TrackKind::Video {
                     self.damage(front.rtp);
@@ -157,7 +163,7 @@ impl TrackRules {
         }
     }
 
-    fn emit(&mut self, frame: Assembled, at: MediaTime, rate: u32, now: MediaTime, out: &mut Vec<Output>) {
+    fn emit(&mut self, frame: AssembledFrame, at: MediaTime, rate: u32, now: MediaTime, out: &mut Vec<Output>) {
         if self.needs_keyframe {
             if !frame.keyframe {
                 self.stats.frames_before_keyframe += 1;
@@ -165,10 +171,10 @@ impl TrackRules {
             }
             self.needs_keyframe = false;
         }
-        // Times never go back: where a clock was anchored anew a little early, frames follow on.
+        // Times never go back: where a clock was anchored again a little early, a frame follows the one before.
         let pts = self.last.map_or(at, |last| at.max(last.start + 1));
         let duration = frame.ticks.map(|ticks| ticks_to_span(i64::from(ticks), rate));
-        self.note_gap(pts, out);
+        self.report_gap(pts, out);
         if let Some(format) = frame.format
             && self.format.as_ref() != Some(&format)
         {
@@ -177,26 +183,26 @@ impl TrackRules {
         }
         if frame.keyframe {
             let pixels = self.format.as_ref().map_or(0, |f| u64::from(f.width) * u64::from(f.height));
-            self.keyframes.came(pixels, now);
+            self.keyframes.received(pixels, now);
             self.stats.keyframes += u64::from(self.kind == TrackKind::Video);
         }
         let lasts = duration
-            .unwrap_or_else(|| self.last.map_or(PICTURE_SPAN, |last| (pts - last.start).clamp(MS, PICTURE_SPAN_MAX)));
-        self.last = Some(Last { start: pts, end: pts + lasts });
+            .unwrap_or_else(|| self.last.map_or(FRAME_SPAN, |last| (pts - last.start).clamp(MS, FRAME_SPAN_MAX)));
+        self.last = Some(LastFrame { start: pts, end: pts + lasts });
         self.lost_since_frame = 0;
         self.gap_cause = self.muted.map(|_| GapCause::Publisher);
         self.stats.frames += 1;
         out.push(Output::Frame(Frame { pts, duration, keyframe: frame.keyframe, data: Bytes::from(frame.data) }));
     }
 
-    /// Before a frame is written: is there a gap before it, and whose?
-    fn note_gap(&mut self, pts: MediaTime, out: &mut Vec<Output>) {
+    /// Reports a gap before a frame, with its cause, if there is one.
+    fn report_gap(&mut self, pts: MediaTime, out: &mut Vec<Output>) {
         let Some(last) = self.last else { return };
         let missing = pts - last.end;
         let stalled = missing >= span(self.options.stall);
         if stalled {
-            // Taken back if this frame is one.
-            self.keyframes.want(KeyframeReason::Resume);
+            // Cancelled if this frame is a keyframe.
+            self.keyframes.request(KeyframeReason::Resume);
         }
         let cause = match self.gap_cause {
             Some(cause) if missing >= LOSS_GAP_MIN => cause,
@@ -209,9 +215,9 @@ impl TrackRules {
 }
 
 enum FrameEnd {
-    /// So many packets.
+    /// The number of packets.
     Complete(usize),
-    /// The packet there is missing.
+    /// The index of a missing packet.
     Hole(usize),
     /// More packets are to come.
     Unfinished,

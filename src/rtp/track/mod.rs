@@ -1,12 +1,12 @@
 //! The rules of one track: from packets as they arrive to frames as they are written. Pure.
 //!
-//! - Nothing waits without need: with no packet missing, a frame leaves as soon as its last packet is there,
-//!   for what waits here is lost when the process dies.
-//! - A missing packet is waited for as long as a retransmission may take; then it is lost, counted once, and
-//!   the frame it belonged to is dropped. Frames that are whole are all kept, in order, once.
-//! - A picture begins with a keyframe. Keyframes cost every viewer of the session, so they are asked for
-//!   sparingly: at the beginning, after a loss, when media resumes, and when pictures became smaller.
-//! - Time that passes without media is a gap with a cause, except where the codec says that it is silence.
+//! - With no packet missing, a frame leaves as soon as its last packet is there: packets in memory are lost when the
+//!   process dies.
+//! - A missing packet is waited for as long as a retransmission may take. Then it is lost, counted once, and its frame is
+//!   dropped. All whole frames are kept, in order, once.
+//! - Video begins with a keyframe. Keyframes cost every viewer of the session bandwidth, so they are requested sparingly:
+//!   at the beginning, after a loss, when media resumes, and when frames became smaller.
+//! - Time without media is a gap with a cause, except where the codec says that it is silence.
 
 mod frames;
 mod jitter_buffer;
@@ -18,19 +18,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::clock::{Fit, Pause, TrackClock};
-use super::depacketize::{Depacketizer, Edges};
+use super::clock::{ClockFit, Pause, TrackClock};
+use super::depacketize::{Depacketizer, FrameBoundaries};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
-use jitter_buffer::{Held, Placed, Queue};
+use jitter_buffer::{BufferedPacket, JitterBuffer, Placement};
 use keyframes::Keyframes;
 
 const MS: MediaSpan = 1_000_000;
-/// A packet of another sequence waits this long for its successor, which proves that the sequence is real.
-const STRAY_MAX: MediaSpan = 1_000 * MS;
-/// How far behind a stray packet its successor may be.
-const STRAY_AHEAD_MAX: u64 = 100;
+/// A packet of another sequence is on probation for this time: its successor proves that the sequence is real (RFC 3550,
+/// appendix A.1).
+const PROBATION_MAX: MediaSpan = 1_000 * MS;
+/// How far behind a packet on probation its successor may be, in sequence numbers.
+const PROBATION_AHEAD_MAX: u64 = 100;
 /// Packets that come this long after the publisher stopped were sent before.
 const MUTED_LATE_MAX: MediaSpan = 1_000 * MS;
 /// A repaired packet and its neighbour are on the same clock when their RTP times are this near.
@@ -39,15 +40,15 @@ const NEIGHBOUR_MAX: MediaSpan = 10_000 * MS;
 /// The limits of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrackOptions {
-    /// How long a missing packet of a picture is waited for.
+    /// How long a missing video packet is waited for.
     pub video_hold: Duration,
-    /// How long a missing packet of sound is waited for: Janus retransmits none, so only reordering counts.
+    /// How long a missing audio packet is waited for. Janus retransmits no audio, so only reordering counts.
     pub audio_hold: Duration,
-    /// Time without media after which it is a gap and not a slow picture or silence.
+    /// From this time without media on there is a gap, and not a low frame rate or silence.
     pub stall: Duration,
-    /// The least time between two requests for a keyframe. While one does not come, the pauses grow.
+    /// The least time between two keyframe requests. While no keyframe comes, the intervals grow.
     pub keyframe_interval_min: Duration,
-    /// A keyframe is asked for when none came for so long; `None` never asks without a reason.
+    /// A keyframe is requested after this time without one. `None` requests none without another reason.
     pub keyframe_interval_max: Option<Duration>,
 }
 
@@ -66,9 +67,9 @@ impl Default for TrackOptions {
 /// A packet as it arrived.
 #[derive(Debug, Clone)]
 pub struct RtpInput {
-    /// By its payload type.
+    /// From the payload type.
     pub codec: Codec,
-    /// Extended over the wrap.
+    /// Sequence number, extended over the wrap.
     pub seq: u64,
     /// RTP timestamp.
     pub rtp: u32,
@@ -76,7 +77,7 @@ pub struct RtpInput {
     pub marker: bool,
     /// Without RTP header and padding.
     pub payload: Bytes,
-    /// When.
+    /// Time of arrival.
     pub arrived: MediaTime,
 }
 
@@ -89,16 +90,17 @@ pub enum KeyframeReason {
     Loss,
     /// Media resumed after a pause.
     Resume,
-    /// None came for long.
+    /// No keyframe came for [`TrackOptions::keyframe_interval_max`].
     Interval,
-    /// The picture became smaller, and the router may have a larger one.
+    /// Frames became smaller, and the router may have larger ones.
     Smaller,
-    /// From now on the picture is in the archive: a file of it begins.
+    /// The track is in the archive from now on, and its file begins.
     Selected,
 }
 
-/// What the rules say.
+/// An output of the rules.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
 pub enum Output {
     /// The frames that follow have this format.
     Format(TrackFormat),
@@ -109,10 +111,7 @@ pub enum Output {
     /// A sender report to keep.
     SenderReport(SenderReport),
     /// The sender should send a keyframe.
-    RequestKeyframe {
-        /// Why.
-        reason: KeyframeReason,
-    },
+    RequestKeyframe { reason: KeyframeReason },
 }
 
 /// The state of one track.
@@ -122,24 +121,24 @@ pub struct TrackRules {
     options: TrackOptions,
     source: Option<Source>,
     format: Option<TrackFormat>,
-    queue: Queue,
-    /// A packet from elsewhere in the sequence: the first of another one, or nonsense.
-    stray: Option<RtpInput>,
-    /// The first packet after a pause that is being judged.
-    paused_at: u64,
+    jitter_buffer: JitterBuffer,
+    /// A packet of another sequence: the first one of a new source, or a stray one.
+    probation: Option<RtpInput>,
+    /// The first packet after a pause that is being classified.
+    paused_seq: u64,
     /// Packets are dropped up to the beginning of a frame.
     resync: Option<Resync>,
     needs_keyframe: bool,
     keyframes: Keyframes,
-    /// There is somebody to ask for a keyframe.
+    /// There is a source that keyframes can be requested from.
     connected: bool,
     /// Since when the publisher sends nothing, as the router says.
     muted: Option<MediaTime>,
-    last: Option<Last>,
+    last: Option<LastFrame>,
     lost_since_frame: u64,
     gap_cause: Option<GapCause>,
     stats: TrackStats,
-    packets: Vec<Held>,
+    packets: Vec<BufferedPacket>,
 }
 
 /// How the packets of one codec become frames with times.
@@ -151,7 +150,7 @@ struct Source {
 
 /// The frame that left last.
 #[derive(Debug, Clone, Copy)]
-struct Last {
+struct LastFrame {
     start: MediaTime,
     end: MediaTime,
 }
@@ -165,19 +164,19 @@ enum Resync {
 }
 
 impl TrackRules {
-    /// A track that was just subscribed to. A picture's first keyframe is asked for by the next `tick`.
+    /// A track that was just subscribed to. The next `tick` requests a video track's first keyframe.
     #[must_use]
     pub fn new(kind: TrackKind, options: TrackOptions, now: MediaTime) -> Self {
         let mut keyframes = Keyframes::new(options.keyframe_interval_min, options.keyframe_interval_max, now);
-        keyframes.want(KeyframeReason::Begin);
+        keyframes.request(KeyframeReason::Begin);
         Self {
             kind,
             options,
             source: None,
             format: None,
-            queue: Queue::default(),
-            stray: None,
-            paused_at: 0,
+            jitter_buffer: JitterBuffer::default(),
+            probation: None,
+            paused_seq: 0,
             resync: Some(Resync::Unsure),
             needs_keyframe: kind == TrackKind::Video,
             keyframes,
@@ -191,7 +190,7 @@ impl TrackRules {
         }
     }
 
-    /// What was counted since the last call.
+    /// The counts since the last call.
     pub fn take_stats(&mut self) -> TrackStats {
         std::mem::take(&mut self.stats)
     }
@@ -203,48 +202,48 @@ impl TrackRules {
             return;
         }
         let other_codec = self.source.as_ref().is_some_and(|s| s.depacketizer.codec() != input.codec);
-        let placed = match self.queue.place(input.seq) {
-            Placed::FarAhead if self.expects(&input) => {
+        let placement = match self.jitter_buffer.classify(input.seq) {
+            Placement::FarAhead if self.is_plausible(&input) => {
                 // The same sequence after a long loss.
                 self.drain(input.arrived, true, out);
-                let missing = self.queue.skip_to(input.seq);
-                self.lose(missing);
+                let missing = self.jitter_buffer.skip_to(input.seq);
+                self.count_lost(missing);
                 self.resync = Some(Resync::Unsure);
-                self.keyframes.want(KeyframeReason::Loss);
-                Placed::InOrder
+                self.keyframes.request(KeyframeReason::Loss);
+                Placement::InOrder
             }
-            Placed::FarAhead | Placed::Elsewhere => return self.elsewhere(input, out),
-            placed => placed,
+            Placement::FarAhead | Placement::OtherSequence => return self.start_probation(input, out),
+            placement => placement,
         };
-        match placed {
-            Placed::Duplicate => self.stats.duplicate += 1,
+        match placement {
+            Placement::Duplicate => self.stats.duplicate += 1,
             // The codec has changed meanwhile.
-            Placed::OutOfOrder if other_codec => self.stats.late += 1,
-            Placed::Late => self.stats.late += 1,
-            placed => {
+            Placement::OutOfOrder if other_codec => self.stats.late += 1,
+            Placement::Late => self.stats.late += 1,
+            placement => {
                 if other_codec {
                     self.drain(input.arrived, true, out);
                 }
-                self.place(input, placed, out);
+                self.accept(input, placement, out);
             }
         }
     }
 
-    /// Time passed. To be called a few times a second.
+    /// Handles what is due by now. To be called a few times a second.
     pub fn tick(&mut self, now: MediaTime, out: &mut Vec<Output>) {
-        if self.stray.as_ref().is_some_and(|stray| now - stray.arrived >= STRAY_MAX) {
-            self.drop_stray();
+        if self.probation.as_ref().is_some_and(|probation| now - probation.arrived >= PROBATION_MAX) {
+            self.end_probation();
         }
-        self.judge_pause(now, false);
+        self.classify_pause(now, false);
         self.drain(now, false, out);
     }
 
-    /// What arrived before this moment has left. What waits for missing packets, or for the verdict on a pause, holds
-    /// it back.
+    /// All packets that arrived before this moment have left. Packets that wait for missing ones, for a pause to be
+    /// classified, or on probation hold it back.
     #[must_use]
-    pub fn settled(&self, now: MediaTime) -> MediaTime {
-        let stray = self.stray.as_ref().map(|stray| stray.arrived);
-        self.queue.waiting_since().into_iter().chain(stray).fold(now, MediaTime::min)
+    pub fn watermark(&self, now: MediaTime) -> MediaTime {
+        let probation = self.probation.as_ref().map(|probation| probation.arrived);
+        self.jitter_buffer.waiting_since().into_iter().chain(probation).fold(now, MediaTime::min)
     }
 
     /// A sender report came: `rtp` was at `ntp`.
@@ -255,90 +254,89 @@ impl TrackRules {
     }
 
     /// The publisher switched the track off or on. Time without media is the publisher's from then on.
-    pub fn publisher_muted(&mut self, muted: bool, now: MediaTime, out: &mut Vec<Output>) {
+    pub fn set_publisher_muted(&mut self, muted: bool, now: MediaTime, out: &mut Vec<Output>) {
         if muted {
             self.muted.get_or_insert(now);
             self.drain(now, false, out);
             self.gap_cause.get_or_insert(GapCause::Publisher);
         } else if self.muted.take().is_some() {
-            self.keyframes.want(KeyframeReason::Resume);
-            self.ask_keyframe(now, out);
+            self.keyframes.request(KeyframeReason::Resume);
+            self.request_keyframe(now, out);
         }
     }
 
     /// A file of the track begins now: it needs a keyframe.
     pub fn selected(&mut self) {
         if self.kind == TrackKind::Video {
-            self.keyframes.want(KeyframeReason::Selected);
+            self.keyframes.request(KeyframeReason::Selected);
         }
     }
 
-    /// The source has ended: another PeerConnection may bring the track again, with another sequence. What
-    /// waits for missing packets is given up now, and what is missing until then is put down to `cause`,
-    /// unless the publisher had stopped before.
+    /// The source has ended: another PeerConnection may bring the track again, with another sequence. Missing packets are
+    /// given up now. The gap until then has the cause `cause`, unless the publisher had stopped before.
     pub fn source_lost(&mut self, cause: GapCause, now: MediaTime, out: &mut Vec<Output>) {
-        self.drop_stray();
+        self.end_probation();
         self.drain(now, true, out);
-        self.queue.restart();
+        self.jitter_buffer.restart();
         self.resync = Some(Resync::Unsure);
         self.source = None;
         self.needs_keyframe = self.kind == TrackKind::Video;
         self.connected = false;
-        self.keyframes.want(KeyframeReason::Begin);
+        self.keyframes.request(KeyframeReason::Begin);
         self.gap_cause.get_or_insert(cause);
     }
 
-    /// The source is connected, for the first time or again: a keyframe can be asked for now.
-    pub fn source_began(&mut self, now: MediaTime, out: &mut Vec<Output>) {
+    /// The source is connected, for the first time or again: a keyframe can be requested now.
+    pub fn source_connected(&mut self, now: MediaTime, out: &mut Vec<Output>) {
         self.connected = true;
         if self.needs_keyframe {
             self.keyframes.restart();
-            self.ask_keyframe(now, out);
+            self.request_keyframe(now, out);
         }
     }
 
-    /// An earlier epoch wrote this track up to `end`: what is missing since then is put down to `cause`.
+    /// An earlier epoch wrote this track up to `end`. The gap since then has the cause `cause`.
     pub fn continue_from(&mut self, end: MediaTime, cause: GapCause) {
-        self.last = Some(Last { start: end, end });
+        self.last = Some(LastFrame { start: end, end });
         self.gap_cause = Some(cause);
     }
 
-    fn expects(&self, input: &RtpInput) -> bool {
-        self.source.as_ref().is_some_and(|source| source.clock.expects(input.rtp, input.arrived))
+    fn is_plausible(&self, input: &RtpInput) -> bool {
+        self.source.as_ref().is_some_and(|source| source.clock.is_plausible(input.rtp, input.arrived))
     }
 
-    /// A packet from elsewhere in the sequence. Two of them, one after the other, begin a new sequence; one
-    /// alone is a packet from long ago, or nonsense.
-    fn elsewhere(&mut self, input: RtpInput, out: &mut Vec<Output>) {
-        let Some(stray) = self.stray.take() else {
-            self.stray = Some(input);
+    /// Puts a packet of another sequence on probation. Two such packets, one after the other, begin a new sequence. One
+    /// alone is a very late packet, or a stray one.
+    fn start_probation(&mut self, input: RtpInput, out: &mut Vec<Output>) {
+        let Some(probation) = self.probation.take() else {
+            self.probation = Some(input);
             return;
         };
-        let follows = input.seq > stray.seq && input.seq - stray.seq <= STRAY_AHEAD_MAX;
+        let follows = input.seq > probation.seq && input.seq - probation.seq <= PROBATION_AHEAD_MAX;
         if !follows {
             self.stats.late += 1;
-            self.stray = Some(input);
+            self.probation = Some(input);
             return;
         }
         self.drain(input.arrived, true, out);
-        self.queue.restart();
+        self.jitter_buffer.restart();
         self.resync = Some(Resync::Unsure);
-        self.keyframes.want(KeyframeReason::Resume);
-        self.push(stray, out);
+        self.keyframes.request(KeyframeReason::Resume);
+        self.push(probation, out);
         self.push(input, out);
     }
 
-    fn drop_stray(&mut self) {
-        self.stats.late += u64::from(self.stray.take().is_some());
+    fn end_probation(&mut self) {
+        self.stats.late += u64::from(self.probation.take().is_some());
     }
 
-    /// Puts a packet in its place in the queue, and lets out what is complete with it.
-    fn place(&mut self, input: RtpInput, placed: Placed, out: &mut Vec<Output>) {
+    /// Puts a packet into the jitter buffer, and releases the frames that it completes.
+    fn accept(&mut self, input: RtpInput, placement: Placement, out: &mut Vec<Output>) {
         if self.source.as_ref().is_none_or(|s| s.depacketizer.codec() != input.codec) {
             self.change_codec(input.codec);
         }
         if self.muted.is_some_and(|since| input.arrived - since > MUTED_LATE_MAX) {
-            // Media says more than a router that has not told us yet.
+            // Media comes: the publisher is not muted, the router has only not said so yet.
             self.muted = None;
         }
         if !self.connected {
@@ -346,45 +344,47 @@ impl TrackRules {
             self.keyframes.restart();
         }
         let Some(source) = &mut self.source else { return };
-        let edges = match source.depacketizer.edges(&input.payload, input.marker) {
-            Ok(edges) => Some(edges),
-            // Padding has no payload and takes a place in the sequence all the same.
-            Err(_) if input.payload.is_empty() => Some(Edges { first: false, last: false, discardable: true }),
+        let boundaries = match source.depacketizer.boundaries(&input.payload, input.marker) {
+            Ok(boundaries) => Some(boundaries),
+            // A padding packet has no payload, but has a sequence number.
+            Err(_) if input.payload.is_empty() => {
+                Some(FrameBoundaries { first: false, last: false, discardable: true })
+            }
             Err(_) => None,
         };
-        let at = if placed == Placed::InOrder {
+        let at = if placement == Placement::InOrder {
             let (at, fit) = source.clock.observe(input.rtp, input.arrived);
-            if let Fit::Late { .. } = fit {
-                self.paused_at = input.seq;
+            if let ClockFit::Late { .. } = fit {
+                self.paused_seq = input.seq;
             }
             at
         } else {
-            // A repaired packet is late by design: it says nothing of the clock, but its neighbours do, also
-            // when the clock was anchored anew since.
+            // A repaired packet is late by design, so its arrival says nothing about the clock. Its neighbours do, also
+            // when the clock was anchored again since.
             let exact = source.clock.media_time(input.rtp);
-            let neighbours = self.queue.neighbours(input.seq);
-            let about = time_between(neighbours, input.rtp, source.clock.rate()).unwrap_or(exact);
+            let neighbours = self.jitter_buffer.neighbours(input.seq);
+            let about = time_from_neighbours(neighbours, input.rtp, source.clock.rate()).unwrap_or(exact);
             if (about - exact).abs() < MS { exact } else { about }
         };
-        if edges.is_some() {
+        if boundaries.is_some() {
             self.stats.packets += 1;
             self.stats.bytes += input.payload.len() as u64;
-            self.stats.repaired += u64::from(placed == Placed::OutOfOrder);
+            self.stats.repaired += u64::from(placement == Placement::OutOfOrder);
         } else {
             self.stats.malformed += 1;
         }
-        let held = Held {
+        let packet = BufferedPacket {
             rtp: input.rtp,
             at,
             marker: input.marker,
             after_pause: false,
-            malformed: edges.is_none(),
-            edges: edges.unwrap_or(Edges { first: false, last: input.marker, discardable: false }),
+            malformed: boundaries.is_none(),
+            boundaries: boundaries.unwrap_or(FrameBoundaries { first: false, last: input.marker, discardable: false }),
             payload: input.payload,
             arrived: input.arrived,
         };
-        self.queue.insert(input.seq, held);
-        self.judge_pause(input.arrived, false);
+        self.jitter_buffer.insert(input.seq, packet);
+        self.classify_pause(input.arrived, false);
         self.drain(input.arrived, false, out);
     }
 
@@ -395,17 +395,17 @@ impl TrackRules {
         self.source = Some(Source { depacketizer: Depacketizer::new(codec), clock });
         self.format = None;
         self.needs_keyframe = self.kind == TrackKind::Video;
-        self.keyframes.want(KeyframeReason::Begin);
+        self.keyframes.request(KeyframeReason::Begin);
     }
 
-    fn judge_pause(&mut self, now: MediaTime, at_once: bool) {
+    fn classify_pause(&mut self, now: MediaTime, immediately: bool) {
         let Some(source) = &mut self.source else { return };
-        if let Some(Pause::Sender { by }) = source.clock.judge(now, at_once) {
-            self.queue.shift(self.paused_at, by);
+        if let Some(Pause::Sender { by }) = source.clock.classify_pause(now, immediately) {
+            self.jitter_buffer.shift(self.paused_seq, by);
         }
     }
 
-    fn ask_keyframe(&mut self, now: MediaTime, out: &mut Vec<Output>) {
+    fn request_keyframe(&mut self, now: MediaTime, out: &mut Vec<Output>) {
         if self.kind == TrackKind::Audio || self.muted.is_some() || !self.connected {
             return;
         }
@@ -417,14 +417,18 @@ impl TrackRules {
 }
 
 /// The media time of a repaired packet, by that of a neighbour.
-fn time_between(neighbours: (Option<&Held>, Option<&Held>), rtp: u32, rate: u32) -> Option<MediaTime> {
-    let by = |held: &Held| {
-        let away = ticks_to_span(i64::from(rtp.wrapping_sub(held.rtp).cast_signed()), rate);
-        (away.abs() <= NEIGHBOUR_MAX).then(|| held.at + away)
+fn time_from_neighbours(
+    neighbours: (Option<&BufferedPacket>, Option<&BufferedPacket>),
+    rtp: u32,
+    rate: u32,
+) -> Option<MediaTime> {
+    let by = |packet: &BufferedPacket| {
+        let away = ticks_to_span(i64::from(rtp.wrapping_sub(packet.rtp).cast_signed()), rate);
+        (away.abs() <= NEIGHBOUR_MAX).then(|| packet.at + away)
     };
     let (before, after) = neighbours;
-    // The same frame's time first: a pause lies between frames, not in them.
-    let same = [before, after].into_iter().flatten().find(|held| held.rtp == rtp).map(|held| held.at);
+    // A packet of the same frame counts first: a pause lies between frames, not within one.
+    let same = [before, after].into_iter().flatten().find(|packet| packet.rtp == rtp).map(|packet| packet.at);
     same.or_else(|| before.and_then(by)).or_else(|| after.and_then(by))
 }
 

@@ -201,8 +201,8 @@ fn a_network_that_paused_moves_no_frame() {
 fn a_muted_track_that_resumes_has_a_gap_of_the_publisher_and_wants_a_keyframe() {
     let mut t = Track::new(TrackKind::Video);
     t.video(1, 0, 'k', true, 0);
-    t.rules.publisher_muted(true, ms(50), &mut t.out);
-    t.rules.publisher_muted(false, ms(900), &mut t.out);
+    t.rules.set_publisher_muted(true, ms(50), &mut t.out);
+    t.rules.set_publisher_muted(false, ms(900), &mut t.out);
     t.video(2, 30, 'k', true, 1000);
     assert_eq!(t.gaps(), [(33, 1000, GapCause::Publisher)]);
     assert_eq!(t.requests(), [KeyframeReason::Resume]);
@@ -239,7 +239,7 @@ fn nobody_is_asked_while_there_is_no_source_and_the_next_one_is_asked_at_once() 
         if by_packet {
             t.video(500, 600, 'f', true, 20_000);
         } else {
-            t.rules.source_began(ms(20_000), &mut t.out);
+            t.rules.source_connected(ms(20_000), &mut t.out);
         }
         assert_eq!(t.requests(), [KeyframeReason::Begin]);
     }
@@ -344,7 +344,7 @@ fn a_picture_that_became_smaller_is_asked_for_until_it_is_larger() {
 #[test]
 fn a_muted_publisher_is_not_asked_for_keyframes() {
     let mut t = Track::new(TrackKind::Video);
-    t.rules.publisher_muted(true, ms(0), &mut t.out);
+    t.rules.set_publisher_muted(true, ms(0), &mut t.out);
     for second in 0..10 {
         t.rules.tick(ms(second * 1000), &mut t.out);
     }
@@ -433,7 +433,7 @@ fn a_frame_without_end_is_given_up_when_it_is_too_large() {
     for seq in 2..6000 {
         t.video(seq, 0, 'c', false, 1);
     }
-    assert!(t.rules.queue.len() <= 4097);
+    assert!(t.rules.jitter_buffer.len() <= 4097);
     assert_eq!((t.frames().len(), t.rules.take_stats().frames_damaged), (0, 1));
 }
 
@@ -504,7 +504,7 @@ fn another_codec_begins_with_its_format_and_a_keyframe_and_keeps_the_clock() {
 fn what_the_publisher_had_stopped_before_is_not_put_down_to_the_router() {
     let mut t = Track::new(TrackKind::Audio);
     t.opus(1, 0, 0);
-    t.rules.publisher_muted(true, ms(20), &mut t.out);
+    t.rules.set_publisher_muted(true, ms(20), &mut t.out);
     t.rules.source_lost(GapCause::Router, ms(500), &mut t.out);
     t.opus(7, 960, 1000);
     assert_eq!(t.gaps(), [(20, 1000, GapCause::Publisher)]);

@@ -1,13 +1,13 @@
-//! What an answer of the store means to us. Compatible stores agree on few codes, so the status decides where
-//! there is none that is known.
+//! Classifies the errors of a store. Compatible stores agree on few codes, so the status decides where the code is
+//! unknown.
 
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 
 use crate::store::StoreError;
 
-/// Classes of failures.
+/// What a store's error means for a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
+enum ErrorClass {
     Unavailable,
     Refused,
     NotFound,
@@ -15,21 +15,21 @@ enum Meaning {
     NoSuchUpload,
 }
 
-fn meaning(status: Option<u16>, code: &str) -> Meaning {
+fn classify(status: Option<u16>, code: &str) -> ErrorClass {
     match (status, code) {
-        (_, "NoSuchUpload") => Meaning::NoSuchUpload,
-        (_, "NoSuchKey") => Meaning::NotFound,
-        // Somebody else is at the same key at this moment: the next try will tell.
-        (_, "ConditionalRequestConflict" | "OperationAborted") => Meaning::Unavailable,
+        (_, "NoSuchUpload") => ErrorClass::NoSuchUpload,
+        (_, "NoSuchKey") => ErrorClass::NotFound,
+        // Another request writes the same key at this moment: the next attempt will tell.
+        (_, "ConditionalRequestConflict" | "OperationAborted") => ErrorClass::Unavailable,
         (_, "SlowDown" | "RequestTimeout" | "InternalError" | "ServiceUnavailable" | "Throttling") => {
-            Meaning::Unavailable
+            ErrorClass::Unavailable
         }
-        (_, "PreconditionFailed") | (Some(409 | 412), _) => Meaning::Exists,
-        (Some(408 | 425 | 429), _) => Meaning::Unavailable,
+        (_, "PreconditionFailed") | (Some(409 | 412), _) => ErrorClass::Exists,
+        (Some(408 | 425 | 429), _) => ErrorClass::Unavailable,
         // A redirection is a wrong region or endpoint; the SDK has followed what can be followed.
-        (Some(300..=499), _) => Meaning::Refused,
+        (Some(300..=499), _) => ErrorClass::Refused,
         // No answer, 5xx, or a success that carries an error (CompleteMultipartUpload).
-        _ => Meaning::Unavailable,
+        _ => ErrorClass::Unavailable,
     }
 }
 
@@ -42,12 +42,14 @@ where
     let status = error.raw_response().map(|r| r.status().as_u16());
     let code = error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default();
     let source = Box::<dyn std::error::Error + Send + Sync>::from(DisplayErrorContext(error).to_string());
-    match meaning(status, code) {
-        Meaning::Unavailable => StoreError::Unavailable { doing, key, source },
-        Meaning::NotFound => StoreError::NotFound { key },
-        Meaning::Exists => StoreError::Exists { key },
-        Meaning::NoSuchUpload => StoreError::NoSuchUpload { key, upload_id: upload_id.unwrap_or_default().to_owned() },
-        Meaning::Refused => {
+    match classify(status, code) {
+        ErrorClass::Unavailable => StoreError::Unavailable { doing, key, source },
+        ErrorClass::NotFound => StoreError::NotFound { key },
+        ErrorClass::Exists => StoreError::Exists { key },
+        ErrorClass::NoSuchUpload => {
+            StoreError::NoSuchUpload { key, upload_id: upload_id.unwrap_or_default().to_owned() }
+        }
+        ErrorClass::Refused => {
             let status = status.unwrap_or_default();
             let code = if code.is_empty() { format!("HTTP {status}") } else { code.to_owned() };
             StoreError::Refused { doing, key, code, source }
@@ -62,26 +64,26 @@ mod tests {
     #[test]
     fn each_answer_has_one_meaning() {
         for (status, code, expected) in [
-            (None, "", Meaning::Unavailable),
-            (Some(500), "InternalError", Meaning::Unavailable),
-            (Some(503), "SlowDown", Meaning::Unavailable),
-            (Some(502), "", Meaning::Unavailable),
-            (Some(429), "", Meaning::Unavailable),
-            (Some(400), "RequestTimeout", Meaning::Unavailable),
-            (Some(200), "InternalError", Meaning::Unavailable),
-            (Some(403), "AccessDenied", Meaning::Refused),
-            (Some(403), "SignatureDoesNotMatch", Meaning::Refused),
-            (Some(404), "NoSuchBucket", Meaning::Refused),
-            (Some(301), "PermanentRedirect", Meaning::Refused),
-            (Some(400), "InvalidPart", Meaning::Refused),
-            (Some(404), "NoSuchKey", Meaning::NotFound),
-            (Some(404), "NoSuchUpload", Meaning::NoSuchUpload),
-            (Some(412), "", Meaning::Exists),
-            (Some(409), "", Meaning::Exists),
-            (Some(409), "ConditionalRequestConflict", Meaning::Unavailable),
-            (Some(409), "OperationAborted", Meaning::Unavailable),
+            (None, "", ErrorClass::Unavailable),
+            (Some(500), "InternalError", ErrorClass::Unavailable),
+            (Some(503), "SlowDown", ErrorClass::Unavailable),
+            (Some(502), "", ErrorClass::Unavailable),
+            (Some(429), "", ErrorClass::Unavailable),
+            (Some(400), "RequestTimeout", ErrorClass::Unavailable),
+            (Some(200), "InternalError", ErrorClass::Unavailable),
+            (Some(403), "AccessDenied", ErrorClass::Refused),
+            (Some(403), "SignatureDoesNotMatch", ErrorClass::Refused),
+            (Some(404), "NoSuchBucket", ErrorClass::Refused),
+            (Some(301), "PermanentRedirect", ErrorClass::Refused),
+            (Some(400), "InvalidPart", ErrorClass::Refused),
+            (Some(404), "NoSuchKey", ErrorClass::NotFound),
+            (Some(404), "NoSuchUpload", ErrorClass::NoSuchUpload),
+            (Some(412), "", ErrorClass::Exists),
+            (Some(409), "", ErrorClass::Exists),
+            (Some(409), "ConditionalRequestConflict", ErrorClass::Unavailable),
+            (Some(409), "OperationAborted", ErrorClass::Unavailable),
         ] {
-            assert_eq!(meaning(status, code), expected, "{status:?} {code}");
+            assert_eq!(classify(status, code), expected, "{status:?} {code}");
         }
     }
 }

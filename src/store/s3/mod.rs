@@ -23,19 +23,20 @@ use futures_util::StreamExt;
 use secrecy::{ExposeSecret, SecretString};
 
 use self::error::error;
-use self::presign::{Asked, Links};
-use self::transfer::{Stalled, Watch, flow, stream, watched};
+use self::presign::{PresignRequest, UrlSigner};
+use self::transfer::{Stalled, TransferProgress, flow, stream, transfer_timeouts};
 use super::{
-    Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError, UploadedPart,
+    Body, ByteFlow, ByteRange, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, StoreError,
+    UploadedPart,
 };
 use crate::model::time::Wallclock;
 
-/// Tries of one request within the SDK; longer retries are the caller's, for hours.
+/// Attempts of one request within the SDK. Retries for hours are the caller's.
 const SDK_ATTEMPTS: u32 = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the request to the first byte of its answer; transfers are watched instead.
+/// From the request to the first byte of its response. Transfers have a stall timeout instead.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// A whole try of a request without a body, its answer included.
+/// A whole attempt of a request without a body, with its response.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Putting thousands of parts together takes some stores minutes before they answer.
 const COMPLETE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -70,7 +71,7 @@ pub struct S3Config {
 pub struct S3Store {
     client: Client,
     config: S3Config,
-    links: Arc<Links>,
+    url_signer: Arc<UrlSigner>,
 }
 
 impl S3Store {
@@ -104,24 +105,25 @@ impl S3Store {
                 .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
                 .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
         }
-        let links = Arc::new(Links::new(config.region.clone(), shared.credentials_provider()));
-        Self { client: Client::from_conf(builder.build()), config, links }
+        let url_signer = Arc::new(UrlSigner::new(config.region.clone(), shared.credentials_provider()));
+        Self { client: Client::from_conf(builder.build()), config, url_signer }
     }
 
-    /// A link as the SDK makes it.
-    async fn presigned(&self, asked: Asked<'_>) -> Result<String, StoreError> {
+    /// A presigned URL, signed by the SDK.
+    async fn presigned_by_sdk(&self, request: PresignRequest<'_>) -> Result<String, StoreError> {
         let unavailable = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Unavailable {
             doing: "sign a link to",
-            key: asked.key.to_owned(),
+            key: request.key.to_owned(),
             source,
         };
-        let config = PresigningConfig::builder().start_time(asked.at.to_system_time()).expires_in(asked.valid).build();
+        let config =
+            PresigningConfig::builder().start_time(request.at.to_system_time()).expires_in(request.valid).build();
         let request = self
             .client
             .get_object()
             .bucket(&self.config.bucket)
-            .key(asked.key)
-            .response_content_disposition(asked.disposition)
+            .key(request.key)
+            .response_content_disposition(request.disposition)
             .presigned(config.map_err(|e| unavailable(Box::new(e)))?)
             .await
             .map_err(|e| unavailable(DisplayErrorContext(&e).to_string().into()))?;
@@ -159,7 +161,7 @@ impl ObjectStore for S3Store {
     }
 
     async fn put(&self, key: &str, body: Body, options: PutOptions) -> Result<ObjectInfo, StoreError> {
-        let (size, watch) = (body.len(), Watch::default());
+        let (size, progress) = (body.len(), TransferProgress::default());
         let mut request = self
             .client
             .put_object()
@@ -169,7 +171,7 @@ impl ObjectStore for S3Store {
             .set_content_type(options.content_type.map(str::to_owned))
             .set_server_side_encryption(self.encryption())
             .set_ssekms_key_id(self.config.kms_key.clone())
-            .body(stream(&body, &watch));
+            .body(stream(&body, &progress));
         if let Some(sha256) = &options.sha256 {
             request = request.metadata(SHA256, sha256);
             if self.config.checksums_always {
@@ -179,7 +181,7 @@ impl ObjectStore for S3Store {
         if options.if_absent {
             request = request.if_none_match("*");
         }
-        let sent = watch.over(request.customize().config_override(watched()).send()).await;
+        let sent = progress.with_stall_timeout(request.customize().config_override(transfer_timeouts()).send()).await;
         let answer = sent.map_err(stalled("write", key))?.map_err(|e| error("write", key, None, &e))?;
         let etag = tag(answer.e_tag());
         Ok(ObjectInfo { key: key.to_owned(), size, etag, sha256: options.sha256, mark: None, modified: None })
@@ -206,11 +208,11 @@ impl ObjectStore for S3Store {
         }
     }
 
-    async fn get(&self, key: &str, range: Option<(u64, u64)>) -> Result<ByteFlow, StoreError> {
-        if range.is_some_and(|(_, len)| len == 0) {
+    async fn get(&self, key: &str, range: Option<ByteRange>) -> Result<ByteFlow, StoreError> {
+        if range.is_some_and(|range| range.len == 0) {
             return Ok(futures_util::stream::empty().boxed());
         }
-        let range = range.map(|(from, len)| format!("bytes={from}-{}", from.saturating_add(len - 1)));
+        let range = range.map(|ByteRange { start, len }| format!("bytes={start}-{}", start.saturating_add(len - 1)));
         let request = self.client.get_object().bucket(&self.config.bucket).key(key).set_range(range);
         let answer = request.send().await.map_err(|e| error("read", key, None, &e))?;
         Ok(flow(answer.body, key.to_owned()))
@@ -275,7 +277,7 @@ impl ObjectStore for S3Store {
         number: i32,
         body: Body,
     ) -> Result<UploadedPart, StoreError> {
-        let (size, watch, doing) = (body.len(), Watch::default(), "upload a part of");
+        let (size, progress, doing) = (body.len(), TransferProgress::default(), "upload a part of");
         let request = self
             .client
             .upload_part()
@@ -284,8 +286,8 @@ impl ObjectStore for S3Store {
             .upload_id(upload_id)
             .part_number(number)
             .content_length(i64::try_from(size).unwrap_or(i64::MAX))
-            .body(stream(&body, &watch));
-        let sent = watch.over(request.customize().config_override(watched()).send()).await;
+            .body(stream(&body, &progress));
+        let sent = progress.with_stall_timeout(request.customize().config_override(transfer_timeouts()).send()).await;
         let answer = sent.map_err(stalled(doing, key))?.map_err(|e| error(doing, key, Some(upload_id), &e))?;
         Ok(UploadedPart { number, etag: answer.e_tag().unwrap_or_default().to_owned(), size })
     }
@@ -365,13 +367,13 @@ impl ObjectStore for S3Store {
     async fn presign_get(&self, key: &str, valid: Duration, file_name: &str) -> Result<Option<String>, StoreError> {
         let plain: String = file_name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).collect();
         let disposition = format!("attachment; filename=\"{plain}\"");
-        let asked = Asked { key, disposition: &disposition, at: Wallclock::now(), valid };
-        if let Some(link) = self.links.make(asked).await {
-            return Ok(Some(link));
+        let request = PresignRequest { key, disposition: &disposition, at: Wallclock::now(), valid };
+        if let Some(url) = self.url_signer.sign(request).await {
+            return Ok(Some(url));
         }
-        let link = self.presigned(asked).await?;
-        self.links.learn(asked, &link).await;
-        Ok(Some(link))
+        let url = self.presigned_by_sdk(request).await?;
+        self.url_signer.learn_template(request, &url).await;
+        Ok(Some(url))
     }
 
     async fn probe(&self, prefix: &str) -> Result<Capabilities, StoreError> {

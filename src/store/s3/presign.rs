@@ -1,8 +1,8 @@
-//! Links, signed one after the other: a page of a list has fifty of them, and a request through all of the SDK takes longer
-//! for each than everything else that the page needs.
+//! Presigned URLs without the SDK's request pipeline: a page of a list has fifty of them, and the SDK takes longer for each
+//! than everything else that the page needs.
 //!
-//! What a link of this bucket looks like is learnt from the first one, which the SDK makes. Only when ours of the same moment is
-//! the same letter for letter, the next ones are ours; else the SDK makes all.
+//! The template of a bucket's URLs is learned from the first one, which the SDK signs. Only if the URL that this module signs
+//! for the same moment is identical, it signs the next ones; else the SDK signs all.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,15 +17,15 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_e
 
 use crate::model::time::Wallclock;
 
-/// Credentials of a role change; they are asked for again after this.
-const CREDENTIALS_FOR: Duration = Duration::from_secs(60);
+/// How long credentials are cached. Those of a role change.
+const CREDENTIALS_TTL: Duration = Duration::from_secs(60);
 
 /// What is escaped in a query: all but unreserved letters (RFC 3986, 2.3).
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// What is asked for.
+/// A request for a presigned URL.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Asked<'a> {
+pub(super) struct PresignRequest<'a> {
     pub key: &'a str,
     /// `Content-Disposition` of the answer.
     pub disposition: &'a str,
@@ -33,99 +33,101 @@ pub(super) struct Asked<'a> {
     pub valid: Duration,
 }
 
-/// How the links of this bucket begin.
+/// How the presigned URLs of this bucket begin.
 #[derive(Debug, Clone)]
-enum Shape {
-    /// No link was made yet.
+enum UrlTemplate {
+    /// No URL was signed yet.
     Unknown,
-    /// Everything before the key.
-    Begins(String),
-    /// Not as we would make it.
-    Other,
+    /// The URL up to the key.
+    Prefix(String),
+    /// The SDK's URL differs from the one that this module would sign.
+    NotReproducible,
 }
 
-/// Signs links.
+/// Signs URLs.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(super) struct UrlSigner {
     region: String,
     provider: Option<SharedCredentialsProvider>,
-    shape: Mutex<Shape>,
+    template: Mutex<UrlTemplate>,
     credentials: Mutex<Option<(Credentials, Instant)>>,
 }
 
-impl Links {
+impl UrlSigner {
     pub fn new(region: String, provider: Option<SharedCredentialsProvider>) -> Self {
-        Self { region, provider, shape: Mutex::new(Shape::Unknown), credentials: Mutex::new(None) }
+        Self { region, provider, template: Mutex::new(UrlTemplate::Unknown), credentials: Mutex::new(None) }
     }
 
-    /// A link, if it is known how to make it.
-    pub async fn make(&self, asked: Asked<'_>) -> Option<String> {
-        let shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Shape::Begins(begin) = shape else { return None };
-        self.signed(&begin, asked).await
+    /// Signs a URL, if the template is known.
+    pub async fn sign(&self, request: PresignRequest<'_>) -> Option<String> {
+        let template = self.template.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let UrlTemplate::Prefix(prefix) = template else { return None };
+        self.sign_with_prefix(&prefix, request).await
     }
 
-    /// Learns from a link that the SDK made.
-    pub async fn learn(&self, asked: Asked<'_>, link: &str) {
-        if !matches!(*self.shape.lock().unwrap_or_else(PoisonError::into_inner), Shape::Unknown) {
+    /// Learns the template from a URL that the SDK signed.
+    pub async fn learn_template(&self, request: PresignRequest<'_>, url: &str) {
+        if !matches!(*self.template.lock().unwrap_or_else(PoisonError::into_inner), UrlTemplate::Unknown) {
             return;
         }
-        let begin = link.split_once('?').and_then(|(path, _)| path.strip_suffix(asked.key));
-        let shape = match begin {
-            Some(begin) if self.signed(begin, asked).await.as_deref() == Some(link) => Shape::Begins(begin.to_owned()),
-            _ => Shape::Other,
+        let prefix = url.split_once('?').and_then(|(path, _)| path.strip_suffix(request.key));
+        let template = match prefix {
+            Some(prefix) if self.sign_with_prefix(prefix, request).await.as_deref() == Some(url) => {
+                UrlTemplate::Prefix(prefix.to_owned())
+            }
+            _ => UrlTemplate::NotReproducible,
         };
-        *self.shape.lock().unwrap_or_else(PoisonError::into_inner) = shape;
+        *self.template.lock().unwrap_or_else(PoisonError::into_inner) = template;
     }
 
-    async fn signed(&self, begin: &str, asked: Asked<'_>) -> Option<String> {
+    async fn sign_with_prefix(&self, prefix: &str, request: PresignRequest<'_>) -> Option<String> {
         let unreserved = |c: char| c.is_ascii_alphanumeric() || "-_.~/".contains(c);
-        if !asked.key.chars().all(unreserved) {
+        if !request.key.chars().all(unreserved) {
             return None;
         }
         let identity = self.credentials().await?.into();
         let mut settings = SigningSettings::default();
-        // As S3 wants it, and the SDK for it.
+        // These are S3's rules, which the SDK applies, too.
         settings.percent_encoding_mode = PercentEncodingMode::Single;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
         settings.signature_location = SignatureLocation::QueryParams;
-        settings.expires_in = Some(asked.valid);
+        settings.expires_in = Some(request.valid);
         let params = v4::SigningParams::builder()
             .identity(&identity)
             .region(&self.region)
             .name("s3")
-            .time(asked.at.to_system_time())
+            .time(request.at.to_system_time())
             .settings(settings)
             .build()
             .ok()?
             .into();
-        let disposition = encoded(asked.disposition);
-        let address = format!("{begin}{}?x-id=GetObject&response-content-disposition={disposition}", asked.key);
-        let request = SignableRequest::new("GET", &address, std::iter::empty(), SignableBody::UnsignedPayload).ok()?;
-        let (instructions, _) = sign(request, &params).ok()?.into_parts();
-        let mut link = address;
+        let disposition = percent_encoded(request.disposition);
+        let address = format!("{prefix}{}?x-id=GetObject&response-content-disposition={disposition}", request.key);
+        let signable = SignableRequest::new("GET", &address, std::iter::empty(), SignableBody::UnsignedPayload).ok()?;
+        let (instructions, _) = sign(signable, &params).ok()?.into_parts();
+        let mut url = address;
         for (name, value) in instructions.params() {
-            link.extend(["&", name, "="]);
-            link.extend(encoded(value));
+            url.extend(["&", name, "="]);
+            url.extend(percent_encoded(value));
         }
-        Some(link)
+        Some(url)
     }
 
     async fn credentials(&self) -> Option<Credentials> {
         let known = self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((credentials, since)) = known
-            && since.elapsed() < CREDENTIALS_FOR
+            && since.elapsed() < CREDENTIALS_TTL
         {
             return Some(credentials);
         }
-        // Without any the SDK says what is wrong.
+        // Without credentials, the SDK's own attempt reports the error.
         let credentials = self.provider.as_ref()?.provide_credentials().await.ok()?;
         *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = Some((credentials.clone(), Instant::now()));
         Some(credentials)
     }
 }
 
-fn encoded(text: &str) -> PercentEncode<'_> {
+fn percent_encoded(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, QUERY)
 }
 
@@ -161,30 +163,30 @@ mod tests {
         ] {
             let store = store(endpoint, path_style, checksums_always).await;
             let name = format!("{endpoint:?}, path style {path_style}, checksums {checksums_always}");
-            let asked = |key, disposition| Asked { key, disposition, at: Wallclock::now(), valid: VALID };
-            let first = asked("an-app/an-archive/archive.mp4", "attachment; filename=\"Weekly-1.mp4\"");
-            assert_eq!(store.links.make(first).await, None, "{name}: nothing is known of the bucket");
-            store.links.learn(first, &store.presigned(first).await.expect("link")).await;
+            let request = |key, disposition| PresignRequest { key, disposition, at: Wallclock::now(), valid: VALID };
+            let first = request("an-app/an-archive/archive.mp4", "attachment; filename=\"Weekly-1.mp4\"");
+            assert_eq!(store.url_signer.sign(first).await, None, "{name}: nothing is known of the bucket");
+            store.url_signer.learn_template(first, &store.presigned_by_sdk(first).await.expect("link")).await;
             for (key, disposition) in [
                 ("123456/b/archive.zip", "attachment; filename=\"b.zip\""),
                 ("a~b/c_d/e.f-g", "inline; filename=\"\u{e9} %&+=?/#.mp4\""),
             ] {
-                let next = asked(key, disposition);
-                let by_sdk = store.presigned(next).await.expect("link");
-                assert_eq!(store.links.make(next).await.as_deref(), Some(by_sdk.as_str()), "{name}");
+                let next = request(key, disposition);
+                let by_sdk = store.presigned_by_sdk(next).await.expect("link");
+                assert_eq!(store.url_signer.sign(next).await.as_deref(), Some(by_sdk.as_str()), "{name}");
             }
-            let odd = asked("an app/100%/\u{e9}.mp4", "inline");
-            assert_eq!(store.links.make(odd).await, None, "{name}: a key that is none of ours is the SDK's");
+            let odd = request("an app/100%/\u{e9}.mp4", "inline");
+            assert_eq!(store.url_signer.sign(odd).await, None, "{name}: a key that is none of ours is the SDK's");
         }
     }
 
     #[tokio::test]
     async fn what_is_not_as_we_would_make_it_is_left_to_the_sdk() {
         let store = store(None, false, false).await;
-        let asked = Asked { key: "k", disposition: "inline", at: Wallclock::now(), valid: VALID };
-        let other = store.presigned(asked).await.expect("link").replace("x-id=GetObject", "x-id=HeadObject");
-        store.links.learn(asked, &other).await;
-        store.links.learn(asked, &store.presigned(asked).await.expect("link")).await;
-        assert_eq!(store.links.make(asked).await, None);
+        let request = PresignRequest { key: "k", disposition: "inline", at: Wallclock::now(), valid: VALID };
+        let other = store.presigned_by_sdk(request).await.expect("link").replace("x-id=GetObject", "x-id=HeadObject");
+        store.url_signer.learn_template(request, &other).await;
+        store.url_signer.learn_template(request, &store.presigned_by_sdk(request).await.expect("link")).await;
+        assert_eq!(store.url_signer.sign(request).await, None);
     }
 }

@@ -1,7 +1,7 @@
-//! Bodies on their way to and from the store, and the watch over them.
+//! Transfers of bodies to and from the store, with a stall timeout.
 //!
-//! The SDK's read timeout runs from the first byte that is sent to the first that is answered, so it would end each
-//! large part on a slow line, however well it flows. Here a transfer is given up when it *stands still*.
+//! The SDK's read timeout runs from the first byte of the request to the first byte of the response, so it would end each
+//! large part on a slow line. Here a transfer is given up when it makes *no progress* for a time.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,42 +17,42 @@ use http_body_util::StreamBody;
 
 use crate::store::{Body, ByteFlow, StoreError};
 
-/// A transfer that has not moved for so long is given up.
+/// A transfer without progress for this time is given up.
 const STALL: Duration = Duration::from_secs(30);
 
-/// A transfer stood still.
+/// A transfer made no progress.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing moved for {} s", .0.as_secs())]
 pub(super) struct Stalled(Duration);
 
-/// How far a body has been sent.
+/// Counts the chunks of a body that were sent.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Watch(Arc<AtomicU64>);
+pub(super) struct TransferProgress(Arc<AtomicU64>);
 
-impl Watch {
-    /// Awaits a transfer as long as its body moves.
-    pub(super) async fn over<F: Future>(&self, transfer: F) -> Result<F::Output, Stalled> {
-        self.within(STALL, transfer).await
+impl TransferProgress {
+    /// Awaits a transfer as long as it makes progress.
+    pub(super) async fn with_stall_timeout<F: Future>(&self, transfer: F) -> Result<F::Output, Stalled> {
+        self.run_within_stall(STALL, transfer).await
     }
 
-    async fn within<F: Future>(&self, stall: Duration, transfer: F) -> Result<F::Output, Stalled> {
+    async fn run_within_stall<F: Future>(&self, stall: Duration, transfer: F) -> Result<F::Output, Stalled> {
         let mut transfer = std::pin::pin!(transfer);
-        let mut seen = self.0.load(Ordering::Relaxed);
+        let mut before = self.0.load(Ordering::Relaxed);
         loop {
             if let Ok(output) = tokio::time::timeout(stall, &mut transfer).await {
                 return Ok(output);
             }
             let now = self.0.load(Ordering::Relaxed);
-            if now == seen {
+            if now == before {
                 return Err(Stalled(stall));
             }
-            seen = now;
+            before = now;
         }
     }
 }
 
-/// The SDK's timeouts for requests that are under a [`Watch`].
-pub(super) fn watched() -> aws_sdk_s3::config::Builder {
+/// The SDK's timeouts for requests with [`TransferProgress::with_stall_timeout`], which replaces the attempt timeout.
+pub(super) fn transfer_timeouts() -> aws_sdk_s3::config::Builder {
     aws_sdk_s3::config::Builder::default().timeout_config(
         TimeoutConfig::builder()
             .connect_timeout(super::CONNECT_TIMEOUT)
@@ -63,10 +63,10 @@ pub(super) fn watched() -> aws_sdk_s3::config::Builder {
 }
 
 /// A body for the SDK, which asks for it again when it tries again.
-pub(super) fn stream(body: &Body, watch: &Watch) -> ByteStream {
-    let (len, body, watch) = (body.len(), body.clone(), watch.clone());
+pub(super) fn stream(body: &Body, progress: &TransferProgress) -> ByteStream {
+    let (len, body, progress) = (body.len(), body.clone(), progress.clone());
     ByteStream::new(SdkBody::retryable(move || {
-        let moved = Arc::clone(&watch.0);
+        let moved = Arc::clone(&progress.0);
         let frames = body.flow().map_ok(move |chunk| {
             moved.fetch_add(1, Ordering::Relaxed);
             http_body::Frame::data(chunk)
@@ -122,19 +122,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_transfer_that_moves_takes_as_long_as_it_takes() {
-        let watch = Watch::default();
+        let progress = TransferProgress::default();
         let transfer = async {
             for _ in 0..20 {
                 tokio::time::sleep(TICK).await;
-                watch.0.fetch_add(1, Ordering::Relaxed);
+                progress.0.fetch_add(1, Ordering::Relaxed);
             }
         };
-        assert!(watch.within(10 * TICK, transfer).await.is_ok());
+        assert!(progress.run_within_stall(10 * TICK, transfer).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_transfer_that_stands_still_is_given_up() {
-        let stalled = Watch::default().within(TICK, std::future::pending::<()>()).await;
+        let stalled = TransferProgress::default().run_within_stall(TICK, std::future::pending::<()>()).await;
         assert!(stalled.is_err());
     }
 }

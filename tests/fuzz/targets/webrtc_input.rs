@@ -117,7 +117,7 @@ fn run(input: &mut Input<'_>) -> Option<()> {
                 let ntp = NtpTime((u64::from(input.word().unwrap_or_default()) << 32) | u64::from(argument) << 24);
                 rules.sender_report(ntp, rtp, now, &mut seen.outputs);
             }
-            9 => rules.publisher_muted(argument & 1 == 0, now, &mut seen.outputs),
+            9 => rules.set_publisher_muted(argument & 1 == 0, now, &mut seen.outputs),
             10 => {
                 let cause = [GapCause::Router, GapCause::Worker, GapCause::Network][usize::from(argument) % 3];
                 rules.source_lost(cause, now, &mut seen.outputs);
@@ -158,7 +158,7 @@ fuzz_target!(|data: &[u8]| {
     while let Some(payload) = input.bytes() {
         payloads.push(payload);
     }
-    if payloads.iter().all(|payload| depacketizer.edges(payload, true).is_ok())
+    if payloads.iter().all(|payload| depacketizer.boundaries(payload, true).is_ok())
         && let Ok(frame) = depacketizer.assemble(&payloads)
     {
         assert!(frame.data.len() <= FRAME_BYTES_MAX * 2);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use archiver::model::time::Wallclock;
 use archiver::store::checksum::PartSums;
 use archiver::store::{
-    Body, ByteFlow, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, SharedStore, StoreError,
-    UploadedPart,
+    Body, ByteFlow, ByteRange, Capabilities, ObjectInfo, ObjectStore, PendingUpload, PutOptions, SharedStore,
+    StoreError, UploadedPart,
 };
 use async_trait::async_trait;
 use base64::Engine;
@@ -247,10 +247,10 @@ impl ObjectStore for MemoryStore {
         answer("head", key, fault, Ok(found))
     }
 
-    async fn get(&self, key: &str, range: Option<(u64, u64)>) -> Result<ByteFlow, StoreError> {
+    async fn get(&self, key: &str, range: Option<ByteRange>) -> Result<ByteFlow, StoreError> {
         let fault = self.meet("get", key, &[Fault::Corrupt, Fault::Truncated]).await?;
         let bytes = self.bytes(key).ok_or_else(|| StoreError::NotFound { key: key.to_owned() })?;
-        let (from, len) = range.unwrap_or((0, bytes.len() as u64));
+        let ByteRange { start: from, len } = range.unwrap_or(ByteRange { start: 0, len: bytes.len() as u64 });
         let at = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).min(bytes.len());
         let bytes = spoiled(bytes.slice(at(from)..at(from.saturating_add(len))), fault);
         let chunks: Vec<_> =

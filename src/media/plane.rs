@@ -1,4 +1,4 @@
-//! Planes of pictures as plain memory, for whoever reads or draws them.
+//! Planes of video frames as plain memory, to read or to draw on.
 
 /// A plane to read.
 #[derive(Debug, Clone, Copy)]
