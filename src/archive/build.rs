@@ -22,7 +22,7 @@ use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history;
-use crate::recording::history::What;
+use crate::recording::history::EventKind;
 use crate::recording::reader::{TrackIndex, join};
 use crate::rtp::clock::{Correction, corrections};
 use crate::store::keys::{Keys, Kind};
@@ -235,8 +235,8 @@ fn check_file(
 fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
     let mut people: BTreeMap<StreamId, Stream> = BTreeMap::new();
     for event in events {
-        match &event.what {
-            What::Stream { stream, router_id, name, connection_data, video_type } => {
+        match &event.kind {
+            EventKind::Stream { stream, router_id, name, connection_data, video_type } => {
                 let entry = people.entry(*stream).or_insert_with(|| Stream {
                     router_id: None,
                     name: None,
@@ -253,25 +253,25 @@ fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
                     entry.present.push((event.at, None));
                 }
             }
-            What::StreamGone { stream } => {
+            EventKind::StreamGone { stream } => {
                 if let Some((_, end @ None)) = people.get_mut(stream).and_then(|s| s.present.last_mut()) {
                     *end = Some(event.at);
                 }
             }
-            What::Layer { stream, spatial, temporal } => {
+            EventKind::Layer { stream, spatial, temporal } => {
                 if let Some(entry) = people.get_mut(stream) {
                     entry.layers.push((event.at.as_millis(), *spatial, *temporal));
                 }
             }
-            What::EpochBegan { .. }
-            | What::Muted { .. }
-            | What::Layout { .. }
-            | What::Classes { .. }
-            | What::StreamMode { .. }
-            | What::Selected { .. }
-            | What::RouterLost
-            | What::RouterBack
-            | What::Ended { .. } => {}
+            EventKind::EpochBegan { .. }
+            | EventKind::Muted { .. }
+            | EventKind::Layout { .. }
+            | EventKind::Classes { .. }
+            | EventKind::StreamMode { .. }
+            | EventKind::Selected { .. }
+            | EventKind::RouterLost
+            | EventKind::RouterBack
+            | EventKind::Ended { .. } => {}
         }
     }
     people
@@ -331,8 +331,8 @@ fn report(
         }
     };
     let gap_s = tracks.iter().flat_map(TrackIndex::missing).map(|g| g.from.until(g.to).as_secs_f64()).sum();
-    let epoch = |e: &history::Event| match e.what {
-        What::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
+    let epoch = |e: &history::Event| match e.kind {
+        EventKind::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
         _ => None,
     };
     Report {

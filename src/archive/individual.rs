@@ -244,7 +244,7 @@ fn files(
 mod tests {
     use super::*;
     use crate::model::archive_options::StreamMode;
-    use crate::recording::history::What;
+    use crate::recording::history::EventKind;
 
     const FIRST: MediaTime = MediaTime(i64::MIN);
     const SOUND: Selection = Selection { has_audio: true, has_video: false };
@@ -257,9 +257,9 @@ mod tests {
     #[test]
     fn a_stream_s_files_have_what_was_added_of_it_and_of_what_the_archive_has() {
         let id: StreamId = "00000000-0000-4000-8000-000000000001".parse().expect("id");
-        let mode = |ms, mode| Event { at: at(ms), what: What::StreamMode { mode } };
+        let mode = |ms, mode| Event { at: at(ms), kind: EventKind::StreamMode { mode } };
         let manual = |ms| mode(ms, StreamMode::Manual);
-        let select = |ms, selection| Event { at: at(ms), what: What::Selected { stream: id, selection } };
+        let select = |ms, selection| Event { at: at(ms), kind: EventKind::Selected { stream: id, selection } };
         let (all, none) = (Selection::ALL, Selection::NONE);
         let sound_only = ArchiveOptions { has_video: false, ..ArchiveOptions::default() };
         for (name, options, events, expected) in [

@@ -49,7 +49,7 @@ impl Clocks {
     pub fn add(&mut self, index: &TrackIndex) {
         let clock = self.clocks.entry(index.track).or_default();
         clock.start = clock.start.or_else(|| index.start());
-        clock.coming.extend(index.reported.iter().copied().zip(index.reports.iter().copied()));
+        clock.coming.extend(index.report_parts.iter().copied().zip(index.reports.iter().copied()));
     }
 
     /// Computes corrections step by step until they are known up to a corrected time, or the log's watermark is reached. No

@@ -9,7 +9,7 @@ use crate::model::ids::{StreamId, TrackKind};
 use crate::model::layout::Layout;
 use crate::model::media::VideoType;
 use crate::model::time::{MediaSpan, MediaTime};
-use crate::recording::history::{Event, What};
+use crate::recording::history::{Event, EventKind};
 
 /// A picture is held for so long when no further one comes; then its stream leaves the picture.
 pub const HOLD: MediaSpan = 2_000_000_000;
@@ -114,9 +114,9 @@ pub fn streams(media: &BTreeMap<StreamId, MediaTime>, events: &[Event]) -> BTree
 pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)> {
     let (mut mode, mut added) = (StreamMode::Auto, Selection::NONE);
     let change = |event: &Event| {
-        match &event.what {
-            What::StreamMode { mode: now } => mode = *now,
-            What::Selected { stream, selection } if *stream == id => added = *selection,
+        match &event.kind {
+            EventKind::StreamMode { mode: now } => mode = *now,
+            EventKind::Selected { stream, selection } if *stream == id => added = *selection,
             _ => return None,
         }
         let selection = match mode {
@@ -140,8 +140,8 @@ pub fn audible_streams<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaT
 /// The layouts that were requested while the session ran, each from when on.
 #[must_use]
 pub fn layouts(events: &[Event]) -> Vec<(MediaTime, Layout)> {
-    let layout = |event: &Event| match &event.what {
-        What::Layout { layout } => Some((event.at, layout.clone())),
+    let layout = |event: &Event| match &event.kind {
+        EventKind::Layout { layout } => Some((event.at, layout.clone())),
         _ => None,
     };
     events.iter().filter_map(layout).collect()
@@ -158,8 +158,8 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
             span.to = event.at;
         }
     };
-    match &event.what {
-        What::Stream { stream, video_type, .. } => {
+    match &event.kind {
+        EventKind::Stream { stream, video_type, .. } => {
             if let Some(stream) = streams.get_mut(stream) {
                 stream.screen.push((event.at, *video_type == VideoType::Screen));
                 // Its first pictures may be a moment older than the news of it.
@@ -167,12 +167,12 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
                 open(&mut stream.present, from);
             }
         }
-        What::StreamGone { stream } => {
+        EventKind::StreamGone { stream } => {
             if let Some(stream) = streams.get_mut(stream) {
                 close(&mut stream.present);
             }
         }
-        What::Muted { stream, kind: TrackKind::Video, muted } => {
+        EventKind::Muted { stream, kind: TrackKind::Video, muted } => {
             if let Some(stream) = streams.get_mut(stream) {
                 match muted {
                     true => open(&mut stream.video_off, event.at),
@@ -180,21 +180,21 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
                 }
             }
         }
-        What::Classes { stream, classes } => {
+        EventKind::Classes { stream, classes } => {
             if let Some(stream) = streams.get_mut(stream) {
                 stream.classes.push((event.at, classes.clone()));
             }
         }
         // While a router is unavailable, the media tells which streams are present.
-        What::EpochBegan { .. }
-        | What::Muted { .. }
-        | What::Layer { .. }
-        | What::Layout { .. }
-        | What::StreamMode { .. }
-        | What::Selected { .. }
-        | What::RouterLost
-        | What::RouterBack
-        | What::Ended { .. } => {}
+        EventKind::EpochBegan { .. }
+        | EventKind::Muted { .. }
+        | EventKind::Layer { .. }
+        | EventKind::Layout { .. }
+        | EventKind::StreamMode { .. }
+        | EventKind::Selected { .. }
+        | EventKind::RouterLost
+        | EventKind::RouterBack
+        | EventKind::Ended { .. } => {}
     }
 }
 
@@ -211,9 +211,14 @@ mod tests {
     }
 
     fn told(stream: u8, ms: i64, video_type: VideoType) -> Event {
-        let what =
-            What::Stream { stream: id(stream), router_id: "r".into(), name: None, connection_data: None, video_type };
-        Event { at: at(ms), what }
+        let kind = EventKind::Stream {
+            stream: id(stream),
+            router_id: "r".into(),
+            name: None,
+            connection_data: None,
+            video_type,
+        };
+        Event { at: at(ms), kind }
     }
 
     fn read(events: &[Event]) -> Stream {
@@ -223,8 +228,8 @@ mod tests {
     #[test]
     fn a_stream_is_in_the_picture_while_it_is_there_has_pictures_and_is_not_switched_off() {
         let muted =
-            |ms, muted| Event { at: at(ms), what: What::Muted { stream: id(1), kind: TrackKind::Video, muted } };
-        let gone = |ms| Event { at: at(ms), what: What::StreamGone { stream: id(1) } };
+            |ms, muted| Event { at: at(ms), kind: EventKind::Muted { stream: id(1), kind: TrackKind::Video, muted } };
+        let gone = |ms| Event { at: at(ms), kind: EventKind::StreamGone { stream: id(1) } };
         let there = told(1, 100, VideoType::Camera);
         for (name, events, moment, newest, shown) in [
             ("a history that does not know it", vec![], 5000, 4990, true),
@@ -242,7 +247,10 @@ mod tests {
                 "its sound switched off",
                 vec![
                     there,
-                    Event { at: at(4000), what: What::Muted { stream: id(1), kind: TrackKind::Audio, muted: true } },
+                    Event {
+                        at: at(4000),
+                        kind: EventKind::Muted { stream: id(1), kind: TrackKind::Audio, muted: true },
+                    },
                 ],
                 4100,
                 4090,
@@ -255,11 +263,11 @@ mod tests {
 
     #[test]
     fn a_manual_archive_has_of_each_stream_what_was_added() {
-        let mode = |ms, mode| Event { at: at(ms), what: What::StreamMode { mode } };
+        let mode = |ms, mode| Event { at: at(ms), kind: EventKind::StreamMode { mode } };
         let (manual, auto) = (|ms| mode(ms, StreamMode::Manual), |ms| mode(ms, StreamMode::Auto));
         let select = |ms, stream, has_audio, has_video| {
             let selection = Selection { has_audio, has_video };
-            Event { at: at(ms), what: What::Selected { stream: id(stream), selection } }
+            Event { at: at(ms), kind: EventKind::Selected { stream: id(stream), selection } }
         };
         let (both, sound, picture, none) = ((true, true), (true, false), (false, true), (false, false));
         // What is seen and heard of stream 1 at each of the moments.
@@ -307,7 +315,7 @@ mod tests {
     fn the_sound_of_as_many_as_may_be_is_heard_of_those_who_are_there_first() {
         let all = u8::try_from(AUDIO_STREAMS_MAX).expect("small") + 2;
         let media = (1..=all).map(|n| (id(n), at(i64::from(n)))).collect();
-        let gone = Event { at: at(3000), what: What::StreamGone { stream: id(1) } };
+        let gone = Event { at: at(3000), kind: EventKind::StreamGone { stream: id(1) } };
         let mut events: Vec<Event> = (1..=all).map(|n| told(n, i64::from(n), VideoType::Camera)).collect();
         events.push(gone);
         let left_out = |ms, events: &[Event]| {
@@ -318,10 +326,10 @@ mod tests {
         assert_eq!(left_out(2000, &events), [all - 1, all], "who came last");
         assert_eq!(left_out(4000, &events), [1, all], "who has left makes room");
         // One more is no limit when others are not selected.
-        events.push(Event { at: at(0), what: What::StreamMode { mode: StreamMode::Manual } });
+        events.push(Event { at: at(0), kind: EventKind::StreamMode { mode: StreamMode::Manual } });
         for n in 1..=all {
             let selection = if n > 2 { Selection::ALL } else { Selection::NONE };
-            events.push(Event { at: at(0), what: What::Selected { stream: id(n), selection } });
+            events.push(Event { at: at(0), kind: EventKind::Selected { stream: id(n), selection } });
         }
         assert_eq!(left_out(2000, &events), [1, 2], "who is not selected makes room");
     }
@@ -330,7 +338,7 @@ mod tests {
     fn classes_and_their_priority_are_a_stream_s_from_when_they_were_asked_for() {
         let classes = |ms, classes: &[&str]| {
             let classes = classes.iter().map(|class| (*class).to_owned()).collect();
-            Event { at: at(ms), what: What::Classes { stream: id(1), classes } }
+            Event { at: at(ms), kind: EventKind::Classes { stream: id(1), classes } }
         };
         let stream = read(&[told(1, 0, VideoType::Camera), classes(3000, &["focus"]), classes(6000, &[])]);
         for (ms, expected) in

@@ -19,10 +19,10 @@ use crate::catalog::ArchiveRow;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{History, What};
+use crate::recording::history::{EventKind, History};
 use crate::recording::restore::restore;
 use crate::recording::upload;
-use crate::recording::upload::Waiting;
+use crate::recording::upload::UploadBacklog;
 use crate::recording::{LogOptions, LogReader, TrackLog};
 use crate::router::{Room, RouterError};
 use crate::rtp::track::TrackOptions;
@@ -68,11 +68,11 @@ pub(super) async fn capture(
         !earlier.ends.is_empty(),
     );
     let (history, before) = History::open(&job.dir).map_err(|e| JobFailure::of(&e))?;
-    let began = What::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
+    let began = EventKind::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| JobFailure::of(&e))?;
     let noted = desired::noted(&before);
     if let Some(first) = desired::first(&noted, &job.spec.archive) {
-        history.add(first.at, first.what).map_err(|e| JobFailure::of(&e))?;
+        history.add(first.at, first.kind).map_err(|e| JobFailure::of(&e))?;
     }
     let mut room = match enter(job, &mut presence, &mut control.end_reason).await? {
         JoinOutcome::Room(room) => room,
@@ -82,18 +82,18 @@ pub(super) async fn capture(
     *composing = Composing::start(job, complete.clone());
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
     let mut session = Session::new(job, capture, room.control(), history, noted, presence);
-    let (waiting, stop_shipping, shipping) =
-        (Arc::new(Waiting::default()), CancellationToken::new(), TaskTracker::new());
+    let (backlog, stop_shipping, shipping) =
+        (Arc::new(UploadBacklog::default()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(
         Arc::clone(context),
         job.keys.clone(),
         job.dir.clone(),
         job.row.epoch,
-        Arc::clone(&waiting),
+        Arc::clone(&backlog),
         stop_shipping.clone(),
     ));
     shipping.close();
-    let ended = session.run(room.as_mut(), &mut events, &waiting, status, &mut control).await;
+    let ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control).await;
     room.leave().await;
     session.end().await;
     let closed = context.engine.close(capture).await;
@@ -101,7 +101,7 @@ pub(super) async fn capture(
     shipping.wait().await;
     closed.map_err(|e| bug(&e))?;
     if let CaptureOutcome::Ended(reason) = &ended {
-        session.note(What::Ended { reason: reason.clone() });
+        session.note(EventKind::Ended { reason: reason.clone() });
     }
     Ok(ended)
 }
@@ -218,17 +218,17 @@ async fn ship_behind(
     keys: crate::store::keys::Keys,
     dir: PathBuf,
     epoch: crate::model::ids::Epoch,
-    waiting: Arc<Waiting>,
+    backlog: Arc<UploadBacklog>,
     stop: CancellationToken,
 ) {
     let mut next = 1;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = waiting.more() => {}
+            () = backlog.more() => {}
         }
         match upload::ship(context.store.as_ref(), &keys, &dir, epoch, &mut next, &stop).await {
-            Ok(bytes) => waiting.shipped(bytes),
+            Ok(bytes) => backlog.shipped(bytes),
             Err(upload::ShipError::Cancelled) => {}
             Err(error) => tracing::warn!("segments are not shipped for now: {}", chain(&error)),
         }

@@ -4,20 +4,20 @@
 use crate::model::archive_options::{ArchiveOptions, StreamMode};
 use crate::model::desired::{Desired, Selection};
 use crate::model::time::MediaTime;
-use crate::recording::history::{Event, What};
+use crate::recording::history::{Event, EventKind};
 
 /// What was noted before, by this owner or another.
 #[must_use]
 pub fn noted(events: &[Event]) -> Desired {
     let mut noted = Desired::default();
     for event in events {
-        match &event.what {
-            What::Layout { layout } => noted.layout = Some(layout.clone()),
-            What::Classes { stream, classes } => {
+        match &event.kind {
+            EventKind::Layout { layout } => noted.layout = Some(layout.clone()),
+            EventKind::Classes { stream, classes } => {
                 noted.classes.insert(*stream, classes.clone());
             }
-            What::StreamMode { mode } => noted.stream_mode = Some(*mode),
-            What::Selected { stream, selection } => {
+            EventKind::StreamMode { mode } => noted.stream_mode = Some(*mode),
+            EventKind::Selected { stream, selection } => {
                 noted.selected.insert(*stream, *selection);
             }
             _ => {}
@@ -32,26 +32,26 @@ pub fn noted(events: &[Event]) -> Desired {
 pub fn first(noted: &Desired, options: &ArchiveOptions) -> Option<Event> {
     let mode = options.stream_mode;
     let news = mode != StreamMode::default() && noted.stream_mode.is_none();
-    news.then_some(Event { at: MediaTime::ZERO, what: What::StreamMode { mode } })
+    news.then_some(Event { at: MediaTime::ZERO, kind: EventKind::StreamMode { mode } })
 }
 
 /// What is to be noted now, of which `noted` was before.
 #[must_use]
-pub fn changes(wanted: &Desired, noted: &Desired) -> Vec<What> {
+pub fn changes(wanted: &Desired, noted: &Desired) -> Vec<EventKind> {
     let layout = wanted.layout.iter().filter(|layout| noted.layout.as_ref() != Some(layout));
-    let layout = layout.map(|layout| What::Layout { layout: layout.clone() });
+    let layout = layout.map(|layout| EventKind::Layout { layout: layout.clone() });
     let classes = wanted.classes.iter().filter(|(stream, classes)| {
         let before = noted.classes.get(stream);
         before != Some(classes) && !(before.is_none() && classes.is_empty())
     });
-    let classes = classes.map(|(stream, classes)| What::Classes { stream: *stream, classes: classes.clone() });
+    let classes = classes.map(|(stream, classes)| EventKind::Classes { stream: *stream, classes: classes.clone() });
     let mode = wanted.stream_mode.filter(|mode| noted.stream_mode != Some(*mode));
-    let mode = mode.map(|mode| What::StreamMode { mode });
+    let mode = mode.map(|mode| EventKind::StreamMode { mode });
     let selected = wanted.selected.iter().filter(|(stream, selection)| {
         let before = noted.selected.get(stream).copied().unwrap_or(Selection::NONE);
         before != **selection
     });
-    let selected = selected.map(|(stream, selection)| What::Selected { stream: *stream, selection: *selection });
+    let selected = selected.map(|(stream, selection)| EventKind::Selected { stream: *stream, selection: *selection });
     layout.chain(classes).chain(mode).chain(selected).collect()
 }
 
@@ -77,8 +77,8 @@ mod tests {
         let pip = Desired { layout: Some(layout(LayoutType::Pip)), ..Desired::default() };
         let both = Desired { classes: BTreeMap::from([(stream(1), focus())]), ..pip.clone() };
         let none = Desired { classes: BTreeMap::from([(stream(1), Vec::new())]), ..pip.clone() };
-        let new_layout = What::Layout { layout: layout(LayoutType::Pip) };
-        let classes = |classes| What::Classes { stream: stream(1), classes };
+        let new_layout = EventKind::Layout { layout: layout(LayoutType::Pip) };
+        let classes = |classes| EventKind::Classes { stream: stream(1), classes };
         let nothing = Desired::default;
         let selected = |selection| Desired {
             stream_mode: Some(StreamMode::Manual),
@@ -87,8 +87,8 @@ mod tests {
         };
         let (added, removed) = (selected(Selection::ALL), selected(Selection::NONE));
         let silent = Selection { has_audio: false, has_video: true };
-        let manual = What::StreamMode { mode: StreamMode::Manual };
-        let selects = |selection| What::Selected { stream: stream(1), selection };
+        let manual = EventKind::StreamMode { mode: StreamMode::Manual };
+        let selects = |selection| EventKind::Selected { stream: stream(1), selection };
         let auto = Desired { stream_mode: Some(StreamMode::Auto), ..added.clone() };
         for (name, wanted, noted, news) in [
             ("nothing is asked for", nothing(), nothing(), vec![]),
@@ -103,11 +103,11 @@ mod tests {
             ("without its sound", selected(silent), added.clone(), vec![selects(silent)]),
             ("removed", removed.clone(), added.clone(), vec![selects(Selection::NONE)]),
             ("removed where it was not", removed, nothing(), vec![manual]),
-            ("all streams again", auto, added, vec![What::StreamMode { mode: StreamMode::Auto }]),
+            ("all streams again", auto, added, vec![EventKind::StreamMode { mode: StreamMode::Auto }]),
         ] {
             assert_eq!(super::changes(&wanted, &noted), news, "{name}");
             let lines = super::changes(&noted, &nothing()).into_iter().chain(news);
-            let events: Vec<Event> = lines.map(|what| Event { at: MediaTime::ZERO, what }).collect();
+            let events: Vec<Event> = lines.map(|kind| Event { at: MediaTime::ZERO, kind }).collect();
             assert_eq!(super::changes(&wanted, &super::noted(&events)), [], "{name}, read by the next owner");
         }
     }

@@ -26,8 +26,8 @@ use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{History, What};
-use crate::recording::upload::Waiting;
+use crate::recording::history::{EventKind, History};
+use crate::recording::upload::UploadBacklog;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
 use crate::runtime::metrics::metrics;
 use crate::webrtc::{CaptureEvent, CaptureKey, PeerError, PeerKey};
@@ -114,13 +114,13 @@ impl<'a> Session<'a> {
         MediaTime::from_wallclock(Wallclock::now(), self.job.row.origin)
     }
 
-    pub(super) fn note(&self, what: What) {
-        self.note_at(self.now(), what);
+    pub(super) fn note(&self, kind: EventKind) {
+        self.note_at(self.now(), kind);
     }
 
     /// The history is for people and layouts; a disk that cannot take it must not end a capture.
-    fn note_at(&self, at: MediaTime, what: What) {
-        if let Err(error) = self.history.add(at, what) {
+    fn note_at(&self, at: MediaTime, kind: EventKind) {
+        if let Err(error) = self.history.add(at, kind) {
             tracing::warn!("the session's history is incomplete: {}", chain(&error));
         }
     }
@@ -131,7 +131,7 @@ impl<'a> Session<'a> {
         let at = self.now();
         for change in desired::changes(wanted, &self.noted) {
             tracing::info!(?change, "the archive is changed");
-            if let What::Selected { stream, selection } = &change {
+            if let EventKind::Selected { stream, selection } = &change {
                 self.begins_file(*stream, *selection);
             }
             self.note_at(at, change);
@@ -152,7 +152,7 @@ impl<'a> Session<'a> {
         &mut self,
         room: &mut dyn Room,
         events: &mut mpsc::Receiver<CaptureEvent>,
-        waiting: &Waiting,
+        backlog: &UploadBacklog,
         status: &watch::Sender<Option<ArchiveRow>>,
         control: &mut ControlReceivers,
     ) -> CaptureOutcome {
@@ -185,7 +185,7 @@ impl<'a> Session<'a> {
                     // Only leaving ends the events; that is ours to do.
                     None => return CaptureOutcome::Drained,
                 },
-                Some(event) = events.recv() => self.capture_event(event, waiting),
+                Some(event) = events.recv() => self.capture_event(event, backlog),
                 Some(Ok(done)) = self.subscribing.join_next() => self.subscribed(done),
                 Ok(()) = end_reason.changed() => {
                     if let (Some(reason), RollingOver::No) = (end_reason.borrow_and_update().clone(), &rolling_over) {
@@ -253,16 +253,16 @@ impl<'a> Session<'a> {
             }
             RoomEvent::LayerChanged { subscription, spatial, temporal } => {
                 if let Some((_, stream, _)) = self.subscribed_by(subscription) {
-                    self.note(What::Layer { stream: stream.id, spatial, temporal });
+                    self.note(EventKind::Layer { stream: stream.id, spatial, temporal });
                 }
             }
             RoomEvent::Disconnected => {
                 self.presence.router_lost(Wallclock::now());
-                self.note(What::RouterLost);
+                self.note(EventKind::RouterLost);
             }
             RoomEvent::Reconnected => {
                 self.presence.router_back(Wallclock::now());
-                self.note(What::RouterBack);
+                self.note(EventKind::RouterBack);
                 self.retry_now();
             }
             RoomEvent::RoomDestroyed => {
@@ -290,7 +290,7 @@ impl<'a> Session<'a> {
             (&k.name, &k.connection_data, k.video_type) == (&info.name, &info.connection_data, info.video_type)
         });
         if !same_words {
-            self.note(What::Stream {
+            self.note(EventKind::Stream {
                 stream: id,
                 router_id: router_id.clone(),
                 name: info.name.clone(),
@@ -319,7 +319,7 @@ impl<'a> Session<'a> {
     }
 
     fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
-        self.note(What::Muted { stream, kind, muted });
+        self.note(EventKind::Muted { stream, kind, muted });
         self.expect_engine(self.job.context.engine.set_muted(self.capture, TrackId { stream, kind }, muted));
     }
 
@@ -332,7 +332,7 @@ impl<'a> Session<'a> {
     fn gone(&mut self, router_id: &str) {
         self.unlink(router_id, GapCause::Publisher, false);
         if let Some(stream) = self.streams.remove(router_id) {
-            self.note(What::StreamGone { stream: stream.id });
+            self.note(EventKind::StreamGone { stream: stream.id });
         }
     }
 
@@ -449,7 +449,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn capture_event(&mut self, event: CaptureEvent, waiting: &Waiting) {
+    fn capture_event(&mut self, event: CaptureEvent, backlog: &UploadBacklog) {
         match event {
             CaptureEvent::Connected { .. } => {}
             CaptureEvent::PeerLost { peer, reason } => match self.peers.get(&peer).cloned() {
@@ -468,7 +468,7 @@ impl<'a> Session<'a> {
             }
             CaptureEvent::Sealed { segments } => {
                 if !segments.is_empty() {
-                    waiting.sealed(&segments);
+                    backlog.sealed(&segments);
                 }
             }
             CaptureEvent::StorageFailed { track, reason } => {

@@ -1,5 +1,5 @@
-//! What happened in a session, beside its media: who came and went, what they are called, when the router
-//! or a worker was away. One line file an archive, `history.jsonl`.
+//! The history of a session, beside its media: streams that came and went, their names, and when the router or a worker was
+//! unavailable. One line file for each archive, `history.jsonl`.
 
 use std::path::Path;
 
@@ -14,87 +14,56 @@ use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
 use crate::runtime::journal::{LineFile, read_lines};
 
-/// One thing that happened, at a media time.
+/// An event at a media time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When.
+    /// Its media time.
     pub at: MediaTime,
-    /// What.
+    /// Its kind and details.
     #[serde(flatten)]
-    pub what: What,
+    pub kind: EventKind,
 }
 
-/// What can happen.
+/// The kinds of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
-pub enum What {
+#[allow(missing_docs)]
+pub enum EventKind {
     /// A worker began to own the job.
-    EpochBegan {
-        /// Its number.
-        epoch: Epoch,
-        /// Who.
-        worker: WorkerId,
-    },
-    /// A stream is there, or is called otherwise than before.
+    EpochBegan { epoch: Epoch, worker: WorkerId },
+    /// A stream is present, or has other properties than before.
     Stream {
-        /// Which.
         stream: StreamId,
         /// Its id at the router.
         router_id: String,
-        /// Its name.
         name: Option<String>,
-        /// What the client's token carried.
+        /// The data of the client's token.
         connection_data: Option<String>,
-        /// What it shows.
         video_type: VideoType,
     },
     /// A stream is gone.
-    StreamGone {
-        /// Which.
-        stream: StreamId,
-    },
+    StreamGone { stream: StreamId },
     /// A publisher switched a track off or on.
-    Muted {
-        /// Which stream.
-        stream: StreamId,
-        /// Which track.
-        kind: TrackKind,
-        /// Off or on.
-        muted: bool,
-    },
+    Muted { stream: StreamId, kind: TrackKind, muted: bool },
     /// The router sends another layer.
     Layer {
-        /// Which stream.
         stream: StreamId,
         /// Simulcast substream or spatial layer.
         spatial: Option<u32>,
-        /// Temporal layer.
         temporal: Option<u32>,
     },
-    /// The composed picture has another layout from now on.
-    Layout {
-        /// Which.
-        layout: Layout,
-    },
+    /// The composed video has another layout from now on.
+    Layout { layout: Layout },
     /// A stream has other layout classes from now on.
     Classes {
-        /// Which stream.
         stream: StreamId,
         /// All of them.
         classes: Vec<String>,
     },
     /// The composed archive has all streams, or only those that are selected, from now on.
-    StreamMode {
-        /// Which.
-        mode: StreamMode,
-    },
-    /// Other of a stream is selected from now on. It counts while the stream mode is manual, and is kept while it is not.
-    Selected {
-        /// Which stream.
-        stream: StreamId,
-        /// What of it.
-        selection: Selection,
-    },
+    StreamMode { mode: StreamMode },
+    /// The selection of a stream changed. It counts while the stream mode is manual, and is kept while it is not.
+    Selected { stream: StreamId, selection: Selection },
     /// Signalling with the router was lost.
     RouterLost,
     /// Signalling with the router is back.
@@ -127,13 +96,12 @@ impl History {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn add(&self, at: MediaTime, what: What) -> Result<(), LogError> {
-        Ok(self.file.append(&Event { at, what })?)
+    pub fn add(&self, at: MediaTime, kind: EventKind) -> Result<(), LogError> {
+        Ok(self.file.append(&Event { at, kind })?)
     }
 }
 
-/// Reads an archive's history, in the order of its times: what several machines noted may stand in the file in
-/// the order in which it came there.
+/// Reads an archive's history, sorted by time: the lines of several machines may be in another order in the file.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -143,7 +111,7 @@ pub fn read(archive_dir: &Path) -> Result<Vec<Event>, LogError> {
     Ok(events)
 }
 
-/// Reads what was added to an archive's history behind an offset, as it stands there, and the offset behind it.
+/// Reads the lines of an archive's history from an offset on, in the file's order. Returns also the offset behind them.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -154,7 +122,8 @@ pub fn read_from(archive_dir: &Path, from: u64) -> Result<(Vec<Event>, u64), Log
 /// Whether every epoch before this one is in a history: then no other machine has media of the archive.
 #[must_use]
 pub fn has_all_before(events: &[Event], epoch: Epoch) -> bool {
-    let began =
-        |wanted: u32| events.iter().any(|e| matches!(&e.what, What::EpochBegan { epoch, .. } if epoch.0 == wanted));
+    let began = |wanted: u32| {
+        events.iter().any(|e| matches!(&e.kind, EventKind::EpochBegan { epoch, .. } if epoch.0 == wanted))
+    };
     (1..epoch.0).all(began)
 }

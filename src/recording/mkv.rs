@@ -5,8 +5,8 @@ use crate::model::ids::TrackKind;
 use crate::model::media::{Codec, TrackFormat};
 use crate::model::time::MediaTime;
 
-/// Nanoseconds of one timestamp unit: 0.1 ms keeps 20 ms of sound and 90 kHz pictures exact enough, and
-/// lets a part of 3 s fit the 16 bits of a block's relative time.
+/// Nanoseconds of one timestamp unit: 0.1 ms is exact enough for 20 ms of audio and for 90 kHz video, and a part of 3 s
+/// fits the 16 bits of a block's relative time.
 pub const TIMESTAMP_SCALE_NS: i64 = 100_000;
 /// A cluster's bytes before its first block.
 pub const CLUSTER_HEADER: usize = 22;
@@ -137,19 +137,30 @@ pub fn finish(part: &mut [u8], first: i64) {
     part[14..22].copy_from_slice(&first.to_be_bytes());
 }
 
-/// Why a part's bytes are not a part.
+/// A part's bytes are not a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("byte {at} of the part is not what it should be")]
 pub struct BadPart {
-    /// Where.
+    /// Offset of the wrong byte.
     pub at: usize,
 }
 
-/// Reads a part that this program wrote: (time, keyframe, range of the data).
+/// A frame in a part's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Its media time.
+    pub pts: MediaTime,
+    /// Whether a decoder can begin here.
+    pub keyframe: bool,
+    /// The range of its data.
+    pub data: std::ops::Range<usize>,
+}
+
+/// Reads the blocks of a part that this program wrote.
 ///
 /// # Errors
 /// When a byte is not as [`block`] and [`finish`] write it.
-pub fn read_part(part: &[u8]) -> Result<Vec<(MediaTime, bool, std::ops::Range<usize>)>, BadPart> {
+pub fn read_part(part: &[u8]) -> Result<Vec<Block>, BadPart> {
     let bad = |at| BadPart { at };
     let head = part.first_chunk::<CLUSTER_HEADER>().ok_or(bad(0))?;
     let size = u64::from_be_bytes(head[4..12].try_into().map_err(|_| bad(4))?);
@@ -167,7 +178,8 @@ pub fn read_part(part: &[u8]) -> Result<Vec<(MediaTime, bool, std::ops::Range<us
             return Err(bad(at));
         }
         let units = first.saturating_add(i64::from(i16::from_be_bytes([block[10], block[11]])));
-        frames.push((MediaTime(units.saturating_mul(TIMESTAMP_SCALE_NS)), block[12] == 0x80, at + 13..end));
+        let pts = MediaTime(units.saturating_mul(TIMESTAMP_SCALE_NS));
+        frames.push(Block { pts, keyframe: block[12] == 0x80, data: at + 13..end });
         at = end;
     }
     Ok(frames)

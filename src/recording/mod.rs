@@ -1,18 +1,18 @@
-//! The capture log: what live media becomes, and what everything later reads.
+//! The capture log: live media is written to it, and every later stage reads it.
 //!
 //! ```text
 //! <spool>/<archive id>/
-//!   job.json                        whose media this is
-//!   history.jsonl                   what happened in the session
+//!   job.json                        the archive's descriptor
+//!   history.jsonl                   the events of the session
 //!   tracks/<stream id>.<kind>/
-//!     index.jsonl                   what is written, line by line: the truth
+//!     index.jsonl                   the index: a line for each part, segment and gap
 //!     e0001-000001.mkv              a segment: Matroska, one cluster a part, media time in its timestamps
 //! ```
 //!
 //! A *part* is written with one `write`, then its line is added to the index: it survives the process.
 //! A *segment* is fsynced and sealed with its SHA-256, then sent to the store: it survives the machine.
-//! What is not in the index does not exist; a torn last line and bytes behind the last part are cut off
-//! when the log is opened again. The index is only ever appended to.
+//! Data that is not in the index does not exist. A torn last line and bytes behind the last part are cut off when the log
+//! is opened again. The index is only ever appended to.
 //!
 //! Every segment plays with ordinary tools; so does a run of them, joined by [`reader::join`].
 
@@ -50,13 +50,13 @@ pub enum Record {
     Segment {
         /// Its number: grows, and is another in each epoch, whichever machine it is written on.
         n: u32,
-        /// Who began it.
+        /// The epoch that began it.
         epoch: Epoch,
-        /// Its file, beside the index.
+        /// Name of its file, which lies beside the index.
         file: String,
         /// Bytes before its first part.
         header: u64,
-        /// What is in it.
+        /// The format of its frames.
         format: TrackFormat,
     },
     /// A part was written.
@@ -78,7 +78,7 @@ pub enum Record {
         key: Option<MediaTime>,
         /// CRC-32 of its bytes.
         crc: u32,
-        /// What was counted since the line before.
+        /// Counts since the line before.
         #[serde(default)]
         stats: TrackStats,
         /// The sender reports since the line before.
@@ -94,7 +94,7 @@ pub enum Record {
     },
     /// A segment is complete and fsynced.
     Sealed {
-        /// Which.
+        /// The segment's number.
         n: u32,
         /// Bytes of the file.
         size: u64,
@@ -103,11 +103,11 @@ pub enum Record {
     },
     /// A segment, and the index up to a point, are in the store.
     Shipped {
-        /// Which.
+        /// The segment's number.
         n: u32,
         /// The object that holds it.
         key: String,
-        /// The index's bytes that are in the store, from the beginning.
+        /// Length of the index's beginning that is in the store, in bytes.
         index: u64,
     },
 }
@@ -139,7 +139,7 @@ pub enum LogError {
     },
     /// The disk has less room than what is to be written needs.
     #[error("{path} has {free} bytes free, and {needed} are needed")]
-    NoRoom {
+    DiskFull {
         /// A folder on it.
         path: String,
         /// Bytes needed.
@@ -166,7 +166,7 @@ impl HasFault for LogError {
     fn fault(&self) -> Fault {
         match self {
             Self::Io(error) => return error.fault(),
-            Self::Full { .. } | Self::NoRoom { .. } => FaultKind::SpoolFull,
+            Self::Full { .. } | Self::DiskFull { .. } => FaultKind::SpoolFull,
             Self::Mixed { .. } => FaultKind::Bug,
         }
         .fault()

@@ -1,4 +1,4 @@
-//! Reading a capture log: all of it, or as it grows.
+//! Reads a capture log: all of it, or while it grows.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -15,7 +15,7 @@ use crate::runtime::journal::read_lines;
 /// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
 const PART_BYTES_MAX: u64 = 32 << 20;
 
-/// A part, as the index tells.
+/// A part's entry in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartIndex {
     /// Where it begins in the file.
@@ -34,25 +34,34 @@ pub struct PartIndex {
     pub crc: u32,
 }
 
-/// A segment, as the index tells.
+/// A segment's entry in the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentIndex {
     /// Its number.
     pub n: u32,
-    /// Who wrote it.
+    /// The epoch that wrote it.
     pub epoch: Epoch,
     /// Its file's name.
     pub file: String,
     /// Bytes before the first part.
     pub header: u64,
-    /// What is in it.
+    /// The format of its frames.
     pub format: TrackFormat,
     /// Its parts.
     pub parts: Vec<PartIndex>,
-    /// Size and SHA-256 once it is sealed.
-    pub sealed: Option<(u64, String)>,
+    /// Its seal, once it has one.
+    pub sealed: Option<Seal>,
     /// The object that holds it.
     pub shipped: Option<String>,
+}
+
+/// Size and checksum of a segment that is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seal {
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256, in hex.
+    pub sha256: String,
 }
 
 /// A track's index.
@@ -64,14 +73,14 @@ pub struct TrackIndex {
     pub dir: PathBuf,
     /// Its segments, by number.
     pub segments: Vec<SegmentIndex>,
-    /// What is missing.
+    /// The gaps, as they were noted.
     pub gaps: Vec<Gap>,
     /// All counts.
     pub stats: TrackStats,
     /// All sender reports.
     pub reports: Vec<SenderReport>,
-    /// Of each of them the start of the part it came with: who follows the log knows it from then on.
-    pub reported: Vec<MediaTime>,
+    /// For each report the start of the part that it came with: a composer that follows the log knows it from then on.
+    pub report_parts: Vec<MediaTime>,
     /// Bytes of the index that are in the store.
     pub index_shipped: u64,
     /// The largest number of a segment in any line.
@@ -99,7 +108,7 @@ impl TrackIndex {
             gaps: Vec::new(),
             stats: TrackStats::default(),
             reports: Vec::new(),
-            reported: Vec::new(),
+            report_parts: Vec::new(),
             index_shipped: 0,
             n_max: 0,
             read: 0,
@@ -133,8 +142,8 @@ impl TrackIndex {
     fn add(&mut self, record: Record) {
         match record {
             Record::Segment { n, epoch, file, header, format } => {
-                // A name is a segment's name: whoever changed the index must not lead the reader, or the
-                // writer that cuts off torn ends, to another file.
+                // Only a segment's name is valid: a manipulated index must not lead the reader, or the writer that cuts off
+                // torn ends, to another file.
                 let is_segment = file.ends_with(".mkv") && !file.contains('/');
                 self.n_max = self.n_max.max(n);
                 // Lines that came from the store later may be of an earlier epoch.
@@ -146,7 +155,7 @@ impl TrackIndex {
             Record::Part { n, at, len, from, to, frames, key, crc, stats, reports } => {
                 self.n_max = self.n_max.max(n);
                 self.stats.add(&stats);
-                self.reported.extend(std::iter::repeat_n(from, reports.len()));
+                self.report_parts.extend(std::iter::repeat_n(from, reports.len()));
                 self.reports.extend(reports);
                 let after = |s: &SegmentIndex| s.parts.last().is_none_or(|p| p.at.saturating_add(p.len) <= at);
                 if let Some(segment) = self.segment_mut(n).filter(|s| after(s)) {
@@ -158,7 +167,7 @@ impl TrackIndex {
             Record::Sealed { n, size, sha256 } => {
                 if let Some(segment) = self.segment_mut(n) {
                     segment.parts.retain(|p| p.at.checked_add(p.len).is_some_and(|end| end <= size));
-                    segment.sealed = Some((size, sha256));
+                    segment.sealed = Some(Seal { size, sha256 });
                 }
             }
             Record::Shipped { n, key, index } => {
@@ -170,11 +179,10 @@ impl TrackIndex {
         }
     }
 
-    /// Lets go of what is only of use to those who read from the beginning: the reports, and the parts of segments
-    /// before `segment`.
+    /// Drops what only a reader from the beginning needs: the reports, and the parts of segments before `segment`.
     pub fn forget_before(&mut self, segment: usize) {
         self.reports.clear();
-        self.reported.clear();
+        self.report_parts.clear();
         self.gaps.clear();
         for passed in self.segments.iter_mut().take(segment).rev().take_while(|s| !s.parts.is_empty()) {
             passed.parts = Vec::new();
@@ -198,8 +206,8 @@ impl TrackIndex {
         self.segments.iter().flat_map(|s| &s.parts).map(|p| p.to).max()
     }
 
-    /// What is missing, in order. A gap between two owners is as long as the later one knew: what the earlier had
-    /// captured beyond that, on its own disk, is no part of it.
+    /// The gaps, in order. The later of two owners noted a gap between them by what it knew. Media that the earlier owner
+    /// captured on its own disk shortens that gap.
     #[must_use]
     pub fn missing(&self) -> Vec<Gap> {
         let mut gaps = self.gaps.clone();
@@ -226,7 +234,7 @@ impl TrackIndex {
             segment: 0,
             part: 0,
             file: None,
-            queue: std::collections::VecDeque::new(),
+            pending: std::collections::VecDeque::new(),
             format: None,
             last: None,
             epoch: None,
@@ -235,7 +243,7 @@ impl TrackIndex {
     }
 }
 
-/// A part's bytes, if they are what was written.
+/// A part's bytes, if their checksum is right.
 pub(super) fn part_bytes(mut file: &File, part: PartIndex) -> Option<Vec<u8>> {
     if part.len > PART_BYTES_MAX {
         return None;
@@ -246,7 +254,7 @@ pub(super) fn part_bytes(mut file: &File, part: PartIndex) -> Option<Vec<u8>> {
     (crc32fast::hash(&bytes) == part.crc).then_some(bytes)
 }
 
-/// What a reader of a track sees.
+/// An item of a track's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogItem {
     /// The frames that follow have this format.
@@ -263,7 +271,7 @@ pub struct Frames {
     segment: usize,
     part: usize,
     file: Option<(usize, File)>,
-    queue: std::collections::VecDeque<LogItem>,
+    pending: std::collections::VecDeque<LogItem>,
     format: Option<TrackFormat>,
     last: Option<MediaTime>,
     /// The epoch being read, and the last frame of those before it.
@@ -278,7 +286,7 @@ impl Frames {
         self.damaged
     }
 
-    /// Reads what was added to the log since. After the last frame that was there the next one follows.
+    /// Reads the lines that were added to the log since. The iterator continues after the last frame that it gave.
     ///
     /// # Errors
     /// When the index cannot be read.
@@ -295,21 +303,21 @@ impl Frames {
         part_bytes(&self.file.as_ref()?.1, part).map(Bytes::from)
     }
 
-    fn queue_part(&mut self, epoch: Epoch, format: &TrackFormat, bytes: &Bytes) -> Result<(), mkv::BadPart> {
+    fn read_items(&mut self, epoch: Epoch, format: &TrackFormat, bytes: &Bytes) -> Result<(), mkv::BadPart> {
         if self.epoch.is_none_or(|(reading, _)| reading != epoch) {
             self.epoch = Some((epoch, self.last));
         }
         let before = self.epoch.and_then(|(_, before)| before);
-        for (pts, keyframe, range) in mkv::read_part(bytes)? {
+        for mkv::Block { pts, keyframe, data } in mkv::read_part(bytes)? {
             if before.is_some_and(|last| pts <= last) {
                 continue;
             }
             if self.format.as_ref() != Some(format) {
                 self.format = Some(format.clone());
-                self.queue.push_back(LogItem::Format(format.clone()));
+                self.pending.push_back(LogItem::Format(format.clone()));
             }
             self.last = Some(pts);
-            self.queue.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data: bytes.slice(range) }));
+            self.pending.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data: bytes.slice(data) }));
         }
         Ok(())
     }
@@ -320,7 +328,7 @@ impl Iterator for Frames {
 
     fn next(&mut self) -> Option<LogItem> {
         loop {
-            if let Some(item) = self.queue.pop_front() {
+            if let Some(item) = self.pending.pop_front() {
                 return Some(item);
             }
             let segment = self.index.segments.get(self.segment)?;
@@ -335,7 +343,7 @@ impl Iterator for Frames {
             let (at, epoch, format) = (self.segment, segment.epoch, segment.format.clone());
             self.part += 1;
             let read = self.read_part(at, part);
-            if read.is_none_or(|bytes| self.queue_part(epoch, &format, &bytes).is_err()) {
+            if read.is_none_or(|bytes| self.read_items(epoch, &format, &bytes).is_err()) {
                 self.damaged += 1;
             }
         }
@@ -374,7 +382,7 @@ pub fn tracks(archive_dir: &Path) -> Result<Vec<(TrackId, PathBuf)>, LogError> {
     let mut tracks = Vec::new();
     for entry in entries {
         let entry = entry.map_err(LogError::io("list", &root))?;
-        // What is not named like a track is not ours.
+        // A folder that is not named like a track belongs to someone else.
         let Some(track) = entry.file_name().to_str().and_then(|n| n.parse::<TrackId>().ok()) else { continue };
         tracks.push((track, entry.path()));
     }
@@ -382,8 +390,8 @@ pub fn tracks(archive_dir: &Path) -> Result<Vec<(TrackId, PathBuf)>, LogError> {
     Ok(tracks)
 }
 
-/// Writes a run of segments as one file that ordinary tools play: the first as it is, of the others what
-/// comes behind their headers. All must have the format of the first.
+/// Writes a run of segments as one file that ordinary tools play: the first as it is, and the others without their headers.
+/// All must have the format of the first.
 ///
 /// # Errors
 /// When a file cannot be read or written, or a format differs.

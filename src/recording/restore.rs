@@ -1,4 +1,4 @@
-//! The other way of [`super::upload`]: an archive's capture log on a machine that did not write it, or not all of it.
+//! Restores an archive's capture log from the bundles of [`super::upload`], on a machine that did not write all of it.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::reader::SegmentIndex;
-use super::spool::room;
+use super::spool::check_free_space;
 use super::upload::{JOB, ShipError};
 use super::{HISTORY, INDEX, LogError, LogReader, Record, TRACKS};
 use crate::model::ids::TrackId;
@@ -21,12 +21,12 @@ use crate::store::{ObjectStore, StoreError};
 
 /// Largest index slice or small file that is read from a bundle.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
-/// A bundle that is being unpacked.
-const TEMP: &str = "restore.tar";
+/// The file of a bundle that is being unpacked.
+const TEMP_NAME: &str = "restore.tar";
 
-/// Makes an archive's folder of the bundles in the store, as far as this machine has not written or fetched
-/// them itself. Files that are there are never overwritten; indexes and the history gain the lines that they do
-/// not have. Returns how many bundles were fetched; none when the disk has no room for all of them.
+/// Restores an archive's folder from the bundles in the store that this machine has not written or fetched itself. Existing
+/// files are never overwritten; indexes and the history gain the lines that they lack. Returns how many bundles were
+/// fetched; none when the disk has no room for all of them.
 ///
 /// # Errors
 /// See [`ShipError`].
@@ -36,70 +36,73 @@ pub async fn restore(
     dir: &Path,
     cancel: &CancellationToken,
 ) -> Result<usize, ShipError> {
-    restore_leaving(store, keys, dir, |_| 0, cancel).await
+    restore_reserving(store, keys, dir, |_| 0, cancel).await
 }
 
-/// The same, where `leaving` says how much room must be left behind so many bytes.
+/// The same, where `reserve` gives the bytes that must stay free after a number of bytes was fetched.
 ///
 /// # Errors
 /// See [`ShipError`].
-pub async fn restore_leaving(
+pub async fn restore_reserving(
     store: &dyn ObjectStore,
     keys: &Keys,
     dir: &Path,
-    leaving: fn(u64) -> u64,
+    reserve: fn(u64) -> u64,
     cancel: &CancellationToken,
 ) -> Result<usize, ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
     let bundles = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
     let at = dir.to_owned();
-    let here = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
-    let missing: Vec<_> = bundles.iter().filter(|b| !here.contains(&b.key)).collect();
+    let present = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
+    let missing: Vec<_> = bundles.iter().filter(|b| !present.contains(&b.key)).collect();
     if let Some(largest) = missing.iter().map(|b| b.size).max() {
         let bytes = missing.iter().fold(0_u64, |sum, b| sum.saturating_add(b.size));
-        // One lies beside what it was unpacked to for a moment.
-        let (at, needed) = (dir.to_owned(), bytes.saturating_add(largest).saturating_add(leaving(bytes)));
-        tokio::task::spawn_blocking(move || room(&at, needed)).await.expect("looking at a disk does not panic")?;
+        // A bundle and its unpacked files are on the disk together for a moment.
+        let (at, needed) = (dir.to_owned(), bytes.saturating_add(largest).saturating_add(reserve(bytes)));
+        tokio::task::spawn_blocking(move || check_free_space(&at, needed))
+            .await
+            .expect("looking at a disk does not panic")?;
     }
-    let (mut small, mut fetched) = (Small::default(), 0);
+    let (mut small_files, mut fetched) = (SmallFiles::default(), 0);
     for bundle in missing {
-        let temp = dir.join(TEMP);
+        let temp = dir.join(TEMP_NAME);
         let fetch = || fetch(store, &bundle.key, &temp);
         retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
         let (at, key) = (dir.to_owned(), bundle.key.clone());
-        let unpacked = tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small).map(|()| small)).await;
-        small = unpacked.expect("unpacking does not panic")?;
+        let unpacked =
+            tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small_files).map(|()| small_files)).await;
+        small_files = unpacked.expect("unpacking does not panic")?;
         fetched += 1;
     }
     let at = dir.to_owned();
-    // The history last: who finds it knows that the tracks are there.
-    tokio::task::spawn_blocking(move || small.keep(&at)).await.expect("writing does not panic")?;
+    // The history last: if it is there, so are the tracks.
+    tokio::task::spawn_blocking(move || small_files.write(&at)).await.expect("writing does not panic")?;
     Ok(fetched)
 }
 
-/// Bundles whose segments are here.
+/// Bundles whose segments are all on this disk.
 fn shipped_keys(dir: &Path) -> Result<BTreeSet<String>, LogError> {
     let tracks = LogReader::open(dir)?.tracks;
     let segments = tracks.iter().flat_map(|t| t.segments.iter().map(|s| (t.dir.join(&s.file), s)));
-    let (mut here, mut missing) = (BTreeSet::new(), BTreeSet::new());
+    let (mut present, mut missing) = (BTreeSet::new(), BTreeSet::new());
     for (path, segment) in segments {
         let Some(key) = segment.shipped.clone() else { continue };
-        let set = if path.exists() { &mut here } else { &mut missing };
+        let set = if path.exists() { &mut present } else { &mut missing };
         set.insert(key);
     }
-    Ok(here.difference(&missing).cloned().collect())
+    Ok(present.difference(&missing).cloned().collect())
 }
 
-/// The session's small files, as the bundles tell them.
+/// The session's small files, from the bundles.
 #[derive(Default)]
-struct Small {
+struct SmallFiles {
     job: Vec<u8>,
-    /// Each bundle has the whole history of its time: a later one of the same owner begins like it.
+    /// Each bundle has the whole history up to its time. The history of a later bundle of the same owner begins with it.
     histories: Vec<Vec<u8>>,
 }
 
-impl Small {
+impl SmallFiles {
     fn add(&mut self, history: Vec<u8>) {
         match self.histories.last_mut() {
             Some(last) if history.starts_with(last) => *last = history,
@@ -107,10 +110,10 @@ impl Small {
         }
     }
 
-    fn keep(self, dir: &Path) -> Result<(), LogError> {
+    fn write(self, dir: &Path) -> Result<(), LogError> {
         let job = dir.join(JOB);
         if !self.job.is_empty() && !job.exists() {
-            keep(&job, &mut self.job.as_slice())?;
+            write_if_absent(&job, &mut self.job.as_slice())?;
         }
         for history in self.histories {
             let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&dir.join(HISTORY))?;
@@ -133,25 +136,25 @@ async fn fetch(store: &dyn ObjectStore, key: &str, to: &Path) -> Result<(), Stor
     tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(local)
 }
 
-fn unpack(dir: &Path, key: &str, small: &mut Small) -> Result<(), LogError> {
-    let (temp, mut came) = (dir.join(TEMP), Vec::new());
+fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<(), LogError> {
+    let (temp, mut fetched_segments) = (dir.join(TEMP_NAME), Vec::new());
     let file = std::fs::File::open(&temp).map_err(LogError::io("open", &temp))?;
     let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
     for entry in bundle.entries().map_err(LogError::io("read", &temp))? {
         let mut entry = entry.map_err(LogError::io("read", &temp))?;
         let Some(name) = entry.path().ok().and_then(|p| p.to_str().map(str::to_owned)) else { continue };
         match name.split('/').collect::<Vec<_>>()[..] {
-            [JOB] => small.job = text(&mut entry, &temp)?,
-            [HISTORY] => small.add(text(&mut entry, &temp)?),
+            [JOB] => small_files.job = read_text(&mut entry, &temp)?,
+            [HISTORY] => small_files.add(read_text(&mut entry, &temp)?),
             [TRACKS, track, file] => {
                 let Ok(id) = track.parse::<TrackId>() else { continue };
                 let folder = dir.join(TRACKS).join(id.to_string());
                 std::fs::create_dir_all(&folder).map_err(LogError::io("create", &folder))?;
                 match file.strip_prefix("index.jsonl.").and_then(|from| from.parse::<u64>().ok()) {
-                    Some(from) => merge_index(&folder, from, &text(&mut entry, &temp)?)?,
+                    Some(from) => merge_index(&folder, from, &read_text(&mut entry, &temp)?)?,
                     None if file.ends_with(".mkv") => {
-                        keep(&folder.join(file), &mut entry)?;
-                        came.push((id, file.to_owned()));
+                        write_if_absent(&folder.join(file), &mut entry)?;
+                        fetched_segments.push((id, file.to_owned()));
                     }
                     None => {}
                 }
@@ -159,15 +162,16 @@ fn unpack(dir: &Path, key: &str, small: &mut Small) -> Result<(), LogError> {
             _ => {}
         }
     }
-    note_came(dir, key, &came)?;
+    record_origins(dir, key, &fetched_segments)?;
     std::fs::remove_file(&temp).map_err(LogError::io("remove", &temp))
 }
 
-/// Notes where segments came from. The bundle that has them cannot say it: its slice of the index was cut before.
-fn note_came(dir: &Path, key: &str, came: &[(TrackId, String)]) -> Result<(), LogError> {
+/// Notes in the indexes which bundle has each segment. The bundle's own slice of the index ends before that line.
+fn record_origins(dir: &Path, key: &str, fetched_segments: &[(TrackId, String)]) -> Result<(), LogError> {
     for track in LogReader::open(dir)?.tracks {
         let file = LineFile::open_for_append(&track.dir.join(INDEX))?;
-        let is_new = |s: &&SegmentIndex| s.shipped.is_none() && came.contains(&(track.track, s.file.clone()));
+        let is_new =
+            |s: &&SegmentIndex| s.shipped.is_none() && fetched_segments.contains(&(track.track, s.file.clone()));
         for segment in track.segments.iter().filter(is_new) {
             let path = track.dir.join(&segment.file);
             if !is_whole(segment, &path)? {
@@ -183,15 +187,15 @@ fn note_came(dir: &Path, key: &str, came: &[(TrackId, String)]) -> Result<(), Lo
 
 /// Whether a file has the bytes that its machine sealed.
 fn is_whole(segment: &SegmentIndex, path: &Path) -> Result<bool, LogError> {
-    let Some((size, sha256)) = &segment.sealed else { return Ok(true) };
+    let Some(seal) = &segment.sealed else { return Ok(true) };
     let mut file = std::fs::File::open(path).map_err(LogError::io("open", path))?;
     let mut hasher = Sha256::new();
     let read = std::io::copy(&mut file, &mut hasher).map_err(LogError::io("read", path))?;
-    Ok(read == *size && hex(&hasher.finalize()) == *sha256)
+    Ok(read == seal.size && hex(&hasher.finalize()) == seal.sha256)
 }
 
 /// A file of lines, whole in memory.
-fn text(entry: &mut impl Read, temp: &Path) -> Result<Vec<u8>, LogError> {
+fn read_text(entry: &mut impl Read, temp: &Path) -> Result<Vec<u8>, LogError> {
     let mut bytes = Vec::new();
     entry.take(TEXT_BYTES_MAX).read_to_end(&mut bytes).map_err(LogError::io("read", temp))?;
     Ok(bytes)
@@ -202,12 +206,12 @@ fn whole_lines(bytes: &[u8]) -> &[u8] {
     &bytes[..end]
 }
 
-/// An index is put together of its slices. Where this machine has written lines of its own since, the
-/// slice's lines are added behind them: segment numbers are of one epoch only, so they do not meet.
+/// Merges a slice into an index. If this machine has written lines of its own since, the slice's lines are appended: a
+/// segment number belongs to one epoch, so the lines do not conflict.
 fn merge_index(folder: &Path, from: u64, slice: &[u8]) -> Result<(), LogError> {
     let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&folder.join(INDEX))?;
     let merged = file.merge(from, whole_lines(slice), |json, line| match serde_json::from_slice(json).ok()? {
-        // How far another machine's index was shipped says nothing about this one.
+        // The length of another machine's index that was shipped does not apply to this one.
         Record::Shipped { n, key, .. } => Some(to_line(&Record::Shipped { n, key, index: 0 })),
         _ => Some(line.to_vec()),
     });
@@ -215,7 +219,7 @@ fn merge_index(folder: &Path, from: u64, slice: &[u8]) -> Result<(), LogError> {
 }
 
 /// Writes a file that is not there yet: whole, or not at all.
-fn keep(path: &Path, content: &mut impl Read) -> Result<(), LogError> {
+fn write_if_absent(path: &Path, content: &mut impl Read) -> Result<(), LogError> {
     if path.exists() {
         return Ok(());
     }

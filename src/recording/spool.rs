@@ -1,5 +1,5 @@
-//! The spool: the local disk that captures are written to and stay on until the store has proved that it
-//! holds them. It has a quota in bytes; long before it is used up no further jobs are accepted.
+//! The spool: the local disk where captures stay until the store has proved that it holds them. It has a quota in bytes;
+//! long before the quota is used up no further jobs are accepted.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::LogError;
 use crate::model::ids::ArchiveId;
 
-/// Says that the store was asked, and holds all of an archive. Only with it the local copy may go.
+/// Proof that the store holds all of an archive. Only with it the local copy may be removed.
 #[derive(Debug)]
 pub struct ProvedInStore(());
 
@@ -109,18 +109,18 @@ impl Spool {
     }
 }
 
-/// Looks whether a folder's disk has room for so many bytes. A folder that is not there yet will be on its parent's.
+/// Checks that a folder's disk has a number of bytes free. A folder that does not exist yet will be on its parent's disk.
 ///
 /// # Errors
-/// [`LogError::NoRoom`] when it has not.
-pub fn room(dir: &Path, needed: u64) -> Result<(), LogError> {
+/// [`LogError::DiskFull`] when it has fewer.
+pub fn check_free_space(dir: &Path, needed: u64) -> Result<(), LogError> {
     let there = dir.ancestors().find(|at| at.is_dir()).unwrap_or(dir);
     let disk = rustix::fs::statvfs(there).map_err(|e| LogError::io("look at the disk of", there)(e.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free >= needed {
         return Ok(());
     }
-    Err(LogError::NoRoom { path: there.display().to_string(), needed, free })
+    Err(LogError::DiskFull { path: there.display().to_string(), needed, free })
 }
 
 /// Bytes of all files below a folder; zero if it is not there.

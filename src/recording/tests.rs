@@ -70,7 +70,7 @@ fn what_was_written_is_read() {
     assert_eq!(read(dir.path()), ((0..100).collect(), 0));
     let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
     let bytes = std::fs::read(index.dir.join(&index.segments[0].file)).expect("segment");
-    assert_eq!(index.segments[0].sealed.as_ref().expect("sealed").0, sealed.size);
+    assert_eq!(index.segments[0].sealed.as_ref().expect("sealed").size, sealed.size);
     assert_eq!(bytes.len() as u64, sealed.size);
     assert!(index.segments[0].parts.iter().all(|p| p.to - p.from <= 600_000_000));
 }

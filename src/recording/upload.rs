@@ -1,8 +1,8 @@
 //! Write-behind: sealed segments go to the store while the session runs, so that they survive the machine.
 //!
-//! What a session has sealed since the last time travels as one object, a tar: requests cost money and CPU. It
-//! holds the segments, the lines that the indexes gained, and the session's small files. All bundles
-//! of an archive together are its capture log; [`super::restore`] makes it anew on another machine.
+//! The segments that were sealed since the last upload travel as one object, a tar: requests cost money and CPU. It holds
+//! the segments, the lines that the indexes gained, and the session's small files. All bundles of an archive together are
+//! its capture log; [`super::restore`] restores it on another machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,7 @@ use crate::store::{Body, ObjectStore, Piece, PutOptions, StoreError};
 
 /// The job's own file in an archive's folder.
 pub const JOB: &str = "job.json";
-/// Segments of one bundle; what an outage left behind goes in several.
+/// Segments of one bundle; after an outage there may be several bundles.
 const SEGMENTS_MAX: usize = 256;
 const BLOCK: u64 = 512;
 
@@ -36,7 +36,7 @@ pub enum ShipError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It was called off.
+    /// Shipping was cancelled.
     #[error("shipping was called off")]
     Cancelled,
 }
@@ -51,14 +51,14 @@ impl HasFault for ShipError {
     }
 }
 
-/// What waits to be shipped: the news that there is more, and how much it is.
+/// Sealed segments that are not in the store yet: their bytes, and a wake-up for the upload.
 #[derive(Debug, Default)]
-pub struct Waiting {
+pub struct UploadBacklog {
     more: Notify,
     bytes: AtomicU64,
 }
 
-impl Waiting {
+impl UploadBacklog {
     /// Segments have been sealed.
     pub fn sealed(&self, segments: &[SealedSegment]) {
         let bytes: u64 = segments.iter().map(|segment| segment.size).sum();
@@ -80,18 +80,27 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for UploadBacklog {
     fn drop(&mut self) {
         self.shipped(u64::MAX);
     }
 }
 
-/// Something to ship.
+/// A bundle to ship.
 struct Bundle {
     body: Body,
     bytes: u64,
-    /// For each track: its folder, the segments, and how far the index goes with them.
-    tracks: Vec<(PathBuf, Vec<u32>, u64)>,
+    tracks: Vec<BundledTrack>,
+}
+
+/// A track's share of a bundle.
+struct BundledTrack {
+    /// The track's folder.
+    dir: PathBuf,
+    /// Numbers of the segments.
+    segments: Vec<u32>,
+    /// Length of the index up to the end of the bundle's slice.
+    index_bytes: u64,
 }
 
 fn header(path: &str, size: u64) -> Result<Bytes, LogError> {
@@ -112,13 +121,13 @@ fn add(body: &mut Body, path: &str, piece: Piece, size: u64) -> Result<(), LogEr
     Ok(())
 }
 
-/// What is sealed and not in the store, oldest first; at the `last` also what the indexes say beside it. `None` if
-/// there is nothing. Blocking.
-fn gather(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
+/// Gathers the sealed segments that are not in the store, oldest first; with `last` also the rest of the indexes. `None` if
+/// there is nothing to ship. Blocking.
+fn gather_bundle(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
     let mut bundle = Bundle { body: Body::default(), bytes: 0, tracks: Vec::new() };
     let mut room = SEGMENTS_MAX;
     for track in LogReader::open(dir)?.tracks {
-        // An index from the store may tell of segments that never came there.
+        // An index from the store may name segments that never came to this disk.
         let waits = |s: &&SegmentIndex| s.sealed.is_some() && s.shipped.is_none() && track.dir.join(&s.file).exists();
         let waiting: Vec<_> = track.segments.iter().filter(waits).take(room).collect();
         let more = last && track.index_shipped < track.read_bytes();
@@ -135,12 +144,13 @@ fn gather(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
         }
         // Whole lines only, from where the last bundle ended.
         let to = track.read_bytes();
-        // An index that a dying machine cut short is sent anew.
+        // An index that a dying machine cut short is sent again.
         let from = if track.index_shipped > to { 0 } else { track.index_shipped };
         let name = format!("{TRACKS}/{}/{INDEX}.{from:012}", track.track);
         let piece = Piece::File { path: track.dir.join(INDEX), offset: from, len: to - from };
         add(&mut bundle.body, &name, piece, to - from)?;
-        bundle.tracks.push((track.dir.clone(), waiting.iter().map(|s| s.n).collect(), to));
+        let segments = waiting.iter().map(|s| s.n).collect();
+        bundle.tracks.push(BundledTrack { dir: track.dir.clone(), segments, index_bytes: to });
         if room == 0 {
             break;
         }
@@ -158,11 +168,10 @@ fn gather(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
     Ok(Some(bundle))
 }
 
-/// Ships everything that is sealed, one bundle after the other. Tries again for as long as it takes. Returns
-/// how many bytes of segments went.
+/// Ships all sealed segments, one bundle after the other. Retries until it succeeds. Returns the bytes of the segments.
 ///
 /// # Errors
-/// See [`ShipError`]; a refusal of the store that a retry cannot mend ends it too.
+/// See [`ShipError`]; also when the store refuses for good.
 pub async fn ship(
     store: &dyn ObjectStore,
     keys: &Keys,
@@ -175,19 +184,19 @@ pub async fn ship(
     loop {
         let at = dir.to_owned();
         let bundle =
-            tokio::task::spawn_blocking(move || gather(&at, false)).await.expect("gathering does not panic")?;
+            tokio::task::spawn_blocking(move || gather_bundle(&at, false)).await.expect("gathering does not panic")?;
         let Some(bundle) = bundle else { return Ok(shipped) };
         let key = keys.key(Kind::Bundle(epoch, *next));
-        send(store, &key, &bundle, cancel).await?;
+        put_bundle(store, &key, &bundle, cancel).await?;
         *next += 1;
         shipped += bundle.bytes;
         let tracks = bundle.tracks;
-        tokio::task::spawn_blocking(move || note(&tracks, &key)).await.expect("noting does not panic")?;
+        tokio::task::spawn_blocking(move || record_shipped(&tracks, &key)).await.expect("noting does not panic")?;
     }
 }
 
-/// Ships what is left when a session has ended: the segments that wait, what the indexes say beside them, and the whole
-/// history. With it the store has all that is needed to make the archive again.
+/// Ships the rest when a session has ended: the remaining segments, the rest of the indexes, and the whole history. With it
+/// the store has all that is needed to make the archive again.
 ///
 /// # Errors
 /// See [`ship`].
@@ -208,14 +217,15 @@ pub async fn ship_rest(
     let mut next = there.iter().filter_map(|object| number(&object.key)).max().unwrap_or(0) + 1;
     ship(store, keys, dir, epoch, &mut next, cancel).await?;
     let at = dir.to_owned();
-    let bundle = tokio::task::spawn_blocking(move || gather(&at, true)).await.expect("gathering does not panic")?;
+    let bundle =
+        tokio::task::spawn_blocking(move || gather_bundle(&at, true)).await.expect("gathering does not panic")?;
     let Some(bundle) = bundle else { return Ok(()) };
     let key = keys.key(Kind::Bundle(epoch, next));
-    send(store, &key, &bundle, cancel).await
+    put_bundle(store, &key, &bundle, cancel).await
 }
 
 /// Puts a bundle into the store, however long that takes.
-async fn send(
+async fn put_bundle(
     store: &dyn ObjectStore,
     key: &str,
     bundle: &Bundle,
@@ -227,11 +237,12 @@ async fn send(
     Ok(())
 }
 
-fn note(tracks: &[(PathBuf, Vec<u32>, u64)], key: &str) -> Result<(), LogError> {
-    for (dir, segments, index) in tracks {
-        let file = LineFile::open_for_append(&dir.join(INDEX))?;
-        for n in segments {
-            file.append(&Record::Shipped { n: *n, key: key.to_owned(), index: *index })?;
+/// Notes in the indexes which bundle has each segment.
+fn record_shipped(tracks: &[BundledTrack], key: &str) -> Result<(), LogError> {
+    for track in tracks {
+        let file = LineFile::open_for_append(&track.dir.join(INDEX))?;
+        for n in &track.segments {
+            file.append(&Record::Shipped { n: *n, key: key.to_owned(), index: track.index_bytes })?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackId, TrackKind};
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
-use crate::recording::restore::{restore, restore_leaving};
+use crate::recording::restore::{restore, restore_reserving};
 use crate::recording::spool::Spool;
 use crate::recording::{LogOptions, TrackLog};
 use crate::store::dir::DirStore;
@@ -40,7 +40,7 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
         assert_eq!(ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship"), 0);
     }
     // Nothing is fetched to a disk that has no room for it.
-    let full = restore_leaving(&store, &keys, there.path(), |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
+    let full = restore_reserving(&store, &keys, there.path(), |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
     assert_eq!(full.expect_err("no disk is as large").fault().kind, crate::model::fault::FaultKind::SpoolFull);
     assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0);
     assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 3);

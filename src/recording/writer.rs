@@ -1,4 +1,4 @@
-//! Writing one track's log. Blocking; owned by the log thread.
+//! Writes one track's log. Blocking; owned by the log thread.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -20,7 +20,7 @@ use crate::store::checksum::hex;
 
 /// Sender reports kept of one part. Janus sends one a second or so.
 const REPORTS_MAX: usize = 32;
-/// After a write failed it is tried again so often.
+/// Interval between attempts after a write failed, in media time.
 const RETRY_AFTER: MediaSpan = 1_000_000_000;
 
 /// A segment's number has its epoch above these bits, so that logs of several machines can be put together.
@@ -28,12 +28,12 @@ const RETRY_AFTER: MediaSpan = 1_000_000_000;
 const SEGMENT_BITS: u32 = 16;
 const SEGMENT_MASK: u32 = (1 << SEGMENT_BITS) - 1;
 
-/// How parts are cut.
+/// Limits of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
-    /// The longest part in media time: what a dying process loses at most. At most 3 s.
+    /// The longest part in media time: a process that dies loses no more than this. At most 3 s.
     pub part_max: Duration,
-    /// The largest part in bytes, so that memory a track stays bounded at any bit rate.
+    /// The largest part in bytes, so that the memory of a track is bounded at any bit rate.
     pub part_bytes_max: usize,
 }
 
@@ -63,6 +63,15 @@ struct Part {
     key: Option<MediaTime>,
 }
 
+/// Writing failed, and frames are dropped.
+#[derive(Debug, Clone, Copy)]
+struct WriteFailure {
+    /// Frames from this media time on are dropped.
+    since: MediaTime,
+    /// Writing is tried again from this media time on.
+    retry_at: MediaTime,
+}
+
 /// A track's log, open for writing in one epoch.
 #[derive(Debug)]
 pub struct TrackLog {
@@ -78,8 +87,8 @@ pub struct TrackLog {
     part: Part,
     stats: TrackStats,
     reports: Vec<SenderReport>,
-    /// Writing failed: since which media time frames are dropped, and when to try again.
-    failed: Option<(MediaTime, MediaTime)>,
+    /// Set while writing fails.
+    failed: Option<WriteFailure>,
     /// End of the last frame that was dropped because writing failed.
     dropped_to: MediaTime,
     first_part_written: bool,
@@ -87,7 +96,7 @@ pub struct TrackLog {
     folder_synced: bool,
 }
 
-/// What was found when a log was opened.
+/// The state of a log when it was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Opened {
     /// End of the last frame that an earlier epoch wrote.
@@ -108,10 +117,10 @@ pub struct UnsyncedSegment {
 }
 
 impl UnsyncedSegment {
-    /// Fsyncs the segment, then says in the index that it is sealed, then fsyncs the index.
+    /// Fsyncs the segment, then notes in the index that it is sealed, then fsyncs the index.
     ///
     /// # Errors
-    /// When the disk fails: the segment is then sealed by whoever opens the log next.
+    /// When the disk fails: the segment is then sealed when the log is opened next.
     pub fn sync(self) -> Result<SealedSegment, LogError> {
         self.file.sync_all().map_err(LogError::io("sync", &self.path))?;
         // The file's name must survive too, and the first time the names of the folders above it.
@@ -126,8 +135,7 @@ impl UnsyncedSegment {
 }
 
 impl TrackLog {
-    /// Opens a track's log, new or left behind by an earlier epoch. What was torn is cut off, what was left
-    /// open is sealed.
+    /// Opens a track's log, new or left behind by an earlier epoch. Torn ends are cut off, open segments are sealed.
     ///
     /// # Errors
     /// When the folder cannot be used.
@@ -146,7 +154,7 @@ impl TrackLog {
         for segment in known.segments.iter().filter(|s| s.sealed.is_none()) {
             sealed.extend(seal_left_open(&dir, segment, &index, track)?);
         }
-        // What a dying machine left in the index and not in the file does not exist.
+        // Parts that a dying machine left in the index and not in the file do not exist.
         let end = if sealed.is_empty() { known.end() } else { TrackIndex::open(&dir, track)?.end() };
         let opened = Opened { end, sealed };
         let next_n = known.n_max.saturating_add(1).max((epoch.0 << SEGMENT_BITS) | 1);
@@ -191,14 +199,14 @@ impl TrackLog {
     /// # Errors
     /// As for [`TrackLog::format`].
     pub fn frame(&mut self, frame: &Frame) -> Result<(), LogError> {
-        if let Some((since, retry)) = self.failed {
-            if frame.pts < retry {
+        if let Some(WriteFailure { since, retry_at }) = self.failed {
+            if frame.pts < retry_at {
                 self.dropped_to = frame.pts + frame.duration.unwrap_or(0);
                 return Ok(());
             }
             let gap = Gap { from: since, to: frame.pts, cause: GapCause::Storage };
             if let Err(error) = self.gap(gap) {
-                self.failed = Some((since, frame.pts + RETRY_AFTER));
+                self.failed = Some(WriteFailure { since, retry_at: frame.pts + RETRY_AFTER });
                 self.dropped_to = frame.pts + frame.duration.unwrap_or(0);
                 return Err(error);
             }
@@ -289,10 +297,10 @@ impl TrackLog {
         }
         let result = self.write_part();
         if result.is_err() {
-            self.failed = Some((self.part.from, self.part.to + RETRY_AFTER));
+            self.failed = Some(WriteFailure { since: self.part.from, retry_at: self.part.to + RETRY_AFTER });
             self.dropped_to = self.part.to;
-            // What the file has behind the last indexed part does not exist. If it cannot be cut off, a new
-            // segment begins, and this one is sealed by whoever opens the log next.
+            // Bytes behind the last indexed part do not exist. If they cannot be cut off, a new segment begins, and this
+            // one is sealed when the log is opened next.
             self.segment.take_if(|s| s.file.set_len(s.size).is_err());
         }
         self.part.frames = 0;
@@ -340,7 +348,7 @@ impl TrackLog {
         let path = self.dir.join(&name);
         let n = self.next_n;
         self.next_n = self.next_n.saturating_add(1);
-        // Never over a file that is there: whoever wrote it may still need it.
+        // Never overwrites a file: its writer may still need it.
         let file =
             OpenOptions::new().create_new(true).append(true).open(&path).map_err(LogError::io("create", &path))?;
         let header = mkv::header(format);
@@ -348,7 +356,7 @@ impl TrackLog {
             Record::Segment { n, epoch: self.epoch, file: name, header: header.len() as u64, format: format.clone() };
         let begun = (&file).write_all(&header).map_err(LogError::io("write", &path));
         begun.and_then(|()| Ok(self.index.append(&record)?)).inspect_err(|_| {
-            // Nobody knows of it; a disk that fails for hours must not fill up with empty files.
+            // The index does not name it. A disk that fails for hours must not fill up with empty files.
             std::fs::remove_file(&path).unwrap_or_default();
         })?;
         let mut hasher = Sha256::new();
@@ -363,10 +371,10 @@ impl TrackLog {
     /// As for [`TrackLog::format`].
     pub fn seal(&mut self) -> Result<Option<UnsyncedSegment>, LogError> {
         self.flush()?;
-        if let Some((since, retry)) = self.failed.filter(|(since, _)| *since < self.dropped_to) {
-            // A full quota leaves room for a line: what is missing so far is known even if nothing follows.
-            self.gap(Gap { from: since, to: self.dropped_to, cause: GapCause::Storage })?;
-            self.failed = Some((self.dropped_to, retry));
+        if let Some(failed) = self.failed.filter(|failed| failed.since < self.dropped_to) {
+            // A full quota still leaves room for a line: the gap so far is noted even if no frame follows.
+            self.gap(Gap { from: failed.since, to: self.dropped_to, cause: GapCause::Storage })?;
+            self.failed = Some(WriteFailure { since: self.dropped_to, ..failed });
         }
         if self.stats != TrackStats::default() {
             self.index.append(&Record::Stats { stats: self.stats })?;

@@ -12,7 +12,7 @@ use crate::model::archive_options::{OutputMode, Resolution};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::layout::Layout;
-use crate::recording::restore::restore_leaving;
+use crate::recording::restore::restore_reserving;
 use crate::recording::upload::{JOB, ShipError};
 use crate::store::ObjectStore;
 use crate::store::keys::Keys;
@@ -69,7 +69,7 @@ pub async fn recompose(
     let made: Result<ArchiveRow, RecomposeError> = async {
         let dir = work.dir.clone();
         let keys = Keys::new(row.application.clone(), archive);
-        let fetched = restore_leaving(store, &keys, &dir, beside, cancel).await?;
+        let fetched = restore_reserving(store, &keys, &dir, beside, cancel).await?;
         let about = std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<About>(&json).ok());
         let Some(mut about) = about.filter(|_| fetched > 0) else { return Err(RecomposeError::NotKept(archive)) };
         about.archive = new;

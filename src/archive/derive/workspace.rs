@@ -17,7 +17,7 @@ use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::time::Wallclock;
 use crate::recording::LogError;
-use crate::recording::spool::room;
+use crate::recording::spool::check_free_space;
 use crate::store::ObjectStore;
 use crate::store::keys::Keys;
 
@@ -109,7 +109,7 @@ impl Work {
     /// Looks whether an archive of so many bytes, that are fetched first, can be made here.
     pub async fn has_room(&self, bytes: u64) -> Result<(), RemakeError> {
         let dir = self.dir.clone();
-        let looking = tokio::task::spawn_blocking(move || room(&dir, bytes.saturating_add(beside(bytes))));
+        let looking = tokio::task::spawn_blocking(move || check_free_space(&dir, bytes.saturating_add(beside(bytes))));
         Ok(looking.await.expect("looking at a disk does not panic")?)
     }
 
