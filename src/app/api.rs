@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::services::{Services, ServicesError};
 use crate::api::deletion_queue::{deletion_queue, run_deletions};
 use crate::api::{Api, LINKS_SECRET, ListenError, NoticeBody, Shared, listen};
-use crate::archive::derive::queue::keep_making;
+use crate::archive::derive::queue::run_derivations;
 use crate::bridge::{self, Bridge};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
@@ -99,7 +99,8 @@ pub async fn serve(
     tasks.spawn({
         let (settings, catalog, store) = (shared_settings, catalog.clone(), Arc::clone(&store));
         let cancel = cancel_tasks.clone();
-        let making = move || keep_making(Arc::clone(&settings), catalog.clone(), Arc::clone(&store), cancel.clone());
+        let making =
+            move || run_derivations(Arc::clone(&settings), catalog.clone(), Arc::clone(&store), cancel.clone());
         restart_on_panic("building derived archives", cancel_tasks.clone(), making)
     });
     tasks.spawn({

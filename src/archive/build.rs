@@ -1,5 +1,5 @@
-//! Making an archive of a finished log: composed file, ZIP of individual files, manifest and report. Blocking, and safe to
-//! repeat: what an earlier try left is written anew, with the same result.
+//! Builds an archive from a finished log: composed file, ZIP of individual files, manifest and report. Blocking, and safe to
+//! repeat: files of an earlier attempt are overwritten, with the same result.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,9 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::documents::{
     FileEntry, Manifest, ObjectEntry, Report, StreamReport, TrackReport, VERSION, VonageFile, VonageManifest,
 };
-use super::individual;
-use super::individual::Plan;
-use super::object::{About, Built, Object};
+use super::individual::{self, Plan};
+use super::object::{ArchiveDescriptor, Built, Object};
 use super::{ArchiveError, composed, zip};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
@@ -34,7 +33,7 @@ const HALF_SAMPLE: i64 = 1_000_000_000;
 /// A file may be longer or shorter than its log by this much, in nanoseconds.
 const DURATION_TOLERANCE: i64 = 100_000_000;
 
-struct Stream {
+struct StreamHistory {
     router_id: Option<String>,
     name: Option<String>,
     connection_data: Option<String>,
@@ -43,16 +42,16 @@ struct Stream {
     layers: Vec<(i64, Option<u32>, Option<u32>)>,
 }
 
-/// Makes the archive in `<archive dir>/out/`. `followed` is what a composer says that followed the session: its file is
-/// there already.
+/// Builds the archive in `<archive dir>/out/`. `live_output` is the result of a composer that followed the session: its file
+/// exists already.
 ///
 /// # Errors
 /// See [`ArchiveError`].
 pub fn build(
     dir: &Path,
-    about: &About,
+    descriptor: &ArchiveDescriptor,
     reason: &str,
-    followed: Option<Composed>,
+    live_output: Option<Composed>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Built, ArchiveError> {
@@ -65,35 +64,35 @@ pub fn build(
     let all = individual::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());
     let begin = all.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = all.iter().map(|p| p.end).max().unwrap_or(begin);
-    let people = people(&events);
+    let streams = streams_from_history(&events);
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
-    let mut stills = Vec::new();
-    if about.options.output_mode != OutputMode::Individual {
-        let (object, entry) = composed::make(dir, followed, about, pipelines, cancel)?;
+    let mut thumbnails = Vec::new();
+    if descriptor.options.output_mode != OutputMode::Individual {
+        let (object, entry) = composed::build_composed(dir, live_output, descriptor, pipelines, cancel)?;
         objects.push(object);
-        stills = composed::stills(dir)?;
+        thumbnails = composed::thumbnail_objects(dir)?;
         composed = Some(entry);
     }
-    if about.options.output_mode != OutputMode::Composed {
-        let plans = individual::plan(&log.tracks, &corrections, &events, &about.options);
+    if descriptor.options.output_mode != OutputMode::Composed {
+        let plans = individual::plan(&log.tracks, &corrections, &events, &descriptor.options);
         for plan in &plans {
             if cancel.is_cancelled() {
                 return Err(ArchiveError::Cancelled);
             }
-            files.push(make_file(plan, &out, pipelines, cancel)?);
+            files.push(build_file(plan, &out, pipelines, cancel)?);
         }
-        objects.push(pack(&out, about, &plans, &files, &people)?);
+        objects.push(pack_zip(&out, descriptor, &plans, &files, &streams)?);
     }
-    // What a link leads to comes first.
-    objects.append(&mut stills);
-    let clipped = composed.as_ref().filter(|_| about.clip.is_some());
+    // The object that a presigned URL leads to comes first.
+    objects.append(&mut thumbnails);
+    let clipped = composed.as_ref().filter(|_| descriptor.clip.is_some());
     let (begin, duration_s) = match clipped {
         Some(composed) => (MediaTime::from_millis(composed.start_ms), composed.duration_s()),
         None => (begin, begin.until(end).as_secs_f64()),
     };
-    let report = report(about, &log.tracks, &corrections, &people, &events);
+    let report = build_report(descriptor, &log.tracks, &corrections, &streams, &events);
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
-    let keys = Keys::new(about.application.clone(), about.archive);
+    let keys = Keys::new(descriptor.application.clone(), descriptor.archive);
     let entry = |o: &Object| ObjectEntry {
         key: keys.key(o.kind),
         size: o.size,
@@ -102,14 +101,14 @@ pub fn build(
     };
     let manifest = Manifest {
         version: VERSION,
-        archive_id: about.archive,
-        job_id: about.job,
-        session_id: about.session.clone(),
-        application_id: about.application.clone(),
-        name: about.name.clone(),
+        archive_id: descriptor.archive,
+        job_id: descriptor.job,
+        session_id: descriptor.session.clone(),
+        application_id: descriptor.application.clone(),
+        name: descriptor.name.clone(),
         reason: reason.to_owned(),
-        origin: about.origin.to_rfc3339(),
-        started_at: begin.to_wallclock(about.origin).to_rfc3339(),
+        origin: descriptor.origin.to_rfc3339(),
+        started_at: begin.to_wallclock(descriptor.origin).to_rfc3339(),
         duration_s,
         epochs,
         objects: objects.iter().map(entry).collect(),
@@ -120,26 +119,26 @@ pub fn build(
 }
 
 /// Packs the files into the ZIP, with Vonage's manifest.
-fn pack(
+fn pack_zip(
     out: &Path,
-    about: &About,
+    descriptor: &ArchiveDescriptor,
     plans: &[Plan],
     files: &[FileEntry],
-    people: &BTreeMap<StreamId, Stream>,
+    streams: &BTreeMap<StreamId, StreamHistory>,
 ) -> Result<Object, ArchiveError> {
     let begin = plans.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
-    let vonage = vonage_manifest(about, begin, files, people);
+    let vonage = vonage_manifest(descriptor, begin, files, streams);
     let document = serde_json::to_vec_pretty(&vonage).expect("plain data");
     let names: Vec<String> = files.iter().map(|f| f.name.clone()).collect();
     let path = out.join("archive.zip");
-    let manifest_name = format!("{}.json", about.archive);
+    let manifest_name = format!("{}.json", descriptor.archive);
     zip::write(&path, out, &names, (&manifest_name, &document))?;
     zip::check(&path, &[names, vec![manifest_name]].concat())?;
     let (sha256, size) = zip::sha256(&path)?;
     Ok(Object { kind: Kind::Zip, path, size, sha256, parts: None })
 }
 
-fn make_file(
+fn build_file(
     plan: &Plan,
     out: &Path,
     pipelines: &Pipelines,
@@ -156,12 +155,12 @@ fn make_file(
             Ok(()) => muxed,
             Err(error @ ArchiveError::Cancelled) => return Err(error),
             Err(error) => {
-                raw = keep_raw(plan, &path, &error)?;
+                raw = write_raw_file(plan, &path, &error)?;
                 muxed
             }
         },
         Err(error @ MediaError::Element { .. }) => {
-            raw = keep_raw(plan, &path, &media(error))?;
+            raw = write_raw_file(plan, &path, &media(error))?;
             mux::Muxed::default()
         }
         Err(error) => return Err(media(error)),
@@ -182,9 +181,9 @@ fn make_file(
     })
 }
 
-/// A publisher may send what no muxer or decoder takes. That must not cost the others their archive, nor
-/// this one its media: the file is then the log's segments as they are.
-fn keep_raw(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, ArchiveError> {
+/// Writes the log's segments as they are, for media that no muxer or decoder accepts. One publisher's media must neither
+/// fail the archive of the others, nor be lost.
+fn write_raw_file(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, ArchiveError> {
     tracing::warn!(file = plan.name, "kept as captured: {}", crate::model::fault::chain(error));
     let mut file = std::fs::File::create(path).map_err(ArchiveError::io("created", path))?;
     for run in [&plan.video, &plan.audio].into_iter().flatten() {
@@ -232,12 +231,13 @@ fn check_file(
     Ok(())
 }
 
-fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
-    let mut people: BTreeMap<StreamId, Stream> = BTreeMap::new();
+/// The streams that a job's history names.
+fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamHistory> {
+    let mut streams: BTreeMap<StreamId, StreamHistory> = BTreeMap::new();
     for event in events {
         match &event.kind {
             EventKind::Stream { stream, router_id, name, connection_data, video_type } => {
-                let entry = people.entry(*stream).or_insert_with(|| Stream {
+                let entry = streams.entry(*stream).or_insert_with(|| StreamHistory {
                     router_id: None,
                     name: None,
                     connection_data: None,
@@ -254,12 +254,12 @@ fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
                 }
             }
             EventKind::StreamGone { stream } => {
-                if let Some((_, end @ None)) = people.get_mut(stream).and_then(|s| s.present.last_mut()) {
+                if let Some((_, end @ None)) = streams.get_mut(stream).and_then(|s| s.present.last_mut()) {
                     *end = Some(event.at);
                 }
             }
             EventKind::Layer { stream, spatial, temporal } => {
-                if let Some(entry) = people.get_mut(stream) {
+                if let Some(entry) = streams.get_mut(stream) {
                     entry.layers.push((event.at.as_millis(), *spatial, *temporal));
                 }
             }
@@ -274,60 +274,60 @@ fn people(events: &[history::Event]) -> BTreeMap<StreamId, Stream> {
             | EventKind::Ended { .. } => {}
         }
     }
-    people
+    streams
 }
 
 fn vonage_manifest(
-    about: &About,
+    descriptor: &ArchiveDescriptor,
     begin: MediaTime,
     files: &[FileEntry],
-    people: &BTreeMap<StreamId, Stream>,
+    streams: &BTreeMap<StreamId, StreamHistory>,
 ) -> VonageManifest {
     let file = |f: &FileEntry| {
-        let person = people.get(&f.stream_id);
+        let stream = streams.get(&f.stream_id);
         VonageFile {
-            connection_data: person.and_then(|p| p.connection_data.clone()).unwrap_or_default(),
+            connection_data: stream.and_then(|p| p.connection_data.clone()).unwrap_or_default(),
             filename: f.name.clone(),
             size: f.size,
             start_time_offset: f.start_ms - begin.as_millis(),
             stop_time_offset: f.end_ms - begin.as_millis(),
             stream_id: f.stream_id,
-            video_type: person.map(|p| p.video_type).unwrap_or_default(),
+            video_type: stream.map(|p| p.video_type).unwrap_or_default(),
         }
     };
     VonageManifest {
-        created_at: begin.to_wallclock(about.origin).as_millis(),
-        id: about.archive,
-        name: about.name.clone().unwrap_or_default(),
-        application_id: about.application.clone(),
-        partner_id: about.application.as_str().parse().ok(),
-        session_id: about.session.clone(),
+        created_at: begin.to_wallclock(descriptor.origin).as_millis(),
+        id: descriptor.archive,
+        name: descriptor.name.clone().unwrap_or_default(),
+        application_id: descriptor.application.clone(),
+        partner_id: descriptor.application.as_str().parse().ok(),
+        session_id: descriptor.session.clone(),
         files: files.iter().map(file).collect(),
     }
 }
 
-fn report(
-    about: &About,
+fn build_report(
+    descriptor: &ArchiveDescriptor,
     tracks: &[TrackIndex],
     corrections: &BTreeMap<TrackId, Correction>,
-    people: &BTreeMap<StreamId, Stream>,
+    streams: &BTreeMap<StreamId, StreamHistory>,
     events: &[history::Event],
 ) -> Report {
-    let mut ids: Vec<StreamId> = people.keys().copied().chain(tracks.iter().map(|t| t.track.stream)).collect();
+    let mut ids: Vec<StreamId> = streams.keys().copied().chain(tracks.iter().map(|t| t.track.stream)).collect();
     ids.sort_unstable();
     ids.dedup();
     let last = events.last().map_or(MediaTime::ZERO, |e| e.at);
     let stream = |id: &StreamId| {
-        let person = people.get(id);
-        let present = person.map_or(&[][..], |p| &p.present);
+        let stream = streams.get(id);
+        let present = stream.map_or(&[][..], |p| &p.present);
         StreamReport {
             stream_id: *id,
-            router_id: person.and_then(|p| p.router_id.clone()),
-            name: person.and_then(|p| p.name.clone()),
-            video_type: person.map(|p| p.video_type).unwrap_or_default(),
+            router_id: stream.and_then(|p| p.router_id.clone()),
+            name: stream.and_then(|p| p.name.clone()),
+            video_type: stream.map(|p| p.video_type).unwrap_or_default(),
             present_ms: present.iter().map(|(a, b)| (a.as_millis(), b.unwrap_or(last).as_millis())).collect(),
             tracks: tracks.iter().filter(|t| t.track.stream == *id).map(|t| track_report(t, corrections)).collect(),
-            layers: person.map(|p| p.layers.clone()).unwrap_or_default(),
+            layers: stream.map(|p| p.layers.clone()).unwrap_or_default(),
         }
     };
     let gap_s = tracks.iter().flat_map(TrackIndex::missing).map(|g| g.from.until(g.to).as_secs_f64()).sum();
@@ -337,7 +337,7 @@ fn report(
     };
     Report {
         version: VERSION,
-        archive_id: about.archive,
+        archive_id: descriptor.archive,
         streams: ids.iter().map(stream).collect(),
         gap_s,
         epochs_ms: events.iter().filter_map(epoch).collect(),

@@ -1,4 +1,4 @@
-//! The one file of a composed archive: made by a composer, and looked at before it is an archive.
+//! The file of a composed archive: made by a composer, and checked before it becomes an archive.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::documents::ComposedEntry;
-use super::object::journal;
-use super::object::{About, Object};
+use super::object::{ArchiveDescriptor, Object, journal};
 use super::{ArchiveError, zip};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
@@ -21,15 +20,15 @@ use crate::recording::LogError;
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
 
-/// Pictures a second.
+/// Frames a second.
 const RATE: u32 = 30;
 /// How much of the file is decoded at each end to see that it can be.
 const SAMPLE: Duration = Duration::from_secs(2);
-/// The file may be longer or shorter than its pictures by this much, in nanoseconds: sound comes in blocks.
+/// The file may be longer or shorter than its frames by this much, in nanoseconds: audio comes in blocks.
 const DURATION_TOLERANCE: u64 = 50_000_000;
 const NAME: &str = "archive.mp4";
 
-/// What the event asks for, with Vonage's defaults.
+/// The options that the event requests, with Vonage's defaults.
 pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
     let (width, height) = wanted.resolution.unwrap_or(Resolution::Sd).size();
     let layout = wanted.layout.clone().unwrap_or_default();
@@ -52,27 +51,27 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("out").join(NAME)
 }
 
-/// Composes the log in `dir`, unless a composer that followed it has done so rightly. Blocking.
-pub(super) fn make(
+/// Composes the log in `dir`, unless the file of a composer that followed the session is valid. Blocking.
+pub(super) fn build_composed(
     dir: &Path,
-    followed: Option<Composed>,
-    about: &About,
+    live_output: Option<Composed>,
+    descriptor: &ArchiveDescriptor,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<(Object, ComposedEntry), ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
     let options = Options {
-        clip: about.clip,
-        ignore_layout_history: about.ignore_layout_history,
-        ..options(&about.options, Duration::ZERO)
+        clip: descriptor.clip,
+        ignore_layout_history: descriptor.ignore_layout_history,
+        ..options(&descriptor.options, Duration::ZERO)
     };
-    let right = |composed: &Composed| {
+    let check_composed = |composed: &Composed| {
         let Composed { pictures, rate, .. } = *composed;
         check(Expected { pictures, rate, video: options.video, audio: options.audio }, &path, pipelines, cancel)
     };
     let mut sent = None;
-    let followed = match followed.map(|composed| right(&composed).map(|()| composed)) {
+    let live_output = match live_output.map(|composed| check_composed(&composed).map(|()| composed)) {
         Some(Err(ArchiveError::Cancelled)) => return Err(ArchiveError::Cancelled),
         Some(Err(error)) => {
             tracing::warn!("the file made while following the session is made again: {}", chain(&error));
@@ -84,7 +83,7 @@ pub(super) fn make(
         }
         None => None,
     };
-    let composed = match followed {
+    let composed = match live_output {
         Some(composed) => composed,
         None => {
             let run = process::run(dir, &path, &options, pipelines, None, cancel);
@@ -92,7 +91,7 @@ pub(super) fn make(
                 ChildError::Cancelled => ArchiveError::Cancelled,
                 error => ArchiveError::Composer(error),
             })?;
-            right(&composed)?;
+            check_composed(&composed)?;
             composed
         }
     };
@@ -115,8 +114,8 @@ pub(super) fn make(
     Ok((Object { kind: Kind::Mp4, path, size, sha256, parts: sent }, entry))
 }
 
-/// The small pictures that the composer has put beside the file, if it could.
-pub(super) fn stills(dir: &Path) -> Result<Vec<Object>, ArchiveError> {
+/// The thumbnails that the composer wrote beside the file, if it could.
+pub(super) fn thumbnail_objects(dir: &Path) -> Result<Vec<Object>, ArchiveError> {
     let mut objects = Vec::new();
     for (path, kind) in
         thumbnails::paths(&path(dir)).into_iter().zip([Kind::Thumbnail, Kind::Sprite, Kind::SpriteIndex])
@@ -129,7 +128,7 @@ pub(super) fn stills(dir: &Path) -> Result<Vec<Object>, ArchiveError> {
     Ok(objects)
 }
 
-/// What a composed file must be.
+/// Expected properties of a composed file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected {
     pub pictures: u64,
@@ -139,8 +138,8 @@ pub(crate) struct Expected {
     pub audio: bool,
 }
 
-/// A composed file that lies at `path`, if it is right.
-pub(crate) fn checked(
+/// The composed file at `path`, if it is valid.
+pub(crate) fn verified_object(
     expected: Expected,
     path: PathBuf,
     pipelines: &Pipelines,

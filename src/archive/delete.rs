@@ -10,7 +10,7 @@ use crate::store::keys::Keys;
 use crate::store::{ObjectStore, StoreError};
 
 /// Objects that are removed at a time.
-const AT_ONCE: usize = 16;
+const CONCURRENT_DELETES: usize = 16;
 
 /// Why an archive is not deleted.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum DeleteError {
     /// It is not finished.
     #[error("archive {archive} is {status}: only what is available, uploaded, expired or failed can be deleted")]
     Unfinished {
-        /// Which.
+        /// The archive.
         archive: ArchiveId,
         /// Its status.
         status: &'static str,
@@ -61,7 +61,7 @@ pub async fn mark(catalog: &dyn Catalog, row: &ArchiveRow) -> Result<(), DeleteE
     if catalog.put_archive(&row.clone().deleted(Wallclock::now())).await? {
         return Ok(());
     }
-    // It became something else meanwhile, such as by a replay.
+    // Its status changed meanwhile, such as by a replay.
     let now = catalog.archive(row.archive).await?.map_or("gone", |row| row.status.as_str());
     Err(DeleteError::Unfinished { archive: row.archive, status: now })
 }
@@ -72,7 +72,7 @@ pub async fn mark(catalog: &dyn Catalog, row: &ArchiveRow) -> Result<(), DeleteE
 /// See [`DeleteError`].
 pub async fn remove(catalog: &dyn Catalog, store: &dyn ObjectStore, row: &ArchiveRow) -> Result<(), DeleteError> {
     let objects = store.list(&Keys::new(row.application.clone(), row.archive).prefix()).await?;
-    for some in objects.chunks(AT_ONCE) {
+    for some in objects.chunks(CONCURRENT_DELETES) {
         try_join_all(some.iter().map(|object| store.delete(&object.key))).await?;
     }
     catalog.segments_deleted(row.archive).await?;

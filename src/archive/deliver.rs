@@ -1,4 +1,4 @@
-//! Sending what was made to the store: the files, the report, and the manifest last.
+//! Sends an archive to the store: the files, the report, and the manifest last.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,7 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::documents::{Manifest, ObjectEntry};
-use super::object::journal;
-use super::object::{Built, Object};
+use super::object::{Built, Object, journal};
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::store::ObjectStore;
 use crate::store::keys::{Keys, Kind};
@@ -45,11 +44,11 @@ pub struct Delivery<'a> {
     pub store: &'a dyn ObjectStore,
     /// Its keys.
     pub keys: &'a Keys,
-    /// The folder for documents and journals; a later try finds them there.
+    /// The folder for documents and journals; a later attempt finds them there.
     pub out: &'a Path,
     /// Bytes of a part of a large file.
     pub part_bytes: u64,
-    /// Told the bytes of the file that is being sent.
+    /// Gets the bytes of the file that is being sent.
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
 }
 

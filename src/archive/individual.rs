@@ -19,7 +19,7 @@ use crate::rtp::clock::Correction;
 /// A last frame lasts as long as the one before it, but no longer than this.
 const LAST_FRAME_MAX: MediaSpan = 100_000_000;
 
-/// What becomes one file.
+/// The media of one file.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub stream: StreamId,
@@ -38,14 +38,14 @@ pub(super) struct Run {
     pub format: TrackFormat,
     from: MediaTime,
     to: MediaTime,
-    /// Whether somebody's wish cut it: anywhere, not where a format begins.
-    is_cut: bool,
-    frames: Frames,
+    /// Whether a selection cut it: at any frame, not where a format begins.
+    is_trimmed: bool,
+    frames: FrameSpan,
 }
 
 /// The frames of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Frames {
+struct FrameSpan {
     first: MediaTime,
     end: MediaTime,
     count: u64,
@@ -57,7 +57,7 @@ impl Run {
         index: &TrackIndex,
         correction: Correction,
         (from, to): (MediaTime, MediaTime),
-        is_cut: bool,
+        is_trimmed: bool,
     ) -> Option<Self> {
         let (first, end) = (correction.apply(index.start()?), correction.apply(index.end()?));
         if first >= to || end <= from {
@@ -65,11 +65,11 @@ impl Run {
         }
         let format = index.segments.first()?.format.clone();
         // As the index has it, before frames that two epochs have are told apart.
-        let frames = Frames { first: first.max(from), end: end.min(to), count: index.frames_total() };
-        let run = Self { index: index.clone(), correction, format, from, to, is_cut, frames };
-        match is_cut {
+        let frames = FrameSpan { first: first.max(from), end: end.min(to), count: index.frames_total() };
+        let run = Self { index: index.clone(), correction, format, from, to, is_trimmed, frames };
+        match is_trimmed {
             false => Some(run),
-            true => counted(run.source()).map(|frames| Self { frames, ..run }),
+            true => count_frames(run.source()).map(|frames| Self { frames, ..run }),
         }
     }
 
@@ -81,7 +81,7 @@ impl Run {
     /// Its segments, all within the span.
     pub fn segments(&self) -> std::ops::Range<usize> {
         let segments = &self.index.segments;
-        if !self.is_cut {
+        if !self.is_trimmed {
             return 0..segments.len();
         }
         let within = |segment: &SegmentIndex| {
@@ -94,8 +94,8 @@ impl Run {
 
     fn source(&self) -> FrameSource {
         let (correction, from, to) = (self.correction.clone(), self.from, self.to);
-        // Pictures before a cut span's first keyframe lean on some that are not to be in the file.
-        let mut decodable = !self.is_cut || self.index.track.kind == TrackKind::Audio;
+        // Frames before the first keyframe of a trimmed span refer to frames that are not in the file.
+        let mut decodable = !self.is_trimmed || self.index.track.kind == TrackKind::Audio;
         Box::new(self.index.frames().filter_map(move |item| match item {
             LogItem::Format(_) => None,
             LogItem::Frame(frame) => {
@@ -113,8 +113,8 @@ impl Run {
     }
 }
 
-/// Reads all frames, to know what the index does not tell.
-fn counted(mut source: FrameSource) -> Option<Frames> {
+/// Counts frames by reading all of them: the index has no exact numbers for a trimmed run.
+fn count_frames(mut source: FrameSource) -> Option<FrameSpan> {
     let first = source.next()?.pts;
     let (mut last, mut span, mut count) = (first, 0, 1);
     for frame in source {
@@ -122,7 +122,7 @@ fn counted(mut source: FrameSource) -> Option<Frames> {
         last = frame.pts;
         count += 1;
     }
-    Some(Frames { first, end: last + span, count })
+    Some(FrameSpan { first, end: last + span, count })
 }
 
 impl Plan {
@@ -137,7 +137,7 @@ impl Plan {
 }
 
 /// Whether a muxer can go on from one format to the other within one track.
-fn goes_on(a: &TrackFormat, b: &TrackFormat) -> bool {
+fn can_continue(a: &TrackFormat, b: &TrackFormat) -> bool {
     a.codec == b.codec && (matches!(a.codec, Codec::Vp8 | Codec::Vp9) || a == b)
 }
 
@@ -146,7 +146,7 @@ fn runs(track: &TrackIndex) -> Vec<TrackIndex> {
     let mut runs: Vec<TrackIndex> = Vec::new();
     for segment in track.segments.iter().filter(|s| !s.parts.is_empty()) {
         match runs.last_mut() {
-            Some(run) if run.segments.last().is_some_and(|s| goes_on(&s.format, &segment.format)) => {
+            Some(run) if run.segments.last().is_some_and(|s| can_continue(&s.format, &segment.format)) => {
                 run.segments.push(segment.clone());
             }
             _ => {
@@ -159,24 +159,24 @@ fn runs(track: &TrackIndex) -> Vec<TrackIndex> {
     runs
 }
 
-/// What of a stream is in the archive, each time from when on, as far as it is not all of it.
-fn wanted(stream: StreamId, events: &[Event], options: &ArchiveOptions) -> Vec<(MediaTime, Selection)> {
+/// Which media of a stream is in the archive, each time from when on.
+fn selected(stream: StreamId, events: &[Event], options: &ArchiveOptions) -> Vec<(MediaTime, Selection)> {
     let only = |selection: Selection| Selection {
         has_audio: selection.has_audio && options.has_audio,
         has_video: selection.has_video && options.has_video,
     };
     // At the same moment the last one counts.
     let changes: BTreeMap<MediaTime, Selection> = selections(stream, events).into_iter().collect();
-    let mut wanted = vec![(MediaTime(i64::MIN), only(Selection::ALL))];
+    let mut selected = vec![(MediaTime(i64::MIN), only(Selection::ALL))];
     for (at, selection) in changes {
         // What is said at the origin is true from the beginning; media may be a moment older.
-        match wanted.last_mut() {
+        match selected.last_mut() {
             Some(first) if at <= MediaTime::ZERO => first.1 = only(selection),
             Some((_, before)) if *before == only(selection) => {}
-            _ => wanted.push((at, only(selection))),
+            _ => selected.push((at, only(selection))),
         }
     }
-    wanted
+    selected
 }
 
 /// The files of all streams.
@@ -192,7 +192,7 @@ pub(super) fn plan(
         streams.entry(track.track.stream).or_default()[slot] = runs(track);
     }
     let files = |(stream, [video, audio]): (StreamId, [Vec<TrackIndex>; 2])| {
-        files(stream, &video, &audio, corrections, &wanted(stream, events, options))
+        files(stream, &video, &audio, corrections, &selected(stream, events, options))
     };
     streams.into_iter().flat_map(files).collect()
 }
@@ -202,7 +202,7 @@ fn files(
     video: &[TrackIndex],
     audio: &[TrackIndex],
     corrections: &BTreeMap<TrackId, Correction>,
-    wanted: &[(MediaTime, Selection)],
+    selected: &[(MediaTime, Selection)],
 ) -> Vec<Plan> {
     let correction = |index: &TrackIndex| corrections.get(&index.track).cloned().unwrap_or_default();
     // Cuts are where either track's format changes, and where something else of the stream is wanted.
@@ -211,20 +211,20 @@ fn files(
     };
     let mut edges = begins(video);
     edges.extend(begins(audio));
-    edges.extend(wanted.iter().map(|(at, _)| *at));
+    edges.extend(selected.iter().map(|(at, _)| *at));
     edges.extend([MediaTime(i64::MIN), MediaTime(i64::MAX)]);
     edges.sort_unstable();
     edges.dedup();
-    let is_cut = wanted.len() > 1;
+    let is_trimmed = selected.len() > 1;
     let within = |runs: &[TrackIndex], span: (MediaTime, MediaTime)| -> Option<Run> {
         // The last one that fits: the end of the run before is an estimate, and may lie within this span.
-        runs.iter().rev().find_map(|index| Run::within(index, correction(index), span, is_cut))
+        runs.iter().rev().find_map(|index| Run::within(index, correction(index), span, is_trimmed))
     };
     let mut plans: Vec<Plan> = Vec::new();
     for span in edges.windows(2) {
         let span = (span[0], span[1]);
         let selection =
-            wanted.iter().take_while(|(at, _)| *at <= span.0).last().map_or(Selection::ALL, |(_, what)| *what);
+            selected.iter().take_while(|(at, _)| *at <= span.0).last().map_or(Selection::ALL, |(_, what)| *what);
         let video = if selection.has_video { within(video, span) } else { None };
         let audio = if selection.has_audio { within(audio, span) } else { None };
         let frames = || [&video, &audio].into_iter().flatten().map(|run| run.frames);
@@ -291,7 +291,7 @@ mod tests {
                 vec![(FIRST, all), (at(1000), none), (at(2000), all)],
             ),
         ] {
-            assert_eq!(wanted(id, &events, &options), expected, "{name}");
+            assert_eq!(selected(id, &events, &options), expected, "{name}");
         }
     }
 }

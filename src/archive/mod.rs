@@ -1,4 +1,4 @@
-//! What the customer gets: files, manifest, quality report, and where they are in the store.
+//! An archive's files, manifest and quality report, and their objects in the store.
 
 pub mod build;
 pub(crate) mod composed;
@@ -15,7 +15,7 @@ use crate::media::MediaError;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::recording::LogError;
 
-/// Why an archive cannot be made of a log.
+/// Why an archive cannot be built from a log.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// The log.
@@ -24,7 +24,7 @@ pub enum ArchiveError {
     /// GStreamer.
     #[error("file {file} cannot be made")]
     Media {
-        /// Which.
+        /// Its name.
         file: String,
         /// The cause.
         #[source]
@@ -36,9 +36,9 @@ pub enum ArchiveError {
     /// A finished file is not what the log says.
     #[error("file {file} is not right: {what}")]
     Invalid {
-        /// Which.
+        /// Its name.
         file: String,
-        /// What is wrong.
+        /// The problem.
         what: String,
     },
     /// A local file.

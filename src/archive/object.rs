@@ -1,4 +1,4 @@
-//! What an archive is made of, before it is in the store: whose it is, its files on this disk, its documents.
+//! An archive before it is in the store: its descriptor, its files on this disk, its documents.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use crate::model::time::Wallclock;
 use crate::store::checksum::PartSums;
 use crate::store::keys::Kind;
 
-/// Whose archive it is.
+/// Ids, options and session of an archive, as building it needs them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct About {
+pub struct ArchiveDescriptor {
     /// The archive.
     pub archive: ArchiveId,
     /// The job.
     pub job: JobId,
     /// The session.
     pub session: SessionId,
-    /// Whose session.
+    /// The session's application.
     pub application: ApplicationId,
     /// Its name.
     pub name: Option<String>,
     /// Media time zero.
     pub origin: Wallclock,
-    /// What it should be like.
+    /// The requested options.
     #[serde(default)]
     pub options: ArchiveOptions,
     /// The part of the session that a composed archive has, if not all of it.
@@ -41,7 +41,7 @@ pub struct About {
 /// An object of an archive that lies on this disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// The file.
     pub path: PathBuf,
@@ -54,7 +54,7 @@ pub struct Object {
     pub parts: Option<PartSums>,
 }
 
-/// What was made.
+/// The files and documents that were built.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Built {
     /// The composed file, the ZIP, or both: the first is what a link leads to.

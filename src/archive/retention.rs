@@ -1,7 +1,7 @@
-//! Deletes what is no longer needed but still paid for: segments of archives that were finished long ago, and
-//! multipart uploads that nobody will end, which are invisible (8 TB were once found so).
+//! Deletes objects that are no longer needed but still paid for: segments of archives that were finished long ago, and
+//! abandoned multipart uploads, which no listing of objects shows.
 //!
-//! Of uploads only ours: the key must be one of an archive that the catalog knows, and whose job has ended. An upload of a
+//! An upload is aborted only if its key is one of an archive that the catalog knows, and whose job has ended. An upload of a
 //! live job is its owner's, however old it is.
 
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::model::time::Wallclock;
 use crate::store::keys::Keys;
 use crate::store::{ObjectStore, PendingUpload, SharedStore, StoreError};
 
-/// How often is swept.
-const EVERY: Duration = Duration::from_secs(3600);
+/// Interval of the sweeps.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// A younger upload is left alone, whatever its job's state: clocks differ.
 const AGE_MIN: Duration = Duration::from_secs(3600);
-/// Whoever deletes an archive removes its objects itself, and has so long for it.
+/// The deletion of an archive removes its objects itself. After this time the sweep removes the rest.
 pub const REMOVER_MAX: Duration = Duration::from_secs(600);
 
-/// Why nothing could be swept.
+/// Why a sweep failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     /// The store.
@@ -33,7 +33,7 @@ pub enum SweepError {
     Catalog(#[from] CatalogError),
 }
 
-/// Whether an upload is ours and abandoned. `state` is the state of its archive's job, if the catalog knows it.
+/// Whether an upload of an archive is abandoned. `state` is the state of its archive's job, if the catalog knows it.
 #[must_use]
 pub fn is_abandoned(upload: &PendingUpload, state: Option<JobState>, now: Wallclock) -> bool {
     let old = upload.begun.is_some_and(|begun| now.since(begun) >= AGE_MIN);
@@ -41,7 +41,7 @@ pub fn is_abandoned(upload: &PendingUpload, state: Option<JobState>, now: Wallcl
     old && ours && matches!(state, Some(JobState::Available | JobState::Discarded))
 }
 
-/// Gives abandoned uploads up. Returns how many.
+/// Aborts abandoned uploads. Returns how many.
 ///
 /// # Errors
 /// When store or catalog are away; it is tried again at the next time.
@@ -105,7 +105,7 @@ pub async fn run_retention(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
         if let Err(error) = sweep(store.as_ref(), catalog.as_ref(), Wallclock::now()).await {
             tracing::warn!("abandoned uploads are not swept for now: {}", chain(&error));

@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::{print_json, print_line};
 use crate::archive::build::Clip;
 use crate::archive::delete;
+use crate::archive::derive::Derivation;
 use crate::archive::derive::clip::{ClipRange, clip};
-use crate::archive::derive::recompose::{Otherwise, recompose};
+use crate::archive::derive::recompose::{RecomposeOverrides, recompose};
 use crate::archive::documents::{Manifest, ObjectEntry};
 use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
@@ -278,13 +279,20 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             }
             let stylesheet = stylesheet.as_deref().map(super::compose::sheet).transpose()?;
             check_part(from, to)?;
-            let otherwise = Otherwise {
+            let overrides = RecomposeOverrides {
                 layout: layout.map(|kind| Layout { kind, stylesheet, screenshare_type: screenshare }),
                 resolution,
                 clip: (from.is_some() || to.is_some()).then(|| Clip { from_ms: from.unwrap_or(0), to_ms: to }),
             };
             let new = ArchiveId::random();
-            let making = recompose(settings, catalog.as_ref(), store.as_ref(), (archive, new), &otherwise, &stop);
+            let making = recompose(
+                settings,
+                catalog.as_ref(),
+                store.as_ref(),
+                Derivation { source: archive, new },
+                &overrides,
+                &stop,
+            );
             let made = with_spinner("fetching the segments and composing them", making).await;
             print_created(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
         }
@@ -292,7 +300,8 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             check_part(from, to)?;
             let part = ClipRange { from_ms: from.unwrap_or(0), to_ms: to, at_keyframe };
             let new = ArchiveId::random();
-            let making = clip(settings, catalog.as_ref(), store.as_ref(), (archive, new), part, &stop);
+            let making =
+                clip(settings, catalog.as_ref(), store.as_ref(), Derivation { source: archive, new }, part, &stop);
             let made = with_spinner("fetching the part and copying it", making).await;
             print_created(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
         }

@@ -109,11 +109,11 @@ pub(super) async fn capture(
 /// Seals what an earlier epoch left open, and looks how far it came.
 async fn prepare(job: &Job) -> Result<PriorEpochs, JobFailure> {
     let (dir, epoch, spool) = (job.dir.clone(), job.row.epoch, Arc::clone(&job.context.spool));
-    let about = serde_json::to_vec_pretty(&job.about()).expect("plain data");
+    let descriptor = serde_json::to_vec_pretty(&job.descriptor()).expect("plain data");
     let work = move || -> Result<PriorEpochs, crate::recording::LogError> {
         std::fs::create_dir_all(&dir).map_err(crate::recording::LogError::io("create", &dir))?;
         let path = dir.join(upload::JOB);
-        std::fs::write(&path, about).map_err(crate::recording::LogError::io("write", &path))?;
+        std::fs::write(&path, descriptor).map_err(crate::recording::LogError::io("write", &path))?;
         let mut earlier = PriorEpochs { ends: BTreeMap::new(), recorded: Duration::ZERO };
         for track in LogReader::open(&dir)?.tracks {
             let (_, opened) = TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;

@@ -51,11 +51,11 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
             Err(error) => return Err(JobFailure::of(&error)),
         }
     }
-    let followed = match composing {
+    let live_output = match composing {
         Some(composing) => composing.end().await,
         None => None,
     };
-    let Some(built) = made(job, reason, followed).await? else { return Ok(Ended::Fenced) };
+    let Some(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(Ended::Fenced) };
     let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
     let store = job.context.store.as_ref();
     let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
@@ -111,19 +111,19 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     Ok(Ended::Available)
 }
 
-/// What an earlier try made, or makes it. `None` when the job was lost meanwhile.
-async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Option<Built>, JobFailure> {
+/// Builds an archive's files, or takes those of an earlier attempt. `None` when the job was fenced meanwhile.
+async fn build_or_reuse(job: &Job, reason: &str, live_output: Option<Composed>) -> Result<Option<Built>, JobFailure> {
     for attempt in 0.. {
-        let (dir, about, reason) = (job.dir.clone(), job.about(), reason.to_owned());
+        let (dir, descriptor, reason) = (job.dir.clone(), job.descriptor(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
-        let (cancel, followed) = (job.fenced.clone(), followed.clone());
+        let (cancel, live_output) = (job.fenced.clone(), live_output.clone());
         let work = move || -> Result<Built, ArchiveError> {
-            if let Some(built) = found(&dir) {
+            if let Some(built) = load_build(&dir) {
                 return Ok(built);
             }
-            let built = build(&dir, &about, &reason, followed, &pipelines, &cancel)?;
-            keep(&dir, &built)?;
+            let built = build(&dir, &descriptor, &reason, live_output, &pipelines, &cancel)?;
+            save_build(&dir, &built)?;
             Ok(built)
         };
         let error = match tokio::task::spawn_blocking(work).await {
@@ -143,18 +143,18 @@ async fn made(job: &Job, reason: &str, followed: Option<Composed>) -> Result<Opt
     Ok(None)
 }
 
-fn found(dir: &std::path::Path) -> Option<Built> {
-    let kept: BuiltFile = serde_json::from_slice(&std::fs::read(dir.join("out/built.json")).ok()?).ok()?;
+fn load_build(dir: &std::path::Path) -> Option<Built> {
+    let saved: BuiltFile = serde_json::from_slice(&std::fs::read(dir.join("out/built.json")).ok()?).ok()?;
     let is_whole = |object: &Object| std::fs::metadata(&object.path).is_ok_and(|found| found.len() == object.size);
-    let whole = !kept.objects.is_empty() && kept.objects.iter().all(is_whole);
-    whole.then_some(Built { objects: kept.objects, manifest: kept.manifest, report: kept.report })
+    let whole = !saved.objects.is_empty() && saved.objects.iter().all(is_whole);
+    whole.then_some(Built { objects: saved.objects, manifest: saved.manifest, report: saved.report })
 }
 
-fn keep(dir: &std::path::Path, built: &Built) -> Result<(), ArchiveError> {
-    let kept =
+fn save_build(dir: &std::path::Path, built: &Built) -> Result<(), ArchiveError> {
+    let saved =
         BuiltFile { objects: built.objects.clone(), manifest: built.manifest.clone(), report: built.report.clone() };
     let path = dir.join("out/built.json");
-    let (json, temp) = (serde_json::to_vec(&kept).expect("plain data"), dir.join("out/built.json.tmp"));
+    let (json, temp) = (serde_json::to_vec(&saved).expect("plain data"), dir.join("out/built.json.tmp"));
     let io = |source| ArchiveError::Io { doing: "written", path: path.display().to_string(), source };
     std::fs::write(&temp, json).map_err(io)?;
     std::fs::rename(&temp, &path).map_err(io)

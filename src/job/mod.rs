@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::object::About;
+use crate::archive::object::ArchiveDescriptor;
 use crate::catalog::{ArchiveRow, JobRow, SharedCatalog};
 use crate::config::Settings;
 use crate::model::fault::{FaultKind, chain};
@@ -174,8 +174,8 @@ impl Job {
 
     /// Whose archive it is.
     #[must_use]
-    pub fn about(&self) -> About {
-        About {
+    pub fn descriptor(&self) -> ArchiveDescriptor {
+        ArchiveDescriptor {
             archive: self.row.archive,
             job: self.row.job,
             session: self.row.session.clone(),

@@ -137,7 +137,7 @@ async fn every_codec_arrives_whole_in_its_log() {
     }
     assert_eq!(reader.tracks.len(), 8);
 
-    let about = archiver::archive::object::About {
+    let descriptor = archiver::archive::object::ArchiveDescriptor {
         archive,
         job: JobId::of_event(&session, &"e".parse::<EventId>().expect("id")),
         session,
@@ -150,8 +150,15 @@ async fn every_codec_arrives_whole_in_its_log() {
     };
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {
-        archiver::archive::build::build(&archive_dir, &about, "session ended", None, &Pipelines::default(), &cancel)
-            .expect("build")
+        archiver::archive::build::build(
+            &archive_dir,
+            &descriptor,
+            "session ended",
+            None,
+            &Pipelines::default(),
+            &cancel,
+        )
+        .expect("build")
     };
     let built = tokio::task::block_in_place(build);
     assert_eq!(built.manifest.files.len(), 4);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archiver::archive::build::build;
-use archiver::archive::object::{About, Built};
+use archiver::archive::object::{ArchiveDescriptor, Built};
 use archiver::media::Pipelines;
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
@@ -29,7 +29,7 @@ struct Session {
     capture: CaptureKey,
     events: Receiver<CaptureEvent>,
     room: Box<dyn Room>,
-    about: About,
+    descriptor: ArchiveDescriptor,
     dir: PathBuf,
     _spool: tempfile::TempDir,
 }
@@ -69,7 +69,7 @@ impl Session {
         let room = JanusRouter::new(router).join(&place, "test").await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
-        let about = About {
+        let descriptor = ArchiveDescriptor {
             archive,
             job,
             session,
@@ -80,7 +80,7 @@ impl Session {
             clip: None,
             ignore_layout_history: false,
         };
-        Self { engine, capture, events, room, about, dir, _spool: folder }
+        Self { engine, capture, events, room, descriptor, dir, _spool: folder }
     }
 
     /// Subscribes to the next stream that comes up, and waits for the media of so many tracks.
@@ -95,7 +95,7 @@ impl Session {
         let stream = tokio::time::timeout(DEADLINE, next).await.expect("a stream");
         let control = self.room.control();
         let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
-        let id = StreamId::of_router(&self.about.session, &stream.router_id);
+        let id = StreamId::of_router(&self.descriptor.session, &stream.router_id);
         let peer = self.engine.add_peer(self.capture, id, offer.sdp, offer.mids).await;
         control.answer(offer.subscription, peer.expect("offer").1).await.expect("answer");
         let mut media = 0;
@@ -116,7 +116,7 @@ impl Session {
         self.room.leave().await;
         let cancel = tokio_util::sync::CancellationToken::new();
         let built = tokio::task::block_in_place(|| {
-            build(&self.dir, &self.about, "session ended", None, &Pipelines::default(), &cancel)
+            build(&self.dir, &self.descriptor, "session ended", None, &Pipelines::default(), &cancel)
         });
         (built.expect("build"), self.dir.join("out"), self._spool)
     }

@@ -8,7 +8,7 @@ use super::archives::{invalid_field, normalize_layout};
 use super::lenient::JsonRequest;
 use crate::api::error::ApiError;
 use crate::archive::derive::clip::ClipRange;
-use crate::archive::derive::queue::Remake;
+use crate::archive::derive::queue::DerivedArchive;
 use crate::model::archive_options::Resolution;
 use crate::model::layout::Layout;
 
@@ -54,15 +54,15 @@ pub struct ClipArchive {
 }
 
 impl JsonRequest for ClipArchive {
-    type Checked = Remake;
+    type Checked = DerivedArchive;
 
-    fn check(self) -> Result<Remake, ApiError> {
+    fn check(self) -> Result<DerivedArchive, ApiError> {
         let Span { from_ms, to_ms } = Span::new(self.from, self.to)?;
         if from_ms.is_none() && to_ms.is_none() {
             return Err(ApiError::invalid("give from, to, or both: seconds from the archive's beginning"));
         }
         let at_keyframe = self.at_keyframe.unwrap_or(false);
-        Ok(Remake::Clip(ClipRange { from_ms: from_ms.unwrap_or(0), to_ms, at_keyframe }))
+        Ok(DerivedArchive::Clip(ClipRange { from_ms: from_ms.unwrap_or(0), to_ms, at_keyframe }))
     }
 }
 
@@ -81,18 +81,18 @@ pub struct RecomposeArchive {
 }
 
 impl JsonRequest for RecomposeArchive {
-    type Checked = Remake;
+    type Checked = DerivedArchive;
 
     fn normalize(fields: &mut Map<String, Value>) -> Result<(), ApiError> {
         normalize_layout(fields);
         Ok(())
     }
 
-    fn check(self) -> Result<Remake, ApiError> {
+    fn check(self) -> Result<DerivedArchive, ApiError> {
         if let Some(layout) = &self.layout {
             layout.check().map_err(invalid_field)?;
         }
         let Span { from_ms, to_ms } = Span::new(self.from, self.to)?;
-        Ok(Remake::Recompose { layout: self.layout, resolution: self.resolution, from_ms, to_ms })
+        Ok(DerivedArchive::Recompose { layout: self.layout, resolution: self.resolution, from_ms, to_ms })
     }
 }

@@ -15,7 +15,7 @@ use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::{JsonBody, PathParams};
 use crate::api::links::PublicUrl;
 use crate::api::state::Shared;
-use crate::archive::derive::queue::{Remake, ask};
+use crate::archive::derive::queue::{DerivedArchive, request_derived_archive};
 use crate::model::time::Wallclock;
 use crate::store::StoreError;
 use crate::store::keys::{Keys, Kind};
@@ -98,9 +98,11 @@ async fn remake(
     caller: &Caller,
     public_url: &PublicUrl,
     path: &ArchivePath,
-    body: &JsonBody<impl JsonRequest<Checked = Remake>>,
+    body: &JsonBody<impl JsonRequest<Checked = DerivedArchive>>,
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
     let of = api.archive(caller, path.archive).await?;
-    let new = ask(api.catalog.as_ref(), &of, &body.read()?, Wallclock::now()).await.map_err(|e| ApiError::of(&e))?;
+    let new = request_derived_archive(api.catalog.as_ref(), &of, &body.read()?, Wallclock::now())
+        .await
+        .map_err(|e| ApiError::of(&e))?;
     Ok((StatusCode::ACCEPTED, Json(api.archive_response(&new, &caller.application, Some(public_url)).await?)))
 }

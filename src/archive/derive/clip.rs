@@ -1,5 +1,5 @@
-//! Making a new archive of a part of a composed one, without decoding and encoding: the archive's own file in the store is
-//! enough, so it works long after the segments are gone, and costs what copying costs.
+//! Makes a new archive of a part of a composed one, without decoding or encoding. It needs only the archive's file in the
+//! store, so it works long after the segments were deleted, and costs no more than copying.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use super::workspace::{CLIP, RemakeError, Work, finished, publish};
+use super::workspace::{CLIP, Derivation, DeriveError, Workspace, finished_archive, publish};
 use crate::archive::ArchiveError;
-use crate::archive::composed::{Expected, checked};
+use crate::archive::composed::{Expected, verified_object};
 use crate::archive::documents::{ComposedEntry, Manifest, ObjectEntry, Report};
 use crate::archive::object::Built;
 use crate::catalog::{ArchiveRow, Catalog};
@@ -28,12 +28,12 @@ use crate::store::{ByteRange, ObjectStore, StoreError};
 /// The largest manifest or report that is read.
 const DOCUMENT_BYTES_MAX: usize = 16 << 20;
 
-/// Why there is no new archive.
+/// Why an archive cannot be clipped.
 #[derive(Debug, thiserror::Error)]
 pub enum ClipError {
-    /// What any new archive takes.
+    /// A step of every derivation.
     #[error(transparent)]
-    Remake(#[from] RemakeError),
+    Derive(#[from] DeriveError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -44,13 +44,13 @@ pub enum ClipError {
     #[error(transparent)]
     Index(#[from] Mp4Error),
     /// The part.
-    #[error("{why}; {}", way_out(why, .archive, *.part))]
+    #[error("{why}; {}", suggestion(why, .archive, *.part))]
     Range {
         /// The archive.
         archive: ArchiveId,
-        /// What was asked for.
+        /// The requested part.
         part: ClipRange,
-        /// Why not.
+        /// The cause.
         why: ClipRangeError,
     },
     /// It has no composed file.
@@ -71,7 +71,7 @@ pub enum ClipError {
 impl HasFault for ClipError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Remake(e) => e.fault(),
+            Self::Derive(e) => e.fault(),
             Self::Store(e) => e.fault(),
             Self::Fetch(e) => e.fault(),
             Self::Index(_) | Self::Document { .. } => FaultKind::StoreCorrupt.fault(),
@@ -81,8 +81,8 @@ impl HasFault for ClipError {
     }
 }
 
-/// What can be asked for instead.
-fn way_out(error: &ClipRangeError, archive: &ArchiveId, part: ClipRange) -> String {
+/// A request that would succeed instead.
+fn suggestion(error: &ClipRangeError, archive: &ArchiveId, part: ClipRange) -> String {
     let seconds = |ms: u32| f64::from(ms) / 1000.0;
     match error {
         ClipRangeError::NoKeyframe { .. } => {
@@ -94,7 +94,7 @@ fn way_out(error: &ClipRangeError, archive: &ArchiveId, part: ClipRange) -> Stri
     }
 }
 
-/// Cuts a part out of a composed archive (the first), and publishes it as a new one (the second). Returns that.
+/// Clips a part of a composed archive, and publishes it as a new archive. Returns the new one.
 ///
 /// # Errors
 /// See [`ClipError`].
@@ -102,59 +102,59 @@ pub async fn clip(
     settings: &Settings,
     catalog: &dyn Catalog,
     store: &dyn ObjectStore,
-    (archive, new): (ArchiveId, ArchiveId),
+    Derivation { source: archive, new }: Derivation,
     part: ClipRange,
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, ClipError> {
-    let row = finished(catalog, archive).await?;
+    let row = finished_archive(catalog, archive).await?;
     let keys = Keys::new(row.application.clone(), archive);
-    let manifest: Manifest = document(store, keys.key(Kind::Manifest)).await?;
+    let manifest: Manifest = load_document(store, keys.key(Kind::Manifest)).await?;
     let file = manifest.objects.iter().find(|object| object.key == keys.key(Kind::Mp4));
     let (Some(file), Some(entry)) = (file.cloned(), manifest.composed.clone()) else {
         return Err(ClipError::NotComposed(archive));
     };
-    let report: Report = document(store, keys.key(Kind::Report)).await?;
-    let work = Work::begin(settings, CLIP, new).await?;
+    let report: Report = load_document(store, keys.key(Kind::Report)).await?;
+    let workspace = Workspace::create(settings, CLIP, new).await?;
     let made: Result<ArchiveRow, ClipError> = async {
-        let source = index(store, &file, entry.rate, &work.dir, cancel).await?;
+        let source = load_index(store, &file, entry.rate, &workspace.dir, cancel).await?;
         let clip = source.clip(part).map_err(|why| ClipError::Range { archive, part, why })?;
-        let (range, media) = (source.bytes(&clip), work.dir.join("media"));
+        let (range, media) = (source.bytes(&clip), workspace.dir.join("media"));
         let len = range.end - range.start;
-        work.has_room(len).await?;
+        workspace.check_free_space(len).await?;
         let range = ByteRange { start: range.start, len };
         download_range(store, &file.key, range, &media, cancel, &|_| {}).await?;
-        let out = work.dir.join("out");
-        std::fs::create_dir_all(&out).map_err(RemakeError::io(&out))?;
+        let out = workspace.dir.join("out");
+        std::fs::create_dir_all(&out).map_err(DeriveError::io(&out))?;
         let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
         let (path, stop) = (out.join("archive.mp4"), cancel.clone());
-        let documents = (manifest, entry, report);
-        let making = move || make(new, &source, &clip, (&media, path), documents, &pipelines, &stop);
+        let input = ClipInput { source, clip, media, manifest, entry, report };
+        let making = move || build_clip(new, input, path, &pipelines, &stop);
         let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
-        Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
+        Ok(publish(catalog, store, settings.store.part_size.0, row, &built, &out, cancel).await?)
     }
     .await;
-    work.end().await;
+    workspace.remove().await;
     made
 }
 
-async fn document<T: DeserializeOwned>(store: &dyn ObjectStore, key: String) -> Result<T, ClipError> {
+async fn load_document<T: DeserializeOwned>(store: &dyn ObjectStore, key: String) -> Result<T, ClipError> {
     let bytes = collect(store.get(&key, None).await?, &key, DOCUMENT_BYTES_MAX).await?;
     serde_json::from_slice(&bytes).map_err(|source| ClipError::Document { key, source })
 }
 
-/// Reads the index of an archive's file: it stands at the beginning, so that no more than it is fetched.
-async fn index(
+/// Fetches the index of an archive's file, which is at its beginning.
+async fn load_index(
     store: &dyn ObjectStore,
     file: &ObjectEntry,
     rate: u32,
-    work: &Path,
+    workspace: &Path,
     cancel: &CancellationToken,
 ) -> Result<ClipSource, ClipError> {
     let range = async |range: std::ops::Range<u64>, name: &str| {
-        let path = work.join(name);
+        let path = workspace.join(name);
         let range = ByteRange { start: range.start, len: range.end - range.start };
         download_range(store, &file.key, range, &path, cancel, &|_| {}).await?;
-        Ok::<_, ClipError>(tokio::fs::read(&path).await.map_err(RemakeError::io(&path))?)
+        Ok::<_, ClipError>(tokio::fs::read(&path).await.map_err(DeriveError::io(&path))?)
     };
     let place = ClipSource::index_range(&range(0..file.size.min(ClipSource::HEAD_BYTES), "head").await?)?;
     if place.end > file.size {
@@ -163,34 +163,45 @@ async fn index(
     Ok(ClipSource::parse(&range(place, "index").await?, file.size, rate)?)
 }
 
-/// Writes the file, looks whether it can be played, and writes its documents. Blocking.
-fn make(
+/// A clip and its source, as fetched from the store.
+struct ClipInput {
+    source: ClipSource,
+    clip: ClipResult,
+    /// The file with the clip's bytes.
+    media: PathBuf,
+    /// The source's manifest, its entry of the composed file, and its report.
+    manifest: Manifest,
+    entry: ComposedEntry,
+    report: Report,
+}
+
+/// Writes the file, checks that it can be played, and builds its documents. Blocking.
+fn build_clip(
     archive: ArchiveId,
-    source: &ClipSource,
-    clip: &ClipResult,
-    (media, path): (&Path, PathBuf),
-    (manifest, entry, report): (Manifest, ComposedEntry, Report),
+    input: ClipInput,
+    path: PathBuf,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Built, RemakeError> {
-    let bytes = File::open(media).map_err(RemakeError::io(media))?;
-    source.write(clip, &bytes, &path).map_err(RemakeError::io(&path))?;
+) -> Result<Built, DeriveError> {
+    let ClipInput { source, clip, media, manifest, entry, report } = input;
+    let bytes = File::open(&media).map_err(DeriveError::io(&media))?;
+    source.write(&clip, &bytes, &path).map_err(DeriveError::io(&path))?;
     media::init().map_err(|source| ArchiveError::Media { file: path.display().to_string(), source })?;
-    let (video, audio) = source.has(clip);
+    let (video, audio) = source.has(&clip);
     let expected = Expected { pictures: clip.pictures, rate: source.rate(), video, audio };
-    let object = checked(expected, path, pipelines, cancel)?;
+    let object = verified_object(expected, path, pipelines, cancel)?;
     let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(clip.before));
     let origin = Wallclock::parse_rfc3339(&manifest.origin);
     let started_at = origin.map(|origin| MediaTime::from_millis(start_ms).to_wallclock(origin).to_rfc3339());
-    // What could not be decoded has no times: what is told of the whole holds for the part at most.
+    // Decoding errors have no times, so the clip's entry keeps those of the whole file.
     let entry = ComposedEntry { start_ms, pictures: clip.pictures, rate: source.rate(), ..entry };
     let key = Keys::new(manifest.application_id.clone(), archive).key(object.kind);
-    let told = ObjectEntry { key, size: object.size, sha256: object.sha256.clone(), part_bytes: None };
+    let entry_of_file = ObjectEntry { key, size: object.size, sha256: object.sha256.clone(), part_bytes: None };
     let manifest = Manifest {
         archive_id: archive,
         started_at: started_at.unwrap_or_else(|| manifest.started_at.clone()),
         duration_s: entry.duration_s(),
-        objects: vec![told],
+        objects: vec![entry_of_file],
         files: Vec::new(),
         composed: Some(entry),
         ..manifest

@@ -1,5 +1,5 @@
-//! Archives made of others because somebody asked the API: durable, one after the other, taken over when the process that makes
-//! one dies.
+//! Derived archives that were requested from the API. Requests are durable and run one after the other; another process takes
+//! over when the one that makes an archive dies.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::clip::{ClipRange, clip};
-use super::recompose::{Otherwise, recompose};
-use super::workspace;
+use super::recompose::{RecomposeOverrides, recompose};
+use super::workspace::{self, Derivation};
 use crate::archive::build::Clip;
 use crate::catalog::{
     ArchiveRow, ArchiveStatus, Catalog, CatalogError, DerivedArchiveLimits, DerivedArchiveRow, SharedCatalog,
@@ -25,26 +25,26 @@ use crate::model::layout::Layout;
 use crate::model::time::Wallclock;
 use crate::store::SharedStore;
 
-/// Whoever makes one keeps it for so long at a time.
+/// The process that makes an archive holds a lease of this length, and renews it.
 const LEASE: Duration = Duration::from_secs(30);
-/// How often it is looked for one.
-const POLL: Duration = Duration::from_secs(1);
-/// One that fails for a passing reason, or takes its process with it, is tried so often.
-const TRIES_MAX: i64 = 20;
-/// Between these.
-const PAUSE: Duration = Duration::from_secs(15);
-/// So many may wait.
+/// Interval at which the catalog is polled for requests.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Attempts to make an archive, when an attempt fails for a passing reason or kills its process.
+const ATTEMPTS_MAX: i64 = 20;
+/// Time between two attempts.
+const RETRY_DELAY: Duration = Duration::from_secs(15);
+/// Requests that may wait.
 pub const WAITING_MAX: u32 = 1000;
-/// So many of one application: the others' must not wait behind more.
+/// Requests of one application that may wait: those of others must not wait behind more.
 pub const WAITING_OF_ONE_MAX: u32 = 100;
 
 /// How an archive is made of another one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub enum Remake {
-    /// A part of its file, copied.
+pub enum DerivedArchive {
+    /// A part of its file is copied.
     Clip(ClipRange),
-    /// Composed anew of its kept segments.
+    /// Its kept segments are composed again.
     Recompose {
         /// Another layout.
         layout: Option<Layout>,
@@ -57,16 +57,16 @@ pub enum Remake {
     },
 }
 
-/// Why it is not done.
+/// Why a derived archive is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum RequestError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// It is not finished.
     #[error("archive {archive} is {status}: others are made of what is available")]
     Unfinished {
-        /// Which.
+        /// The source archive.
         archive: ArchiveId,
         /// Its status.
         status: &'static str,
@@ -78,7 +78,7 @@ pub enum AskError {
     Busy,
 }
 
-impl HasFault for AskError {
+impl HasFault for RequestError {
     fn fault(&self) -> Fault {
         match self {
             Self::Catalog(e) => e.fault(),
@@ -88,55 +88,59 @@ impl HasFault for AskError {
     }
 }
 
-/// Asks for an archive to be made of another one. Returns its entry: `stopped` until it is made.
+/// Requests a derived archive. Returns its entry: `stopped` until it is made.
 ///
 /// # Errors
-/// See [`AskError`].
-pub async fn ask(
+/// See [`RequestError`].
+pub async fn request_derived_archive(
     catalog: &dyn Catalog,
     of: &ArchiveRow,
-    remake: &Remake,
+    derivation: &DerivedArchive,
     now: Wallclock,
-) -> Result<ArchiveRow, AskError> {
+) -> Result<ArchiveRow, RequestError> {
     if !matches!(of.status, ArchiveStatus::Available | ArchiveStatus::Uploaded) {
-        return Err(AskError::Unfinished { archive: of.archive, status: of.status.as_str() });
+        return Err(RequestError::Unfinished { archive: of.archive, status: of.status.as_str() });
     }
     let mut options = of.options.clone();
     options.output_mode = OutputMode::Composed;
-    if let Remake::Recompose { layout, resolution, .. } = remake {
+    if let DerivedArchive::Recompose { layout, resolution, .. } = derivation {
         options.layout = layout.clone().or(options.layout);
         options.resolution = resolution.or(options.resolution);
     }
     let new = ArchiveRow::derived(of, ArchiveId::random(), options, now);
-    let what = serde_json::to_string(remake).expect("plain data");
+    let what = serde_json::to_string(derivation).expect("plain data");
     let limits = DerivedArchiveLimits { all: WAITING_MAX, of_one: WAITING_OF_ONE_MAX };
-    if catalog.add_derived_archive(&new, of.archive, &what, limits, now).await? { Ok(new) } else { Err(AskError::Busy) }
+    if catalog.add_derived_archive(&new, of.archive, &what, limits, now).await? {
+        Ok(new)
+    } else {
+        Err(RequestError::Busy)
+    }
 }
 
-/// Makes what was asked for, until `cancel`.
-pub async fn keep_making(
+/// Makes the requested archives, until `cancel`.
+pub async fn run_derivations(
     settings: Arc<Settings>,
     catalog: SharedCatalog,
     store: SharedStore,
     cancel: CancellationToken,
 ) {
     let data_dir = settings.worker.data_dir.clone();
-    tokio::task::spawn_blocking(move || workspace::clean(&data_dir)).await.unwrap_or_default();
+    tokio::task::spawn_blocking(move || workspace::remove_abandoned(&data_dir)).await.unwrap_or_default();
     loop {
         let now = Wallclock::now();
         match catalog.claim_derived_archive(now, now + LEASE).await {
-            // Nobody lived to say how the last try ended.
-            Ok(Some(remake)) if remake.tries > TRIES_MAX => {
-                let DerivedArchiveRow { archive, source, .. } = remake;
-                tracing::error!(%archive, %source, "each of {TRIES_MAX} tries to make the archive broke off: it is given up");
+            // Each attempt ended with its process.
+            Ok(Some(claimed)) if claimed.tries > ATTEMPTS_MAX => {
+                let DerivedArchiveRow { archive, source, .. } = claimed;
+                tracing::error!(%archive, %source, "each of {ATTEMPTS_MAX} tries to make the archive broke off: it is given up");
                 if let Err(error) = give_up(catalog.as_ref(), archive).await {
                     tracing::warn!(%archive, "it is not given up: {}", chain(&error));
                 }
             }
-            Ok(Some(remake)) => {
-                let archive = remake.archive;
+            Ok(Some(claimed)) => {
+                let archive = claimed.archive;
                 let making =
-                    AssertUnwindSafe(make(&settings, catalog.as_ref(), &store, remake, &cancel)).catch_unwind();
+                    AssertUnwindSafe(derive(&settings, catalog.as_ref(), &store, claimed, &cancel)).catch_unwind();
                 if making.await.is_err() {
                     tracing::error!(fault.kind = "bug", %archive, "making an archive of another one panicked");
                     if let Err(error) = give_up(catalog.as_ref(), archive).await {
@@ -145,7 +149,7 @@ pub async fn keep_making(
                 }
             }
             Ok(None) => {
-                if cancel.run_until_cancelled(sleep(POLL)).await.is_none() {
+                if cancel.run_until_cancelled(sleep(POLL_INTERVAL)).await.is_none() {
                     return;
                 }
             }
@@ -162,62 +166,62 @@ pub async fn keep_making(
     }
 }
 
-/// What a try came to.
-enum Made {
+/// The result of an attempt.
+enum AttemptOutcome {
     Done,
     /// Never, or not any more.
     Failed(String),
-    Later(String),
+    Retry(String),
 }
 
-impl Made {
+impl AttemptOutcome {
     fn of(result: Result<ArchiveRow, impl HasFault>, tries: i64) -> Self {
         match result {
             Ok(_) => Self::Done,
-            Err(error) if error.fault().retry == Retry::Never || tries >= TRIES_MAX => Self::Failed(chain(&error)),
-            Err(error) => Self::Later(chain(&error)),
+            Err(error) if error.fault().retry == Retry::Never || tries >= ATTEMPTS_MAX => Self::Failed(chain(&error)),
+            Err(error) => Self::Retry(chain(&error)),
         }
     }
 }
 
-async fn make(
+async fn derive(
     settings: &Settings,
     catalog: &dyn Catalog,
     store: &SharedStore,
-    mut remake: DerivedArchiveRow,
+    mut claimed: DerivedArchiveRow,
     cancel: &CancellationToken,
 ) {
-    let (archive, ours) = (remake.archive, cancel.child_token());
-    let work = try_once(settings, catalog, store, remake.clone(), &ours);
-    tokio::pin!(work);
-    let made = loop {
+    let (archive, attempt_cancel) = (claimed.archive, cancel.child_token());
+    let running = attempt(settings, catalog, store, claimed.clone(), &attempt_cancel);
+    tokio::pin!(running);
+    let outcome = loop {
         tokio::select! {
-            made = &mut work => break made,
+            outcome = &mut running => break outcome,
             () = sleep(LEASE / 3) => {
-                // An error is no loss of it: the next time may be in time.
-                if let Ok(false) = catalog.extend_derived_archive(&mut remake, Wallclock::now() + LEASE).await {
+                // An error does not lose the lease: the next renewal may be in time.
+                if let Ok(false) = catalog.extend_derived_archive(&mut claimed, Wallclock::now() + LEASE).await {
                     tracing::warn!(%archive, "somebody else makes this archive now");
-                    ours.cancel();
-                    work.await;
+                    attempt_cancel.cancel();
+                    running.await;
                     return;
                 }
             }
         }
     };
-    if cancel.is_cancelled() && !matches!(made, Made::Done) {
-        // Whoever is there takes it at once.
-        catalog.release_derived_archive(&remake, Wallclock::now()).await.unwrap_or_default();
+    if cancel.is_cancelled() && !matches!(outcome, AttemptOutcome::Done) {
+        // Another process can take it at once.
+        catalog.release_derived_archive(&claimed, Wallclock::now()).await.unwrap_or_default();
         return;
     }
-    let ended = match made {
-        Made::Done => catalog.finish_derived_archive(archive).await,
-        Made::Failed(why) => {
-            tracing::warn!(%archive, source = %remake.source, "the archive cannot be made: {why}");
+    let ended = match outcome {
+        AttemptOutcome::Done => catalog.finish_derived_archive(archive).await,
+        AttemptOutcome::Failed(why) => {
+            tracing::warn!(%archive, source = %claimed.source, "the archive cannot be made: {why}");
             give_up(catalog, archive).await
         }
-        Made::Later(why) => {
-            tracing::info!(%archive, tries = remake.tries, "the archive cannot be made for now: {why}");
-            catalog.extend_derived_archive(&mut remake, Wallclock::now() + PAUSE).await.map(drop)
+        AttemptOutcome::Retry(why) => {
+            tracing::info!(%archive, tries = claimed.tries, "the archive cannot be made for now: {why}");
+            catalog.extend_derived_archive(&mut claimed, Wallclock::now() + RETRY_DELAY).await.map(drop)
         }
     };
     if let Err(error) = ended {
@@ -232,31 +236,36 @@ async fn give_up(catalog: &dyn Catalog, archive: ArchiveId) -> Result<(), Catalo
     catalog.finish_derived_archive(archive).await
 }
 
-async fn try_once(
+async fn attempt(
     settings: &Settings,
     catalog: &dyn Catalog,
     store: &SharedStore,
-    remake: DerivedArchiveRow,
+    claimed: DerivedArchiveRow,
     cancel: &CancellationToken,
-) -> Made {
-    // It was made, and only that was not noted.
-    if let Ok(Some(row)) = catalog.archive(remake.archive).await
+) -> AttemptOutcome {
+    // An earlier attempt made it, and did not note that.
+    if let Ok(Some(row)) = catalog.archive(claimed.archive).await
         && row.status != ArchiveStatus::Stopped
     {
-        return Made::Done;
+        return AttemptOutcome::Done;
     }
-    let DerivedArchiveRow { archive, source, tries, .. } = remake;
-    match serde_json::from_str(&remake.what) {
-        Ok(Remake::Clip(part)) => {
-            Made::of(clip(settings, catalog, store.as_ref(), (source, archive), part, cancel).await, tries)
-        }
-        Ok(Remake::Recompose { layout, resolution, from_ms, to_ms }) => {
+    let DerivedArchiveRow { archive, source, tries, .. } = claimed;
+    match serde_json::from_str(&claimed.what) {
+        Ok(DerivedArchive::Clip(part)) => AttemptOutcome::of(
+            clip(settings, catalog, store.as_ref(), Derivation { source, new: archive }, part, cancel).await,
+            tries,
+        ),
+        Ok(DerivedArchive::Recompose { layout, resolution, from_ms, to_ms }) => {
             let part = from_ms.is_some() || to_ms.is_some();
             let clip = part.then(|| Clip { from_ms: from_ms.unwrap_or(0), to_ms });
-            let otherwise = Otherwise { layout, resolution, clip };
-            Made::of(recompose(settings, catalog, store.as_ref(), (source, archive), &otherwise, cancel).await, tries)
+            let overrides = RecomposeOverrides { layout, resolution, clip };
+            AttemptOutcome::of(
+                recompose(settings, catalog, store.as_ref(), Derivation { source, new: archive }, &overrides, cancel)
+                    .await,
+                tries,
+            )
         }
-        Err(error) => Made::Failed(format!("what is to be made cannot be read: {error}")),
+        Err(error) => AttemptOutcome::Failed(format!("what is to be made cannot be read: {error}")),
     }
 }
 
@@ -291,8 +300,8 @@ mod tests {
         }
     }
 
-    fn remake() -> Remake {
-        Remake::Recompose { layout: None, resolution: None, from_ms: None, to_ms: None }
+    fn derivation() -> DerivedArchive {
+        DerivedArchive::Recompose { layout: None, resolution: None, from_ms: None, to_ms: None }
     }
 
     async fn catalog(dir: &tempfile::TempDir) -> SharedCatalog {
@@ -304,7 +313,8 @@ mod tests {
     async fn an_application_that_asks_for_too_much_is_told_so_and_keeps_nobody_else_waiting() {
         let dir = tempfile::tempdir().expect("folder");
         let catalog = catalog(&dir).await;
-        let asked = async |of: &str| ask(catalog.as_ref(), &source(of), &remake(), Wallclock(2)).await;
+        let asked =
+            async |of: &str| request_derived_archive(catalog.as_ref(), &source(of), &derivation(), Wallclock(2)).await;
         for _ in 0..WAITING_OF_ONE_MAX {
             asked("busy").await.expect("there is room");
         }
@@ -317,8 +327,10 @@ mod tests {
     async fn what_takes_its_process_with_it_each_time_is_given_up() {
         let dir = tempfile::tempdir().expect("folder");
         let catalog = catalog(&dir).await;
-        let new = ask(catalog.as_ref(), &source("app"), &remake(), Wallclock(2)).await.expect("asked");
-        for tries in 1..=TRIES_MAX {
+        let new = request_derived_archive(catalog.as_ref(), &source("app"), &derivation(), Wallclock(2))
+            .await
+            .expect("asked");
+        for tries in 1..=ATTEMPTS_MAX {
             // Nobody says how it ended.
             let claimed =
                 catalog.claim_derived_archive(Wallclock(3), Wallclock(3)).await.expect("catalog").expect("it waits");
@@ -329,7 +341,7 @@ mod tests {
         let settings = Settings::load(Some(&file), &std::collections::BTreeMap::new()).expect("settings");
         let store: SharedStore = Arc::new(DirStore::open(&dir.path().join("store")).expect("store"));
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(keep_making(Arc::new(settings), catalog.clone(), store, cancel.clone()));
+        tasks.spawn(run_derivations(Arc::new(settings), catalog.clone(), store, cancel.clone()));
         for _ in 0..100 {
             if catalog.archive(new.archive).await.expect("catalog").is_some_and(|a| a.status == ArchiveStatus::Failed) {
                 break;

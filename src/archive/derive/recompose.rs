@@ -1,10 +1,10 @@
-//! Making a new archive of the kept segments of another one: with another layout or size, or of a part of it.
+//! Makes a new archive of the kept segments of another one: with another layout or size, or of a part of it.
 
 use tokio_util::sync::CancellationToken;
 
-use super::workspace::{RECOMPOSE, RemakeError, Work, beside, finished, publish};
+use super::workspace::{Derivation, DeriveError, RECOMPOSE, Workspace, finished_archive, publish, required_free_bytes};
 use crate::archive::build::{Clip, build};
-use crate::archive::object::About;
+use crate::archive::object::ArchiveDescriptor;
 use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 use crate::media::Pipelines;
@@ -17,9 +17,9 @@ use crate::recording::upload::{JOB, ShipError};
 use crate::store::ObjectStore;
 use crate::store::keys::Keys;
 
-/// What is to be other than in the first archive.
+/// The options that a recomposition changes.
 #[derive(Debug, Clone, Default)]
-pub struct Otherwise {
+pub struct RecomposeOverrides {
     /// Its layout.
     pub layout: Option<Layout>,
     /// Its size.
@@ -28,12 +28,12 @@ pub struct Otherwise {
     pub clip: Option<Clip>,
 }
 
-/// Why there is no new archive.
+/// Why an archive cannot be recomposed.
 #[derive(Debug, thiserror::Error)]
 pub enum RecomposeError {
-    /// What any new archive takes.
+    /// A step of every derivation.
     #[error(transparent)]
-    Remake(#[from] RemakeError),
+    Derive(#[from] DeriveError),
     /// Fetching the segments.
     #[error(transparent)]
     Fetch(#[from] ShipError),
@@ -45,14 +45,14 @@ pub enum RecomposeError {
 impl HasFault for RecomposeError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Remake(e) => e.fault(),
+            Self::Derive(e) => e.fault(),
             Self::Fetch(e) => e.fault(),
             Self::NotKept(_) => FaultKind::NotFound.fault(),
         }
     }
 }
 
-/// Makes a composed archive (the second) of another one's (the first's) segments, and publishes it. Returns the new one.
+/// Composes another archive's segments again, and publishes the result as a new archive. Returns the new one.
 ///
 /// # Errors
 /// See [`RecomposeError`].
@@ -60,32 +60,37 @@ pub async fn recompose(
     settings: &Settings,
     catalog: &dyn Catalog,
     store: &dyn ObjectStore,
-    (archive, new): (ArchiveId, ArchiveId),
-    otherwise: &Otherwise,
+    Derivation { source: archive, new }: Derivation,
+    overrides: &RecomposeOverrides,
     cancel: &CancellationToken,
 ) -> Result<ArchiveRow, RecomposeError> {
-    let row = finished(catalog, archive).await?;
-    let work = Work::begin(settings, RECOMPOSE, new).await?;
+    let row = finished_archive(catalog, archive).await?;
+    let workspace = Workspace::create(settings, RECOMPOSE, new).await?;
     let made: Result<ArchiveRow, RecomposeError> = async {
-        let dir = work.dir.clone();
+        let dir = workspace.dir.clone();
         let keys = Keys::new(row.application.clone(), archive);
-        let fetched = restore_reserving(store, &keys, &dir, beside, cancel).await?;
-        let about = std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<About>(&json).ok());
-        let Some(mut about) = about.filter(|_| fetched > 0) else { return Err(RecomposeError::NotKept(archive)) };
-        about.archive = new;
-        about.clip = otherwise.clip;
-        about.options.output_mode = OutputMode::Composed;
-        about.ignore_layout_history = otherwise.layout.is_some();
-        about.options.layout = otherwise.layout.clone().or(about.options.layout);
-        about.options.resolution = otherwise.resolution.or(about.options.resolution);
-        let (out, reason, stop, told) = (dir.join("out"), row.reason.clone(), cancel.clone(), about.clone());
+        let fetched = restore_reserving(store, &keys, &dir, required_free_bytes, cancel).await?;
+        let descriptor =
+            std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<ArchiveDescriptor>(&json).ok());
+        let Some(mut descriptor) = descriptor.filter(|_| fetched > 0) else {
+            return Err(RecomposeError::NotKept(archive));
+        };
+        descriptor.archive = new;
+        descriptor.clip = overrides.clip;
+        descriptor.options.output_mode = OutputMode::Composed;
+        descriptor.ignore_layout_history = overrides.layout.is_some();
+        descriptor.options.layout = overrides.layout.clone().or(descriptor.options.layout);
+        descriptor.options.resolution = overrides.resolution.or(descriptor.options.resolution);
+        let (out, reason, stop, built_descriptor) =
+            (dir.join("out"), row.reason.clone(), cancel.clone(), descriptor.clone());
         let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
-        let making = tokio::task::spawn_blocking(move || build(&dir, &told, &reason, None, &pipelines, &stop));
-        let built = making.await.expect("making an archive does not panic").map_err(RemakeError::from)?;
-        let row = ArchiveRow { options: about.options.clone(), ..row };
-        Ok(publish((catalog, store), settings.store.part_size.0, row, &built, &out, cancel).await?)
+        let making =
+            tokio::task::spawn_blocking(move || build(&dir, &built_descriptor, &reason, None, &pipelines, &stop));
+        let built = making.await.expect("making an archive does not panic").map_err(DeriveError::from)?;
+        let row = ArchiveRow { options: descriptor.options.clone(), ..row };
+        Ok(publish(catalog, store, settings.store.part_size.0, row, &built, &out, cancel).await?)
     }
     .await;
-    work.end().await;
+    workspace.remove().await;
     made
 }

@@ -1,4 +1,4 @@
-//! An archive that is made of another one, however that is done: finding the other, a folder for the work, publishing the new.
+//! Steps of every derivation: load the source archive, create a workspace, publish the new archive.
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -21,16 +21,25 @@ use crate::recording::spool::check_free_space;
 use crate::store::ObjectStore;
 use crate::store::keys::Keys;
 
-/// The folder of the data directory in which parts are cut out.
+/// The folder of the data directory for clips.
 pub(super) const CLIP: &str = "clip";
-/// The one in which archives are composed anew.
+/// The folder of the data directory for recompositions.
 pub(super) const RECOMPOSE: &str = "recompose";
-/// So much of the disk stays free beside what is made: captures go on.
+/// Bytes of the disk that stay free beside a derived archive: captures must continue.
 const FREE_MIN: u64 = 256 << 20;
 
-/// Why there is no new archive, whatever it was to be.
+/// Ids of an archive and of the one that is derived from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Derivation {
+    /// The existing archive.
+    pub source: ArchiveId,
+    /// The derived archive.
+    pub new: ArchiveId,
+}
+
+/// Why no archive could be derived.
 #[derive(Debug, thiserror::Error)]
-pub enum RemakeError {
+pub enum DeriveError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -56,7 +65,7 @@ pub enum RemakeError {
     },
 }
 
-impl RemakeError {
+impl DeriveError {
     /// A folder or file that cannot be used.
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
@@ -64,7 +73,7 @@ impl RemakeError {
     }
 }
 
-impl HasFault for RemakeError {
+impl HasFault for DeriveError {
     fn fault(&self) -> Fault {
         match self {
             Self::Catalog(e) => e.fault(),
@@ -77,76 +86,78 @@ impl HasFault for RemakeError {
     }
 }
 
-/// An archive that others can be made of.
-pub(super) async fn finished(catalog: &dyn Catalog, archive: ArchiveId) -> Result<ArchiveRow, RemakeError> {
-    let finished = |row: &ArchiveRow| matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded);
-    catalog.archive(archive).await?.filter(finished).ok_or(RemakeError::NotFound(archive))
+/// Loads an archive that others can be derived from.
+pub(super) async fn finished_archive(catalog: &dyn Catalog, archive: ArchiveId) -> Result<ArchiveRow, DeriveError> {
+    let is_finished = |row: &ArchiveRow| matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded);
+    catalog.archive(archive).await?.filter(is_finished).ok_or(DeriveError::NotFound(archive))
 }
 
-/// What must be free to make an archive of so many bytes that are fetched: it is hardly larger than these.
-pub(super) const fn beside(bytes: u64) -> u64 {
+/// Disk space that an archive needs which is made of `bytes` fetched bytes: it is hardly larger than these.
+pub(super) const fn required_free_bytes(bytes: u64) -> u64 {
     bytes.saturating_add(FREE_MIN)
 }
 
-/// The folder of the work on one archive; removed with it.
-pub(super) struct Work {
+/// The folder in which one derived archive is made. It is removed at the end.
+pub(super) struct Workspace {
     pub dir: PathBuf,
     /// `None` when the folder is being removed.
-    held: Option<Held>,
+    lock: Option<WorkspaceLock>,
 }
 
-impl Work {
-    /// Makes the folder.
-    pub async fn begin(settings: &Settings, doing: &str, archive: ArchiveId) -> Result<Self, RemakeError> {
+impl Workspace {
+    /// Creates and locks the folder.
+    pub async fn create(settings: &Settings, doing: &str, archive: ArchiveId) -> Result<Self, DeriveError> {
         let dir = settings.worker.data_dir.join(doing).join(archive.to_string());
         let making = tokio::task::spawn_blocking(move || {
-            let held = make(&dir).map_err(RemakeError::io(&dir))?;
-            Ok(Self { dir, held: Some(held) })
+            let lock = create_and_lock(&dir).map_err(DeriveError::io(&dir))?;
+            Ok(Self { dir, lock: Some(lock) })
         });
         making.await.expect("making a folder does not panic")
     }
 
-    /// Looks whether an archive of so many bytes, that are fetched first, can be made here.
-    pub async fn has_room(&self, bytes: u64) -> Result<(), RemakeError> {
+    /// Checks that the disk has room to fetch a number of bytes and to make an archive of them.
+    pub async fn check_free_space(&self, bytes: u64) -> Result<(), DeriveError> {
         let dir = self.dir.clone();
-        let looking = tokio::task::spawn_blocking(move || check_free_space(&dir, bytes.saturating_add(beside(bytes))));
+        let looking = tokio::task::spawn_blocking(move || {
+            check_free_space(&dir, bytes.saturating_add(required_free_bytes(bytes)))
+        });
         Ok(looking.await.expect("looking at a disk does not panic")?)
     }
 
     /// Removes the folder, which takes a while when there are gigabytes in it.
-    pub async fn end(mut self) {
-        if let Some(held) = self.held.take() {
+    pub async fn remove(mut self) {
+        if let Some(lock) = self.lock.take() {
             let dir = std::mem::take(&mut self.dir);
-            tokio::task::spawn_blocking(move || remove(&dir, &held)).await.unwrap_or_default();
+            tokio::task::spawn_blocking(move || remove_folder(&dir, &lock)).await.unwrap_or_default();
         }
     }
 }
 
-impl Drop for Work {
-    /// After a panic, or when nobody waits for the archive any more.
+impl Drop for Workspace {
+    /// After a panic, or when the derivation was dropped.
     fn drop(&mut self) {
-        let Some(held) = self.held.take() else { return };
+        let Some(lock) = self.lock.take() else { return };
         let dir = std::mem::take(&mut self.dir);
         match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || remove(&dir, &held))),
-            Err(_) => remove(&dir, &held),
+            Ok(runtime) => drop(runtime.spawn_blocking(move || remove_folder(&dir, &lock))),
+            Err(_) => remove_folder(&dir, &lock),
         }
     }
 }
 
-/// A locked file beside a folder: whoever has it works there. It ends with its process, however that ends.
-struct Held {
+/// A locked file beside a folder: its owner works there. The lock ends with the process.
+struct WorkspaceLock {
     path: PathBuf,
     _file: File,
 }
 
-fn make(dir: &Path) -> io::Result<Held> {
+fn create_and_lock(dir: &Path) -> io::Result<WorkspaceLock> {
     std::fs::create_dir_all(dir)?;
-    hold(dir)?.ok_or_else(|| io::Error::new(io::ErrorKind::WouldBlock, "somebody else works there"))
+    try_lock(dir)?.ok_or_else(|| io::Error::new(io::ErrorKind::WouldBlock, "somebody else works there"))
 }
 
-/// `None` when somebody else has it.
-fn hold(dir: &Path) -> io::Result<Option<Held>> {
+/// Takes the lock; `None` when another process has it.
+fn try_lock(dir: &Path) -> io::Result<Option<WorkspaceLock>> {
     let path = dir.with_extension("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path)?;
     match file.try_lock() {
@@ -154,13 +165,13 @@ fn hold(dir: &Path) -> io::Result<Option<Held>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    // Whoever had it before has removed it meanwhile: then the next one makes, and locks, another.
+    // The owner before may have removed the file meanwhile: then this lock is void, and the next owner creates another file.
     let same = std::fs::metadata(&path).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
-    Ok(same.then_some(Held { path, _file: file }))
+    Ok(same.then_some(WorkspaceLock { path, _file: file }))
 }
 
-fn remove(dir: &Path, held: &Held) {
-    for removed in [std::fs::remove_dir_all(dir), std::fs::remove_file(&held.path)] {
+fn remove_folder(dir: &Path, lock: &WorkspaceLock) {
+    for removed in [std::fs::remove_dir_all(dir), std::fs::remove_file(&lock.path)] {
         match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %dir.display(), "the folder stays: {error}");
@@ -170,16 +181,16 @@ fn remove(dir: &Path, held: &Held) {
     }
 }
 
-/// Removes what processes left that were killed at work. What somebody works in stays. Blocking.
-pub(super) fn clean(data_dir: &Path) {
+/// Removes the folders of killed processes. Locked folders stay. Blocking.
+pub(super) fn remove_abandoned(data_dir: &Path) {
     for doing in [CLIP, RECOMPOSE] {
         let Ok(entries) = std::fs::read_dir(data_dir.join(doing)) else { continue };
         let dirs: BTreeSet<PathBuf> = entries.flatten().map(|entry| entry.path().with_extension("")).collect();
         let ours =
             |dir: &PathBuf| dir.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.parse::<ArchiveId>().is_ok());
         for dir in dirs.into_iter().filter(ours) {
-            match hold(&dir) {
-                Ok(Some(held)) => remove(&dir, &held),
+            match try_lock(&dir) {
+                Ok(Some(lock)) => remove_folder(&dir, &lock),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(path = %dir.display(), "the folder stays: {error}"),
             }
@@ -187,15 +198,16 @@ pub(super) fn clean(data_dir: &Path) {
     }
 }
 
-/// Sends a composed archive that was made of another one, and enters it in the catalog.
+/// Sends a derived archive, and enters it in the catalog.
 pub(super) async fn publish(
-    (catalog, store): (&dyn Catalog, &dyn ObjectStore),
+    catalog: &dyn Catalog,
+    store: &dyn ObjectStore,
     part_bytes: u64,
     of: ArchiveRow,
     built: &Built,
     out: &Path,
     cancel: &CancellationToken,
-) -> Result<ArchiveRow, RemakeError> {
+) -> Result<ArchiveRow, DeriveError> {
     let archive = built.manifest.archive_id;
     let keys = Keys::new(of.application.clone(), archive);
     let delivery = Delivery { store, keys: &keys, out, part_bytes, progress: &|_| {} };
@@ -227,23 +239,23 @@ mod tests {
         let folder = data.path().join(RECOMPOSE).join(left.to_string());
         std::fs::create_dir_all(folder.join("tracks")).expect("folder");
         std::fs::write(folder.join("tracks/1.mkv"), "x").expect("written");
-        let begin = async |archive| Work::begin(&settings, RECOMPOSE, archive).await;
+        let begin = async |archive| Workspace::create(&settings, RECOMPOSE, archive).await;
         let working = begin(works).await.expect("begins");
         let again = begin(works).await.map(drop).expect_err("somebody else works there");
         assert_eq!(again.fault().kind, FaultKind::SpoolIo);
         let ending = begin(ends).await.expect("begins");
-        let full = ending.has_room(u64::MAX / 4).await.expect_err("no disk is as large");
+        let full = ending.check_free_space(u64::MAX / 4).await.expect_err("no disk is as large");
         assert_eq!(full.fault().kind, FaultKind::SpoolFull);
-        ending.has_room(1).await.expect("there is room");
-        ending.end().await;
-        clean(data.path());
+        ending.check_free_space(1).await.expect("there is room");
+        ending.remove().await;
+        remove_abandoned(data.path());
         let there = || {
             let entries = std::fs::read_dir(data.path().join(RECOMPOSE)).expect("listed");
             entries.flatten().map(|entry| entry.path()).collect::<BTreeSet<_>>()
         };
         let expected = [working.dir.clone(), working.dir.with_extension("lock")];
         assert_eq!(there(), expected.into());
-        working.end().await;
+        working.remove().await;
         assert_eq!(there(), BTreeSet::new());
     }
 }
