@@ -90,7 +90,7 @@ impl JsonRequest for RecomposeArchive {
 
     fn check(self) -> Result<DerivedArchive, ApiError> {
         if let Some(layout) = &self.layout {
-            layout.check().map_err(invalid_field)?;
+            layout.check().map_err(|e| invalid_field(&e))?;
         }
         let Span { from_ms, to_ms } = Span::new(self.from, self.to)?;
         Ok(DerivedArchive::Recompose { layout: self.layout, resolution: self.resolution, from_ms, to_ms })

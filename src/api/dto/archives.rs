@@ -14,7 +14,7 @@ use crate::model::ids::{SessionId, StreamId};
 use crate::model::layout::Layout;
 
 /// The answer to a field that a `check` of the model refuses.
-pub(super) fn invalid_field(error: FieldError) -> ApiError {
+pub(super) fn invalid_field(error: &FieldError) -> ApiError {
     ApiError::invalid(error.to_string())
 }
 
@@ -32,7 +32,7 @@ impl JsonRequest for Layout {
     }
 
     fn check(self) -> Result<Self, ApiError> {
-        Layout::check(&self).map_err(invalid_field)?;
+        Layout::check(&self).map_err(|e| invalid_field(&e))?;
         Ok(self)
     }
 }
@@ -132,7 +132,7 @@ impl JsonRequest for StartArchive {
             max_bitrate: self.max_bitrate,
             multi_archive_tag: self.multi_archive_tag,
         };
-        options.check().map_err(invalid_field)?;
+        options.check().map_err(|e| invalid_field(&e))?;
         if options.output_mode == OutputMode::Individual {
             let composed_only = [
                 ("resolution", options.resolution.is_some()),
