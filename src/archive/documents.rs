@@ -5,8 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId, StreamId, TrackKind};
-use crate::model::media::VideoType;
-use crate::model::media::{Codec, Gap, TrackStats};
+use crate::model::media::{Codec, Gap, TrackStats, VideoType};
 
 /// The version of [`Manifest`] and [`Report`].
 pub const VERSION: u32 = 1;

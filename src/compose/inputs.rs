@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use super::clock::Clocks;
-use crate::media::MediaError;
-use crate::media::SAMPLE_RATE;
 use crate::media::decode::{AudioDecoder, DecodedFrame, VideoDecoder};
+use crate::media::{MediaError, SAMPLE_RATE};
 use crate::model::fault::chain;
 use crate::model::ids::TrackId;
 use crate::model::media::{Codec, Frame, TrackFormat};

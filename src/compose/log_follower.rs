@@ -15,11 +15,9 @@ use super::timeline::{self, Stream};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::Layout;
 use crate::model::time::{MediaSpan, MediaTime};
-use crate::recording;
 use crate::recording::LogError;
-use crate::recording::history;
-use crate::recording::history::Event;
-use crate::recording::reader::TrackIndex;
+use crate::recording::history::{self, Event};
+use crate::recording::reader::{self, TrackIndex};
 
 /// Media that arrives has a media time at most this much before its arrival, unless the network delayed it.
 const JITTER_MAX: MediaSpan = 500_000_000;
@@ -99,7 +97,7 @@ impl ProgressReceiver {
         let latest = waited.map_or_else(|poisoned| poisoned.into_inner().0.take(), |(mut latest, _)| latest.take());
         match latest {
             Some(LogProgress::Watermark(at)) => {
-                self.watermark = self.watermark.max(MediaTime(at.0.saturating_sub(JITTER_MAX)))
+                self.watermark = self.watermark.max(MediaTime(at.0.saturating_sub(JITTER_MAX)));
             }
             Some(LogProgress::Ended) => self.watermark = MediaTime(i64::MAX),
             None if shared.sender_dropped.load(Ordering::Relaxed) => return Err(WorkerGone),
@@ -156,7 +154,7 @@ impl SessionLog {
     /// Reads what was added to the log.
     pub fn refresh(&mut self) -> Result<(), LogError> {
         let known = self.spans.len();
-        for (track, dir) in recording::reader::tracks(&self.dir)? {
+        for (track, dir) in reader::tracks(&self.dir)? {
             let index = match self.indexes.get_mut(&track) {
                 Some(index) => {
                     index.refresh()?;

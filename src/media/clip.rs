@@ -12,9 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::mp4::index::{AAC_SAMPLES, FRAME_TICKS, Track};
-use super::mp4::read;
 pub use super::mp4::read::Mp4Error;
-use super::mp4::read::{Movie, RATE_MAX, SampleLocation, TrackRead};
+use super::mp4::read::{self, Movie, RATE_MAX, SampleLocation, TrackRead};
 use super::mp4::{Mp4Writer, Sample};
 
 /// The part of a file to clip.

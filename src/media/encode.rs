@@ -11,12 +11,11 @@ use gstreamer_app::{AppSink, AppSinkCallbacks, AppSrc};
 use gstreamer_video::{VideoColorimetry, VideoFormat, VideoFrameExt, VideoFrameRef, VideoInfo};
 use tokio_util::sync::CancellationToken;
 
-use super::SAMPLE_RATE;
 use super::mp4::index::Track;
 use super::mp4::{self, Mp4Writer, Sample};
 use super::plane::PlaneMut;
 use super::runner::Pipeline;
-use super::{MediaError, Pipelines, fragment};
+use super::{MediaError, Pipelines, SAMPLE_RATE, fragment};
 
 /// Canvases that the encoder may hold; x264's lookahead takes about twenty.
 const CANVASES_MAX: usize = 128;

@@ -42,7 +42,7 @@ impl TrackRules {
                     FrameEnd::Complete(count) => self.release(count, now, out),
                     FrameEnd::Hole(at) if self.expired(at, now, give_up) => self.give_up(at),
                     FrameEnd::Unfinished if give_up || self.jitter_buffer.is_full() => {
-                        self.give_up(self.jitter_buffer.len())
+                        self.give_up(self.jitter_buffer.len());
                     }
                     FrameEnd::Hole(_) | FrameEnd::Unfinished => break,
                 },
