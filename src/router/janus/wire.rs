@@ -19,6 +19,17 @@ const ROOMS_MAX: usize = 20_000;
 const ROOM_EXISTS: i64 = 427;
 /// VideoRoom's error code: no such room.
 const NO_SUCH_ROOM: i64 = 426;
+/// VideoRoom's error code: no such feed, or no such mid of a feed.
+const NO_SUCH_FEED: i64 = 428;
+/// VideoRoom's error code: an element is missing in the request.
+const MISSING_ELEMENT: i64 = 429;
+/// VideoRoom's error code: an element of the request is invalid.
+const INVALID_ELEMENT: i64 = 430;
+/// Error codes of refusals: without or with a wrong secret (403), a token that does not permit the plugin (405) or is unknown (470), and
+/// VideoRoom's (433): wrong pin, secret, token or private id, or kicked. (`apierror.h` and `janus_videoroom.c` of Janus 1.1.2.)
+const REFUSED: [i64; 4] = [403, 405, 433, 470];
+/// The elements of requests that are credentials.
+const CREDENTIALS: [&str; 5] = ["pin", "secret", "token", "admin_key", "private_id"];
 
 /// An id that may be a text or a number (`string_ids`).
 #[must_use]
@@ -230,10 +241,18 @@ pub fn error(
     let router = router.to_owned();
     Some(match (code, room) {
         (NO_SUCH_ROOM, Some(room)) => RouterError::RoomNotFound { router, room: room.clone() },
-        (428, _) => RouterError::StreamNotFound { stream: problem },
-        (403 | 405 | 429 | 430 | 433, _) => RouterError::Refused { router, doing, code, text: problem },
+        (NO_SUCH_FEED, _) => RouterError::StreamNotFound { stream: problem },
+        _ if is_refusal(code, &problem) => RouterError::Refused { router, doing, code, text: problem },
         _ => RouterError::Protocol { router, doing, problem: format!("error {code}: {problem}") },
     })
+}
+
+/// Whether an error says that the credentials of the request are not enough. Janus has one code for all elements of a request that are
+/// missing, a needed pin as well as a mid; its text names the element.
+fn is_refusal(code: i64, text: &str) -> bool {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    REFUSED.contains(&code)
+        || ([MISSING_ELEMENT, INVALID_ELEMENT].contains(&code) && words.any(|word| CREDENTIALS.contains(&word)))
 }
 
 #[cfg(test)]
@@ -332,12 +351,53 @@ mod tests {
     #[test]
     fn errors_are_told_apart_by_their_codes() {
         let room = "r".parse().expect("room");
-        let plugin =
-            |code: i64| json!({ "janus": "event", "plugindata": { "data": { "error_code": code, "error": "x" } } });
-        assert!(matches!(error("j", Some(&room), "join", &plugin(426)), Some(RouterError::RoomNotFound { .. })));
-        assert!(matches!(error("j", Some(&room), "join", &plugin(433)), Some(RouterError::Refused { .. })));
-        let core = json!({ "janus": "error", "error": { "code": 403, "reason": "Unauthorized" } });
-        assert!(matches!(error("j", None, "join", &core), Some(RouterError::Refused { code: 403, .. })));
+        let kind = |error: RouterError| match error {
+            RouterError::RoomNotFound { .. } => "no room",
+            RouterError::StreamNotFound { .. } => "no stream",
+            RouterError::Refused { .. } => "refused",
+            RouterError::Protocol { .. } => "protocol",
+            RouterError::Unavailable { .. } | RouterError::Timeout { .. } => "unavailable",
+        };
+        // The texts are those of Janus 1.1.2.
+        for (code, text, expected) in [
+            (421, "No message??", "protocol"),
+            (423, "Unknown request 'x'", "protocol"),
+            (425, "Already in as a subscriber on this handle", "protocol"),
+            (426, "No such room (r)", "no room"),
+            (428, "No such feed (alice)", "no stream"),
+            (428, "No such mid '7' in feed (alice)", "no stream"),
+            (429, "Missing mandatory element (pin)", "refused"),
+            (429, "Missing mandatory element (secret)", "refused"),
+            (429, "Missing mandatory element (admin_key)", "refused"),
+            (429, "At least one between 'streams' and 'feed' must be specified", "protocol"),
+            (429, "Missing mandatory element (ptype)", "protocol"),
+            (430, "Invalid element type (pin should be a string)", "refused"),
+            (430, "Invalid element type (private_id should be a positive integer)", "refused"),
+            (430, "Invalid element type (room should be a positive integer)", "protocol"),
+            (432, "Maximum number of publishers (3) already reached", "protocol"),
+            (433, "Unauthorized (not in the allowed list)", "refused"),
+            (433, "Unauthorized (this room requires a valid private_id)", "refused"),
+            (433, "Unauthorized (wrong pin)", "refused"),
+            (433, "Unauthorized, you have been kicked", "refused"),
+            (436, "User ID alice already exists", "protocol"),
+            (499, "Unknown error", "protocol"),
+        ] {
+            let data = json!({ "videoroom": "event", "error_code": code, "error": text });
+            let answer = json!({ "janus": "event", "plugindata": { "data": data } });
+            let told = error("j", Some(&room), "subscribe", &answer).expect("an error");
+            assert_eq!(kind(told), expected, "{code} {text}");
+        }
+        for (code, text, expected) in [
+            (403, "Unauthorized request (wrong or missing secret/token)", "refused"),
+            (405, "Provided token can't access plugin 'janus.plugin.videoroom'", "refused"),
+            (458, "No such session 7", "protocol"),
+            (459, "No such handle 7 in session 7", "protocol"),
+            (470, "Token x not found", "refused"),
+        ] {
+            let answer = json!({ "janus": "error", "error": { "code": code, "reason": text } });
+            let told = error("j", Some(&room), "subscribe", &answer).expect("an error");
+            assert_eq!(kind(told), expected, "{code} {text}");
+        }
         assert!(error("j", None, "join", &json!({ "janus": "success" })).is_none());
     }
 }
