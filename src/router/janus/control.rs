@@ -65,6 +65,14 @@ pub(super) fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
     body
 }
 
+/// Adds what a join of this room needs: pin and token.
+pub(super) fn with_access(config: &JanusConfig, room: &RoomId, mut body: Value) -> Value {
+    if let Some(token) = config.room_tokens.get(room).or(config.token.as_ref()) {
+        body["token"] = json!(token.expose_secret());
+    }
+    with_pin(config, body)
+}
+
 /// The plugin's data in a message.
 pub(super) fn data(message: &Value) -> Option<&Value> {
     message.get("plugindata")?.get("data")
@@ -139,7 +147,7 @@ impl RoomControl for JanusRoomControl {
             "request": "join", "ptype": "subscriber",
             "room": room_value(&self.config, self.room.as_str()), "streams": wanted,
         });
-        let answer = match self.message(handle, with_pin(&self.config, body), None, DOING).await {
+        let answer = match self.message(handle, with_access(&self.config, &self.room, body), None, DOING).await {
             Ok(answer) => answer,
             Err(error) => {
                 self.detach(handle).await;

@@ -22,6 +22,7 @@ mod roster;
 mod socket;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,6 +30,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::{MediaRouter, Room, RouterError};
+use crate::model::ids::RoomId;
 use crate::model::session::{RoomAccess, RouterRoom};
 use crate::session::room::derived_pin;
 
@@ -44,8 +46,10 @@ pub struct JanusConfig {
     pub url: String,
     /// Janus's `api_secret`.
     pub api_secret: Option<SecretString>,
-    /// A token for Janus's stored-token authentication.
+    /// The `token` of each request, and of rooms with a list of tokens unless `room_tokens` has another.
     pub token: Option<SecretString>,
+    /// Tokens of rooms with a list of tokens (`allowed`) or with `signed_tokens`.
+    pub room_tokens: BTreeMap<RoomId, SecretString>,
     /// The pin of rooms that have one.
     pub pin: Option<SecretString>,
     /// Janus's `admin_key`, to create and list rooms with.
@@ -69,6 +73,7 @@ impl JanusConfig {
             url: url.to_owned(),
             api_secret: None,
             token: None,
+            room_tokens: BTreeMap::new(),
             pin: None,
             admin_key: None,
             room_key: None,

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_pin};
+use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_access};
 use super::roster::Roster;
 use super::socket::{Socket, timed_out};
 use super::{JanusConfig, wire};
@@ -174,7 +174,7 @@ impl RoomTask {
             "request": "join", "ptype": "publisher",
             "room": room_value(&self.config, self.room.as_str()), "display": self.display,
         });
-        let body = with_pin(&self.config, body);
+        let body = with_access(&self.config, &self.room, body);
         let request = json!({ "janus": "message", "session_id": session, "handle_id": self.observer, "body": body });
         // `wire::error` needs the room to report that it does not exist.
         let answer = socket.request(request, DOING).await?;

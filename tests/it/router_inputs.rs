@@ -1,0 +1,102 @@
+//! What a media router may ask of its subscribers: tokens. Each session is recorded by the program, and its file is held against what was sent.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use archiver::model::time::Wallclock;
+use archiver::session::access::signed_token;
+use archiver_testkit::content::{Content, Matched};
+use archiver_testkit::janus::TOKEN_SECRET;
+use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::wait::wait_for;
+use archiver_testkit::world::World;
+use serde_json::{Value, json};
+
+use crate::BINARY;
+
+/// A session whose media has not come for so long has none.
+const MEDIA_MAX: Duration = Duration::from_secs(40);
+
+/// Alice's token in rooms with a list of tokens.
+const OF_ALICE: &str = "of alice";
+
+/// Publishes from an address, Janus's own by default, into the room "r" with these properties, and waits for the media to be recorded.
+async fn record(world: &mut World, room: Value, local: Option<IpAddr>) -> Publisher {
+    let listed = room.get("allowed").is_some();
+    world.janus.create_room("r", room).await.expect("room");
+    world.start_worker().expect("worker");
+    let mut options = Options::new(&world.janus, "r", "alice");
+    options.local = local.unwrap_or(options.local);
+    options.room_token = listed.then(|| OF_ALICE.to_owned());
+    let publisher = Publisher::start(options).await.expect("publisher");
+    let started = world.started("r");
+    world.publish(&started).expect("publish");
+    let media = tokio::time::timeout(MEDIA_MAX, world.recording(2)).await;
+    media.unwrap_or_else(|_| panic!("no media is recorded:\n{}", world.log()));
+    publisher
+}
+
+/// Ends the session "r", and holds its one file against what was sent.
+async fn finish(world: &mut World, publisher: Publisher) -> Matched {
+    let ended = world.ended("r");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("r", "available").await;
+    let truth = publisher.leave().await.expect("leave").timeline();
+    let archive = world.download(&archive).expect("download");
+    let files = archive.files("alice");
+    assert_eq!(files.len(), 1, "{files:?}");
+    let content = Content::read(&files[0]).expect("file");
+    assert_eq!(content.errors, Vec::<String>::new());
+    let matched = content.against(&truth);
+    assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
+    matched
+}
+
+/// Records the room for a few seconds: every picture is in the file.
+async fn is_recorded_whole(world: &mut World, room: Value, local: Option<IpAddr>) {
+    let publisher = record(world, room, local).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let matched = finish(world, publisher).await;
+    assert_eq!(matched.missing, Vec::<f64>::new());
+    assert!(matched.frames.len() > 60 && matched.beeps.len() >= 2, "{matched:?}");
+}
+
+/// The parked job, when there is one.
+async fn parked(world: &World) -> Value {
+    wait_for("a parked job", || async {
+        let list = world.json(&["jobs", "list", "--json"]).ok()?;
+        list["parked"].as_array()?.first().cloned()
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_with_a_list_of_tokens_is_recorded_with_the_token_of_its_name() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let section = format!("[router.rooms.\"{}\"]\ntoken = \"of the room\"\n", world.janus.own_room("r"));
+    world.configure(&[], &section).expect("configuration");
+    is_recorded_whole(&mut world, json!({ "allowed": ["of the room", OF_ALICE] }), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_with_a_list_of_tokens_parks_its_job_with_the_name_of_the_missing_setting() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.janus.create_room("r", json!({ "allowed": ["another"] })).await.expect("room");
+    world.start_worker().expect("worker");
+    let started = world.started("r");
+    world.publish(&started).expect("publish");
+    let job = parked(&world).await;
+    assert_eq!(job["fault"], "router_refused", "{job}");
+    let shown = world.command(&["jobs", "show", job["parked"].as_str().expect("id")]).expect("show");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("[router.rooms.\"…\"] token"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_wants_a_token_of_everyone_is_given_the_one_of_the_configuration() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let token = signed_token(&TOKEN_SECRET.into(), Wallclock::now() + Duration::from_secs(3600));
+    let (secret, line) = ("api_secret = \"api-secret\"", format!("token = \"{token}\""));
+    world.configure(&[(secret, &line)], "").expect("configuration");
+    is_recorded_whole(&mut world, json!({ "allowed": [token, OF_ALICE] }), None).await;
+}
