@@ -1,4 +1,4 @@
-//! What a media router may ask of its subscribers: tokens. Each session is recorded by the program, and its file is held against what was sent.
+//! What a media router may ask of its subscribers: private ids and tokens. Each session is recorded by the program, and its file is held against what was sent.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use archiver::model::time::Wallclock;
 use archiver::session::access::signed_token;
 use archiver_testkit::content::{Content, Matched};
-use archiver_testkit::janus::TOKEN_SECRET;
-use archiver_testkit::publisher::{Options, Publisher};
+use archiver_testkit::janus::{Client, TOKEN_SECRET};
+use archiver_testkit::publisher::{Options, Publisher, unix_seconds};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
@@ -59,6 +59,29 @@ async fn is_recorded_whole(world: &mut World, room: Value, local: Option<IpAddr>
     let matched = finish(world, publisher).await;
     assert_eq!(matched.missing, Vec::<f64>::new());
     assert!(matched.frames.len() > 60 && matched.beeps.len() >= 2, "{matched:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_that_requires_private_ids_is_recorded_also_after_its_observer_was_removed() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let publisher = record(&mut world, json!({ "require_pvtid": true }), None).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // A moderator removes the observer, and with it what was subscribed to with its private id.
+    let room = world.janus.room("r");
+    let mut admin = Client::connect(&world.janus.url()).await.expect("client");
+    let listed = admin.message(json!({ "request": "listparticipants", "room": room }), None).await.expect("list");
+    let list = listed["plugindata"]["data"]["participants"].as_array().expect("list").clone();
+    let is_observer = |p: &&Value| p["display"].as_str().is_some_and(|display| display.starts_with("archiver:"));
+    let observer = list.iter().find(is_observer).expect("observer")["id"].clone();
+    let removed = unix_seconds(std::time::Instant::now());
+    admin.message(json!({ "request": "kick", "room": room, "id": observer }), None).await.expect("kick");
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let matched = finish(&mut world, publisher).await;
+    let last = matched.frames.last().expect("pictures").sent;
+    assert!(last - removed > 8.0, "the last picture is of {:.1} s after the removal\n{}", last - removed, world.log());
+    // What is missing is in one piece: from the removal to the second subscription.
+    let missing = matched.missing.iter().filter(|at| **at < removed - 0.5 || **at > removed + 8.0).count();
+    assert_eq!(missing, 0, "{:?}", matched.missing);
 }
 
 /// The parked job, when there is one.

@@ -36,6 +36,8 @@ pub(super) struct Subscription {
 #[derive(Default)]
 pub(super) struct RoomShared {
     pub session: Option<u64>,
+    /// The observer's, which rooms with `require_pvtid` want of its subscriptions. A further one with each join.
+    pub private_id: Option<u64>,
     pub streams: BTreeMap<String, StreamInfo>,
     pub subscriptions: BTreeMap<SubscriptionId, Subscription>,
     next_subscription: u64,
@@ -143,10 +145,14 @@ impl RoomControl for JanusRoomControl {
             problem: problem.to_owned(),
         };
         let handle = data_id(&attach).ok_or_else(|| unexpected("attach gave no id"))?;
-        let body = json!({
+        let private_id = self.shared().private_id;
+        let mut body = json!({
             "request": "join", "ptype": "subscriber",
             "room": room_value(&self.config, self.room.as_str()), "streams": wanted,
         });
+        if let Some(private_id) = private_id {
+            body["private_id"] = json!(private_id);
+        }
         let answer = match self.message(handle, with_access(&self.config, &self.room, body), None, DOING).await {
             Ok(answer) => answer,
             Err(error) => {

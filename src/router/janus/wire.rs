@@ -188,6 +188,12 @@ pub fn is_not_there(answer: &Value) -> bool {
     plugin_code(answer) == Some(NO_SUCH_ROOM)
 }
 
+/// The private id in the answer to a join: what rooms with `require_pvtid` want of the subscriptions of who joined.
+#[must_use]
+pub fn private_id(joined: &Value) -> Option<u64> {
+    joined.get("private_id")?.as_u64()
+}
+
 /// A track that a moderator switched off or on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moderation {
