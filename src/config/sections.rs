@@ -318,9 +318,9 @@ section! {
 section! {
     /// `[media]`: the UDP socket for media.
     MediaSection {
-        /// Its local address.
+        /// Its local address. `0.0.0.0` reaches routers by IPv4, `[::]` by IPv4 and IPv6.
         bind: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 0)),
-        /// The address that routers see, if it is translated (NAT).
+        /// The address that routers see, if it is translated (NAT). It stands for the local ones of its own family.
         advertise: Option<IpAddr> = None,
         /// The requested size of the kernel's receive buffer.
         receive_buffer: ByteCount = ByteCount(4 << 20),

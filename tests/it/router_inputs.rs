@@ -1,4 +1,5 @@
-//! What a media router may ask of its subscribers: private ids and tokens. Each session is recorded by the program, and its file is held against what was sent.
+//! What a media router may ask of its subscribers: private ids, tokens, candidates that come one by one, and addresses of either family. Each
+//! session is recorded by the program, and its file is held against what was sent.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use archiver::model::time::Wallclock;
 use archiver::session::access::signed_token;
 use archiver_testkit::content::{Content, Matched};
-use archiver_testkit::janus::{Client, TOKEN_SECRET};
+use archiver_testkit::janus::{CandidateAddresses, Client, JanusOptions, TOKEN_SECRET};
 use archiver_testkit::publisher::{Options, Publisher, unix_seconds};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
@@ -61,6 +62,23 @@ async fn is_recorded_whole(world: &mut World, room: Value, local: Option<IpAddr>
     assert!(matched.frames.len() > 60 && matched.beeps.len() >= 2, "{matched:?}");
 }
 
+/// A world with such a private Janus, and a worker whose `[media]` has this.
+async fn world(router: JanusOptions, media: &str) -> World {
+    let world = World::start_with_router(BINARY, router, "").await.expect("world");
+    let bind = format!("bind = \"{}:0\"", world.janus.ip());
+    let media = media.replace("ROUTER", &world.janus.ip().to_string());
+    world.configure(&[(&bind, &media)], "").expect("configuration");
+    world
+}
+
+fn trickling() -> JanusOptions {
+    JanusOptions { full_trickle: true, ..JanusOptions::default() }
+}
+
+fn with_addresses(candidates: CandidateAddresses) -> JanusOptions {
+    JanusOptions { candidates, ..JanusOptions::default() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_room_that_requires_private_ids_is_recorded_also_after_its_observer_was_removed() {
     let mut world = World::start(BINARY, None, "").await.expect("world");
@@ -82,6 +100,67 @@ async fn a_room_that_requires_private_ids_is_recorded_also_after_its_observer_wa
     // What is missing is in one piece: from the removal to the second subscription.
     let missing = matched.missing.iter().filter(|at| **at < removed - 0.5 || **at > removed + 8.0).count();
     assert_eq!(missing, 0, "{:?}", matched.missing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_that_come_one_by_one_are_used() {
+    let mut world = world(trickling(), "bind = \"ROUTER:0\"").await;
+    is_recorded_whole(&mut world, json!({}), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_that_come_one_by_one_reach_a_worker_that_is_bound_to_all_addresses() {
+    let mut world = world(trickling(), "bind = \"0.0.0.0:0\"").await;
+    is_recorded_whole(&mut world, json!({}), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn candidates_that_come_one_by_one_reach_a_worker_that_advertises_an_address() {
+    let mut world = world(trickling(), "bind = \"0.0.0.0:0\"\nadvertise = \"ROUTER\"").await;
+    is_recorded_whole(&mut world, json!({}), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_has_ipv6_alone_is_recorded_from_all_addresses() {
+    let mut world = world(with_addresses(CandidateAddresses::V6), "bind = \"[::]:0\"").await;
+    let local = world.janus.ipv6();
+    is_recorded_whole(&mut world, json!({}), Some(local)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_has_ipv4_alone_is_recorded_from_all_addresses_of_ipv6() {
+    let mut world = world(with_addresses(CandidateAddresses::V4), "bind = \"[::]:0\"").await;
+    is_recorded_whole(&mut world, json!({}), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_has_both_families_is_recorded_from_either() {
+    for bind in ["0.0.0.0:0", "[::]:0"] {
+        let mut world = world(with_addresses(CandidateAddresses::Both), &format!("bind = \"{bind}\"")).await;
+        is_recorded_whole(&mut world, json!({}), None).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_router_that_no_local_address_reaches_is_told_in_the_log() {
+    for bind in ["ROUTER:0", "0.0.0.0:0"] {
+        let mut world = world(with_addresses(CandidateAddresses::V6), &format!("bind = \"{bind}\"")).await;
+        world.janus.create_room("r", json!({})).await.expect("room");
+        world.start_worker().expect("worker");
+        let mut options = Options::new(&world.janus, "r", "alice");
+        options.local = world.janus.ipv6();
+        let _publisher = Publisher::start(options).await.expect("publisher");
+        let started = world.started("r");
+        world.publish(&started).expect("publish");
+        let address = world.janus.ipv6().to_string();
+        wait_for(&format!("{address} in the log"), || async {
+            let log = world.log();
+            let line = log.lines().find(|line| line.contains(&address))?;
+            assert!(line.contains("[media] bind") && line.contains("IPv6"), "{line}");
+            Some(())
+        })
+        .await;
+    }
 }
 
 /// The parked job, when there is one.

@@ -20,6 +20,7 @@ mod room;
 mod rooms;
 mod roster;
 mod socket;
+mod trickle;
 pub mod wire;
 
 use std::collections::BTreeMap;

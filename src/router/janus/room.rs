@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_access};
 use super::roster::Roster;
 use super::socket::{Socket, timed_out};
+use super::trickle::Trickle;
 use super::{JanusConfig, wire};
 use crate::model::fault::Backoff;
 use crate::model::ids::RoomId;
@@ -158,6 +159,7 @@ impl RoomTask {
         let lost = {
             let mut shared = self.shared();
             shared.session = Some(session);
+            shared.trickle = Trickle::default();
             std::mem::take(&mut shared.subscriptions)
         };
         self.observer = 0;
@@ -432,6 +434,7 @@ impl RoomTask {
         match kind {
             "event" if sender == self.observer => self.observed(&message).await,
             "event" => self.subscriber_event(sender, &message).await,
+            "trickle" => self.trickled(sender, &message),
             "hangup" | "detached" => self.subscription_lost(sender).await,
             "timeout" => {
                 return Err(RouterError::Protocol {
@@ -518,9 +521,20 @@ impl RoomTask {
         }
     }
 
+    /// Passes on a candidate of a subscription. Janus also says when it has no more, which needs nobody: a connection that does not come
+    /// up ends by time.
+    fn trickled(&self, handle: u64, message: &Value) {
+        let Some(candidate) = wire::trickled(message) else { return };
+        let sink = self.shared().trickle.came(handle, candidate);
+        if let Some(sink) = sink {
+            sink(candidate.to_owned());
+        }
+    }
+
     async fn subscription_lost(&mut self, handle: u64) {
         if let Some(subscription) = self.by_handle(handle) {
             self.shared().subscriptions.remove(&subscription);
+            self.shared().trickle.close(handle);
             self.send_event(RoomEvent::SubscriptionLost { subscription }).await;
         }
     }

@@ -13,6 +13,8 @@ const TEXT_CHARS_MAX: usize = 1000;
 const TRACKS_MAX: usize = 64;
 /// Publishers in one message that are read.
 const PUBLISHERS_MAX: usize = 1000;
+/// Longest candidate that is read, in bytes. Janus's have at most 200.
+const CANDIDATE_BYTES_MAX: usize = 500;
 /// Rooms of one router that are read.
 const ROOMS_MAX: usize = 20_000;
 /// VideoRoom's error code: a room with this id exists.
@@ -194,6 +196,14 @@ pub fn private_id(joined: &Value) -> Option<u64> {
     joined.get("private_id")?.as_u64()
 }
 
+/// The candidate in a `trickle` message; `None` for the one that says that there are no more.
+#[must_use]
+pub fn trickled(message: &Value) -> Option<&str> {
+    let candidate = message.get("candidate")?.get("candidate")?.as_str()?;
+    let good = candidate.len() <= CANDIDATE_BYTES_MAX && !candidate.contains(char::is_control);
+    good.then_some(candidate)
+}
+
 /// A track that a moderator switched off or on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moderation {
@@ -352,6 +362,25 @@ mod tests {
             assert!(offer_mids(&value).is_empty());
         }
         assert_eq!(participants(&json!({ "participants": {} })), None);
+    }
+
+    #[test]
+    fn a_candidate_is_read_and_the_last_message_has_none() {
+        let of = |candidate: Value| json!({ "janus": "trickle", "sender": 7, "candidate": candidate });
+        let text = "candidate:1 1 udp 2015363327 10.211.0.1 40001 typ host";
+        let candidate = of(json!({ "sdpMid": "0", "sdpMLineIndex": 0, "candidate": text }));
+        assert_eq!(trickled(&candidate), Some(text));
+        for none in [
+            json!({ "completed": true }),
+            json!({ "candidate": 7 }),
+            json!([]),
+            json!({ "candidate": "x".repeat(501) }),
+            json!({ "candidate": "candidate:1\r\na=x" }),
+        ] {
+            assert_eq!(trickled(&of(none)), None);
+        }
+        assert_eq!(private_id(&json!({ "private_id": 547_293_884 })), Some(547_293_884));
+        assert_eq!(private_id(&json!({ "private_id": -1 })), None);
     }
 
     #[test]
