@@ -19,8 +19,8 @@ use crate::model::ids::WorkerId;
 
 pub use sections::{
     ApiSection, BridgeSection, BrokerSection, CallbacksSection, CaptureSection, CatalogSection, GeoSection,
-    HttpSection, LimitsSection, LogSection, MediaSection, PipelinesSection, RegionSection, RouterSection, SpoolSection,
-    StoreKind, StoreSection, WorkerSection,
+    HttpSection, LimitsSection, LogSection, MediaSection, PipelinesSection, RegionSection, RoomSection, RouterSection,
+    SpoolSection, StoreKind, StoreSection, WorkerSection,
 };
 pub use values::{ByteCount, DurationValue, List};
 

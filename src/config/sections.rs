@@ -1,5 +1,6 @@
 //! The sections of the configuration: each key with its meaning, unit and default.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::values::{ByteCount, DurationValue, List, Redacted};
-use crate::model::ids::{Region, RouterName, WorkerId};
+use crate::model::ids::{Region, RoomId, RouterName, WorkerId};
 use crate::runtime::telemetry::LogFormat;
 
 /// Keys with secrets, by section. Each may be in a file: `<key>_file`. Messages never contain their values.
@@ -17,8 +18,12 @@ pub(super) const SECRETS: &[(&str, &[&str])] = &[
     ("catalog", &["url"]),
     ("store", &["secret_key"]),
     ("router", &["api_secret", "token", "pin", "admin_key", "room_key", "token_secret"]),
+    (ROUTER_ROOM, &["token"]),
     ("api", &["operator_token"]),
 ];
+
+/// The sections of a router's rooms, within its own.
+pub(super) const ROUTER_ROOM: &str = "router.rooms";
 
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
@@ -137,7 +142,8 @@ pub struct RouterSection {
     pub url: String,
     /// Janus's `api_secret`.
     pub api_secret: Option<SecretString>,
-    /// A token for Janus's stored-token authentication.
+    /// A token that Janus accepts (`token_auth`), of its list or signed: sent with each request, and to rooms with a list of tokens unless
+    /// `rooms` has another for them.
     pub token: Option<SecretString>,
     /// The pin of its rooms.
     pub pin: Option<SecretString>,
@@ -155,10 +161,21 @@ pub struct RouterSection {
     /// Whether rooms and feeds have names (`string_ids = true` in Janus) or numbers.
     #[serde(default = "default_true")]
     pub string_ids: bool,
+    /// What single rooms want, by their names: `[router.rooms."name"]`.
+    #[serde(default)]
+    pub rooms: BTreeMap<RoomId, RoomSection>,
+}
+
+section! {
+    /// `[router.rooms."name"]`: a room that wants more than its router.
+    RoomSection {
+        /// The token to join it with: one of its list (`allowed`), or one that is signed for it (`signed_tokens`). Or `token_file`.
+        token: Option<SecretString> = None,
+    }
 }
 
 impl RouterSection {
-    /// The keys of this section.
+    /// The keys of this section; `rooms` has sections of its own.
     pub const KEYS: &'static [&'static str] = &[
         "name",
         "url",
@@ -187,6 +204,7 @@ impl RouterSection {
             ("token_secret", self.token_secret.redacted()),
             ("public_url", self.public_url.redacted()),
             ("string_ids", self.string_ids.redacted()),
+            ("rooms", self.rooms.redacted()),
         ]
     }
 }
@@ -300,9 +318,9 @@ section! {
 section! {
     /// `[media]`: the UDP socket for media.
     MediaSection {
-        /// Its local address.
+        /// Its local address. `0.0.0.0` reaches routers by IPv4, `[::]` by IPv4 and IPv6.
         bind: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 0)),
-        /// The address that routers see, if it is translated (NAT).
+        /// The address that routers see, if it is translated (NAT). It stands for the local ones of its own family.
         advertise: Option<IpAddr> = None,
         /// The requested size of the kernel's receive buffer.
         receive_buffer: ByteCount = ByteCount(4 << 20),

@@ -7,8 +7,9 @@ use std::io::Read;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::ConfigErrors;
-use super::sections::SECRETS;
+use super::sections::{ROUTER_ROOM, SECRETS};
+use super::{ConfigErrors, RoomSection};
+use crate::model::ids::RoomId;
 
 /// Largest file of a secret, in bytes.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -105,7 +106,10 @@ impl Source {
             let in_environment: String =
                 name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
             let environment = self.environment.remove(&format!("{section}__{in_environment}")).unwrap_or_default();
-            let raw = with_secret_files(section, &label, with_environment(fields, environment, section), errors);
+            let mut raw = with_secret_files(section, &label, with_environment(fields, environment, section), errors);
+            if section == "router" {
+                check_rooms(&label, &mut raw, errors);
+            }
             for (needed, _) in base {
                 if !raw.contains_key(*needed) {
                     errors.push(format!("{label}.{needed}: is missing"));
@@ -132,6 +136,32 @@ impl Source {
             });
         }
     }
+}
+
+/// Parses the sections of a router's rooms one by one, because messages about the whole would contain their secrets.
+fn check_rooms(label: &str, raw: &mut Fields, errors: &mut Vec<String>) {
+    let Some(RawValue { value, .. }) = raw.remove("rooms") else { return };
+    let Value::Table(rooms) = value else {
+        errors.push(format!("{label}.rooms: is not a section: write [router.rooms.\"name\"]"));
+        return;
+    };
+    let mut good = Table::new();
+    for (name, fields) in rooms {
+        let label = format!("{label}.rooms.{name:?}");
+        match (name.parse::<RoomId>(), fields) {
+            (Err(problem), _) => errors.push(format!("{label}: {problem}")),
+            (Ok(_), Value::Table(fields)) => {
+                let raw = with_environment(fields, BTreeMap::new(), ROUTER_ROOM);
+                let raw = with_secret_files(ROUTER_ROOM, &label, raw, errors);
+                good.insert(
+                    name,
+                    Value::Table(keep_valid::<RoomSection>(ROUTER_ROOM, &label, raw, &Table::new(), errors)),
+                );
+            }
+            (Ok(_), _) => errors.push(format!("{label}: is not a section: write [router.rooms.{name:?}]")),
+        }
+    }
+    raw.insert("rooms".to_owned(), RawValue { value: Value::Table(good), untyped: false });
 }
 
 fn secrets_of(section: &str) -> &'static [&'static str] {

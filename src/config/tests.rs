@@ -30,6 +30,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("[catalog]", CatalogSection::KEYS),
     ("[store]", StoreSection::KEYS),
     ("[[router]]", RouterSection::KEYS),
+    ("[router.rooms", RoomSection::KEYS),
     ("[[region]]", RegionSection::KEYS),
     ("[geo]", GeoSection::KEYS),
     ("[api]", ApiSection::KEYS),
@@ -140,6 +141,40 @@ fn a_secret_may_be_in_a_file_of_its_own() {
     ] {
         let told = errors(text, &[]);
         assert!(told.contains(why), "{told}");
+    }
+}
+
+#[test]
+fn a_room_may_have_a_token_of_its_own_that_no_message_has() {
+    let file = secret_file(b"from a file\n");
+    let router = "[[router]]\nname = 'j'\nurl = 'ws://a'\n";
+    let text = format!(
+        "{router}[router.rooms.\"2_MX4x~\"]\ntoken = 'hunter2'\n[router.rooms.b]\ntoken_file = '{}'\n[[router]]\nname = 'k'\nurl = 'ws://b'",
+        file.path().display()
+    );
+    let settings = load(&text, &[]).expect("valid");
+    let token = |room: &str| {
+        let room = settings.routers[0].rooms.get(&room.parse().expect("room"));
+        room.and_then(|room| room.token.as_ref()).map(|token| token.expose_secret().to_owned())
+    };
+    assert_eq!((token("2_MX4x~").as_deref(), token("b").as_deref()), (Some("hunter2"), Some("from a file")));
+    assert!(settings.routers[1].rooms.is_empty());
+    let printed = settings.to_string();
+    assert!(!printed.contains("hunter2") && !printed.contains("from a file"), "{printed}");
+    assert_eq!(load(&printed, &[]).expect("it can be read again").to_string(), printed);
+    for (bad, why) in [
+        ("rooms = 'hunter2'", "router j.rooms: is not a section"),
+        ("[router.rooms]\na = 'hunter2'", "router j.rooms.\"a\": is not a section"),
+        ("[router.rooms.a]\ntoken = ['hunter2']", "router j.rooms.\"a\".token: is not a text"),
+        ("[router.rooms.a]\ntocken = 'x'", "router j.rooms.\"a\".tocken: there is no such key, expected `token`"),
+        ("[router.rooms.\"a/b\"]\ntoken = 'hunter2'", "router j.rooms.\"a/b\": "),
+        (
+            "[router.rooms.a]\ntoken_file = '/nowhere/x'",
+            "router j.rooms.\"a\".token_file = \"/nowhere/x\": cannot be read",
+        ),
+    ] {
+        let told = errors(&format!("{router}{bad}"), &[]);
+        assert!(told.contains(why) && !told.contains("hunter2"), "{bad}: {told}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Types of values: parsing, and printing without secrets.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
-use super::StoreKind;
-use crate::model::ids::{Region, RouterName, WorkerId};
+use super::{RoomSection, StoreKind};
+use crate::model::ids::{Region, RoomId, RouterName, WorkerId};
 use crate::runtime::telemetry::LogFormat;
 
 /// A duration, written `500ms`, `60s`, `10m`, `4h`.
@@ -131,6 +132,18 @@ impl Redacted for List {
     fn redacted(&self) -> Option<String> {
         let texts = self.0.iter().map(|text| toml::Value::String(text.clone())).collect();
         Some(toml::Value::Array(texts).to_string())
+    }
+}
+
+impl Redacted for BTreeMap<RoomId, RoomSection> {
+    fn redacted(&self) -> Option<String> {
+        let room = |(name, room): (&RoomId, &RoomSection)| {
+            let keys = room.redacted().into_iter().filter_map(|(key, value)| Some(format!("{key} = {}", value?)));
+            let keys: Vec<String> = keys.collect();
+            Some(format!("{} = {{ {} }}", quoted(name.as_str())?, keys.join(", ")))
+        };
+        let rooms: Vec<String> = self.iter().filter_map(room).collect();
+        (!rooms.is_empty()).then(|| format!("{{ {} }}", rooms.join(", ")))
     }
 }
 

@@ -507,6 +507,8 @@ async fn subscribe(
             return Err(JobFailure::of(&error));
         }
     };
+    // Some routers send their candidates after the offer.
+    control.on_candidate(subscription, context.engine.candidate_sink(peer));
     if let Err(error) = control.answer(subscription, answer).await {
         if let Err(gone) = context.engine.remove_peer(peer, GapCause::Router) {
             tracing::error!(fault.kind = "bug", "{gone}");

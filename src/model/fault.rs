@@ -84,7 +84,7 @@ fault_kinds! {
     /// The room does not exist at the router.
     RoomNotFound = "room_not_found", Source, Backoff, "create the room, or check its name in the event, then replay";
     /// The router refused: wrong secret, pin or token.
-    RouterRefused = "router_refused", Source, Never, "check the router's secrets in the configuration, then replay";
+    RouterRefused = "router_refused", Source, Never, "check api_secret, token, pin and room_key of the router in the configuration, and [router.rooms.\"…\"] token for a room with a list of tokens, then replay";
     /// The router sent something that breaks its own protocol.
     RouterProtocol = "router_protocol", Source, Backoff, "check the router's version";
     /// The broker cannot be reached.

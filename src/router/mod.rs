@@ -109,6 +109,9 @@ pub struct Offer {
     pub mids: Vec<(String, TrackKind)>,
 }
 
+/// Takes the router's candidates that come after its offer, each as the text of a `candidate` attribute.
+pub type CandidateSink = Arc<dyn Fn(String) + Send + Sync>;
+
 /// Why an operation of a media router failed.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages name the fields")]
@@ -228,6 +231,10 @@ pub trait Room: Send {
 pub trait RoomControl: Send + Sync {
     /// Subscribes to a stream, at most one track of each kind. Returns the router's offer.
     async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError>;
+
+    /// From now on `sink` takes the candidates of a subscription that its offers do not have. Those that came before are passed on at once.
+    /// A router whose offers are complete never calls it.
+    fn on_candidate(&self, _subscription: SubscriptionId, _sink: CandidateSink) {}
 
     /// Answers the first offer, or a renegotiation.
     async fn answer(&self, subscription: SubscriptionId, sdp: String) -> Result<(), RouterError>;

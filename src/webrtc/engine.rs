@@ -119,6 +119,18 @@ impl Engine {
         answer.await.map_err(|_| EngineGone)?
     }
 
+    /// Takes the router's candidates for a peer that come after its offer, each as the text of a `candidate` attribute. What is no UDP
+    /// candidate is passed over, as is everything after the peer's end.
+    #[must_use]
+    pub fn candidate_sink(&self, key: PeerKey) -> Arc<dyn Fn(String) + Send + Sync> {
+        let commands = self.commands.clone();
+        Arc::new(move |candidate| {
+            if commands.try_send(Command::AddCandidate { key, candidate }).is_err() {
+                tracing::warn!("a candidate of the media router is lost: the capture threads are busy or have ended");
+            }
+        })
+    }
+
     /// Ends a peer. The gap of its tracks until another peer brings them has the cause `cause`.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::local::{Routes, advertised};
 use super::messages::{
     CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, EntryData, LogCommand, LogEntry, PeerKey,
     media_time, send_event,
@@ -41,6 +42,8 @@ struct PeerEntry {
     capture: CaptureKey,
     stream: StreamId,
     addresses: Vec<SocketAddr>,
+    /// The router's candidates that came after its offer.
+    candidates: usize,
 }
 
 pub(super) struct MediaThread {
@@ -240,6 +243,7 @@ impl MediaThread {
                 self.drive(key, |_, _| Ok(()));
                 done.send(answer).unwrap_or_default();
             }
+            Command::AddCandidate { key, candidate } => self.add_candidate(key, &candidate),
             Command::RemovePeer { key, cause } => self.remove_peer(key, cause),
             Command::Muted { capture, track, muted } => self.set_muted(capture, track, muted),
             Command::Selected { capture, track } => {
@@ -268,17 +272,12 @@ impl MediaThread {
         mids: &[(String, TrackKind)],
     ) -> Result<String, PeerError> {
         let offer = self.map_offer(offer);
-        let mut local = self
-            .socket
-            .local_for(sdp::first_candidate(&offer))
-            .map_err(|e| PeerError::Offer { reason: e.to_string() })?;
-        if let Some(ip) = self.config.advertise {
-            local.set_ip(ip);
-        }
-        let (peer, answer) = catch_panic(|| Peer::accept(&offer, mids, local, now()))?;
+        let routes = Routes::find(&self.socket, self.config.advertise, &sdp::candidates(&offer));
+        routes.log(&self.socket);
+        let (peer, answer) = catch_panic(|| Peer::accept(&offer, mids, &routes.local, now()))?;
         // The rules of a new video track request a keyframe on their first tick. They must exist now: the router may
         // send nothing before that request.
-        self.peers.insert(key, PeerEntry { peer, capture, stream, addresses: Vec::new() });
+        self.peers.insert(key, PeerEntry { peer, capture, stream, addresses: Vec::new(), candidates: 0 });
         let mut sink_tracks: Vec<TrackKind> = mids.iter().map(|(_, kind)| *kind).collect();
         sink_tracks.dedup();
         self.drive(key, |_, sink| {
@@ -288,6 +287,27 @@ impl MediaThread {
             Ok(())
         });
         Ok(answer)
+    }
+
+    /// Adds a candidate of the router that is not in its offer.
+    fn add_candidate(&mut self, key: PeerKey, candidate: &str) {
+        let Some(entry) = self.peers.get_mut(&key).filter(|entry| entry.candidates < sdp::CANDIDATES_MAX) else {
+            return;
+        };
+        entry.candidates += 1;
+        let candidate = match &self.config.candidate_map {
+            Some(map) => sdp::map_candidate(candidate, map.as_ref()),
+            None => candidate.to_owned(),
+        };
+        let Some(remote) = sdp::candidate(&candidate) else { return };
+        let routes = Routes::find(&self.socket, self.config.advertise, &[remote]);
+        routes.log(&self.socket);
+        self.drive(key, |peer, _| {
+            if let Err(error) = peer.add_candidate(&candidate, &routes.local) {
+                tracing::debug!(%error, "a candidate of the media router is not used");
+            }
+            Ok(())
+        });
     }
 
     /// Runs `act` on a peer, then processes the peer's output. A peer that fails or panics is removed; the others
@@ -327,11 +347,9 @@ impl MediaThread {
             let Self { socket, buffers, peers, by_address, captures, anchor, outputs, backlog, .. } = self;
             let socket = &*socket;
             let mut failed: Vec<(PeerKey, PeerError)> = Vec::new();
-            let more = socket.receive(buffers, now, wallclock, |from, mut to, bytes, at| {
-                if let Some(ip) = advertise {
-                    // ICE knows the local side by the address that the router was told.
-                    to.set_ip(ip);
-                }
+            let more = socket.receive(buffers, now, wallclock, |from, to, bytes, at| {
+                // ICE knows the local side by the address that the router was told.
+                let to = advertised(to, advertise);
                 let Some(key) = find_peer(peers, by_address, from, to, bytes, at) else { return };
                 let Some(entry) = peers.get_mut(&key) else { return };
                 let mut sink = Sink {

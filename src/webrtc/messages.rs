@@ -21,9 +21,9 @@ pub type CandidateMap = Arc<dyn Fn(SocketAddr) -> SocketAddr + Send + Sync>;
 /// The engine's settings.
 #[derive(Clone)]
 pub struct EngineConfig {
-    /// Local address of the media socket; port 0 takes a free one.
+    /// Local address of the media socket; port 0 takes a free one. All addresses of IPv6, `[::]`, are those of IPv4, too.
     pub bind: SocketAddr,
-    /// The address that media routers see, where it is not the local one.
+    /// The address that media routers see, where it is not the local one. It stands for the local ones of its own family.
     pub advertise: Option<IpAddr>,
     /// UDP receive buffer to ask for, in bytes. The kernel's default of 208 KiB overflows at ten streams.
     pub receive_buffer_bytes: usize,
@@ -119,6 +119,10 @@ pub(super) enum Command {
         offer: String,
         mids: Vec<(String, TrackKind)>,
         done: oneshot::Sender<Result<String, PeerError>>,
+    },
+    AddCandidate {
+        key: PeerKey,
+        candidate: String,
     },
     RemovePeer {
         key: PeerKey,

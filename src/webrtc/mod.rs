@@ -6,6 +6,7 @@
 //! ```
 
 mod engine;
+mod local;
 mod log_thread;
 mod media_thread;
 mod messages;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
 use str0m::crypto::CryptoProvider;
+use str0m::error::IceError;
 use str0m::format::Codec as RtcCodec;
 use str0m::media::{KeyframeRequestKind, Mid, Pt};
 use str0m::net::{Protocol, Receive};
@@ -87,11 +88,11 @@ static CRYPTO: LazyLock<(Arc<CryptoProvider>, Option<DtlsCert>)> = LazyLock::new
 impl Peer {
     /// Accepts the router's offer. Returns the peer and the SDP answer.
     ///
-    /// `mids` tells which mid of the offer carries which track; others are refused by ignoring them.
+    /// `local` has our addresses; without any, they are added with the router's candidates that come later. `mids` tells which mid of the offer carries which track; others are refused by ignoring them.
     pub fn accept(
         offer: &str,
         mids: &[(String, TrackKind)],
-        local: SocketAddr,
+        local: &[SocketAddr],
         now: Instant,
     ) -> Result<(Self, String), PeerError> {
         let (provider, cert) = &*CRYPTO;
@@ -111,8 +112,7 @@ impl Peer {
             config = config.set_dtls_cert(cert.clone());
         }
         let mut rtc = config.build(now);
-        let candidate = Candidate::host(local, "udp").map_err(|e| PeerError::Offer { reason: e.to_string() })?;
-        rtc.add_local_candidate(candidate);
+        add_local_candidates(&mut rtc, local).map_err(|e| PeerError::Offer { reason: e.to_string() })?;
         let mut peer = Self {
             rtc,
             mids: Vec::new(),
@@ -140,6 +140,14 @@ impl Peer {
         self.ssrcs.clear();
         self.learn_codecs();
         Ok(answer.to_sdp_string())
+    }
+
+    /// Adds a candidate of the router that is not in its offer, and our addresses that reach it. The text is that of a `candidate` attribute.
+    pub fn add_candidate(&mut self, candidate: &str, local: &[SocketAddr]) -> Result<(), IceError> {
+        let remote = Candidate::from_sdp_string(candidate.strip_prefix("a=").unwrap_or(candidate))?;
+        add_local_candidates(&mut self.rtc, local)?;
+        self.rtc.add_remote_candidate(remote);
+        Ok(())
     }
 
     fn learn_codecs(&mut self) {
@@ -313,6 +321,14 @@ impl Peer {
         }
         self.disconnected_since.is_some_and(|since| now.saturating_duration_since(since) > disconnected_max)
     }
+}
+
+/// Adds our addresses. An address that is known already is passed over.
+fn add_local_candidates(rtc: &mut Rtc, local: &[SocketAddr]) -> Result<(), IceError> {
+    for address in local {
+        rtc.add_local_candidate(Candidate::host(*address, "udp")?);
+    }
+    Ok(())
 }
 
 fn ntp_of(at: SystemTime) -> NtpTime {

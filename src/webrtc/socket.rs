@@ -19,6 +19,8 @@ pub(super) struct Socket {
     socket: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
+    /// Of IPv6: IPv4 addresses are written as IPv6 ones to the kernel (RFC 4291 section 2.5.5.2).
+    ipv6: bool,
 }
 
 /// Room for one batch of datagrams.
@@ -31,6 +33,10 @@ impl Socket {
     /// Binds; asks for `receive_buffer` bytes and warns when the kernel gives less.
     pub fn bind(bind: SocketAddr, receive_buffer: usize) -> io::Result<Self> {
         let socket = socket2::Socket::new(socket2::Domain::for_address(bind), socket2::Type::DGRAM, None)?;
+        if bind.is_ipv6() {
+            // Whatever the machine's default is, all addresses are those of IPv4, too.
+            socket.set_only_v6(false)?;
+        }
         socket.bind(&bind.into())?;
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
@@ -44,8 +50,8 @@ impl Socket {
                 "the kernel limits the UDP receive buffer, keyframe bursts may be lost: raise net.core.rmem_max"
             );
         }
-        let local = socket.local_addr()?;
-        Ok(Self { socket, state, local })
+        let local = canonical(socket.local_addr()?);
+        Ok(Self { socket, state, local, ipv6: bind.is_ipv6() })
     }
 
     /// Buffers that fit what the kernel may coalesce (GRO).
@@ -83,11 +89,11 @@ impl Socket {
             }
         };
         for (meta, buffer) in metas.iter().take(count).zip(buffers.bytes.chunks_exact(buffers.each)) {
-            let to = SocketAddr::new(meta.dst_ip.unwrap_or(self.local.ip()), self.local.port());
+            let to = SocketAddr::new(meta.dst_ip.map_or(self.local.ip(), |ip| ip.to_canonical()), self.local.port());
             let arrived = arrival(meta.timestamp, now, wallclock);
             let bytes = &buffer[..meta.len.min(buffers.each)];
             for datagram in bytes.chunks(meta.stride.max(1)) {
-                each(meta.addr, to, datagram, arrived);
+                each(canonical(meta.addr), to, datagram, arrived);
             }
         }
         Ok(count == BATCH_SIZE)
@@ -95,24 +101,38 @@ impl Socket {
 
     /// Sends a datagram. What the kernel does not take is lost, as on any network.
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
+        let to = match to {
+            SocketAddr::V4(v4) if self.ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            _ => to,
+        };
         if let Err(error) = self.socket.send_to(bytes, to) {
             tracing::debug!(%error, "a datagram was not sent");
         }
     }
 
-    /// The local address from which `to` is reached, for a socket that is bound to all of them.
-    pub fn local_for(&self, to: Option<SocketAddr>) -> io::Result<SocketAddr> {
-        if !self.local.ip().is_unspecified() {
+    /// The local address from which `to` is reached.
+    pub fn local_for(&self, to: SocketAddr) -> io::Result<SocketAddr> {
+        let everywhere = self.local.ip().is_unspecified();
+        let both = everywhere && self.ipv6;
+        if !both && self.local.is_ipv4() != to.is_ipv4() {
+            let (own, other) = if self.local.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+            let why = format!("it is of {own}, and the other of {other}; \"[::]:port\" serves both");
+            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, why));
+        }
+        if !everywhere {
             return Ok(self.local);
         }
-        let Some(to) = to else {
-            return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the offer has no UDP candidate"));
-        };
+        let any = if to.is_ipv4() { IpAddr::from([0, 0, 0, 0]) } else { IpAddr::from([0_u16; 8]) };
         // Connecting a UDP socket sends nothing; it only makes the kernel choose a route.
-        let probe = UdpSocket::bind(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0))?;
+        let probe = UdpSocket::bind(SocketAddr::new(any, 0))?;
         probe.connect(to)?;
         Ok(SocketAddr::new(probe.local_addr()?.ip(), self.local.port()))
     }
+}
+
+/// An IPv4 address that is written as an IPv6 one, as an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn arrival(kernel: Option<Duration>, now: Instant, wallclock: Wallclock) -> Instant {

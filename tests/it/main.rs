@@ -28,6 +28,7 @@ mod pipelines;
 mod program;
 mod readme;
 mod router;
+mod router_inputs;
 mod sdk_quirks;
 mod sdks;
 mod session;

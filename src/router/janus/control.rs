@@ -10,9 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::socket::{PLUGIN, data_id, timed_out};
+use super::trickle::Trickle;
 use super::{JanusConfig, wire};
 use crate::model::ids::{RoomId, TrackKind};
-use crate::router::{Offer, RoomControl, RouterError, StreamInfo, SubscriptionId};
+use crate::router::{CandidateSink, Offer, RoomControl, RouterError, StreamInfo, SubscriptionId};
 
 /// Janus falls back to a lower simulcast layer when the selected one pauses for this long, in microseconds. With Janus's default of
 /// 250 ms, the layer of a rarely changing screen flaps.
@@ -36,8 +37,11 @@ pub(super) struct Subscription {
 #[derive(Default)]
 pub(super) struct RoomShared {
     pub session: Option<u64>,
+    /// The observer's, which rooms with `require_pvtid` want of its subscriptions. A further one with each join.
+    pub private_id: Option<u64>,
     pub streams: BTreeMap<String, StreamInfo>,
     pub subscriptions: BTreeMap<SubscriptionId, Subscription>,
+    pub trickle: Trickle,
     next_subscription: u64,
 }
 
@@ -63,6 +67,14 @@ pub(super) fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
         body["pin"] = json!(pin.expose_secret());
     }
     body
+}
+
+/// Adds what a join of this room needs: pin and token.
+pub(super) fn with_access(config: &JanusConfig, room: &RoomId, mut body: Value) -> Value {
+    if let Some(token) = config.room_tokens.get(room).or(config.token.as_ref()) {
+        body["token"] = json!(token.expose_secret());
+    }
+    with_pin(config, body)
 }
 
 /// The plugin's data in a message.
@@ -106,6 +118,7 @@ impl JanusRoomControl {
     }
 
     async fn detach(&self, handle: u64) {
+        self.shared().trickle.close(handle);
         if let Err(error) = self.request(json!({ "janus": "detach", "handle_id": handle }), "end a subscription").await
         {
             tracing::debug!(router = self.config.name, "{error}");
@@ -135,11 +148,20 @@ impl RoomControl for JanusRoomControl {
             problem: problem.to_owned(),
         };
         let handle = data_id(&attach).ok_or_else(|| unexpected("attach gave no id"))?;
-        let body = json!({
+        let private_id = {
+            let mut shared = self.shared();
+            // Candidates may come before the offer.
+            shared.trickle.open(handle);
+            shared.private_id
+        };
+        let mut body = json!({
             "request": "join", "ptype": "subscriber",
             "room": room_value(&self.config, self.room.as_str()), "streams": wanted,
         });
-        let answer = match self.message(handle, with_pin(&self.config, body), None, DOING).await {
+        if let Some(private_id) = private_id {
+            body["private_id"] = json!(private_id);
+        }
+        let answer = match self.message(handle, with_access(&self.config, &self.room, body), None, DOING).await {
             Ok(answer) => answer,
             Err(error) => {
                 self.detach(handle).await;
@@ -154,6 +176,15 @@ impl RoomControl for JanusRoomControl {
         let subscription = SubscriptionId(shared.next_subscription);
         shared.subscriptions.insert(subscription, Subscription { handle, mids: mids.clone() });
         Ok(Offer { subscription, sdp, mids })
+    }
+
+    fn on_candidate(&self, subscription: SubscriptionId, sink: CandidateSink) {
+        let waiting = {
+            let mut shared = self.shared();
+            let handle = shared.subscriptions.get(&subscription).map(|known| known.handle);
+            handle.map(|handle| shared.trickle.take(handle, &sink)).unwrap_or_default()
+        };
+        waiting.into_iter().for_each(|candidate| sink(candidate));
     }
 
     async fn answer(&self, subscription: SubscriptionId, sdp: String) -> Result<(), RouterError> {

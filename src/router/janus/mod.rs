@@ -20,8 +20,10 @@ mod room;
 mod rooms;
 mod roster;
 mod socket;
+mod trickle;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -29,6 +31,7 @@ use secrecy::SecretString;
 use serde_json::json;
 
 use super::{MediaRouter, Room, RouterError};
+use crate::model::ids::RoomId;
 use crate::model::session::{RoomAccess, RouterRoom};
 use crate::session::room::derived_pin;
 
@@ -44,8 +47,10 @@ pub struct JanusConfig {
     pub url: String,
     /// Janus's `api_secret`.
     pub api_secret: Option<SecretString>,
-    /// A token for Janus's stored-token authentication.
+    /// The `token` of each request, and of rooms with a list of tokens unless `room_tokens` has another.
     pub token: Option<SecretString>,
+    /// Tokens of rooms with a list of tokens (`allowed`) or with `signed_tokens`.
+    pub room_tokens: BTreeMap<RoomId, SecretString>,
     /// The pin of rooms that have one.
     pub pin: Option<SecretString>,
     /// Janus's `admin_key`, to create and list rooms with.
@@ -69,6 +74,7 @@ impl JanusConfig {
             url: url.to_owned(),
             api_secret: None,
             token: None,
+            room_tokens: BTreeMap::new(),
             pin: None,
             admin_key: None,
             room_key: None,

@@ -11,9 +11,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_pin};
+use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_access};
 use super::roster::Roster;
 use super::socket::{Socket, timed_out};
+use super::trickle::Trickle;
 use super::{JanusConfig, wire};
 use crate::model::fault::Backoff;
 use crate::model::ids::RoomId;
@@ -27,6 +28,9 @@ const REQUESTS_MAX: usize = 256;
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Between two attempts to reconnect.
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
+
+/// Begin of the transactions that ask for the state of a subscription; its handle follows.
+const PROBE: &str = "probe-";
 
 /// A request that waits for its answer.
 struct PendingRequest {
@@ -59,6 +63,7 @@ impl JanusRoom {
             shared: Arc::clone(&shared),
             cancel: cancel.clone(),
             observer: 0,
+            unwanted: Vec::new(),
             pending: HashMap::new(),
             next: 0,
             roster: Roster::default(),
@@ -122,6 +127,8 @@ struct RoomTask {
     shared: Arc<Mutex<RoomShared>>,
     cancel: CancellationToken,
     observer: u64,
+    /// Handles of lost subscriptions that are to be detached.
+    unwanted: Vec<u64>,
     pending: HashMap<String, PendingRequest>,
     next: u64,
     roster: Roster,
@@ -145,12 +152,14 @@ impl RoomTask {
             // The observer is still in the room, but Janus names publishers that came meanwhile only to a handle that joins. So a
             // second handle joins.
             let publishers = self.join_observer(&mut socket, session).await?;
+            self.probe_subscriptions(&mut socket, session).await?;
             return Ok((socket, publishers));
         }
         let session = socket.create_session().await?;
         let lost = {
             let mut shared = self.shared();
             shared.session = Some(session);
+            shared.trickle = Trickle::default();
             std::mem::take(&mut shared.subscriptions)
         };
         self.observer = 0;
@@ -174,7 +183,7 @@ impl RoomTask {
             "request": "join", "ptype": "publisher",
             "room": room_value(&self.config, self.room.as_str()), "display": self.display,
         });
-        let body = with_pin(&self.config, body);
+        let body = with_access(&self.config, &self.room, body);
         let request = json!({ "janus": "message", "session_id": session, "handle_id": self.observer, "body": body });
         // `wire::error` needs the room to report that it does not exist.
         let answer = socket.request(request, DOING).await?;
@@ -182,6 +191,7 @@ impl RoomTask {
             return Err(error);
         }
         let joined = data(&answer);
+        self.shared().private_id = joined.and_then(wire::private_id);
         self.roster.joined_as(joined.and_then(|d| d.get("id")).and_then(wire::id));
         Ok(joined.map(wire::publishers).unwrap_or_default())
     }
@@ -219,7 +229,23 @@ impl RoomTask {
     async fn rejoin(&mut self, socket: &mut Socket) -> Result<Vec<StreamInfo>, RouterError> {
         tracing::info!(router = self.config.name, room = %self.room, "joining the room again");
         let session = self.shared().session.unwrap_or(0);
-        self.join_observer(socket, session).await
+        let publishers = self.join_observer(socket, session).await?;
+        self.probe_subscriptions(socket, session).await?;
+        Ok(publishers)
+    }
+
+    /// Asks for the state of each subscription. In a room with `require_pvtid`, Janus sends no more media to those of an observer that was
+    /// removed, but keeps their connections and says nothing.
+    async fn probe_subscriptions(&mut self, socket: &mut Socket, session: u64) -> Result<(), RouterError> {
+        let handles: Vec<u64> = self.shared().subscriptions.values().map(|known| known.handle).collect();
+        for handle in handles {
+            let probe = socket.with_credentials(json!({
+                "janus": "message", "session_id": session, "handle_id": handle,
+                "transaction": format!("{PROBE}{handle}"), "body": { "request": "configure", "streams": [] },
+            }));
+            socket.send(&probe).await?;
+        }
+        Ok(())
     }
 
     async fn reconnect(&mut self) -> Option<(Socket, Vec<StreamInfo>)> {
@@ -316,7 +342,13 @@ impl RoomTask {
             tokio::select! {
                 () = self.cancel.cancelled() => return Ok(ServeEnd::Cancelled),
                 message = socket.next() => {
-                    if self.message(message?).await? {
+                    let rejoin = self.message(message?).await?;
+                    for handle in std::mem::take(&mut self.unwanted) {
+                        let detach = json!({ "janus": "detach", "session_id": session, "handle_id": handle });
+                        let detach = socket.with_credentials(detach);
+                        socket.send(&detach).await?;
+                    }
+                    if rejoin {
                         return Ok(ServeEnd::Rejoin);
                     }
                 }
@@ -384,6 +416,15 @@ impl RoomTask {
             self.unanswered_polls = 0;
             return self.participants(&message).await;
         }
+        if let Some(handle) = transaction.strip_prefix(PROBE).and_then(|handle| handle.parse().ok()) {
+            let error = wire::error(&self.config.name, Some(&self.room), "keep a subscription", &message);
+            if let Some(error @ RouterError::Refused { .. }) = error {
+                tracing::warn!(router = self.config.name, room = %self.room, "{error}");
+                self.subscription_lost(handle).await;
+                self.unwanted.push(handle);
+            }
+            return Ok(false);
+        }
         if let Some(PendingRequest { answer, doing, .. }) = self.pending.remove(transaction) {
             let error = wire::error(&self.config.name, Some(&self.room), doing, &message);
             answer.send(error.map_or(Ok(message), Err)).unwrap_or_default();
@@ -393,6 +434,7 @@ impl RoomTask {
         match kind {
             "event" if sender == self.observer => self.observed(&message).await,
             "event" => self.subscriber_event(sender, &message).await,
+            "trickle" => self.trickled(sender, &message),
             "hangup" | "detached" => self.subscription_lost(sender).await,
             "timeout" => {
                 return Err(RouterError::Protocol {
@@ -479,9 +521,20 @@ impl RoomTask {
         }
     }
 
+    /// Passes on a candidate of a subscription. Janus also says when it has no more, which needs nobody: a connection that does not come
+    /// up ends by time.
+    fn trickled(&self, handle: u64, message: &Value) {
+        let Some(candidate) = wire::trickled(message) else { return };
+        let sink = self.shared().trickle.came(handle, candidate);
+        if let Some(sink) = sink {
+            sink(candidate.to_owned());
+        }
+    }
+
     async fn subscription_lost(&mut self, handle: u64) {
         if let Some(subscription) = self.by_handle(handle) {
             self.shared().subscriptions.remove(&subscription);
+            self.shared().trickle.close(handle);
             self.send_event(RoomEvent::SubscriptionLost { subscription }).await;
         }
     }

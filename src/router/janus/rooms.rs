@@ -11,7 +11,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::control::{data, room_value, with_pin};
+use super::control::{data, room_value, with_access, with_pin};
 use super::socket::{Socket, timed_out};
 use super::{JanusRouter, OBSERVER_PREFIX, wire};
 use crate::model::ids::{RoomId, SessionId};
@@ -146,7 +146,7 @@ impl JanusRouter {
             "request": "join", "ptype": "publisher", "room": room_value(&config, place.room.as_str()),
             "display": format!("{OBSERVER_PREFIX}visitor"),
         });
-        let answer = connection.request(with_pin(&config, body), DOING).await?;
+        let answer = connection.request(with_access(&config, &place.room, body), DOING).await?;
         // Destroying the session removes the observer from the room, also after a failure.
         let destroy = json!({ "janus": "destroy", "session_id": connection.session });
         if let Err(error) = connection.socket.request_ok(destroy, "end the session").await {

@@ -13,12 +13,25 @@ const TEXT_CHARS_MAX: usize = 1000;
 const TRACKS_MAX: usize = 64;
 /// Publishers in one message that are read.
 const PUBLISHERS_MAX: usize = 1000;
+/// Longest candidate that is read, in bytes. Janus's have at most 200.
+const CANDIDATE_BYTES_MAX: usize = 500;
 /// Rooms of one router that are read.
 const ROOMS_MAX: usize = 20_000;
 /// VideoRoom's error code: a room with this id exists.
 const ROOM_EXISTS: i64 = 427;
 /// VideoRoom's error code: no such room.
 const NO_SUCH_ROOM: i64 = 426;
+/// VideoRoom's error code: no such feed, or no such mid of a feed.
+const NO_SUCH_FEED: i64 = 428;
+/// VideoRoom's error code: an element is missing in the request.
+const MISSING_ELEMENT: i64 = 429;
+/// VideoRoom's error code: an element of the request is invalid.
+const INVALID_ELEMENT: i64 = 430;
+/// Error codes of refusals: without or with a wrong secret (403), a token that does not permit the plugin (405) or is unknown (470), and
+/// VideoRoom's (433): wrong pin, secret, token or private id, or kicked. (`apierror.h` and `janus_videoroom.c` of Janus 1.1.2.)
+const REFUSED: [i64; 4] = [403, 405, 433, 470];
+/// The elements of requests that are credentials.
+const CREDENTIALS: [&str; 5] = ["pin", "secret", "token", "admin_key", "private_id"];
 
 /// An id that may be a text or a number (`string_ids`).
 #[must_use]
@@ -177,6 +190,20 @@ pub fn is_not_there(answer: &Value) -> bool {
     plugin_code(answer) == Some(NO_SUCH_ROOM)
 }
 
+/// The private id in the answer to a join: what rooms with `require_pvtid` want of the subscriptions of who joined.
+#[must_use]
+pub fn private_id(joined: &Value) -> Option<u64> {
+    joined.get("private_id")?.as_u64()
+}
+
+/// The candidate in a `trickle` message; `None` for the one that says that there are no more.
+#[must_use]
+pub fn trickled(message: &Value) -> Option<&str> {
+    let candidate = message.get("candidate")?.get("candidate")?.as_str()?;
+    let good = candidate.len() <= CANDIDATE_BYTES_MAX && !candidate.contains(char::is_control);
+    good.then_some(candidate)
+}
+
 /// A track that a moderator switched off or on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moderation {
@@ -230,10 +257,18 @@ pub fn error(
     let router = router.to_owned();
     Some(match (code, room) {
         (NO_SUCH_ROOM, Some(room)) => RouterError::RoomNotFound { router, room: room.clone() },
-        (428, _) => RouterError::StreamNotFound { stream: problem },
-        (403 | 405 | 429 | 430 | 433, _) => RouterError::Refused { router, doing, code, text: problem },
+        (NO_SUCH_FEED, _) => RouterError::StreamNotFound { stream: problem },
+        _ if is_refusal(code, &problem) => RouterError::Refused { router, doing, code, text: problem },
         _ => RouterError::Protocol { router, doing, problem: format!("error {code}: {problem}") },
     })
+}
+
+/// Whether an error says that the credentials of the request are not enough. Janus has one code for all elements of a request that are
+/// missing, a needed pin as well as a mid; its text names the element.
+fn is_refusal(code: i64, text: &str) -> bool {
+    let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    REFUSED.contains(&code)
+        || ([MISSING_ELEMENT, INVALID_ELEMENT].contains(&code) && words.any(|word| CREDENTIALS.contains(&word)))
 }
 
 #[cfg(test)]
@@ -330,14 +365,74 @@ mod tests {
     }
 
     #[test]
+    fn a_candidate_is_read_and_the_last_message_has_none() {
+        let of = |candidate: Value| json!({ "janus": "trickle", "sender": 7, "candidate": candidate });
+        let text = "candidate:1 1 udp 2015363327 10.211.0.1 40001 typ host";
+        let candidate = of(json!({ "sdpMid": "0", "sdpMLineIndex": 0, "candidate": text }));
+        assert_eq!(trickled(&candidate), Some(text));
+        for none in [
+            json!({ "completed": true }),
+            json!({ "candidate": 7 }),
+            json!([]),
+            json!({ "candidate": "x".repeat(501) }),
+            json!({ "candidate": "candidate:1\r\na=x" }),
+        ] {
+            assert_eq!(trickled(&of(none)), None);
+        }
+        assert_eq!(private_id(&json!({ "private_id": 547_293_884 })), Some(547_293_884));
+        assert_eq!(private_id(&json!({ "private_id": -1 })), None);
+    }
+
+    #[test]
     fn errors_are_told_apart_by_their_codes() {
         let room = "r".parse().expect("room");
-        let plugin =
-            |code: i64| json!({ "janus": "event", "plugindata": { "data": { "error_code": code, "error": "x" } } });
-        assert!(matches!(error("j", Some(&room), "join", &plugin(426)), Some(RouterError::RoomNotFound { .. })));
-        assert!(matches!(error("j", Some(&room), "join", &plugin(433)), Some(RouterError::Refused { .. })));
-        let core = json!({ "janus": "error", "error": { "code": 403, "reason": "Unauthorized" } });
-        assert!(matches!(error("j", None, "join", &core), Some(RouterError::Refused { code: 403, .. })));
+        let kind = |error: RouterError| match error {
+            RouterError::RoomNotFound { .. } => "no room",
+            RouterError::StreamNotFound { .. } => "no stream",
+            RouterError::Refused { .. } => "refused",
+            RouterError::Protocol { .. } => "protocol",
+            RouterError::Unavailable { .. } | RouterError::Timeout { .. } => "unavailable",
+        };
+        // The texts are those of Janus 1.1.2.
+        for (code, text, expected) in [
+            (421, "No message??", "protocol"),
+            (423, "Unknown request 'x'", "protocol"),
+            (425, "Already in as a subscriber on this handle", "protocol"),
+            (426, "No such room (r)", "no room"),
+            (428, "No such feed (alice)", "no stream"),
+            (428, "No such mid '7' in feed (alice)", "no stream"),
+            (429, "Missing mandatory element (pin)", "refused"),
+            (429, "Missing mandatory element (secret)", "refused"),
+            (429, "Missing mandatory element (admin_key)", "refused"),
+            (429, "At least one between 'streams' and 'feed' must be specified", "protocol"),
+            (429, "Missing mandatory element (ptype)", "protocol"),
+            (430, "Invalid element type (pin should be a string)", "refused"),
+            (430, "Invalid element type (private_id should be a positive integer)", "refused"),
+            (430, "Invalid element type (room should be a positive integer)", "protocol"),
+            (432, "Maximum number of publishers (3) already reached", "protocol"),
+            (433, "Unauthorized (not in the allowed list)", "refused"),
+            (433, "Unauthorized (this room requires a valid private_id)", "refused"),
+            (433, "Unauthorized (wrong pin)", "refused"),
+            (433, "Unauthorized, you have been kicked", "refused"),
+            (436, "User ID alice already exists", "protocol"),
+            (499, "Unknown error", "protocol"),
+        ] {
+            let data = json!({ "videoroom": "event", "error_code": code, "error": text });
+            let answer = json!({ "janus": "event", "plugindata": { "data": data } });
+            let told = error("j", Some(&room), "subscribe", &answer).expect("an error");
+            assert_eq!(kind(told), expected, "{code} {text}");
+        }
+        for (code, text, expected) in [
+            (403, "Unauthorized request (wrong or missing secret/token)", "refused"),
+            (405, "Provided token can't access plugin 'janus.plugin.videoroom'", "refused"),
+            (458, "No such session 7", "protocol"),
+            (459, "No such handle 7 in session 7", "protocol"),
+            (470, "Token x not found", "refused"),
+        ] {
+            let answer = json!({ "janus": "error", "error": { "code": code, "reason": text } });
+            let told = error("j", Some(&room), "subscribe", &answer).expect("an error");
+            assert_eq!(kind(told), expected, "{code} {text}");
+        }
         assert!(error("j", None, "join", &json!({ "janus": "success" })).is_none());
     }
 }

@@ -57,6 +57,29 @@ pub struct EventQueue {
     pub queue: String,
 }
 
+/// The addresses that the candidates of a private Janus have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CandidateAddresses {
+    /// IPv4, as those of the shared one.
+    #[default]
+    V4,
+    /// IPv6.
+    V6,
+    /// Both.
+    Both,
+}
+
+/// How a private Janus differs from the shared one.
+#[derive(Debug, Clone, Default)]
+pub struct JanusOptions {
+    /// Its event handler publishes here.
+    pub event_queue: Option<EventQueue>,
+    /// Its offers have no candidates: they follow in messages of their own (`full_trickle`).
+    pub full_trickle: bool,
+    /// The addresses of its candidates.
+    pub candidates: CandidateAddresses,
+}
+
 fn link_plugins(folder: &Path, source: &str, names: &[&str]) -> Result<()> {
     std::fs::create_dir(folder)?;
     for name in names {
@@ -86,15 +109,25 @@ impl Janus {
     /// # Errors
     /// When it cannot be started.
     pub fn start() -> Result<Self> {
-        Self::start_with(None)
+        Self::start_with(JanusOptions::default())
     }
 
-    /// Starts a private one, with the event handler if there is a queue for it.
+    /// Starts a private one with a configuration of its own.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start_with(event_queue: Option<EventQueue>) -> Result<Self> {
+    pub fn start_with(options: JanusOptions) -> Result<Self> {
+        let JanusOptions { event_queue, full_trickle, candidates } = options;
         let net = TestNet::new()?;
+        let (mut enforced, ipv6) = (Vec::new(), candidates != CandidateAddresses::V4);
+        if candidates != CandidateAddresses::V6 {
+            enforced.push(net.ip().to_string());
+        }
+        if ipv6 {
+            net.add_ipv6()?;
+            enforced.push(net.ipv6().to_string());
+        }
+        let enforced = enforced.join(",");
         let dir = tempfile::tempdir()?;
         let port = free_port(net.ip())?;
         let at = dir.path();
@@ -114,8 +147,8 @@ impl Janus {
                  events_folder = \"{folder}/events\" admin_secret = \"admin\" api_secret = \"{API_SECRET}\" \
                  token_auth = true token_auth_secret = \"{TOKEN_SECRET}\" debug_colors = false server_name = \"kit\" \
                  interface = \"{ip}\" reclaim_session_timeout = 20 }}\n\
-                 media: {{ ipv6 = false min_nack_queue = 1000 }}\n\
-                 nat: {{ ice_enforce_list = \"{ip}\" ignore_mdns = true }}\n\
+                 media: {{ ipv6 = {ipv6} min_nack_queue = 1000 }}\n\
+                 nat: {{ ice_enforce_list = \"{enforced}\" ignore_mdns = true full_trickle = {full_trickle} }}\n\
                  events: {{ broadcast = {} }}\n",
                 event_queue.is_some()
             ),
@@ -210,6 +243,15 @@ impl Janus {
     #[must_use]
     pub const fn ip(&self) -> std::net::IpAddr {
         self.address.ip()
+    }
+
+    /// Its IPv6 address, for media.
+    ///
+    /// # Panics
+    /// On the shared one.
+    #[must_use]
+    pub fn ipv6(&self) -> std::net::IpAddr {
+        self.own.as_ref().expect("only a private Janus has an IPv6 address").net.ipv6()
     }
 
     /// Where its WebSocket listens.

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -80,6 +80,23 @@ impl TestNet {
     #[must_use]
     pub const fn ip(&self) -> IpAddr {
         IpAddr::V4(self.ip)
+    }
+
+    /// Its IPv6 address, once [`Self::add_ipv6`] has given it to the interface.
+    #[must_use]
+    pub const fn ipv6(&self) -> IpAddr {
+        let [_, _, b, c] = self.ip.octets();
+        IpAddr::V6(Ipv6Addr::new(0xfd11, 0x211, b as u16, c as u16, 0, 0, 0, 1))
+    }
+
+    /// Gives the interface an IPv6 address, too.
+    ///
+    /// # Errors
+    /// When the kernel has no IPv6.
+    pub fn add_ipv6(&self) -> Result<()> {
+        // Without detection of duplicates, which takes a second or two, the address can be bound at once.
+        let added = ip(&["-6", "addr", "add", &format!("{}/128", self.ipv6()), "dev", &self.interface, "nodad"]);
+        if added { Ok(()) } else { bail!("{} cannot be given to {}", self.ipv6(), self.interface) }
     }
 
     /// Gives the interface up: it outlives its handle. Returns its name, and the lock that must be held while it is used.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::child::Server;
-use crate::janus::{ADMIN_KEY, API_SECRET, EventQueue, Janus, TOKEN_SECRET};
+use crate::janus::{ADMIN_KEY, API_SECRET, EventQueue, Janus, JanusOptions, TOKEN_SECRET};
 use crate::net::free_port;
 use crate::rabbitmq::RabbitMq;
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
@@ -78,7 +78,16 @@ impl World {
     /// # Errors
     /// When a server cannot be started.
     pub async fn start_with_own_router(binary: &str, more: &str) -> Result<Self> {
-        let servers = tokio::task::spawn_blocking(|| Ok::<_, anyhow::Error>((RabbitMq::shared()?, Janus::start()?)));
+        Self::start_with_router(binary, JanusOptions::default(), more).await
+    }
+
+    /// The same with a private Janus that is configured like this.
+    ///
+    /// # Errors
+    /// When a server cannot be started.
+    pub async fn start_with_router(binary: &str, router: JanusOptions, more: &str) -> Result<Self> {
+        let servers =
+            tokio::task::spawn_blocking(|| Ok::<_, anyhow::Error>((RabbitMq::shared()?, Janus::start_with(router)?)));
         let (rabbit, janus) = servers.await??;
         Self::with_servers(binary, rabbit, janus, None, more).await
     }
@@ -92,7 +101,8 @@ impl World {
         let servers = tokio::task::spawn_blocking(move || {
             let rabbit = if private_broker { RabbitMq::start()? } else { RabbitMq::shared()? };
             let event_queue = EventQueue { broker: rabbit.address(), vhost: rabbit.vhost().to_owned(), queue };
-            Ok::<_, anyhow::Error>((rabbit, Janus::start_with(Some(event_queue))?))
+            let options = JanusOptions { event_queue: Some(event_queue), ..JanusOptions::default() };
+            Ok::<_, anyhow::Error>((rabbit, Janus::start_with(options)?))
         });
         let (rabbit, janus) = servers.await??;
         Self::with_servers(binary, rabbit, janus, None, more).await
@@ -246,6 +256,19 @@ impl World {
         let status = Command::new("python3").args(["-c", script]).arg(file).arg(statement).args(values).status()?;
         ensure!(status.success(), "{statement}");
         Ok(())
+    }
+
+    /// Changes the configuration file: what is started next reads it. Each replacement must be found.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or does not have what is to be replaced.
+    pub fn configure(&self, replacements: &[(&str, &str)], more: &str) -> Result<()> {
+        let mut text = std::fs::read_to_string(&self.config)?;
+        for (from, to) in replacements {
+            ensure!(text.contains(from), "the configuration has no {from}");
+            text = text.replacen(from, to, 1);
+        }
+        Ok(std::fs::write(&self.config, text + more)?)
     }
 
     /// A scratch folder.

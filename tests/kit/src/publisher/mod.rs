@@ -34,6 +34,8 @@ pub struct Options {
     pub pin: Option<String>,
     /// A client's token; Janus's secret without one.
     pub token: Option<String>,
+    /// A token of the room's list; rooms without a list want none.
+    pub room_token: Option<String>,
     /// The feed's id.
     pub id: String,
     /// What others see.
@@ -70,6 +72,7 @@ impl Options {
             room: janus.room(room),
             pin: None,
             token: None,
+            room_token: None,
             id: id.to_owned(),
             display: format!("The {id}"),
             video: Some(VideoCodec::Vp8),
@@ -164,6 +167,9 @@ impl Publisher {
         });
         if let Some(pin) = &options.pin {
             join["pin"] = json!(pin);
+        }
+        if let Some(token) = &options.room_token {
+            join["token"] = json!(token);
         }
         let joined = client.message(join, None).await?;
         if joined["plugindata"]["data"]["videoroom"] != "joined" {
