@@ -6,6 +6,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
+use super::coverage::{self, TrackCoverage};
 use super::documents::{
     FileEntry, Manifest, ObjectEntry, Report, StreamReport, TrackReport, VERSION, VonageFile, VonageManifest,
 };
@@ -89,7 +90,8 @@ pub fn build(
         Some(composed) => (MediaTime::from_millis(composed.start_ms), composed.duration_s()),
         None => (begin, begin.until(end).as_secs_f64()),
     };
-    let report = build_report(descriptor, &log.tracks, &corrections, &streams, &events);
+    let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options);
+    let report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
     let keys = Keys::new(descriptor.application.clone(), descriptor.archive);
     let entry = |o: &Object| ObjectEntry {
@@ -110,6 +112,8 @@ pub fn build(
         started_at: begin.to_wallclock(descriptor.origin).to_rfc3339(),
         duration_s,
         epochs,
+        complete: report.complete,
+        missing: report.missing.clone(),
         objects: objects.iter().map(entry).collect(),
         files,
         composed,
@@ -263,6 +267,8 @@ fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamH
                 }
             }
             EventKind::EpochBegan { .. }
+            | EventKind::Tracks { .. }
+            | EventKind::Capture { .. }
             | EventKind::Muted { .. }
             | EventKind::Layout { .. }
             | EventKind::Classes { .. }
@@ -311,10 +317,17 @@ fn build_report(
     corrections: &BTreeMap<TrackId, Correction>,
     streams: &BTreeMap<StreamId, StreamHistory>,
     events: &[history::Event],
+    coverage: &BTreeMap<TrackId, TrackCoverage>,
 ) -> Report {
-    let mut ids: Vec<StreamId> = streams.keys().copied().chain(tracks.iter().map(|t| t.track.stream)).collect();
+    let mut ids: Vec<StreamId> = streams.keys().copied().chain(coverage.keys().map(|track| track.stream)).collect();
     ids.sort_unstable();
     ids.dedup();
+    let of_track = |(id, covered): (&TrackId, &TrackCoverage)| {
+        let log = tracks.iter().find(|track| track.track == *id);
+        let report = log.map_or_else(|| TrackReport::of_nothing(id.kind), |track| track_report(track, corrections));
+        let announced_codec = Some(covered.codec.clone()).filter(|codec| !codec.is_empty());
+        TrackReport { announced_codec, details: covered.details.clone(), gaps: covered.gaps.clone(), ..report }
+    };
     let last = events.last().map_or(MediaTime::ZERO, |e| e.at);
     let stream = |id: &StreamId| {
         let stream = streams.get(id);
@@ -325,11 +338,12 @@ fn build_report(
             name: stream.and_then(|p| p.name.clone()),
             video_type: stream.map(|p| p.video_type).unwrap_or_default(),
             present_ms: present.iter().map(|(a, b)| (a.as_millis(), b.unwrap_or(last).as_millis())).collect(),
-            tracks: tracks.iter().filter(|t| t.track.stream == *id).map(|t| track_report(t, corrections)).collect(),
+            tracks: coverage.iter().filter(|(track, _)| track.stream == *id).map(of_track).collect(),
             layers: stream.map(|p| p.layers.clone()).unwrap_or_default(),
         }
     };
-    let gap_s = tracks.iter().flat_map(TrackIndex::missing).map(|g| g.from.until(g.to).as_secs_f64()).sum();
+    let gap_s = coverage.values().flat_map(|track| &track.gaps).map(|g| g.from.until(g.to).as_secs_f64()).sum();
+    let missing = coverage::lacking(coverage);
     let epoch = |e: &history::Event| match e.kind {
         EventKind::EpochBegan { epoch, .. } => Some((epoch, e.at.as_millis())),
         _ => None,
@@ -338,6 +352,8 @@ fn build_report(
         version: VERSION,
         archive_id: descriptor.archive,
         streams: ids.iter().map(stream).collect(),
+        complete: Some(missing.is_empty()),
+        missing,
         gap_s,
         epochs_ms: events.iter().filter_map(epoch).collect(),
     }
@@ -368,12 +384,14 @@ fn track_report(track: &TrackIndex, corrections: &BTreeMap<TrackId, Correction>)
     let ms = |at: MediaTime| correction.at(at) as f64 / 1e6;
     TrackReport {
         kind: track.track.kind,
+        announced_codec: None,
+        details: Vec::new(),
         codecs,
         sizes,
         start_ms: correction.apply(start).as_millis(),
         end_ms: correction.apply(end).as_millis(),
         stats: track.stats,
-        gaps: track.missing(),
+        gaps: Vec::new(),
         correction_ms: (ms(start), ms(end)),
         sender_reports: (correction.used, correction.refused),
         damaged_parts,

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, SessionId, StreamId, TrackKind};
-use crate::model::media::{Codec, Gap, TrackStats, VideoType};
+use crate::model::media::{Codec, Gap, MissingMedia, TrackStats, VideoType};
 
 /// The version of [`Manifest`] and [`Report`].
 pub const VERSION: u32 = 1;
@@ -77,6 +77,12 @@ pub struct Manifest {
     pub duration_s: f64,
     /// The last epoch.
     pub epochs: u32,
+    /// Whether the archive has all that was sent, as far as is known. Manifests of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
+    /// The media that the archive lacks, the longest first.
+    #[serde(default)]
+    pub missing: Vec<MissingMedia>,
     /// The objects, without this one.
     pub objects: Vec<ObjectEntry>,
     /// The files in the ZIP.
@@ -166,7 +172,13 @@ pub struct Report {
     pub archive_id: ArchiveId,
     /// Its streams.
     pub streams: Vec<StreamReport>,
-    /// Media missing in all tracks together, in seconds.
+    /// Whether the archive has all that was sent, as far as is known. Reports of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
+    /// The media that the archive lacks, the longest first.
+    #[serde(default)]
+    pub missing: Vec<MissingMedia>,
+    /// Time without media in all tracks together, in seconds, also where nothing was sent.
     pub gap_s: f64,
     /// Times at which a worker began to own the job, in milliseconds from the origin.
     pub epochs_ms: Vec<(Epoch, i64)>,
@@ -198,7 +210,13 @@ pub struct StreamReport {
 pub struct TrackReport {
     /// Sound or picture.
     pub kind: TrackKind,
-    /// Its codecs, in order.
+    /// The codec's name as the publisher announced it, if the router told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announced_codec: Option<String>,
+    /// What stood in the way of capturing, in the words of the router or of the negotiation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+    /// Its codecs, in order; none of a track that never came.
     pub codecs: Vec<Codec>,
     /// Sizes of the picture: time in milliseconds from the origin, width, height.
     pub sizes: Vec<(i64, u32, u32)>,
@@ -216,4 +234,25 @@ pub struct TrackReport {
     pub sender_reports: (usize, usize),
     /// Parts of the log that could not be read.
     pub damaged_parts: u64,
+}
+
+impl TrackReport {
+    /// Of a track that never came.
+    #[must_use]
+    pub fn of_nothing(kind: TrackKind) -> Self {
+        Self {
+            kind,
+            announced_codec: None,
+            details: Vec::new(),
+            codecs: Vec::new(),
+            sizes: Vec::new(),
+            start_ms: 0,
+            end_ms: 0,
+            stats: TrackStats::default(),
+            gaps: Vec::new(),
+            correction_ms: (0.0, 0.0),
+            sender_reports: (0, 0),
+            damaged_parts: 0,
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub(crate) mod composed;
+mod coverage;
 pub mod delete;
 pub mod deliver;
 pub mod derive;

@@ -5,8 +5,11 @@ use sqlx::any::AnyRow;
 use super::{CatalogError, Columns, JobRow};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
+use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
 
+/// Entries of what an archive lacks that are kept in its row.
+const MISSING_MAX: usize = 100;
 /// Vonage's reason of an archive that failed.
 const FAILURE: &str = "failure";
 
@@ -116,6 +119,9 @@ pub struct ArchiveRow {
     pub object_key: Option<String>,
     /// What it was asked to be. Its layout is the one that it began with.
     pub options: ArchiveOptions,
+    /// The media that it lacks, the longest first; not known until it is made.
+    #[serde(default)]
+    pub missing: Option<Vec<MissingMedia>>,
 }
 
 /// The file of an archive, once it is made.
@@ -129,12 +135,20 @@ pub struct ArchiveFile {
     pub sha256: String,
     /// Its object.
     pub object_key: Option<String>,
+    /// The media that it lacks.
+    pub missing: Vec<MissingMedia>,
 }
 
 /// How an archive changes. These functions say what a new status brings along. Whether the status may follow the present one
 /// ([`ArchiveStatus::may_become`]) is decided where the row is written, because others may have changed the archive since the row
 /// was read.
 impl ArchiveRow {
+    /// Whether the archive lacks nothing that was sent, as far as is known; `None` until it is made.
+    #[must_use]
+    pub fn is_complete(&self) -> Option<bool> {
+        self.missing.as_ref().map(Vec::is_empty)
+    }
+
     /// The archive of a job, begun when the job was accepted.
     #[must_use]
     pub fn started(job: &JobRow, options: ArchiveOptions, now: Wallclock) -> Self {
@@ -154,6 +168,7 @@ impl ArchiveRow {
             sha256: String::new(),
             object_key: None,
             options,
+            missing: None,
         }
     }
 
@@ -171,6 +186,7 @@ impl ArchiveRow {
             sha256: String::new(),
             object_key: None,
             options,
+            missing: None,
             ..of.clone()
         }
     }
@@ -190,8 +206,11 @@ impl ArchiveRow {
     /// The file can be fetched. The reason stays that of the stop.
     #[must_use]
     pub fn available(self, file: ArchiveFile, now: Wallclock) -> Self {
-        let ArchiveFile { duration_s, size, sha256, object_key } = file;
-        Self { duration_s, size, sha256, object_key, ..self.changed(ArchiveStatus::Available, now) }
+        let ArchiveFile { duration_s, size, sha256, object_key, mut missing } = file;
+        missing.sort_by_key(|one| std::cmp::Reverse(one.duration_ms));
+        missing.truncate(MISSING_MAX);
+        let missing = Some(missing);
+        Self { duration_s, size, sha256, object_key, missing, ..self.changed(ArchiveStatus::Available, now) }
     }
 
     /// The archive cannot be made. A replay of its job can still make it.
@@ -212,7 +231,7 @@ impl ArchiveRow {
 }
 
 pub(super) const COLUMNS: &str = "archive_id, job_id, session_id, application_id, name, status, reason, output_mode, created_at, \
-     updated_at, duration_s, size, sha256, object_key, document";
+     updated_at, duration_s, size, sha256, object_key, document, missing";
 
 pub(super) fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
     let columns = Columns { row, table: "archives" };
@@ -232,7 +251,15 @@ pub(super) fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
         sha256: columns.text("sha256")?,
         object_key: columns.get("object_key")?,
         options: options(&columns)?,
+        missing: missing(&columns)?,
     })
+}
+
+/// The media that an archive lacks; rows of earlier versions of this program do not say.
+fn missing(columns: &Columns<'_>) -> Result<Option<Vec<MissingMedia>>, CatalogError> {
+    let Some(text) = columns.get::<Option<String>>("missing")? else { return Ok(None) };
+    let read = serde_json::from_str(&text);
+    read.map(Some).map_err(|e| CatalogError::Corrupt { column: "missing", what: e.to_string() })
 }
 
 /// The options in an archive's `document`; rows of earlier versions of this program have none.
@@ -246,7 +273,8 @@ mod tests {
     use super::ArchiveStatus::*;
     use super::*;
     use crate::catalog::{JobState, StoredSpec};
-    use crate::model::ids::Epoch;
+    use crate::model::ids::{Epoch, TrackKind};
+    use crate::model::media::GapCause;
 
     #[test]
     fn a_status_never_goes_back() {
@@ -302,6 +330,7 @@ mod tests {
             size: 7,
             sha256: "c2hh".to_owned(),
             object_key: Some("app/archive.mp4".to_owned()),
+            missing: Vec::new(),
         };
         for (row, status, reason, at, size) in [
             (started(), Started, "", 3, 0),
@@ -318,9 +347,33 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_says_whether_it_is_complete_once_it_is_made() {
+        let lack = |duration_ms| MissingMedia {
+            stream_id: "00000000-0000-4000-8000-000000000001".parse().expect("id"),
+            kind: TrackKind::Video,
+            cause: GapCause::Refused,
+            duration_ms,
+            details: vec![],
+        };
+        let file = |missing| ArchiveFile { duration_s: 1, size: 1, sha256: String::new(), object_key: None, missing };
+        let row = || ArchiveRow::started(&job(), ArchiveOptions::default(), Wallclock(3)).stopped("", Wallclock(4));
+        assert_eq!(row().is_complete(), None);
+        assert_eq!(row().available(file(vec![]), Wallclock(5)).is_complete(), Some(true));
+        let lacks = row().available(file((0..200).map(lack).collect()), Wallclock(5));
+        assert_eq!(lacks.is_complete(), Some(false));
+        let kept: Vec<i64> = lacks.missing.unwrap_or_default().iter().map(|one| one.duration_ms).collect();
+        assert_eq!(kept, (100..200).rev().collect::<Vec<_>>(), "the longest, bounded");
+    }
+
+    #[test]
     fn a_derived_archive_begins_without_a_file_and_keeps_its_reason() {
-        let file =
-            ArchiveFile { duration_s: 60, size: 7, sha256: "c2hh".to_owned(), object_key: Some("key".to_owned()) };
+        let file = ArchiveFile {
+            duration_s: 60,
+            size: 7,
+            sha256: "c2hh".to_owned(),
+            object_key: Some("key".to_owned()),
+            missing: Vec::new(),
+        };
         let source = ArchiveRow::started(&job(), ArchiveOptions::default(), Wallclock(3));
         let source = source.stopped("user initiated", Wallclock(4)).available(file, Wallclock(5));
         let new = ArchiveId::random();

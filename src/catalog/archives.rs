@@ -75,7 +75,7 @@ impl Put {
                 "DO UPDATE SET status_before = archives.status, \
                  status = excluded.status, reason = excluded.reason, updated_at = excluded.updated_at, \
                  duration_s = excluded.duration_s, size = excluded.size, \
-                 sha256 = excluded.sha256, object_key = excluded.object_key, \
+                 sha256 = excluded.sha256, object_key = excluded.object_key, missing = excluded.missing, \
                  segments_kept = CASE WHEN excluded.status = 'deleted' AND archives.status <> 'deleted' THEN 1 \
                  ELSE archives.segments_kept END, \
                  changes = archives.changes + CASE WHEN archives.status = excluded.status THEN 0 ELSE 1 END \
@@ -84,12 +84,12 @@ impl Put {
             )
         };
         let fence = match epoch {
-            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $16 AND jobs.epoch = $17)",
+            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $17 AND jobs.epoch = $18)",
             None => "1 = 1",
         };
         let mut put = statement(format!(
             "INSERT INTO archives ({COLUMNS}, changes) \
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 1 WHERE {fence} \
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1 WHERE {fence} \
              ON CONFLICT (archive_id) {known} RETURNING {COLUMNS}, status_before, changes"
         ))
         .bind(archive.archive.to_string())
@@ -106,7 +106,8 @@ impl Put {
         .bind(archive.size)
         .bind(archive.sha256.clone())
         .bind(archive.object_key.clone())
-        .bind(storable(&serde_json::to_string(&archive.options).expect("plain data")));
+        .bind(storable(&serde_json::to_string(&archive.options).expect("plain data")))
+        .bind(archive.missing.as_ref().map(|missing| storable(&serde_json::to_string(missing).expect("plain data"))));
         if let Some(epoch) = epoch {
             put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
         }

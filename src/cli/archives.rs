@@ -1,6 +1,7 @@
 //! `archiver archives …`
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
@@ -22,6 +23,7 @@ use crate::model::archive_options::{Resolution, StreamMode};
 use crate::model::desired::{Desired, Selection};
 use crate::model::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::model::layout::{Layout, LayoutType};
+use crate::model::media::MissingMedia;
 use crate::store::body::collect;
 use crate::store::checksum::Hasher;
 use crate::store::download::{Download, download};
@@ -339,6 +341,21 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
     Ok(())
 }
 
+/// Whether an archive has all that was sent.
+fn completeness(row: &ArchiveRow) -> &'static str {
+    match row.is_complete() {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "not known",
+    }
+}
+
+fn lack_in_words(lack: &MissingMedia) -> String {
+    let seconds = Duration::from_millis(u64::try_from(lack.duration_ms).unwrap_or(0)).as_secs_f64();
+    let of = format!("{seconds:.1} s of {} of stream {}: {}", lack.kind.as_str(), lack.stream_id, lack.cause.as_str());
+    if lack.details.is_empty() { of } else { format!("{of} ({})", lack.details.join("; ")) }
+}
+
 async fn show(
     settings: &Settings,
     catalog: &dyn Catalog,
@@ -371,6 +388,10 @@ async fn show(
         row.size,
         row.object_key.as_deref().unwrap_or("-")
     ));
+    print_line(&format!("complete  {}", completeness(&row)));
+    for lack in row.missing.iter().flatten() {
+        print_line(&format!("  lacks {}", lack_in_words(lack)));
+    }
     for file in manifest.iter().flat_map(|m| &m.files) {
         let codec = |c: &Option<crate::model::media::Codec>| c.map_or("-", crate::model::media::Codec::as_str);
         print_line(&format!(

@@ -194,6 +194,8 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
         | EventKind::Selected { .. }
         | EventKind::RouterLost
         | EventKind::RouterBack
+        | EventKind::Tracks { .. }
+        | EventKind::Capture { .. }
         | EventKind::Ended { .. } => {}
     }
 }

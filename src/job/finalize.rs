@@ -15,6 +15,7 @@ use crate::catalog::{ArchiveFile, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
+use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
 use crate::recording::restore::restore;
 use crate::recording::spool::ProvedInStore;
@@ -78,6 +79,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         size: i64::try_from(main.size).unwrap_or(i64::MAX),
         sha256: main.sha256.clone(),
         object_key: Some(job.keys.key(main.kind)),
+        missing: manifest.missing.clone(),
     };
     let now = Wallclock::now();
     let row = job.archive_row(now).stopped(reason, now).available(file, now);
@@ -94,7 +96,12 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         return Ok(Ended::Fenced);
     }
     let delay = Wallclock::now().since(began);
-    metrics().archives_available.inc();
+    metrics().available(&manifest.missing);
+    for lack in &manifest.missing {
+        let MissingMedia { stream_id, kind, cause, duration_ms, details } = lack;
+        let (kind, cause) = (kind.as_str(), cause.as_str());
+        tracing::warn!(%stream_id, kind, cause, duration_ms, "the archive lacks media: {}", details.join("; "));
+    }
     metrics().archive_delay.observe(delay.as_secs_f64());
     tracing::info!(
         size_bytes = row.size,

@@ -1,6 +1,6 @@
 //! One session while it is captured: which streams are there, what is subscribed to, and when it ends.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,18 +22,20 @@ use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::desired::{Desired, Selection};
-use crate::model::fault::{FaultKind, chain};
+use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{EventKind, History};
+use crate::recording::history::{Announced, EventKind, History};
 use crate::recording::upload::UploadBacklog;
-use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
+use crate::router::{Offer, Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId, TrackInfo};
 use crate::runtime::metrics::metrics;
-use crate::webrtc::{CaptureEvent, CaptureKey, PeerError, PeerKey};
+use crate::webrtc::{CaptureEvent, CaptureKey, PeerError, PeerKey, UnsupportedTrack};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// Between two tries to subscribe to a stream that the router or the negotiation refuses.
+const REFUSED: Backoff = Backoff { first: RESUBSCRIBE, max: Duration::from_secs(60) };
 /// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
 const OVERLAP: Duration = Duration::from_secs(5);
 
@@ -42,12 +44,53 @@ struct Stream {
     info: StreamInfo,
     id: StreamId,
     link: Link,
+    /// The session has as many streams as are captured: this one waits for a place since then.
+    over_limit: Option<Instant>,
+    /// Tracks whose formats the negotiation refused.
+    unsupported: Vec<TrackKind>,
+    /// Subscriptions that failed for good, one after the other.
+    refusals: u32,
+    /// Why the stream is not captured, as the history has it.
+    noted: Option<GapCause>,
 }
 
 /// What a subscription task brings back.
 struct Subscribed {
     router_id: String,
-    result: Result<Live, JobFailure>,
+    result: Result<Made, NotSubscribed>,
+}
+
+/// A subscription that was made, and the tracks of it that were refused.
+struct Made {
+    live: Live,
+    unsupported: Vec<UnsupportedTrack>,
+}
+
+/// Why a stream is not subscribed to.
+struct NotSubscribed {
+    cause: GapCause,
+    failure: JobFailure,
+    unsupported: Vec<UnsupportedTrack>,
+}
+
+impl NotSubscribed {
+    fn unsupported(unsupported: Vec<UnsupportedTrack>) -> Self {
+        let formats: Vec<&str> = unsupported.iter().map(|track| track.formats.as_str()).collect();
+        let detail = format!("none of the stream's formats is supported: {}", formats.join(", "));
+        let failure = JobFailure { kind: FaultKind::RouterProtocol, detail };
+        Self { cause: GapCause::Unsupported, failure, unsupported }
+    }
+}
+
+impl From<JobFailure> for NotSubscribed {
+    fn from(failure: JobFailure) -> Self {
+        let cause = match failure.kind {
+            FaultKind::RouterRefused => GapCause::Refused,
+            FaultKind::Bug => GapCause::Worker,
+            _ => GapCause::Router,
+        };
+        Self { cause, failure, unsupported: Vec::new() }
+    }
 }
 
 /// A session that is captured, with all that its events change.
@@ -61,6 +104,8 @@ pub(super) struct Session<'a> {
     presence: Presence,
     streams: BTreeMap<String, Stream>,
     peers: HashMap<PeerKey, String>,
+    /// Peers that are connected, also those whose subscription is still being made.
+    connected: HashSet<PeerKey>,
     attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
     /// Requests to the router whose answer nobody waits for.
@@ -96,6 +141,7 @@ impl<'a> Session<'a> {
             presence,
             streams: BTreeMap::new(),
             peers: HashMap::new(),
+            connected: HashSet::new(),
             attempts: Attempts::default(),
             subscribing: JoinSet::new(),
             chores: TaskTracker::new(),
@@ -282,10 +328,6 @@ impl<'a> Session<'a> {
         let id = StreamId::of_router(&self.job.row.session, at_router);
         let router_id = info.router_id.clone();
         let known = self.streams.get(&router_id).map(|s| s.info.clone());
-        if known.is_none() && self.streams.len() >= self.job.context.settings.capture.streams_max {
-            tracing::warn!(limit = self.streams.len(), "a stream is not captured: there are too many in the session");
-            return;
-        }
         let same_words = known.as_ref().is_some_and(|k| {
             (&k.name, &k.connection_data, k.video_type) == (&info.name, &info.connection_data, info.video_type)
         });
@@ -298,6 +340,7 @@ impl<'a> Session<'a> {
                 video_type: info.video_type,
             });
         }
+        self.note_tracks(id, known.as_ref(), &info);
         for track in &info.tracks {
             let before =
                 known.as_ref().and_then(|k| k.tracks.iter().find(|t| t.mid == track.mid)).is_some_and(|t| t.muted);
@@ -310,12 +353,74 @@ impl<'a> Session<'a> {
                 stream.info = info;
                 self.unlink_if_changed(&router_id);
             }
-            None => {
-                let link = Link::None { retry: Some(Instant::now()) };
-                self.streams.insert(router_id, Stream { info, id, link });
-            }
+            None => self.add_stream(router_id, id, info),
         }
         self.retry_subscriptions();
+    }
+
+    /// Notes what a stream announces, if that is news.
+    fn note_tracks(&self, stream: StreamId, known: Option<&StreamInfo>, info: &StreamInfo) {
+        let announced = |info: &StreamInfo| -> Vec<Announced> {
+            let track = |t: &TrackInfo| Announced { mid: t.mid.clone(), kind: t.kind, codec: t.codec.clone() };
+            info.tracks.iter().map(track).collect()
+        };
+        let tracks = announced(info);
+        if known.map(announced).unwrap_or_default() != tracks {
+            self.note(EventKind::Tracks { stream, tracks });
+        }
+    }
+
+    fn add_stream(&mut self, router_id: String, id: StreamId, info: StreamInfo) {
+        let limit = self.job.context.settings.capture.streams_max;
+        let captured = self.streams.values().filter(|stream| stream.over_limit.is_none()).count();
+        let over_limit = (captured >= limit).then(Instant::now);
+        if over_limit.is_some() {
+            let detail = format!("capture.streams_max = {limit} streams are captured already");
+            tracing::warn!(stream = %id, limit, "a stream is not captured until another one leaves: raise capture.streams_max");
+            self.note(EventKind::Capture {
+                stream: id,
+                kind: None,
+                missing: Some(GapCause::Limit),
+                detail: Some(detail),
+            });
+        }
+        let noted = Some(if over_limit.is_some() { GapCause::Limit } else { GapCause::Worker });
+        let link = Link::None { retry: Some(Instant::now()) };
+        self.streams
+            .insert(router_id, Stream { info, id, link, over_limit, unsupported: Vec::new(), refusals: 0, noted });
+    }
+
+    /// Gives a place that became free to the stream that has waited longest.
+    fn take_waiting(&mut self) {
+        let limit = self.job.context.settings.capture.streams_max;
+        while self.streams.values().filter(|stream| stream.over_limit.is_none()).count() < limit {
+            let waiting = self.streams.iter_mut().filter_map(|(router_id, s)| Some((s.over_limit?, router_id, s)));
+            let Some((_, router_id, stream)) = waiting.min_by_key(|(since, ..)| *since) else { return };
+            stream.over_limit = None;
+            tracing::info!(stream = %stream.id, "there is a place now for a stream that was beyond capture.streams_max");
+            let router_id = router_id.clone();
+            self.note_capture(&router_id, Some(GapCause::Worker), None);
+        }
+    }
+
+    /// Notes why a stream is not captured, or that it is, if that is news.
+    fn note_capture(&mut self, router_id: &str, missing: Option<GapCause>, detail: Option<String>) {
+        let Some(stream) = self.streams.get_mut(router_id) else { return };
+        if std::mem::replace(&mut stream.noted, missing) != missing {
+            let stream = stream.id;
+            self.note(EventKind::Capture { stream, kind: None, missing, detail });
+        }
+    }
+
+    fn note_unsupported(&mut self, router_id: &str, unsupported: &[UnsupportedTrack]) {
+        let Some(known) = self.streams.get_mut(router_id) else { return };
+        let stream = known.id;
+        known.unsupported = unsupported.iter().map(|track| track.kind).collect();
+        for UnsupportedTrack { kind, formats } in unsupported {
+            tracing::warn!(%stream, kind = kind.as_str(), formats, "a track is not captured: none of its formats is supported");
+            let (missing, detail) = (Some(GapCause::Unsupported), Some(formats.clone()));
+            self.note(EventKind::Capture { stream, kind: Some(*kind), missing, detail });
+        }
     }
 
     fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
@@ -330,17 +435,18 @@ impl<'a> Session<'a> {
     }
 
     fn gone(&mut self, router_id: &str) {
-        self.unlink(router_id, GapCause::Publisher, false);
+        self.unlink(router_id, GapCause::NotSent, false);
         if let Some(stream) = self.streams.remove(router_id) {
             self.note(EventKind::StreamGone { stream: stream.id });
         }
+        self.take_waiting();
     }
 
     /// A subscription to other tracks than those that are archived is made anew.
     fn unlink_if_changed(&mut self, router_id: &str) {
         let Some(Stream { info, link: Link::Live(live), .. }) = self.streams.get(router_id) else { return };
         if live.tracks != wanted_tracks(&self.job.spec.archive, info) {
-            self.unlink(router_id, GapCause::Publisher, true);
+            self.unlink(router_id, GapCause::Worker, true);
         }
     }
 
@@ -351,7 +457,11 @@ impl<'a> Session<'a> {
         let link = std::mem::replace(&mut stream.link, Link::None { retry });
         if let Link::Live(live) = link {
             self.peers.remove(&live.peer);
+            self.connected.remove(&live.peer);
             self.hang_up(&live, cause);
+        }
+        if again {
+            self.note_capture(router_id, Some(cause), None);
         }
     }
 
@@ -375,7 +485,11 @@ impl<'a> Session<'a> {
         for (router_id, stream) in &mut self.streams {
             let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
             let tracks = wanted_tracks(&self.job.spec.archive, &stream.info);
-            if !due || tracks.is_empty() || !self.attempts.begin(router_id, &mut stream.link) {
+            if !due
+                || tracks.is_empty()
+                || stream.over_limit.is_some()
+                || !self.attempts.begin(router_id, &mut stream.link)
+            {
                 continue;
             }
             let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
@@ -385,10 +499,12 @@ impl<'a> Session<'a> {
                 let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options);
                 // A panic is a failure as any other: the stream is tried again.
                 let made = AssertUnwindSafe(work).catch_unwind().await;
-                let made = made.unwrap_or_else(|_| {
-                    Err(JobFailure { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() })
+                let panicked = || JobFailure { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() };
+                let made = made.unwrap_or_else(|_| Err(panicked().into()));
+                let result = made.map(|(subscription, peer, unsupported)| Made {
+                    live: Live { subscription, peer, tracks },
+                    unsupported,
                 });
-                let result = made.map(|(subscription, peer)| Live { subscription, peer, tracks });
                 Subscribed { router_id, result }
             });
         }
@@ -396,31 +512,57 @@ impl<'a> Session<'a> {
 
     fn subscribed(&mut self, done: Subscribed) {
         let Subscribed { router_id, result } = done;
-        let (made, failure) = match result {
-            Ok(live) => (Some(live), None),
-            Err(failure) => (None, Some(failure)),
+        let (made, failed) = match result {
+            Ok(made) => (Some(made), None),
+            Err(failed) => (None, Some(failed)),
         };
-        let peer = made.as_ref().map(|live| live.peer);
-        let stream = self.streams.get(&router_id).map(|stream| stream.id.to_string()).unwrap_or_default();
+        let (live, unsupported) = made.map_or((None, Vec::new()), |made| (Some(made.live), made.unsupported));
+        let peer = live.as_ref().map(|live| live.peer);
         let link = self.streams.get_mut(&router_id).map(|stream| &mut stream.link);
-        match self.attempts.end(&router_id, made, link, Instant::now()) {
-            Ended::Live => {
-                self.peers.extend(peer.map(|peer| (peer, router_id.clone())));
-                // The publisher may have changed its tracks meanwhile.
-                self.unlink_if_changed(&router_id);
-            }
+        match self.attempts.end(&router_id, live, link, Instant::now()) {
+            Ended::Live => self.is_live(&router_id, peer, &unsupported),
             Ended::Failed { unused: Some(live) } => {
-                tracing::warn!(stream, "a subscription was lost before it was complete, making another");
+                tracing::warn!(router_id, "a subscription was lost before it was complete, making another");
+                self.note_capture(&router_id, Some(GapCause::Router), None);
                 self.hang_up(&live, GapCause::Router);
             }
             Ended::Failed { unused: None } => {
-                if let Some(why) = failure {
-                    tracing::warn!(fault.kind = %why.kind, stream, "not subscribed, trying again: {}", why.detail);
-                }
+                failed.into_iter().for_each(|failed| self.not_subscribed(&router_id, failed))
             }
             // The stream left meanwhile.
-            Ended::Stale { unused } => unused.iter().for_each(|live| self.hang_up(live, GapCause::Publisher)),
+            Ended::Stale { unused } => unused.iter().for_each(|live| self.hang_up(live, GapCause::NotSent)),
         }
+    }
+
+    fn is_live(&mut self, router_id: &str, peer: Option<PeerKey>, unsupported: &[UnsupportedTrack]) {
+        self.peers.extend(peer.map(|peer| (peer, router_id.to_owned())));
+        if let Some(stream) = self.streams.get_mut(router_id) {
+            stream.refusals = 0;
+        }
+        self.note_unsupported(router_id, unsupported);
+        if peer.is_some_and(|peer| self.connected.contains(&peer)) {
+            self.note_capture(router_id, None, None);
+        }
+        // The publisher may have changed its tracks meanwhile.
+        self.unlink_if_changed(router_id);
+    }
+
+    /// A subscription failed. What is refused for good is tried ever more rarely, and told once.
+    fn not_subscribed(&mut self, router_id: &str, failed: NotSubscribed) {
+        let Some(stream) = self.streams.get_mut(router_id) else { return };
+        let (id, kind, detail) = (stream.id, failed.failure.kind, failed.failure.detail);
+        if matches!(failed.cause, GapCause::Refused | GapCause::Unsupported) {
+            let pause = REFUSED.delay(stream.refusals, 0.0);
+            stream.link = Link::None { retry: Some(Instant::now() + pause) };
+            stream.refusals = stream.refusals.saturating_add(1);
+        }
+        if stream.noted == Some(failed.cause) {
+            tracing::debug!(fault.kind = %kind, stream = %id, "still not subscribed: {detail}");
+            return;
+        }
+        tracing::warn!(fault.kind = %kind, stream = %id, cause = failed.cause.as_str(), "not subscribed, trying again: {detail}");
+        self.note_unsupported(router_id, &failed.unsupported);
+        self.note_capture(router_id, Some(failed.cause), Some(detail));
     }
 
     async fn renegotiate(&mut self, mut offer: Offer) {
@@ -431,8 +573,14 @@ impl<'a> Session<'a> {
             return;
         }
         match self.job.context.engine.renegotiate(peer, offer.sdp, offer.mids).await {
+            // A connection made anew may take what this one cannot.
+            Ok(answer) if !answer.unsupported.is_empty() => {
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    self.unlink(&router_id, GapCause::Worker, true);
+                }
+            }
             Ok(answer) => {
-                let (control, subscription) = (Arc::clone(&self.control), offer.subscription);
+                let (control, subscription, answer) = (Arc::clone(&self.control), offer.subscription, answer.sdp);
                 self.chores.spawn(async move {
                     if let Err(error) = control.answer(subscription, answer).await {
                         tracing::warn!("a renegotiation was not answered: {}", chain(&error));
@@ -449,15 +597,36 @@ impl<'a> Session<'a> {
         }
     }
 
+    fn starved(&self, track: TrackId, cause: Option<GapCause>) {
+        let TrackId { stream, kind } = track;
+        // Packets of a track that was refused say nothing new.
+        if self.streams.values().any(|known| known.id == stream && known.unsupported.contains(&kind)) {
+            return;
+        }
+        if let Some(cause) = cause {
+            tracing::warn!(%track, cause = cause.as_str(), "media of a track is missing");
+        }
+        self.note(EventKind::Capture { stream, kind: Some(kind), missing: cause, detail: None });
+    }
+
     fn capture_event(&mut self, event: CaptureEvent, backlog: &UploadBacklog) {
         match event {
-            CaptureEvent::Connected { .. } => {}
+            CaptureEvent::Connected { peer } => {
+                self.connected.insert(peer);
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    self.note_capture(&router_id, None, None);
+                }
+            }
+            CaptureEvent::TrackStarved { track, cause } => self.starved(track, cause),
             CaptureEvent::PeerLost { peer, reason } => match self.peers.get(&peer).cloned() {
                 Some(router_id) => {
                     tracing::warn!(reason, "a connection to the media router is lost, making another");
                     self.unlink(&router_id, GapCause::Router, true);
                 }
-                None => self.attempts.peer_lost(peer),
+                None => {
+                    self.connected.remove(&peer);
+                    self.attempts.peer_lost(peer);
+                }
             },
             CaptureEvent::FirstMedia { track } => {
                 if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
@@ -495,30 +664,42 @@ async fn subscribe(
     router_id: &str,
     id: StreamId,
     options: &ArchiveOptions,
-) -> Result<(SubscriptionId, PeerKey), JobFailure> {
+) -> Result<(SubscriptionId, PeerKey, Vec<UnsupportedTrack>), NotSubscribed> {
     let mut offer = control.subscribe(router_id).await.map_err(|e| JobFailure::of(&e))?;
     let subscription = offer.subscription;
     offer.mids.retain(|(_, kind)| options.has(*kind));
+    let wanted = offer.mids.len();
     let (peer, answer) = match context.engine.add_peer(capture, id, offer.sdp, offer.mids).await {
         Ok(added) => added,
-        Err(PeerError::EngineGone(gone)) => return Err(bug(&gone)),
+        Err(PeerError::EngineGone(gone)) => return Err(bug(&gone).into()),
         Err(error) => {
             control.unsubscribe(subscription).await;
-            return Err(JobFailure::of(&error));
+            return Err(JobFailure::of(&error).into());
         }
     };
+    let unsupported = answer.unsupported;
+    // Nothing is left to receive: such a connection would not even come up.
+    if unsupported.len() == wanted {
+        hang_up(control, context, subscription, peer).await;
+        return Err(NotSubscribed::unsupported(unsupported));
+    }
     // Some routers send their candidates after the offer.
     control.on_candidate(subscription, context.engine.candidate_sink(peer));
-    if let Err(error) = control.answer(subscription, answer).await {
-        if let Err(gone) = context.engine.remove_peer(peer, GapCause::Router) {
-            tracing::error!(fault.kind = "bug", "{gone}");
-        }
-        control.unsubscribe(subscription).await;
-        return Err(JobFailure::of(&error));
+    if let Err(error) = control.answer(subscription, answer.sdp).await {
+        hang_up(control, context, subscription, peer).await;
+        return Err(JobFailure::of(&error).into());
     }
     // A lower layer is better than none.
     if let Err(error) = control.prefer_highest_layer(subscription).await {
         tracing::warn!("the highest layer cannot be asked for: {}", chain(&error));
     }
-    Ok((subscription, peer))
+    Ok((subscription, peer, unsupported))
+}
+
+/// Ends what was begun of a subscription.
+async fn hang_up(control: &dyn RoomControl, context: &super::Context, subscription: SubscriptionId, peer: PeerKey) {
+    if let Err(gone) = context.engine.remove_peer(peer, GapCause::Router) {
+        tracing::error!(fault.kind = "bug", "{gone}");
+    }
+    control.unsubscribe(subscription).await;
 }

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-use crate::model::ids::TrackKind;
+use crate::model::ids::{StreamId, TrackKind};
 use crate::model::time::{MediaSpan, MediaTime, NtpTime};
 
 /// What a stream shows.
@@ -123,33 +124,65 @@ pub struct Frame {
     pub data: Bytes,
 }
 
-/// Who made media go missing.
+/// Why media is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum GapCause {
-    /// The publisher sent nothing, or nothing that can be decoded.
-    Publisher,
+    /// The publisher sent nothing: camera off, muted, a screen that stands still. Nothing is lacking.
+    #[serde(alias = "publisher")]
+    NotSent,
+    /// Sender reports or other news show media, but no packets came, or none that a decoder can begin with.
+    NotReceived,
+    /// A codec, profile or payload that this program or the negotiation refused.
+    Unsupported,
+    /// The media router does not let this program subscribe.
+    Refused,
+    /// The session has more streams than are captured.
+    Limit,
     /// Packets were lost and not repaired.
     Network,
     /// The media router was away.
     Router,
-    /// No worker was there: it died, or took over late.
+    /// No worker was there: it died, took over late, or had not subscribed yet.
     Worker,
     /// There was no room, or the disk failed.
     Storage,
 }
 
 impl GapCause {
+    /// All causes.
+    pub const ALL: [Self; 9] = [
+        Self::NotSent,
+        Self::NotReceived,
+        Self::Unsupported,
+        Self::Refused,
+        Self::Limit,
+        Self::Network,
+        Self::Router,
+        Self::Worker,
+        Self::Storage,
+    ];
+
     /// The name in metrics and reports.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Publisher => "publisher",
+            Self::NotSent => "not_sent",
+            Self::NotReceived => "not_received",
+            Self::Unsupported => "unsupported",
+            Self::Refused => "refused",
+            Self::Limit => "limit",
             Self::Network => "network",
             Self::Router => "router",
             Self::Worker => "worker",
             Self::Storage => "storage",
         }
+    }
+
+    /// Whether an archive with such a gap lacks something that was sent.
+    #[must_use]
+    pub const fn is_loss(self) -> bool {
+        !matches!(self, Self::NotSent)
     }
 }
 
@@ -162,8 +195,28 @@ pub struct Gap {
     /// Start of the first frame after it.
     #[schemars(with = "i64")]
     pub to: MediaTime,
-    /// Who.
+    /// Why.
     pub cause: GapCause,
+}
+
+/// Media that an archive lacks: of one track, put down to one cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingMedia {
+    /// The stream.
+    #[schema(value_type = String)]
+    pub stream_id: StreamId,
+    /// Audio or video.
+    #[schema(value_type = String)]
+    pub kind: TrackKind,
+    /// Why: any cause but `not_sent`.
+    #[schema(value_type = String)]
+    pub cause: GapCause,
+    /// Milliseconds in all.
+    pub duration_ms: i64,
+    /// What stood in the way, in the words of the router or of the negotiation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
 }
 
 /// What a sender report says: this RTP time was this NTP time (RFC 3550 section 6.4.1). Kept raw in the

@@ -5,6 +5,7 @@ pub mod desired;
 pub mod fault;
 pub mod field_error;
 pub mod ids;
+pub mod intervals;
 pub mod job_spec;
 pub mod layout;
 pub mod media;

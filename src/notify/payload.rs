@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::catalog::{ArchiveStatus, NoticeRow};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, NoticeId, Region, SessionId};
+use crate::model::media::MissingMedia;
 
 /// Type of an archive's change, version 1.
 pub const ARCHIVE_STATUS: &str = "archiver.archive.status.v1";
@@ -71,6 +72,10 @@ pub struct ArchiveStatusData {
     pub sha256: String,
     /// Its object in the store, once it is there.
     pub object_key: Option<String>,
+    /// Whether it has all that was sent; null until it is made.
+    pub complete: Option<bool>,
+    /// What it lacks, the longest first, at most 100 entries; the manifest has all.
+    pub missing: Vec<MissingMedia>,
 }
 
 impl ArchiveStatusEvent {
@@ -78,7 +83,7 @@ impl ArchiveStatusEvent {
     #[must_use]
     pub fn of(notice: &NoticeRow, region: Option<Region>, tag: String) -> Self {
         let row = notice.told.clone();
-        let archive = row.archive;
+        let (archive, complete) = (row.archive, row.is_complete());
         let data = ArchiveStatusData {
             archive_id: archive,
             session_id: row.session,
@@ -96,6 +101,8 @@ impl ArchiveStatusEvent {
             size: row.size,
             sha256: row.sha256,
             object_key: row.object_key,
+            complete,
+            missing: row.missing.unwrap_or_default(),
         };
         Self {
             specversion: "1.0",
@@ -146,6 +153,7 @@ mod tests {
             size: 120_345_678,
             sha256: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".to_owned(),
             object_key: Some(format!("{application}/{archive}/archive.mp4")),
+            missing: None,
             options: ArchiveOptions::default(),
         };
         NoticeRow {

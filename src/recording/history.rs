@@ -10,7 +10,7 @@ use crate::model::archive_options::StreamMode;
 use crate::model::desired::Selection;
 use crate::model::ids::{Epoch, StreamId, TrackKind, WorkerId};
 use crate::model::layout::Layout;
-use crate::model::media::VideoType;
+use crate::model::media::{GapCause, VideoType};
 use crate::model::time::MediaTime;
 use crate::runtime::journal::{LineFile, read_lines};
 
@@ -22,6 +22,17 @@ pub struct Event {
     /// Its kind and details.
     #[serde(flatten)]
     pub kind: EventKind,
+}
+
+/// A track that a publisher announces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    /// Its mid at the publisher.
+    pub mid: String,
+    /// Audio or video.
+    pub kind: TrackKind,
+    /// The codec's name, as the router gives it.
+    pub codec: String,
 }
 
 /// The kinds of events.
@@ -40,6 +51,27 @@ pub enum EventKind {
         /// The data of the client's token.
         connection_data: Option<String>,
         video_type: VideoType,
+    },
+    /// The tracks that a stream's publisher announces, from now on.
+    Tracks {
+        /// The stream.
+        stream: StreamId,
+        /// All of them.
+        tracks: Vec<Announced>,
+    },
+    /// From now on a stream, or one track of it, is captured, or is not.
+    Capture {
+        /// The stream.
+        stream: StreamId,
+        /// One track; all of the stream without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kind: Option<TrackKind>,
+        /// Why it is not captured; captured without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        missing: Option<GapCause>,
+        /// The router's words, or ours.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
     },
     /// A stream is gone.
     StreamGone { stream: StreamId },

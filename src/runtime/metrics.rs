@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use crate::model::fault::{Blame, FaultKind};
 use crate::model::ids::TrackKind;
-use crate::model::media::{Gap, TrackStats};
+use crate::model::media::{Gap, MissingMedia, TrackStats};
 
 /// The outcome of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -103,7 +103,7 @@ pub struct PacketLabels {
 /// Cause of a gap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct GapLabels {
-    /// `publisher`, `network`, `router`, `worker`, `storage`.
+    /// A name of [`GapCause`].
     pub cause: &'static str,
 }
 
@@ -136,6 +136,10 @@ pub struct Metrics {
     pub capacity_free: Gauge<i64, AtomicI64>,
     /// Archives made available.
     pub archives_available: Counter,
+    /// Of them, archives that lack something that was sent.
+    pub archives_incomplete: Counter,
+    /// What these archives lack, by cause, in seconds of a track.
+    pub missing_seconds: Family<GapLabels, Counter<f64, AtomicU64>>,
     /// Jobs parked, by fault.
     pub jobs_parked: Family<FaultLabels, Counter>,
     /// Retries, by fault.
@@ -144,7 +148,7 @@ pub struct Metrics {
     pub takeovers: Counter,
     /// Packets by kind and fate.
     pub packets: Family<PacketLabels, Counter>,
-    /// Missing media by cause, in seconds.
+    /// Gaps that capture logs note, by cause, in seconds; also those in which nothing was sent.
     pub gap_seconds: Family<GapLabels, Counter<f64, AtomicU64>>,
     /// Bytes written to capture logs.
     pub captured_bytes: Counter,
@@ -194,6 +198,18 @@ impl Metrics {
         let seconds = Duration::from_nanos(u64::try_from(gap.to - gap.from).unwrap_or(0)).as_secs_f64();
         self.gap_seconds.get_or_create(&GapLabels { cause: gap.cause.as_str() }).inc_by(seconds);
     }
+
+    /// Counts an archive that became available.
+    pub fn available(&self, lacks: &[MissingMedia]) {
+        self.archives_available.inc();
+        if !lacks.is_empty() {
+            self.archives_incomplete.inc();
+        }
+        for one in lacks {
+            let seconds = Duration::from_millis(u64::try_from(one.duration_ms).unwrap_or(0)).as_secs_f64();
+            self.missing_seconds.get_or_create(&GapLabels { cause: one.cause.as_str() }).inc_by(seconds);
+        }
+    }
 }
 
 static ALL: LazyLock<(Metrics, Registry)> = LazyLock::new(build);
@@ -219,6 +235,8 @@ fn build() -> (Metrics, Registry) {
         jobs_active: Gauge::default(),
         capacity_free: Gauge::default(),
         archives_available: Counter::default(),
+        archives_incomplete: Counter::default(),
+        missing_seconds: Family::default(),
         jobs_parked: Family::default(),
         retries: Family::default(),
         takeovers: Counter::default(),
@@ -249,11 +267,13 @@ fn build() -> (Metrics, Registry) {
         jobs_active, "jobs that run on this worker";
         capacity_free, "places for further jobs on this worker";
         archives_available, "archives made available";
+        archives_incomplete, "archives made available that lack something that was sent";
+        missing_seconds, "media that archives lack, in seconds of a track, by cause";
         jobs_parked, "jobs parked, by fault kind and blame";
         retries, "faults that were met with a retry, by fault kind and blame";
         takeovers, "jobs taken over from an expired lease or an earlier run";
         packets, "RTP packets by kind and fate";
-        gap_seconds, "missing media in seconds, by cause";
+        gap_seconds, "gaps in capture logs in seconds, by cause; also those in which nothing was sent";
         captured_bytes, "bytes written to capture logs";
         segments_sealed, "segments sealed";
         unshipped_bytes, "bytes sealed and not yet in the store";

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey};
+use super::peer::Answer;
 use super::{PeerError, log_thread, media_thread};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
@@ -87,7 +88,7 @@ impl Engine {
         Ok((key, receiver))
     }
 
-    /// Makes a PeerConnection from the router's offer. Returns its key and the SDP answer.
+    /// Makes a PeerConnection from the router's offer. Returns its key and the answer.
     ///
     /// # Errors
     /// When the threads are gone, or the offer cannot be used.
@@ -97,14 +98,14 @@ impl Engine {
         stream: StreamId,
         offer: String,
         mids: Vec<(String, TrackKind)>,
-    ) -> Result<(PeerKey, String), PeerError> {
+    ) -> Result<(PeerKey, Answer), PeerError> {
         let key = PeerKey(self.new_key());
         let (done, answer) = oneshot::channel();
         self.send(Command::AddPeer { key, capture, stream, offer, mids, done })?;
         Ok((key, answer.await.map_err(|_| EngineGone)??))
     }
 
-    /// Applies a further offer to a peer. Returns the SDP answer.
+    /// Applies a further offer to a peer. Returns the answer.
     ///
     /// # Errors
     /// As for [`Engine::add_peer`].
@@ -113,7 +114,7 @@ impl Engine {
         key: PeerKey,
         offer: String,
         mids: Vec<(String, TrackKind)>,
-    ) -> Result<String, PeerError> {
+    ) -> Result<Answer, PeerError> {
         let (done, answer) = oneshot::channel();
         self.send(Command::Renegotiate { key, offer, mids, done })?;
         answer.await.map_err(|_| EngineGone)?

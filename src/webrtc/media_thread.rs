@@ -9,25 +9,24 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::backlog::{self, LostFrames};
 use super::local::{Routes, advertised};
 use super::messages::{
     CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, EntryData, LogCommand, LogEntry, PeerKey,
     media_time, send_event,
 };
-use super::peer::{Peer, PeerSink, ReceivedPacket};
+use super::peer::{Answer, Peer, PeerSink, ReceivedPacket, SenderReportIn};
 use super::socket::{Buffers, Socket};
 use super::{PeerError, sdp};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::{ClockAnchor, MediaTime, NtpTime, Wallclock};
+use crate::model::time::{ClockAnchor, MediaTime, Wallclock};
 use crate::rtp::track::{Output, RtpInput, TrackRules};
 
 /// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
 const RULES_TICK: Duration = Duration::from_millis(50);
 /// How long the thread sleeps when there are no peers.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
-/// Frames that may wait for the log thread, in items; beyond it they are lost to storage.
-const BACKLOG_ITEMS_MAX: usize = 100_000;
 /// Datagram batches read before anything else is done again.
 const BATCHES_A_TURN_MAX: usize = 64;
 
@@ -35,6 +34,28 @@ struct Capture {
     options: CaptureOptions,
     events: mpsc::Sender<CaptureEvent>,
     tracks: BTreeMap<TrackId, TrackRules>,
+    /// Tracks whose media is missing although it seems to be sent, as the driver was told.
+    starved: BTreeMap<TrackId, GapCause>,
+}
+
+impl Capture {
+    const fn new(options: CaptureOptions, events: mpsc::Sender<CaptureEvent>) -> Self {
+        Self { options, events, tracks: BTreeMap::new(), starved: BTreeMap::new() }
+    }
+
+    /// Tells which tracks have begun or ceased to starve.
+    fn tell_starved(&mut self, now: MediaTime) {
+        for (track, rules) in &self.tracks {
+            let cause = rules.starved(now);
+            if cause != self.starved.get(track).copied() {
+                match cause {
+                    Some(cause) => self.starved.insert(*track, cause),
+                    None => self.starved.remove(track),
+                };
+                send_event(&self.events, CaptureEvent::TrackStarved { track: *track, cause });
+            }
+        }
+    }
 }
 
 struct PeerEntry {
@@ -135,11 +156,11 @@ impl PeerSink for Sink<'_> {
         }
     }
 
-    #[allow(clippy::cast_possible_truncation)]
-    fn sender_report(&mut self, kind: TrackKind, ntp: NtpTime, rtp: u64) {
+    fn sender_report(&mut self, kind: TrackKind, report: SenderReportIn) {
         let mut outputs = std::mem::take(self.outputs);
         if let Some((track, now, rules)) = self.rules(kind) {
-            rules.sender_report(ntp, rtp as u32, now, &mut outputs);
+            rules.packets_sent(report.packets);
+            rules.sender_report(report.ntp, report.rtp, now, &mut outputs);
             *self.outputs = outputs;
             self.collect(track);
         }
@@ -226,7 +247,7 @@ impl MediaThread {
         match command {
             Command::Open { key, options, events, done } => {
                 let open = LogCommand::Open { key, options: options.clone(), events: events.clone() };
-                self.captures.insert(key, Capture { options: *options, events, tracks: BTreeMap::new() });
+                self.captures.insert(key, Capture::new(*options, events));
                 self.send_to_log(open);
                 done.send(()).unwrap_or_default();
             }
@@ -270,7 +291,7 @@ impl MediaThread {
         stream: StreamId,
         offer: &str,
         mids: &[(String, TrackKind)],
-    ) -> Result<String, PeerError> {
+    ) -> Result<Answer, PeerError> {
         let offer = self.map_offer(offer);
         let routes = Routes::find(&self.socket, self.config.advertise, &sdp::candidates(&offer));
         routes.log(&self.socket);
@@ -426,6 +447,7 @@ impl MediaThread {
                 }
                 self.backlog.push(LogEntry::stats(*capture_key, *track, stats));
             }
+            capture.tell_starved(at);
             self.watermarks.push((*capture_key, watermark));
         }
         for (capture, stream) in wanted {
@@ -493,14 +515,25 @@ impl MediaThread {
         match self.batches.try_send(LogCommand::Entries { entries, watermarks }) {
             Ok(()) => {}
             Err(std::sync::mpsc::TrySendError::Full(LogCommand::Entries { mut entries, .. })) => {
-                if entries.len() > BACKLOG_ITEMS_MAX {
-                    let lost = entries.len();
-                    entries.retain(|entry| !entry.is_frame());
-                    tracing::error!(frames = lost - entries.len(), "the disk is too slow, frames are lost");
+                if entries.len() > backlog::ENTRIES_MAX {
+                    self.frames_lost(&backlog::give_up_frames(&mut entries));
                 }
+                // What became due meanwhile comes behind what waits already.
+                entries.append(&mut self.backlog);
                 self.backlog = entries;
             }
             Err(_) => tracing::error!("the log thread has ended"),
+        }
+    }
+
+    /// Frames that could not be written are a gap of the storage, which ends with the next keyframe: the frames in between build on
+    /// those that are lost.
+    fn frames_lost(&mut self, lost: &BTreeMap<(CaptureKey, TrackId), LostFrames>) {
+        for ((capture, track), LostFrames { from, count }) in lost {
+            tracing::error!(%track, frames = count, "the disk is too slow, frames are lost until the next keyframe");
+            if let Some(rules) = self.captures.get_mut(capture).and_then(|capture| capture.tracks.get_mut(track)) {
+                rules.frames_lost(*from);
+            }
         }
     }
 

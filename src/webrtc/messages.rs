@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::PeerError;
+use super::peer::Answer;
 use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
 use crate::model::media::{GapCause, TrackStats};
 use crate::model::time::{MediaTime, Wallclock};
@@ -91,6 +92,8 @@ pub enum CaptureEvent {
     Connected { peer: PeerKey },
     /// A peer was removed. Its tracks wait for another one.
     PeerLost { peer: PeerKey, reason: String },
+    /// Media of a track is missing although it seems to be sent; without a cause it no longer is.
+    TrackStarved { track: TrackId, cause: Option<GapCause> },
     /// The first part of a track in this epoch is on disk.
     FirstMedia { track: TrackId },
     /// All tracks were sealed at one moment. These segments are new and fsynced.
@@ -112,13 +115,13 @@ pub(super) enum Command {
         stream: StreamId,
         offer: String,
         mids: Vec<(String, TrackKind)>,
-        done: oneshot::Sender<Result<String, PeerError>>,
+        done: oneshot::Sender<Result<Answer, PeerError>>,
     },
     Renegotiate {
         key: PeerKey,
         offer: String,
         mids: Vec<(String, TrackKind)>,
-        done: oneshot::Sender<Result<String, PeerError>>,
+        done: oneshot::Sender<Result<Answer, PeerError>>,
     },
     AddCandidate {
         key: PeerKey,
@@ -159,10 +162,6 @@ pub(super) enum EntryData {
 impl LogEntry {
     pub const fn stats(capture: CaptureKey, track: TrackId, stats: TrackStats) -> Self {
         Self { capture, track, data: EntryData::Stats(stats) }
-    }
-
-    pub const fn is_frame(&self) -> bool {
-        matches!(self.data, EntryData::Output(Output::Frame(_)))
     }
 }
 

@@ -5,6 +5,7 @@
 //! socket ─► media thread: peers (str0m), track rules ─batches─► log thread: parts ─sealed─► sync thread: fsync
 //! ```
 
+mod backlog;
 mod engine;
 mod local;
 mod log_thread;
@@ -17,6 +18,7 @@ mod socket;
 
 pub use engine::{EVENTS_MAX, Engine, EngineGone};
 pub use messages::{CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EngineConfig, PeerKey};
+pub use peer::{Answer, UnsupportedTrack};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 

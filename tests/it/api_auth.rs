@@ -56,6 +56,7 @@ async fn archive(catalog: &SharedCatalog, application: &str, session: &str) -> A
         size: 0,
         sha256: String::new(),
         object_key: None,
+        missing: None,
         options: ArchiveOptions::default(),
     };
     assert!(catalog.put_archive(&row).await.expect("catalog"));

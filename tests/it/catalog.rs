@@ -78,6 +78,7 @@ fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
         size: 1 << 40,
         sha256: "c2hh".to_owned(),
         object_key: None,
+        missing: None,
         options: ArchiveOptions::default(),
     }
 }
@@ -540,6 +541,7 @@ async fn recount(backend: Backend) {
             size: 0,
             sha256: String::new(),
             object_key: None,
+            missing: None,
             options: ArchiveOptions::default(),
         }
     };

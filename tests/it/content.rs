@@ -97,7 +97,7 @@ impl Session {
         let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
         let id = StreamId::of_router(&self.descriptor.session, &stream.router_id);
         let peer = self.engine.add_peer(self.capture, id, offer.sdp, offer.mids).await;
-        control.answer(offer.subscription, peer.expect("offer").1).await.expect("answer");
+        control.answer(offer.subscription, peer.expect("offer").1.sdp).await.expect("answer");
         let mut media = 0;
         while media < tracks {
             let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;

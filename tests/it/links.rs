@@ -98,6 +98,7 @@ impl Service {
             size: i64::try_from(content.len()).expect("a size"),
             sha256: String::new(),
             object_key: Some(key.clone()),
+            missing: None,
             options: ArchiveOptions { output_mode, ..ArchiveOptions::default() },
         };
         assert!(self.catalog.put_archive(&row).await.expect("catalog"));

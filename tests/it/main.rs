@@ -21,6 +21,7 @@ mod content;
 mod faults;
 mod hostile;
 mod hostile_api;
+mod incomplete;
 mod janus;
 mod links;
 mod parked;

@@ -581,6 +581,7 @@ async fn what_could_not_be_removed_of_a_deleted_archive_is_swept() {
         size: 1,
         sha256: String::new(),
         object_key: None,
+        missing: None,
         options: ArchiveOptions::default(),
     };
     let keys = Keys::new(row.application.clone(), row.archive);

@@ -8,6 +8,7 @@ use crate::catalog::{ApplicationKind, ApplicationRow, ArchiveRow, ArchiveStatus}
 use crate::model::archive_options::{OutputMode, Resolution, StreamMode};
 use crate::model::desired::{Desired, Selection};
 use crate::model::ids::{ApplicationId, StreamId};
+use crate::model::media::MissingMedia;
 
 /// A stream of an archive with stream mode manual.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -82,6 +83,12 @@ pub struct Archive {
     /// 15 to 40.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantization_parameter: Option<u8>,
+    /// Ours, once the file is made: whether it has all that was sent. An archive of an older version of this program does not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub complete: Option<bool>,
+    /// Ours, of an archive that is not complete: what it lacks, the longest first, at most 100 entries. The manifest has all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<MissingMedia>>,
     /// With stream mode manual, while it is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<Vec<ArchivedStream>>,
@@ -150,6 +157,8 @@ pub fn archive(
         multi_archive_tag: options.multi_archive_tag.clone(),
         max_bitrate: options.max_bitrate,
         quantization_parameter: options.quantization_parameter,
+        complete: row.is_complete(),
+        missing: row.missing.clone().filter(|missing| !missing.is_empty()),
         streams: (manual && !finished).then(|| desired.map(streams).unwrap_or_default()),
     }
 }
@@ -203,6 +212,7 @@ pub(super) mod tests {
             size: 3 << 31,
             sha256: "c2hh".to_owned(),
             object_key: None,
+            missing: None,
             options,
         }
     }

@@ -296,6 +296,7 @@ mod tests {
             size: 1,
             sha256: String::new(),
             object_key: None,
+            missing: None,
             options: ArchiveOptions::default(),
         }
     }

@@ -217,6 +217,7 @@ pub(super) async fn publish(
         size: built.objects.first().map_or(0, |object| i64::try_from(object.size).unwrap_or(i64::MAX)),
         sha256: built.objects.first().map(|object| object.sha256.clone()).unwrap_or_default(),
         object_key: built.objects.first().map(|object| keys.key(object.kind)),
+        missing: manifest.missing.clone(),
     };
     let now = Wallclock::now();
     let made = ArchiveRow::derived(&of, archive, of.options.clone(), now).available(file, now);

@@ -133,7 +133,7 @@ impl TrackRules {
             return;
         };
         if packets.iter().any(|packet| packet.after_pause) {
-            self.gap_cause.get_or_insert(GapCause::Publisher);
+            self.gap_cause.get_or_insert(GapCause::NotSent);
         }
         let begins =
             packets.iter().find(|packet| !packet.payload.is_empty()).is_some_and(|packet| packet.boundaries.first);
@@ -153,7 +153,7 @@ impl TrackRules {
                 // A torn frame follows a loss, which was handled already.
                 if !torn || self.resync.is_none() {
                     tracing::debug!(%error, "a frame cannot be put together");
-                    self.gap_cause.get_or_insert(GapCause::Publisher);
+                    self.gap_cause.get_or_insert(GapCause::Unsupported);
                     self.keyframes.request(KeyframeReason::Loss);
                 }
                 if self.kind == TrackKind::Video {
@@ -190,7 +190,9 @@ impl TrackRules {
             .unwrap_or_else(|| self.last.map_or(FRAME_SPAN, |last| (pts - last.start).clamp(MS, FRAME_SPAN_MAX)));
         self.last = Some(LastFrame { start: pts, end: pts + lasts });
         self.lost_since_frame = 0;
-        self.gap_cause = self.muted.map(|_| GapCause::Publisher);
+        self.arrivals.frame(now);
+        self.storage_lost = false;
+        self.gap_cause = self.muted.map(|_| GapCause::NotSent);
         self.stats.frames += 1;
         out.push(Output::Frame(Frame { pts, duration, keyframe: frame.keyframe, data: Bytes::from(frame.data) }));
     }
@@ -207,7 +209,7 @@ impl TrackRules {
         let cause = match self.gap_cause {
             Some(cause) if missing >= LOSS_GAP_MIN => cause,
             None if self.lost_since_frame > 0 && missing >= LOSS_GAP_MIN => GapCause::Network,
-            None if stalled => GapCause::Publisher,
+            None if stalled => self.arrivals.unseen().unwrap_or(GapCause::NotSent),
             _ => return,
         };
         out.push(Output::Gap(Gap { from: last.end, to: pts, cause }));

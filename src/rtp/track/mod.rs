@@ -8,6 +8,7 @@
 //!   at the beginning, after a loss, when media resumes, and when frames became smaller.
 //! - Time without media is a gap with a cause, except where the codec says that it is silence.
 
+mod arrivals;
 mod frames;
 mod jitter_buffer;
 mod keyframes;
@@ -23,6 +24,7 @@ use super::depacketize::{Depacketizer, FrameBoundaries};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
+use arrivals::Arrivals;
 use jitter_buffer::{BufferedPacket, JitterBuffer, Placement};
 use keyframes::Keyframes;
 
@@ -136,7 +138,11 @@ pub struct TrackRules {
     muted: Option<MediaTime>,
     last: Option<LastFrame>,
     lost_since_frame: u64,
+    /// What came and was said to be sent since the last frame.
+    arrivals: Arrivals,
     gap_cause: Option<GapCause>,
+    /// Frames could not be written, and none has left since.
+    storage_lost: bool,
     stats: TrackStats,
     packets: Vec<BufferedPacket>,
 }
@@ -184,7 +190,9 @@ impl TrackRules {
             muted: None,
             last: None,
             lost_since_frame: 0,
+            arrivals: Arrivals::new(now),
             gap_cause: None,
+            storage_lost: false,
             stats: TrackStats::default(),
             packets: Vec::new(),
         }
@@ -246,6 +254,21 @@ impl TrackRules {
         self.jitter_buffer.waiting_since().into_iter().chain(probation).fold(now, MediaTime::min)
     }
 
+    /// A sender report says that so many packets were sent, in all.
+    pub const fn packets_sent(&mut self, packets: u32) {
+        self.arrivals.reported(packets);
+    }
+
+    /// Why media is missing now although it seems to be sent; `None` while frames come, or nothing says that they should.
+    #[must_use]
+    pub fn starved(&self, now: MediaTime) -> Option<GapCause> {
+        if self.storage_lost {
+            return Some(GapCause::Storage);
+        }
+        let waits = self.muted.is_none() && self.connected && self.arrivals.silent_for(now) >= span(self.options.stall);
+        waits.then(|| self.arrivals.lack()).flatten()
+    }
+
     /// A sender report came: `rtp` was at `ntp`.
     pub fn sender_report(&mut self, ntp: NtpTime, rtp: u32, arrived: MediaTime, out: &mut Vec<Output>) {
         if let Some(pts) = self.source.as_ref().and_then(|source| source.clock.report_time(rtp)) {
@@ -258,7 +281,7 @@ impl TrackRules {
         if muted {
             self.muted.get_or_insert(now);
             self.drain(now, false, out);
-            self.gap_cause.get_or_insert(GapCause::Publisher);
+            self.gap_cause.get_or_insert(GapCause::NotSent);
         } else if self.muted.take().is_some() {
             self.keyframes.request(KeyframeReason::Resume);
             self.request_keyframe(now, out);
@@ -270,6 +293,15 @@ impl TrackRules {
         if self.kind == TrackKind::Video {
             self.keyframes.request(KeyframeReason::Selected);
         }
+    }
+
+    /// Frames that had left, from this one on, could not be written. The gap ends with the next keyframe.
+    pub fn frames_lost(&mut self, from: MediaTime) {
+        self.last = Some(LastFrame { start: from, end: from });
+        self.gap_cause = Some(GapCause::Storage);
+        self.storage_lost = true;
+        self.needs_keyframe = self.kind == TrackKind::Video;
+        self.keyframes.request(KeyframeReason::Loss);
     }
 
     /// The source has ended: another PeerConnection may bring the track again, with another sequence. Missing packets are
@@ -284,11 +316,13 @@ impl TrackRules {
         self.connected = false;
         self.keyframes.request(KeyframeReason::Begin);
         self.gap_cause.get_or_insert(cause);
+        self.arrivals = Arrivals::new(now);
     }
 
     /// The source is connected, for the first time or again: a keyframe can be requested now.
     pub fn source_connected(&mut self, now: MediaTime, out: &mut Vec<Output>) {
         self.connected = true;
+        self.arrivals = Arrivals::new(now);
         if self.needs_keyframe {
             self.keyframes.restart();
             self.request_keyframe(now, out);
@@ -366,6 +400,7 @@ impl TrackRules {
             let about = time_from_neighbours(neighbours, input.rtp, source.clock.rate()).unwrap_or(exact);
             if (about - exact).abs() < MS { exact } else { about }
         };
+        self.arrivals.packet(boundaries.is_some());
         if boundaries.is_some() {
             self.stats.packets += 1;
             self.stats.bytes += input.payload.len() as u64;

@@ -181,7 +181,7 @@ fn a_pause_that_timestamps_do_not_count_is_a_gap_of_the_publisher() {
     for i in 0..40_u32 {
         t.opus(3 + u64::from(i), 1920 + i * 960, 10_000 + i64::from(i) * 20);
     }
-    assert_eq!(t.gaps(), [(40, 10_000, GapCause::Publisher)]);
+    assert_eq!(t.gaps(), [(40, 10_000, GapCause::NotSent)]);
     assert_eq!(t.frames()[..4], [0, 20, 10_000, 10_020]);
     assert_eq!(t.frames().len(), 42);
 }
@@ -204,15 +204,42 @@ fn a_muted_track_that_resumes_has_a_gap_of_the_publisher_and_wants_a_keyframe() 
     t.rules.set_publisher_muted(true, ms(50), &mut t.out);
     t.rules.set_publisher_muted(false, ms(900), &mut t.out);
     t.video(2, 30, 'k', true, 1000);
-    assert_eq!(t.gaps(), [(33, 1000, GapCause::Publisher)]);
+    assert_eq!(t.gaps(), [(33, 1000, GapCause::NotSent)]);
     assert_eq!(t.requests(), [KeyframeReason::Resume]);
+}
+
+#[test]
+fn frames_that_cannot_be_written_are_a_gap_of_the_storage_until_the_next_keyframe() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(2, 1, 'f', true, 33).video(3, 2, 'f', true, 66);
+    t.rules.frames_lost(ms(33));
+    assert_eq!(t.rules.starved(ms(70)), Some(GapCause::Storage));
+    t.video(4, 30, 'f', true, 1000).video(5, 31, 'k', true, 1033);
+    assert_eq!(t.gaps(), [(33, 1033, GapCause::Storage)]);
+    assert_eq!(t.frames(), [0, 33, 66, 1033], "what builds on the lost ones is not written");
+    assert_eq!((t.requests(), t.rules.starved(ms(1040))), (vec![KeyframeReason::Loss], None));
+}
+
+#[test]
+fn a_track_that_is_sent_and_does_not_come_starves_and_its_gap_says_so() {
+    let mut t = Track::new(TrackKind::Video);
+    t.rules.packets_sent(100);
+    t.video(1, 0, 'k', true, 0);
+    t.rules.packets_sent(101);
+    assert_eq!(t.rules.starved(ms(5000)), None, "a camera that is off");
+    t.rules.packets_sent(400);
+    assert_eq!(t.rules.starved(ms(1000)), None, "too early to tell");
+    assert_eq!(t.rules.starved(ms(5000)), Some(GapCause::NotReceived));
+    t.video(2, 180, 'k', true, 6000);
+    assert_eq!(t.gaps(), [(33, 6000, GapCause::NotReceived)]);
+    assert_eq!(t.rules.starved(ms(6010)), None);
 }
 
 #[test]
 fn media_that_stalls_without_a_word_is_a_gap_of_the_publisher() {
     let mut t = Track::new(TrackKind::Video);
     t.video(1, 0, 'k', true, 0).video(2, 90, 'f', true, 3000);
-    assert_eq!(t.gaps(), [(33, 3000, GapCause::Publisher)]);
+    assert_eq!(t.gaps(), [(33, 3000, GapCause::NotSent)]);
     assert_eq!(t.requests(), [KeyframeReason::Resume]);
 }
 
@@ -464,7 +491,7 @@ fn a_short_pause_that_timestamps_do_not_count_keeps_the_time_after_it() {
         let at = i64::from(i) * 20 + if i < 50 { 0 } else { 600 };
         t.opus(u64::from(i), i * 960, at);
     }
-    assert_eq!(t.gaps(), [(1000, 1600, GapCause::Publisher)]);
+    assert_eq!(t.gaps(), [(1000, 1600, GapCause::NotSent)]);
     assert_eq!(t.frames(), (0..100).map(|i| i * 20 + if i < 50 { 0 } else { 600 }).collect::<Vec<_>>());
 }
 
@@ -507,7 +534,7 @@ fn what_the_publisher_had_stopped_before_is_not_put_down_to_the_router() {
     t.rules.set_publisher_muted(true, ms(20), &mut t.out);
     t.rules.source_lost(GapCause::Router, ms(500), &mut t.out);
     t.opus(7, 960, 1000);
-    assert_eq!(t.gaps(), [(20, 1000, GapCause::Publisher)]);
+    assert_eq!(t.gaps(), [(20, 1000, GapCause::NotSent)]);
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub enum AudioCodec {
     Opus,
     Pcmu,
     Pcma,
+    /// The payload is that of PCMU: nobody here decodes it.
+    G722,
 }
 
 impl VideoCodec {
@@ -87,6 +89,7 @@ impl AudioCodec {
             Self::Opus => "opus",
             Self::Pcmu => "pcmu",
             Self::Pcma => "pcma",
+            Self::G722 => "g722",
         }
     }
 
@@ -95,14 +98,14 @@ impl AudioCodec {
     pub const fn rate(self) -> u32 {
         match self {
             Self::Opus => 48_000,
-            Self::Pcmu | Self::Pcma => 8_000,
+            Self::Pcmu | Self::Pcma | Self::G722 => 8_000,
         }
     }
 
     const fn encoder(self) -> &'static str {
         match self {
             Self::Opus => "opusenc frame-size=20 bitrate=32000 audio-type=voice dtx=false",
-            Self::Pcmu => "mulawenc",
+            Self::Pcmu | Self::G722 => "mulawenc",
             Self::Pcma => "alawenc",
         }
     }

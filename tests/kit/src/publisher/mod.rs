@@ -59,6 +59,8 @@ pub struct Options {
     pub descriptions: (Option<String>, Option<String>),
     /// The local address to send from; media goes to Janus's.
     pub local: std::net::IpAddr,
+    /// H.264's `profile-level-id` in the offer; what is sent stays constrained baseline.
+    pub h264_profile: Option<u32>,
     /// A bad network to send through.
     pub proxy: Option<Arc<UdpProxy>>,
 }
@@ -84,6 +86,7 @@ impl Options {
             dtx: false,
             descriptions: (None, None),
             local: janus.ip(),
+            h264_profile: None,
             proxy: None,
         }
     }

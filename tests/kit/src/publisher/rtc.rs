@@ -86,6 +86,7 @@ impl Connection {
                 AudioCodec::Opus => Codec::Opus,
                 AudioCodec::Pcmu => Codec::PCMU,
                 AudioCodec::Pcma => Codec::PCMA,
+                AudioCodec::G722 => Codec::G722,
             };
             let source = MediaSource::Loop(media::audio(codec)?);
             audio =
@@ -295,7 +296,7 @@ fn codecs(options: &Options) -> RtcConfig {
     let config = match options.video {
         Some(VideoCodec::Vp8) => config.enable_vp8(true),
         Some(VideoCodec::Vp9) => config.enable_vp9(true),
-        Some(VideoCodec::H264) => config.enable_h264(true),
+        Some(VideoCodec::H264) => h264(config, options.h264_profile),
         Some(VideoCodec::Av1) => config.enable_av1(true),
         None => config,
     };
@@ -303,8 +304,15 @@ fn codecs(options: &Options) -> RtcConfig {
         Some(AudioCodec::Opus) => config.enable_opus(true, false),
         Some(AudioCodec::Pcmu) => config.enable_pcmu(true, false),
         Some(AudioCodec::Pcma) => config.enable_pcma(true, false),
+        Some(AudioCodec::G722) => config.enable_g722(true, false),
         None => config,
     }
+}
+
+fn h264(mut config: RtcConfig, profile_level_id: Option<u32>) -> RtcConfig {
+    let Some(profile_level_id) = profile_level_id else { return config.enable_h264(true) };
+    config.codec_config().add_h264(96.into(), Some(97.into()), true, profile_level_id);
+    config
 }
 
 fn video_source(options: &Options, size: (u32, u32)) -> Result<MediaSource> {

@@ -1,0 +1,590 @@
+//! Which time of which announced track is missing from the log, and why. Pure.
+//!
+//! The promise of an archive: each second of each announced track is in the log, or in a gap that has one cause. The log notes
+//! the gaps that its writer saw: between two frames. Nobody writes down a track that never came, nor the end of one that fell
+//! silent. Both follow from the session's history: it has which tracks were announced, and what stood in the way of capturing.
+
+use std::collections::BTreeMap;
+
+use crate::model::archive_options::ArchiveOptions;
+use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use crate::model::intervals::{Interval, Intervals};
+use crate::model::media::{Gap, GapCause, MissingMedia};
+use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording::history::{Event, EventKind};
+use crate::recording::reader::TrackIndex;
+
+const SECOND: MediaSpan = 1_000_000_000;
+const MILLISECOND: MediaSpan = 1_000_000;
+/// Frames may be this far apart: the earlier one lasts as long. A longer pause is noted in the log (`TrackOptions::stall`).
+const FRAME_MAX: MediaSpan = 2 * SECOND;
+/// All streams that are in a room are announced within this after the first one, by an owner that has just joined.
+const JOIN_MAX: MediaSpan = 2 * SECOND;
+/// What is missing at the beginning or end of an announced track for less than this is the time that signalling takes.
+const EDGE_MAX: MediaSpan = SECOND;
+
+/// What a session's history says of one track.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TrackHistory {
+    /// When the publisher announced it.
+    pub announced: Intervals,
+    /// The codec's name, as the router gave it last.
+    pub codec: String,
+    /// What stood in the way of capturing, in the words of whoever said so, each once.
+    pub reasons: Vec<String>,
+    /// To what missing media is put down, each from a time on, in order.
+    blame: Vec<(MediaTime, GapCause)>,
+}
+
+impl TrackHistory {
+    fn cause_at(&self, at: MediaTime) -> GapCause {
+        self.blame.iter().take_while(|(from, _)| *from <= at).last().map_or(GapCause::Worker, |(_, cause)| *cause)
+    }
+
+    /// An interval in pieces of one cause each. A piece that is no longer than signalling takes goes with the piece after it: the
+    /// time to subscribe is no cause of its own.
+    fn split(&self, whole: Interval) -> Vec<Gap> {
+        let inner = self.blame.iter().map(|(from, _)| *from).filter(|at| whole.from < *at && *at < whole.to);
+        let mut edges: Vec<MediaTime> = std::iter::once(whole.from).chain(inner).collect();
+        edges.push(whole.to);
+        let mut gaps: Vec<Gap> = Vec::new();
+        let mut begun = whole.from;
+        for piece in edges.windows(2).map(|w| Interval::new(w[0], w[1])).filter(|piece| !piece.is_empty()) {
+            if piece.len() < EDGE_MAX {
+                continue;
+            }
+            gaps.push(Gap { from: begun, to: piece.to, cause: self.cause_at(piece.from) });
+            begun = piece.to;
+        }
+        match gaps.last_mut() {
+            Some(last) => last.to = whole.to,
+            None => gaps.push(Gap { from: whole.from, to: whole.to, cause: self.cause_at(whole.to + (-1)) }),
+        }
+        gaps
+    }
+
+    /// All that is missing of the track, in order and without overlap. `captured` is the time of its frames, `logged` the gaps
+    /// that the log has.
+    pub(super) fn missing(&self, captured: &Intervals, logged: &[Gap]) -> Vec<Gap> {
+        // Older versions noted no announcements: all that is known is the log.
+        let is_announced = |one: Interval| match self.announced.is_empty() {
+            true => one.into(),
+            false => Intervals::from(one).intersection(&self.announced),
+        };
+        let mut known = captured.clone();
+        let mut gaps = Vec::new();
+        for gap in logged {
+            let rest = is_announced(Interval::new(gap.from, gap.to)).without(&known);
+            gaps.extend(rest.iter().map(|one| Gap { from: one.from, to: one.to, cause: gap.cause }));
+            known = known.union(&rest);
+        }
+        let rest = self.announced.without(&known.bridged(FRAME_MAX));
+        gaps.extend(rest.iter().filter(|one| one.len() >= EDGE_MAX).flat_map(|one| self.split(one)));
+        gaps.sort_by_key(|gap| gap.from);
+        joined(gaps)
+    }
+}
+
+/// Gaps that touch and have one cause become one.
+fn joined(gaps: Vec<Gap>) -> Vec<Gap> {
+    let mut out: Vec<Gap> = Vec::with_capacity(gaps.len());
+    for gap in gaps {
+        match out.last_mut() {
+            Some(last) if last.to == gap.from && last.cause == gap.cause => last.to = gap.to,
+            _ => out.push(gap),
+        }
+    }
+    out
+}
+
+/// What a report says of a track's coverage.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TrackCoverage {
+    /// The codec's name as it was announced; empty if it was not.
+    pub codec: String,
+    /// What stood in the way of capturing.
+    pub details: Vec<String>,
+    /// What is missing, in order and without overlap.
+    pub gaps: Vec<Gap>,
+}
+
+/// The coverage of all tracks that were announced or captured, of the kinds that the archive has.
+pub(super) fn of_log(
+    tracks: &[TrackIndex],
+    events: &[Event],
+    options: &ArchiveOptions,
+) -> BTreeMap<TrackId, TrackCoverage> {
+    let parts = || tracks.iter().flat_map(|track| &track.segments).flat_map(|s| s.parts.iter().map(|p| (s.epoch, p)));
+    let alive = |epoch: Epoch| parts().filter(|(of, _)| *of < epoch).map(|(_, p)| p.to).max().unwrap_or_default();
+    let end = parts().map(|(_, part)| part.to).max().unwrap_or_default();
+    let mut found = histories(events, alive, end);
+    for track in tracks {
+        found.entry(track.track).or_default();
+    }
+    let log = |id: &TrackId| tracks.iter().find(|track| track.track == *id);
+    let covered = |(id, history): (TrackId, TrackHistory)| {
+        let (captured, logged) = log(&id).map(|track| (captured(track), track.missing())).unwrap_or_default();
+        let gaps = history.missing(&captured, &logged);
+        (id, TrackCoverage { codec: history.codec, details: history.reasons, gaps })
+    };
+    found.into_iter().filter(|(id, _)| options.has(id.kind)).map(covered).collect()
+}
+
+/// The time of a track's frames.
+fn captured(track: &TrackIndex) -> Intervals {
+    track.segments.iter().flat_map(|segment| &segment.parts).map(|part| Interval::new(part.from, part.to)).collect()
+}
+
+/// The media that an archive lacks, the longest first.
+pub(super) fn lacking(coverage: &BTreeMap<TrackId, TrackCoverage>) -> Vec<MissingMedia> {
+    let mut all = Vec::new();
+    for (track, covered) in coverage {
+        let mut by_cause: BTreeMap<GapCause, MediaSpan> = BTreeMap::new();
+        for gap in covered.gaps.iter().filter(|gap| gap.cause.is_loss()) {
+            *by_cause.entry(gap.cause).or_default() += gap.to - gap.from;
+        }
+        all.extend(by_cause.into_iter().map(|(cause, span)| MissingMedia {
+            stream_id: track.stream,
+            kind: track.kind,
+            cause,
+            duration_ms: span / MILLISECOND,
+            details: covered.details.clone(),
+        }));
+    }
+    all.sort_by_key(|one| std::cmp::Reverse(one.duration_ms));
+    all
+}
+
+/// A stream while the history is read.
+#[derive(Debug, Default)]
+struct Stream {
+    /// What keeps it from being captured.
+    missing: Option<GapCause>,
+    tracks: BTreeMap<TrackKind, Track>,
+}
+
+/// An announced track while the history is read.
+#[derive(Debug)]
+struct Track {
+    since: MediaTime,
+    muted: bool,
+    missing: Option<GapCause>,
+}
+
+/// Streams that the owner before knew, until the next owner says whether they are still there.
+#[derive(Debug, Default)]
+struct Handover {
+    streams: BTreeMap<StreamId, Stream>,
+    /// When the next owner began.
+    at: MediaTime,
+    /// The next owner announces all that is there as soon as it has joined the room.
+    until: Option<MediaTime>,
+}
+
+/// Reads a session's history, in the order of its times.
+#[derive(Debug, Default)]
+struct Reading {
+    streams: BTreeMap<StreamId, Stream>,
+    handover: Handover,
+    router_lost: bool,
+    found: BTreeMap<TrackId, TrackHistory>,
+}
+
+/// What a session's history says of its tracks. `alive` is when the owner before an epoch was last seen to work. Announcements
+/// that nothing ended end with `end`.
+pub(super) fn histories(
+    events: &[Event],
+    alive: impl Fn(Epoch) -> MediaTime,
+    end: MediaTime,
+) -> BTreeMap<TrackId, TrackHistory> {
+    let mut reading = Reading::default();
+    let mut ended = false;
+    for (at, event) in events.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| events[before].at);
+        match &event.kind {
+            EventKind::EpochBegan { epoch, .. } => {
+                let died = alive(*epoch).max(before.unwrap_or(event.at)).min(event.at);
+                reading.owner_changed(died, event.at);
+            }
+            EventKind::Ended { .. } => {
+                reading.all_gone(event.at);
+                ended = true;
+            }
+            what => reading.event(event.at, what),
+        }
+    }
+    if !ended {
+        reading.all_gone(end.max(events.last().map_or(end, |event| event.at)));
+    }
+    reading.found
+}
+
+impl Reading {
+    fn event(&mut self, at: MediaTime, what: &EventKind) {
+        match what {
+            EventKind::Tracks { stream, tracks } => {
+                let announced: BTreeMap<TrackKind, &str> =
+                    tracks.iter().rev().map(|track| (track.kind, track.codec.as_str())).collect();
+                self.announced(at, *stream, &announced);
+            }
+            EventKind::StreamGone { stream } => {
+                if let Some(gone) = self.streams.remove(stream) {
+                    self.ended(at, *stream, gone);
+                }
+            }
+            EventKind::Muted { stream, kind, muted } => {
+                if let Some(track) = self.streams.get_mut(stream).and_then(|s| s.tracks.get_mut(kind)) {
+                    track.muted = *muted;
+                }
+                self.blame(at, *stream);
+            }
+            EventKind::Capture { stream, kind, missing, detail } => {
+                let Some(known) = self.streams.get_mut(stream) else { return };
+                match kind {
+                    None => known.missing = *missing,
+                    Some(kind) => known.tracks.get_mut(kind).into_iter().for_each(|track| track.missing = *missing),
+                }
+                let tracks = known.tracks.keys().filter(|of| kind.is_none_or(|kind| kind == **of));
+                for kind in tracks.copied().collect::<Vec<_>>() {
+                    let reasons = &mut self.found.entry(TrackId { stream: *stream, kind }).or_default().reasons;
+                    reasons.extend(detail.iter().filter(|text| !reasons.contains(text)).cloned().collect::<Vec<_>>());
+                }
+                self.blame(at, *stream);
+            }
+            EventKind::RouterLost | EventKind::RouterBack => {
+                self.router_lost = matches!(what, EventKind::RouterLost);
+                for stream in self.streams.keys().copied().collect::<Vec<_>>() {
+                    self.blame(at, stream);
+                }
+            }
+            EventKind::EpochBegan { .. }
+            | EventKind::Ended { .. }
+            | EventKind::Stream { .. }
+            | EventKind::Layer { .. }
+            | EventKind::Layout { .. }
+            | EventKind::Classes { .. }
+            | EventKind::StreamMode { .. }
+            | EventKind::Selected { .. } => {}
+        }
+    }
+
+    fn announced(&mut self, at: MediaTime, stream: StreamId, announced: &BTreeMap<TrackKind, &str>) {
+        self.confirm(at, stream);
+        // It must be subscribed to first: that is ours to do.
+        let known =
+            self.streams.entry(stream).or_insert(Stream { missing: Some(GapCause::Worker), ..Stream::default() });
+        let gone: Vec<TrackKind> = known.tracks.keys().filter(|kind| !announced.contains_key(kind)).copied().collect();
+        for kind in gone {
+            if let Some(track) = known.tracks.remove(&kind) {
+                let found = self.found.entry(TrackId { stream, kind }).or_default();
+                found.announced = found.announced.union(&Interval::new(track.since, at).into());
+            }
+        }
+        for (kind, codec) in announced {
+            known.tracks.entry(*kind).or_insert(Track { since: at, muted: false, missing: None });
+            (*codec).clone_into(&mut self.found.entry(TrackId { stream, kind: *kind }).or_default().codec);
+        }
+        self.blame(at, stream);
+    }
+
+    /// Notes to what media of a stream that is missing from now on is put down.
+    fn blame(&mut self, at: MediaTime, stream: StreamId) {
+        let Some(known) = self.streams.get(&stream) else { return };
+        for (kind, track) in &known.tracks {
+            let cause = match (track.muted, self.router_lost) {
+                (true, _) => GapCause::NotSent,
+                (false, true) => GapCause::Router,
+                (false, false) => track.missing.or(known.missing).unwrap_or(GapCause::NotSent),
+            };
+            let blame = &mut self.found.entry(TrackId { stream, kind: *kind }).or_default().blame;
+            if blame.last().is_none_or(|(_, before)| *before != cause) {
+                blame.push((at, cause));
+            }
+        }
+    }
+
+    fn ended(&mut self, at: MediaTime, stream: StreamId, gone: Stream) {
+        for (kind, track) in gone.tracks {
+            let found = self.found.entry(TrackId { stream, kind }).or_default();
+            found.announced = found.announced.union(&Interval::new(track.since, at).into());
+            // A later announcement begins with a cause of its own.
+            found.blame.push((at, GapCause::Worker));
+        }
+    }
+
+    /// A stream that is announced as soon as the next owner has joined was there all the time.
+    fn confirm(&mut self, at: MediaTime, stream: StreamId) {
+        if self.handover.streams.is_empty() {
+            return;
+        }
+        let until = *self.handover.until.get_or_insert(at + JOIN_MAX);
+        if at <= until
+            && let Some(known) = self.handover.streams.remove(&stream)
+        {
+            self.streams.insert(stream, Stream { missing: Some(GapCause::Worker), ..known });
+        }
+    }
+
+    fn all_gone(&mut self, at: MediaTime) {
+        let Handover { streams, at: began, .. } = std::mem::take(&mut self.handover);
+        for (stream, gone) in streams {
+            self.ended(began, stream, gone);
+        }
+        for (stream, gone) in std::mem::take(&mut self.streams) {
+            self.ended(at, stream, gone);
+        }
+    }
+
+    /// Another owner announces anew what is there. Nobody was there between `died` and `at`.
+    fn owner_changed(&mut self, died: MediaTime, at: MediaTime) {
+        let streams = std::mem::take(&mut self.streams);
+        for (stream, known) in &streams {
+            for kind in known.tracks.keys() {
+                let found = self.found.entry(TrackId { stream: *stream, kind: *kind }).or_default();
+                found.blame.push((died, GapCause::Worker));
+            }
+        }
+        self.all_gone(at);
+        self.handover = Handover { streams, at, until: None };
+        self.router_lost = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ids::WorkerId;
+    use crate::recording::history::Announced;
+
+    const VIDEO: TrackKind = TrackKind::Video;
+    const AUDIO: TrackKind = TrackKind::Audio;
+
+    fn s(seconds: f64) -> MediaTime {
+        #[allow(clippy::cast_possible_truncation)]
+        MediaTime::from_millis((seconds * 1000.0) as i64)
+    }
+
+    fn stream() -> StreamId {
+        "00000000-0000-4000-8000-000000000001".parse().expect("id")
+    }
+
+    fn announce(at: f64, kinds: &[TrackKind]) -> Event {
+        let track =
+            |kind: &TrackKind| Announced { mid: kind.as_str().to_owned(), kind: *kind, codec: "any".to_owned() };
+        Event { at: s(at), kind: EventKind::Tracks { stream: stream(), tracks: kinds.iter().map(track).collect() } }
+    }
+
+    /// Another stream is announced.
+    fn other(at: f64) -> Event {
+        let stream = "00000000-0000-4000-8000-000000000002".parse().expect("id");
+        Event { at: s(at), kind: EventKind::Tracks { stream, tracks: vec![] } }
+    }
+
+    fn capture(at: f64, kind: Option<TrackKind>, missing: Option<GapCause>) -> Event {
+        let detail = missing.map(|cause| format!("because of {}", cause.as_str()));
+        Event { at: s(at), kind: EventKind::Capture { stream: stream(), kind, missing, detail } }
+    }
+
+    fn muted(at: f64, kind: TrackKind, muted: bool) -> Event {
+        Event { at: s(at), kind: EventKind::Muted { stream: stream(), kind, muted } }
+    }
+
+    fn gone(at: f64) -> Event {
+        Event { at: s(at), kind: EventKind::StreamGone { stream: stream() } }
+    }
+
+    fn ended(at: f64) -> Event {
+        Event { at: s(at), kind: EventKind::Ended { reason: "session ended".to_owned() } }
+    }
+
+    fn epoch(at: f64, epoch: u32) -> Event {
+        let worker: WorkerId = "worker-1".parse().expect("id");
+        Event { at: s(at), kind: EventKind::EpochBegan { epoch: Epoch(epoch), worker } }
+    }
+
+    fn intervals(pairs: &[(f64, f64)]) -> Intervals {
+        pairs.iter().map(|(from, to)| Interval::new(s(*from), s(*to))).collect()
+    }
+
+    struct Case {
+        name: &'static str,
+        events: Vec<Event>,
+        captured: &'static [(f64, f64)],
+        logged: &'static [(f64, f64, GapCause)],
+        missing: &'static [(f64, f64, GapCause)],
+    }
+
+    #[test]
+    fn what_is_missing_has_one_cause() {
+        use GapCause::{Limit, Network, NotReceived, NotSent, Refused, Router, Unsupported, Worker};
+        let live = |at| capture(at, None, None);
+        for Case { name, events, captured, logged, missing } in [
+            Case {
+                name: "all of it is there",
+                events: vec![announce(0.0, &[VIDEO]), live(0.3), ended(60.0)],
+                captured: &[(0.4, 20.0), (20.0, 59.9)],
+                logged: &[],
+                missing: &[],
+            },
+            Case {
+                name: "a router that refuses",
+                events: vec![announce(1.0, &[VIDEO]), capture(1.0, None, Some(Refused)), ended(61.0)],
+                captured: &[],
+                logged: &[],
+                missing: &[(1.0, 61.0, Refused)],
+            },
+            Case {
+                name: "a codec that is refused, beside sound that is taken",
+                events: vec![
+                    announce(0.0, &[AUDIO, VIDEO]),
+                    live(0.2),
+                    capture(0.2, Some(VIDEO), Some(Unsupported)),
+                    gone(9.0),
+                ],
+                captured: &[],
+                logged: &[],
+                missing: &[(0.0, 9.0, Unsupported)],
+            },
+            Case {
+                name: "one stream too many, until there is room",
+                events: vec![announce(0.0, &[VIDEO]), capture(0.0, None, Some(Limit)), live(30.0), ended(60.0)],
+                captured: &[(30.5, 60.0)],
+                logged: &[],
+                missing: &[(0.0, 30.5, Limit)],
+            },
+            Case {
+                name: "a camera that is off from the beginning",
+                events: vec![announce(0.0, &[VIDEO]), live(0.2), muted(0.2, VIDEO, true), ended(60.0)],
+                captured: &[],
+                logged: &[],
+                missing: &[(0.0, 60.0, NotSent)],
+            },
+            Case {
+                name: "sender reports without packets at the end",
+                events: vec![
+                    announce(0.0, &[VIDEO]),
+                    live(0.2),
+                    capture(40.0, Some(VIDEO), Some(NotReceived)),
+                    ended(60.0),
+                ],
+                captured: &[(0.2, 38.0)],
+                logged: &[],
+                missing: &[(38.0, 40.0, NotSent), (40.0, 60.0, NotReceived)],
+            },
+            Case {
+                name: "slow pictures are no gap, a logged pause is",
+                events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
+                captured: &[(0.2, 0.4), (2.0, 2.2), (3.9, 4.1), (10.0, 29.9)],
+                logged: &[(4.1, 10.0, NotSent)],
+                missing: &[(4.1, 10.0, NotSent)],
+            },
+            Case {
+                name: "a short loss stays in the log's words",
+                events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
+                captured: &[(0.1, 10.0), (10.4, 30.0)],
+                logged: &[(10.0, 10.4, Network)],
+                missing: &[(10.0, 10.4, Network)],
+            },
+            Case {
+                name: "a gap of the log over time in which the track was not announced",
+                events: vec![
+                    announce(0.0, &[AUDIO, VIDEO]),
+                    live(0.1),
+                    announce(10.0, &[AUDIO]),
+                    announce(50.0, &[AUDIO, VIDEO]),
+                    ended(60.0),
+                ],
+                captured: &[(0.1, 10.0), (50.6, 60.0)],
+                logged: &[(10.0, 50.6, Worker)],
+                missing: &[(50.0, 50.6, Worker)],
+            },
+            Case {
+                name: "a router that is away",
+                events: vec![
+                    announce(0.0, &[VIDEO]),
+                    live(0.1),
+                    Event { at: s(20.0), kind: EventKind::RouterLost },
+                    Event { at: s(50.0), kind: EventKind::RouterBack },
+                    ended(60.0),
+                ],
+                captured: &[(0.1, 20.0)],
+                logged: &[],
+                missing: &[(20.0, 50.0, Router), (50.0, 60.0, NotSent)],
+            },
+            Case {
+                name: "a worker that died, and a stream that left meanwhile",
+                events: vec![announce(0.0, &[VIDEO]), live(0.1), epoch(30.0, 2), ended(60.0)],
+                captured: &[(0.1, 20.0)],
+                logged: &[],
+                missing: &[(20.0, 30.0, Worker)],
+            },
+            Case {
+                name: "a worker that died while another went on sending",
+                events: vec![
+                    announce(0.0, &[VIDEO]),
+                    live(0.1),
+                    epoch(30.0, 2),
+                    announce(30.2, &[VIDEO]),
+                    live(30.4),
+                    ended(60.0),
+                ],
+                captured: &[(0.1, 20.0), (30.5, 60.0)],
+                logged: &[(20.0, 30.5, Worker)],
+                missing: &[(20.0, 30.5, Worker)],
+            },
+            Case {
+                name: "a worker that died, and a publisher that came back long after it had left",
+                events: vec![
+                    announce(0.0, &[VIDEO]),
+                    live(0.1),
+                    epoch(30.0, 2),
+                    other(30.2),
+                    announce(50.0, &[VIDEO]),
+                    live(50.1),
+                    ended(60.0),
+                ],
+                captured: &[(0.1, 20.0), (50.2, 60.0)],
+                logged: &[(20.0, 50.2, Worker)],
+                missing: &[(20.0, 30.0, Worker), (50.0, 50.2, Worker)],
+            },
+            Case {
+                name: "a log without announcements, of an older version",
+                events: vec![ended(60.0)],
+                captured: &[(0.1, 20.0), (30.5, 60.0)],
+                logged: &[(20.0, 30.5, Network)],
+                missing: &[(20.0, 30.5, Network)],
+            },
+            Case {
+                name: "no time is in the log and in a gap, nor in two gaps",
+                events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
+                captured: &[(0.1, 10.0), (14.0, 30.0)],
+                logged: &[(9.0, 12.0, Network), (11.0, 15.0, Worker)],
+                missing: &[(10.0, 12.0, Network), (12.0, 14.0, Worker)],
+            },
+        ] {
+            let captured = intervals(captured);
+            let last = captured.iter().map(|one| one.to).filter(|to| *to <= s(20.0)).max().unwrap_or(MediaTime::ZERO);
+            let found = histories(&events, |_| last, s(60.0));
+            let history = found.get(&TrackId { stream: stream(), kind: VIDEO }).cloned().unwrap_or_default();
+            let gap = |(from, to, cause): &(f64, f64, GapCause)| Gap { from: s(*from), to: s(*to), cause: *cause };
+            let logged: Vec<Gap> = logged.iter().map(gap).collect();
+            let wanted: Vec<Gap> = missing.iter().map(gap).collect();
+            assert_eq!(history.missing(&captured, &logged), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_kept_once() {
+        let events = [
+            announce(0.0, &[AUDIO, VIDEO]),
+            capture(1.0, None, Some(GapCause::Refused)),
+            capture(2.0, None, Some(GapCause::Refused)),
+            capture(3.0, Some(VIDEO), Some(GapCause::Unsupported)),
+            ended(60.0),
+        ];
+        let found = histories(&events, |_| MediaTime::ZERO, s(60.0));
+        let reasons = |kind| found[&TrackId { stream: stream(), kind }].reasons.join(", ");
+        assert_eq!(reasons(AUDIO), "because of refused");
+        assert_eq!(reasons(VIDEO), "because of refused, because of unsupported");
+    }
+}

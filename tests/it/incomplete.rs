@@ -1,0 +1,152 @@
+//! Archives that lack something say so: in manifest, report, API object, event, command line and metrics.
+
+use std::time::Duration;
+
+use archiver_testkit::content::Content;
+use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
+use archiver_testkit::wait::wait_for;
+use archiver_testkit::world::{Downloaded, World};
+use serde_json::{Value, json};
+
+use crate::BINARY;
+
+/// A world with a worker and a room, in which a session is recorded.
+async fn recording(session: &str, room: Value, more: &str) -> World {
+    let mut world = World::start(BINARY, None, more).await.expect("world");
+    world.janus.create_room(session, room).await.expect("room");
+    world.start_worker().expect("worker");
+    let started = world.started(session);
+    world.publish(&started).expect("publish");
+    world
+}
+
+/// Ends a session, and returns its archive's row and files.
+async fn ended(world: &mut World, session: &str) -> (Value, Downloaded) {
+    let ended = world.ended(session);
+    world.publish(&ended).expect("publish");
+    let row = world.archive(session, "available").await;
+    let files = world.download(&row).expect("download");
+    assert_eq!(files.manifest["complete"], files.report["complete"]);
+    assert_eq!(files.manifest["missing"], files.report["missing"]);
+    assert_eq!(row["missing"], files.manifest["missing"], "catalog and manifest");
+    (row, files)
+}
+
+/// Waits for a line of a session's history.
+async fn history(world: &World, text: &str) {
+    wait_for(&format!("{text} in the history\n{}", world.log()), || async {
+        let archive = std::fs::read_dir(world.data().join("spool")).ok()?.flatten().next()?;
+        let history = std::fs::read_to_string(archive.path().join("history.jsonl")).ok()?;
+        history.contains(text).then_some(())
+    })
+    .await;
+}
+
+/// What an archive lacks: kind and cause of each entry, in order.
+fn lacks(files: &Downloaded) -> Vec<(String, String)> {
+    let text = |v: &Value| v.as_str().expect("text").to_owned();
+    let all = files.manifest["missing"].as_array().expect("missing");
+    all.iter().map(|one| (text(&one["kind"]), text(&one["cause"]))).collect()
+}
+
+fn pair(kind: &str, cause: &str) -> (String, String) {
+    (kind.to_owned(), cause.to_owned())
+}
+
+/// Seconds of a track's gaps with a cause.
+fn gap(files: &Downloaded, stream: &str, kind: &str, cause: &str) -> f64 {
+    let track = files.track(stream, kind).unwrap_or_else(|| panic!("no {kind} of {stream}: {}", files.report));
+    let gaps = track["gaps"].as_array().expect("gaps");
+    let second = |v: &Value| v.as_f64().expect("a number") / 1e9;
+    gaps.iter().filter(|g| g["cause"] == cause).map(|g| second(&g["to"]) - second(&g["from"])).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h264_in_a_profile_that_the_library_does_not_know_is_recorded() {
+    let mut world = recording("safari", json!({ "videocodec": "h264", "h264_profile": "640c1f" }), "").await;
+    let options = Options {
+        video: Some(VideoCodec::H264),
+        h264_profile: Some(0x64_0c1f),
+        ..Options::new(&world.janus, "safari", "alice")
+    };
+    let publisher = Publisher::start(options).await.expect("publisher");
+    world.recording(2).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let truth = publisher.leave().await.expect("left").timeline();
+    let (_, files) = ended(&mut world, "safari").await;
+    assert_eq!((lacks(&files), files.manifest["complete"].clone()), (vec![], json!(true)), "{}", files.report);
+    let content = Content::read(&files.files("alice")[0]).expect("file");
+    let matched = content.against(&truth);
+    assert!(matched.frames.len() > 100, "{} pictures", matched.frames.len());
+    assert_eq!(matched.strange, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_codec_that_cannot_be_received_is_named_beside_what_is_recorded() {
+    let mut world = recording("g722", json!({ "audiocodec": "g722", "videocodec": "vp8" }), "").await;
+    let options = |id: &str| Options { audio: Some(AudioCodec::G722), ..Options::new(&world.janus, "g722", id) };
+    let seen = Publisher::start(options("seen")).await.expect("publisher");
+    let heard = Publisher::start(Options { video: None, ..options("heard") }).await.expect("publisher");
+    world.recording(1).await;
+    history(&world, "none of the stream's formats is supported").await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    drop((seen.leave().await.expect("left"), heard.leave().await.expect("left")));
+    let (row, files) = ended(&mut world, "g722").await;
+    let unsupported: Vec<_> = lacks(&files).into_iter().filter(|(_, cause)| cause == "unsupported").collect();
+    assert_eq!(unsupported, [pair("audio", "unsupported"), pair("audio", "unsupported")], "{}", files.manifest);
+    assert_eq!(files.manifest["complete"], false);
+    for stream in ["seen", "heard"] {
+        let track = files.track(stream, "audio").expect("the track that never came");
+        assert_eq!((&track["codecs"], &track["announcedCodec"]), (&json!([]), &json!("g722")), "{track}");
+        assert!(track["details"].to_string().contains("G722"), "{track}");
+        assert!(gap(&files, stream, "audio", "unsupported") > 3.0, "{track}");
+    }
+    assert_eq!(files.files("seen").len(), 1, "the picture is there");
+    // Whoever looks at the job's log, the command line or the metrics hears it too.
+    let log = world.log();
+    assert_eq!(log.matches("not subscribed, trying again").count(), 1, "told once: {log}");
+    let shown = world.command(&["archives", "show", row["archive"].as_str().expect("id")]).expect("command");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("unsupported") && shown.contains("G722"), "{shown}");
+    let metrics = world.metrics().expect("metrics");
+    assert!(metrics.contains("archiver_archives_incomplete_total 1"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_beyond_the_limit_is_named_and_recorded_as_soon_as_a_place_is_free() {
+    let mut world = recording("many", json!({}), "[capture]\nstreams_max = 1").await;
+    let first = Publisher::start(Options::new(&world.janus, "many", "first")).await.expect("publisher");
+    world.recording(2).await;
+    let second = Publisher::start(Options::new(&world.janus, "many", "second")).await.expect("publisher");
+    history(&world, "\"missing\":\"limit\"").await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    drop(first.leave().await.expect("left"));
+    world.recording(4).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let truth = second.leave().await.expect("left").timeline();
+    let (_, files) = ended(&mut world, "many").await;
+    assert_eq!(files.manifest["complete"], false);
+    for kind in ["audio", "video"] {
+        let beyond = gap(&files, "second", kind, "limit");
+        assert!((3.5..15.0).contains(&beyond), "{beyond:.1} s of {kind}: {}", files.report);
+        assert!(gap(&files, "first", kind, "limit") < 0.001, "the first one was recorded");
+    }
+    let details = files.track("second", "video").expect("track")["details"].to_string();
+    assert!(details.contains("capture.streams_max = 1"), "{details}");
+    let content = Content::read(&files.files("second")[0]).expect("file");
+    let matched = content.against(&truth);
+    assert!(matched.frames.len() > 50 && matched.strange == 0, "{} pictures", matched.frames.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_camera_that_is_never_switched_on_makes_no_archive_incomplete() {
+    let mut world = recording("off", json!({}), "").await;
+    let publisher = Publisher::start(Options::new(&world.janus, "off", "alice")).await.expect("publisher");
+    publisher.mute_video(true);
+    world.recording(1).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    drop(publisher.leave().await.expect("left"));
+    let (_, files) = ended(&mut world, "off").await;
+    assert!(gap(&files, "alice", "video", "not_sent") > 4.0, "{}", files.report);
+    assert_eq!((lacks(&files), files.manifest["complete"].clone()), (vec![], json!(true)), "{}", files.report);
+}
