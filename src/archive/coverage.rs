@@ -66,15 +66,21 @@ impl TrackHistory {
     /// All that is missing of the track, in order and without overlap. `captured` is the time of its frames, `logged` the gaps
     /// that the log has.
     pub(super) fn missing(&self, captured: &Intervals, logged: &[Gap]) -> Vec<Gap> {
-        // Older versions noted no announcements: all that is known is the log.
-        let is_announced = |one: Interval| match self.announced.is_empty() {
-            true => one.into(),
-            false => Intervals::from(one).intersection(&self.announced),
+        // While a track is not announced, nothing is sent, and a worker need not be there. What a router or a disk lost was sent: a
+        // router that is restarted forgets its streams. Older versions noted no announcements: all that is known is the log.
+        let counts = |gap: &Gap| {
+            let whole = Intervals::from(Interval::new(gap.from, gap.to));
+            match gap.cause {
+                GapCause::NotSent | GapCause::Worker if !self.announced.is_empty() => {
+                    whole.intersection(&self.announced)
+                }
+                _ => whole,
+            }
         };
         let mut known = captured.clone();
         let mut gaps = Vec::new();
         for gap in logged {
-            let rest = is_announced(Interval::new(gap.from, gap.to)).without(&known);
+            let rest = counts(gap).without(&known);
             gaps.extend(rest.iter().map(|one| Gap { from: one.from, to: one.to, cause: gap.cause }));
             known = known.union(&rest);
         }
@@ -510,6 +516,22 @@ mod tests {
                 captured: &[(0.1, 20.0)],
                 logged: &[],
                 missing: &[(20.0, 50.0, Router), (50.0, 60.0, NotSent)],
+            },
+            Case {
+                name: "a router that is restarted, and forgets its streams",
+                events: vec![
+                    announce(0.0, &[VIDEO]),
+                    live(0.1),
+                    Event { at: s(12.0), kind: EventKind::RouterLost },
+                    gone(13.0),
+                    Event { at: s(13.0), kind: EventKind::RouterBack },
+                    announce(20.0, &[VIDEO]),
+                    live(20.2),
+                    ended(60.0),
+                ],
+                captured: &[(0.1, 10.0), (20.5, 60.0)],
+                logged: &[(10.0, 20.5, Router)],
+                missing: &[(10.0, 20.5, Router)],
             },
             Case {
                 name: "a worker that died, and a stream that left meanwhile",

@@ -527,7 +527,7 @@ impl<'a> Session<'a> {
                 self.hang_up(&live, GapCause::Router);
             }
             Ended::Failed { unused: None } => {
-                failed.into_iter().for_each(|failed| self.not_subscribed(&router_id, failed))
+                failed.into_iter().for_each(|failed| self.not_subscribed(&router_id, failed));
             }
             // The stream left meanwhile.
             Ended::Stale { unused } => unused.iter().for_each(|live| self.hang_up(live, GapCause::NotSent)),
