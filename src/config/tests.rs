@@ -166,7 +166,7 @@ fn a_room_may_have_a_token_of_its_own_that_no_message_has() {
         ("rooms = 'hunter2'", "router j.rooms: is not a section"),
         ("[router.rooms]\na = 'hunter2'", "router j.rooms.\"a\": is not a section"),
         ("[router.rooms.a]\ntoken = ['hunter2']", "router j.rooms.\"a\".token: is not a text"),
-        ("[router.rooms.a]\ntocken = 'x'", "router j.rooms.\"a\".tocken: there is no such key, expected `token`"),
+        ("[router.rooms.a]\nsecret = 'x'", "router j.rooms.\"a\".secret: there is no such key, expected `token`"),
         ("[router.rooms.\"a/b\"]\ntoken = 'hunter2'", "router j.rooms.\"a/b\": "),
         (
             "[router.rooms.a]\ntoken_file = '/nowhere/x'",

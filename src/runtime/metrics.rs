@@ -103,7 +103,7 @@ pub struct PacketLabels {
 /// Cause of a gap.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct GapLabels {
-    /// A name of [`GapCause`].
+    /// A name of [`GapCause`](crate::model::media::GapCause).
     pub cause: &'static str,
 }
 
