@@ -94,6 +94,8 @@ pub(super) async fn capture(
     ));
     shipping.close();
     let ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control).await;
+    // Streams are announced until now, however long it takes to leave and to ship what is sealed.
+    let ended_at = session.now();
     room.leave().await;
     session.end().await;
     let closed = context.engine.close(capture).await;
@@ -101,7 +103,7 @@ pub(super) async fn capture(
     shipping.wait().await;
     closed.map_err(|e| bug(&e))?;
     if let CaptureOutcome::Ended(reason) = &ended {
-        session.note(EventKind::Ended { reason: reason.clone() });
+        session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
     }
     Ok(ended)
 }

@@ -156,16 +156,16 @@ impl<'a> Session<'a> {
         self.chores.wait().await;
     }
 
-    fn now(&self) -> MediaTime {
+    pub(super) fn now(&self) -> MediaTime {
         MediaTime::from_wallclock(Wallclock::now(), self.job.row.origin)
     }
 
-    pub(super) fn note(&self, kind: EventKind) {
+    fn note(&self, kind: EventKind) {
         self.note_at(self.now(), kind);
     }
 
     /// The history is for people and layouts; a disk that cannot take it must not end a capture.
-    fn note_at(&self, at: MediaTime, kind: EventKind) {
+    pub(super) fn note_at(&self, at: MediaTime, kind: EventKind) {
         if let Err(error) = self.history.add(at, kind) {
             tracing::warn!("the session's history is incomplete: {}", chain(&error));
         }

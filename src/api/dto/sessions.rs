@@ -84,6 +84,9 @@ impl SessionForm {
             ApiError::invalid(format!("{} cannot be {value:?}: {}", e.field, e.what))
         })?;
         form.check().map_err(ApiError::invalid)?;
+        if let Some(layout) = &form.archive_layout {
+            layout.check().map_err(|error| ApiError::invalid(format!("archiveLayout: {error}")))?;
+        }
         Ok(form)
     }
 
@@ -289,6 +292,12 @@ mod tests {
             ("e2ee=perhaps", "e2ee cannot be"),
             ("archiveMode=always&archiveResolution=800x600", "archiveResolution cannot be \"800x600\""),
             ("archiveMode=always&archiveLayout=pip", "archiveLayout cannot be"),
+            // A session that could never be composed would be found out by nobody before its first archive.
+            ("archiveMode=always&archiveLayout=%7B%22type%22%3A%22custom%22%7D", "archiveLayout: stylesheet goes with"),
+            (
+                "archiveMode=always&archiveLayout=%7B%22type%22%3A%22pip%22%2C%22screenshareType%22%3A%22pip%22%7D",
+                "archiveLayout: screenshareType goes only with",
+            ),
         ] {
             let error = SessionForm::read(body.as_bytes()).expect_err(body);
             assert!(error.status == 400 && error.message.contains(named), "{body}: {error:?}");
