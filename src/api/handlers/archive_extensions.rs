@@ -72,7 +72,7 @@ pub async fn clip(
     PathParams(path): PathParams<ArchivePath>,
     body: JsonBody<ClipArchive>,
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
-    remake(&api, &caller, &public_url, &path, &body).await
+    derive_archive(&api, &caller, &public_url, &path, &body).await
 }
 
 /// `POST /v2/project/{project}/archive/{archive}/recompose`: ours. Makes a new archive of the segments that are kept of another
@@ -89,11 +89,11 @@ pub async fn recompose(
     PathParams(path): PathParams<ArchivePath>,
     body: JsonBody<RecomposeArchive>,
 ) -> Result<(StatusCode, Json<response::Archive>), ApiError> {
-    remake(&api, &caller, &public_url, &path, &body).await
+    derive_archive(&api, &caller, &public_url, &path, &body).await
 }
 
 /// The new archive is `stopped` until it is made, then `available` or `failed`. Callbacks report the change.
-async fn remake(
+async fn derive_archive(
     api: &Shared,
     caller: &Caller,
     public_url: &PublicUrl,

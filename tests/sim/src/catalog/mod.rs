@@ -2,10 +2,10 @@
 
 mod applications;
 mod archives;
+mod derived_archives;
 mod jobs;
 mod notices;
 mod parked;
-mod remakes;
 mod sessions;
 
 use std::collections::BTreeMap;
@@ -20,8 +20,8 @@ use secrecy::SecretString;
 
 use crate::faults::{Fault, Faults};
 use archives::StoredArchive;
+use derived_archives::StoredDerivedArchive;
 use jobs::StoredJob;
-use remakes::StoredRemake;
 
 /// All rows.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ struct State {
     counts: BTreeMap<ApplicationId, i64>,
     notices: BTreeMap<(ArchiveId, NoticeTarget, i64), NoticeRow>,
     parked: BTreeMap<ParkedId, ParkedRow>,
-    remakes: BTreeMap<ArchiveId, StoredRemake>,
+    derived_archives: BTreeMap<ArchiveId, StoredDerivedArchive>,
 }
 
 /// A catalog in memory, as one process sees it. Clones belong to the same process.
