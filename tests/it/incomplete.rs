@@ -1,7 +1,5 @@
 //! Archives that lack something say so: in manifest, report, API object, event, command line and metrics.
 
-use std::time::Duration;
-
 use archiver_testkit::content::Content;
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
 use archiver_testkit::wait::wait_for;
@@ -71,7 +69,7 @@ async fn h264_in_a_profile_that_the_library_does_not_know_is_recorded() {
     };
     let publisher = Publisher::start(options).await.expect("publisher");
     world.recording(2).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    publisher.pictures_pass(150).await;
     let truth = publisher.leave().await.expect("left").timeline();
     let (_, files) = ended(&mut world, "safari").await;
     assert_eq!((lacks(&files), files.manifest["complete"].clone()), (vec![], json!(true)), "{}", files.report);
@@ -89,7 +87,7 @@ async fn a_codec_that_cannot_be_received_is_named_beside_what_is_recorded() {
     let heard = Publisher::start(Options { video: None, ..options("heard") }).await.expect("publisher");
     world.recording(1).await;
     history(&world, "none of the stream's formats is supported").await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    seen.pictures_pass(120).await;
     drop((seen.leave().await.expect("left"), heard.leave().await.expect("left")));
     let (row, files) = ended(&mut world, "g722").await;
     let unsupported: Vec<_> = lacks(&files).into_iter().filter(|(_, cause)| cause == "unsupported").collect();
@@ -119,10 +117,10 @@ async fn a_stream_beyond_the_limit_is_named_and_recorded_as_soon_as_a_place_is_f
     world.recording(2).await;
     let second = Publisher::start(Options::new(&world.janus, "many", "second")).await.expect("publisher");
     history(&world, "\"missing\":\"limit\"").await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    second.pictures_pass(120).await;
     drop(first.leave().await.expect("left"));
     world.recording(4).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    second.pictures_pass(90).await;
     let truth = second.leave().await.expect("left").timeline();
     let (_, files) = ended(&mut world, "many").await;
     assert_eq!(files.manifest["complete"], false);
@@ -144,7 +142,7 @@ async fn a_camera_that_is_never_switched_on_makes_no_archive_incomplete() {
     let publisher = Publisher::start(Options::new(&world.janus, "off", "alice")).await.expect("publisher");
     publisher.mute_video(true);
     world.recording(1).await;
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    publisher.pictures_pass(180).await;
     drop(publisher.leave().await.expect("left"));
     let (_, files) = ended(&mut world, "off").await;
     assert!(gap(&files, "alice", "video", "not_sent") > 4.0, "{}", files.report);

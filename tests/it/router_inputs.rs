@@ -56,7 +56,7 @@ async fn finish(world: &mut World, publisher: Publisher) -> Matched {
 /// Records the room for a few seconds: every picture is in the file.
 async fn is_recorded_whole(world: &mut World, room: Value, local: Option<IpAddr>) {
     let publisher = record(world, room, local).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    publisher.pictures_pass(120).await;
     let matched = finish(world, publisher).await;
     assert_eq!(matched.missing, Vec::<f64>::new());
     assert!(matched.frames.len() > 60 && matched.beeps.len() >= 2, "{matched:?}");
@@ -83,7 +83,7 @@ fn with_addresses(candidates: CandidateAddresses) -> JanusOptions {
 async fn a_room_that_requires_private_ids_is_recorded_also_after_its_observer_was_removed() {
     let mut world = World::start(BINARY, None, "").await.expect("world");
     let publisher = record(&mut world, json!({ "require_pvtid": true }), None).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    publisher.pictures_pass(90).await;
     // A moderator removes the observer, and with it what was subscribed to with its private id.
     let room = world.janus.room("r");
     let mut admin = Client::connect(&world.janus.url()).await.expect("client");
@@ -93,7 +93,7 @@ async fn a_room_that_requires_private_ids_is_recorded_also_after_its_observer_wa
     let observer = list.iter().find(is_observer).expect("observer")["id"].clone();
     let removed = unix_seconds(std::time::Instant::now());
     admin.message(json!({ "request": "kick", "room": room, "id": observer }), None).await.expect("kick");
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    publisher.pictures_pass(360).await;
     let matched = finish(&mut world, publisher).await;
     let last = matched.frames.last().expect("pictures").sent;
     assert!(last - removed > 8.0, "the last picture is of {:.1} s after the removal\n{}", last - removed, world.log());

@@ -10,7 +10,7 @@ pub mod media;
 mod pool;
 mod rtc;
 
-use crate::wait::DEADLINE;
+use crate::wait::{DEADLINE, wait_for};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -250,6 +250,16 @@ impl Publisher {
     #[must_use]
     pub fn frames_sent(&self) -> usize {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner).frames.len()
+    }
+
+    /// Waits until so many further pictures were due: sent, or left out because the picture is off.
+    ///
+    /// # Panics
+    /// When it takes longer than [`DEADLINE`].
+    pub async fn pictures_pass(&self, further: usize) {
+        let due = || self.frames_sent() + self.frames_left_out();
+        let until = due() + further;
+        wait_for("pictures to be sent", || async { (due() >= until).then_some(()) }).await;
     }
 
     /// Pictures left out so far, because the picture was off when they were due.
