@@ -3,6 +3,8 @@
 pub mod build;
 pub(crate) mod composed;
 mod coverage;
+#[cfg(test)]
+mod coverage_tests;
 pub mod delete;
 pub mod deliver;
 pub mod derive;

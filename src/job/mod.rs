@@ -25,6 +25,7 @@ mod rollover;
 mod room_session;
 pub mod scheduler;
 mod stage;
+mod subscribe;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -16,11 +16,11 @@ use super::desired;
 use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{MAX_DURATION_EXCEEDED, Presence};
 use super::rollover::roll_over;
-use super::stage::{CaptureOutcome, bug};
-use super::stage::{ControlReceivers, Transition};
+use super::stage::{CaptureOutcome, ControlReceivers, Transition};
+use super::subscribe::{Made, NotSubscribed, subscribe, wanted_tracks};
 use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
-use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::archive_options::OutputMode;
 use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
@@ -51,46 +51,22 @@ struct Stream {
     /// Subscriptions that failed for good, one after the other.
     refusals: u32,
     /// Why the stream is not captured, as the history has it.
-    noted: Option<GapCause>,
+    noted: Missing,
+    /// The failure that the log has; told again when the stream was captured meanwhile, or fails for another cause.
+    told: Option<GapCause>,
+}
+
+/// Why a stream is not captured, if it is not.
+#[derive(Default, PartialEq, Eq)]
+struct Missing {
+    cause: Option<GapCause>,
+    detail: Option<String>,
 }
 
 /// What a subscription task brings back.
 struct Subscribed {
     router_id: String,
     result: Result<Made, NotSubscribed>,
-}
-
-/// A subscription that was made, and the tracks of it that were refused.
-struct Made {
-    live: Live,
-    unsupported: Vec<UnsupportedTrack>,
-}
-
-/// Why a stream is not subscribed to.
-struct NotSubscribed {
-    cause: GapCause,
-    failure: JobFailure,
-    unsupported: Vec<UnsupportedTrack>,
-}
-
-impl NotSubscribed {
-    fn unsupported(unsupported: Vec<UnsupportedTrack>) -> Self {
-        let formats: Vec<&str> = unsupported.iter().map(|track| track.formats.as_str()).collect();
-        let detail = format!("none of the stream's formats is supported: {}", formats.join(", "));
-        let failure = JobFailure { kind: FaultKind::RouterProtocol, detail };
-        Self { cause: GapCause::Unsupported, failure, unsupported }
-    }
-}
-
-impl From<JobFailure> for NotSubscribed {
-    fn from(failure: JobFailure) -> Self {
-        let cause = match failure.kind {
-            FaultKind::RouterRefused => GapCause::Refused,
-            FaultKind::Bug => GapCause::Worker,
-            _ => GapCause::Router,
-        };
-        Self { cause, failure, unsupported: Vec::new() }
-    }
 }
 
 /// A session that is captured, with all that its events change.
@@ -247,7 +223,7 @@ impl<'a> Session<'a> {
                         return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned());
                     }
                     if let RollingOver::No = &rolling_over {
-                        // ControlReceivers for before this job was ours.
+                        // The end may have been requested before this worker had the job.
                         if let Some(reason) = end_reason.borrow().clone() {
                             return CaptureOutcome::Ended(reason);
                         }
@@ -384,10 +360,11 @@ impl<'a> Session<'a> {
                 detail: Some(detail),
             });
         }
-        let noted = Some(if over_limit.is_some() { GapCause::Limit } else { GapCause::Worker });
+        let cause = Some(if over_limit.is_some() { GapCause::Limit } else { GapCause::Worker });
         let link = Link::None { retry: Some(Instant::now()) };
-        self.streams
-            .insert(router_id, Stream { info, id, link, over_limit, unsupported: Vec::new(), refusals: 0, noted });
+        let noted = Missing { cause, detail: None };
+        let stream = Stream { info, id, link, over_limit, unsupported: Vec::new(), refusals: 0, noted, told: None };
+        self.streams.insert(router_id, stream);
     }
 
     /// Gives a place that became free to the stream that has waited longest.
@@ -403,13 +380,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Notes why a stream is not captured, or that it is, if that is news.
+    /// Notes why a stream is not captured, or that it is, if the history does not have it yet.
     fn note_capture(&mut self, router_id: &str, missing: Option<GapCause>, detail: Option<String>) {
         let Some(stream) = self.streams.get_mut(router_id) else { return };
-        if std::mem::replace(&mut stream.noted, missing) != missing {
-            let stream = stream.id;
-            self.note(EventKind::Capture { stream, kind: None, missing, detail });
+        let news = Missing { cause: missing, detail: detail.clone() };
+        // The same cause without a detail says nothing new.
+        if stream.noted == news || (stream.noted.cause == missing && news.detail.is_none()) {
+            return;
         }
+        stream.noted = news;
+        let stream = stream.id;
+        self.note(EventKind::Capture { stream, kind: None, missing, detail });
     }
 
     fn note_unsupported(&mut self, router_id: &str, unsupported: &[UnsupportedTrack]) {
@@ -457,7 +438,6 @@ impl<'a> Session<'a> {
         let link = std::mem::replace(&mut stream.link, Link::None { retry });
         if let Link::Live(live) = link {
             self.peers.remove(&live.peer);
-            self.connected.remove(&live.peer);
             self.hang_up(&live, cause);
         }
         if again {
@@ -465,7 +445,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn hang_up(&self, live: &Live, cause: GapCause) {
+    fn hang_up(&mut self, live: &Live, cause: GapCause) {
+        self.connected.remove(&live.peer);
         self.expect_engine(self.job.context.engine.remove_peer(live.peer, cause));
         let (control, subscription) = (Arc::clone(&self.control), live.subscription);
         self.chores.spawn(async move { control.unsubscribe(subscription).await });
@@ -496,15 +477,11 @@ impl<'a> Session<'a> {
             let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
             let options = self.job.spec.archive.clone();
             self.subscribing.spawn(async move {
-                let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options);
+                let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options, tracks);
                 // A panic is a failure as any other: the stream is tried again.
-                let made = AssertUnwindSafe(work).catch_unwind().await;
+                let result = AssertUnwindSafe(work).catch_unwind().await;
                 let panicked = || JobFailure { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() };
-                let made = made.unwrap_or_else(|_| Err(panicked().into()));
-                let result = made.map(|(subscription, peer, unsupported)| Made {
-                    live: Live { subscription, peer, tracks },
-                    unsupported,
-                });
+                let result = result.unwrap_or_else(|_| Err(panicked().into()));
                 Subscribed { router_id, result }
             });
         }
@@ -530,7 +507,7 @@ impl<'a> Session<'a> {
                 failed.into_iter().for_each(|failed| self.not_subscribed(&router_id, failed));
             }
             // The stream left meanwhile.
-            Ended::Stale { unused } => unused.iter().for_each(|live| self.hang_up(live, GapCause::NotSent)),
+            Ended::Stale { unused } => unused.into_iter().for_each(|live| self.hang_up(&live, GapCause::NotSent)),
         }
     }
 
@@ -538,6 +515,7 @@ impl<'a> Session<'a> {
         self.peers.extend(peer.map(|peer| (peer, router_id.to_owned())));
         if let Some(stream) = self.streams.get_mut(router_id) {
             stream.refusals = 0;
+            stream.told = None;
         }
         self.note_unsupported(router_id, unsupported);
         if peer.is_some_and(|peer| self.connected.contains(&peer)) {
@@ -556,7 +534,7 @@ impl<'a> Session<'a> {
             stream.link = Link::None { retry: Some(Instant::now() + pause) };
             stream.refusals = stream.refusals.saturating_add(1);
         }
-        if stream.noted == Some(failed.cause) {
+        if stream.told.replace(failed.cause) == Some(failed.cause) {
             tracing::debug!(fault.kind = %kind, stream = %id, "still not subscribed: {detail}");
             return;
         }
@@ -606,7 +584,12 @@ impl<'a> Session<'a> {
         if let Some(cause) = cause {
             tracing::warn!(%track, cause = cause.as_str(), "media of a track is missing");
         }
-        self.note(EventKind::Capture { stream, kind: Some(kind), missing: cause, detail: None });
+        self.note_track(track, cause, None);
+    }
+
+    fn note_track(&self, track: TrackId, missing: Option<GapCause>, detail: Option<String>) {
+        let TrackId { stream, kind } = track;
+        self.note(EventKind::Capture { stream, kind: Some(kind), missing, detail });
     }
 
     fn capture_event(&mut self, event: CaptureEvent, backlog: &UploadBacklog) {
@@ -642,64 +625,12 @@ impl<'a> Session<'a> {
             }
             CaptureEvent::StorageFailed { track, reason } => {
                 tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {reason}");
+                self.note_track(track, Some(GapCause::Storage), Some(reason));
+            }
+            CaptureEvent::StorageRecovered { track } => {
+                tracing::info!(%track, "the disk takes media again");
+                self.note_track(track, None, None);
             }
         }
     }
-}
-
-/// The mids of the tracks that are archived: the first of each kind that is wanted.
-fn wanted_tracks(options: &ArchiveOptions, info: &StreamInfo) -> Vec<String> {
-    [TrackKind::Audio, TrackKind::Video]
-        .iter()
-        .filter(|kind| options.has(**kind))
-        .filter_map(|kind| info.tracks.iter().find(|t| t.kind == *kind))
-        .map(|t| t.mid.clone())
-        .collect()
-}
-
-async fn subscribe(
-    control: &dyn RoomControl,
-    context: &super::Context,
-    capture: CaptureKey,
-    router_id: &str,
-    id: StreamId,
-    options: &ArchiveOptions,
-) -> Result<(SubscriptionId, PeerKey, Vec<UnsupportedTrack>), NotSubscribed> {
-    let mut offer = control.subscribe(router_id).await.map_err(|e| JobFailure::of(&e))?;
-    let subscription = offer.subscription;
-    offer.mids.retain(|(_, kind)| options.has(*kind));
-    let wanted = offer.mids.len();
-    let (peer, answer) = match context.engine.add_peer(capture, id, offer.sdp, offer.mids).await {
-        Ok(added) => added,
-        Err(PeerError::EngineGone(gone)) => return Err(bug(&gone).into()),
-        Err(error) => {
-            control.unsubscribe(subscription).await;
-            return Err(JobFailure::of(&error).into());
-        }
-    };
-    let unsupported = answer.unsupported;
-    // Nothing is left to receive: such a connection would not even come up.
-    if unsupported.len() == wanted {
-        hang_up(control, context, subscription, peer).await;
-        return Err(NotSubscribed::unsupported(unsupported));
-    }
-    // Some routers send their candidates after the offer.
-    control.on_candidate(subscription, context.engine.candidate_sink(peer));
-    if let Err(error) = control.answer(subscription, answer.sdp).await {
-        hang_up(control, context, subscription, peer).await;
-        return Err(JobFailure::of(&error).into());
-    }
-    // A lower layer is better than none.
-    if let Err(error) = control.prefer_highest_layer(subscription).await {
-        tracing::warn!("the highest layer cannot be asked for: {}", chain(&error));
-    }
-    Ok((subscription, peer, unsupported))
-}
-
-/// Ends what was begun of a subscription.
-async fn hang_up(control: &dyn RoomControl, context: &super::Context, subscription: SubscriptionId, peer: PeerKey) {
-    if let Err(gone) = context.engine.remove_peer(peer, GapCause::Router) {
-        tracing::error!(fault.kind = "bug", "{gone}");
-    }
-    control.unsubscribe(subscription).await;
 }

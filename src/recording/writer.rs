@@ -91,7 +91,8 @@ pub struct TrackLog {
     failed: Option<WriteFailure>,
     /// End of the last frame that was dropped because writing failed.
     dropped_to: MediaTime,
-    first_part_written: bool,
+    /// Parts written in this epoch.
+    parts_written: u64,
     /// The folders above this track's were handed to a sync once.
     folder_synced: bool,
 }
@@ -173,7 +174,7 @@ impl TrackLog {
             reports: Vec::new(),
             failed: None,
             dropped_to: MediaTime(i64::MIN),
-            first_part_written: false,
+            parts_written: 0,
             folder_synced: false,
         };
         Ok((log, opened))
@@ -238,7 +239,7 @@ impl TrackLog {
         part.last_start = frame.pts;
         part.to = frame.pts + frame.duration.unwrap_or(step);
         part.frames += 1;
-        if self.first_part_written { Ok(()) } else { self.flush() }
+        if self.has_media() { Ok(()) } else { self.flush() }
     }
 
     /// Notes that media is missing.
@@ -279,16 +280,16 @@ impl TrackLog {
         (self.part.frames > 0).then_some(self.part.from)
     }
 
-    /// Whether frames are dropped because writing failed.
+    /// Parts written in this epoch: it grows while the disk takes media.
     #[must_use]
-    pub const fn is_failing(&self) -> bool {
-        self.failed.is_some()
+    pub const fn parts_written(&self) -> u64 {
+        self.parts_written
     }
 
     /// Whether a part was written in this epoch.
     #[must_use]
     pub const fn has_media(&self) -> bool {
-        self.first_part_written
+        self.parts_written > 0
     }
 
     fn flush(&mut self) -> Result<(), LogError> {
@@ -337,7 +338,7 @@ impl TrackLog {
         self.stats = TrackStats::default();
         segment.hasher.update(&self.part.bytes);
         segment.size += len;
-        self.first_part_written = true;
+        self.parts_written += 1;
         metrics().captured_bytes.inc_by(len);
         Ok(())
     }

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::formats::Answer;
 use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey};
-use super::peer::Answer;
 use super::{PeerError, log_thread, media_thread};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;

@@ -61,7 +61,8 @@ impl Unopened {
 struct Log {
     log: TrackLog,
     first_media_sent: bool,
-    failure_sent: bool,
+    /// A failure was reported, when so many parts had been written.
+    failed_at: Option<u64>,
 }
 
 /// The log thread.
@@ -152,9 +153,8 @@ impl Capture {
             }
             Err(error) => log.failed(track, &error, &self.events),
         }
-        // Another failure is reported again.
-        log.failure_sent &= log.log.is_failing();
         log.report_first_media(track, &self.events);
+        log.report_recovery(track, &self.events);
     }
 
     /// Opens a track's log if it is time. Returns whether it is open.
@@ -170,8 +170,10 @@ impl Capture {
         let options = &self.options;
         match TrackLog::open(&options.dir, track, options.epoch, options.log.clone(), Arc::clone(spool)) {
             Ok((log, _)) => {
-                let mut log = Log { log, first_media_sent: false, failure_sent: false };
+                let mut log = Log { log, first_media_sent: false, failed_at: None };
                 if let Some(unopened) = self.unopened.remove(&track) {
+                    // That it could not be opened was reported.
+                    log.failed_at = Some(0);
                     log.record_missed(track, &unopened, data, &self.events);
                 }
                 self.logs.insert(track, log);
@@ -246,9 +248,16 @@ impl Log {
 
     /// Reports a failing disk once, not for each frame.
     fn failed(&mut self, track: TrackId, error: &LogError, events: &mpsc::Sender<CaptureEvent>) {
-        if !self.failure_sent {
-            self.failure_sent = true;
+        if self.failed_at.is_none() {
+            self.failed_at = Some(self.log.parts_written());
             send_event(events, CaptureEvent::StorageFailed { track, reason: crate::model::fault::chain(error) });
+        }
+    }
+
+    /// A disk that takes a part again has recovered. Another failure is reported again.
+    fn report_recovery(&mut self, track: TrackId, events: &mpsc::Sender<CaptureEvent>) {
+        if self.failed_at.take_if(|parts| self.log.parts_written() > *parts).is_some() {
+            send_event(events, CaptureEvent::StorageRecovered { track });
         }
     }
 
@@ -344,5 +353,6 @@ mod tests {
         let gap = Gap { from: MediaTime::ZERO, to: MediaTime::from_millis(600), cause: GapCause::Storage };
         assert_eq!(index.missing(), [gap]);
         assert!(matches!(told.try_recv(), Ok(CaptureEvent::FirstMedia { .. })));
+        assert!(matches!(told.try_recv(), Ok(CaptureEvent::StorageRecovered { .. })));
     }
 }

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::backlog::{self, LostFrames};
+use super::formats::Answer;
 use super::local::{Routes, advertised};
 use super::messages::{
     CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, EntryData, LogCommand, LogEntry, PeerKey,
     media_time, send_event,
 };
-use super::peer::{Answer, Peer, PeerSink, ReceivedPacket, SenderReportIn};
+use super::peer::{Peer, PeerSink, ReceivedPacket, SenderReportIn};
 use super::socket::{Buffers, Socket};
 use super::{PeerError, sdp};
 use crate::model::ids::{StreamId, TrackId, TrackKind};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::PeerError;
-use super::peer::Answer;
+use super::formats::Answer;
 use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
 use crate::model::media::{GapCause, TrackStats};
 use crate::model::time::{MediaTime, Wallclock};
@@ -100,6 +100,8 @@ pub enum CaptureEvent {
     Sealed { segments: Vec<SealedSegment> },
     /// A track's log cannot be written. Writing is retried, and the loss will be a gap.
     StorageFailed { track: TrackId, reason: String },
+    /// A track's log can be written again.
+    StorageRecovered { track: TrackId },
 }
 
 pub(super) enum Command {

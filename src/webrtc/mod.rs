@@ -7,6 +7,7 @@
 
 mod backlog;
 mod engine;
+mod formats;
 mod local;
 mod log_thread;
 mod media_thread;
@@ -17,8 +18,8 @@ mod sdp;
 mod socket;
 
 pub use engine::{EVENTS_MAX, Engine, EngineGone};
+pub use formats::{Answer, UnsupportedTrack};
 pub use messages::{CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EngineConfig, PeerKey};
-pub use peer::{Answer, UnsupportedTrack};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 

@@ -1,4 +1,4 @@
-//! One PeerConnection to the media router, receiving one stream. The only file that knows `str0m`.
+//! One PeerConnection to the media router, receiving one stream. Only this file and `formats.rs` know `str0m`.
 //!
 //! `str0m` is sans-IO: datagrams and time go in, datagrams and events come out. RTP mode is used, so that
 //! packets reach the track rules as they came: the rules can wait for a retransmission far longer than a
@@ -13,8 +13,8 @@ use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
 use str0m::crypto::CryptoProvider;
 use str0m::error::IceError;
-use str0m::format::{Codec as RtcCodec, FormatParams};
-use str0m::media::{Frequency, KeyframeRequestKind, Mid, Pt};
+use str0m::format::Codec as RtcCodec;
+use str0m::media::{KeyframeRequestKind, Mid, Pt};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::Ssrc;
 use str0m::{Candidate, Event, IceConnectionState, Input, Output, Rtc, RtcConfig};
@@ -23,9 +23,9 @@ use crate::model::ids::TrackKind;
 use crate::model::media::Codec;
 use crate::model::time::{NtpTime, Wallclock};
 
+use super::PeerError;
+use super::formats::{self, Answer};
 use super::nack::Nacks;
-use super::sdp::OfferedPayload;
-use super::{PeerError, sdp};
 
 /// Longest SDP offer that is read, in bytes. Janus's offers for two m-lines are about 4 KiB.
 const OFFER_BYTES_MAX: usize = 256 * 1024;
@@ -70,64 +70,6 @@ pub(super) struct SenderReportIn {
     pub packets: u32,
 }
 
-/// What is answered to an offer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// The SDP answer.
-    pub sdp: String,
-    /// The wanted tracks that it refuses.
-    pub unsupported: Vec<UnsupportedTrack>,
-}
-
-/// A track that is offered in no codec or profile that can be received.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnsupportedTrack {
-    /// Audio or video.
-    pub kind: TrackKind,
-    /// The codecs that are offered, with their format parameters.
-    pub formats: String,
-}
-
-/// Accepts H.264, VP9 and AV1 in the profiles and levels that an offer has. `str0m` knows some profiles by itself, and refuses
-/// others. But whatever a router passes on can be written down as it comes: the choice is between recording and losing it.
-/// Codecs that the offer does not have keep their defaults, for later offers.
-fn take_offered_formats(config: &mut RtcConfig, offer: &str) {
-    let payloads = sdp::payloads(offer);
-    let config = config.codec_config();
-    for codec in [RtcCodec::H264, RtcCodec::Vp9, RtcCodec::Av1] {
-        let name = match codec {
-            RtcCodec::H264 => "H264",
-            RtcCodec::Vp9 => "VP9",
-            _ => "AV1",
-        };
-        let offered: Vec<&OfferedPayload<'_>> =
-            payloads.iter().filter(|payload| payload.codec.eq_ignore_ascii_case(name)).collect();
-        if offered.is_empty() {
-            continue;
-        }
-        match codec {
-            RtcCodec::H264 => config.enable_h264(false),
-            RtcCodec::Vp9 => config.enable_vp9(false),
-            _ => config.enable_av1(false),
-        }
-        let mut known: Vec<FormatParams> = Vec::new();
-        for payload in offered {
-            let format = FormatParams::parse_line(payload.format);
-            if !known.contains(&format) {
-                known.push(format);
-                config.add_config(
-                    payload.pt.into(),
-                    payload.rtx.map(Pt::from),
-                    codec,
-                    Frequency::NINETY_KHZ,
-                    None,
-                    format,
-                );
-            }
-        }
-    }
-}
-
 /// One PeerConnection.
 pub(super) struct Peer {
     rtc: Rtc,
@@ -164,6 +106,7 @@ impl Peer {
         local: &[SocketAddr],
         now: Instant,
     ) -> Result<(Self, Answer), PeerError> {
+        check_length(offer)?;
         let (provider, cert) = &*CRYPTO;
         let mut config = RtcConfig::new()
             .set_crypto_provider(Arc::clone(provider))
@@ -177,7 +120,7 @@ impl Peer {
             .enable_av1(true)
             .set_rtcp_report_interval_video(RTCP_REPORT_INTERVAL)
             .set_rtp_mode(true);
-        take_offered_formats(&mut config, offer);
+        formats::take_offered(config.codec_config(), offer);
         if let Some(cert) = cert {
             config = config.set_dtls_cert(cert.clone());
         }
@@ -201,34 +144,17 @@ impl Peer {
 
     /// Accepts a further offer of the same PeerConnection.
     pub fn renegotiate(&mut self, text: &str, mids: &[(String, TrackKind)]) -> Result<Answer, PeerError> {
-        if text.len() > OFFER_BYTES_MAX {
-            return Err(PeerError::Offer { reason: format!("{} bytes are too many", text.len()) });
-        }
+        check_length(text)?;
         let offer = SdpOffer::from_sdp_string(text).map_err(|e| PeerError::Offer { reason: e.to_string() })?;
         let answer = self.rtc.sdp_api().accept_offer(offer).map_err(|e| PeerError::Offer { reason: e.to_string() })?;
         self.mids = mids.iter().map(|(mid, kind)| (Mid::from(mid.as_str()), *kind)).collect();
         self.ssrcs.clear();
         self.learn_codecs();
-        Ok(Answer { sdp: answer.to_sdp_string(), unsupported: self.unsupported(text) })
+        Ok(Answer { sdp: answer.to_sdp_string(), unsupported: formats::unsupported(&self.rtc, text, mids) })
     }
 
-    /// The tracks of an accepted offer for which no payload was accepted.
-    fn unsupported(&self, offer: &str) -> Vec<UnsupportedTrack> {
-        let is_refused = |mid: &Mid| self.rtc.media(*mid).is_none_or(|media| media.remote_pts().is_empty());
-        let one = |(mid, kind): &(Mid, TrackKind)| {
-            let payloads = sdp::payloads(offer).into_iter().filter(|payload| Mid::from(payload.mid) == *mid);
-            let formats = payloads.filter(|payload| !payload.codec.eq_ignore_ascii_case("rtx")).map(|payload| {
-                match payload.format {
-                    "" => payload.codec.to_owned(),
-                    format => format!("{} ({format})", payload.codec),
-                }
-            });
-            UnsupportedTrack { kind: *kind, formats: formats.collect::<Vec<_>>().join(", ") }
-        };
-        self.mids.iter().filter(|(mid, _)| is_refused(mid)).map(one).collect()
-    }
-
-    /// Adds a candidate of the router that is not in its offer, and our addresses that reach it. The text is that of a `candidate` attribute.
+    /// Adds a candidate of the router that is not in its offer, and our addresses that reach it. The text is that of a `candidate`
+    /// attribute.
     pub fn add_candidate(&mut self, candidate: &str, local: &[SocketAddr]) -> Result<(), IceError> {
         let remote = Candidate::from_sdp_string(candidate.strip_prefix("a=").unwrap_or(candidate))?;
         add_local_candidates(&mut self.rtc, local)?;
@@ -422,84 +348,14 @@ fn add_local_candidates(rtc: &mut Rtc, local: &[SocketAddr]) -> Result<(), IceEr
     Ok(())
 }
 
+fn check_length(offer: &str) -> Result<(), PeerError> {
+    match offer.len() {
+        0..=OFFER_BYTES_MAX => Ok(()),
+        bytes => Err(PeerError::Offer { reason: format!("{bytes} bytes are too many") }),
+    }
+}
+
 fn ntp_of(at: SystemTime) -> NtpTime {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     NtpTime::from_wallclock(Wallclock(i64::try_from(since.as_micros()).unwrap_or(0)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An offer of one m-line, as Janus makes them.
-    fn offer(kind: &str, payloads: &str) -> String {
-        let pts: Vec<&str> = payloads.lines().filter_map(|l| l.strip_prefix("a=rtpmap:")?.split(' ').next()).collect();
-        let lines = payloads.lines().map(|line| format!("{line}\r\n")).collect::<String>();
-        format!(
-            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\na=ice-options:trickle\r\n\
-             a=fingerprint:sha-256 D2:B9:31:8F:DF:24:D8:0E:ED:D2:EF:25:9E:AF:6F:B8:34:AE:53:9C:E6:F3:8F:F2:64:15:FA:E8:7F:53:2D:38\r\n\
-             m={kind} 9 UDP/TLS/RTP/SAVPF {}\r\nc=IN IP4 127.0.0.1\r\na=sendonly\r\na=mid:0\r\na=rtcp-mux\r\n\
-             a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=setup:actpass\r\n{lines}\
-             a=candidate:1 1 udp 2015363327 127.0.0.1 40001 typ host\r\n",
-            pts.join(" ")
-        )
-    }
-
-    fn accept(kind: TrackKind, payloads: &str) -> Answer {
-        let name = if kind == TrackKind::Audio { "audio" } else { "video" };
-        let (local, mids) = ("127.0.0.1:5000".parse().expect("address"), [("0".to_owned(), kind)]);
-        Peer::accept(&offer(name, payloads), &mids, &[local], Instant::now()).expect("an answer").1
-    }
-
-    #[test]
-    fn every_profile_and_level_of_a_codec_is_accepted() {
-        for format in [
-            "H264/90000\na=fmtp:96 profile-level-id=640c1f;level-asymmetry-allowed=1;packetization-mode=1",
-            "H264/90000\na=fmtp:96 profile-level-id=42e01f;packetization-mode=1",
-            "H264/90000\na=fmtp:96 profile-level-id=640034;packetization-mode=0",
-            "H264/90000\na=fmtp:96 profile-level-id=f4001f;packetization-mode=1",
-            "H264/90000\na=fmtp:96 profile-level-id=4d0032",
-            "H264/90000\na=fmtp:96 profile-level-id=nonsense",
-            "H264/90000",
-            "VP9/90000\na=fmtp:96 profile-id=2",
-            "VP9/90000",
-            "AV1/90000\na=fmtp:96 level-idx=13;profile=1;tier=1",
-            "AV1/90000",
-            "VP8/90000",
-        ] {
-            let answer = accept(TrackKind::Video, &format!("a=rtpmap:96 {format}"));
-            assert_eq!(answer.unsupported, [], "{format}");
-            assert!(
-                answer.sdp.contains("m=video 9 ") && answer.sdp.contains("a=rtpmap:96 "),
-                "{format}: {}",
-                answer.sdp
-            );
-        }
-    }
-
-    #[test]
-    fn a_codec_that_cannot_be_received_is_named() {
-        for (kind, payloads, formats) in [
-            (TrackKind::Audio, "a=rtpmap:9 G722/8000", "G722"),
-            (
-                TrackKind::Audio,
-                "a=rtpmap:96 multiopus/48000/6\na=fmtp:96 channel_mapping=0,4,1,2,3,5",
-                "multiopus (channel_mapping=0,4,1,2,3,5)",
-            ),
-            (TrackKind::Video, "a=rtpmap:96 H265/90000\na=rtpmap:97 rtx/90000\na=fmtp:97 apt=96", "H265"),
-        ] {
-            let unsupported = UnsupportedTrack { kind, formats: formats.to_owned() };
-            assert_eq!(accept(kind, payloads).unsupported, [unsupported], "{payloads}");
-        }
-    }
-
-    #[test]
-    fn several_formats_of_one_codec_are_accepted_side_by_side() {
-        let two = "a=rtpmap:96 H264/90000\na=fmtp:96 profile-level-id=640c1f;packetization-mode=1\na=rtpmap:97 rtx/90000\n\
-            a=fmtp:97 apt=96\na=rtpmap:98 H264/90000\na=fmtp:98 profile-level-id=42e01f;packetization-mode=1\n\
-            a=rtpmap:101 VP8/90000";
-        let answer = accept(TrackKind::Video, two);
-        assert_eq!(answer.unsupported, []);
-        assert!(answer.sdp.contains("a=rtpmap:96 H264") && answer.sdp.contains("a=rtpmap:98 H264"), "{}", answer.sdp);
-    }
 }

@@ -96,7 +96,10 @@ async fn every_codec_arrives_whole_in_its_log() {
             }
             CaptureEvent::PeerLost { reason, .. } => panic!("{reason}"),
             CaptureEvent::StorageFailed { reason, .. } => panic!("{reason}"),
-            CaptureEvent::Connected { .. } | CaptureEvent::TrackStarved { .. } | CaptureEvent::Sealed { .. } => {}
+            CaptureEvent::Connected { .. }
+            | CaptureEvent::TrackStarved { .. }
+            | CaptureEvent::StorageRecovered { .. }
+            | CaptureEvent::Sealed { .. } => {}
         }
     }
     tokio::time::sleep(Duration::from_secs(5)).await;

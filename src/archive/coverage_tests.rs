@@ -1,0 +1,269 @@
+//! Tables of histories, and what is missing by them.
+
+use super::coverage::histories;
+use crate::model::ids::WorkerId;
+use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use crate::model::intervals::{Interval, Intervals};
+use crate::model::media::{Gap, GapCause};
+use crate::model::time::MediaTime;
+use crate::recording::history::Announced;
+use crate::recording::history::{Event, EventKind};
+
+const VIDEO: TrackKind = TrackKind::Video;
+const AUDIO: TrackKind = TrackKind::Audio;
+
+fn s(seconds: f64) -> MediaTime {
+    #[allow(clippy::cast_possible_truncation)]
+    MediaTime::from_millis((seconds * 1000.0) as i64)
+}
+
+fn stream() -> StreamId {
+    "00000000-0000-4000-8000-000000000001".parse().expect("id")
+}
+
+fn announce(at: f64, kinds: &[TrackKind]) -> Event {
+    let track = |kind: &TrackKind| Announced { mid: kind.as_str().to_owned(), kind: *kind, codec: "any".to_owned() };
+    Event { at: s(at), kind: EventKind::Tracks { stream: stream(), tracks: kinds.iter().map(track).collect() } }
+}
+
+/// Another stream is announced.
+fn other(at: f64) -> Event {
+    let stream = "00000000-0000-4000-8000-000000000002".parse().expect("id");
+    Event { at: s(at), kind: EventKind::Tracks { stream, tracks: vec![] } }
+}
+
+fn capture(at: f64, kind: Option<TrackKind>, missing: Option<GapCause>) -> Event {
+    let detail = missing.map(|cause| format!("because of {}", cause.as_str()));
+    Event { at: s(at), kind: EventKind::Capture { stream: stream(), kind, missing, detail } }
+}
+
+fn muted(at: f64, kind: TrackKind, muted: bool) -> Event {
+    Event { at: s(at), kind: EventKind::Muted { stream: stream(), kind, muted } }
+}
+
+fn gone(at: f64) -> Event {
+    Event { at: s(at), kind: EventKind::StreamGone { stream: stream() } }
+}
+
+fn ended(at: f64) -> Event {
+    Event { at: s(at), kind: EventKind::Ended { reason: "session ended".to_owned() } }
+}
+
+fn epoch(at: f64, epoch: u32) -> Event {
+    let worker: WorkerId = "worker-1".parse().expect("id");
+    Event { at: s(at), kind: EventKind::EpochBegan { epoch: Epoch(epoch), worker } }
+}
+
+fn intervals(pairs: &[(f64, f64)]) -> Intervals {
+    pairs.iter().map(|(from, to)| Interval::new(s(*from), s(*to))).collect()
+}
+
+struct Case {
+    name: &'static str,
+    events: Vec<Event>,
+    captured: &'static [(f64, f64)],
+    logged: &'static [(f64, f64, GapCause)],
+    missing: &'static [(f64, f64, GapCause)],
+}
+
+#[test]
+fn what_is_missing_has_one_cause() {
+    use GapCause::{Limit, Network, NotReceived, NotSent, Refused, Router, Unsupported, Worker};
+    let live = |at| capture(at, None, None);
+    for Case { name, events, captured, logged, missing } in [
+        Case {
+            name: "all of it is there",
+            events: vec![announce(0.0, &[VIDEO]), live(0.3), ended(60.0)],
+            captured: &[(0.4, 20.0), (20.0, 59.9)],
+            logged: &[],
+            missing: &[],
+        },
+        Case {
+            name: "a router that refuses",
+            events: vec![announce(1.0, &[VIDEO]), capture(1.0, None, Some(Refused)), ended(61.0)],
+            captured: &[],
+            logged: &[],
+            missing: &[(1.0, 61.0, Refused)],
+        },
+        Case {
+            name: "a codec that is refused, beside sound that is taken",
+            events: vec![
+                announce(0.0, &[AUDIO, VIDEO]),
+                live(0.2),
+                capture(0.2, Some(VIDEO), Some(Unsupported)),
+                gone(9.0),
+            ],
+            captured: &[],
+            logged: &[],
+            missing: &[(0.0, 9.0, Unsupported)],
+        },
+        Case {
+            name: "one stream too many, until there is room",
+            events: vec![announce(0.0, &[VIDEO]), capture(0.0, None, Some(Limit)), live(30.0), ended(60.0)],
+            captured: &[(30.5, 60.0)],
+            logged: &[],
+            missing: &[(0.0, 30.5, Limit)],
+        },
+        Case {
+            name: "a camera that is off from the beginning",
+            events: vec![announce(0.0, &[VIDEO]), live(0.2), muted(0.2, VIDEO, true), ended(60.0)],
+            captured: &[],
+            logged: &[],
+            missing: &[(0.0, 60.0, NotSent)],
+        },
+        Case {
+            name: "sender reports without packets at the end",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.2),
+                capture(40.0, Some(VIDEO), Some(NotReceived)),
+                ended(60.0),
+            ],
+            captured: &[(0.2, 38.0)],
+            logged: &[],
+            missing: &[(38.0, 40.0, NotSent), (40.0, 60.0, NotReceived)],
+        },
+        Case {
+            name: "a disk that never takes the track",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.2),
+                capture(0.3, Some(VIDEO), Some(GapCause::Storage)),
+                ended(60.0),
+            ],
+            captured: &[],
+            logged: &[],
+            missing: &[(0.0, 60.0, GapCause::Storage)],
+        },
+        Case {
+            name: "slow pictures are no gap, a logged pause is",
+            events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
+            captured: &[(0.2, 0.4), (2.0, 2.2), (3.9, 4.1), (10.0, 29.9)],
+            logged: &[(4.1, 10.0, NotSent)],
+            missing: &[(4.1, 10.0, NotSent)],
+        },
+        Case {
+            name: "a short loss stays in the log's words",
+            events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
+            captured: &[(0.1, 10.0), (10.4, 30.0)],
+            logged: &[(10.0, 10.4, Network)],
+            missing: &[(10.0, 10.4, Network)],
+        },
+        Case {
+            name: "a gap of the log over time in which the track was not announced",
+            events: vec![
+                announce(0.0, &[AUDIO, VIDEO]),
+                live(0.1),
+                announce(10.0, &[AUDIO]),
+                announce(50.0, &[AUDIO, VIDEO]),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 10.0), (50.6, 60.0)],
+            logged: &[(10.0, 50.6, Worker)],
+            missing: &[(50.0, 50.6, Worker)],
+        },
+        Case {
+            name: "a router that is away",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.1),
+                Event { at: s(20.0), kind: EventKind::RouterLost },
+                Event { at: s(50.0), kind: EventKind::RouterBack },
+                ended(60.0),
+            ],
+            captured: &[(0.1, 20.0)],
+            logged: &[],
+            missing: &[(20.0, 50.0, Router), (50.0, 60.0, NotSent)],
+        },
+        Case {
+            name: "a router that is restarted, and forgets its streams",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.1),
+                Event { at: s(12.0), kind: EventKind::RouterLost },
+                gone(13.0),
+                Event { at: s(13.0), kind: EventKind::RouterBack },
+                announce(20.0, &[VIDEO]),
+                live(20.2),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 10.0), (20.5, 60.0)],
+            logged: &[(10.0, 20.5, Router)],
+            missing: &[(10.0, 20.5, Router)],
+        },
+        Case {
+            name: "a worker that died, and a stream that left meanwhile",
+            events: vec![announce(0.0, &[VIDEO]), live(0.1), epoch(30.0, 2), ended(60.0)],
+            captured: &[(0.1, 20.0)],
+            logged: &[],
+            missing: &[(20.0, 30.0, Worker)],
+        },
+        Case {
+            name: "a worker that died while another went on sending",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.1),
+                epoch(30.0, 2),
+                announce(30.2, &[VIDEO]),
+                live(30.4),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 20.0), (30.5, 60.0)],
+            logged: &[(20.0, 30.5, Worker)],
+            missing: &[(20.0, 30.5, Worker)],
+        },
+        Case {
+            name: "a worker that died, and a publisher that came back long after it had left",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.1),
+                epoch(30.0, 2),
+                other(30.2),
+                announce(50.0, &[VIDEO]),
+                live(50.1),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 20.0), (50.2, 60.0)],
+            logged: &[(20.0, 50.2, Worker)],
+            missing: &[(20.0, 30.0, Worker), (50.0, 50.2, Worker)],
+        },
+        Case {
+            name: "a log without announcements, of an older version",
+            events: vec![ended(60.0)],
+            captured: &[(0.1, 20.0), (30.5, 60.0)],
+            logged: &[(20.0, 30.5, Network)],
+            missing: &[(20.0, 30.5, Network)],
+        },
+        Case {
+            name: "no time is in the log and in a gap, nor in two gaps",
+            events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
+            captured: &[(0.1, 10.0), (14.0, 30.0)],
+            logged: &[(9.0, 12.0, Network), (11.0, 15.0, Worker)],
+            missing: &[(10.0, 12.0, Network), (12.0, 14.0, Worker)],
+        },
+    ] {
+        let captured = intervals(captured);
+        let last = captured.iter().map(|one| one.to).filter(|to| *to <= s(20.0)).max().unwrap_or(MediaTime::ZERO);
+        let found = histories(&events, |_| last, s(60.0));
+        let history = found.get(&TrackId { stream: stream(), kind: VIDEO }).cloned().unwrap_or_default();
+        let gap = |(from, to, cause): &(f64, f64, GapCause)| Gap { from: s(*from), to: s(*to), cause: *cause };
+        let logged: Vec<Gap> = logged.iter().map(gap).collect();
+        let wanted: Vec<Gap> = missing.iter().map(gap).collect();
+        assert_eq!(history.missing(&captured, &logged), wanted, "{name}");
+    }
+}
+
+#[test]
+fn a_reason_is_kept_once() {
+    let events = [
+        announce(0.0, &[AUDIO, VIDEO]),
+        capture(1.0, None, Some(GapCause::Refused)),
+        capture(2.0, None, Some(GapCause::Refused)),
+        capture(3.0, Some(VIDEO), Some(GapCause::Unsupported)),
+        ended(60.0),
+    ];
+    let found = histories(&events, |_| MediaTime::ZERO, s(60.0));
+    let reasons = |kind| found[&TrackId { stream: stream(), kind }].reasons.join(", ");
+    assert_eq!(reasons(AUDIO), "because of refused");
+    assert_eq!(reasons(VIDEO), "because of refused, because of unsupported");
+}
