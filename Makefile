@@ -21,7 +21,9 @@ export PATH := $(shell tests/tools/install.sh --folder)/bin:$(PATH)
 
 # Builds the tests before the servers start; then the servers live while the tests run.
 BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --locked --workspace --tests --bin archiver --bin with-servers
-NEXTEST = $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
+# What failed stands at the end, without a page of backtrace below; `make test RUST_BACKTRACE=1` shows that too.
+RUST_BACKTRACE := 0
+NEXTEST = RUST_BACKTRACE=$(RUST_BACKTRACE) $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
 
 .PHONY: help setup demo test bench lint audit kills outages hostile soak fuzz garage image clean
 
