@@ -6,6 +6,7 @@
 mod av1;
 mod bits;
 mod h264;
+mod parameter_sets;
 mod vp8;
 mod vp9;
 
@@ -66,7 +67,7 @@ pub enum Depacketizer {
     /// VP9.
     Vp9,
     /// H.264 with the newest parameter sets.
-    H264(Box<h264::ParameterSets>),
+    H264(Box<parameter_sets::ParameterSets>),
     /// AV1.
     Av1,
     /// Opus.
