@@ -12,26 +12,19 @@ use super::documents::{
 };
 use super::individual::{self, Plan};
 use super::object::{ArchiveDescriptor, Built, Object};
-use super::{ArchiveError, composed, zip};
+use super::{ArchiveError, composed, stream_files, zip};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
-use crate::media::{MediaError, Pipelines, mux, verify};
+use crate::media::Pipelines;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::ids::{StreamId, TrackId};
 use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history::{self, EventKind};
-use crate::recording::reader::{TrackIndex, join};
+use crate::recording::reader::TrackIndex;
 use crate::rtp::clock::{Correction, corrections};
 use crate::store::keys::{Keys, Kind};
-
-/// How much of the beginning of each file is decoded to see that it can be.
-const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
-/// A track that begins in the first half of it, in nanoseconds, must have something that can be decoded.
-const HALF_SAMPLE: i64 = 1_000_000_000;
-/// A file may be longer or shorter than its log by this much, in nanoseconds.
-const DURATION_TOLERANCE: i64 = 100_000_000;
 
 struct StreamHistory {
     router_id: Option<String>,
@@ -79,7 +72,7 @@ pub fn build(
             if cancel.is_cancelled() {
                 return Err(ArchiveError::Cancelled);
             }
-            files.push(build_file(plan, &out, pipelines, cancel)?);
+            files.extend(stream_files::build_files(plan, &out, descriptor, pipelines, cancel)?);
         }
         objects.push(pack_zip(&out, descriptor, &plans, &files, &streams)?);
     }
@@ -139,99 +132,6 @@ fn pack_zip(
     zip::check(&path, &[names, vec![manifest_name]].concat())?;
     let (sha256, size) = zip::sha256(&path)?;
     Ok(Object { kind: Kind::Zip, path, size, sha256, parts: None })
-}
-
-fn build_file(
-    plan: &Plan,
-    out: &Path,
-    pipelines: &Pipelines,
-    cancel: &CancellationToken,
-) -> Result<FileEntry, ArchiveError> {
-    let path = out.join(&plan.name);
-    let media = |source| match source {
-        MediaError::Cancelled => ArchiveError::Cancelled,
-        source => ArchiveError::Media { file: plan.name.clone(), source },
-    };
-    let mut raw = false;
-    let muxed = match mux::mux(plan.input(), &path, pipelines, cancel) {
-        Ok(muxed) => match check_file(plan, &muxed, &path, pipelines, cancel) {
-            Ok(()) => muxed,
-            Err(error @ ArchiveError::Cancelled) => return Err(error),
-            Err(error) => {
-                raw = write_raw_file(plan, &path, &error)?;
-                muxed
-            }
-        },
-        Err(error @ MediaError::Element { .. }) => {
-            raw = write_raw_file(plan, &path, &media(error))?;
-            mux::Muxed::default()
-        }
-        Err(error) => return Err(media(error)),
-    };
-    let (sha256, size) = zip::sha256(&path)?;
-    Ok(FileEntry {
-        name: plan.name.clone(),
-        stream_id: plan.stream,
-        size,
-        sha256,
-        start_ms: plan.start.as_millis(),
-        end_ms: plan.end.as_millis(),
-        video: Plan::codec(&plan.video),
-        audio: Plan::codec(&plan.audio),
-        video_frames: muxed.video_frames,
-        audio_frames: muxed.audio_frames,
-        raw,
-    })
-}
-
-/// Writes the log's segments as they are, for media that no muxer or decoder accepts. One publisher's media must neither
-/// fail the archive of the others, nor be lost.
-fn write_raw_file(plan: &Plan, path: &Path, error: &ArchiveError) -> Result<bool, ArchiveError> {
-    tracing::warn!(file = plan.name, "kept as captured: {}", crate::model::fault::chain(error));
-    let mut file = std::fs::File::create(path).map_err(ArchiveError::io("created", path))?;
-    for run in [&plan.video, &plan.audio].into_iter().flatten() {
-        join(&run.index, run.segments(), &mut file)?;
-    }
-    Ok(true)
-}
-
-fn check_file(
-    plan: &Plan,
-    muxed: &mux::Muxed,
-    path: &Path,
-    pipelines: &Pipelines,
-    cancel: &CancellationToken,
-) -> Result<(), ArchiveError> {
-    let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };
-    let media = |source| match source {
-        MediaError::Cancelled => ArchiveError::Cancelled,
-        source => ArchiveError::Media { file: plan.name.clone(), source },
-    };
-    let counted = verify::count(path, pipelines, cancel).map_err(media)?;
-    for (found, fed, what) in [
-        (counted.video_frames, muxed.video_frames, "pictures"),
-        (counted.audio_buffers, muxed.audio_frames, "frames of sound"),
-    ] {
-        if found != fed {
-            return Err(invalid(format!("it has {found} {what} of {fed}")));
-        }
-    }
-    let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
-    for (run, count, what) in
-        [(&plan.video, decoded.video_frames, "picture"), (&plan.audio, decoded.audio_buffers, "sound")]
-    {
-        if run.as_ref().is_some_and(|run| run.frames_expected() > 2 && run.begins_by(plan.start + HALF_SAMPLE))
-            && count == 0
-        {
-            return Err(invalid(format!("no {what} can be decoded")));
-        }
-    }
-    let expected = plan.end - plan.start;
-    let found = i64::try_from(counted.duration_ns).unwrap_or(i64::MAX);
-    if (found - expected).abs() > DURATION_TOLERANCE {
-        return Err(invalid(format!("it lasts {} ms instead of {} ms", found / 1_000_000, expected / 1_000_000)));
-    }
-    Ok(())
 }
 
 /// The streams that a job's history names.

@@ -1,7 +1,7 @@
 //! From a log's tracks to the files that are made of them.
 //!
-//! One file a stream, unless its format changes in a way that no muxer can follow (another codec; other
-//! parameter sets of H.264; another AV1 sequence): then a further file, as Vonage has them after a reconnect.
+//! One file a stream, unless its format changes in a way that no muxer can follow (another codec, another AV1 sequence): then a further
+//! file, as Vonage has them after a reconnect.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::history::Event;
 use crate::recording::reader::{LogItem, SegmentIndex, TrackIndex};
 use crate::rtp::clock::Correction;
+use crate::rtp::depacketize::h264;
 
 /// A last frame lasts as long as the one before it, but no longer than this.
 const LAST_FRAME_MAX: MediaSpan = 100_000_000;
@@ -48,7 +49,6 @@ pub(super) struct Run {
 struct FrameSpan {
     first: MediaTime,
     end: MediaTime,
-    count: u64,
 }
 
 impl Run {
@@ -65,17 +65,12 @@ impl Run {
         }
         let format = index.segments.first()?.format.clone();
         // As the index has it, before frames that two epochs have are told apart.
-        let frames = FrameSpan { first: first.max(from), end: end.min(to), count: index.frames_total() };
+        let frames = FrameSpan { first: first.max(from), end: end.min(to) };
         let run = Self { index: index.clone(), correction, format, from, to, is_trimmed, frames };
         match is_trimmed {
             false => Some(run),
-            true => count_frames(run.source()).map(|frames| Self { frames, ..run }),
+            true => frame_span(run.source()).map(|frames| Self { frames, ..run }),
         }
-    }
-
-    /// Frames that should come out.
-    pub const fn frames_expected(&self) -> u64 {
-        self.frames.count
     }
 
     /// Its segments, all within the span.
@@ -96,33 +91,32 @@ impl Run {
         let (correction, from, to) = (self.correction.clone(), self.from, self.to);
         // Frames before the first keyframe of a trimmed span refer to frames that are not in the file.
         let mut decodable = !self.is_trimmed || self.index.track.kind == TrackKind::Audio;
+        let mut format = self.format.clone();
         Box::new(self.index.frames().filter_map(move |item| match item {
-            LogItem::Format(_) => None,
+            LogItem::Format(changed) => {
+                format = changed;
+                None
+            }
             LogItem::Frame(frame) => {
                 let pts = correction.apply(frame.pts);
                 let within = pts >= from && pts < to;
                 decodable |= within && frame.keyframe;
-                (within && decodable).then_some(Frame { pts, ..frame })
+                let data = if frame.keyframe { h264::with_parameter_sets(&format, frame.data) } else { frame.data };
+                (within && decodable).then_some(Frame { pts, data, ..frame })
             }
         }))
     }
-
-    /// Whether its first frame is not later than this.
-    pub fn begins_by(&self, at: MediaTime) -> bool {
-        self.frames.first <= at
-    }
 }
 
-/// Counts frames by reading all of them: the index has no exact numbers for a trimmed run.
-fn count_frames(mut source: FrameSource) -> Option<FrameSpan> {
+/// Reads all frames: the index has no exact times for a trimmed run.
+fn frame_span(mut source: FrameSource) -> Option<FrameSpan> {
     let first = source.next()?.pts;
-    let (mut last, mut span, mut count) = (first, 0, 1);
+    let (mut last, mut span) = (first, 0);
     for frame in source {
         span = (frame.pts - last).clamp(0, LAST_FRAME_MAX);
         last = frame.pts;
-        count += 1;
     }
-    Some(FrameSpan { first, end: last + span, count })
+    Some(FrameSpan { first, end: last + span })
 }
 
 impl Plan {
@@ -131,14 +125,37 @@ impl Plan {
         MuxInput { video: track(&self.video), audio: track(&self.audio), start: self.start }
     }
 
+    /// The same with one of its tracks alone. `whole` leaves it the name.
+    pub fn track(&self, kind: TrackKind, whole: bool) -> Self {
+        let (video, audio) = match kind {
+            TrackKind::Video => (self.video.clone(), None),
+            TrackKind::Audio => (None, self.audio.clone()),
+        };
+        let frames = video.as_ref().or(audio.as_ref()).map(|run| run.frames);
+        let stem = self.name.rsplit_once('.').map_or(self.name.as_str(), |(stem, _)| stem);
+        let addition = if whole { String::new() } else { format!("-{}", kind.as_str()) };
+        Self {
+            stream: self.stream,
+            name: format!("{stem}{addition}.{}", extension(&video, &audio)),
+            start: frames.map_or(self.start, |frames| frames.first),
+            end: frames.map_or(self.end, |frames| frames.end),
+            video,
+            audio,
+        }
+    }
+
     pub fn codec(run: &Option<Run>) -> Option<Codec> {
         run.as_ref().map(|run| run.format.codec)
     }
 }
 
+fn extension(video: &Option<Run>, audio: &Option<Run>) -> &'static str {
+    if is_webm(Plan::codec(video), Plan::codec(audio)) { "webm" } else { "mkv" }
+}
+
 /// Whether a muxer can go on from one format to the other within one track.
 fn can_continue(a: &TrackFormat, b: &TrackFormat) -> bool {
-    a.codec == b.codec && (matches!(a.codec, Codec::Vp8 | Codec::Vp9) || a == b)
+    a.codec == b.codec && (matches!(a.codec, Codec::Vp8 | Codec::Vp9 | Codec::H264) || a == b)
 }
 
 /// The runs of a track's segments that fit one muxer track each.
@@ -230,7 +247,7 @@ fn files(
         let frames = || [&video, &audio].into_iter().flatten().map(|run| run.frames);
         let (starts, ends) = (frames().map(|frames| frames.first).min(), frames().map(|frames| frames.end).max());
         let (Some(start), Some(end)) = (starts, ends) else { continue };
-        let extension = if is_webm(Plan::codec(&video), Plan::codec(&audio)) { "webm" } else { "mkv" };
+        let extension = extension(&video, &audio);
         let name = match plans.len() {
             0 => format!("{stream}.{extension}"),
             n => format!("{stream}-{n}.{extension}"),

@@ -12,6 +12,7 @@ pub mod documents;
 mod individual;
 pub mod object;
 pub mod retention;
+mod stream_files;
 mod zip;
 
 use crate::media::MediaError;

@@ -33,11 +33,37 @@ pub struct MuxInput {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Muxed {
     /// Pictures.
-    pub video_frames: u64,
+    pub video: MuxedTrack,
     /// Packets of sound.
-    pub audio_frames: u64,
-    /// End of the last frame in the file.
+    pub audio: MuxedTrack,
+}
+
+/// One track of a muxed file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MuxedTrack {
+    /// Its frames.
+    pub frames: u64,
+    /// Start of the first and of the last frame, and the end of that; `None` without a frame.
+    pub times: Option<MuxedTimes>,
+}
+
+/// Times of a track's frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MuxedTimes {
+    /// Start of the first frame.
+    pub first: MediaTime,
+    /// Start of the last frame.
+    pub last: MediaTime,
+    /// End of the last frame.
     pub end: MediaTime,
+}
+
+impl Muxed {
+    /// End of the last frame in the file; `None` without a frame.
+    #[must_use]
+    pub fn end(&self) -> Option<MediaTime> {
+        [self.video, self.audio].iter().filter_map(|track| Some(track.times?.end)).max()
+    }
 }
 
 /// Whether these formats fit WebM; others go into Matroska.
@@ -98,19 +124,25 @@ struct Feed {
     frames: FrameSource,
     next: Option<Frame>,
     last_span: u64,
-    last: Option<MediaTime>,
-    fed: u64,
+    fed: MuxedTrack,
 }
 
 impl Feed {
     fn new(source: AppSrc, format: &TrackFormat, mut frames: FrameSource) -> Self {
-        source.set_caps(Some(&caps(format)));
+        let mut caps = caps(format);
+        if format.codec == Codec::H264
+            && let Some(caps) = caps.make_mut().structure_mut(0)
+        {
+            // Keyframes have their parameter sets in them, and those may differ from the header's.
+            caps.set("stream-format", "avc3");
+        }
+        source.set_caps(Some(&caps));
         let next = frames.next();
-        Self { source, frames, next, last_span: 20_000_000, last: None, fed: 0 }
+        Self { source, frames, next, last_span: 20_000_000, fed: MuxedTrack::default() }
     }
 
-    /// Pushes the next frame. Returns its end, or `None` when the pipeline takes no more.
-    fn push(&mut self, start: MediaTime) -> Option<MediaTime> {
+    /// Pushes the next frame; `None` when the pipeline takes no more.
+    fn push(&mut self, start: MediaTime) -> Option<()> {
         let frame = self.next.take()?;
         self.next = self.frames.next();
         let pts = u64::try_from((frame.pts - start).max(0)).unwrap_or(0);
@@ -131,16 +163,18 @@ impl Feed {
             }
         }
         self.source.push_buffer(buffer).ok()?;
-        self.fed += 1;
-        self.last = Some(frame.pts);
-        Some(frame.pts + i64::try_from(span).unwrap_or(0))
+        let end = frame.pts + i64::try_from(span).unwrap_or(0);
+        self.fed.frames += 1;
+        let times = self.fed.times.get_or_insert(MuxedTimes { first: frame.pts, last: frame.pts, end });
+        (times.last, times.end) = (frame.pts, end);
+        Some(())
     }
 
     /// Where the turn of this input comes: how far it was fed, or `None` at its end. The time of the next
     /// frame would leave the muxer without a frame of this input over a pause, and everything of the other
     /// input would wait in memory for the pause's end.
     fn due(&self) -> Option<MediaTime> {
-        self.next.as_ref().map(|_| self.last.unwrap_or(MediaTime(i64::MIN)))
+        self.next.as_ref().map(|_| self.fed.times.map_or(MediaTime(i64::MIN), |times| times.last))
     }
 
     fn end(&self) {
@@ -191,7 +225,7 @@ pub fn mux(
     }
     let muxed = feeder.join().expect("the feeder does not panic");
     ended?;
-    let length = u64::try_from(muxed.end - input.start).unwrap_or(0);
+    let length = u64::try_from(muxed.end().unwrap_or(input.start) - input.start).unwrap_or(0);
     let set = duration::set(path, length).map_err(|e| e.to_string());
     match set {
         Ok(true) => Ok(muxed),
@@ -210,7 +244,6 @@ fn feed_all(
     fed: &AtomicU64,
     cancel: &CancellationToken,
 ) -> Muxed {
-    let mut end = start;
     // The muxer would wait to the end for an input that has nothing at all.
     [&video, &audio].into_iter().flatten().filter(|feed| feed.next.is_none()).for_each(Feed::end);
     while !cancel.is_cancelled() {
@@ -222,20 +255,19 @@ fn feed_all(
             (_, Some(_)) => &mut audio,
         };
         let Some(feed) = turn else { break };
-        match feed.push(start) {
-            Some(at) => end = end.max(at),
-            None => break,
+        if feed.push(start).is_none() {
+            break;
         }
         if feed.next.is_none() {
             feed.end();
         }
         fed.fetch_add(1, Ordering::Relaxed);
     }
-    let count = |feed: &Option<Feed>| {
-        feed.as_ref().map_or(0, |feed| {
+    let ended = |feed: &Option<Feed>| {
+        feed.as_ref().map_or_else(MuxedTrack::default, |feed| {
             feed.end();
             feed.fed
         })
     };
-    Muxed { video_frames: count(&video), audio_frames: count(&audio), end }
+    Muxed { video: ended(&video), audio: ended(&audio) }
 }

@@ -18,6 +18,10 @@ pub struct Counts {
     pub video_frames: u64,
     /// Buffers of audio.
     pub audio_buffers: u64,
+    /// Whether a decoder can begin with the first video frame.
+    pub begins_with_keyframe: bool,
+    /// Start of the last frame, in nanoseconds.
+    pub last_ns: u64,
     /// The duration that the container tells, in nanoseconds.
     pub duration_ns: u64,
 }
@@ -79,20 +83,13 @@ fn run(
     let fragment = fragment::load(name, pipelines.dir.as_deref())?;
     let pipeline = Pipeline::parse(name, &fragment.text)?;
     pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
-    let (video_frames, audio_buffers, last) =
-        (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let seen = Arc::new(Seen::default());
     {
-        let (video_frames, audio_buffers, last) =
-            (Arc::clone(&video_frames), Arc::clone(&audio_buffers), Arc::clone(&last));
-        let weak = pipeline.inner().downgrade();
+        let (seen, weak) = (Arc::clone(&seen), pipeline.inner().downgrade());
         pipeline.named::<gst::Element>(opens)?.connect_pad_added(move |_, pad| {
             let Some(pipeline) = weak.upgrade() else { return };
-            let counter = if pad.current_caps().is_some_and(|c| c.to_string().starts_with("video/")) {
-                &video_frames
-            } else {
-                &audio_buffers
-            };
-            count_buffers(&pipeline, pad, Arc::clone(counter), Arc::clone(&last));
+            let is_video = pad.current_caps().is_some_and(|c| c.to_string().starts_with("video/"));
+            count_buffers(&pipeline, pad, is_video, Arc::clone(&seen));
         });
     }
     pipeline.start()?;
@@ -108,18 +105,18 @@ fn run(
         let known = duration.load(Ordering::Relaxed);
         // Something has come out: the file can be walked through.
         if let (Part::Last(span), true, false) =
-            (part, known > 0 && last.load(Ordering::Relaxed) > 0, sought.load(Ordering::Relaxed))
+            (part, known > 0 && seen.last_ns.load(Ordering::Relaxed) > 0, sought.load(Ordering::Relaxed))
         {
             let to = gst::ClockTime::from_nseconds(known.saturating_sub(nanoseconds(span)));
             let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
-            video_frames.store(0, Ordering::Relaxed);
-            audio_buffers.store(0, Ordering::Relaxed);
+            seen.video_frames.store(0, Ordering::Relaxed);
+            seen.audio_buffers.store(0, Ordering::Relaxed);
             sought.store(inner.seek_simple(flags, to).is_ok(), Ordering::Relaxed);
         }
-        if last.load(Ordering::Relaxed) >= limit {
+        if seen.last_ns.load(Ordering::Relaxed) >= limit {
             inner.send_event(gst::event::Eos::new());
         }
-        video_frames.load(Ordering::Relaxed) + audio_buffers.load(Ordering::Relaxed)
+        seen.video_frames.load(Ordering::Relaxed) + seen.audio_buffers.load(Ordering::Relaxed)
     };
     pipeline.wait_end(pipelines.stall, cancel, progress)?;
     if duration.load(Ordering::Relaxed) == 0
@@ -128,14 +125,38 @@ fn run(
         duration.store(length.nseconds(), Ordering::Relaxed);
     }
     Ok(Counts {
-        video_frames: video_frames.load(Ordering::Relaxed),
-        audio_buffers: audio_buffers.load(Ordering::Relaxed),
+        video_frames: seen.video_frames.load(Ordering::Relaxed),
+        audio_buffers: seen.audio_buffers.load(Ordering::Relaxed),
+        begins_with_keyframe: seen.begins_with_keyframe.load(Ordering::Relaxed),
+        last_ns: seen.last_ns.load(Ordering::Relaxed),
         duration_ns: duration.load(Ordering::Relaxed),
     })
 }
 
+/// What came out of a file so far.
+#[derive(Default)]
+struct Seen {
+    video_frames: AtomicU64,
+    audio_buffers: AtomicU64,
+    begins_with_keyframe: AtomicBool,
+    last_ns: AtomicU64,
+}
+
+impl Seen {
+    fn buffer(&self, is_video: bool, buffer: &gst::BufferRef) {
+        let counter = if is_video { &self.video_frames } else { &self.audio_buffers };
+        if counter.fetch_add(1, Ordering::Relaxed) == 0 && is_video {
+            let is_keyframe = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+            self.begins_with_keyframe.store(is_keyframe, Ordering::Relaxed);
+        }
+        if let Some(pts) = buffer.pts() {
+            self.last_ns.fetch_max(pts.nseconds(), Ordering::Relaxed);
+        }
+    }
+}
+
 /// Ends a decoded pad in a sink that only counts. A failure shows as an error on the bus: not linked.
-fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, counter: Arc<AtomicU64>, last: Arc<AtomicU64>) {
+fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, is_video: bool, seen: Arc<Seen>) {
     let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).property("async", false).build()
     else {
         return;
@@ -147,9 +168,8 @@ fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, counter: Arc<AtomicU6
         return;
     }
     pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
-        counter.fetch_add(1, Ordering::Relaxed);
-        if let Some(pts) = info.buffer().and_then(|b| b.pts()) {
-            last.fetch_max(pts.nseconds(), Ordering::Relaxed);
+        if let Some(buffer) = info.buffer() {
+            seen.buffer(is_video, buffer);
         }
         gst::PadProbeReturn::Ok
     });

@@ -118,6 +118,12 @@ pub const fn units(at: MediaTime) -> i64 {
     if units < 0 { 0 } else { units }
 }
 
+/// The time that a block has for a frame of this time.
+#[must_use]
+pub const fn cut(at: MediaTime) -> MediaTime {
+    MediaTime(units(at) * TIMESTAMP_SCALE_NS)
+}
+
 /// Adds a block to a part whose first [`CLUSTER_HEADER`] bytes are kept free.
 pub fn block(part: &mut Vec<u8>, relative: i16, keyframe: bool, data: &[u8]) {
     part.push(SIMPLE_BLOCK);

@@ -158,6 +158,8 @@ impl TrackIndex {
                 self.report_parts.extend(std::iter::repeat_n(from, reports.len()));
                 self.reports.extend(reports);
                 let after = |s: &SegmentIndex| s.parts.last().is_none_or(|p| p.at.saturating_add(p.len) <= at);
+                // The times of its frames are cut to those of its blocks.
+                let (from, key) = (mkv::cut(from), key.map(mkv::cut));
                 if let Some(segment) = self.segment_mut(n).filter(|s| after(s)) {
                     segment.parts.push(PartIndex { at, len, from, to, frames, key, crc });
                 }
@@ -391,16 +393,16 @@ pub fn tracks(archive_dir: &Path) -> Result<Vec<(TrackId, PathBuf)>, LogError> {
 }
 
 /// Writes a run of segments as one file that ordinary tools play: the first as it is, and the others without their headers.
-/// All must have the format of the first.
+/// All must have the codec of the first.
 ///
 /// # Errors
-/// When a file cannot be read or written, or a format differs.
+/// When a file cannot be read or written, or a codec differs.
 pub fn join(index: &TrackIndex, run: std::ops::Range<usize>, out: &mut dyn Write) -> Result<(), LogError> {
     let segments = index.segments.get(run).unwrap_or_default();
-    let format = segments.first().map(|s| &s.format);
+    let codec = segments.first().map(|s| s.format.codec);
     for (at, segment) in segments.iter().enumerate() {
         let path = index.dir.join(&segment.file);
-        if Some(&segment.format) != format {
+        if Some(segment.format.codec) != codec {
             return Err(LogError::Mixed { path: path.display().to_string() });
         }
         let end = segment.parts.iter().map(|p| p.at.saturating_add(p.len)).max().unwrap_or(segment.header);

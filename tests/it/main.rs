@@ -22,6 +22,7 @@ mod faults;
 mod hostile;
 mod hostile_api;
 mod incomplete;
+mod individual;
 mod janus;
 mod links;
 mod parked;

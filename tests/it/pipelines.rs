@@ -12,66 +12,9 @@ use archiver::media::verify;
 use archiver::media::{Pipelines, check};
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
-use gstreamer as gst;
-use gstreamer::prelude::*;
-use gstreamer_app::AppSink;
 use tokio_util::sync::CancellationToken;
 
-const VIDEO: &str = "videotestsrc num-buffers=100 pattern=ball ! video/x-raw,width=320,height=240,framerate=25/1 ! ";
-const AUDIO: &str = "audiotestsrc num-buffers=200 samplesperbuffer=960 ! audio/x-raw,rate=48000,channels=2 ! ";
-const AUDIO8: &str = "audiotestsrc num-buffers=200 samplesperbuffer=160 ! audio/x-raw,rate=8000,channels=1 ! ";
-
-/// Four seconds of a codec, made by GStreamer's own encoder.
-fn coded(codec: Codec) -> (TrackFormat, Vec<Frame>) {
-    let encoder = match codec {
-        Codec::Vp8 => format!("{VIDEO}vp8enc deadline=1 keyframe-max-dist=25"),
-        Codec::Vp9 => format!("{VIDEO}vp9enc deadline=1 cpu-used=8 keyframe-max-dist=25"),
-        Codec::H264 => format!(
-            "{VIDEO}x264enc tune=zerolatency speed-preset=ultrafast key-int-max=25 ! video/x-h264,stream-format=avc,alignment=au"
-        ),
-        Codec::Av1 => format!(
-            "{VIDEO}av1enc cpu-used=8 usage-profile=realtime lag-in-frames=0 ! av1parse ! video/x-av1,stream-format=obu-stream,alignment=tu"
-        ),
-        Codec::Opus => format!("{AUDIO}opusenc frame-size=20"),
-        Codec::Pcmu => format!("{AUDIO8}mulawenc"),
-        Codec::Pcma => format!("{AUDIO8}alawenc"),
-    };
-    coded_by(codec, &encoder)
-}
-
-fn coded_by(codec: Codec, encoder: &str) -> (TrackFormat, Vec<Frame>) {
-    gst::init().expect("gstreamer");
-    let pipeline = gst::parse::launch(&format!("{encoder} ! appsink name=out sync=false")).expect("encoder");
-    let pipeline = pipeline.downcast::<gst::Pipeline>().expect("pipeline");
-    let sink = pipeline.by_name("out").and_then(|e| e.downcast::<AppSink>().ok()).expect("sink");
-    pipeline.set_state(gst::State::Playing).expect("playing");
-    let (mut frames, mut private, mut first) = (Vec::new(), Vec::new(), None);
-    while let Some(sample) = sink.try_pull_sample(gst::ClockTime::from_seconds(20)) {
-        if let Some(data) = sample.caps().and_then(|c| c.structure(0)?.get::<gst::Buffer>("codec_data").ok()) {
-            private = data.map_readable().expect("codec data").to_vec();
-        }
-        let buffer = sample.buffer().expect("buffer");
-        let pts = i64::try_from(buffer.pts().expect("pts").nseconds()).expect("small");
-        let first = *first.get_or_insert(pts);
-        frames.push(Frame {
-            pts: MediaTime(pts - first),
-            duration: None,
-            keyframe: !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT),
-            data: buffer.map_readable().expect("map").to_vec().into(),
-        });
-    }
-    pipeline.set_state(gst::State::Null).expect("null");
-    let (width, height, channels) = match codec {
-        Codec::Opus => (0, 0, 2),
-        Codec::Pcmu | Codec::Pcma => (0, 0, 1),
-        _ => (320, 240, 0),
-    };
-    if codec == Codec::Opus {
-        private = b"OpusHead\x01\x02\x38\x01\x80\xbb\0\0\0\0\0".to_vec();
-    }
-    assert!(frames.len() >= 100, "{codec:?} {}", frames.len());
-    (TrackFormat { codec, width, height, channels, codec_private: private }, frames)
-}
+use crate::support::coded::{VIDEO, coded, coded_by};
 
 type Track = Option<(TrackFormat, Vec<Frame>)>;
 
@@ -123,7 +66,7 @@ fn every_pair_of_codecs_is_muxed_whole_and_plays() {
             let (video, audio) = (coded(video), coded(audio));
             let counts = (video.1.len(), audio.1.len());
             let muxed = run(Some(video), Some(audio), &path);
-            assert_eq!((muxed.video_frames, muxed.audio_frames), (counts.0 as u64, counts.1 as u64), "{v} {a}");
+            assert_eq!((muxed.video.frames, muxed.audio.frames), (counts.0 as u64, counts.1 as u64), "{v} {a}");
             let text = probe(&path, "v", "stream=codec_name,nb_read_packets");
             assert!(text.contains(&format!("codec_name={v}\n")), "{v} {a}: {text}");
             assert!(text.contains(&format!("nb_read_packets={}", counts.0)), "{v} {a}: {text}");
@@ -155,7 +98,7 @@ fn a_pause_of_the_sound_of_an_hour_stays_a_pause_and_holds_nothing_up() {
     let muxed = run(Some((video.0, frames)), Some(audio), &path);
     println!("an hour of VP8 and Opus muxed in {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(60));
-    assert_eq!((muxed.video_frames, muxed.audio_frames), (counts.0 as u64, counts.1 as u64));
+    assert_eq!((muxed.video.frames, muxed.audio.frames), (counts.0 as u64, counts.1 as u64));
     assert!((duration(&path) - 3600.0).abs() < 0.05, "{}", duration(&path));
 }
 

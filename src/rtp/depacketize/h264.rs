@@ -1,8 +1,11 @@
 //! H.264, non-interleaved (RFC 6184): single NAL units, STAP-A and FU-A. Frames leave with 4-byte lengths, as Matroska wants
 //! them (V_MPEG4/ISO/AVC). Each keyframe has the parameter sets that it needs, for senders that change them.
 
-use super::parameter_sets::{ParameterSets, pps_id_of_slice};
+use bytes::Bytes;
+
+use super::parameter_sets::{self, ParameterSets, pps_id_of_slice};
 use super::{AssembledFrame, FRAME_BYTES_MAX, FrameBoundaries, PayloadError};
+use crate::model::media::{Codec, TrackFormat};
 
 const IDR: u8 = 5;
 const SPS: u8 = 7;
@@ -112,6 +115,22 @@ impl Picture {
         data.extend_from_slice(&self.units);
         Ok(AssembledFrame { data, keyframe: self.keyframe.is_some(), format, ticks: None })
     }
+}
+
+/// A keyframe with its parameter sets. Logs of older versions have them in the format alone.
+#[must_use]
+pub fn with_parameter_sets(format: &TrackFormat, keyframe: Bytes) -> Bytes {
+    let has_sets = keyframe.get(4).is_some_and(|head| matches!(nal_type(*head), SPS | PPS));
+    if format.codec != Codec::H264 || has_sets {
+        return keyframe;
+    }
+    let mut data = Vec::new();
+    for set in parameter_sets::of_avcc(&format.codec_private) {
+        data.extend_from_slice(&u32::try_from(set.len()).unwrap_or(0).to_be_bytes());
+        data.extend_from_slice(set);
+    }
+    data.extend_from_slice(&keyframe);
+    data.into()
 }
 
 fn put_nal_unit(out: &mut Vec<u8>, nal: &[u8]) -> Result<(), PayloadError> {

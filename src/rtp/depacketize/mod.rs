@@ -5,7 +5,7 @@
 
 mod av1;
 mod bits;
-mod h264;
+pub mod h264;
 mod parameter_sets;
 mod vp8;
 mod vp9;

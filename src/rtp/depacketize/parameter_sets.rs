@@ -127,6 +127,24 @@ impl ParameterSets {
     }
 }
 
+/// The parameter sets of an `avcC`; those before a wrong length, if one is.
+pub(super) fn of_avcc(avcc: &[u8]) -> Vec<&[u8]> {
+    let (mut sets, mut rest) = (Vec::new(), avcc.get(5..).unwrap_or_default());
+    for mask in [0x1f, 0xff] {
+        let Some((count, mut sized)) = rest.split_first() else { break };
+        for _ in 0..count & mask {
+            let Some((len, after)) = sized.split_first_chunk::<2>() else { return sets };
+            let Some((set, behind)) = after.split_at_checked(usize::from(u16::from_be_bytes(*len))) else {
+                return sets;
+            };
+            sets.push(set);
+            sized = behind;
+        }
+        rest = sized;
+    }
+    sets
+}
+
 /// The id of the picture parameter set that a slice refers to (section 7.3.3).
 pub(super) fn pps_id_of_slice(nal: &[u8]) -> Result<u32, PayloadError> {
     let head = nal.get(1..nal.len().min(SLICE_HEADER_BYTES)).unwrap_or_default();

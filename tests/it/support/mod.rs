@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod catalogs;
+pub mod coded;
 pub mod composed;
 pub mod databases;
+pub mod h264;
 pub mod recorded;
 pub mod room_events;
 pub mod sdk_errors;
