@@ -14,6 +14,7 @@ use super::live_composer::Composing;
 use super::presence::{Limits, Presence};
 use super::room_session::Session;
 use super::stage::{CaptureOutcome, ControlReceivers, bug};
+use super::stream_ids::StreamIds;
 use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
 use crate::model::fault::{Backoff, FaultKind, chain};
@@ -81,7 +82,8 @@ pub(super) async fn capture(
     let complete = watch::Sender::new(MediaTime(i64::MIN));
     *composing = Composing::start(job, complete.clone());
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
-    let mut session = Session::new(job, capture, room.control(), history, noted, presence);
+    let mut session =
+        Session::new(job, capture, room.control(), history, noted, StreamIds::of_history(&before), presence);
     let (backlog, stop_shipping, shipping) =
         (Arc::new(UploadBacklog::default()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(

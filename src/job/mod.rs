@@ -25,6 +25,7 @@ mod rollover;
 mod room_session;
 pub mod scheduler;
 mod stage;
+mod stream_ids;
 mod subscribe;
 
 use std::path::PathBuf;

@@ -17,6 +17,7 @@ use super::link::{Attempts, Ended, Link, Live, RESUBSCRIBE};
 use super::presence::{MAX_DURATION_EXCEEDED, Presence};
 use super::rollover::roll_over;
 use super::stage::{CaptureOutcome, ControlReceivers, Transition};
+use super::stream_ids::{Assigned, StreamIds};
 use super::subscribe::{Made, NotSubscribed, subscribe, wanted_tracks};
 use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
@@ -79,6 +80,7 @@ pub(super) struct Session<'a> {
     noted: Desired,
     presence: Presence,
     streams: BTreeMap<String, Stream>,
+    ids: StreamIds,
     peers: HashMap<PeerKey, String>,
     /// Peers that are connected, also those whose subscription is still being made.
     connected: HashSet<PeerKey>,
@@ -106,6 +108,7 @@ impl<'a> Session<'a> {
         control: Arc<dyn RoomControl>,
         history: History,
         noted: Desired,
+        ids: StreamIds,
         presence: Presence,
     ) -> Self {
         Self {
@@ -116,6 +119,7 @@ impl<'a> Session<'a> {
             noted,
             presence,
             streams: BTreeMap::new(),
+            ids,
             peers: HashMap::new(),
             connected: HashSet::new(),
             attempts: Attempts::default(),
@@ -300,8 +304,8 @@ impl<'a> Session<'a> {
     }
 
     fn present(&mut self, info: StreamInfo) {
-        let at_router = info.stream_id.as_deref().unwrap_or(&info.router_id);
-        let id = StreamId::of_router(&self.job.row.session, at_router);
+        let Assigned { id, displaced } = self.ids.assign(&self.job.row.session, &info);
+        let displaced = displaced.and_then(|router_id| self.displace(&router_id));
         let router_id = info.router_id.clone();
         let known = self.streams.get(&router_id).map(|s| s.info.clone());
         let same_words = known.as_ref().is_some_and(|k| {
@@ -331,7 +335,25 @@ impl<'a> Session<'a> {
             }
             None => self.add_stream(router_id, id, info),
         }
+        if let Some(displaced) = displaced {
+            self.present(displaced);
+        }
         self.retry_subscriptions();
+    }
+
+    /// Another stream at the router has the id of this one from now on. What is here is captured as a stream of its own.
+    fn displace(&mut self, router_id: &str) -> Option<StreamInfo> {
+        let info = self.streams.get(router_id).map(|stream| stream.info.clone())?;
+        tracing::warn!(
+            router_id,
+            stream_id = info.stream_id,
+            "two publishers have the same stream id: the one that came first is a stream of its own now"
+        );
+        self.unlink(router_id, GapCause::NotSent, false);
+        if let Some(stream) = self.streams.remove(router_id) {
+            self.note(EventKind::StreamGone { stream: stream.id });
+        }
+        Some(info)
     }
 
     /// Notes what a stream announces, if that is news.
@@ -417,6 +439,7 @@ impl<'a> Session<'a> {
 
     fn gone(&mut self, router_id: &str) {
         self.unlink(router_id, GapCause::NotSent, false);
+        self.ids.gone(router_id);
         if let Some(stream) = self.streams.remove(router_id) {
             self.note(EventKind::StreamGone { stream: stream.id });
         }

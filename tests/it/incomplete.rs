@@ -148,3 +148,68 @@ async fn a_camera_that_is_never_switched_on_makes_no_archive_incomplete() {
     assert!(gap(&files, "alice", "video", "not_sent") > 4.0, "{}", files.report);
     assert_eq!((lacks(&files), files.manifest["complete"].clone()), (vec![], json!(true)), "{}", files.report);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_picture_of_a_publisher_is_a_stream_of_its_own() {
+    let mut world = recording("screen", json!({}), "").await;
+    let options = Options { screen: Some(77), ..Options::new(&world.janus, "screen", "alice") };
+    let publisher = Publisher::start(options).await.expect("publisher");
+    world.recording(3).await;
+    publisher.pictures_pass(120).await;
+    let truth = publisher.leave().await.expect("left");
+    let (_, files) = ended(&mut world, "screen").await;
+    assert_eq!((lacks(&files), files.manifest["complete"].clone()), (vec![], json!(true)), "{}", files.report);
+    let streams = files.report["streams"].as_array().expect("streams");
+    let screen = streams.iter().find(|stream| stream["name"] == "screen").expect("the screen");
+    assert_eq!(streams.len(), 2, "{streams:?}");
+    for (router_id, code, timeline) in
+        [("alice", 1, truth.timeline()), (screen["routerId"].as_str().expect("id"), 77, truth.screen_timeline())]
+    {
+        let content = Content::read(&files.files(router_id)[0]).expect("file");
+        assert!(content.frames.iter().all(|frame| frame.code == Some(code)), "a picture of another stream");
+        let matched = content.against(&timeline);
+        assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{router_id}");
+        assert!(matched.frames.len() > 100, "{router_id}: {} pictures", matched.frames.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_publishers_with_one_stream_id_are_both_recorded() {
+    let mut world = recording("twice", json!({}), "").await;
+    let display = json!({ "name": "Alice", "streamId": "11111111-1111-4111-8111-111111111111" }).to_string();
+    let options =
+        |id: &str, code| Options { display: display.clone(), code, ..Options::new(&world.janus, "twice", id) };
+    let first = Publisher::start(options("first", 1)).await.expect("publisher");
+    world.recording(2).await;
+    first.pictures_pass(90).await;
+    // The same client comes again, beside its ghost.
+    let second = Publisher::start(options("second", 2)).await.expect("publisher");
+    world.recording(4).await;
+    second.pictures_pass(90).await;
+    let ghost = first.leave().await.expect("left").timeline();
+    // The one that is there goes on when the ghost goes.
+    second.pictures_pass(120).await;
+    let truth = second.leave().await.expect("left").timeline();
+    let (_, files) = ended(&mut world, "twice").await;
+    let mut seen = 0;
+    for stream in files.report["streams"].as_array().expect("streams") {
+        let id = &stream["streamId"];
+        let list = files.manifest["files"].as_array().expect("files");
+        for file in list.iter().filter(|file| file["streamId"] == *id) {
+            let path = files.dir.join(file["name"].as_str().expect("name"));
+            let content = Content::read(&path).expect("file");
+            assert_eq!(content.errors, Vec::<String>::new());
+            seen += content.frames.len();
+        }
+    }
+    // The ghost's change of its id takes the time of a subscription.
+    let sent = ghost.frames.len() + truth.frames.len();
+    assert!(seen + 60 > sent && seen <= sent, "{seen} of {sent} pictures: {}", files.report);
+    // The id is that of the one that came last, with all that was sent since it was there.
+    let path = files.dir.join("11111111-1111-4111-8111-111111111111.webm");
+    let content = Content::read(&path).expect("file");
+    let of_second = content.frames.iter().filter(|frame| frame.code == Some(2)).count();
+    let last = truth.frames.len();
+    assert!(of_second + 30 > last, "{of_second} of {last} pictures of the one that came last");
+    assert_eq!(content.frames.last().expect("pictures").code, Some(2));
+}

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::socket::{PLUGIN, data_id, timed_out};
 use super::trickle::Trickle;
-use super::{JanusConfig, wire};
+use super::{JanusConfig, feeds, wire};
 use crate::model::ids::{RoomId, TrackKind};
 use crate::router::{CandidateSink, Offer, RoomControl, RouterError, StreamInfo, SubscriptionId};
 
@@ -132,7 +132,7 @@ impl RoomControl for JanusRoomControl {
         const DOING: &str = "subscribe to a stream";
         let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
         let stream = self.shared().streams.get(router_id).cloned().ok_or_else(missing)?;
-        let feed = room_value(&self.config, router_id);
+        let feed = room_value(&self.config, feeds::feed_of(router_id));
         let wanted: Vec<Value> = [TrackKind::Audio, TrackKind::Video]
             .iter()
             .filter_map(|kind| stream.tracks.iter().find(|t| t.kind == *kind))

@@ -16,6 +16,7 @@
 //! fields, and takes precedence over `display`.
 
 mod control;
+mod feeds;
 mod room;
 mod rooms;
 mod roster;

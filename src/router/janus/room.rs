@@ -12,10 +12,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::control::{JanusRoomControl, Request, RoomShared, data, room_value, with_access};
+use super::feeds::Feeds;
 use super::roster::Roster;
 use super::socket::{Socket, timed_out};
 use super::trickle::Trickle;
-use super::{JanusConfig, wire};
+use super::{JanusConfig, feeds, wire};
 use crate::model::fault::Backoff;
 use crate::model::ids::RoomId;
 use crate::router::{Offer, Room, RoomControl, RoomEvent, RouterError, StreamInfo, SubscriptionId};
@@ -67,14 +68,15 @@ impl JanusRoom {
             pending: HashMap::new(),
             next: 0,
             roster: Roster::default(),
+            feeds: Feeds::default(),
             clients: None,
             destroyed_sent: false,
             unanswered_polls: 0,
         };
         let (socket, publishers) = task.enter().await?;
         // Present streams can be subscribed to at once, before the first event is read.
-        let present = publishers.iter().map(|p| (p.router_id.clone(), p.clone()));
-        task.shared().streams.extend(present);
+        let present: Vec<StreamInfo> = publishers.iter().flat_map(|feed| task.feeds.streams(feed)).collect();
+        task.shared().streams.extend(present.into_iter().map(|stream| (stream.router_id.clone(), stream)));
         let control = Arc::new(JanusRoomControl { config, room, requests, shared });
         // Owned by the room: `leave` awaits it, and dropping the room cancels it.
         #[allow(clippy::disallowed_methods)]
@@ -132,6 +134,7 @@ struct RoomTask {
     pending: HashMap<String, PendingRequest>,
     next: u64,
     roster: Roster,
+    feeds: Feeds,
     clients: Option<usize>,
     destroyed_sent: bool,
     unanswered_polls: u32,
@@ -315,18 +318,38 @@ impl RoomTask {
         }
     }
 
-    async fn stream_present(&mut self, stream: StreamInfo) {
-        if self.roster.present(&stream) {
+    async fn stream_present(&mut self, feed: StreamInfo) {
+        if !self.roster.present(&feed) {
+            return;
+        }
+        let present = self.feeds.streams(&feed);
+        for router_id in self.streams_of(&feed.router_id) {
+            if present.iter().all(|stream| stream.router_id != router_id) {
+                self.shared().streams.remove(&router_id);
+                self.send_event(RoomEvent::StreamGone { router_id }).await;
+            }
+        }
+        for stream in present {
             self.shared().streams.insert(stream.router_id.clone(), stream.clone());
             self.send_event(RoomEvent::StreamPresent(stream)).await;
         }
     }
 
-    async fn stream_gone(&mut self, router_id: String) {
-        self.shared().streams.remove(&router_id);
-        if self.roster.gone(&router_id) {
-            self.send_event(RoomEvent::StreamGone { router_id }).await;
+    async fn stream_gone(&mut self, feed: String) {
+        let streams = self.streams_of(&feed);
+        self.shared().streams.retain(|router_id, _| !streams.contains(router_id));
+        self.feeds.gone(&feed);
+        if self.roster.gone(&feed) {
+            for router_id in streams {
+                self.send_event(RoomEvent::StreamGone { router_id }).await;
+            }
         }
+    }
+
+    /// The ids of a feed's streams.
+    fn streams_of(&self, feed: &str) -> Vec<String> {
+        let is_of = |router_id: &&String| *router_id == feed || feeds::feed_of(router_id) == feed;
+        self.shared().streams.keys().filter(is_of).cloned().collect()
     }
 
     async fn serve(&mut self, socket: &mut Socket) -> Result<ServeEnd, RouterError> {

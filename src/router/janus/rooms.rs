@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::control::{data, room_value, with_access, with_pin};
+use super::feeds::Feeds;
 use super::socket::{Socket, timed_out};
 use super::{JanusRouter, OBSERVER_PREFIX, wire};
 use crate::model::ids::{RoomId, SessionId};
@@ -155,7 +156,10 @@ impl JanusRouter {
         connection.socket.close().await;
         match wire::error(&self.config.name, Some(&place.room), DOING, &answer) {
             Some(error) => Err(error),
-            None => Ok(data(&answer).map(wire::publishers).unwrap_or_default()),
+            None => {
+                let feeds = data(&answer).map(wire::publishers).unwrap_or_default();
+                Ok(feeds.iter().flat_map(|feed| Feeds::default().streams(feed)).collect())
+            }
         }
     }
 }

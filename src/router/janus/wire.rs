@@ -48,7 +48,8 @@ fn text(value: Option<&Value>) -> Option<String> {
     (!clean.is_empty()).then_some(clean)
 }
 
-fn video_type(value: Option<&Value>) -> Option<VideoType> {
+/// The kind of video that a text names.
+pub fn video_type(value: Option<&Value>) -> Option<VideoType> {
     match value?.as_str()? {
         "camera" => Some(VideoType::Camera),
         "screen" => Some(VideoType::Screen),

@@ -57,6 +57,8 @@ pub struct Options {
     pub dtx: bool,
     /// What the tracks are, for the others: sound, picture.
     pub descriptions: (Option<String>, Option<String>),
+    /// A second picture with this code, described as `screen`.
+    pub screen: Option<u16>,
     /// The local address to send from; media goes to Janus's.
     pub local: std::net::IpAddr,
     /// H.264's `profile-level-id` in the offer; what is sent stays constrained baseline.
@@ -85,6 +87,7 @@ impl Options {
             live: false,
             dtx: false,
             descriptions: (None, None),
+            screen: None,
             local: janus.ip(),
             h264_profile: None,
             proxy: None,
@@ -97,6 +100,8 @@ impl Options {
 pub struct Truth {
     /// Pictures: number, when it was taken.
     pub frames: Vec<(u32, Instant)>,
+    /// The same of the second picture.
+    pub screen_frames: Vec<(u32, Instant)>,
     /// Seconds of sound whose beep was sent: number, when it began.
     pub beeps: Vec<(u32, Instant)>,
     /// Pictures whose time passed while the picture was off.
@@ -127,6 +132,13 @@ impl Truth {
     pub fn timeline(&self) -> Timeline {
         let wall = |list: &[(u32, Instant)]| list.iter().map(|(n, at)| (*n, unix_seconds(*at))).collect();
         Timeline { frames: wall(&self.frames), beeps: wall(&self.beeps) }
+    }
+
+    /// The second picture alone, to hold a file against.
+    #[must_use]
+    pub fn screen_timeline(&self) -> Timeline {
+        let frames = self.screen_frames.clone();
+        Self { frames, ..Self::default() }.timeline()
     }
 
     /// When the first and the last picture were taken.
@@ -184,7 +196,12 @@ impl Publisher {
             tokio::task::spawn_blocking(move || rtc::Connection::offer(&options)).await??
         };
         let (audio_mid, video_mid) = sender.mids();
-        let described = [(audio_mid, &options.descriptions.0), (video_mid, &options.descriptions.1)];
+        let screen = Some("screen".to_owned());
+        let described = [
+            (audio_mid, &options.descriptions.0),
+            (video_mid, &options.descriptions.1),
+            (sender.screen_mid(), &screen),
+        ];
         let descriptions: Vec<Value> = described
             .into_iter()
             .filter_map(|(mid, text)| Some(json!({ "mid": mid?, "description": text.as_ref()? })))

@@ -31,6 +31,7 @@ pub(super) struct Connection {
     pending: Option<SdpPendingOffer>,
     video: Option<TrackSender>,
     audio: Option<TrackSender>,
+    screen: Option<TrackSender>,
     options: Options,
 }
 
@@ -92,7 +93,7 @@ impl Connection {
             audio =
                 Some(TrackSender::new(mid(MediaKind::Audio), name, codec.rate(), source, Duration::from_millis(20)));
         }
-        let mut video = None;
+        let (mut video, mut screen) = (None, None);
         if let Some(codec) = options.video {
             let name = match codec {
                 VideoCodec::Vp8 => Codec::Vp8,
@@ -100,18 +101,27 @@ impl Connection {
                 VideoCodec::H264 => Codec::H264,
                 VideoCodec::Av1 => Codec::Av1,
             };
-            let source = video_source(options, options.size)?;
-            video = Some(TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS));
+            let mut sender = |code| -> Result<TrackSender> {
+                let source = video_source(options, options.size, code)?;
+                Ok(TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS))
+            };
+            video = Some(sender(options.code)?);
+            screen = options.screen.map(&mut sender).transpose()?;
         }
         let (offer, pending) = changes.apply().context("nothing to publish")?;
         let options = options.clone();
-        Ok((Self { rtc, socket, local, pending: Some(pending), video, audio, options }, offer.to_sdp_string()))
+        Ok((Self { rtc, socket, local, pending: Some(pending), video, audio, screen, options }, offer.to_sdp_string()))
     }
 
     /// The mids of the offer, sound first.
     pub fn mids(&self) -> (Option<String>, Option<String>) {
         let mid = |flow: &Option<TrackSender>| flow.as_ref().map(|f| f.mid.to_string());
         (mid(&self.audio), mid(&self.video))
+    }
+
+    /// The mid of the second picture.
+    pub fn screen_mid(&self) -> Option<String> {
+        self.screen.as_ref().map(|flow| flow.mid.to_string())
     }
 
     /// Takes Janus's answer.
@@ -133,11 +143,10 @@ impl Connection {
                     // What the kernel does not take is lost, as on any network.
                     self.socket.send_to(&t.contents, t.destination).map(drop).unwrap_or_default();
                 }
-                Output::Event(Event::KeyframeRequest(_)) => {
+                Output::Event(Event::KeyframeRequest(request)) => {
                     lock(truth).keyframe_requests += 1;
-                    if let Some(video) = &mut self.video {
-                        video.keyframe_wanted = true;
-                    }
+                    let pictures = [&mut self.video, &mut self.screen].into_iter().flatten();
+                    pictures.filter(|flow| flow.mid == request.mid).for_each(|flow| flow.keyframe_wanted = true);
                 }
                 Output::Event(_) => {}
             }
@@ -178,14 +187,14 @@ impl DrivenConnection {
         }
         if !self.connected && self.sender.rtc.is_connected() {
             self.connected = true;
-            let Connection { video, audio, .. } = &mut self.sender;
-            [video, audio].into_iter().flatten().for_each(|flow| flow.due = now);
+            let Connection { video, audio, screen, .. } = &mut self.sender;
+            [video, audio, screen].into_iter().flatten().for_each(|flow| flow.due = now);
             self.switches.connected.store(true, Ordering::Relaxed);
         }
         let mut wake = self.timeout;
         if self.connected {
             self.send_due(now)?;
-            for flow in [&self.sender.video, &self.sender.audio].into_iter().flatten() {
+            for flow in [&self.sender.video, &self.sender.audio, &self.sender.screen].into_iter().flatten() {
                 wake = wake.min(flow.due);
             }
         }
@@ -195,7 +204,7 @@ impl DrivenConnection {
     fn send_due(&mut self, now: Instant) -> Result<()> {
         let resize = lock(&self.switches.size).take();
         if let (Some(size), Some(video)) = (resize, &mut self.sender.video) {
-            video.source = video_source(&self.sender.options, size)?;
+            video.source = video_source(&self.sender.options, size, self.sender.options.code)?;
             video.keyframe_wanted = true;
         }
         let off = |switch: &std::sync::atomic::AtomicBool| switch.load(Ordering::Relaxed);
@@ -206,6 +215,13 @@ impl DrivenConnection {
                 lock(&self.truth).frames.push((number, taken));
             } else if video_off {
                 lock(&self.truth).frames_left_out += 1;
+            }
+            self.timeout = self.sender.poll(&self.truth)?;
+        }
+        while let Some(screen) = self.sender.screen.as_mut().filter(|f| f.due <= now) {
+            let taken = screen.due;
+            if let Some(number) = screen.send(&mut self.sender.rtc, false, false)? {
+                lock(&self.truth).screen_frames.push((number, taken));
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
@@ -315,12 +331,12 @@ fn h264(mut config: RtcConfig, profile_level_id: Option<u32>) -> RtcConfig {
     config
 }
 
-fn video_source(options: &Options, size: (u32, u32)) -> Result<MediaSource> {
+fn video_source(options: &Options, size: (u32, u32), code: u16) -> Result<MediaSource> {
     let codec = options.video.context("no video")?;
     Ok(if options.live {
-        MediaSource::Live(Box::new(LiveEncoder::new(codec, size, options.code, options.kilobits)?))
+        MediaSource::Live(Box::new(LiveEncoder::new(codec, size, code, options.kilobits)?))
     } else {
-        MediaSource::Loop(media::video(codec, size, options.code, options.kilobits)?)
+        MediaSource::Loop(media::video(codec, size, code, options.kilobits)?)
     })
 }
 
