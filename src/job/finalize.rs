@@ -14,6 +14,7 @@ use crate::archive::object::{Built, Object};
 use crate::catalog::{ArchiveFile, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
@@ -88,9 +89,9 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         job.context.catalog.resolve_parked(job.row.job).await
     };
     match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
-        None => return Ok(Ended::Fenced),
-        Some(Err(error)) => return Err(JobFailure::of(&error)),
-        Some(Ok(())) => {}
+        Ok(Cancellable::Done(())) => {}
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Err(error) => return Err(JobFailure::of(&error)),
     }
     if advance(job, JobState::Available, None).await? == Transition::Fenced {
         return Ok(Ended::Fenced);

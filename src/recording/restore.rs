@@ -52,7 +52,8 @@ pub async fn restore_reserving(
 ) -> Result<usize, ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
-    let bundles = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let bundles =
+        retry_until_cancelled("list bundles", STORE, cancel, list).await?.done().ok_or(ShipError::Cancelled)?;
     let at = dir.to_owned();
     let present = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
     let missing: Vec<_> = bundles.iter().filter(|b| !present.contains(&b.key)).collect();
@@ -68,7 +69,7 @@ pub async fn restore_reserving(
     for bundle in missing {
         let temp = dir.join(TEMP_NAME);
         let fetch = || fetch(store, &bundle.key, &temp);
-        retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
+        retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await?.done().ok_or(ShipError::Cancelled)?;
         let (at, key) = (dir.to_owned(), bundle.key.clone());
         let unpacked =
             tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small_files).map(|()| small_files)).await;

@@ -209,7 +209,7 @@ pub async fn ship_rest(
 ) -> Result<(), ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
-    let there = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let there = retry_until_cancelled("list bundles", STORE, cancel, list).await?.done().ok_or(ShipError::Cancelled)?;
     let number = |key: &str| match Keys::parse(key) {
         Some((_, Kind::Bundle(of, n))) if of == epoch => Some(n),
         _ => None,
@@ -233,7 +233,7 @@ async fn put_bundle(
 ) -> Result<(), ShipError> {
     let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
     let put = || store.put(key, bundle.body.clone(), options());
-    retry_until_cancelled("ship segments", STORE, cancel, put).await.ok_or(ShipError::Cancelled)??;
+    retry_until_cancelled("ship segments", STORE, cancel, put).await?.done().ok_or(ShipError::Cancelled)?;
     Ok(())
 }
 

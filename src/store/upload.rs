@@ -241,7 +241,7 @@ impl FileUpload<'_> {
                 }
             }
         });
-        match tried.await.ok_or(UploadError::Cancelled)?? {
+        match tried.await?.done().ok_or(UploadError::Cancelled)? {
             Step::Done(done) => Ok(Some(done)),
             Step::Lost => Ok(None),
             Step::Failed(error) => Err(error),
@@ -302,7 +302,7 @@ impl FileUpload<'_> {
         let upload = self.upload;
         let create = || self.store.create_upload(&upload.key, self.options());
         let created = retry_until_cancelled("begin an upload", STORE, self.cancel, create).await;
-        let upload_id = created.ok_or(UploadError::Cancelled)??;
+        let upload_id = created?.done().ok_or(UploadError::Cancelled)?;
         journal.append(&Entry::Begun {
             key: upload.key.clone(),
             upload_id: upload_id.clone(),
@@ -373,8 +373,9 @@ impl FileUpload<'_> {
     async fn prove(&self) -> Result<ObjectInfo, UploadError> {
         let head = || self.store.head(&self.upload.key);
         let found = retry_until_cancelled("look at an object", STORE, self.cancel, head)
-            .await
-            .ok_or(UploadError::Cancelled)??;
+            .await?
+            .done()
+            .ok_or(UploadError::Cancelled)?;
         if let Some(there) = found.as_ref().filter(|there| self.is_same(there)) {
             return Ok(there.clone());
         }
