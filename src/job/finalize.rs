@@ -8,7 +8,7 @@ use super::stage::{Transition, advance};
 use super::{Ended, Job, JobFailure};
 use crate::archive::ArchiveError;
 use crate::archive::build::build;
-use crate::archive::deliver::{DeliverError, Delivery};
+use crate::archive::deliver::Delivery;
 use crate::archive::documents::{Manifest, Report};
 use crate::archive::object::{Built, Object};
 use crate::catalog::{ArchiveFile, JobState};
@@ -24,7 +24,6 @@ use crate::recording::upload;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::CATALOG;
 use crate::runtime::retry::retry_until_cancelled;
-use crate::store::upload::UploadError;
 
 /// Making the files is tried so often; then a person must look.
 const BUILD_TRIES: u32 = 5;
@@ -62,8 +61,8 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     let store = job.context.store.as_ref();
     let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
     let manifest = match delivery.send(&built, &job.fenced).await {
-        Ok(manifest) => manifest,
-        Err(DeliverError::Upload(UploadError::Cancelled)) => return Ok(Ended::Fenced),
+        Ok(Cancellable::Done(manifest)) => manifest,
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
         Err(error) => return Err(JobFailure::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.

@@ -9,6 +9,7 @@ use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 use crate::media::Pipelines;
 use crate::model::archive_options::{OutputMode, Resolution};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::layout::Layout;
@@ -63,10 +64,10 @@ pub async fn recompose(
     Derivation { source: archive, new }: Derivation,
     overrides: &RecomposeOverrides,
     cancel: &CancellationToken,
-) -> Result<ArchiveRow, RecomposeError> {
+) -> Result<Cancellable<ArchiveRow>, RecomposeError> {
     let row = finished_archive(catalog, archive).await?;
     let workspace = Workspace::create(settings, RECOMPOSE, new).await?;
-    let made: Result<ArchiveRow, RecomposeError> = async {
+    let made: Result<Cancellable<ArchiveRow>, RecomposeError> = async {
         let dir = workspace.dir.clone();
         let keys = Keys::new(row.application.clone(), archive);
         let fetched = restore_reserving(store, &keys, &dir, required_free_bytes, cancel).await?;
