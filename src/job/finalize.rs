@@ -47,8 +47,8 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
             composing.call_off().await;
         }
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
-            Ok(_) => {}
-            Err(upload::ShipError::Cancelled) => return Ok(Ended::Fenced),
+            Ok(Cancellable::Done(_)) => {}
+            Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
             Err(error) => return Err(JobFailure::of(&error)),
         }
     }
@@ -66,8 +66,10 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Err(error) => return Err(JobFailure::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
-    if let Err(error) = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
-        tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
+    match upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
+        Ok(Cancellable::Done(())) => {}
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Err(error) => tracing::warn!("the end of the log is not kept in the store: {}", chain(&error)),
     }
     // An archive is at least one object.
     let main = built

@@ -71,6 +71,7 @@ pub async fn recompose(
         let dir = workspace.dir.clone();
         let keys = Keys::new(row.application.clone(), archive);
         let fetched = restore_reserving(store, &keys, &dir, required_free_bytes, cancel).await?;
+        let Cancellable::Done(fetched) = fetched else { return Ok(Cancellable::Cancelled) };
         let descriptor =
             std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<ArchiveDescriptor>(&json).ok());
         let Some(mut descriptor) = descriptor.filter(|_| fetched > 0) else {
