@@ -17,6 +17,7 @@ pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
 use crate::media::{MediaError, Pipelines, mux, verify};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::cancellable::Cancellable;
 use crate::model::ids::{StreamId, TrackId};
 use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
@@ -54,7 +55,7 @@ pub fn build(
     live_output: Option<Composed>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Built, ArchiveError> {
+) -> Result<Cancellable<Built>, ArchiveError> {
     let out = dir.join("out");
     std::fs::create_dir_all(&out).map_err(ArchiveError::io("created", &out))?;
     let log = LogReader::open(dir)?;
@@ -68,7 +69,8 @@ pub fn build(
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
     let mut thumbnails = Vec::new();
     if descriptor.options.output_mode != OutputMode::Individual {
-        let (object, entry) = composed::build_composed(dir, live_output, descriptor, pipelines, cancel)?;
+        let made = composed::build_composed(dir, live_output, descriptor, pipelines, cancel)?;
+        let Cancellable::Done((object, entry)) = made else { return Ok(Cancellable::Cancelled) };
         objects.push(object);
         thumbnails = composed::thumbnail_objects(dir)?;
         composed = Some(entry);
@@ -77,9 +79,11 @@ pub fn build(
         let plans = individual::plan(&log.tracks, &corrections, &events, &descriptor.options);
         for plan in &plans {
             if cancel.is_cancelled() {
-                return Err(ArchiveError::Cancelled);
+                return Ok(Cancellable::Cancelled);
             }
-            files.push(build_file(plan, &out, pipelines, cancel)?);
+            let file = build_file(plan, &out, pipelines, cancel)?;
+            let Cancellable::Done(file) = file else { return Ok(Cancellable::Cancelled) };
+            files.push(file);
         }
         objects.push(pack_zip(&out, descriptor, &plans, &files, &streams)?);
     }
@@ -118,7 +122,7 @@ pub fn build(
         files,
         composed,
     };
-    Ok(Built { objects, manifest, report })
+    Ok(Cancellable::Done(Built { objects, manifest, report }))
 }
 
 /// Packs the files into the ZIP, with Vonage's manifest.
@@ -146,22 +150,20 @@ fn build_file(
     out: &Path,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<FileEntry, ArchiveError> {
+) -> Result<Cancellable<FileEntry>, ArchiveError> {
     let path = out.join(&plan.name);
-    let media = |source| match source {
-        MediaError::Cancelled => ArchiveError::Cancelled,
-        source => ArchiveError::Media { file: plan.name.clone(), source },
-    };
+    let media = |source| ArchiveError::Media { file: plan.name.clone(), source };
     let mut raw = false;
     let muxed = match mux::mux(plan.input(), &path, pipelines, cancel) {
-        Ok(muxed) => match check_file(plan, &muxed, &path, pipelines, cancel) {
-            Ok(()) => muxed,
-            Err(error @ ArchiveError::Cancelled) => return Err(error),
+        Ok(Cancellable::Done(muxed)) => match check_file(plan, &muxed, &path, pipelines, cancel) {
+            Ok(Cancellable::Done(())) => muxed,
+            Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
             Err(error) => {
                 raw = write_raw_file(plan, &path, &error)?;
                 muxed
             }
         },
+        Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
         Err(error @ MediaError::Element { .. }) => {
             raw = write_raw_file(plan, &path, &media(error))?;
             mux::Muxed::default()
@@ -169,7 +171,7 @@ fn build_file(
         Err(error) => return Err(media(error)),
     };
     let (sha256, size) = zip::sha256(&path)?;
-    Ok(FileEntry {
+    Ok(Cancellable::Done(FileEntry {
         name: plan.name.clone(),
         stream_id: plan.stream,
         size,
@@ -181,7 +183,7 @@ fn build_file(
         video_frames: muxed.video_frames,
         audio_frames: muxed.audio_frames,
         raw,
-    })
+    }))
 }
 
 /// Writes the log's segments as they are, for media that no muxer or decoder accepts. One publisher's media must neither
@@ -201,13 +203,11 @@ fn check_file(
     path: &Path,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<(), ArchiveError> {
+) -> Result<Cancellable<()>, ArchiveError> {
     let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };
-    let media = |source| match source {
-        MediaError::Cancelled => ArchiveError::Cancelled,
-        source => ArchiveError::Media { file: plan.name.clone(), source },
-    };
+    let media = |source| ArchiveError::Media { file: plan.name.clone(), source };
     let counted = verify::count(path, pipelines, cancel).map_err(media)?;
+    let Cancellable::Done(counted) = counted else { return Ok(Cancellable::Cancelled) };
     for (found, fed, what) in [
         (counted.video_frames, muxed.video_frames, "pictures"),
         (counted.audio_buffers, muxed.audio_frames, "frames of sound"),
@@ -217,6 +217,7 @@ fn check_file(
         }
     }
     let decoded = verify::decode(path, Some(SAMPLE), pipelines, cancel).map_err(media)?;
+    let Cancellable::Done(decoded) = decoded else { return Ok(Cancellable::Cancelled) };
     for (run, count, what) in
         [(&plan.video, decoded.video_frames, "picture"), (&plan.audio, decoded.audio_buffers, "sound")]
     {
@@ -231,7 +232,7 @@ fn check_file(
     if (found - expected).abs() > DURATION_TOLERANCE {
         return Err(invalid(format!("it lasts {} ms instead of {} ms", found / 1_000_000, expected / 1_000_000)));
     }
-    Ok(())
+    Ok(Cancellable::Done(()))
 }
 
 /// The streams that a job's history names.

@@ -56,7 +56,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Some(composing) => composing.end().await,
         None => None,
     };
-    let Some(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(Ended::Fenced) };
+    let Cancellable::Done(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(Ended::Fenced) };
     let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
     let store = job.context.store.as_ref();
     let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
@@ -120,24 +120,28 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     Ok(Ended::Available)
 }
 
-/// Builds an archive's files, or takes those of an earlier attempt. `None` when the job was fenced meanwhile.
-async fn build_or_reuse(job: &Job, reason: &str, live_output: Option<Composed>) -> Result<Option<Built>, JobFailure> {
+/// Builds an archive's files, or takes those of an earlier attempt. Cancelled when the job is fenced.
+async fn build_or_reuse(
+    job: &Job,
+    reason: &str,
+    live_output: Option<Composed>,
+) -> Result<Cancellable<Built>, JobFailure> {
     for attempt in 0.. {
         let (dir, descriptor, reason) = (job.dir.clone(), job.descriptor(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
         let (cancel, live_output) = (job.fenced.clone(), live_output.clone());
-        let work = move || -> Result<Built, ArchiveError> {
+        let work = move || -> Result<Cancellable<Built>, ArchiveError> {
             if let Some(built) = load_build(&dir) {
-                return Ok(built);
+                return Ok(Cancellable::Done(built));
             }
             let built = build(&dir, &descriptor, &reason, live_output, &pipelines, &cancel)?;
+            let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
             save_build(&dir, &built)?;
-            Ok(built)
+            Ok(Cancellable::Done(built))
         };
         let error = match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(built)) => return Ok(Some(built)),
-            Ok(Err(ArchiveError::Cancelled)) => return Ok(None),
+            Ok(Ok(built)) => return Ok(built),
             Ok(Err(error)) if error.fault().retry == Retry::Never || attempt + 1 >= BUILD_TRIES => {
                 return Err(JobFailure::of(&error));
             }
@@ -149,7 +153,7 @@ async fn build_or_reuse(job: &Job, reason: &str, live_output: Option<Composed>) 
         tracing::warn!(attempt, "the archive cannot be made, trying again: {}", chain(&error));
         tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random())).await;
     }
-    Ok(None)
+    Ok(Cancellable::Cancelled)
 }
 
 fn load_build(dir: &std::path::Path) -> Option<Built> {

@@ -79,7 +79,8 @@ fn run(video: Track, audio: Track, path: &Path) -> Muxed {
     let source =
         |t: Track| t.map(|(f, frames)| (f, Box::new(frames.into_iter()) as Box<dyn Iterator<Item = Frame> + Send>));
     let input = MuxInput { video: source(video), audio: source(audio), start: MediaTime::ZERO };
-    mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux")
+    let muxed = mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux");
+    muxed.done().expect("not cancelled")
 }
 
 /// `key=value` lines of ffprobe for one kind of stream, with packets counted.
@@ -171,6 +172,7 @@ fn sound_that_begins_late_and_sound_alone_are_right() {
     assert!((duration(&path) - 9.0).abs() < 0.05, "{}", duration(&path));
     plays(&path);
     let counted = verify::count(&path, &Pipelines::default(), &CancellationToken::new()).expect("count");
+    let counted = counted.done().expect("not cancelled");
     assert_eq!((counted.video_frames, counted.audio_buffers), (video.1.len() as u64, audio.1.len() as u64));
     let path = dir.path().join("audio.webm");
     run(None, Some(coded(Codec::Opus)), &path);

@@ -133,6 +133,7 @@ pub async fn clip(
         let input = ClipInput { source, clip, media, manifest, entry, report };
         let making = move || build_clip(new, input, path, &pipelines, &stop);
         let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
+        let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
         Ok(publish(catalog, store, settings.store.part_size.0, row, &built, &out, cancel).await?)
     }
     .await;
@@ -189,7 +190,7 @@ fn build_clip(
     path: PathBuf,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Built, DeriveError> {
+) -> Result<Cancellable<Built>, DeriveError> {
     let ClipInput { source, clip, media, manifest, entry, report } = input;
     let bytes = File::open(&media).map_err(DeriveError::io(&media))?;
     source.write(&clip, &bytes, &path).map_err(DeriveError::io(&path))?;
@@ -197,6 +198,7 @@ fn build_clip(
     let (video, audio) = source.has(&clip);
     let expected = Expected { pictures: clip.pictures, rate: source.rate(), video, audio };
     let object = verified_object(expected, path, pipelines, cancel)?;
+    let Cancellable::Done(object) = object else { return Ok(Cancellable::Cancelled) };
     let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(clip.before));
     let origin = Wallclock::parse_rfc3339(&manifest.origin);
     let started_at = origin.map(|origin| MediaTime::from_millis(start_ms).to_wallclock(origin).to_rfc3339());
@@ -213,5 +215,6 @@ fn build_clip(
         composed: Some(entry),
         ..manifest
     };
-    Ok(Built { objects: vec![object], manifest, report: Report { archive_id: archive, ..report } })
+    let report = Report { archive_id: archive, ..report };
+    Ok(Cancellable::Done(Built { objects: vec![object], manifest, report }))
 }

@@ -89,6 +89,7 @@ pub async fn recompose(
         let making =
             tokio::task::spawn_blocking(move || build(&dir, &built_descriptor, &reason, None, &pipelines, &stop));
         let built = making.await.expect("making an archive does not panic").map_err(DeriveError::from)?;
+        let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
         let row = ArchiveRow { options: descriptor.options.clone(), ..row };
         Ok(publish(catalog, store, settings.store.part_size.0, row, &built, &out, cancel).await?)
     }
