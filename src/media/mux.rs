@@ -191,7 +191,7 @@ pub fn mux(
         drop(pipeline);
     }
     let muxed = feeder.join().expect("the feeder does not panic");
-    let Cancellable::Done(()) = ended? else { return Ok(Cancellable::Cancelled) };
+    let (Cancellable::Done(()), Cancellable::Done(muxed)) = (ended?, muxed) else { return Ok(Cancellable::Cancelled) };
     let length = u64::try_from(muxed.end - input.start).unwrap_or(0);
     let set = duration::set(path, length).map_err(|e| e.to_string());
     match set {
@@ -210,11 +210,15 @@ fn feed_all(
     start: MediaTime,
     fed: &AtomicU64,
     cancel: &CancellationToken,
-) -> Muxed {
+) -> Cancellable<Muxed> {
     let mut end = start;
     // The muxer would wait to the end for an input that has nothing at all.
     [&video, &audio].into_iter().flatten().filter(|feed| feed.next.is_none()).for_each(Feed::end);
-    while !cancel.is_cancelled() {
+    loop {
+        // The inputs are not ended: the muxer must not finish a file that lacks frames.
+        if cancel.is_cancelled() {
+            return Cancellable::Cancelled;
+        }
         let (v, a) = (video.as_ref().and_then(Feed::due), audio.as_ref().and_then(Feed::due));
         let turn = match (v, a) {
             (None, None) => break,
@@ -238,5 +242,5 @@ fn feed_all(
             feed.fed
         })
     };
-    Muxed { video_frames: count(&video), audio_frames: count(&audio), end }
+    Cancellable::Done(Muxed { video_frames: count(&video), audio_frames: count(&audio), end })
 }

@@ -10,6 +10,7 @@ use archiver::media::mux::{MuxInput, Muxed, mux};
 use archiver::media::plane::Plane;
 use archiver::media::verify;
 use archiver::media::{Pipelines, check};
+use archiver::model::cancellable::Cancellable;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
 use gstreamer as gst;
@@ -81,6 +82,22 @@ fn run(video: Track, audio: Track, path: &Path) -> Muxed {
     let input = MuxInput { video: source(video), audio: source(audio), start: MediaTime::ZERO };
     let muxed = mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux");
     muxed.done().expect("not cancelled")
+}
+
+#[test]
+fn a_file_whose_muxing_is_cancelled_does_not_pass_for_a_whole_one() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (cancel, (format, frames)) = (CancellationToken::new(), coded(Codec::Vp8));
+    let stop = cancel.clone();
+    let frames = frames.into_iter().enumerate().inspect(move |(n, _)| {
+        if *n == 10 {
+            stop.cancel();
+        }
+    });
+    let frames = Box::new(frames.map(|(_, frame)| frame));
+    let input = MuxInput { video: Some((format, frames)), audio: None, start: MediaTime::ZERO };
+    let muxed = mux(input, &dir.path().join("video.webm"), &Pipelines::default(), &cancel);
+    assert!(matches!(muxed, Ok(Cancellable::Cancelled)), "{muxed:?}");
 }
 
 /// `key=value` lines of ffprobe for one kind of stream, with packets counted.
