@@ -17,6 +17,7 @@ use crate::archive::derive::queue::run_derivations;
 use crate::bridge::{self, Bridge};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::Settings;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::notify::{self, Dispatcher};
 use crate::runtime::supervise::{panicked, restart_on_panic};
@@ -53,7 +54,7 @@ pub async fn open_and_serve(
     serving: watch::Sender<Option<SharedCatalog>>,
     stop: CancellationToken,
 ) -> Result<(), ApiStartError> {
-    let Some(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
+    let Cancellable::Done(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
     serve(settings, services, serving, stop).await
 }
 

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{BrokerConfig, RabbitBroker, SharedBroker};
 use crate::catalog::{CatalogError, SharedCatalog};
 use crate::config::{ConfigErrors, Settings, StoreKind};
+use crate::model::cancellable::Cancellable;
 use crate::router::janus::{JanusConfig, JanusRouter};
 use crate::router::{MediaRouter, Routers};
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
@@ -43,15 +44,15 @@ pub enum ServicesError {
 }
 
 impl Services {
-    /// Opens the services of a configuration. Retries while the catalog is unavailable; `None` when `stop` is cancelled first.
+    /// Opens the services of a configuration. Retries while the catalog is unavailable, until `stop` is cancelled.
     ///
     /// # Errors
     /// When a service cannot be used and its fault is not retried.
-    pub async fn open(settings: &Settings, stop: &CancellationToken) -> Result<Option<Self>, ServicesError> {
+    pub async fn open(settings: &Settings, stop: &CancellationToken) -> Result<Cancellable<Self>, ServicesError> {
         let broker = broker(settings)?;
         let opened = retry_until_cancelled("open the catalog", CATALOG, stop, || catalog(settings)).await;
-        let Some(catalog) = opened.transpose()? else { return Ok(None) };
-        Ok(Some(Self { catalog, store: store(settings).await?, routers: routers(settings), broker }))
+        let Cancellable::Done(catalog) = opened? else { return Ok(Cancellable::Cancelled) };
+        Ok(Cancellable::Done(Self { catalog, store: store(settings).await?, routers: routers(settings), broker }))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::config::Settings;
 use crate::job::Context;
 use crate::job::intake::handle;
 use crate::job::scheduler::run_scheduler;
+use crate::model::cancellable::Cancellable;
 use crate::notify::{self, Dispatcher};
 use crate::recording::spool::Spool;
 use crate::runtime::supervise::{panicked, restart_on_panic};
@@ -84,7 +85,7 @@ pub async fn open_and_run(
     let bind = engine.bind;
     let engine =
         Engine::start(engine, Arc::clone(&spool)).map_err(|source| WorkerStartError::Socket { bind, source })?;
-    let Some(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
+    let Cancellable::Done(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
     run(settings, services, engine, spool, stop).await;
     Ok(())
 }

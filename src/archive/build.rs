@@ -17,6 +17,7 @@ pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
+use crate::model::cancellable::Cancellable;
 use crate::model::ids::{StreamId, TrackId};
 use crate::model::media::VideoType;
 use crate::model::time::MediaTime;
@@ -47,7 +48,7 @@ pub fn build(
     live_output: Option<Composed>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Built, ArchiveError> {
+) -> Result<Cancellable<Built>, ArchiveError> {
     let out = dir.join("out");
     std::fs::create_dir_all(&out).map_err(ArchiveError::io("created", &out))?;
     let log = LogReader::open(dir)?;
@@ -61,7 +62,8 @@ pub fn build(
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
     let mut thumbnails = Vec::new();
     if descriptor.options.output_mode != OutputMode::Individual {
-        let (object, entry) = composed::build_composed(dir, live_output, descriptor, pipelines, cancel)?;
+        let made = composed::build_composed(dir, live_output, descriptor, pipelines, cancel)?;
+        let Cancellable::Done((object, entry)) = made else { return Ok(Cancellable::Cancelled) };
         objects.push(object);
         thumbnails = composed::thumbnail_objects(dir)?;
         composed = Some(entry);
@@ -70,9 +72,11 @@ pub fn build(
         let plans = individual::plan(&log.tracks, &corrections, &events, &descriptor.options);
         for plan in &plans {
             if cancel.is_cancelled() {
-                return Err(ArchiveError::Cancelled);
+                return Ok(Cancellable::Cancelled);
             }
-            files.extend(stream_files::build_files(plan, &out, descriptor, pipelines, cancel)?);
+            let made = stream_files::build_files(plan, &out, descriptor, pipelines, cancel)?;
+            let Cancellable::Done(made) = made else { return Ok(Cancellable::Cancelled) };
+            files.extend(made);
         }
         objects.push(pack_zip(&out, descriptor, &plans, &files, &streams)?);
     }
@@ -111,7 +115,7 @@ pub fn build(
         files,
         composed,
     };
-    Ok(Built { objects, manifest, report })
+    Ok(Cancellable::Done(Built { objects, manifest, report }))
 }
 
 /// Packs the files into the ZIP, with Vonage's manifest.

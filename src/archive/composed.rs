@@ -10,10 +10,11 @@ use super::object::{ArchiveDescriptor, Object, journal};
 use super::{ArchiveError, zip};
 use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
-use crate::compose::process::{self, ChildError};
+use crate::compose::process;
 use crate::compose::thumbnails;
-use crate::media::{MediaError, Pipelines, verify};
+use crate::media::{Pipelines, verify};
 use crate::model::archive_options::{ArchiveOptions, Resolution};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::recording::LogError;
 use crate::store::keys::Kind;
@@ -57,7 +58,7 @@ pub(super) fn build_composed(
     descriptor: &ArchiveDescriptor,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<(Object, ComposedEntry), ArchiveError> {
+) -> Result<Cancellable<(Object, ComposedEntry)>, ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
     let options = Options {
@@ -70,27 +71,24 @@ pub(super) fn build_composed(
         check(Expected { pictures, rate, video: options.video, audio: options.audio }, &path, pipelines, cancel)
     };
     let mut sent = None;
-    let live_output = match live_output.map(|composed| check_composed(&composed).map(|()| composed)) {
-        Some(Err(ArchiveError::Cancelled)) => return Err(ArchiveError::Cancelled),
-        Some(Err(error)) => {
-            tracing::warn!("the file made while following the session is made again: {}", chain(&error));
-            None
-        }
-        Some(Ok(composed)) => {
+    let live_output = match live_output.map(|composed| (check_composed(&composed), composed)) {
+        Some((Ok(Cancellable::Done(())), composed)) => {
             sent = streaming_upload::parts(&journal(&path), &path).map_err(LogError::from)?;
             Some(composed)
+        }
+        Some((Ok(Cancellable::Cancelled), _)) => return Ok(Cancellable::Cancelled),
+        Some((Err(error), _)) => {
+            tracing::warn!("the file made while following the session is made again: {}", chain(&error));
+            None
         }
         None => None,
     };
     let composed = match live_output {
         Some(composed) => composed,
         None => {
-            let run = process::run(dir, &path, &options, pipelines, None, cancel);
-            let composed = run.map_err(|error| match error {
-                ChildError::Cancelled => ArchiveError::Cancelled,
-                error => ArchiveError::Composer(error),
-            })?;
-            check_composed(&composed)?;
+            let composed = process::run(dir, &path, &options, pipelines, None, cancel)?;
+            let Cancellable::Done(composed) = composed else { return Ok(Cancellable::Cancelled) };
+            let Cancellable::Done(()) = check_composed(&composed)? else { return Ok(Cancellable::Cancelled) };
             composed
         }
     };
@@ -110,7 +108,7 @@ pub(super) fn build_composed(
             .map(|(stream, kind, errors)| (*stream, *kind, errors.decoder, errors.skipped))
             .collect(),
     };
-    Ok((Object { kind: Kind::Mp4, path, size, sha256, parts: sent }, entry))
+    Ok(Cancellable::Done((Object { kind: Kind::Mp4, path, size, sha256, parts: sent }, entry)))
 }
 
 /// The thumbnails that the composer wrote beside the file, if it could.
@@ -143,10 +141,11 @@ pub(crate) fn verified_object(
     path: PathBuf,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Object, ArchiveError> {
-    check(expected, &path, pipelines, cancel)?;
+) -> Result<Cancellable<Object>, ArchiveError> {
+    let checked = check(expected, &path, pipelines, cancel)?;
+    let Cancellable::Done(()) = checked else { return Ok(Cancellable::Cancelled) };
     let (sha256, size) = zip::sha256(&path)?;
-    Ok(Object { kind: Kind::Mp4, path, size, sha256, parts: None })
+    Ok(Cancellable::Done(Object { kind: Kind::Mp4, path, size, sha256, parts: None }))
 }
 
 fn check(
@@ -154,13 +153,11 @@ fn check(
     path: &Path,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<(), ArchiveError> {
+) -> Result<Cancellable<()>, ArchiveError> {
     let invalid = |what: String| ArchiveError::Invalid { file: NAME.to_owned(), what };
-    let media = |source| match source {
-        MediaError::Cancelled => ArchiveError::Cancelled,
-        source => ArchiveError::Media { file: NAME.to_owned(), source },
-    };
-    let (first, last) = verify::decode_ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
+    let media = |source| ArchiveError::Media { file: NAME.to_owned(), source };
+    let decoded = verify::decode_ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
+    let Cancellable::Done((first, last)) = decoded else { return Ok(Cancellable::Cancelled) };
     let lasts = expected.pictures * 1_000_000_000 / u64::from(expected.rate.max(1));
     if first.duration_ns.abs_diff(lasts) > DURATION_TOLERANCE {
         let ms = |ns: u64| ns / 1_000_000;
@@ -171,5 +168,5 @@ fn check(
             return Err(invalid(format!("its picture or its sound cannot be decoded at its {place}")));
         }
     }
-    Ok(())
+    Ok(Cancellable::Done(()))
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::documents::{Manifest, ObjectEntry};
 use super::object::{Built, Object, journal};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::store::ObjectStore;
 use crate::store::keys::{Keys, Kind};
@@ -57,7 +58,7 @@ impl Delivery<'_> {
     ///
     /// # Errors
     /// See [`DeliverError`].
-    pub async fn send(&self, built: &Built, cancel: &CancellationToken) -> Result<Manifest, DeliverError> {
+    pub async fn send(&self, built: &Built, cancel: &CancellationToken) -> Result<Cancellable<Manifest>, DeliverError> {
         let mut manifest = built.manifest.clone();
         let mut uploads: Vec<Upload> = built.objects.iter().map(|object| self.file(object)).collect();
         let report = serde_json::to_vec_pretty(&built.report).expect("plain data");
@@ -68,9 +69,10 @@ impl Delivery<'_> {
         let last = serde_json::to_vec_pretty(&manifest).expect("plain data");
         uploads.extend([report, self.document(Kind::Manifest, last).await?]);
         for one in &uploads {
-            upload(self.store, one, cancel, self.progress).await?;
+            let sent = upload(self.store, one, cancel, self.progress).await?;
+            let Cancellable::Done(_) = sent else { return Ok(Cancellable::Cancelled) };
         }
-        Ok(manifest)
+        Ok(Cancellable::Done(manifest))
     }
 
     fn file(&self, object: &Object) -> Upload {

@@ -56,9 +56,6 @@ pub enum ArchiveError {
         #[source]
         source: std::io::Error,
     },
-    /// It was called off.
-    #[error("the work was called off")]
-    Cancelled,
 }
 
 impl ArchiveError {
@@ -76,7 +73,6 @@ impl HasFault for ArchiveError {
             Self::Composer(e) => e.fault(),
             Self::Invalid { .. } => FaultKind::ArchiveInvalid.fault(),
             Self::Io { .. } => FaultKind::SpoolIo.fault(),
-            Self::Cancelled => FaultKind::MediaStalled.fault(),
         }
     }
 }

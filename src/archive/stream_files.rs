@@ -10,6 +10,7 @@ use super::object::ArchiveDescriptor;
 use super::{ArchiveError, zip};
 use crate::media::mux::{self, Muxed};
 use crate::media::{MediaError, Pipelines, verify};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::TrackKind;
 use crate::model::time::MediaTime;
@@ -43,22 +44,23 @@ pub(super) fn build_files(
     descriptor: &ArchiveDescriptor,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Vec<FileEntry>, ArchiveError> {
+) -> Result<Cancellable<Vec<FileEntry>>, ArchiveError> {
     let builder = Builder { out, descriptor, pipelines, cancel };
     let error = match builder.playable(plan) {
-        Ok(entry) => return Ok(vec![entry]),
+        Ok(made) => return Ok(made.map(|entry| vec![entry])),
         Err(error) if is_about_the_media(&error) => error,
         Err(error) => return Err(error),
     };
     if plan.video.is_none() || plan.audio.is_none() {
-        return Ok(vec![builder.as_captured(plan, &error)?]);
+        return Ok(Cancellable::Done(vec![builder.as_captured(plan, &error)?]));
     }
     let mut files: Vec<FileEntry> = Vec::new();
     for kind in [TrackKind::Video, TrackKind::Audio] {
         // The name without an addition is that of media that plays.
         let mut alone = plan.track(kind, files.iter().all(|file| file.raw));
         files.push(match builder.playable(&alone) {
-            Ok(entry) => entry,
+            Ok(Cancellable::Done(entry)) => entry,
+            Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
             Err(error) if is_about_the_media(&error) => {
                 alone = plan.track(kind, false);
                 builder.as_captured(&alone, &error)?
@@ -66,7 +68,7 @@ pub(super) fn build_files(
             Err(error) => return Err(error),
         });
     }
-    Ok(files)
+    Ok(Cancellable::Done(files))
 }
 
 /// Whether the media is the cause, and not a disk that is full, a log that cannot be read, or a machine that is too slow.
@@ -76,15 +78,18 @@ const fn is_about_the_media(error: &ArchiveError) -> bool {
 
 impl Builder<'_> {
     /// Muxes and verifies the file of a plan.
-    fn playable(&self, plan: &Plan) -> Result<FileEntry, ArchiveError> {
+    fn playable(&self, plan: &Plan) -> Result<Cancellable<FileEntry>, ArchiveError> {
         let path = self.out.join(&plan.name);
         let muxed = mux::mux(plan.input(), &path, self.pipelines, self.cancel).map_err(|e| media(plan, e))?;
-        self.check_patiently(plan, &muxed, &path)?;
-        self.entry(plan, &muxed, false)
+        let Cancellable::Done(muxed) = muxed else { return Ok(Cancellable::Cancelled) };
+        match self.check_patiently(plan, &muxed, &path)? {
+            Cancellable::Done(()) => self.entry(plan, &muxed, false).map(Cancellable::Done),
+            Cancellable::Cancelled => Ok(Cancellable::Cancelled),
+        }
     }
 
     /// Verifies a file, again if a reader stalls in it.
-    fn check_patiently(&self, plan: &Plan, muxed: &Muxed, path: &Path) -> Result<(), ArchiveError> {
+    fn check_patiently(&self, plan: &Plan, muxed: &Muxed, path: &Path) -> Result<Cancellable<()>, ArchiveError> {
         for _ in 0..VERIFY_TRIES {
             match self.check(plan, muxed, path) {
                 Err(ArchiveError::Media { source: stalled @ MediaError::Stalled { .. }, .. }) => {
@@ -128,9 +133,10 @@ impl Builder<'_> {
     }
 
     /// Verifies that a player finds in the file what was muxed.
-    fn check(&self, plan: &Plan, muxed: &Muxed, path: &Path) -> Result<(), ArchiveError> {
+    fn check(&self, plan: &Plan, muxed: &Muxed, path: &Path) -> Result<Cancellable<()>, ArchiveError> {
         let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };
         let counted = verify::count(path, self.pipelines, self.cancel).map_err(|e| media(plan, e))?;
+        let Cancellable::Done(counted) = counted else { return Ok(Cancellable::Cancelled) };
         for (found, fed, what) in [
             (counted.video_frames, muxed.video.frames, "pictures"),
             (counted.audio_buffers, muxed.audio.frames, "frames of sound"),
@@ -153,6 +159,7 @@ impl Builder<'_> {
             }
         }
         let decoded = verify::decode(path, Some(SAMPLE), self.pipelines, self.cancel).map_err(|e| media(plan, e))?;
+        let Cancellable::Done(decoded) = decoded else { return Ok(Cancellable::Cancelled) };
         for (track, count, what) in
             [(muxed.video, decoded.video_frames, "picture"), (muxed.audio, decoded.audio_buffers, "sound")]
         {
@@ -161,7 +168,7 @@ impl Builder<'_> {
                 return Err(invalid(format!("no {what} can be decoded")));
             }
         }
-        Ok(())
+        Ok(Cancellable::Done(()))
     }
 }
 
@@ -170,8 +177,5 @@ fn nanoseconds(from: MediaTime, to: MediaTime) -> u64 {
 }
 
 fn media(plan: &Plan, source: MediaError) -> ArchiveError {
-    match source {
-        MediaError::Cancelled => ArchiveError::Cancelled,
-        source => ArchiveError::Media { file: plan.name.clone(), source },
-    }
+    ArchiveError::Media { file: plan.name.clone(), source }
 }

@@ -20,6 +20,7 @@ use crate::catalog::{ArchiveFilter, ArchiveRow, ArchiveStatus, Catalog};
 use crate::config::Settings;
 use crate::job::change::{StreamsChange, check_classes, desire, select_streams};
 use crate::model::archive_options::{Resolution, StreamMode};
+use crate::model::cancellable::Cancellable;
 use crate::model::desired::{Desired, Selection};
 use crate::model::ids::{ApplicationId, ArchiveId, SessionId, StreamId};
 use crate::model::layout::{Layout, LayoutType};
@@ -205,6 +206,11 @@ async fn with_spinner<T>(doing: &'static str, work: impl Future<Output = T>) -> 
     done
 }
 
+/// The result of work that a person waits for: a cancellation ends the command like an error.
+fn unless_cancelled<T>(work: &str, result: Cancellable<T>) -> Result<T> {
+    result.done().with_context(|| format!("the {work} was called off"))
+}
+
 fn print_created(made: &ArchiveRow, json: bool) -> Result<()> {
     if json {
         return print_json(made);
@@ -296,6 +302,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
                 &stop,
             );
             let made = with_spinner("fetching the segments and composing them", making).await;
+            let made = made.map_err(anyhow::Error::from).and_then(|made| unless_cancelled("work", made));
             print_created(&made.with_context(|| format!("archive {archive} cannot be made again"))?, json)?;
         }
         ArchivesCommand::Clip { archive, from, to, at_keyframe, json } => {
@@ -305,6 +312,7 @@ pub(super) async fn run(settings: &Settings, command: ArchivesCommand) -> Result
             let making =
                 clip(settings, catalog.as_ref(), store.as_ref(), Derivation { source: archive, new }, part, &stop);
             let made = with_spinner("fetching the part and copying it", making).await;
+            let made = made.map_err(anyhow::Error::from).and_then(|made| unless_cancelled("work", made));
             print_created(&made.with_context(|| format!("archive {archive} cannot be clipped"))?, json)?;
         }
         ArchivesCommand::Layout { archive, layout, screenshare, stylesheet } => {
@@ -424,7 +432,8 @@ async fn download_object(store: &dyn ObjectStore, object: &ObjectEntry, path: &P
         part_bytes: object.part_bytes,
         path: path.to_owned(),
     };
-    download(store, &wanted, &CancellationToken::new(), &|bytes| bar.inc(bytes)).await?;
+    let fetched = download(store, &wanted, &CancellationToken::new(), &|bytes| bar.inc(bytes)).await?;
+    unless_cancelled("download", fetched)?;
     bar.finish_and_clear();
     Ok(())
 }

@@ -147,6 +147,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     let log_progress = if follow { process::receive_progress()? } else { ProgressReceiver::finished() };
     let composed =
         compose(&args.dir, &args.out, &options, &pipelines, log_progress, &CancellationToken::new(), &progress);
+    let composed = composed.map(|composed| composed.done().expect("nothing cancels the new token"));
     bar.finish_and_clear();
     if args.json {
         print_json_line(&match &composed {

@@ -17,6 +17,7 @@ use super::timeline::Stream;
 use crate::media::decode::DecodedFrame;
 use crate::media::encode::{Feeder, Output, encode};
 use crate::media::{MediaError, Pipelines, SAMPLE_RATE};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 use crate::model::ids::{StreamId, TrackKind};
 use crate::model::layout::{Layout, LayoutType};
@@ -110,7 +111,6 @@ impl From<WaitError> for ComposeError {
         match error {
             WaitError::Log(error) => error.into(),
             WaitError::WorkerGone(error) => error.into(),
-            WaitError::Cancelled => MediaError::Cancelled.into(),
         }
     }
 }
@@ -138,7 +138,7 @@ pub fn compose(
     log_progress: ProgressReceiver,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Composed, ComposeError> {
+) -> Result<Cancellable<Composed>, ComposeError> {
     for old in thumbnails::paths(out) {
         // There may be none.
         std::fs::remove_file(old).unwrap_or_default();
@@ -148,7 +148,7 @@ pub fn compose(
     let output = Output { seconds_max: session.seconds_total().unwrap_or(options.seconds_max), ..options.output() };
     encode(output, out, pipelines, cancel, move |feeder| {
         let mut composition = Composition { session: &mut session, feeder, cancel, progress };
-        let begin = composition.wait_for_start()?;
+        let Cancellable::Done(begin) = composition.wait_for_start()? else { return Ok(Cancellable::Cancelled) };
         let span = |ms: u32| i64::from(ms) * 1_000_000;
         let start = begin + options.clip.map_or(0, |clip| span(clip.from_ms));
         let end = options.clip.and_then(|clip| clip.to_ms).map(|to| begin + span(to));
@@ -156,8 +156,13 @@ pub fn compose(
         // The encoder puts as much before it.
         let delay = composition.feeder.delay();
         let (mut mixed, mut made) = (delay, 0);
-        // A file has one picture at least.
-        while composition.wait_for_media(start, made, options.rate, end)? || made == 0 {
+        loop {
+            let more = composition.wait_for_media(start, made, options.rate, end)?;
+            let Cancellable::Done(more) = more else { return Ok(Cancellable::Cancelled) };
+            // A file has one picture at least.
+            if !more && made > 0 {
+                break;
+            }
             composition.session.open_tracks(start)?;
             if options.video {
                 renderer.draw_frame(composition.session, composition.feeder, start, made)?;
@@ -176,7 +181,7 @@ pub fn compose(
             written.unwrap_or_else(|error| tracing::warn!("there are no small pictures: {}", chain(&error)));
         }
         let (errors, late) = (composition.session.errors(), composition.session.late());
-        Ok(Composed { start, pictures: made, rate: options.rate, late, errors })
+        Ok(Cancellable::Done(Composed { start, pictures: made, rate: options.rate, late, errors }))
     })
 }
 
@@ -190,15 +195,15 @@ struct Composition<'a> {
 
 impl Composition<'_> {
     /// Waits for the first media. A session without any begins at its origin.
-    fn wait_for_start(&mut self) -> Result<MediaTime, ComposeError> {
+    fn wait_for_start(&mut self) -> Result<Cancellable<MediaTime>, ComposeError> {
         loop {
             if let Some(start) = self.session.file_start() {
-                return Ok(start);
+                return Ok(Cancellable::Done(start));
             }
             if self.session.has_media_at(MediaTime::ZERO).is_none() {
-                return Ok(MediaTime::ZERO);
+                return Ok(Cancellable::Done(MediaTime::ZERO));
             }
-            self.wait(0)?;
+            let Cancellable::Done(()) = self.wait(0)? else { return Ok(Cancellable::Cancelled) };
         }
     }
 
@@ -209,21 +214,22 @@ impl Composition<'_> {
         picture: u64,
         rate: u32,
         end: Option<MediaTime>,
-    ) -> Result<bool, ComposeError> {
+    ) -> Result<Cancellable<bool>, ComposeError> {
         let middle = moment(start, picture, rate) + interval(rate) / 2;
         if end.is_some_and(|end| middle > end) {
-            return Ok(false);
+            return Ok(Cancellable::Done(false));
         }
         loop {
             match self.session.has_media_at(middle) {
-                Some(true) => return Ok(true),
-                None => return Ok(false),
-                Some(false) => self.wait(picture)?,
+                Some(true) => return Ok(Cancellable::Done(true)),
+                None => return Ok(Cancellable::Done(false)),
+                Some(false) => {}
             }
+            let Cancellable::Done(()) = self.wait(picture)? else { return Ok(Cancellable::Cancelled) };
         }
     }
 
-    fn wait(&mut self, made: u64) -> Result<(), ComposeError> {
+    fn wait(&mut self, made: u64) -> Result<Cancellable<()>, ComposeError> {
         self.feeder.keep_alive();
         (self.progress)(made, made + 1);
         Ok(self.session.wait(self.cancel)?)

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::clock::Clocks;
 use super::inputs::{AudioInput, Errors, VideoInput};
 use super::timeline::{self, Stream};
+use crate::model::cancellable::Cancellable;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::Layout;
 use crate::model::time::{MediaSpan, MediaTime};
@@ -245,12 +246,13 @@ impl SessionLog {
     }
 
     /// Waits until the log has grown, and reads it. Returns at once when it does not grow any more.
-    pub fn wait(&mut self, cancel: &CancellationToken) -> Result<(), WaitError> {
+    pub fn wait(&mut self, cancel: &CancellationToken) -> Result<Cancellable<()>, WaitError> {
         if cancel.is_cancelled() {
-            return Err(WaitError::Cancelled);
+            return Ok(Cancellable::Cancelled);
         }
         self.progress.wait()?;
-        Ok(self.refresh()?)
+        self.refresh()?;
+        Ok(Cancellable::Done(()))
     }
 
     /// The end of the media that is known so far.
@@ -276,13 +278,11 @@ impl SessionLog {
     }
 }
 
-/// Why waiting ended.
+/// Why the log cannot be waited for.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WaitError {
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
     WorkerGone(#[from] WorkerGone),
-    #[error("the work was called off")]
-    Cancelled,
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::composer::{Composed, Options};
 use super::log_follower::{LogProgress, ProgressReceiver};
 use crate::media::Pipelines;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::time::MediaTime;
 use crate::runtime::metrics::metrics;
@@ -74,9 +75,6 @@ pub enum ChildError {
     /// It cannot be started.
     #[error("the composer cannot be started")]
     Start(#[source] std::io::Error),
-    /// The work was called off.
-    #[error("the work was called off")]
-    Cancelled,
 }
 
 impl HasFault for ChildError {
@@ -84,7 +82,7 @@ impl HasFault for ChildError {
         match self {
             Self::Failed(kind, _) => *kind,
             Self::Died(..) | Self::Start(_) => FaultKind::MediaPipeline,
-            Self::Stalled(_) | Self::Cancelled => FaultKind::MediaStalled,
+            Self::Stalled(_) => FaultKind::MediaStalled,
         }
         .fault()
     }
@@ -143,7 +141,7 @@ pub fn run(
     pipelines: &Pipelines,
     live_log: Option<&LiveLog>,
     cancel: &CancellationToken,
-) -> Result<Composed, ChildError> {
+) -> Result<Cancellable<Composed>, ChildError> {
     let task = Task { options: options.clone(), pipelines: pipelines.clone(), follow: live_log.is_some() };
     let starts_max = if live_log.is_some() { STARTS_MAX } else { STARTS_FINISHED_MAX };
     let mut died = String::new();
@@ -160,8 +158,11 @@ pub fn run(
         let input = child.0.stdin.take();
         let mut progress_pipe =
             live_log.zip(input).map(|(log, input)| ProgressPipe { watermark: log.watermark.clone(), input });
-        match wait_for_result(&lines, &mut progress_pipe, options.rate, pipelines.stall + GRACE_PERIOD, cancel)? {
-            Some(ComposerMessage::Composed(composed)) => return Ok(composed),
+        let stall = pipelines.stall + GRACE_PERIOD;
+        let result = wait_for_result(&lines, &mut progress_pipe, options.rate, stall, cancel)?;
+        let Cancellable::Done(result) = result else { return Ok(Cancellable::Cancelled) };
+        match result {
+            Some(ComposerMessage::Composed(composed)) => return Ok(Cancellable::Done(composed)),
             Some(ComposerMessage::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),
             Some(ComposerMessage::Progress(..) | ComposerMessage::Waiting) | None => {}
         }
@@ -240,7 +241,7 @@ fn wait_for_result(
     rate: u32,
     stall: Duration,
     cancel: &CancellationToken,
-) -> Result<Option<ComposerMessage>, ChildError> {
+) -> Result<Cancellable<Option<ComposerMessage>>, ChildError> {
     let (mut last_progress, mut frames_made, follows) = (Instant::now(), 0, progress_pipe.is_some());
     progress_pipe.iter_mut().for_each(ProgressPipe::send);
     let behind = |pictures: u64| {
@@ -261,11 +262,11 @@ fn wait_for_result(
                 last_progress = Instant::now();
             }
             Ok(ComposerMessage::Progress(..)) | Err(RecvTimeoutError::Timeout) => {}
-            Ok(last) => return Ok(Some(last)),
-            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Ok(last) => return Ok(Cancellable::Done(Some(last))),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Cancellable::Done(None)),
         }
         if cancel.is_cancelled() {
-            return Err(ChildError::Cancelled);
+            return Ok(Cancellable::Cancelled);
         }
         if last_progress.elapsed() > stall {
             return Err(ChildError::Stalled(stall.as_secs()));

@@ -17,6 +17,7 @@ use super::stage::{CaptureOutcome, ControlReceivers, bug};
 use super::stream_ids::StreamIds;
 use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
@@ -52,8 +53,10 @@ pub(super) async fn capture(
     if !job.has_all_before().await? {
         // How far others came is good to know, but media flows now: what is not here in time comes at the end.
         match tokio::time::timeout(RESTORE, restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced)).await {
-            Ok(Ok(bundles)) => tracing::info!(bundles, "earlier segments were fetched from the store"),
-            Ok(Err(upload::ShipError::Cancelled)) => return Ok(CaptureOutcome::Fenced),
+            Ok(Ok(Cancellable::Done(bundles))) => {
+                tracing::info!(bundles, "earlier segments were fetched from the store");
+            }
+            Ok(Ok(Cancellable::Cancelled)) => return Ok(CaptureOutcome::Fenced),
             Ok(Err(error)) => tracing::warn!("earlier segments are not fetched for now: {}", chain(&error)),
             Err(_) => tracing::warn!("earlier segments are not fetched for now: the store is too slow"),
         }
@@ -232,8 +235,8 @@ async fn ship_behind(
             () = backlog.more() => {}
         }
         match upload::ship(context.store.as_ref(), &keys, &dir, epoch, &mut next, &stop).await {
-            Ok(bytes) => backlog.shipped(bytes),
-            Err(upload::ShipError::Cancelled) => {}
+            Ok(Cancellable::Done(bytes)) => backlog.shipped(bytes),
+            Ok(Cancellable::Cancelled) => {}
             Err(error) => tracing::warn!("segments are not shipped for now: {}", chain(&error)),
         }
     }

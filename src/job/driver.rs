@@ -13,6 +13,7 @@ use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance};
 use super::{Context, Ended, Job, JobFailure, capture, finalize, lease};
 use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
+use crate::model::cancellable::Cancellable;
 use crate::model::time::Wallclock;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
@@ -106,8 +107,8 @@ async fn park(context: &Context, row: &JobRow, failure: JobFailure, fenced: &Can
         context.catalog.park_job(row.job, row.epoch, failure.kind.as_str(), &detail, now).await
     };
     match retry_until_cancelled("park a job", CATALOG, fenced, act).await {
-        None | Some(Err(_)) => Ended::Fenced,
-        Some(Ok(())) => Ended::Parked(failure),
+        Ok(Cancellable::Done(())) => Ended::Parked(failure),
+        Ok(Cancellable::Cancelled) | Err(_) => Ended::Fenced,
     }
 }
 

@@ -8,12 +8,13 @@ use super::stage::{Transition, advance};
 use super::{Ended, Job, JobFailure};
 use crate::archive::ArchiveError;
 use crate::archive::build::build;
-use crate::archive::deliver::{DeliverError, Delivery};
+use crate::archive::deliver::Delivery;
 use crate::archive::documents::{Manifest, Report};
 use crate::archive::object::{Built, Object};
 use crate::catalog::{ArchiveFile, JobState};
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
 use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
@@ -23,7 +24,6 @@ use crate::recording::upload;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::CATALOG;
 use crate::runtime::retry::retry_until_cancelled;
-use crate::store::upload::UploadError;
 
 /// Making the files is tried so often; then a person must look.
 const BUILD_TRIES: u32 = 5;
@@ -47,8 +47,8 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
             composing.call_off().await;
         }
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
-            Ok(_) => {}
-            Err(upload::ShipError::Cancelled) => return Ok(Ended::Fenced),
+            Ok(Cancellable::Done(_)) => {}
+            Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
             Err(error) => return Err(JobFailure::of(&error)),
         }
     }
@@ -56,18 +56,20 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Some(composing) => composing.end().await,
         None => None,
     };
-    let Some(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(Ended::Fenced) };
+    let Cancellable::Done(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(Ended::Fenced) };
     let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
     let store = job.context.store.as_ref();
     let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
     let manifest = match delivery.send(&built, &job.fenced).await {
-        Ok(manifest) => manifest,
-        Err(DeliverError::Upload(UploadError::Cancelled)) => return Ok(Ended::Fenced),
+        Ok(Cancellable::Done(manifest)) => manifest,
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
         Err(error) => return Err(JobFailure::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
-    if let Err(error) = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
-        tracing::warn!("the end of the log is not kept in the store: {}", chain(&error));
+    match upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
+        Ok(Cancellable::Done(())) => {}
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Err(error) => tracing::warn!("the end of the log is not kept in the store: {}", chain(&error)),
     }
     // An archive is at least one object.
     let main = built
@@ -88,9 +90,9 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         job.context.catalog.resolve_parked(job.row.job).await
     };
     match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
-        None => return Ok(Ended::Fenced),
-        Some(Err(error)) => return Err(JobFailure::of(&error)),
-        Some(Ok(())) => {}
+        Ok(Cancellable::Done(())) => {}
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Err(error) => return Err(JobFailure::of(&error)),
     }
     if advance(job, JobState::Available, None).await? == Transition::Fenced {
         return Ok(Ended::Fenced);
@@ -118,24 +120,28 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     Ok(Ended::Available)
 }
 
-/// Builds an archive's files, or takes those of an earlier attempt. `None` when the job was fenced meanwhile.
-async fn build_or_reuse(job: &Job, reason: &str, live_output: Option<Composed>) -> Result<Option<Built>, JobFailure> {
+/// Builds an archive's files, or takes those of an earlier attempt. Cancelled when the job is fenced.
+async fn build_or_reuse(
+    job: &Job,
+    reason: &str,
+    live_output: Option<Composed>,
+) -> Result<Cancellable<Built>, JobFailure> {
     for attempt in 0.. {
         let (dir, descriptor, reason) = (job.dir.clone(), job.descriptor(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
         let (cancel, live_output) = (job.fenced.clone(), live_output.clone());
-        let work = move || -> Result<Built, ArchiveError> {
+        let work = move || -> Result<Cancellable<Built>, ArchiveError> {
             if let Some(built) = load_build(&dir) {
-                return Ok(built);
+                return Ok(Cancellable::Done(built));
             }
             let built = build(&dir, &descriptor, &reason, live_output, &pipelines, &cancel)?;
+            let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
             save_build(&dir, &built)?;
-            Ok(built)
+            Ok(Cancellable::Done(built))
         };
         let error = match tokio::task::spawn_blocking(work).await {
-            Ok(Ok(built)) => return Ok(Some(built)),
-            Ok(Err(ArchiveError::Cancelled)) => return Ok(None),
+            Ok(Ok(built)) => return Ok(built),
             Ok(Err(error)) if error.fault().retry == Retry::Never || attempt + 1 >= BUILD_TRIES => {
                 return Err(JobFailure::of(&error));
             }
@@ -147,7 +153,7 @@ async fn build_or_reuse(job: &Job, reason: &str, live_output: Option<Composed>) 
         tracing::warn!(attempt, "the archive cannot be made, trying again: {}", chain(&error));
         tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random())).await;
     }
-    Ok(None)
+    Ok(Cancellable::Cancelled)
 }
 
 fn load_build(dir: &std::path::Path) -> Option<Built> {

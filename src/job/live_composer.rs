@@ -14,6 +14,7 @@ use crate::compose::process;
 use crate::compose::process::{ChildError, LiveLog};
 use crate::media::Pipelines;
 use crate::model::archive_options::OutputMode;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::time::MediaTime;
 use crate::store::keys::Kind;
@@ -28,7 +29,7 @@ pub(super) struct Composing {
     /// How far the log is complete.
     watermark: watch::Sender<MediaTime>,
     cancel: CancellationToken,
-    running: JoinHandle<Result<Composed, ChildError>>,
+    running: JoinHandle<Result<Cancellable<Composed>, ChildError>>,
     /// Sends the file while it grows, until this is cancelled.
     sending: TaskTracker,
     written: CancellationToken,
@@ -77,12 +78,12 @@ impl Composing {
         self.written.cancel();
         self.sending.wait().await;
         match ended {
-            Ok(Ok(composed)) if composed.late <= LATE_MAX => Some(composed),
-            Ok(Ok(composed)) => {
+            Ok(Ok(Cancellable::Done(composed))) if composed.late <= LATE_MAX => Some(composed),
+            Ok(Ok(Cancellable::Done(composed))) => {
                 tracing::warn!(frames = composed.late, "media came too late for the composer, it runs again");
                 None
             }
-            Ok(Err(ChildError::Cancelled)) => None,
+            Ok(Ok(Cancellable::Cancelled)) => None,
             Ok(Err(error)) => {
                 tracing::warn!("the composer that followed the session failed, it runs again: {}", chain(&error));
                 None

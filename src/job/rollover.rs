@@ -3,6 +3,7 @@
 use super::stage::{Transition, advance};
 use super::{Job, JobFailure};
 use crate::catalog::{Accepted, JobState, NewJob, StoredSpec};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{EventId, IdError};
 use crate::model::job_spec::JobSpec;
@@ -46,11 +47,9 @@ async fn create_successor(job: &Job) -> Result<(), JobFailure> {
         is_conversation: true,
     };
     let accept = || job.context.catalog.accept(&new, Wallclock::now());
-    let next = match retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await {
-        None => return Ok(()),
-        Some(Err(error)) => return Err(JobFailure::of(&error)),
-        Some(Ok(Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next))) => next,
-    };
+    let accepted = retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await;
+    let Cancellable::Done(accepted) = accepted.map_err(|e| JobFailure::of(&e))? else { return Ok(()) };
+    let (Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next)) = accepted;
     // It goes on as this one was asked to be.
     let catalog = job.context.catalog.as_ref();
     let passed_on = async {

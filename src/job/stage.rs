@@ -4,6 +4,7 @@ use tokio::sync::watch;
 
 use super::{Job, JobFailure};
 use crate::catalog::{CatalogError, JobState};
+use crate::model::cancellable::Cancellable;
 use crate::model::desired::Desired;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::time::Wallclock;
@@ -38,9 +39,9 @@ pub(super) enum Transition {
 pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Transition, JobFailure> {
     let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
     match retry_until_cancelled("move a job in the catalog", CATALOG, &job.fenced, act).await {
-        None | Some(Err(CatalogError::Fenced { .. })) => Ok(Transition::Fenced),
-        Some(Ok(())) => Ok(Transition::Made),
-        Some(Err(error)) => Err(JobFailure::of(&error)),
+        Ok(Cancellable::Done(())) => Ok(Transition::Made),
+        Ok(Cancellable::Cancelled) | Err(CatalogError::Fenced { .. }) => Ok(Transition::Fenced),
+        Err(error) => Err(JobFailure::of(&error)),
     }
 }
 

@@ -16,6 +16,7 @@ use super::mp4::{self, Mp4Writer, Sample};
 use super::plane::PlaneMut;
 use super::runner::Pipeline;
 use super::{MediaError, Pipelines, SAMPLE_RATE, fragment};
+use crate::model::cancellable::Cancellable;
 
 /// Canvases that the encoder may hold; x264's lookahead takes about twenty.
 const CANVASES_MAX: usize = 128;
@@ -173,7 +174,7 @@ fn failed(element: &str, what: &str) -> MediaError {
 /// Encodes the video frames and audio that `feed` gives, in a thread of its own, into a file. Blocking.
 ///
 /// # Errors
-/// The error of `feed`; or when an element fails, the pipeline stalls, or `cancel` is cancelled.
+/// The error of `feed`; or when an element fails, or the pipeline stalls.
 ///
 /// # Panics
 /// When `feed` does.
@@ -182,8 +183,8 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
     path: &Path,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-    feed: impl FnOnce(&mut Feeder) -> Result<T, E> + Send,
-) -> Result<T, E> {
+    feed: impl FnOnce(&mut Feeder) -> Result<Cancellable<T>, E> + Send,
+) -> Result<Cancellable<T>, E> {
     let pipeline = build_pipeline(output, pipelines)?;
     let writer = Writer::attach(&pipeline, output, path)?;
     let fed = Arc::new(AtomicU64::new(0));
@@ -203,26 +204,26 @@ pub fn encode<T: Send, E: Send + From<MediaError>>(
         let feeding = scope.spawn(move || {
             let fed = feed(&mut feeder);
             match fed {
-                Ok(_) => feeder.end(),
-                Err(_) => stopping.cancel(),
+                Ok(Cancellable::Done(_)) => feeder.end(),
+                Ok(Cancellable::Cancelled) | Err(_) => stopping.cancel(),
             }
-            fed.map(|fed| (fed, feeder.pictures))
+            fed.map(|fed| fed.map(|fed| (fed, feeder.pictures)))
         });
         let ended = pipeline.wait_end(pipelines.stall, &stop, |_| fed.load(Ordering::Relaxed));
         // A feeder that waits for room is let go by the flush that goes with Null.
         drop(pipeline);
         let fed = feeding.join().expect("the feeder does not panic");
         match (ended, fed) {
-            (Ok(()), Ok(fed)) => Ok(fed),
-            // Called off because the feeder failed.
-            (Err(MediaError::Cancelled), Err(error)) if !cancel.is_cancelled() => Err(error),
+            (Ok(Cancellable::Done(())), fed) => fed,
+            // The pipeline was stopped because the feeder failed.
+            (Ok(Cancellable::Cancelled), Err(error)) if !cancel.is_cancelled() => Err(error),
+            (Ok(Cancellable::Cancelled), _) => writer.failed().map_or(Ok(Cancellable::Cancelled), |e| Err(e.into())),
             (Err(error), _) => Err(writer.failed().unwrap_or(error).into()),
-            (Ok(()), Err(error)) => Err(error),
         }
     })?;
-    let (fed, pictures) = fed;
+    let Cancellable::Done((fed, pictures)) = fed else { return Ok(Cancellable::Cancelled) };
     writer.finish(output, pictures)?;
-    Ok(fed)
+    Ok(Cancellable::Done(fed))
 }
 
 fn build_pipeline(output: Output, pipelines: &Pipelines) -> Result<Pipeline, MediaError> {

@@ -55,16 +55,13 @@ pub enum MediaError {
         /// The deadline.
         seconds: u64,
     },
-    /// The work was cancelled.
-    #[error("the work was called off")]
-    Cancelled,
 }
 
 impl HasFault for MediaError {
     fn fault(&self) -> Fault {
         match self {
             Self::Init(_) | Self::Fragment { .. } | Self::Element { .. } => FaultKind::MediaPipeline,
-            Self::Stalled { .. } | Self::Cancelled => FaultKind::MediaStalled,
+            Self::Stalled { .. } => FaultKind::MediaStalled,
         }
         .fault()
     }

@@ -10,6 +10,7 @@ use gstreamer_app::AppSrc;
 use tokio_util::sync::CancellationToken;
 
 use super::{MediaError, Pipelines, duration, fragment, runner::Pipeline};
+use crate::model::cancellable::Cancellable;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
 
@@ -183,16 +184,16 @@ impl Feed {
     }
 }
 
-/// Writes the file. Blocking: to be called on a thread of its own.
+/// Writes the file. Blocking: to be called on a thread of its own. After an error or a cancellation the file must be discarded.
 ///
 /// # Errors
-/// When an element fails, nothing moves any more, or `cancel` says so. The file is then to be thrown away.
+/// When an element fails, or the pipeline stalls.
 pub fn mux(
     input: MuxInput,
     path: &Path,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Muxed, MediaError> {
+) -> Result<Cancellable<Muxed>, MediaError> {
     let codec = |t: &Option<(TrackFormat, FrameSource)>| t.as_ref().map(|(format, _)| format.codec);
     let muxer = if is_webm(codec(&input.video), codec(&input.audio)) { "mux-webm" } else { "mux-mkv" };
     let mut text = fragment::load(muxer, pipelines.dir.as_deref())?.text;
@@ -219,16 +220,16 @@ pub fn mux(
     };
     let feeder = feeder.map_err(|e| MediaError::Element { element: "mux-feed".to_owned(), what: e.to_string() })?;
     let ended = pipeline.wait_end(pipelines.stall, cancel, |_| fed.load(Ordering::Relaxed));
-    if ended.is_err() {
+    if !matches!(ended, Ok(Cancellable::Done(()))) {
         // A feeder that waits for room is let go by the flush that goes with Null.
         drop(pipeline);
     }
     let muxed = feeder.join().expect("the feeder does not panic");
-    ended?;
+    let (Cancellable::Done(()), Cancellable::Done(muxed)) = (ended?, muxed) else { return Ok(Cancellable::Cancelled) };
     let length = u64::try_from(muxed.end().unwrap_or(input.start) - input.start).unwrap_or(0);
     let set = duration::set(path, length).map_err(|e| e.to_string());
     match set {
-        Ok(true) => Ok(muxed),
+        Ok(true) => Ok(Cancellable::Done(muxed)),
         Ok(false) => Err("its header has no duration".to_owned()),
         Err(error) => Err(error),
     }
@@ -243,10 +244,14 @@ fn feed_all(
     start: MediaTime,
     fed: &AtomicU64,
     cancel: &CancellationToken,
-) -> Muxed {
+) -> Cancellable<Muxed> {
     // The muxer would wait to the end for an input that has nothing at all.
     [&video, &audio].into_iter().flatten().filter(|feed| feed.next.is_none()).for_each(Feed::end);
-    while !cancel.is_cancelled() {
+    loop {
+        // The inputs are not ended: the muxer must not finish a file that lacks frames.
+        if cancel.is_cancelled() {
+            return Cancellable::Cancelled;
+        }
         let (v, a) = (video.as_ref().and_then(Feed::due), audio.as_ref().and_then(Feed::due));
         let turn = match (v, a) {
             (None, None) => break,
@@ -269,5 +274,5 @@ fn feed_all(
             feed.fed
         })
     };
-    Muxed { video: ended(&video), audio: ended(&audio) }
+    Cancellable::Done(Muxed { video: ended(&video), audio: ended(&audio) })
 }

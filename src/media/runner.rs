@@ -7,6 +7,7 @@ use gstreamer::prelude::*;
 use tokio_util::sync::CancellationToken;
 
 use super::MediaError;
+use crate::model::cancellable::Cancellable;
 
 /// A state change takes at most this long.
 const STATE_MAX: Duration = Duration::from_secs(15);
@@ -70,17 +71,17 @@ impl Pipeline {
         stall: Duration,
         cancel: &CancellationToken,
         progress: impl Fn(&gst::Pipeline) -> u64,
-    ) -> Result<(), MediaError> {
+    ) -> Result<Cancellable<()>, MediaError> {
         let bus = self.pipeline.bus().expect("a pipeline has a bus");
         let (mut last, mut moved) = (0, Instant::now());
         loop {
             let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
             let message = bus.timed_pop_filtered(gst::ClockTime::from_mseconds(POLL.as_millis() as u64), &kinds);
             if let Some(message) = message {
-                return message_error(&message).map_or(Ok(()), Err);
+                return message_error(&message).map_or(Ok(Cancellable::Done(())), Err);
             }
             if cancel.is_cancelled() {
-                return Err(MediaError::Cancelled);
+                return Ok(Cancellable::Cancelled);
             }
             let now = progress(&self.pipeline);
             if now > last {

@@ -98,7 +98,8 @@ pub fn jpeg(image: &Image, pipelines: &Pipelines) -> Result<Vec<u8>, MediaError>
     pipeline.start()?;
     source.push_buffer(buffer(image, &info)?).map_err(|e| failed(&e.to_string()))?;
     source.end_of_stream().map_err(|e| failed(&e.to_string()))?;
-    pipeline.wait_end(pipelines.stall, &CancellationToken::new(), |_| 0)?;
+    let ended = pipeline.wait_end(pipelines.stall, &CancellationToken::new(), |_| 0)?;
+    ended.done().expect("nothing cancels the new token");
     let coded = coded.lock().unwrap_or_else(PoisonError::into_inner).take();
     coded.ok_or_else(|| failed("no picture came out"))
 }

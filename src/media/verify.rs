@@ -10,6 +10,7 @@ use gstreamer::prelude::*;
 use tokio_util::sync::CancellationToken;
 
 use super::{MediaError, Pipelines, fragment, runner::Pipeline};
+use crate::model::cancellable::Cancellable;
 
 /// Counts of a file's content.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,20 +31,24 @@ pub struct Counts {
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn count(path: &Path, pipelines: &Pipelines, cancel: &CancellationToken) -> Result<Counts, MediaError> {
+pub fn count(
+    path: &Path,
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<Cancellable<Counts>, MediaError> {
     run("count", "demux", path, Part::All, pipelines, cancel)
 }
 
 /// Decodes a file, or its first `limit` of media time. Blocking.
 ///
 /// # Errors
-/// When the container or a frame cannot be read, the pipeline stalls, or `cancel` is cancelled.
+/// When the container or a frame cannot be read, or the pipeline stalls.
 pub fn decode(
     path: &Path,
     limit: Option<Duration>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Counts, MediaError> {
+) -> Result<Cancellable<Counts>, MediaError> {
     run("verify", "decode", path, limit.map_or(Part::All, Part::First), pipelines, cancel)
 }
 
@@ -57,10 +62,11 @@ pub fn decode_ends(
     part: Duration,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<(Counts, Counts), MediaError> {
+) -> Result<Cancellable<(Counts, Counts)>, MediaError> {
     let first = run("verify", "decode", path, Part::First(part), pipelines, cancel)?;
+    let Cancellable::Done(first) = first else { return Ok(Cancellable::Cancelled) };
     let last = run("verify", "decode", path, Part::Last(part), pipelines, cancel)?;
-    Ok((first, last))
+    Ok(last.map(|last| (first, last)))
 }
 
 /// The part of a file to read.
@@ -79,7 +85,7 @@ fn run(
     part: Part,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Counts, MediaError> {
+) -> Result<Cancellable<Counts>, MediaError> {
     let fragment = fragment::load(name, pipelines.dir.as_deref())?;
     let pipeline = Pipeline::parse(name, &fragment.text)?;
     pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
@@ -118,19 +124,20 @@ fn run(
         }
         seen.video_frames.load(Ordering::Relaxed) + seen.audio_buffers.load(Ordering::Relaxed)
     };
-    pipeline.wait_end(pipelines.stall, cancel, progress)?;
+    let ended = pipeline.wait_end(pipelines.stall, cancel, progress)?;
+    let Cancellable::Done(()) = ended else { return Ok(Cancellable::Cancelled) };
     if duration.load(Ordering::Relaxed) == 0
         && let Some(length) = pipeline.inner().query_duration::<gst::ClockTime>()
     {
         duration.store(length.nseconds(), Ordering::Relaxed);
     }
-    Ok(Counts {
+    Ok(Cancellable::Done(Counts {
         video_frames: seen.video_frames.load(Ordering::Relaxed),
         audio_buffers: seen.audio_buffers.load(Ordering::Relaxed),
         begins_with_keyframe: seen.begins_with_keyframe.load(Ordering::Relaxed),
         last_ns: seen.last_ns.load(Ordering::Relaxed),
         duration_ns: duration.load(Ordering::Relaxed),
-    })
+    }))
 }
 
 /// What came out of a file so far.

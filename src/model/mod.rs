@@ -1,6 +1,7 @@
 //! The domain's types, which every other module may use. This module imports none of them.
 
 pub mod archive_options;
+pub mod cancellable;
 pub mod desired;
 pub mod fault;
 pub mod field_error;

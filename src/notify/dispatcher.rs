@@ -125,7 +125,7 @@ impl Dispatcher {
         count_and_log(notice, settled, detail.as_deref());
         let record = || self.catalog.settle_notice(notice, settled, detail.as_deref(), now);
         let recorded = retry_until_cancelled("record the result of a notification", CATALOG, cancel, record).await;
-        if let Some(Err(error)) = recorded {
+        if let Err(error) = recorded {
             tracing::error!("the result of a notification cannot be recorded: {}", chain(&error));
         }
     }

@@ -12,6 +12,7 @@ use super::reader::SegmentIndex;
 use super::spool::check_free_space;
 use super::upload::{JOB, ShipError};
 use super::{HISTORY, INDEX, LogError, LogReader, Record, TRACKS};
+use crate::model::cancellable::Cancellable;
 use crate::model::ids::TrackId;
 use crate::runtime::journal::{LineFile, to_line};
 use crate::runtime::retry::{STORE, retry_until_cancelled};
@@ -35,7 +36,7 @@ pub async fn restore(
     keys: &Keys,
     dir: &Path,
     cancel: &CancellationToken,
-) -> Result<usize, ShipError> {
+) -> Result<Cancellable<usize>, ShipError> {
     restore_reserving(store, keys, dir, |_| 0, cancel).await
 }
 
@@ -49,10 +50,11 @@ pub async fn restore_reserving(
     dir: &Path,
     reserve: fn(u64) -> u64,
     cancel: &CancellationToken,
-) -> Result<usize, ShipError> {
+) -> Result<Cancellable<usize>, ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
-    let bundles = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let bundles = retry_until_cancelled("list bundles", STORE, cancel, list).await?;
+    let Cancellable::Done(bundles) = bundles else { return Ok(Cancellable::Cancelled) };
     let at = dir.to_owned();
     let present = tokio::task::spawn_blocking(move || shipped_keys(&at)).await.expect("listing does not panic")?;
     let missing: Vec<_> = bundles.iter().filter(|b| !present.contains(&b.key)).collect();
@@ -68,7 +70,8 @@ pub async fn restore_reserving(
     for bundle in missing {
         let temp = dir.join(TEMP_NAME);
         let fetch = || fetch(store, &bundle.key, &temp);
-        retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await.ok_or(ShipError::Cancelled)??;
+        let fetching = retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await?;
+        let Cancellable::Done(()) = fetching else { return Ok(Cancellable::Cancelled) };
         let (at, key) = (dir.to_owned(), bundle.key.clone());
         let unpacked =
             tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small_files).map(|()| small_files)).await;
@@ -78,7 +81,7 @@ pub async fn restore_reserving(
     let at = dir.to_owned();
     // The history last: if it is there, so are the tracks.
     tokio::task::spawn_blocking(move || small_files.write(&at)).await.expect("writing does not panic")?;
-    Ok(fetched)
+    Ok(Cancellable::Done(fetched))
 }
 
 /// Bundles whose segments are all on this disk.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::SegmentIndex;
 use super::{HISTORY, INDEX, LogError, LogReader, Record, SealedSegment, TRACKS};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, HasFault};
 use crate::model::ids::Epoch;
 use crate::runtime::journal::LineFile;
@@ -36,9 +37,6 @@ pub enum ShipError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Shipping was cancelled.
-    #[error("shipping was called off")]
-    Cancelled,
 }
 
 impl HasFault for ShipError {
@@ -46,7 +44,6 @@ impl HasFault for ShipError {
         match self {
             Self::Log(e) => e.fault(),
             Self::Store(e) => e.fault(),
-            Self::Cancelled => crate::model::fault::FaultKind::StoreUnavailable.fault(),
         }
     }
 }
@@ -179,15 +176,16 @@ pub async fn ship(
     epoch: Epoch,
     next: &mut u32,
     cancel: &CancellationToken,
-) -> Result<u64, ShipError> {
+) -> Result<Cancellable<u64>, ShipError> {
     let mut shipped = 0;
     loop {
         let at = dir.to_owned();
         let bundle =
             tokio::task::spawn_blocking(move || gather_bundle(&at, false)).await.expect("gathering does not panic")?;
-        let Some(bundle) = bundle else { return Ok(shipped) };
+        let Some(bundle) = bundle else { return Ok(Cancellable::Done(shipped)) };
         let key = keys.key(Kind::Bundle(epoch, *next));
-        put_bundle(store, &key, &bundle, cancel).await?;
+        let put = put_bundle(store, &key, &bundle, cancel).await?;
+        let Cancellable::Done(()) = put else { return Ok(Cancellable::Cancelled) };
         *next += 1;
         shipped += bundle.bytes;
         let tracks = bundle.tracks;
@@ -206,20 +204,22 @@ pub async fn ship_rest(
     dir: &Path,
     epoch: Epoch,
     cancel: &CancellationToken,
-) -> Result<(), ShipError> {
+) -> Result<Cancellable<()>, ShipError> {
     let prefix = keys.segments();
     let list = || store.list(&prefix);
-    let there = retry_until_cancelled("list bundles", STORE, cancel, list).await.ok_or(ShipError::Cancelled)??;
+    let there = retry_until_cancelled("list bundles", STORE, cancel, list).await?;
+    let Cancellable::Done(there) = there else { return Ok(Cancellable::Cancelled) };
     let number = |key: &str| match Keys::parse(key) {
         Some((_, Kind::Bundle(of, n))) if of == epoch => Some(n),
         _ => None,
     };
     let mut next = there.iter().filter_map(|object| number(&object.key)).max().unwrap_or(0) + 1;
-    ship(store, keys, dir, epoch, &mut next, cancel).await?;
+    let shipped = ship(store, keys, dir, epoch, &mut next, cancel).await?;
+    let Cancellable::Done(_) = shipped else { return Ok(Cancellable::Cancelled) };
     let at = dir.to_owned();
     let bundle =
         tokio::task::spawn_blocking(move || gather_bundle(&at, true)).await.expect("gathering does not panic")?;
-    let Some(bundle) = bundle else { return Ok(()) };
+    let Some(bundle) = bundle else { return Ok(Cancellable::Done(())) };
     let key = keys.key(Kind::Bundle(epoch, next));
     put_bundle(store, &key, &bundle, cancel).await
 }
@@ -230,11 +230,10 @@ async fn put_bundle(
     key: &str,
     bundle: &Bundle,
     cancel: &CancellationToken,
-) -> Result<(), ShipError> {
+) -> Result<Cancellable<()>, ShipError> {
     let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
     let put = || store.put(key, bundle.body.clone(), options());
-    retry_until_cancelled("ship segments", STORE, cancel, put).await.ok_or(ShipError::Cancelled)??;
-    Ok(())
+    Ok(retry_until_cancelled("ship segments", STORE, cancel, put).await?.map(drop))
 }
 
 /// Notes in the indexes which bundle has each segment.

@@ -35,15 +35,16 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
             log.frame(&Frame { pts, duration: None, keyframe: true, data: vec![7; 160].into() }).expect("frame");
         }
         log.seal().expect("seal").expect("segment").sync().expect("sync");
-        let bytes = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
-        assert!(bytes > 16_000);
-        assert_eq!(ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship"), 0);
+        let shipped = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
+        assert!(matches!(shipped, Cancellable::Done(16_001..)), "{shipped:?}");
+        let shipped = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
+        assert_eq!(shipped, Cancellable::Done(0));
     }
     // Nothing is fetched to a disk that has no room for it.
     let full = restore_reserving(&store, &keys, there.path(), |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
     assert_eq!(full.expect_err("no disk is as large").fault().kind, crate::model::fault::FaultKind::SpoolFull);
     assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0);
-    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 3);
+    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), Cancellable::Done(3));
     let read = |dir: &Path| {
         let index = LogReader::open(dir).expect("reader").tracks.remove(0);
         (index.frames().collect::<Vec<_>>(), index.segments.iter().map(|s| s.sealed.clone()).collect::<Vec<_>>())
@@ -51,8 +52,9 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
     assert_eq!(read(here.path()), read(there.path()));
     assert_eq!(read(there.path()).0.len(), 301);
     // Again over what is there: nothing is fetched, nothing changes, and nothing waits to be sent once more.
-    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), 0);
-    assert_eq!(ship(&store, &keys, there.path(), Epoch(2), &mut 1, &cancel).await.expect("ship"), 0);
+    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), Cancellable::Done(0));
+    let shipped = ship(&store, &keys, there.path(), Epoch(2), &mut 1, &cancel).await.expect("ship");
+    assert_eq!(shipped, Cancellable::Done(0));
     assert_eq!(read(here.path()), read(there.path()));
 }
 
@@ -87,7 +89,8 @@ impl Place {
 
     async fn ship(&mut self, store: &DirStore) {
         let cancel = CancellationToken::new();
-        ship(store, &keys(), self.dir.path(), self.epoch, &mut self.next, &cancel).await.expect("ship");
+        let shipped = ship(store, &keys(), self.dir.path(), self.epoch, &mut self.next, &cancel).await;
+        assert!(matches!(shipped, Ok(Cancellable::Done(_))), "{shipped:?}");
     }
 }
 
@@ -126,7 +129,8 @@ async fn a_bundle_whose_shipping_was_not_noted_does_not_break_the_chain() {
         here.ship(&store).await;
     }
     let there = tempfile::tempdir().expect("dir");
-    restore(&store, &keys(), there.path(), &CancellationToken::new()).await.expect("restore");
+    let restored = restore(&store, &keys(), there.path(), &CancellationToken::new()).await;
+    assert!(matches!(restored, Ok(Cancellable::Done(_))), "{restored:?}");
     assert_eq!(seconds(there.path()), ((0..4).collect(), 200));
 }
 
@@ -145,7 +149,7 @@ async fn a_worker_that_gets_its_job_back_gains_what_another_one_captured_meanwhi
     first.ship(&store).await;
     first.second(1);
     let other = tempfile::tempdir().expect("dir");
-    assert_eq!(restore(&store, &keys(), other.path(), &cancel).await.expect("restore"), 1);
+    assert_eq!(restore(&store, &keys(), other.path(), &cancel).await.expect("restore"), Cancellable::Done(1));
     let mut second = Place::open(other, 2);
     history(second.dir.path(), "second");
     second.second(2);
@@ -157,11 +161,11 @@ async fn a_worker_that_gets_its_job_back_gains_what_another_one_captured_meanwhi
     history(third.dir.path(), "third");
     third.second(4);
     third.ship(&store).await;
-    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), 2);
+    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), Cancellable::Done(2));
     assert_eq!(seconds(third.dir.path()), ((0..5).collect(), 250));
     let (_, lines) = LineFile::open::<String>(&third.dir.path().join(HISTORY)).expect("history");
     assert_eq!(lines, ["first", "third", "second"]);
     // What is here is not fetched again, and nothing is there twice.
-    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), 0);
+    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), Cancellable::Done(0));
     assert_eq!(seconds(third.dir.path()).1, 250);
 }

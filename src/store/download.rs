@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::checksum::Hasher;
 use super::{ByteRange, ObjectStore, StoreError, temp_file};
-use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::cancellable::Cancellable;
+use crate::model::fault::{Fault, HasFault};
 use crate::runtime::retry::STORE;
 
 /// Attempts in a row without progress. A person waits for the download, so this is minutes, not hours.
@@ -36,16 +37,12 @@ pub enum DownloadError {
     /// The store, or the local file.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It was called off; what has arrived is kept.
-    #[error("the download was called off")]
-    Cancelled,
 }
 
 impl HasFault for DownloadError {
     fn fault(&self) -> Fault {
         match self {
             Self::Store(e) => e.fault(),
-            Self::Cancelled => FaultKind::StoreUnavailable.fault(),
         }
     }
 }
@@ -67,7 +64,8 @@ impl Download {
     }
 }
 
-/// Fetches an object. `progress` gets each further number of bytes, those of an earlier call included.
+/// Fetches an object. `progress` gets each further number of bytes, those of an earlier call included. The bytes of a cancelled
+/// download are kept.
 ///
 /// # Errors
 /// When the store has no such object, refuses, is unavailable for minutes, or holds something else (the fetched file is
@@ -77,13 +75,15 @@ pub async fn download(
     download: &Download,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(), DownloadError> {
+) -> Result<Cancellable<()>, DownloadError> {
     let partial = download.partial();
     let range = ByteRange { start: 0, len: download.size };
-    download_range(store, &download.key, range, &partial, cancel, progress).await?;
+    let fetched = download_range(store, &download.key, range, &partial, cancel, progress).await?;
+    let Cancellable::Done(()) = fetched else { return Ok(Cancellable::Cancelled) };
     let (download, path) = (download.clone(), partial.clone());
     let finished = tokio::task::spawn_blocking(move || finish(&download, &path)).await;
-    Ok(finished.unwrap_or_else(|e| Err(local("check", &partial)(std::io::Error::other(e))))?)
+    finished.unwrap_or_else(|e| Err(local("check", &partial)(std::io::Error::other(e))))?;
+    Ok(Cancellable::Done(()))
 }
 
 /// Fetches a range of an object into a file, and retries passing errors. Bytes that are in the file already are not
@@ -98,7 +98,7 @@ pub async fn download_range(
     partial: &Path,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<(), DownloadError> {
+) -> Result<Cancellable<()>, DownloadError> {
     let mut have = tokio::fs::metadata(partial).await.map_or(0, |m| m.len());
     if have > range.len {
         tokio::fs::remove_file(partial).await.map_err(local("remove", partial))?;
@@ -109,18 +109,18 @@ pub async fn download_range(
     loop {
         let before = have;
         let more = tokio::select! {
-            () = cancel.cancelled() => return Err(DownloadError::Cancelled),
+            () = cancel.cancelled() => return Ok(Cancellable::Cancelled),
             more = fetch(store, key, range, partial, &mut have, progress) => more,
         };
         match more {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(Cancellable::Done(())),
             Err(error @ StoreError::Unavailable { .. }) => {
                 fruitless = if have > before { 0 } else { fruitless + 1 };
                 if fruitless >= FRUITLESS_ATTEMPTS_MAX {
                     return Err(error.into());
                 }
                 tokio::select! {
-                    () = cancel.cancelled() => return Err(DownloadError::Cancelled),
+                    () = cancel.cancelled() => return Ok(Cancellable::Cancelled),
                     () = tokio::time::sleep(STORE.delay(fruitless, rand::random())) => {}
                 }
             }

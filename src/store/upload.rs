@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::checksum::PartSums;
 use super::{Body, ObjectInfo, ObjectStore, PutOptions, StoreError, UploadedPart};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 use crate::runtime::journal::{FileError, LineFile};
 use crate::runtime::retry::{STORE, retry_until_cancelled};
@@ -93,9 +94,6 @@ pub enum UploadError {
     /// The file is not the one that was to be sent: its size or its time has changed.
     #[error("{0:?} has changed since it was finished")]
     Changed(PathBuf),
-    /// The upload was cancelled.
-    #[error("the upload was called off")]
-    Cancelled,
 }
 
 impl HasFault for UploadError {
@@ -104,7 +102,6 @@ impl HasFault for UploadError {
             Self::Store(e) => e.fault(),
             Self::Journal(e) => e.fault(),
             Self::Changed(_) => FaultKind::SpoolIo.fault(),
-            Self::Cancelled => FaultKind::StoreUnavailable.fault(),
         }
     }
 }
@@ -159,7 +156,7 @@ pub async fn upload(
     upload: &Upload,
     cancel: &CancellationToken,
     progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<ObjectInfo, UploadError> {
+) -> Result<Cancellable<ObjectInfo>, UploadError> {
     let mark = match &upload.parts {
         Some(_) => mark_in_journal(&upload.journal, &upload.key)?,
         None => None,
@@ -169,22 +166,26 @@ pub async fn upload(
     if let Ok(Some(there)) = store.head(&upload.key).await
         && file_upload.is_same(&there)
     {
-        return Ok(there);
+        return Ok(Cancellable::Done(there));
     }
     let plan = match &upload.parts {
         Some(parts) => Plan::Parts { part_bytes: parts.part_bytes, count: parts.sha256.len() as u64 },
         None => plan(upload.size, upload.part_bytes),
     };
     match plan {
-        Plan::Single => file_upload.put_whole().await?,
+        Plan::Single => {
+            let Cancellable::Done(()) = file_upload.put_whole().await? else { return Ok(Cancellable::Cancelled) };
+        }
         Plan::Parts { part_bytes, count } => {
             // A store may forget an upload (R2 after 7 days, a person at any time): then it begins anew.
             for attempt in 0.. {
-                if file_upload.send_parts(part_bytes, count).await? {
-                    break;
+                match file_upload.send_parts(part_bytes, count).await? {
+                    Cancellable::Done(true) => break,
+                    Cancellable::Done(false) => {}
+                    Cancellable::Cancelled => return Ok(Cancellable::Cancelled),
                 }
                 tokio::select! {
-                    () = cancel.cancelled() => return Err(UploadError::Cancelled),
+                    () = cancel.cancelled() => return Ok(Cancellable::Cancelled),
                     () = tokio::time::sleep(STORE.delay(attempt, rand::random())) => {}
                 }
             }
@@ -212,14 +213,14 @@ impl FileUpload<'_> {
         there.size == self.upload.size && (by_sum || by_mark)
     }
 
-    /// Tries one step for as long as it takes. `Ok(None)` when the store has lost the upload, or has refused the
-    /// step `refusals_max` times.
+    /// Tries one step for as long as it takes. `None` when the store has lost the upload, or has refused the step
+    /// `refusals_max` times.
     async fn step<T, F>(
         &self,
         what: &str,
         refusals_max: u32,
         mut act: impl FnMut() -> F,
-    ) -> Result<Option<T>, UploadError>
+    ) -> Result<Cancellable<Option<T>>, UploadError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
@@ -241,10 +242,11 @@ impl FileUpload<'_> {
                 }
             }
         });
-        match tried.await.ok_or(UploadError::Cancelled)?? {
-            Step::Done(done) => Ok(Some(done)),
-            Step::Lost => Ok(None),
-            Step::Failed(error) => Err(error),
+        match tried.await? {
+            Cancellable::Done(Step::Done(done)) => Ok(Cancellable::Done(Some(done))),
+            Cancellable::Done(Step::Lost) => Ok(Cancellable::Done(None)),
+            Cancellable::Done(Step::Failed(error)) => Err(error),
+            Cancellable::Cancelled => Ok(Cancellable::Cancelled),
         }
     }
 
@@ -254,7 +256,7 @@ impl FileUpload<'_> {
         now.len() != self.upload.size || now.modified().ok() != self.modified
     }
 
-    async fn put_whole(&self) -> Result<(), UploadError> {
+    async fn put_whole(&self) -> Result<Cancellable<()>, UploadError> {
         let upload = self.upload;
         if upload.journal.exists() {
             // It was begun in parts, as another file.
@@ -262,33 +264,38 @@ impl FileUpload<'_> {
             self.abort_open_uploads(&journal, entries).await?;
         }
         let put = || self.store.put(&upload.key, Body::file(&upload.path, 0, upload.size), self.options());
-        if self.step("upload a file", u32::MAX, put).await?.is_some() {
+        let sent = self.step("upload a file", u32::MAX, put).await?;
+        if let Cancellable::Done(Some(_)) = sent {
             (self.progress)(upload.size);
         }
-        Ok(())
+        Ok(sent.map(drop))
     }
 
     /// Sends the missing parts and completes the upload. `false` when a new upload must begin.
-    async fn send_parts(&self, part_bytes: u64, count: u64) -> Result<bool, UploadError> {
+    async fn send_parts(&self, part_bytes: u64, count: u64) -> Result<Cancellable<bool>, UploadError> {
         let (journal, entries) = LineFile::open::<Entry>(&self.upload.journal)?;
         let (upload_id, done) = match resume(&entries, self.upload, part_bytes) {
             Some(found) => found,
             None => {
                 self.abort_open_uploads(&journal, entries).await?;
-                (self.begin(&journal, part_bytes).await?, Vec::new())
+                match self.begin(&journal, part_bytes).await? {
+                    Cancellable::Done(upload_id) => (upload_id, Vec::new()),
+                    Cancellable::Cancelled => return Ok(Cancellable::Cancelled),
+                }
             }
         };
         (self.progress)(done.iter().map(|p| p.size).sum());
         let ended = self.send_missing(&journal, &upload_id, part_bytes, count, done).await;
         match ended {
-            Ok(true) => {
+            Ok(Cancellable::Done(true)) => {
                 journal.append(&Entry::Ended { upload_id })?;
-                Ok(true)
+                Ok(Cancellable::Done(true))
             }
-            Ok(false) => {
+            Ok(Cancellable::Done(false)) => {
                 self.abort_upload(&journal, &self.upload.key, upload_id).await?;
-                Ok(false)
+                Ok(Cancellable::Done(false))
             }
+            Ok(Cancellable::Cancelled) => Ok(Cancellable::Cancelled),
             // The assembled parts are not the file: they are of no use to the next attempt.
             Err(error @ UploadError::Store(StoreError::Corrupt { .. })) => {
                 self.abort_upload(&journal, &self.upload.key, upload_id).await?;
@@ -298,11 +305,11 @@ impl FileUpload<'_> {
         }
     }
 
-    async fn begin(&self, journal: &LineFile, part_bytes: u64) -> Result<String, UploadError> {
+    async fn begin(&self, journal: &LineFile, part_bytes: u64) -> Result<Cancellable<String>, UploadError> {
         let upload = self.upload;
         let create = || self.store.create_upload(&upload.key, self.options());
         let created = retry_until_cancelled("begin an upload", STORE, self.cancel, create).await;
-        let upload_id = created.ok_or(UploadError::Cancelled)??;
+        let Cancellable::Done(upload_id) = created? else { return Ok(Cancellable::Cancelled) };
         journal.append(&Entry::Begun {
             key: upload.key.clone(),
             upload_id: upload_id.clone(),
@@ -312,7 +319,7 @@ impl FileUpload<'_> {
             mark: None,
         })?;
         journal.sync()?;
-        Ok(upload_id)
+        Ok(Cancellable::Done(upload_id))
     }
 
     async fn send_missing(
@@ -322,7 +329,7 @@ impl FileUpload<'_> {
         part_bytes: u64,
         count: u64,
         mut done: Vec<UploadedPart>,
-    ) -> Result<bool, UploadError> {
+    ) -> Result<Cancellable<bool>, UploadError> {
         let sent: Vec<i32> = done.iter().map(|part| part.number).collect();
         let missing = (1..=count).filter_map(|n| i32::try_from(n).ok()).filter(|n| !sent.contains(n));
         let send = |number: i32| async move {
@@ -334,7 +341,8 @@ impl FileUpload<'_> {
         };
         let mut uploading = futures_util::stream::iter(missing).map(send).buffer_unordered(PARTS_AT_A_TIME);
         while let Some(part) = uploading.try_next().await? {
-            let Some(part) = part else { return Ok(false) };
+            let Cancellable::Done(part) = part else { return Ok(Cancellable::Cancelled) };
+            let Some(part) = part else { return Ok(Cancellable::Done(false)) };
             journal.append(&Entry::Part { part: part.clone(), sha256: None })?;
             (self.progress)(part.size);
             done.push(part);
@@ -342,7 +350,8 @@ impl FileUpload<'_> {
         drop(uploading);
         done.sort_by_key(|p| p.number);
         let complete = || self.complete(upload_id, &done);
-        Ok(self.step("complete an upload", REFUSALS_MAX, complete).await?.is_some())
+        let completed = self.step("complete an upload", REFUSALS_MAX, complete).await?;
+        Ok(completed.map(|completed| completed.is_some()))
     }
 
     /// After a lost answer the next attempt finds the upload unknown or refused: then the object is there.
@@ -370,13 +379,12 @@ impl FileUpload<'_> {
     }
 
     /// Compares the store's object with the file.
-    async fn prove(&self) -> Result<ObjectInfo, UploadError> {
+    async fn prove(&self) -> Result<Cancellable<ObjectInfo>, UploadError> {
         let head = || self.store.head(&self.upload.key);
-        let found = retry_until_cancelled("look at an object", STORE, self.cancel, head)
-            .await
-            .ok_or(UploadError::Cancelled)??;
+        let found = retry_until_cancelled("look at an object", STORE, self.cancel, head).await?;
+        let Cancellable::Done(found) = found else { return Ok(Cancellable::Cancelled) };
         if let Some(there) = found.as_ref().filter(|there| self.is_same(there)) {
-            return Ok(there.clone());
+            return Ok(Cancellable::Done(there.clone()));
         }
         let told = |size: u64, sha256: &str| format!("{size} bytes with SHA-256 {sha256}");
         let found = found.map(|o| told(o.size, o.sha256.as_deref().unwrap_or("unknown")));

@@ -162,6 +162,8 @@ async fn every_codec_arrives_whole_in_its_log() {
             &cancel,
         )
         .expect("build")
+        .done()
+        .expect("not cancelled")
     };
     let built = tokio::task::block_in_place(build);
     assert_eq!(built.manifest.files.len(), 4);

@@ -118,7 +118,7 @@ impl Session {
         let built = tokio::task::block_in_place(|| {
             build(&self.dir, &self.descriptor, "session ended", None, &Pipelines::default(), &cancel)
         });
-        (built.expect("build"), self.dir.join("out"), self._spool)
+        (built.expect("build").done().expect("not cancelled"), self.dir.join("out"), self._spool)
     }
 }
 

@@ -69,6 +69,7 @@ impl Archive {
         };
         let cancel = CancellationToken::new();
         let built = build(&log, &descriptor, "session ended", None, &Pipelines::default(), &cancel).expect("build");
+        let built = built.done().expect("nothing cancels it");
         Self { dir, stream, files: built.manifest.files }
     }
 
@@ -94,6 +95,7 @@ impl Archive {
             assert!(flags.starts_with('K'), "the first picture is no keyframe: {file:?}");
         }
         let counted = verify::decode(&path, None, &Pipelines::default(), &CancellationToken::new()).expect("decode");
+        let counted = counted.done().expect("nothing cancels it");
         assert_eq!(counted.video_frames, pictures as u64, "{file:?}");
         let seconds: f64 = probe(&path, "", "format=duration").trim().parse().expect("duration");
         let told = (file.end_ms - file.start_ms) as f64 / 1000.0;

@@ -10,6 +10,7 @@ use archiver::media::mux::{MuxInput, Muxed, mux};
 use archiver::media::plane::Plane;
 use archiver::media::verify;
 use archiver::media::{Pipelines, check};
+use archiver::model::cancellable::Cancellable;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,24 @@ fn run(video: Track, audio: Track, path: &Path) -> Muxed {
     let source =
         |t: Track| t.map(|(f, frames)| (f, Box::new(frames.into_iter()) as Box<dyn Iterator<Item = Frame> + Send>));
     let input = MuxInput { video: source(video), audio: source(audio), start: MediaTime::ZERO };
-    mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux")
+    let muxed = mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux");
+    muxed.done().expect("not cancelled")
+}
+
+#[test]
+fn a_file_whose_muxing_is_cancelled_does_not_pass_for_a_whole_one() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (cancel, (format, frames)) = (CancellationToken::new(), coded(Codec::Vp8));
+    let stop = cancel.clone();
+    let frames = frames.into_iter().enumerate().inspect(move |(n, _)| {
+        if *n == 10 {
+            stop.cancel();
+        }
+    });
+    let frames = Box::new(frames.map(|(_, frame)| frame));
+    let input = MuxInput { video: Some((format, frames)), audio: None, start: MediaTime::ZERO };
+    let muxed = mux(input, &dir.path().join("video.webm"), &Pipelines::default(), &cancel);
+    assert!(matches!(muxed, Ok(Cancellable::Cancelled)), "{muxed:?}");
 }
 
 /// `key=value` lines of ffprobe for one kind of stream, with packets counted.
@@ -114,6 +132,7 @@ fn sound_that_begins_late_and_sound_alone_are_right() {
     assert!((duration(&path) - 9.0).abs() < 0.05, "{}", duration(&path));
     plays(&path);
     let counted = verify::count(&path, &Pipelines::default(), &CancellationToken::new()).expect("count");
+    let counted = counted.done().expect("not cancelled");
     assert_eq!((counted.video_frames, counted.audio_buffers), (video.1.len() as u64, audio.1.len() as u64));
     let path = dir.path().join("audio.webm");
     run(None, Some(coded(Codec::Opus)), &path);

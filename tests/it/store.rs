@@ -7,6 +7,7 @@ use archiver::archive::delete::{mark, remove};
 use archiver::archive::retention::{REMOVER_MAX, sweep_segments};
 use archiver::catalog::{self, ArchiveRow, ArchiveStatus};
 use archiver::model::archive_options::ArchiveOptions;
+use archiver::model::cancellable::Cancellable;
 use archiver::model::ids::{ArchiveId, JobId, SessionId};
 use archiver::model::time::Wallclock;
 use archiver::store::body::collect;
@@ -111,7 +112,8 @@ async fn resumed(store: &dyn ObjectStore) {
             cancel.cancel();
         }
     };
-    assert!(upload(store, &file, &cancel, &call_off).await.is_err(), "it was called off after two parts");
+    let ended = upload(store, &file, &cancel, &call_off).await;
+    assert!(matches!(ended, Ok(Cancellable::Cancelled)), "it was cancelled after two parts: {ended:?}");
     let again = AtomicU64::new(0);
     let (count, calm) = (
         |_: u64| {
@@ -119,13 +121,14 @@ async fn resumed(store: &dyn ObjectStore) {
         },
         CancellationToken::new(),
     );
-    let info = upload(store, &file, &calm, &count).await.expect("upload");
+    let info = upload(store, &file, &calm, &count).await.expect("upload").done().expect("not cancelled");
     assert_eq!(info.size, content.len() as u64);
     // One call for what was sent before, one for each part that was missing.
     assert!(again.load(Ordering::Relaxed) <= 4, "{} of 5 parts were sent again", again.load(Ordering::Relaxed) - 1);
     assert_eq!(read(store, "app/u/file", None).await, content);
     // A third time: it is there.
-    upload(store, &file, &calm, &|_| panic!("nothing is to be sent")).await.expect("upload");
+    let again = upload(store, &file, &calm, &|_| panic!("nothing is to be sent")).await;
+    assert!(matches!(again, Ok(Cancellable::Done(_))), "{again:?}");
 }
 
 /// Bytes of the beginning of [`growing`] that change in the end.
@@ -195,18 +198,19 @@ async fn sent_ahead(store: &dyn ObjectStore) {
     };
     let (calm, sent) = (CancellationToken::new(), std::sync::Mutex::new(Vec::new()));
     let tell = |bytes: u64| sent.lock().expect("lock").push(bytes);
-    let info = upload(store, &whole, &calm, &tell).await.expect("upload");
+    let info = upload(store, &whole, &calm, &tell).await.expect("upload").done().expect("not cancelled");
     let mut sent = sent.into_inner().expect("lock");
     assert_eq!(sent.remove(0), 15 * MIB as u64, "sent while it grew");
     sent.sort_unstable();
     assert_eq!(sent, [3 * MIB as u64, 5 * MIB as u64], "the end and the beginning");
     assert_eq!(info.size, whole.size);
     assert_eq!(read(store, &whole.key, None).await, content);
-    upload(store, &whole, &calm, &|_| panic!("nothing is to be sent")).await.expect("upload");
+    let again = upload(store, &whole, &calm, &|_| panic!("nothing is to be sent")).await;
+    assert!(matches!(again, Ok(Cancellable::Done(_))), "{again:?}");
     let to = dir.path().join("fetched");
     let (sha256, part_bytes) = (whole.sha256.clone(), Some(parts.part_bytes));
     let wanted = Download { key: whole.key.clone(), size: whole.size, sha256, part_bytes, path: to.clone() };
-    download(store, &wanted, &calm, &|_| {}).await.expect("download");
+    assert_eq!(download(store, &wanted, &calm, &|_| {}).await.expect("download"), Cancellable::Done(()));
     assert_eq!(std::fs::read(&to).expect("read"), content);
 }
 
@@ -398,7 +402,8 @@ async fn send(store: &dyn ObjectStore, file: &Upload) -> u64 {
     };
     let calm = CancellationToken::new();
     let sending = upload(store, file, &calm, &count);
-    let info = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("in time").expect("upload");
+    let sent_in_time = tokio::time::timeout(Duration::from_secs(60), sending).await.expect("in time");
+    let info = sent_in_time.expect("upload").done().expect("not cancelled");
     assert_eq!((info.size, info.sha256.as_ref()), (file.size, Some(&file.sha256)));
     sent.into_inner()
 }
@@ -412,7 +417,7 @@ async fn send_a_little(store: &dyn ObjectStore, file: &Upload, bytes: u64) {
         }
     };
     let ended = upload(store, file, &cancel, &call_off).await;
-    assert!(matches!(ended, Err(UploadError::Cancelled)), "{ended:?}");
+    assert!(matches!(ended, Ok(Cancellable::Cancelled)), "{ended:?}");
 }
 
 async fn faulty() -> (S3Server, S3Store) {
@@ -541,7 +546,7 @@ async fn a_download_goes_on_where_it_broke_off_and_is_checked() {
     server.inject(S3Fault::Cut, "GET", 3);
     let told = std::sync::Mutex::new(Vec::new());
     let tell = |bytes: u64| told.lock().expect("lock").push(bytes);
-    download(&store, &wanted, &calm, &tell).await.expect("download");
+    assert_eq!(download(&store, &wanted, &calm, &tell).await.expect("download"), Cancellable::Done(()));
     assert_eq!(std::fs::read(&path).expect("read"), content);
     let told = told.into_inner().expect("lock");
     assert_eq!((told[0], told.iter().sum::<u64>()), (7 * MIB as u64, file.size), "only the rest was fetched");
@@ -549,7 +554,7 @@ async fn a_download_goes_on_where_it_broke_off_and_is_checked() {
     std::fs::write(dir.path().join("fetched.download"), vec![0; MIB]).expect("write");
     let ended = download(&store, &wanted, &calm, &|_| {}).await;
     assert!(matches!(ended, Err(DownloadError::Store(StoreError::Corrupt { .. }))), "{ended:?}");
-    download(&store, &wanted, &calm, &|_| {}).await.expect("download");
+    assert_eq!(download(&store, &wanted, &calm, &|_| {}).await.expect("download"), Cancellable::Done(()));
     let none = Download { key: "app/none".to_owned(), ..wanted };
     let ended = download(&store, &none, &calm, &|_| {}).await;
     assert!(matches!(ended, Err(DownloadError::Store(StoreError::NotFound { .. }))), "{ended:?}");

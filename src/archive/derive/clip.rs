@@ -17,6 +17,7 @@ use crate::config::Settings;
 pub use crate::media::clip::ClipRange;
 use crate::media::clip::{ClipRangeError, ClipResult, ClipSource, Mp4Error};
 use crate::media::{self, Pipelines};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::time::{MediaTime, Wallclock};
@@ -105,7 +106,7 @@ pub async fn clip(
     Derivation { source: archive, new }: Derivation,
     part: ClipRange,
     cancel: &CancellationToken,
-) -> Result<ArchiveRow, ClipError> {
+) -> Result<Cancellable<ArchiveRow>, ClipError> {
     let row = finished_archive(catalog, archive).await?;
     let keys = Keys::new(row.application.clone(), archive);
     let manifest: Manifest = load_document(store, keys.key(Kind::Manifest)).await?;
@@ -115,14 +116,16 @@ pub async fn clip(
     };
     let report: Report = load_document(store, keys.key(Kind::Report)).await?;
     let workspace = Workspace::create(settings, CLIP, new).await?;
-    let made: Result<ArchiveRow, ClipError> = async {
+    let made: Result<Cancellable<ArchiveRow>, ClipError> = async {
         let source = load_index(store, &file, entry.rate, &workspace.dir, cancel).await?;
+        let Cancellable::Done(source) = source else { return Ok(Cancellable::Cancelled) };
         let clip = source.clip(part).map_err(|why| ClipError::Range { archive, part, why })?;
         let (range, media) = (source.bytes(&clip), workspace.dir.join("media"));
         let len = range.end - range.start;
         workspace.check_free_space(len).await?;
         let range = ByteRange { start: range.start, len };
-        download_range(store, &file.key, range, &media, cancel, &|_| {}).await?;
+        let fetched = download_range(store, &file.key, range, &media, cancel, &|_| {}).await?;
+        let Cancellable::Done(()) = fetched else { return Ok(Cancellable::Cancelled) };
         let out = workspace.dir.join("out");
         std::fs::create_dir_all(&out).map_err(DeriveError::io(&out))?;
         let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
@@ -130,6 +133,7 @@ pub async fn clip(
         let input = ClipInput { source, clip, media, manifest, entry, report };
         let making = move || build_clip(new, input, path, &pipelines, &stop);
         let built = tokio::task::spawn_blocking(making).await.expect("cutting does not panic")?;
+        let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
         Ok(publish(catalog, store, settings.store.part_size.0, row, &built, &out, cancel).await?)
     }
     .await;
@@ -149,18 +153,22 @@ async fn load_index(
     rate: u32,
     workspace: &Path,
     cancel: &CancellationToken,
-) -> Result<ClipSource, ClipError> {
+) -> Result<Cancellable<ClipSource>, ClipError> {
     let range = async |range: std::ops::Range<u64>, name: &str| {
         let path = workspace.join(name);
         let range = ByteRange { start: range.start, len: range.end - range.start };
-        download_range(store, &file.key, range, &path, cancel, &|_| {}).await?;
-        Ok::<_, ClipError>(tokio::fs::read(&path).await.map_err(DeriveError::io(&path))?)
+        let fetched = download_range(store, &file.key, range, &path, cancel, &|_| {}).await?;
+        let Cancellable::Done(()) = fetched else { return Ok(Cancellable::Cancelled) };
+        Ok::<_, ClipError>(Cancellable::Done(tokio::fs::read(&path).await.map_err(DeriveError::io(&path))?))
     };
-    let place = ClipSource::index_range(&range(0..file.size.min(ClipSource::HEAD_BYTES), "head").await?)?;
+    let head = range(0..file.size.min(ClipSource::HEAD_BYTES), "head").await?;
+    let Cancellable::Done(head) = head else { return Ok(Cancellable::Cancelled) };
+    let place = ClipSource::index_range(&head)?;
     if place.end > file.size {
         return Err(Mp4Error::Damaged("it is larger than the file").into());
     }
-    Ok(ClipSource::parse(&range(place, "index").await?, file.size, rate)?)
+    let Cancellable::Done(index) = range(place, "index").await? else { return Ok(Cancellable::Cancelled) };
+    Ok(Cancellable::Done(ClipSource::parse(&index, file.size, rate)?))
 }
 
 /// A clip and its source, as fetched from the store.
@@ -182,7 +190,7 @@ fn build_clip(
     path: PathBuf,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Built, DeriveError> {
+) -> Result<Cancellable<Built>, DeriveError> {
     let ClipInput { source, clip, media, manifest, entry, report } = input;
     let bytes = File::open(&media).map_err(DeriveError::io(&media))?;
     source.write(&clip, &bytes, &path).map_err(DeriveError::io(&path))?;
@@ -190,6 +198,7 @@ fn build_clip(
     let (video, audio) = source.has(&clip);
     let expected = Expected { pictures: clip.pictures, rate: source.rate(), video, audio };
     let object = verified_object(expected, path, pipelines, cancel)?;
+    let Cancellable::Done(object) = object else { return Ok(Cancellable::Cancelled) };
     let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(clip.before));
     let origin = Wallclock::parse_rfc3339(&manifest.origin);
     let started_at = origin.map(|origin| MediaTime::from_millis(start_ms).to_wallclock(origin).to_rfc3339());
@@ -206,5 +215,6 @@ fn build_clip(
         composed: Some(entry),
         ..manifest
     };
-    Ok(Built { objects: vec![object], manifest, report: Report { archive_id: archive, ..report } })
+    let report = Report { archive_id: archive, ..report };
+    Ok(Cancellable::Done(Built { objects: vec![object], manifest, report }))
 }

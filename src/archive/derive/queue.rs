@@ -19,6 +19,7 @@ use crate::catalog::{
 };
 use crate::config::Settings;
 use crate::model::archive_options::{OutputMode, Resolution};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault, Retry, chain};
 use crate::model::ids::ArchiveId;
 use crate::model::layout::Layout;
@@ -169,15 +170,17 @@ pub async fn run_derivations(
 /// The result of an attempt.
 enum AttemptOutcome {
     Done,
+    Cancelled,
     /// Never, or not any more.
     Failed(String),
     Retry(String),
 }
 
 impl AttemptOutcome {
-    fn of(result: Result<ArchiveRow, impl HasFault>, tries: i64) -> Self {
+    fn of(result: Result<Cancellable<ArchiveRow>, impl HasFault>, tries: i64) -> Self {
         match result {
-            Ok(_) => Self::Done,
+            Ok(Cancellable::Done(_)) => Self::Done,
+            Ok(Cancellable::Cancelled) => Self::Cancelled,
             Err(error) if error.fault().retry == Retry::Never || tries >= ATTEMPTS_MAX => Self::Failed(chain(&error)),
             Err(error) => Self::Retry(chain(&error)),
         }
@@ -208,13 +211,18 @@ async fn derive(
             }
         }
     };
-    if cancel.is_cancelled() && !matches!(outcome, AttemptOutcome::Done) {
-        // Another process can take it at once.
-        catalog.release_derived_archive(&claimed, Wallclock::now()).await.unwrap_or_default();
-        return;
-    }
+    let outcome = match outcome {
+        // The cancellation may have caused the failure.
+        AttemptOutcome::Failed(_) | AttemptOutcome::Retry(_) if cancel.is_cancelled() => AttemptOutcome::Cancelled,
+        outcome => outcome,
+    };
     let ended = match outcome {
         AttemptOutcome::Done => catalog.finish_derived_archive(archive).await,
+        AttemptOutcome::Cancelled => {
+            // Another process can take it at once.
+            catalog.release_derived_archive(&claimed, Wallclock::now()).await.unwrap_or_default();
+            return;
+        }
         AttemptOutcome::Failed(why) => {
             tracing::warn!(%archive, source = %claimed.source, "the archive cannot be made: {why}");
             give_up(catalog, archive).await

@@ -9,6 +9,7 @@ use crate::catalog::{ArchiveRow, Catalog};
 use crate::config::Settings;
 use crate::media::Pipelines;
 use crate::model::archive_options::{OutputMode, Resolution};
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::layout::Layout;
@@ -63,13 +64,14 @@ pub async fn recompose(
     Derivation { source: archive, new }: Derivation,
     overrides: &RecomposeOverrides,
     cancel: &CancellationToken,
-) -> Result<ArchiveRow, RecomposeError> {
+) -> Result<Cancellable<ArchiveRow>, RecomposeError> {
     let row = finished_archive(catalog, archive).await?;
     let workspace = Workspace::create(settings, RECOMPOSE, new).await?;
-    let made: Result<ArchiveRow, RecomposeError> = async {
+    let made: Result<Cancellable<ArchiveRow>, RecomposeError> = async {
         let dir = workspace.dir.clone();
         let keys = Keys::new(row.application.clone(), archive);
         let fetched = restore_reserving(store, &keys, &dir, required_free_bytes, cancel).await?;
+        let Cancellable::Done(fetched) = fetched else { return Ok(Cancellable::Cancelled) };
         let descriptor =
             std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<ArchiveDescriptor>(&json).ok());
         let Some(mut descriptor) = descriptor.filter(|_| fetched > 0) else {
@@ -87,6 +89,7 @@ pub async fn recompose(
         let making =
             tokio::task::spawn_blocking(move || build(&dir, &built_descriptor, &reason, None, &pipelines, &stop));
         let built = making.await.expect("making an archive does not panic").map_err(DeriveError::from)?;
+        let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
         let row = ArchiveRow { options: descriptor.options.clone(), ..row };
         Ok(publish(catalog, store, settings.store.part_size.0, row, &built, &out, cancel).await?)
     }

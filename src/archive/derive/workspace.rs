@@ -13,6 +13,7 @@ use crate::archive::deliver::{DeliverError, Delivery};
 use crate::archive::object::Built;
 use crate::catalog::{ArchiveFile, ArchiveRow, ArchiveStatus, Catalog, CatalogError};
 use crate::config::Settings;
+use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::ArchiveId;
 use crate::model::time::Wallclock;
@@ -207,11 +208,11 @@ pub(super) async fn publish(
     built: &Built,
     out: &Path,
     cancel: &CancellationToken,
-) -> Result<ArchiveRow, DeriveError> {
+) -> Result<Cancellable<ArchiveRow>, DeriveError> {
     let archive = built.manifest.archive_id;
     let keys = Keys::new(of.application.clone(), archive);
     let delivery = Delivery { store, keys: &keys, out, part_bytes, progress: &|_| {} };
-    let manifest = delivery.send(built, cancel).await?;
+    let Cancellable::Done(manifest) = delivery.send(built, cancel).await? else { return Ok(Cancellable::Cancelled) };
     let file = ArchiveFile {
         duration_s: manifest.duration_s.round() as i64,
         size: built.objects.first().map_or(0, |object| i64::try_from(object.size).unwrap_or(i64::MAX)),
@@ -222,7 +223,7 @@ pub(super) async fn publish(
     let now = Wallclock::now();
     let made = ArchiveRow::derived(&of, archive, of.options.clone(), now).available(file, now);
     catalog.put_archive(&made).await?;
-    Ok(made)
+    Ok(Cancellable::Done(made))
 }
 
 #[cfg(test)]
