@@ -172,7 +172,7 @@ async fn main() -> Result<()> {
         if !known.insert(stream.router_id.clone()) {
             continue;
         }
-        let offer = control.subscribe(&stream.router_id).await?;
+        let offer = control.subscribe(&stream.router_id, &stream.mids()).await?;
         let file = arguments.out.join(format!("{}.webm", stream.router_id));
         let (recorder, answer) = tokio::task::spawn_blocking(move || recorder(&offer.sdp, &file)).await??;
         control.answer(offer.subscription, answer).await?;

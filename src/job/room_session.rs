@@ -45,6 +45,10 @@ struct Stream {
     info: StreamInfo,
     id: StreamId,
     link: Link,
+    /// Subscriptions to tracks that were added later, such as a camera that was switched on: what is captured goes on meanwhile.
+    added: Vec<Live>,
+    /// Tracks that are being subscribed to for `added`.
+    adding: bool,
     /// The session has as many streams as are captured: this one waits for a place since then.
     over_limit: Option<Instant>,
     /// Tracks whose formats the negotiation refused.
@@ -57,6 +61,17 @@ struct Stream {
     told: Option<GapCause>,
 }
 
+impl Stream {
+    /// Its subscriptions.
+    fn lives(&self) -> impl Iterator<Item = &Live> {
+        let first = match &self.link {
+            Link::Live(live) => Some(live),
+            Link::None { .. } | Link::Pending => None,
+        };
+        first.into_iter().chain(&self.added)
+    }
+}
+
 /// Why a stream is not captured, if it is not.
 #[derive(Default, PartialEq, Eq)]
 struct Missing {
@@ -67,6 +82,14 @@ struct Missing {
 /// What a subscription task brings back.
 struct Subscribed {
     router_id: String,
+    result: Result<Made, NotSubscribed>,
+}
+
+/// What a task brings back that subscribes to tracks that were added to a stream.
+struct TracksAdded {
+    router_id: String,
+    /// The subscription that the stream had.
+    beside: SubscriptionId,
     result: Result<Made, NotSubscribed>,
 }
 
@@ -86,6 +109,7 @@ pub(super) struct Session<'a> {
     connected: HashSet<PeerKey>,
     attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
+    adding: JoinSet<TracksAdded>,
     /// Requests to the router whose answer nobody waits for.
     chores: TaskTracker,
     first_media_told: bool,
@@ -124,6 +148,7 @@ impl<'a> Session<'a> {
             connected: HashSet::new(),
             attempts: Attempts::default(),
             subscribing: JoinSet::new(),
+            adding: JoinSet::new(),
             chores: TaskTracker::new(),
             first_media_told: false,
         }
@@ -132,6 +157,7 @@ impl<'a> Session<'a> {
     /// Ends what was begun beside it, and notes how it ended once all media is sealed.
     pub(super) async fn end(&mut self) {
         self.subscribing.shutdown().await;
+        self.adding.shutdown().await;
         self.chores.close();
         self.chores.wait().await;
     }
@@ -213,6 +239,7 @@ impl<'a> Session<'a> {
                 },
                 Some(event) = events.recv() => self.capture_event(event, backlog),
                 Some(Ok(done)) = self.subscribing.join_next() => self.subscribed(done),
+                Some(Ok(done)) = self.adding.join_next() => self.tracks_added(done),
                 Ok(()) = end_reason.changed() => {
                     if let (Some(reason), RollingOver::No) = (end_reason.borrow_and_update().clone(), &rolling_over) {
                         return CaptureOutcome::Ended(reason);
@@ -253,9 +280,9 @@ impl<'a> Session<'a> {
 
     /// The stream that a subscription brings, with its id at the router.
     fn subscribed_by(&self, subscription: SubscriptionId) -> Option<(&String, &Stream, &Live)> {
-        self.streams.iter().find_map(|(router_id, stream)| match &stream.link {
-            Link::Live(live) if live.subscription == subscription => Some((router_id, stream, live)),
-            _ => None,
+        self.streams.iter().find_map(|(router_id, stream)| {
+            let live = stream.lives().find(|live| live.subscription == subscription)?;
+            Some((router_id, stream, live))
         })
     }
 
@@ -331,7 +358,7 @@ impl<'a> Session<'a> {
         match self.streams.get_mut(&router_id) {
             Some(stream) => {
                 stream.info = info;
-                self.unlink_if_changed(&router_id);
+                self.follow_tracks(&router_id);
             }
             None => self.add_stream(router_id, id, info),
         }
@@ -385,7 +412,19 @@ impl<'a> Session<'a> {
         let cause = Some(if over_limit.is_some() { GapCause::Limit } else { GapCause::Worker });
         let link = Link::None { retry: Some(Instant::now()) };
         let noted = Missing { cause, detail: None };
-        let stream = Stream { info, id, link, over_limit, unsupported: Vec::new(), refusals: 0, noted, told: None };
+        let (added, adding) = (Vec::new(), false);
+        let stream = Stream {
+            info,
+            id,
+            link,
+            added,
+            adding,
+            over_limit,
+            unsupported: Vec::new(),
+            refusals: 0,
+            noted,
+            told: None,
+        };
         self.streams.insert(router_id, stream);
     }
 
@@ -446,11 +485,69 @@ impl<'a> Session<'a> {
         self.take_waiting();
     }
 
-    /// A subscription to other tracks than those that are archived is made anew.
-    fn unlink_if_changed(&mut self, router_id: &str) {
-        let Some(Stream { info, link: Link::Live(live), .. }) = self.streams.get(router_id) else { return };
-        if live.tracks != wanted_tracks(&self.job.spec.archive, info) {
-            self.unlink(router_id, GapCause::Worker, true);
+    /// Follows the tracks that a stream announces. A track that was added gets a subscription of its own: making another one of all tracks
+    /// would cost half a second of those that go on, and Janus 1.1.2 sends false sender reports of what is added to a running one.
+    fn follow_tracks(&mut self, router_id: &str) {
+        let Some(stream) = self.streams.get_mut(router_id) else { return };
+        let wanted = wanted_tracks(&self.job.spec.archive, &stream.info);
+        let Link::Live(live) = &mut stream.link else { return };
+        // The router itself takes out of a subscription what is gone.
+        live.tracks.retain(|mid| wanted.contains(mid));
+        let (kept, gone) = stream.added.drain(..).partition(|live| live.tracks.iter().any(|mid| wanted.contains(mid)));
+        stream.added = kept;
+        let known: Vec<&String> = stream.lives().flat_map(|live| &live.tracks).collect();
+        let missing: Vec<String> = wanted.iter().filter(|mid| !known.contains(mid)).cloned().collect();
+        let beside = stream.lives().next().map(|live| live.subscription);
+        if let (false, Some(beside), false) = (missing.is_empty(), beside, stream.adding) {
+            stream.adding = true;
+            let (router_id, id) = (router_id.to_owned(), stream.id);
+            let result = self.subscription(&router_id, id, missing);
+            self.adding.spawn(async move { TracksAdded { router_id, beside, result: result.await } });
+        }
+        let gone: Vec<Live> = gone;
+        for live in gone {
+            self.peers.remove(&live.peer);
+            self.hang_up(&live, GapCause::NotSent);
+        }
+    }
+
+    fn tracks_added(&mut self, done: TracksAdded) {
+        let TracksAdded { router_id, beside, result } = done;
+        let is_same = |stream: &&mut Stream| stream.lives().next().is_some_and(|live| live.subscription == beside);
+        let stream = self.streams.get_mut(&router_id).filter(is_same);
+        match (stream, result) {
+            (Some(stream), Ok(made)) => {
+                stream.adding = false;
+                self.peers.insert(made.live.peer, router_id.clone());
+                stream.added.push(made.live);
+                self.note_unsupported(&router_id, &made.unsupported);
+                self.follow_tracks(&router_id);
+            }
+            // All of the stream is tried again, with pauses.
+            (Some(_), Err(failed)) => {
+                self.unlink(&router_id, failed.cause, true);
+                self.not_subscribed(&router_id, failed);
+            }
+            (None, Ok(made)) => self.hang_up(&made.live, GapCause::NotSent),
+            (None, Err(_)) => {}
+        }
+    }
+
+    /// The work of subscribing to tracks of a stream.
+    fn subscription(
+        &self,
+        router_id: &str,
+        id: StreamId,
+        tracks: Vec<String>,
+    ) -> impl Future<Output = Result<Made, NotSubscribed>> + Send + use<> {
+        let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
+        let (router_id, capture, options) = (router_id.to_owned(), self.capture, self.job.spec.archive.clone());
+        async move {
+            let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options, tracks);
+            // A panic is a failure as any other: the stream is tried again.
+            let result = AssertUnwindSafe(work).catch_unwind().await;
+            let panicked = || JobFailure { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() };
+            result.unwrap_or_else(|_| Err(panicked().into()))
         }
     }
 
@@ -458,8 +555,11 @@ impl<'a> Session<'a> {
     fn unlink(&mut self, router_id: &str, cause: GapCause, again: bool) {
         let Some(stream) = self.streams.get_mut(router_id) else { return };
         let retry = again.then(|| Instant::now() + RESUBSCRIBE);
-        let link = std::mem::replace(&mut stream.link, Link::None { retry });
-        if let Link::Live(live) = link {
+        let lives: Vec<Live> = stream.lives().cloned().collect();
+        stream.link = Link::None { retry };
+        stream.added.clear();
+        stream.adding = false;
+        for live in lives {
             self.peers.remove(&live.peer);
             self.hang_up(&live, cause);
         }
@@ -486,27 +586,18 @@ impl<'a> Session<'a> {
 
     fn retry_subscriptions(&mut self) {
         let now = Instant::now();
+        let mut begun = Vec::new();
         for (router_id, stream) in &mut self.streams {
             let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
             let tracks = wanted_tracks(&self.job.spec.archive, &stream.info);
-            if !due
-                || tracks.is_empty()
-                || stream.over_limit.is_some()
-                || !self.attempts.begin(router_id, &mut stream.link)
-            {
-                continue;
+            let is_wanted = due && !tracks.is_empty() && stream.over_limit.is_none();
+            if is_wanted && self.attempts.begin(router_id, &mut stream.link) {
+                begun.push((router_id.clone(), stream.id, tracks));
             }
-            let (control, context) = (Arc::clone(&self.control), Arc::clone(&self.job.context));
-            let (router_id, id, capture) = (router_id.clone(), stream.id, self.capture);
-            let options = self.job.spec.archive.clone();
-            self.subscribing.spawn(async move {
-                let work = subscribe(control.as_ref(), &context, capture, &router_id, id, &options, tracks);
-                // A panic is a failure as any other: the stream is tried again.
-                let result = AssertUnwindSafe(work).catch_unwind().await;
-                let panicked = || JobFailure { kind: FaultKind::Bug, detail: "panic, see the log".to_owned() };
-                let result = result.unwrap_or_else(|_| Err(panicked().into()));
-                Subscribed { router_id, result }
-            });
+        }
+        for (router_id, id, tracks) in begun {
+            let result = self.subscription(&router_id, id, tracks);
+            self.subscribing.spawn(async move { Subscribed { router_id, result: result.await } });
         }
     }
 
@@ -545,7 +636,7 @@ impl<'a> Session<'a> {
             self.note_capture(router_id, None, None);
         }
         // The publisher may have changed its tracks meanwhile.
-        self.unlink_if_changed(router_id);
+        self.follow_tracks(router_id);
     }
 
     /// A subscription failed. What is refused for good is tried ever more rarely, and told once.

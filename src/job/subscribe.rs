@@ -63,7 +63,7 @@ pub(super) async fn subscribe(
     options: &ArchiveOptions,
     tracks: Vec<String>,
 ) -> Result<Made, NotSubscribed> {
-    let mut offer = control.subscribe(router_id).await.map_err(|e| JobFailure::of(&e))?;
+    let mut offer = control.subscribe(router_id, &tracks).await.map_err(|e| JobFailure::of(&e))?;
     let subscription = offer.subscription;
     offer.mids.retain(|(_, kind)| options.has(*kind));
     let offered = offer.mids.len();

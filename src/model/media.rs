@@ -109,6 +109,31 @@ const fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+/// Estimates how long frames last that do not say so: as long as the shorter of the two distances before a frame. One late picture does not make
+/// a gap behind the next seem shorter.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FrameSpans {
+    last: Option<MediaTime>,
+    distance: Option<MediaSpan>,
+}
+
+impl FrameSpans {
+    /// A frame without one before: 30 pictures a second.
+    const FIRST: MediaSpan = 33_000_000;
+    const MIN: MediaSpan = 1_000_000;
+    /// A frame lasts no longer than this when the next one is late.
+    const MAX: MediaSpan = 200_000_000;
+
+    /// How long the frame that begins at `pts` lasts.
+    pub fn next(&mut self, pts: MediaTime) -> MediaSpan {
+        let distance = self.last.map(|last| (pts - last).clamp(Self::MIN, Self::MAX));
+        let spans = [distance, self.distance].into_iter().flatten();
+        let span = spans.min().unwrap_or(Self::FIRST);
+        (self.last, self.distance) = (Some(pts), distance);
+        span
+    }
+}
+
 /// One coded picture, or one packet of sound, as the container wants it: VP8 and VP9 frames as they are,
 /// H.264 with 4-byte lengths (no start codes), AV1 as OBUs with sizes and without temporal delimiters,
 /// Opus packets and G.711 bytes as they are.
@@ -276,5 +301,26 @@ impl TrackStats {
         self.frames_before_keyframe = self.frames_before_keyframe.saturating_add(other.frames_before_keyframe);
         self.frames_damaged = self.frames_damaged.saturating_add(other.frames_damaged);
         self.keyframes_requested = self.keyframes_requested.saturating_add(other.keyframes_requested);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_late_frame_makes_the_next_no_longer() {
+        for (name, starts, spans) in [
+            ("even", &[0, 33, 66, 99][..], &[33, 33, 33, 33][..]),
+            ("one late picture, and what was sent behind it", &[0, 33, 266, 267, 300], &[33, 33, 33, 1, 1]),
+            ("slow", &[0, 150, 300, 450], &[33, 150, 150, 150]),
+            ("slower than a frame may last", &[0, 1000, 2000, 3000], &[33, 200, 200, 200]),
+            ("faster from now on", &[0, 100, 200, 220, 240], &[33, 100, 100, 20, 20]),
+        ] {
+            let mut estimate = FrameSpans::default();
+            let found: Vec<i64> =
+                starts.iter().map(|ms| estimate.next(MediaTime::from_millis(*ms)) / 1_000_000).collect();
+            assert_eq!(found, spans, "{name}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::reader::TrackIndex;
 use super::{INDEX, LogError, Record, SealedSegment, mkv};
 use crate::model::ids::{Epoch, TrackId};
-use crate::model::media::{Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::model::media::{Frame, FrameSpans, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::spool::Spool;
 use crate::runtime::journal::LineFile;
@@ -57,7 +57,6 @@ struct Part {
     bytes: Vec<u8>,
     first: i64,
     from: MediaTime,
-    last_start: MediaTime,
     to: MediaTime,
     frames: u32,
     key: Option<MediaTime>,
@@ -85,6 +84,7 @@ pub struct TrackLog {
     segment: Option<Segment>,
     next_n: u32,
     part: Part,
+    spans: FrameSpans,
     stats: TrackStats,
     reports: Vec<SenderReport>,
     /// Set while writing fails.
@@ -170,6 +170,7 @@ impl TrackLog {
             segment: None,
             next_n,
             part: Part::default(),
+            spans: FrameSpans::default(),
             stats: TrackStats::default(),
             reports: Vec::new(),
             failed: None,
@@ -235,9 +236,7 @@ impl TrackLog {
         if frame.keyframe && part.key.is_none() {
             part.key = Some(frame.pts);
         }
-        let step = if part.frames == 0 { 33_000_000 } else { (frame.pts - part.last_start).clamp(0, 200_000_000) };
-        part.last_start = frame.pts;
-        part.to = frame.pts + frame.duration.unwrap_or(step);
+        part.to = frame.pts + frame.duration.unwrap_or_else(|| self.spans.next(frame.pts));
         part.frames += 1;
         if self.has_media() { Ok(()) } else { self.flush() }
     }

@@ -48,6 +48,15 @@ pub struct StreamInfo {
     pub tracks: Vec<TrackInfo>,
 }
 
+impl StreamInfo {
+    /// The mids of the first track of each kind, sound first.
+    #[must_use]
+    pub fn mids(&self) -> Vec<String> {
+        let first = |kind: &TrackKind| self.tracks.iter().find(|track| track.kind == *kind);
+        [TrackKind::Audio, TrackKind::Video].iter().filter_map(first).map(|track| track.mid.clone()).collect()
+    }
+}
+
 /// An event in a room. Every event states the current state, so that it can be repeated.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RoomEvent {
@@ -229,8 +238,8 @@ pub trait Room: Send {
 /// Commands to a room.
 #[async_trait]
 pub trait RoomControl: Send + Sync {
-    /// Subscribes to a stream, at most one track of each kind. Returns the router's offer.
-    async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError>;
+    /// Subscribes to tracks of a stream, at most one of each kind. `mids` are those at the publisher. Returns the router's offer.
+    async fn subscribe(&self, router_id: &str, mids: &[String]) -> Result<Offer, RouterError>;
 
     /// From now on `sink` takes the candidates of a subscription that its offers do not have. Those that came before are passed on at once.
     /// A router whose offers are complete never calls it.

@@ -133,6 +133,18 @@ fn forward(capture: CaptureKey, track: TrackId, outputs: &mut Vec<Output>, backl
     wanted
 }
 
+impl Sink<'_> {
+    /// Changes the rules of a track, and passes on what comes of it.
+    fn change(&mut self, kind: TrackKind, change: impl FnOnce(&mut TrackRules, MediaTime, &mut Vec<Output>)) {
+        let mut outputs = std::mem::take(self.outputs);
+        if let Some((track, now, rules)) = self.rules(kind) {
+            change(rules, now, &mut outputs);
+            self.keyframe_wanted |= forward(self.capture_key, track, &mut outputs, self.backlog);
+        }
+        *self.outputs = outputs;
+    }
+}
+
 impl PeerSink for Sink<'_> {
     fn transmit(&mut self, to: SocketAddr, bytes: &[u8]) {
         self.socket.send(to, bytes);
@@ -172,17 +184,12 @@ impl PeerSink for Sink<'_> {
             send_event(&capture.events, CaptureEvent::Connected { peer: self.peer });
         }
         // Before the connection, no keyframe could be requested.
-        let mut outputs = std::mem::take(self.outputs);
         for kind in [TrackKind::Audio, TrackKind::Video] {
             let track = TrackId { stream: self.stream, kind };
-            if self.capture.as_ref().is_some_and(|c| c.tracks.contains_key(&track))
-                && let Some((_, now, rules)) = self.rules(kind)
-            {
-                rules.source_connected(now, &mut outputs);
-                self.keyframe_wanted |= forward(self.capture_key, track, &mut outputs, self.backlog);
+            if self.capture.as_ref().is_some_and(|c| c.tracks.contains_key(&track)) {
+                self.change(kind, |rules, now, outputs| rules.source_connected(now, outputs));
             }
         }
-        *self.outputs = outputs;
     }
 }
 
@@ -257,13 +264,7 @@ impl MediaThread {
                 done.send(answer).unwrap_or_default();
             }
             Command::Renegotiate { key, offer, mids, done } => {
-                let offer = self.map_offer(&offer);
-                let answer = match self.peers.get_mut(&key) {
-                    None => Err(PeerError::Broken { reason: "it has ended".to_owned() }),
-                    Some(entry) => catch_panic(|| entry.peer.renegotiate(&offer, &mids)),
-                };
-                self.drive(key, |_, _| Ok(()));
-                done.send(answer).unwrap_or_default();
+                done.send(self.renegotiate(key, &offer, &mids)).unwrap_or_default();
             }
             Command::AddCandidate { key, candidate } => self.add_candidate(key, &candidate),
             Command::RemovePeer { key, cause } => self.remove_peer(key, cause),
@@ -309,6 +310,24 @@ impl MediaThread {
             Ok(())
         });
         Ok(answer)
+    }
+
+    /// Accepts a further offer. A track that it takes out has no source any more, until another offer or connection brings one.
+    fn renegotiate(&mut self, key: PeerKey, offer: &str, mids: &[(String, TrackKind)]) -> Result<Answer, PeerError> {
+        let offer = self.map_offer(offer);
+        let Some(entry) = self.peers.get_mut(&key) else {
+            return Err(PeerError::Broken { reason: "it has ended".to_owned() });
+        };
+        let before = entry.peer.kinds();
+        let answer = catch_panic(|| entry.peer.renegotiate(&offer, mids));
+        let kinds = entry.peer.kinds();
+        self.drive(key, |_, sink| {
+            let removed = before.into_iter().filter(|kind| !kinds.contains(kind));
+            removed
+                .for_each(|kind| sink.change(kind, |rules, now, out| rules.source_lost(GapCause::NotSent, now, out)));
+            Ok(())
+        });
+        answer
     }
 
     /// Adds a candidate of the router that is not in its offer.
@@ -487,7 +506,9 @@ impl MediaThread {
         let wallclock = self.anchor.wallclock(now());
         let Some(capture) = self.captures.get_mut(&entry.capture) else { return };
         let at = media_time(wallclock, capture.options.origin);
-        for (track, rules) in capture.tracks.iter_mut().filter(|(track, _)| track.stream == entry.stream) {
+        let kinds = entry.peer.kinds();
+        let is_its = |track: &TrackId| track.stream == entry.stream && kinds.contains(&track.kind);
+        for (track, rules) in capture.tracks.iter_mut().filter(|(track, _)| is_its(track)) {
             rules.source_lost(cause, at, &mut self.outputs);
             forward(entry.capture, *track, &mut self.outputs, &mut self.backlog);
         }

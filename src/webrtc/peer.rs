@@ -153,6 +153,11 @@ impl Peer {
         Ok(Answer { sdp: answer.to_sdp_string(), unsupported: formats::unsupported(&self.rtc, text, mids) })
     }
 
+    /// The kinds of the tracks that are received.
+    pub fn kinds(&self) -> Vec<TrackKind> {
+        self.mids.iter().map(|(_, kind)| *kind).collect()
+    }
+
     /// Adds a candidate of the router that is not in its offer, and our addresses that reach it. The text is that of a `candidate`
     /// attribute.
     pub fn add_candidate(&mut self, candidate: &str, local: &[SocketAddr]) -> Result<(), IceError> {

@@ -81,7 +81,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         publishers.push(Publisher::start(options).await.expect("publish"));
         let stream = next_stream(room.as_mut()).await;
         assert_eq!(stream.router_id, video.janus());
-        let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
+        let offer = control.subscribe(&stream.router_id, &stream.mids()).await.expect("subscribe");
         let id = StreamId::of_router(&session, &stream.router_id);
         let (_, answer) = engine.add_peer(capture, id, offer.sdp, offer.mids).await.expect("offer");
         control.answer(offer.subscription, answer.sdp).await.expect("answer");

@@ -94,7 +94,7 @@ impl Session {
         };
         let stream = tokio::time::timeout(DEADLINE, next).await.expect("a stream");
         let control = self.room.control();
-        let offer = control.subscribe(&stream.router_id).await.expect("subscribe");
+        let offer = control.subscribe(&stream.router_id, &stream.mids()).await.expect("subscribe");
         let id = StreamId::of_router(&self.descriptor.session, &stream.router_id);
         let peer = self.engine.add_peer(self.capture, id, offer.sdp, offer.mids).await;
         control.answer(offer.subscription, peer.expect("offer").1.sdp).await.expect("answer");

@@ -213,3 +213,38 @@ async fn two_publishers_with_one_stream_id_are_both_recorded() {
     assert!(of_second + 30 > last, "{of_second} of {last} pictures of the one that came last");
     assert_eq!(content.frames.last().expect("pictures").code, Some(2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_camera_that_goes_and_comes_by_renegotiation_costs_no_sound() {
+    let mut world = recording("camera", json!({}), "").await;
+    let publisher = Publisher::start(Options::new(&world.janus, "camera", "alice")).await.expect("publisher");
+    world.recording(2).await;
+    for _ in 0..2 {
+        publisher.pictures_pass(90).await;
+        publisher.add_video(false).await;
+        publisher.pictures_pass(60).await;
+        publisher.add_video(true).await;
+    }
+    publisher.pictures_pass(120).await;
+    let truth = publisher.leave().await.expect("left").timeline();
+    let (_, files) = ended(&mut world, "camera").await;
+    assert_eq!((lacks(&files), files.manifest["complete"].clone()), (vec![], json!(true)), "{}", files.report);
+    let sound = files.track("alice", "audio").expect("track");
+    assert_eq!(sound["gaps"], json!([]), "{sound}");
+    let [file] = files.files("alice").try_into().expect("one file");
+    let content = Content::read(&file).expect("file");
+    assert_eq!(content.errors, Vec::<String>::new());
+    let matched = content.against(&truth);
+    assert_eq!(
+        matched.strange,
+        0,
+        "{}\n{:?}",
+        files.report,
+        content.frames.iter().map(|f| (f.number, (f.pts * 1000.0) as i64)).collect::<Vec<_>>()
+    );
+    // Each time the camera comes, the first pictures are sent before the recorder has it.
+    assert!(matched.missing.len() < 60, "{} of {} pictures are missing", matched.missing.len(), truth.frames.len());
+    let last = matched.frames.last().expect("pictures").sent;
+    assert!(truth.frames.last().expect("pictures").1 - last < 0.5, "the camera that came last is not in the file");
+    assert!(matched.beeps.len() + 1 >= truth.beeps.len(), "{} of {} beeps", matched.beeps.len(), truth.beeps.len());
+}

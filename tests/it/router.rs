@@ -247,10 +247,10 @@ async fn who_is_there(mut stage: Stage) {
 async fn offers(mut stage: Stage) {
     stage.publish("alice").await;
     let mut room = stage.join().await;
-    present(room.as_mut(), "alice").await;
+    let mids = present(room.as_mut(), "alice").await.mids();
     let control = room.control();
-    assert!(matches!(control.subscribe("nobody").await, Err(RouterError::StreamNotFound { .. })));
-    let offer = control.subscribe("alice").await.expect("offer");
+    assert!(matches!(control.subscribe("nobody", &["0".to_owned()]).await, Err(RouterError::StreamNotFound { .. })));
+    let offer = control.subscribe("alice", &mids).await.expect("offer");
     assert!(offer.sdp.starts_with("v=0"), "{}", offer.sdp);
     let kinds: Vec<TrackKind> = offer.mids.iter().map(|(_, kind)| *kind).collect();
     assert_eq!(kinds, [TrackKind::Audio, TrackKind::Video]);
@@ -261,16 +261,19 @@ async fn offers(mut stage: Stage) {
     assert!(control.answer(offer.subscription, "not SDP".to_owned()).await.is_err());
     control.unsubscribe(offer.subscription).await;
     assert!(matches!(control.prefer_highest_layer(offer.subscription).await, Err(RouterError::StreamNotFound { .. })));
-    control.subscribe("alice").await.expect("a second offer");
+    // One track alone.
+    let offer = control.subscribe("alice", &mids[..1]).await.expect("a second offer");
+    assert_eq!(offer.mids.iter().map(|(_, kind)| *kind).collect::<Vec<_>>(), [TrackKind::Audio]);
+    assert!(control.subscribe("alice", &["no such track".to_owned()]).await.is_err());
     room.leave().await;
 }
 
 async fn lost_signalling(mut stage: Stage) {
     stage.publish("alice").await;
     let mut room = stage.join().await;
-    present(room.as_mut(), "alice").await;
+    let mids = present(room.as_mut(), "alice").await.mids();
     let control = room.control();
-    let offer = control.subscribe("alice").await.expect("offer");
+    let offer = control.subscribe("alice", &mids).await.expect("offer");
     stage.disconnect();
     let before = reconnected(room.as_mut()).await;
     assert!(before.contains(&RoomEvent::Disconnected) && lost(&before).is_empty(), "{before:?}");
@@ -300,9 +303,9 @@ async fn removed_room(mut stage: Stage) {
     assert!(matches!(missing, Err(RouterError::RoomNotFound { .. })), "{missing:?}");
     stage.create_room().await;
     stage.publish("bob").await;
-    present(room.as_mut(), "bob").await;
+    let mids = present(room.as_mut(), "bob").await.mids();
     clients(room.as_mut(), 1).await;
-    room.control().subscribe("bob").await.expect("offer");
+    room.control().subscribe("bob", &mids).await.expect("offer");
     room.leave().await;
 }
 

@@ -128,15 +128,15 @@ impl JanusRoomControl {
 
 #[async_trait]
 impl RoomControl for JanusRoomControl {
-    async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError> {
+    async fn subscribe(&self, router_id: &str, mids: &[String]) -> Result<Offer, RouterError> {
         const DOING: &str = "subscribe to a stream";
         let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
         let stream = self.shared().streams.get(router_id).cloned().ok_or_else(missing)?;
         let feed = room_value(&self.config, feeds::feed_of(router_id));
-        let wanted: Vec<Value> = [TrackKind::Audio, TrackKind::Video]
+        let wanted: Vec<Value> = mids
             .iter()
-            .filter_map(|kind| stream.tracks.iter().find(|t| t.kind == *kind))
-            .map(|track| json!({ "feed": feed, "mid": track.mid }))
+            .filter(|mid| stream.tracks.iter().any(|track| track.mid == **mid))
+            .map(|mid| json!({ "feed": feed, "mid": mid }))
             .collect();
         if wanted.is_empty() {
             return Err(missing());

@@ -9,10 +9,6 @@ use crate::model::media::{Frame, Gap, GapCause};
 use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
 use crate::rtp::depacketize::{AssembledFrame, PayloadError};
 
-/// Assumed duration of a video frame: 30 frames a second.
-const FRAME_SPAN: MediaSpan = 33 * MS;
-/// A video frame lasts no longer than this when the next one is late.
-const FRAME_SPAN_MAX: MediaSpan = 200 * MS;
 /// A loss shorter than this is counted but makes no gap.
 const LOSS_GAP_MIN: MediaSpan = 100 * MS;
 
@@ -186,8 +182,7 @@ impl TrackRules {
             self.keyframes.received(pixels, now);
             self.stats.keyframes += u64::from(self.kind == TrackKind::Video);
         }
-        let lasts = duration
-            .unwrap_or_else(|| self.last.map_or(FRAME_SPAN, |last| (pts - last.start).clamp(MS, FRAME_SPAN_MAX)));
+        let lasts = duration.unwrap_or_else(|| self.spans.next(pts));
         self.last = Some(LastFrame { start: pts, end: pts + lasts });
         self.lost_since_frame = 0;
         self.arrivals.frame(now);

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use super::clock::{ClockFit, Pause, TrackClock};
 use super::depacketize::{Depacketizer, FrameBoundaries};
 use crate::model::ids::TrackKind;
-use crate::model::media::{Codec, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::model::media::{Codec, Frame, FrameSpans, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
 use arrivals::Arrivals;
 use jitter_buffer::{BufferedPacket, JitterBuffer, Placement};
@@ -137,6 +137,7 @@ pub struct TrackRules {
     /// Since when the publisher sends nothing, as the router says.
     muted: Option<MediaTime>,
     last: Option<LastFrame>,
+    spans: FrameSpans,
     lost_since_frame: u64,
     /// What came and was said to be sent since the last frame.
     arrivals: Arrivals,
@@ -189,6 +190,7 @@ impl TrackRules {
             connected: true,
             muted: None,
             last: None,
+            spans: FrameSpans::default(),
             lost_since_frame: 0,
             arrivals: Arrivals::new(now),
             gap_cause: None,

@@ -11,7 +11,7 @@ mod pool;
 mod rtc;
 
 use crate::wait::{DEADLINE, wait_for};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -156,6 +156,11 @@ struct Switches {
     connected: AtomicBool,
     ended: AtomicBool,
     size: Mutex<Option<(u32, u32)>>,
+    /// Whether the picture is to be in the connection, when that changes.
+    video_added: Mutex<Option<bool>>,
+    /// Janus's answer to the offer of such a change.
+    answer: Mutex<Option<String>>,
+    changes: AtomicUsize,
 }
 
 /// A publisher that publishes until it is dropped.
@@ -220,11 +225,12 @@ impl Publisher {
         let sdp = answer["jsep"]["sdp"].as_str().with_context(|| format!("no answer: {answer}"))?;
         sender.answer(sdp)?;
         let (switches, truth) = (Arc::new(Switches::default()), Arc::new(Mutex::new(Truth::default())));
-        pool::drive(rtc::DrivenConnection::new(sender, Arc::clone(&switches), Arc::clone(&truth)))?;
+        let (offers, offered) = tokio::sync::mpsc::channel(1);
+        pool::drive(rtc::DrivenConnection::new(sender, Arc::clone(&switches), Arc::clone(&truth), offers))?;
         let (leave, leaving) = tokio::sync::watch::channel(false);
         // Awaited by `leave`; a publisher that is dropped takes its socket with it.
         #[allow(clippy::disallowed_methods)]
-        let signalling = tokio::spawn(keep_alive(client, leaving));
+        let signalling = tokio::spawn(signal(client, leaving, offered, Arc::clone(&switches)));
         let publisher = Self { switches, truth, signalling: Some(signalling), leave };
         let until = Instant::now() + DEADLINE;
         while !publisher.switches.connected.load(Ordering::Relaxed) {
@@ -250,6 +256,19 @@ impl Publisher {
     /// Stops or resumes sending the sound.
     pub fn mute_audio(&self, off: bool) {
         self.switches.audio_off.store(off, Ordering::Relaxed);
+    }
+
+    /// Takes the picture out of the connection, or adds it again, by a renegotiation: what a browser does that ends the camera's track.
+    ///
+    /// # Panics
+    /// When it takes longer than [`DEADLINE`].
+    pub async fn add_video(&self, added: bool) {
+        let before = self.switches.changes.load(Ordering::Relaxed);
+        *self.switches.video_added.lock().unwrap_or_else(PoisonError::into_inner) = Some(added);
+        wait_for("a renegotiation", || async {
+            (self.switches.changes.load(Ordering::Relaxed) > before).then_some(())
+        })
+        .await;
     }
 
     /// Changes the picture's size, with a keyframe.
@@ -329,10 +348,22 @@ impl Drop for Publisher {
     }
 }
 
-async fn keep_alive(mut client: Client, mut leaving: tokio::sync::watch::Receiver<bool>) -> Client {
+/// Keeps the session, and takes the connection's offers to Janus.
+async fn signal(
+    mut client: Client,
+    mut leaving: tokio::sync::watch::Receiver<bool>,
+    mut offers: tokio::sync::mpsc::Receiver<String>,
+    switches: Arc<Switches>,
+) -> Client {
     loop {
         tokio::select! {
             _ = leaving.changed() => return client,
+            Some(offer) = offers.recv() => {
+                let jsep = json!({ "type": "offer", "sdp": offer });
+                let Ok(answer) = client.message(json!({ "request": "configure" }), Some(jsep)).await else { return client };
+                let sdp = answer["jsep"]["sdp"].as_str().map(str::to_owned);
+                *switches.answer.lock().unwrap_or_else(PoisonError::into_inner) = sdp;
+            }
             () = tokio::time::sleep(Duration::from_secs(5)) => {
                 client.drain().await;
                 if client.keep_alive().await.is_err() {

@@ -43,6 +43,8 @@ pub(super) struct DrivenConnection {
     connected: bool,
     timeout: Instant,
     buffer: Vec<u8>,
+    /// Takes the offers of changes.
+    offers: tokio::sync::mpsc::Sender<String>,
 }
 
 enum MediaSource {
@@ -155,8 +157,13 @@ impl Connection {
 }
 
 impl DrivenConnection {
-    pub fn new(sender: Connection, switches: Arc<Switches>, truth: Arc<Mutex<Truth>>) -> Self {
-        Self { sender, switches, truth, connected: false, timeout: Instant::now(), buffer: vec![0; 2000] }
+    pub fn new(
+        sender: Connection,
+        switches: Arc<Switches>,
+        truth: Arc<Mutex<Truth>>,
+        offers: tokio::sync::mpsc::Sender<String>,
+    ) -> Self {
+        Self { sender, switches, truth, connected: false, timeout: Instant::now(), buffer: vec![0; 2000], offers }
     }
 
     /// Does what is to be done now. Returns when it wants to be called again; none when it has ended.
@@ -193,12 +200,33 @@ impl DrivenConnection {
         }
         let mut wake = self.timeout;
         if self.connected {
+            self.change()?;
             self.send_due(now)?;
             for flow in [&self.sender.video, &self.sender.audio, &self.sender.screen].into_iter().flatten() {
                 wake = wake.min(flow.due);
             }
         }
         Ok(Some(wake))
+    }
+
+    /// Takes the picture out of the connection or adds it, and takes the answer to that.
+    fn change(&mut self) -> Result<()> {
+        if let Some(answer) = lock(&self.switches.answer).take() {
+            self.sender.answer(&answer)?;
+            let sends = self.sender.video.as_ref().and_then(|video| self.sender.rtc.media(video.mid));
+            let off = !sends.is_some_and(|media| media.direction().is_sending());
+            self.switches.video_off.store(off, Ordering::Relaxed);
+            self.switches.changes.fetch_add(1, Ordering::Relaxed);
+        }
+        let (Some(added), Some(video)) = (lock(&self.switches.video_added).take(), &self.sender.video) else {
+            return Ok(());
+        };
+        self.switches.video_off.store(true, Ordering::Relaxed);
+        let mut changes = self.sender.rtc.sdp_api();
+        changes.set_direction(video.mid, if added { Direction::SendOnly } else { Direction::Inactive });
+        let (offer, pending) = changes.apply().context("nothing changes")?;
+        self.sender.pending = Some(pending);
+        self.offers.try_send(offer.to_sdp_string()).context("an offer is under way")
     }
 
     fn send_due(&mut self, now: Instant) -> Result<()> {

@@ -223,15 +223,20 @@ impl FakeRoomControl {
 
 #[async_trait]
 impl RoomControl for FakeRoomControl {
-    async fn subscribe(&self, router_id: &str) -> Result<Offer, RouterError> {
+    async fn subscribe(&self, router_id: &str, mids: &[String]) -> Result<Offer, RouterError> {
         let missing = || RouterError::StreamNotFound { stream: router_id.to_owned() };
         self.act("subscribe", |world, observer| {
             let streams = world.rooms.get(&self.room).map(super::world::Room::streams).unwrap_or_default();
-            let (_, stream) = streams.get(router_id).filter(|(_, s)| !s.tracks.is_empty()).ok_or_else(missing)?;
+            let (_, stream) = streams.get(router_id).ok_or_else(missing)?;
+            let wanted = stream.tracks.iter().filter(|track| mids.contains(&track.mid)).cloned().collect();
+            let stream = StreamInfo { tracks: wanted, ..stream.clone() };
+            if stream.tracks.is_empty() {
+                return Err(missing());
+            }
             let subscription = SubscriptionId(world.number());
             let observer = world.observers.get_mut(&observer).ok_or_else(missing)?;
             observer.subscriptions.insert(subscription, router_id.to_owned());
-            Ok(offer(subscription, stream))
+            Ok(offer(subscription, &stream))
         })
         .await
     }
