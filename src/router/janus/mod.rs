@@ -13,7 +13,7 @@
 //! Janus 1.1.2 has no metadata of publishers. `display` is either the name, or a JSON object
 //! `{"name": …, "connectionData": …, "streamId": …, "videoType": "camera"|"screen"|"custom"}`; the
 //! `description` of a video track may be such a `videoType`, too. The `metadata` object of newer versions of Janus has the same
-//! fields, and takes precedence over `display`.
+//! fields, and takes precedence over `display`. A feed's further tracks of a kind are streams of their own (`feeds.rs`).
 
 mod control;
 mod feeds;

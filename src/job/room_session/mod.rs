@@ -1,0 +1,385 @@
+//! One session while it is captured: which streams are there, what is subscribed to, and when it ends.
+
+mod streams;
+mod subscriptions;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::ArchiveRow;
+use crate::job::desired;
+use crate::job::link::{Attempts, Link, Live, RESUBSCRIBE};
+use crate::job::presence::{MAX_DURATION_EXCEEDED, Presence};
+use crate::job::rollover::roll_over;
+use crate::job::stage::{CaptureOutcome, ControlReceivers, Transition};
+use crate::job::stream_ids::StreamIds;
+use crate::job::subscribe::{Made, NotSubscribed};
+use crate::job::{Job, JobFailure};
+use crate::model::archive_options::OutputMode;
+use crate::model::desired::{Desired, Selection};
+use crate::model::fault::{Backoff, chain};
+use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::media::GapCause;
+use crate::model::time::{MediaTime, Wallclock};
+use crate::recording::history::{EventKind, History};
+use crate::recording::upload::UploadBacklog;
+use crate::router::{Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
+use crate::runtime::metrics::metrics;
+use crate::webrtc::{CaptureEvent, CaptureKey, PeerKey};
+
+/// How often the session's end is looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// Between two tries to subscribe to a stream that the router or the negotiation refuses.
+const REFUSED: Backoff = Backoff { first: RESUBSCRIBE, max: Duration::from_secs(60) };
+/// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
+const OVERLAP: Duration = Duration::from_secs(5);
+
+/// A stream that is in the room.
+struct Stream {
+    info: StreamInfo,
+    id: StreamId,
+    link: Link,
+    /// Subscriptions to tracks that were added later, such as a camera that was switched on: what is captured goes on meanwhile.
+    added: Vec<Live>,
+    /// Tracks that are being subscribed to for `added`.
+    adding: bool,
+    /// The session has as many streams as are captured: this one waits for a place since then.
+    over_limit: Option<Instant>,
+    /// Tracks whose formats the negotiation refused.
+    unsupported: Vec<TrackKind>,
+    /// Subscriptions that failed for good, one after the other.
+    refusals: u32,
+    /// Why the stream is not captured, as the history has it.
+    noted: Missing,
+    /// The failure that the log has; told again when the stream was captured meanwhile, or fails for another cause.
+    told: Option<GapCause>,
+}
+
+impl Stream {
+    /// Its subscriptions.
+    fn lives(&self) -> impl Iterator<Item = &Live> {
+        let first = match &self.link {
+            Link::Live(live) => Some(live),
+            Link::None { .. } | Link::Pending => None,
+        };
+        first.into_iter().chain(&self.added)
+    }
+}
+
+/// Why a stream is not captured, if it is not.
+#[derive(Default, PartialEq, Eq)]
+struct Missing {
+    cause: Option<GapCause>,
+    detail: Option<String>,
+}
+
+/// What a subscription task brings back.
+struct Subscribed {
+    router_id: String,
+    result: Result<Made, NotSubscribed>,
+}
+
+/// What a task brings back that subscribes to tracks that were added to a stream.
+struct TracksAdded {
+    router_id: String,
+    /// The subscription that the stream had.
+    beside: SubscriptionId,
+    result: Result<Made, NotSubscribed>,
+}
+
+/// A session that is captured, with all that its events change.
+pub(super) struct Session<'a> {
+    job: &'a Job,
+    capture: CaptureKey,
+    control: Arc<dyn RoomControl>,
+    history: History,
+    /// What of the desired changes is in the history.
+    noted: Desired,
+    presence: Presence,
+    streams: BTreeMap<String, Stream>,
+    ids: StreamIds,
+    peers: HashMap<PeerKey, String>,
+    /// Peers that are connected, also those whose subscription is still being made.
+    connected: HashSet<PeerKey>,
+    attempts: Attempts,
+    subscribing: JoinSet<Subscribed>,
+    adding: JoinSet<TracksAdded>,
+    /// Requests to the router whose answer nobody waits for.
+    chores: TaskTracker,
+    first_media_told: bool,
+}
+
+/// How far a job is that gives its session to a successor.
+enum RollingOver<'a> {
+    No,
+    /// The catalog is told.
+    Begun(BoxFuture<'a, Result<Transition, JobFailure>>),
+    /// The successor joins; ours ends then.
+    Until(Instant),
+}
+
+impl<'a> Session<'a> {
+    /// A session in a room that was entered.
+    pub(super) fn new(
+        job: &'a Job,
+        capture: CaptureKey,
+        control: Arc<dyn RoomControl>,
+        history: History,
+        noted: Desired,
+        ids: StreamIds,
+        presence: Presence,
+    ) -> Self {
+        Self {
+            job,
+            capture,
+            control,
+            history,
+            noted,
+            presence,
+            streams: BTreeMap::new(),
+            ids,
+            peers: HashMap::new(),
+            connected: HashSet::new(),
+            attempts: Attempts::default(),
+            subscribing: JoinSet::new(),
+            adding: JoinSet::new(),
+            chores: TaskTracker::new(),
+            first_media_told: false,
+        }
+    }
+
+    /// Ends what was begun beside it, and notes how it ended once all media is sealed.
+    pub(super) async fn end(&mut self) {
+        self.subscribing.shutdown().await;
+        self.adding.shutdown().await;
+        self.chores.close();
+        self.chores.wait().await;
+    }
+
+    pub(super) fn now(&self) -> MediaTime {
+        MediaTime::from_wallclock(Wallclock::now(), self.job.row.origin)
+    }
+
+    fn note(&self, kind: EventKind) {
+        self.note_at(self.now(), kind);
+    }
+
+    /// The history is for people and layouts; a disk that cannot take it must not end a capture.
+    pub(super) fn note_at(&self, at: MediaTime, kind: EventKind) {
+        if let Err(error) = self.history.add(at, kind) {
+            tracing::warn!("the session's history is incomplete: {}", chain(&error));
+        }
+    }
+
+    /// Notes what is newly wanted: the composer draws by the history.
+    fn apply_desired(&mut self, wanted: &Desired) {
+        // One moment for what was asked for together: no picture lies between.
+        let at = self.now();
+        for change in desired::changes(wanted, &self.noted) {
+            tracing::info!(?change, "the archive is changed");
+            if let EventKind::Selected { stream, selection } = &change {
+                self.begins_file(*stream, *selection);
+            }
+            self.note_at(at, change);
+        }
+        self.noted.clone_from(wanted);
+    }
+
+    /// A file of a stream's picture begins with a keyframe. A composer looks back for one, and shows nothing of it.
+    fn begins_file(&self, stream: StreamId, selection: Selection) {
+        if selection.has_video && self.job.spec.archive.output_mode != OutputMode::Composed {
+            let track = TrackId { stream, kind: TrackKind::Video };
+            self.expect_engine(self.job.context.engine.track_selected(self.capture, track));
+        }
+    }
+
+    /// Captures until the session ends, is handed over, or is lost to another owner.
+    pub(super) async fn run(
+        &mut self,
+        room: &mut dyn Room,
+        events: &mut mpsc::Receiver<CaptureEvent>,
+        backlog: &UploadBacklog,
+        status: &watch::Sender<Option<ArchiveRow>>,
+        control: &mut ControlReceivers,
+    ) -> CaptureOutcome {
+        let ControlReceivers { end_reason, desired } = control;
+        // What was asked for before the job was ours.
+        let wanted = desired.borrow_and_update().clone();
+        self.apply_desired(&wanted);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut paused = false;
+        let mut rolling_over = RollingOver::No;
+        loop {
+            let begun = async {
+                match &mut rolling_over {
+                    RollingOver::Begun(rollover) => rollover.await,
+                    RollingOver::No | RollingOver::Until(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                transition = begun => match transition {
+                    Ok(Transition::Made) => rolling_over = RollingOver::Until(Instant::now() + OVERLAP),
+                    Ok(Transition::Fenced) => return CaptureOutcome::Fenced,
+                    // The driver does it again, and decides.
+                    Err(_) => return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned()),
+                },
+                () = self.job.fenced.cancelled() => return CaptureOutcome::Fenced,
+                () = self.job.drain.cancelled() => return CaptureOutcome::Drained,
+                event = room.next_event() => match event {
+                    Some(event) => self.room_event(event).await,
+                    // Only leaving ends the events; that is ours to do.
+                    None => return CaptureOutcome::Drained,
+                },
+                Some(event) = events.recv() => self.capture_event(event, backlog),
+                Some(Ok(done)) = self.subscribing.join_next() => self.subscribed(done),
+                Some(Ok(done)) = self.adding.join_next() => self.tracks_added(done),
+                Ok(()) = end_reason.changed() => {
+                    if let (Some(reason), RollingOver::No) = (end_reason.borrow_and_update().clone(), &rolling_over) {
+                        return CaptureOutcome::Ended(reason);
+                    }
+                }
+                Ok(()) = desired.changed() => {
+                    let wanted = desired.borrow_and_update().clone();
+                    self.apply_desired(&wanted);
+                }
+                _ = tick.tick() => {
+                    if let RollingOver::Until(end) = &rolling_over && *end <= Instant::now() {
+                        return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned());
+                    }
+                    if let RollingOver::No = &rolling_over {
+                        // The end may have been requested before this worker had the job.
+                        if let Some(reason) = end_reason.borrow().clone() {
+                            return CaptureOutcome::Ended(reason);
+                        }
+                        match self.presence.ended(Wallclock::now()) {
+                            Some(reason) if reason.vonage() == MAX_DURATION_EXCEEDED && self.job.rolls_over() => {
+                                rolling_over = RollingOver::Begun(Box::pin(roll_over(self.job, MAX_DURATION_EXCEEDED)));
+                            }
+                            Some(reason) => return CaptureOutcome::Ended(reason.vonage().to_owned()),
+                            None => {}
+                        }
+                    }
+                    self.retry_subscriptions();
+                }
+            }
+            if self.presence.paused() != paused {
+                paused = !paused;
+                let now = Wallclock::now();
+                let row = self.job.archive_row(now);
+                status.send_replace(Some(if paused { row.paused(now) } else { row }));
+            }
+        }
+    }
+
+    async fn room_event(&mut self, event: RoomEvent) {
+        match event {
+            RoomEvent::StreamPresent(info) => self.present(info),
+            RoomEvent::StreamGone { router_id } => self.gone(&router_id),
+            RoomEvent::Clients { count } => self.presence.clients(count, Wallclock::now()),
+            RoomEvent::Talking { .. } => {}
+            RoomEvent::Renegotiate(offer) => self.renegotiate(offer).await,
+            RoomEvent::SubscriptionLost { subscription } => {
+                match self.subscribed_by(subscription).map(|(router_id, ..)| router_id.clone()) {
+                    Some(router_id) => self.unlink(&router_id, GapCause::Router, true),
+                    None => self.attempts.subscription_lost(subscription),
+                }
+            }
+            RoomEvent::LayerChanged { subscription, spatial, temporal } => {
+                if let Some((_, stream, _)) = self.subscribed_by(subscription) {
+                    self.note(EventKind::Layer { stream: stream.id, spatial, temporal });
+                }
+            }
+            RoomEvent::Disconnected => {
+                self.presence.router_lost(Wallclock::now());
+                self.note(EventKind::RouterLost);
+            }
+            RoomEvent::Reconnected => {
+                self.presence.router_back(Wallclock::now());
+                self.note(EventKind::RouterBack);
+                self.retry_now();
+            }
+            RoomEvent::RoomDestroyed => {
+                self.presence.router_back(Wallclock::now());
+                let all: Vec<String> = self.streams.keys().cloned().collect();
+                for router_id in all {
+                    self.gone(&router_id);
+                }
+                self.presence.clients(0, Wallclock::now());
+            }
+        }
+        self.count_publishing();
+    }
+
+    fn expect_engine(&self, result: Result<(), crate::webrtc::EngineGone>) {
+        if let Err(error) = result {
+            tracing::error!(fault.kind = "bug", "{error}");
+        }
+    }
+
+    fn starved(&self, track: TrackId, cause: Option<GapCause>) {
+        let TrackId { stream, kind } = track;
+        // Packets of a track that was refused say nothing new.
+        if self.streams.values().any(|known| known.id == stream && known.unsupported.contains(&kind)) {
+            return;
+        }
+        if let Some(cause) = cause {
+            tracing::warn!(%track, cause = cause.as_str(), "media of a track is missing");
+        }
+        self.note_track(track, cause, None);
+    }
+
+    fn note_track(&self, track: TrackId, missing: Option<GapCause>, detail: Option<String>) {
+        let TrackId { stream, kind } = track;
+        self.note(EventKind::Capture { stream, kind: Some(kind), missing, detail });
+    }
+
+    fn capture_event(&mut self, event: CaptureEvent, backlog: &UploadBacklog) {
+        match event {
+            CaptureEvent::Connected { peer } => {
+                self.connected.insert(peer);
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    self.note_capture(&router_id, None, None);
+                }
+            }
+            CaptureEvent::TrackStarved { track, cause } => self.starved(track, cause),
+            CaptureEvent::PeerLost { peer, reason } => match self.peers.get(&peer).cloned() {
+                Some(router_id) => {
+                    tracing::warn!(reason, "a connection to the media router is lost, making another");
+                    self.unlink(&router_id, GapCause::Router, true);
+                }
+                None => {
+                    self.connected.remove(&peer);
+                    self.attempts.peer_lost(peer);
+                }
+            },
+            CaptureEvent::FirstMedia { track } => {
+                if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
+                    let delay = Wallclock::now().since(self.job.row.created_at);
+                    metrics().start_delay.observe(delay.as_secs_f64());
+                    tracing::info!(%track, delay_ms = delay.as_millis(), "first media is on disk");
+                }
+            }
+            CaptureEvent::Sealed { segments } => {
+                if !segments.is_empty() {
+                    backlog.sealed(&segments);
+                }
+            }
+            CaptureEvent::StorageFailed { track, reason } => {
+                tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {reason}");
+                self.note_track(track, Some(GapCause::Storage), Some(reason));
+            }
+            CaptureEvent::StorageRecovered { track } => {
+                tracing::info!(%track, "the disk takes media again");
+                self.note_track(track, None, None);
+            }
+        }
+    }
+}
