@@ -117,13 +117,18 @@ function attach({ url, apiSecret, token }) {
 
 async function publish(options) {
   const { handle, handlers } = await attach(options);
-  const answer = (ask) =>
+  // Others come and go meanwhile: not each event is the answer.
+  const answer = (ask, isAnswer) =>
     new Promise((resolve, reject) => {
-      handlers.resolve = (message, jsep) => (message.error ? reject(new Error(message.error)) : resolve({ message, jsep }));
+      handlers.resolve = (message, jsep) => {
+        if (message.error) reject(new Error(message.error));
+        else if (isAnswer(message, jsep)) resolve({ message, jsep });
+      };
       ask(reject);
     });
   const { room, pin, id, display } = options;
-  await answer(() => handle.send({ message: { request: 'join', ptype: 'publisher', room, id, display, ...(pin ? { pin } : {}) } }));
+  const join = { request: 'join', ptype: 'publisher', room, id, display, ...(pin ? { pin } : {}) };
+  await answer(() => handle.send({ message: join }), (message) => message.videoroom === 'joined');
   const tracks = [];
   if (options.audio) tracks.push({ type: 'audio', capture: sound(), recv: false });
   if (options.video) {
@@ -137,17 +142,13 @@ async function publish(options) {
   const connected = new Promise((resolve) => (handlers.connected = resolve));
   const offer = await new Promise((success, error) => handle.createOffer({ tracks, success, error }));
   const descriptions = (options.descriptions || []).map(({ mid, description }) => ({ mid, description }));
-  const { jsep } = await answer(() =>
-    handle.send({
-      message: {
-        request: 'publish',
-        ...(options.audio ? { audiocodec: 'opus' } : {}),
-        ...(options.video ? { videocodec: 'vp8' } : {}),
-        ...(descriptions.length ? { descriptions } : {}),
-      },
-      jsep: offer,
-    }),
-  );
+  const message = {
+    request: 'publish',
+    ...(options.audio ? { audiocodec: 'opus' } : {}),
+    ...(options.video ? { videocodec: 'vp8' } : {}),
+    ...(descriptions.length ? { descriptions } : {}),
+  };
+  const { jsep } = await answer(() => handle.send({ message, jsep: offer }), (_, jsep) => jsep);
   await new Promise((success, error) => handle.handleRemoteJsep({ jsep, success, error }));
   await connected;
   plugin = handle;
