@@ -51,7 +51,7 @@ pub fn build(
 ) -> Result<Cancellable<Built>, ArchiveError> {
     let out = dir.join("out");
     std::fs::create_dir_all(&out).map_err(ArchiveError::io("created", &out))?;
-    let log = LogReader::open(dir)?;
+    let log = LogReader::open_present(dir)?;
     let events = history::read(dir)?;
     let reports: Vec<(TrackId, &[_])> = log.tracks.iter().map(|t| (t.track, t.reports.as_slice())).collect();
     let corrections = corrections(&reports);

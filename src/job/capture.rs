@@ -122,7 +122,7 @@ async fn prepare(job: &Job) -> Result<PriorEpochs, JobFailure> {
         let path = dir.join(upload::JOB);
         std::fs::write(&path, descriptor).map_err(crate::recording::LogError::io("write", &path))?;
         let mut earlier = PriorEpochs { ends: BTreeMap::new(), recorded: Duration::ZERO };
-        for track in LogReader::open(&dir)?.tracks {
+        for track in LogReader::open_present(&dir)?.tracks {
             let (_, opened) = TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;
             if let (Some(start), Some(end)) = (track.start(), opened.end) {
                 earlier.ends.insert(track.track, end);

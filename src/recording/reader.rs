@@ -181,6 +181,15 @@ impl TrackIndex {
         }
     }
 
+    /// Leaves out the parts whose bytes are not on this disk. An index names them when its machine died, or was lost before it sent them:
+    /// what they held is missing, and a gap must say so.
+    pub fn retain_present(&mut self) {
+        for segment in &mut self.segments {
+            let len = std::fs::metadata(self.dir.join(&segment.file)).map_or(0, |found| found.len());
+            segment.parts.retain(|part| part.at.checked_add(part.len).is_some_and(|end| end <= len));
+        }
+    }
+
     /// Drops what only a reader from the beginning needs: the reports, and the parts of segments before `segment`.
     pub fn forget_before(&mut self, segment: usize) {
         self.reports.clear();
@@ -367,6 +376,16 @@ impl LogReader {
     pub fn open(archive_dir: &Path) -> Result<Self, LogError> {
         let tracks = tracks(archive_dir)?.into_iter().map(|(track, dir)| TrackIndex::open(&dir, track));
         Ok(Self { tracks: tracks.collect::<Result<_, _>>()? })
+    }
+
+    /// The same with the parts that are on this disk: what an archive can be made of.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub fn open_present(archive_dir: &Path) -> Result<Self, LogError> {
+        let mut log = Self::open(archive_dir)?;
+        log.tracks.iter_mut().for_each(TrackIndex::retain_present);
+        Ok(log)
     }
 }
 

@@ -263,6 +263,26 @@ fn what_a_dying_machine_left_in_the_index_alone_is_not_there() {
 }
 
 #[test]
+fn what_an_index_from_the_store_names_and_its_machine_never_sent_is_not_there() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut log, _) = open(dir.path(), 1);
+    write(&mut log, 0..50);
+    log.seal().expect("seal").expect("segment").sync().expect("sync");
+    write(&mut log, 50..100);
+    drop(log);
+    // The open segment was on the machine that is lost; the index that came with the sealed one names parts of it.
+    let index = TrackIndex::open(&track_dir(dir.path()), track(TrackKind::Video)).expect("index");
+    std::fs::remove_file(index.dir.join(&index.segments[1].file)).expect("removed");
+    let sealed_to = index.segments[0].parts.last().expect("parts").to;
+    assert!(index.end().expect("end") > sealed_to + 500_000_000);
+    let log = LogReader::open_present(dir.path()).expect("log");
+    assert_eq!(log.tracks[0].end(), Some(sealed_to));
+    // The gap of the next owner begins there.
+    let (_, opened) = open(dir.path(), 2);
+    assert_eq!(opened.end, Some(sealed_to));
+}
+
+#[test]
 fn a_run_of_segments_plays_with_ordinary_tools() {
     // G.711, for which any bytes are right; the other codecs are looked at in the tests with real media.
     let dir = tempfile::tempdir().expect("dir");

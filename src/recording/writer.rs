@@ -155,8 +155,9 @@ impl TrackLog {
         for segment in known.segments.iter().filter(|s| s.sealed.is_none()) {
             sealed.extend(seal_left_open(&dir, segment, &index, track)?);
         }
-        // Parts that a dying machine left in the index and not in the file do not exist.
-        let end = if sealed.is_empty() { known.end() } else { TrackIndex::open(&dir, track)?.end() };
+        let mut present = if sealed.is_empty() { known.clone() } else { TrackIndex::open(&dir, track)? };
+        present.retain_present();
+        let end = present.end();
         let opened = Opened { end, sealed };
         let next_n = known.n_max.saturating_add(1).max((epoch.0 << SEGMENT_BITS) | 1);
         let log = Self {
