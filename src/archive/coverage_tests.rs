@@ -1,6 +1,6 @@
 //! Tables of histories, and what is missing by them.
 
-use super::coverage::histories;
+use super::announced::histories;
 use crate::model::ids::WorkerId;
 use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use crate::model::intervals::{Interval, Intervals};

@@ -1,5 +1,6 @@
 //! An archive's files, manifest and quality report, and their objects in the store.
 
+mod announced;
 pub mod build;
 pub(crate) mod composed;
 mod coverage;
