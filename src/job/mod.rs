@@ -26,6 +26,7 @@ mod room_session;
 pub mod scheduler;
 mod stage;
 mod subscribe;
+mod track_health;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -18,6 +18,7 @@ use super::presence::{MAX_DURATION_EXCEEDED, Presence};
 use super::rollover::roll_over;
 use super::stage::{CaptureOutcome, ControlReceivers, Transition};
 use super::subscribe::{Made, NotSubscribed, subscribe, wanted_tracks};
+use super::track_health::TrackHealth;
 use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
 use crate::model::archive_options::OutputMode;
@@ -82,6 +83,7 @@ pub(super) struct Session<'a> {
     peers: HashMap<PeerKey, String>,
     /// Peers that are connected, also those whose subscription is still being made.
     connected: HashSet<PeerKey>,
+    health: TrackHealth,
     attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
     /// Requests to the router whose answer nobody waits for.
@@ -118,6 +120,7 @@ impl<'a> Session<'a> {
             streams: BTreeMap::new(),
             peers: HashMap::new(),
             connected: HashSet::new(),
+            health: TrackHealth::default(),
             attempts: Attempts::default(),
             subscribing: JoinSet::new(),
             chores: TaskTracker::new(),
@@ -318,10 +321,14 @@ impl<'a> Session<'a> {
         }
         self.note_tracks(id, known.as_ref(), &info);
         for track in &info.tracks {
-            let before =
-                known.as_ref().and_then(|k| k.tracks.iter().find(|t| t.mid == track.mid)).is_some_and(|t| t.muted);
-            if before != track.muted {
-                self.muted(id, track.kind, track.muted);
+            let before = known.as_ref().and_then(|k| k.tracks.iter().find(|t| t.mid == track.mid)).map(|t| t.muted);
+            if before.unwrap_or(false) != track.muted {
+                self.note(EventKind::Muted { stream: id, kind: track.kind, muted: track.muted });
+            }
+            // The engine may know a new track from an earlier publication, in which it was muted.
+            if before != Some(track.muted) {
+                let track_id = TrackId { stream: id, kind: track.kind };
+                self.expect_engine(self.job.context.engine.set_muted(self.capture, track_id, track.muted));
             }
         }
         match self.streams.get_mut(&router_id) {
@@ -343,6 +350,15 @@ impl<'a> Session<'a> {
         let tracks = announced(info);
         if known.map(announced).unwrap_or_default() != tracks {
             self.note(EventKind::Tracks { stream, tracks });
+        }
+        let is_new =
+            |kind: &TrackKind| !known.is_some_and(|known| known.tracks.iter().any(|track| track.kind == *kind));
+        // A disk that failed before may still fail.
+        for kind in info.tracks.iter().map(|track| track.kind).filter(is_new) {
+            let track = TrackId { stream, kind };
+            if let Some(cause) = self.health.cause(track) {
+                self.note_track(track, Some(cause), None);
+            }
         }
     }
 
@@ -396,17 +412,17 @@ impl<'a> Session<'a> {
     fn note_unsupported(&mut self, router_id: &str, unsupported: &[UnsupportedTrack]) {
         let Some(known) = self.streams.get_mut(router_id) else { return };
         let stream = known.id;
-        known.unsupported = unsupported.iter().map(|track| track.kind).collect();
+        let now: Vec<TrackKind> = unsupported.iter().map(|track| track.kind).collect();
+        let before = std::mem::replace(&mut known.unsupported, now.clone());
+        for kind in before.into_iter().filter(|kind| !now.contains(kind)) {
+            let track = TrackId { stream, kind };
+            self.note_track(track, self.health.cause(track), None);
+        }
         for UnsupportedTrack { kind, formats } in unsupported {
             tracing::warn!(%stream, kind = kind.as_str(), formats, "a track is not captured: none of its formats is supported");
             let (missing, detail) = (Some(GapCause::Unsupported), Some(formats.clone()));
             self.note(EventKind::Capture { stream, kind: Some(*kind), missing, detail });
         }
-    }
-
-    fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
-        self.note(EventKind::Muted { stream, kind, muted });
-        self.expect_engine(self.job.context.engine.set_muted(self.capture, TrackId { stream, kind }, muted));
     }
 
     fn expect_engine(&self, result: Result<(), crate::webrtc::EngineGone>) {
@@ -558,6 +574,9 @@ impl<'a> Session<'a> {
                 }
             }
             Ok(answer) => {
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    self.note_unsupported(&router_id, &[]);
+                }
                 let (control, subscription, answer) = (Arc::clone(&self.control), offer.subscription, answer.sdp);
                 self.chores.spawn(async move {
                     if let Err(error) = control.answer(subscription, answer).await {
@@ -575,16 +594,22 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn starved(&self, track: TrackId, cause: Option<GapCause>) {
-        let TrackId { stream, kind } = track;
+    fn starved(&mut self, track: TrackId, cause: Option<GapCause>) {
+        let changed = self.health.set_starved(track, cause);
         // Packets of a track that was refused say nothing new.
-        if self.streams.values().any(|known| known.id == stream && known.unsupported.contains(&kind)) {
+        if self.is_unsupported(track) {
             return;
         }
         if let Some(cause) = cause {
             tracing::warn!(%track, cause = cause.as_str(), "media of a track is missing");
         }
-        self.note_track(track, cause, None);
+        if changed {
+            self.note_track(track, self.health.cause(track), None);
+        }
+    }
+
+    fn is_unsupported(&self, track: TrackId) -> bool {
+        self.streams.values().any(|known| known.id == track.stream && known.unsupported.contains(&track.kind))
     }
 
     fn note_track(&self, track: TrackId, missing: Option<GapCause>, detail: Option<String>) {
@@ -625,11 +650,16 @@ impl<'a> Session<'a> {
             }
             CaptureEvent::StorageFailed { track, reason } => {
                 tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {reason}");
-                self.note_track(track, Some(GapCause::Storage), Some(reason));
+                self.health.set_failing(track, true);
+                if !self.is_unsupported(track) {
+                    self.note_track(track, Some(GapCause::Storage), Some(reason));
+                }
             }
             CaptureEvent::StorageRecovered { track } => {
                 tracing::info!(%track, "the disk takes media again");
-                self.note_track(track, None, None);
+                if self.health.set_failing(track, false) && !self.is_unsupported(track) {
+                    self.note_track(track, self.health.cause(track), None);
+                }
             }
         }
     }
