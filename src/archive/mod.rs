@@ -5,6 +5,8 @@ pub mod build;
 pub(crate) mod composed;
 mod coverage;
 #[cfg(test)]
+mod coverage_gap_tests;
+#[cfg(test)]
 mod coverage_tests;
 pub mod delete;
 pub mod deliver;

@@ -82,6 +82,7 @@ pub(super) async fn capture(
     *composing = Composing::start(job, complete.clone());
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
     let mut session = Session::new(job, capture, room.control(), history, noted, presence);
+    session.note_at(session.now(), EventKind::Joined);
     let (backlog, stop_shipping, shipping) =
         (Arc::new(UploadBacklog::default()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(
