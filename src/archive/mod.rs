@@ -7,6 +7,8 @@ mod coverage;
 #[cfg(test)]
 mod coverage_gap_tests;
 #[cfg(test)]
+mod coverage_histories;
+#[cfg(test)]
 mod coverage_tests;
 pub mod delete;
 pub mod deliver;
