@@ -171,6 +171,7 @@ fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamH
                 }
             }
             EventKind::EpochBegan { .. }
+            | EventKind::Joined
             | EventKind::Tracks { .. }
             | EventKind::Capture { .. }
             | EventKind::Muted { .. }

@@ -6,86 +6,164 @@
 
 use std::collections::BTreeMap;
 
+use super::announced::{Blame, TrackHistory, histories};
 use crate::model::archive_options::ArchiveOptions;
-use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use crate::model::ids::{Epoch, TrackId};
 use crate::model::intervals::{Interval, Intervals};
 use crate::model::media::{Gap, GapCause, MissingMedia};
-use crate::model::time::{MediaSpan, MediaTime};
-use crate::recording::history::{Event, EventKind};
+use crate::model::time::MediaSpan;
+use crate::recording::history::Event;
 use crate::recording::reader::TrackIndex;
 
 const SECOND: MediaSpan = 1_000_000_000;
 const MILLISECOND: MediaSpan = 1_000_000;
 /// Frames may be this far apart: the earlier one lasts as long. By default the log notes a longer pause (`[capture] stall`).
 const FRAME_MAX: MediaSpan = 2 * SECOND;
-/// All streams that are in a room are announced within this after the first one, by an owner that has just joined.
-const JOIN_MAX: MediaSpan = 2 * SECOND;
 /// What is missing at the beginning or end of an announced track for less than this is the time that signalling takes.
 const EDGE_MAX: MediaSpan = SECOND;
+/// A lost router, or a lost connection to it, is noticed within this: three polls that are not answered, or ICE that hears nothing.
+/// A peer's consent to receive expires after this (RFC 7675, section 5.1).
+const NOTICE_MAX: MediaSpan = 30 * SECOND;
 
-/// What a session's history says of one track.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct TrackHistory {
-    /// When the publisher announced it.
-    pub announced: Intervals,
-    /// The codec's name, as the router gave it last.
-    pub codec: String,
-    /// What stood in the way of capturing, in the words of whoever said so, each once.
-    pub reasons: Vec<String>,
-    /// To what missing media is put down, each from a time on, in order.
-    blame: Vec<(MediaTime, GapCause)>,
+/// A part of a gap, and what it is put down to.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    at: Interval,
+    cause: GapCause,
+    /// A shorter one is no cause of its own.
+    min: MediaSpan,
 }
 
 impl TrackHistory {
-    fn cause_at(&self, at: MediaTime) -> GapCause {
-        self.blame.iter().take_while(|(from, _)| *from <= at).last().map_or(GapCause::Worker, |(_, cause)| *cause)
+    /// What the history blames in an interval, and at its beginning and end for no time, in order. `logged` is the cause that the log
+    /// has.
+    fn blamed(&self, whole: Interval, logged: Option<GapCause>) -> Vec<(Interval, Option<GapCause>)> {
+        let cause_of = |blame: Blame| match blame {
+            Blame::Nothing => None,
+            // The log says that the connection for media was there.
+            Blame::Signalling if matches!(logged, Some(GapCause::NotSent | GapCause::Storage)) => None,
+            Blame::Signalling => Some(GapCause::Router),
+            Blame::Cause(cause) => Some(cause),
+        };
+        let first = self.blame.partition_point(|(from, _)| *from < whole.from);
+        let before = first.checked_sub(1).map_or(Blame::Nothing, |before| self.blame[before].1);
+        let inside = self.blame[first..].iter().take_while(|(from, _)| *from <= whole.to).copied();
+        let mut out: Vec<(Interval, Option<GapCause>)> = Vec::new();
+        for (from, blame) in std::iter::once((whole.from, before)).chain(inside) {
+            if let Some((last, _)) = out.last_mut() {
+                last.to = from;
+            }
+            let cause = cause_of(blame);
+            if out.last().is_none_or(|(_, before)| *before != cause) {
+                out.push((Interval::new(from, whole.to), cause));
+            }
+        }
+        if let Some((last, _)) = out.last_mut() {
+            last.to = whole.to;
+        }
+        out
     }
 
-    /// An interval in pieces of one cause each. A piece that is no longer than signalling takes goes with the piece after it: the
-    /// time to subscribe is no cause of its own.
-    fn split(&self, whole: Interval) -> Vec<Gap> {
-        let inner = self.blame.iter().map(|(from, _)| *from).filter(|at| whole.from < *at && *at < whole.to);
-        let mut edges: Vec<MediaTime> = std::iter::once(whole.from).chain(inner).collect();
-        edges.push(whole.to);
-        let mut gaps: Vec<Gap> = Vec::new();
-        let mut begun = whole.from;
-        for piece in edges.windows(2).map(|w| Interval::new(w[0], w[1])).filter(|piece| !piece.is_empty()) {
-            if piece.len() < EDGE_MAX {
-                continue;
+    /// A gap in pieces of one cause each, of which some may be short. `logged` is the gap of the log that it is of.
+    fn pieces(&self, whole: Interval, logged: Option<Gap>) -> Vec<Piece> {
+        let opened = logged.map(|gap| gap.cause);
+        let blamed = self.blamed(whole, opened);
+        let mut out: Vec<Piece> = Vec::new();
+        for (number, (at, cause)) in blamed.iter().enumerate() {
+            let (at, next) = (*at, blamed.get(number + 1).and_then(|(_, next)| *next));
+            let piece = |from, to, cause, min| Piece { at: Interval::new(from, to), cause, min };
+            match (cause, opened) {
+                (Some(cause), _) => out.push(piece(at.from, at.to, *cause, EDGE_MAX)),
+                // Frames came, and were dropped.
+                (None, Some(GapCause::Storage)) => out.push(piece(at.from, at.to, GapCause::Storage, EDGE_MAX)),
+                // What opened the gap stands until the history knows better.
+                (None, Some(GapCause::Unsupported)) if number == 0 => {
+                    out.push(piece(at.from, at.to, GapCause::Unsupported, EDGE_MAX));
+                }
+                // The history has when a source was lost. Before that nothing was sent, as far as is known, but for the time in
+                // which a lost router is not noticed.
+                _ => {
+                    let lost = if next == Some(GapCause::Router) { at.from.max(at.to + -NOTICE_MAX) } else { at.to };
+                    out.push(piece(at.from, lost, GapCause::NotSent, FRAME_MAX));
+                    out.push(piece(lost, at.to, GapCause::Router, EDGE_MAX));
+                }
             }
-            gaps.push(Gap { from: begun, to: piece.to, cause: self.cause_at(piece.from) });
-            begun = piece.to;
         }
-        match gaps.last_mut() {
-            Some(last) => last.to = whole.to,
-            None => gaps.push(Gap { from: whole.from, to: whole.to, cause: self.cause_at(whole.to + (-1)) }),
+        out.retain(|piece| !piece.at.is_empty());
+        out.dedup_by(|next, piece| {
+            let same = next.cause == piece.cause;
+            if same {
+                (piece.at.to, piece.min) = (next.at.to, piece.min.min(next.min));
+            }
+            same
+        });
+        out
+    }
+
+    /// A gap in pieces of one cause each. A short piece goes with the piece after it: the time to subscribe is no cause of its own.
+    /// Short ones in which a second is lost together are a gap.
+    fn split(&self, whole: Interval, logged: Option<Gap>) -> Vec<Gap> {
+        // Packets show these two: no source was lost meanwhile, and none was switched off.
+        let certain = |gap: &Gap| matches!(gap.cause, GapCause::Network | GapCause::NotReceived);
+        let knows = |gap: &Gap| self.blamed(whole, Some(gap.cause)).iter().any(|(_, cause)| cause.is_some());
+        if let Some(gap) = logged.filter(|gap| certain(gap) || !knows(gap)) {
+            return vec![Gap { from: whole.from, to: whole.to, cause: gap.cause }];
+        }
+        let mut gaps: Vec<Gap> = Vec::new();
+        // Of the short pieces since `begun`: how long media is lost in them, and why.
+        let (mut begun, mut lost, mut loss) = (whole.from, 0, None);
+        for Piece { at, cause, min } in self.pieces(whole, logged) {
+            if cause.is_loss() {
+                lost += at.len();
+                loss = Some(cause);
+            }
+            let long = at.len() >= min;
+            if long || lost >= EDGE_MAX {
+                let cause = if long { cause } else { loss.unwrap_or(cause) };
+                gaps.push(Gap { from: begun, to: at.to, cause });
+                (begun, lost, loss) = (at.to, 0, None);
+            }
+        }
+        let rest_is_short = whole.to - begun < FRAME_MAX;
+        match (gaps.last_mut(), loss) {
+            (Some(last), loss) if loss.is_none() || rest_is_short => last.to = whole.to,
+            (last, loss) => {
+                let opened = logged.filter(|_| last.is_none()).map(|gap| gap.cause);
+                let cause = opened.or(loss).unwrap_or(GapCause::NotSent);
+                gaps.push(Gap { from: begun, to: whole.to, cause });
+            }
         }
         gaps
+    }
+
+    /// The part of a gap of the log that counts. While a track is not announced, nothing is sent, and a worker need not be there.
+    /// What a router lost was sent: a router that is restarted forgets its streams. Older versions noted no announcements: all that
+    /// is known is the log.
+    fn counted(&self, gap: &Gap) -> Intervals {
+        let whole = Intervals::from(Interval::new(gap.from, gap.to));
+        match gap.cause {
+            GapCause::NotSent | GapCause::Worker if !self.announced.is_empty() => whole.intersection(&self.announced),
+            _ => whole.without(&self.absent),
+        }
     }
 
     /// All that is missing of the track, in order and without overlap. `captured` is the time of its frames, `logged` the gaps
     /// that the log has.
     pub(super) fn missing(&self, captured: &Intervals, logged: &[Gap]) -> Vec<Gap> {
-        // While a track is not announced, nothing is sent, and a worker need not be there. What a router or a disk lost was sent: a
-        // router that is restarted forgets its streams. Older versions noted no announcements: all that is known is the log.
-        let counts = |gap: &Gap| {
-            let whole = Intervals::from(Interval::new(gap.from, gap.to));
-            match gap.cause {
-                GapCause::NotSent | GapCause::Worker if !self.announced.is_empty() => {
-                    whole.intersection(&self.announced)
-                }
-                _ => whole,
-            }
-        };
         let mut known = captured.clone();
         let mut gaps = Vec::new();
-        for gap in logged {
-            let rest = counts(gap).without(&known);
-            gaps.extend(rest.iter().map(|one| Gap { from: one.from, to: one.to, cause: gap.cause }));
-            known = known.union(&rest);
+        // Within a gap of the storage, the rules of the track noted when no frames came that could have been written.
+        let (storage, others): (Vec<Gap>, Vec<Gap>) = logged.iter().partition(|gap| gap.cause == GapCause::Storage);
+        for gap in others.iter().chain(&storage) {
+            let pieces = self.counted(gap).iter().flat_map(|one| self.split(one, Some(*gap))).collect::<Vec<_>>();
+            for piece in pieces {
+                let rest = Intervals::from(Interval::new(piece.from, piece.to)).without(&known);
+                gaps.extend(rest.iter().map(|one| Gap { from: one.from, to: one.to, cause: piece.cause }));
+                known = known.union(&rest);
+            }
         }
         let rest = self.announced.without(&known.bridged(FRAME_MAX));
-        gaps.extend(rest.iter().filter(|one| one.len() >= EDGE_MAX).flat_map(|one| self.split(one)));
+        gaps.extend(rest.iter().filter(|one| one.len() >= EDGE_MAX).flat_map(|one| self.split(one, None)));
         gaps.sort_by_key(|gap| gap.from);
         joined(gaps)
     }
@@ -136,9 +214,24 @@ pub(super) fn of_log(
     found.into_iter().filter(|(id, _)| options.has(id.kind)).map(covered).collect()
 }
 
-/// The time of a track's frames.
+/// The time of a track's frames: that of its parts without the gaps between the frames of a part. The later of two owners notes the
+/// gap between them, and a part of the earlier one may go beyond that: such a gap is none between frames.
 fn captured(track: &TrackIndex) -> Intervals {
-    track.segments.iter().flat_map(|segment| &segment.parts).map(|part| Interval::new(part.from, part.to)).collect()
+    let mut parts: Vec<Interval> =
+        track.segments.iter().flat_map(|s| &s.parts).map(|part| Interval::new(part.from, part.to)).collect();
+    parts.sort_by_key(|part| part.from);
+    let mut holes: BTreeMap<usize, Vec<Interval>> = BTreeMap::new();
+    for gap in track.gaps.iter().filter(|gap| gap.cause != GapCause::Worker) {
+        let within = parts.partition_point(|part| part.from < gap.from).checked_sub(1);
+        if let Some(part) = within.filter(|part| gap.to < parts[*part].to) {
+            holes.entry(part).or_default().push(Interval::new(gap.from, gap.to));
+        }
+    }
+    let without_holes = |(number, part): (usize, &Interval)| match holes.get(&number) {
+        Some(holes) => Intervals::from(*part).without(&holes.iter().copied().collect()).iter().collect(),
+        None => vec![*part],
+    };
+    parts.iter().enumerate().flat_map(without_holes).collect()
 }
 
 /// The media that an archive lacks, the longest first.
@@ -159,199 +252,4 @@ pub(super) fn lacking(coverage: &BTreeMap<TrackId, TrackCoverage>) -> Vec<Missin
     }
     all.sort_by_key(|one| std::cmp::Reverse(one.duration_ms));
     all
-}
-
-/// A stream while the history is read.
-#[derive(Debug, Default)]
-struct Stream {
-    /// What keeps it from being captured.
-    missing: Option<GapCause>,
-    tracks: BTreeMap<TrackKind, Track>,
-}
-
-/// An announced track while the history is read.
-#[derive(Debug)]
-struct Track {
-    since: MediaTime,
-    muted: bool,
-    missing: Option<GapCause>,
-}
-
-/// Streams that the owner before knew, until the next owner says whether they are still there.
-#[derive(Debug, Default)]
-struct Handover {
-    streams: BTreeMap<StreamId, Stream>,
-    /// When the next owner began.
-    at: MediaTime,
-    /// The next owner announces all that is there as soon as it has joined the room.
-    until: Option<MediaTime>,
-}
-
-/// Reads a session's history, in the order of its times.
-#[derive(Debug, Default)]
-struct Reading {
-    streams: BTreeMap<StreamId, Stream>,
-    handover: Handover,
-    router_lost: bool,
-    found: BTreeMap<TrackId, TrackHistory>,
-}
-
-/// What a session's history says of its tracks. `alive` is when the owner before an epoch was last seen to work. Announcements
-/// that nothing ended end with `end`.
-pub(super) fn histories(
-    events: &[Event],
-    alive: impl Fn(Epoch) -> MediaTime,
-    end: MediaTime,
-) -> BTreeMap<TrackId, TrackHistory> {
-    let mut reading = Reading::default();
-    let mut ended = false;
-    for (at, event) in events.iter().enumerate() {
-        let before = at.checked_sub(1).map(|before| events[before].at);
-        match &event.kind {
-            EventKind::EpochBegan { epoch, .. } => {
-                let died = alive(*epoch).max(before.unwrap_or(event.at)).min(event.at);
-                reading.owner_changed(died, event.at);
-            }
-            EventKind::Ended { .. } => {
-                reading.all_gone(event.at);
-                ended = true;
-            }
-            what => reading.event(event.at, what),
-        }
-    }
-    if !ended {
-        reading.all_gone(end.max(events.last().map_or(end, |event| event.at)));
-    }
-    reading.found
-}
-
-impl Reading {
-    fn event(&mut self, at: MediaTime, what: &EventKind) {
-        match what {
-            EventKind::Tracks { stream, tracks } => {
-                let announced: BTreeMap<TrackKind, &str> =
-                    tracks.iter().rev().map(|track| (track.kind, track.codec.as_str())).collect();
-                self.announced(at, *stream, &announced);
-            }
-            EventKind::StreamGone { stream } => {
-                if let Some(gone) = self.streams.remove(stream) {
-                    self.ended(at, *stream, gone);
-                }
-            }
-            EventKind::Muted { stream, kind, muted } => {
-                if let Some(track) = self.streams.get_mut(stream).and_then(|s| s.tracks.get_mut(kind)) {
-                    track.muted = *muted;
-                }
-                self.blame(at, *stream);
-            }
-            EventKind::Capture { stream, kind, missing, detail } => {
-                let Some(known) = self.streams.get_mut(stream) else { return };
-                match kind {
-                    None => known.missing = *missing,
-                    Some(kind) => known.tracks.get_mut(kind).into_iter().for_each(|track| track.missing = *missing),
-                }
-                let tracks = known.tracks.keys().filter(|of| kind.is_none_or(|kind| kind == **of));
-                for kind in tracks.copied().collect::<Vec<_>>() {
-                    let reasons = &mut self.found.entry(TrackId { stream: *stream, kind }).or_default().reasons;
-                    reasons.extend(detail.iter().filter(|text| !reasons.contains(text)).cloned().collect::<Vec<_>>());
-                }
-                self.blame(at, *stream);
-            }
-            EventKind::RouterLost | EventKind::RouterBack => {
-                self.router_lost = matches!(what, EventKind::RouterLost);
-                for stream in self.streams.keys().copied().collect::<Vec<_>>() {
-                    self.blame(at, stream);
-                }
-            }
-            EventKind::EpochBegan { .. }
-            | EventKind::Ended { .. }
-            | EventKind::Stream { .. }
-            | EventKind::Layer { .. }
-            | EventKind::Layout { .. }
-            | EventKind::Classes { .. }
-            | EventKind::StreamMode { .. }
-            | EventKind::Selected { .. } => {}
-        }
-    }
-
-    fn announced(&mut self, at: MediaTime, stream: StreamId, announced: &BTreeMap<TrackKind, &str>) {
-        self.confirm(at, stream);
-        // It must be subscribed to first: that is ours to do.
-        let known =
-            self.streams.entry(stream).or_insert(Stream { missing: Some(GapCause::Worker), ..Stream::default() });
-        let gone: Vec<TrackKind> = known.tracks.keys().filter(|kind| !announced.contains_key(kind)).copied().collect();
-        for kind in gone {
-            if let Some(track) = known.tracks.remove(&kind) {
-                let found = self.found.entry(TrackId { stream, kind }).or_default();
-                found.announced = found.announced.union(&Interval::new(track.since, at).into());
-            }
-        }
-        for (kind, codec) in announced {
-            known.tracks.entry(*kind).or_insert(Track { since: at, muted: false, missing: None });
-            (*codec).clone_into(&mut self.found.entry(TrackId { stream, kind: *kind }).or_default().codec);
-        }
-        self.blame(at, stream);
-    }
-
-    /// Notes to what media of a stream that is missing from now on is put down.
-    fn blame(&mut self, at: MediaTime, stream: StreamId) {
-        let Some(known) = self.streams.get(&stream) else { return };
-        for (kind, track) in &known.tracks {
-            let cause = match (track.muted, self.router_lost) {
-                (true, _) => GapCause::NotSent,
-                (false, true) => GapCause::Router,
-                (false, false) => track.missing.or(known.missing).unwrap_or(GapCause::NotSent),
-            };
-            let blame = &mut self.found.entry(TrackId { stream, kind: *kind }).or_default().blame;
-            if blame.last().is_none_or(|(_, before)| *before != cause) {
-                blame.push((at, cause));
-            }
-        }
-    }
-
-    fn ended(&mut self, at: MediaTime, stream: StreamId, gone: Stream) {
-        for (kind, track) in gone.tracks {
-            let found = self.found.entry(TrackId { stream, kind }).or_default();
-            found.announced = found.announced.union(&Interval::new(track.since, at).into());
-            // A later announcement begins with a cause of its own.
-            found.blame.push((at, GapCause::Worker));
-        }
-    }
-
-    /// A stream that is announced as soon as the next owner has joined was there all the time.
-    fn confirm(&mut self, at: MediaTime, stream: StreamId) {
-        if self.handover.streams.is_empty() {
-            return;
-        }
-        let until = *self.handover.until.get_or_insert(at + JOIN_MAX);
-        if at <= until
-            && let Some(known) = self.handover.streams.remove(&stream)
-        {
-            self.streams.insert(stream, Stream { missing: Some(GapCause::Worker), ..known });
-        }
-    }
-
-    fn all_gone(&mut self, at: MediaTime) {
-        let Handover { streams, at: began, .. } = std::mem::take(&mut self.handover);
-        for (stream, gone) in streams {
-            self.ended(began, stream, gone);
-        }
-        for (stream, gone) in std::mem::take(&mut self.streams) {
-            self.ended(at, stream, gone);
-        }
-    }
-
-    /// Another owner announces anew what is there. Nobody was there between `died` and `at`.
-    fn owner_changed(&mut self, died: MediaTime, at: MediaTime) {
-        let streams = std::mem::take(&mut self.streams);
-        for (stream, known) in &streams {
-            for kind in known.tracks.keys() {
-                let found = self.found.entry(TrackId { stream: *stream, kind: *kind }).or_default();
-                found.blame.push((died, GapCause::Worker));
-            }
-        }
-        self.all_gone(at);
-        self.handover = Handover { streams, at, until: None };
-        self.router_lost = false;
-    }
 }

@@ -1,76 +1,99 @@
 //! Tables of histories, and what is missing by them.
 
-use super::coverage::histories;
-use crate::model::ids::WorkerId;
-use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use super::announced::histories;
+use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind, WorkerId};
 use crate::model::intervals::{Interval, Intervals};
 use crate::model::media::{Gap, GapCause};
 use crate::model::time::MediaTime;
-use crate::recording::history::Announced;
-use crate::recording::history::{Event, EventKind};
+use crate::recording::history::{Announced, Event, EventKind};
 
-const VIDEO: TrackKind = TrackKind::Video;
-const AUDIO: TrackKind = TrackKind::Audio;
+pub(super) const VIDEO: TrackKind = TrackKind::Video;
+pub(super) const AUDIO: TrackKind = TrackKind::Audio;
 
-fn s(seconds: f64) -> MediaTime {
+pub(super) fn s(seconds: f64) -> MediaTime {
     #[allow(clippy::cast_possible_truncation)]
     MediaTime::from_millis((seconds * 1000.0) as i64)
 }
 
-fn stream() -> StreamId {
+pub(super) fn stream() -> StreamId {
     "00000000-0000-4000-8000-000000000001".parse().expect("id")
 }
 
-fn announce(at: f64, kinds: &[TrackKind]) -> Event {
+pub(super) fn announce(at: f64, kinds: &[TrackKind]) -> Event {
     let track = |kind: &TrackKind| Announced { mid: kind.as_str().to_owned(), kind: *kind, codec: "any".to_owned() };
     Event { at: s(at), kind: EventKind::Tracks { stream: stream(), tracks: kinds.iter().map(track).collect() } }
 }
 
 /// Another stream is announced.
-fn other(at: f64) -> Event {
+pub(super) fn other(at: f64) -> Event {
     let stream = "00000000-0000-4000-8000-000000000002".parse().expect("id");
     Event { at: s(at), kind: EventKind::Tracks { stream, tracks: vec![] } }
 }
 
-fn capture(at: f64, kind: Option<TrackKind>, missing: Option<GapCause>) -> Event {
+pub(super) fn capture(at: f64, kind: Option<TrackKind>, missing: Option<GapCause>) -> Event {
     let detail = missing.map(|cause| format!("because of {}", cause.as_str()));
     Event { at: s(at), kind: EventKind::Capture { stream: stream(), kind, missing, detail } }
 }
 
-fn muted(at: f64, kind: TrackKind, muted: bool) -> Event {
+pub(super) fn live(at: f64) -> Event {
+    capture(at, None, None)
+}
+
+pub(super) fn muted(at: f64, kind: TrackKind, muted: bool) -> Event {
     Event { at: s(at), kind: EventKind::Muted { stream: stream(), kind, muted } }
 }
 
-fn gone(at: f64) -> Event {
+pub(super) fn gone(at: f64) -> Event {
     Event { at: s(at), kind: EventKind::StreamGone { stream: stream() } }
 }
 
-fn ended(at: f64) -> Event {
+pub(super) fn ended(at: f64) -> Event {
     Event { at: s(at), kind: EventKind::Ended { reason: "session ended".to_owned() } }
 }
 
-fn epoch(at: f64, epoch: u32) -> Event {
+pub(super) fn epoch(at: f64, epoch: u32) -> Event {
     let worker: WorkerId = "worker-1".parse().expect("id");
     Event { at: s(at), kind: EventKind::EpochBegan { epoch: Epoch(epoch), worker } }
+}
+
+pub(super) fn joined(at: f64) -> Event {
+    Event { at: s(at), kind: EventKind::Joined }
+}
+
+pub(super) fn router(at: f64, lost: bool) -> Event {
+    Event { at: s(at), kind: if lost { EventKind::RouterLost } else { EventKind::RouterBack } }
 }
 
 fn intervals(pairs: &[(f64, f64)]) -> Intervals {
     pairs.iter().map(|(from, to)| Interval::new(s(*from), s(*to))).collect()
 }
 
-struct Case {
-    name: &'static str,
-    events: Vec<Event>,
-    captured: &'static [(f64, f64)],
-    logged: &'static [(f64, f64, GapCause)],
-    missing: &'static [(f64, f64, GapCause)],
+pub(super) struct Case {
+    pub name: &'static str,
+    pub events: Vec<Event>,
+    pub captured: &'static [(f64, f64)],
+    pub logged: &'static [(f64, f64, GapCause)],
+    pub missing: &'static [(f64, f64, GapCause)],
+}
+
+impl Case {
+    pub(super) fn check(self) {
+        let Self { name, events, captured, logged, missing } = self;
+        let captured = intervals(captured);
+        let last = captured.iter().map(|one| one.to).filter(|to| *to <= s(20.0)).max().unwrap_or(MediaTime::ZERO);
+        let found = histories(&events, |_| last, s(60.0));
+        let history = found.get(&TrackId { stream: stream(), kind: VIDEO }).cloned().unwrap_or_default();
+        let gap = |(from, to, cause): &(f64, f64, GapCause)| Gap { from: s(*from), to: s(*to), cause: *cause };
+        let logged: Vec<Gap> = logged.iter().map(gap).collect();
+        let wanted: Vec<Gap> = missing.iter().map(gap).collect();
+        assert_eq!(history.missing(&captured, &logged), wanted, "{name}");
+    }
 }
 
 #[test]
 fn what_is_missing_has_one_cause() {
-    use GapCause::{Limit, Network, NotReceived, NotSent, Refused, Router, Unsupported, Worker};
-    let live = |at| capture(at, None, None);
-    for Case { name, events, captured, logged, missing } in [
+    use GapCause::{Limit, Network, NotReceived, NotSent, Refused, Router, Storage, Unsupported, Worker};
+    for case in [
         Case {
             name: "all of it is there",
             events: vec![announce(0.0, &[VIDEO]), live(0.3), ended(60.0)],
@@ -125,15 +148,10 @@ fn what_is_missing_has_one_cause() {
         },
         Case {
             name: "a disk that never takes the track",
-            events: vec![
-                announce(0.0, &[VIDEO]),
-                live(0.2),
-                capture(0.3, Some(VIDEO), Some(GapCause::Storage)),
-                ended(60.0),
-            ],
+            events: vec![announce(0.0, &[VIDEO]), live(0.2), capture(0.3, Some(VIDEO), Some(Storage)), ended(60.0)],
             captured: &[],
             logged: &[],
-            missing: &[(0.0, 60.0, GapCause::Storage)],
+            missing: &[(0.0, 60.0, Storage)],
         },
         Case {
             name: "slow pictures are no gap, a logged pause is",
@@ -164,13 +182,7 @@ fn what_is_missing_has_one_cause() {
         },
         Case {
             name: "a router that is away",
-            events: vec![
-                announce(0.0, &[VIDEO]),
-                live(0.1),
-                Event { at: s(20.0), kind: EventKind::RouterLost },
-                Event { at: s(50.0), kind: EventKind::RouterBack },
-                ended(60.0),
-            ],
+            events: vec![announce(0.0, &[VIDEO]), live(0.1), router(20.0, true), router(50.0, false), ended(60.0)],
             captured: &[(0.1, 20.0)],
             logged: &[],
             missing: &[(20.0, 50.0, Router), (50.0, 60.0, NotSent)],
@@ -180,9 +192,9 @@ fn what_is_missing_has_one_cause() {
             events: vec![
                 announce(0.0, &[VIDEO]),
                 live(0.1),
-                Event { at: s(12.0), kind: EventKind::RouterLost },
+                router(12.0, true),
                 gone(13.0),
-                Event { at: s(13.0), kind: EventKind::RouterBack },
+                router(13.0, false),
                 announce(20.0, &[VIDEO]),
                 live(20.2),
                 ended(60.0),
@@ -235,6 +247,32 @@ fn what_is_missing_has_one_cause() {
             missing: &[(20.0, 30.5, Network)],
         },
         Case {
+            name: "a router that is lost while a disk fails, after the stream was announced again",
+            events: vec![
+                announce(0.0, &[VIDEO]),
+                live(0.1),
+                capture(10.0, Some(VIDEO), Some(Storage)),
+                gone(15.0),
+                announce(20.0, &[VIDEO]),
+                live(20.2),
+                router(30.0, true),
+                capture(40.0, None, Some(Router)),
+                router(40.0, false),
+                live(40.5),
+                capture(50.0, Some(VIDEO), None),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 10.0), (50.0, 60.0)],
+            logged: &[(10.0, 50.0, Storage), (15.0, 20.4, NotSent), (28.0, 40.6, Router)],
+            missing: &[
+                (10.0, 15.0, Storage),
+                (20.0, 20.4, NotSent),
+                (20.4, 28.0, Storage),
+                (28.0, 40.6, Router),
+                (40.6, 50.0, Storage),
+            ],
+        },
+        Case {
             name: "no time is in the log and in a gap, nor in two gaps",
             events: vec![announce(0.0, &[VIDEO]), live(0.1), ended(30.0)],
             captured: &[(0.1, 10.0), (14.0, 30.0)],
@@ -242,14 +280,7 @@ fn what_is_missing_has_one_cause() {
             missing: &[(10.0, 12.0, Network), (12.0, 14.0, Worker)],
         },
     ] {
-        let captured = intervals(captured);
-        let last = captured.iter().map(|one| one.to).filter(|to| *to <= s(20.0)).max().unwrap_or(MediaTime::ZERO);
-        let found = histories(&events, |_| last, s(60.0));
-        let history = found.get(&TrackId { stream: stream(), kind: VIDEO }).cloned().unwrap_or_default();
-        let gap = |(from, to, cause): &(f64, f64, GapCause)| Gap { from: s(*from), to: s(*to), cause: *cause };
-        let logged: Vec<Gap> = logged.iter().map(gap).collect();
-        let wanted: Vec<Gap> = missing.iter().map(gap).collect();
-        assert_eq!(history.missing(&captured, &logged), wanted, "{name}");
+        case.check();
     }
 }
 

@@ -1,8 +1,13 @@
 //! An archive's files, manifest and quality report, and their objects in the store.
 
+mod announced;
 pub mod build;
 pub(crate) mod composed;
 mod coverage;
+#[cfg(test)]
+mod coverage_gap_tests;
+#[cfg(test)]
+mod coverage_histories;
 #[cfg(test)]
 mod coverage_tests;
 pub mod delete;

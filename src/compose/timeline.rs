@@ -187,6 +187,7 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
         }
         // While a router is unavailable, the media tells which streams are present.
         EventKind::EpochBegan { .. }
+        | EventKind::Joined
         | EventKind::Muted { .. }
         | EventKind::Layer { .. }
         | EventKind::Layout { .. }

@@ -87,6 +87,7 @@ pub(super) async fn capture(
     let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
     let mut session =
         Session::new(job, capture, room.control(), history, noted, StreamIds::of_history(&before), presence);
+    session.note_at(session.now(), EventKind::Joined);
     let (backlog, stop_shipping, shipping) =
         (Arc::new(UploadBacklog::default()), CancellationToken::new(), TaskTracker::new());
     shipping.spawn(ship_behind(

@@ -27,6 +27,7 @@ pub mod scheduler;
 mod stage;
 mod stream_ids;
 mod subscribe;
+mod track_health;
 
 use std::path::PathBuf;
 use std::sync::Arc;

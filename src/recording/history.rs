@@ -42,6 +42,9 @@ pub struct Announced {
 pub enum EventKind {
     /// A worker began to own the job.
     EpochBegan { epoch: Epoch, worker: WorkerId },
+    /// The worker has joined the room. It announces at once what is there. Older versions do not note it, and skip it when they
+    /// read.
+    Joined,
     /// A stream is present, or has other properties than before.
     Stream {
         stream: StreamId,
@@ -158,4 +161,23 @@ pub fn has_all_before(events: &[Event], epoch: Epoch) -> bool {
         events.iter().any(|e| matches!(&e.kind, EventKind::EpochBegan { epoch, .. } if epoch.0 == wanted))
     };
     (1..epoch.0).all(began)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_only_a_later_version_knows_is_skipped() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (history, _) = History::open(dir.path()).expect("history");
+        history.add(MediaTime(1), EventKind::Joined).expect("added");
+        let later = serde_json::json!({ "at": 2, "what": "of_a_later_version", "stream": 7 });
+        history.file.append(&later).expect("added");
+        history.add(MediaTime(3), EventKind::RouterLost).expect("added");
+        let event = |at, kind| Event { at: MediaTime(at), kind };
+        assert_eq!(read(dir.path()).expect("read"), [event(1, EventKind::Joined), event(3, EventKind::RouterLost)]);
+        let text = std::fs::read_to_string(dir.path().join(HISTORY)).expect("text");
+        assert!(text.starts_with("{\"at\":1,\"what\":\"joined\"}\t"), "{text}");
+    }
 }

@@ -100,7 +100,7 @@ impl TrackIndex {
         Ok(index)
     }
 
-    pub(super) fn of_records(track: TrackId, dir: &Path, records: Vec<Record>) -> Self {
+    pub(crate) fn of_records(track: TrackId, dir: &Path, records: Vec<Record>) -> Self {
         let mut index = Self {
             track,
             dir: dir.to_owned(),

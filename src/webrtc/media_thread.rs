@@ -172,7 +172,7 @@ impl PeerSink for Sink<'_> {
     fn sender_report(&mut self, kind: TrackKind, report: SenderReportIn) {
         let mut outputs = std::mem::take(self.outputs);
         if let Some((track, now, rules)) = self.rules(kind) {
-            rules.packets_sent(report.packets);
+            rules.packets_sent(report.packets, now);
             rules.sender_report(report.ntp, report.rtp, now, &mut outputs);
             *self.outputs = outputs;
             self.collect(track);

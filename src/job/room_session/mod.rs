@@ -21,6 +21,7 @@ use crate::job::rollover::roll_over;
 use crate::job::stage::{CaptureOutcome, ControlReceivers, Transition};
 use crate::job::stream_ids::StreamIds;
 use crate::job::subscribe::{Made, NotSubscribed};
+use crate::job::track_health::TrackHealth;
 use crate::job::{Job, JobFailure};
 use crate::model::archive_options::OutputMode;
 use crate::model::desired::{Desired, Selection};
@@ -108,6 +109,7 @@ pub(super) struct Session<'a> {
     peers: HashMap<PeerKey, String>,
     /// Peers that are connected, also those whose subscription is still being made.
     connected: HashSet<PeerKey>,
+    health: TrackHealth,
     attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
     adding: JoinSet<TracksAdded>,
@@ -147,6 +149,7 @@ impl<'a> Session<'a> {
             ids,
             peers: HashMap::new(),
             connected: HashSet::new(),
+            health: TrackHealth::default(),
             attempts: Attempts::default(),
             subscribing: JoinSet::new(),
             adding: JoinSet::new(),
@@ -324,16 +327,22 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn starved(&self, track: TrackId, cause: Option<GapCause>) {
-        let TrackId { stream, kind } = track;
+    fn starved(&mut self, track: TrackId, cause: Option<GapCause>) {
+        let changed = self.health.set_starved(track, cause);
         // Packets of a track that was refused say nothing new.
-        if self.streams.values().any(|known| known.id == stream && known.unsupported.contains(&kind)) {
+        if self.is_unsupported(track) {
             return;
         }
         if let Some(cause) = cause {
             tracing::warn!(%track, cause = cause.as_str(), "media of a track is missing");
         }
-        self.note_track(track, cause, None);
+        if changed {
+            self.note_track(track, self.health.cause(track), None);
+        }
+    }
+
+    fn is_unsupported(&self, track: TrackId) -> bool {
+        self.streams.values().any(|known| known.id == track.stream && known.unsupported.contains(&track.kind))
     }
 
     fn note_track(&self, track: TrackId, missing: Option<GapCause>, detail: Option<String>) {
@@ -374,11 +383,16 @@ impl<'a> Session<'a> {
             }
             CaptureEvent::StorageFailed { track, reason } => {
                 tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {reason}");
-                self.note_track(track, Some(GapCause::Storage), Some(reason));
+                self.health.set_failing(track, true);
+                if !self.is_unsupported(track) {
+                    self.note_track(track, Some(GapCause::Storage), Some(reason));
+                }
             }
             CaptureEvent::StorageRecovered { track } => {
                 tracing::info!(%track, "the disk takes media again");
-                self.note_track(track, None, None);
+                if self.health.set_failing(track, false) && !self.is_unsupported(track) {
+                    self.note_track(track, self.health.cause(track), None);
+                }
             }
         }
     }

@@ -36,10 +36,14 @@ impl Session<'_> {
         }
         self.note_tracks(id, known.as_ref(), &info);
         for track in &info.tracks {
-            let before =
-                known.as_ref().and_then(|k| k.tracks.iter().find(|t| t.mid == track.mid)).is_some_and(|t| t.muted);
-            if before != track.muted {
-                self.muted(id, track.kind, track.muted);
+            let before = known.as_ref().and_then(|k| k.tracks.iter().find(|t| t.mid == track.mid)).map(|t| t.muted);
+            if before.unwrap_or(false) != track.muted {
+                self.note(EventKind::Muted { stream: id, kind: track.kind, muted: track.muted });
+            }
+            // The engine may know a new track from an earlier publication, in which it was muted.
+            if before != Some(track.muted) {
+                let track_id = TrackId { stream: id, kind: track.kind };
+                self.expect_engine(self.job.context.engine.set_muted(self.capture, track_id, track.muted));
             }
         }
         match self.streams.get_mut(&router_id) {
@@ -79,6 +83,15 @@ impl Session<'_> {
         let tracks = announced(info);
         if known.map(announced).unwrap_or_default() != tracks {
             self.note(EventKind::Tracks { stream, tracks });
+        }
+        let is_new =
+            |kind: &TrackKind| !known.is_some_and(|known| known.tracks.iter().any(|track| track.kind == *kind));
+        // A disk that failed before may still fail.
+        for kind in info.tracks.iter().map(|track| track.kind).filter(is_new) {
+            let track = TrackId { stream, kind };
+            if let Some(cause) = self.health.cause(track) {
+                self.note_track(track, Some(cause), None);
+            }
         }
     }
 
@@ -126,11 +139,6 @@ impl Session<'_> {
             let router_id = router_id.clone();
             self.note_capture(&router_id, Some(GapCause::Worker), None);
         }
-    }
-
-    pub(super) fn muted(&self, stream: StreamId, kind: TrackKind, muted: bool) {
-        self.note(EventKind::Muted { stream, kind, muted });
-        self.expect_engine(self.job.context.engine.set_muted(self.capture, TrackId { stream, kind }, muted));
     }
 
     pub(super) fn gone(&mut self, router_id: &str) {

@@ -11,11 +11,13 @@ use crate::job::JobFailure;
 use crate::job::link::{Ended, Link, Live, RESUBSCRIBE};
 use crate::job::subscribe::{Made, NotSubscribed, subscribe, wanted_tracks};
 use crate::model::fault::{FaultKind, chain};
-use crate::model::ids::StreamId;
+use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::recording::history::EventKind;
-use crate::router::{Offer, SubscriptionId};
+use crate::router::{Offer, SubscriptionId, TrackInfo};
 use crate::webrtc::{PeerError, PeerKey, UnsupportedTrack};
+
+const KINDS: [TrackKind; 2] = [TrackKind::Audio, TrackKind::Video];
 
 impl Session<'_> {
     /// The stream that a subscription brings, with its id at the router.
@@ -39,10 +41,21 @@ impl Session<'_> {
         self.note(EventKind::Capture { stream, kind: None, missing, detail });
     }
 
-    pub(super) fn note_unsupported(&mut self, router_id: &str, unsupported: &[UnsupportedTrack]) {
+    /// Notes which tracks of these kinds a negotiation refused, and which it does not refuse any more.
+    pub(super) fn note_unsupported(&mut self, router_id: &str, kinds: &[TrackKind], unsupported: &[UnsupportedTrack]) {
         let Some(known) = self.streams.get_mut(router_id) else { return };
         let stream = known.id;
-        known.unsupported = unsupported.iter().map(|track| track.kind).collect();
+        let is_refused = |kind: &TrackKind| unsupported.iter().any(|track| track.kind == *kind);
+        let (taken, mut now): (Vec<TrackKind>, Vec<TrackKind>) =
+            known.unsupported.drain(..).partition(|kind| kinds.contains(kind) && !is_refused(kind));
+        now.extend(unsupported.iter().map(|track| track.kind));
+        now.sort_unstable();
+        now.dedup();
+        known.unsupported = now;
+        for kind in taken {
+            let track = TrackId { stream, kind };
+            self.note_track(track, self.health.cause(track), None);
+        }
         for UnsupportedTrack { kind, formats } in unsupported {
             tracing::warn!(%stream, kind = kind.as_str(), formats, "a track is not captured: none of its formats is supported");
             let (missing, detail) = (Some(GapCause::Unsupported), Some(formats.clone()));
@@ -83,9 +96,12 @@ impl Session<'_> {
         match (stream, result) {
             (Some(stream), Ok(made)) => {
                 stream.adding = false;
+                let of_added = |track: &&TrackInfo| made.live.tracks.contains(&track.mid);
+                let kinds: Vec<TrackKind> =
+                    stream.info.tracks.iter().filter(of_added).map(|track| track.kind).collect();
                 self.peers.insert(made.live.peer, router_id.clone());
                 stream.added.push(made.live);
-                self.note_unsupported(&router_id, &made.unsupported);
+                self.note_unsupported(&router_id, &kinds, &made.unsupported);
                 self.follow_tracks(&router_id);
             }
             // All of the stream is tried again, with pauses.
@@ -196,7 +212,7 @@ impl Session<'_> {
             stream.refusals = 0;
             stream.told = None;
         }
-        self.note_unsupported(router_id, unsupported);
+        self.note_unsupported(router_id, &KINDS, unsupported);
         if peer.is_some_and(|peer| self.connected.contains(&peer)) {
             self.note_capture(router_id, None, None);
         }
@@ -218,7 +234,7 @@ impl Session<'_> {
             return;
         }
         tracing::warn!(fault.kind = %kind, stream = %id, cause = failed.cause.as_str(), "not subscribed, trying again: {detail}");
-        self.note_unsupported(router_id, &failed.unsupported);
+        self.note_unsupported(router_id, &KINDS, &failed.unsupported);
         self.note_capture(router_id, Some(failed.cause), Some(detail));
     }
 
@@ -229,6 +245,7 @@ impl Session<'_> {
         if offer.mids.is_empty() {
             return;
         }
+        let kinds: Vec<TrackKind> = offer.mids.iter().map(|(_, kind)| *kind).collect();
         match self.job.context.engine.renegotiate(peer, offer.sdp, offer.mids).await {
             // A connection made anew may take what this one cannot.
             Ok(answer) if !answer.unsupported.is_empty() => {
@@ -237,6 +254,9 @@ impl Session<'_> {
                 }
             }
             Ok(answer) => {
+                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                    self.note_unsupported(&router_id, &kinds, &[]);
+                }
                 let (control, subscription, answer) = (Arc::clone(&self.control), offer.subscription, answer.sdp);
                 self.chores.spawn(async move {
                     if let Err(error) = control.answer(subscription, answer).await {

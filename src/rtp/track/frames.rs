@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::jitter_buffer::BufferedPacket;
-use super::{KeyframeReason, LastFrame, MS, Output, Resync, TrackRules, span};
+use super::{KeyframeReason, LastFrame, MS, Off, Output, Resync, TrackRules, span};
 use crate::model::ids::TrackKind;
 use crate::model::media::{Frame, Gap, GapCause};
 use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
@@ -187,27 +187,55 @@ impl TrackRules {
         self.lost_since_frame = 0;
         self.arrivals.frame(now);
         self.storage_lost = false;
-        self.gap_cause = self.muted.map(|_| GapCause::NotSent);
+        self.gap_cause = None;
+        self.off = self.muted.map(|since| Off { since, until: None });
         self.stats.frames += 1;
         out.push(Output::Frame(Frame { pts, duration, keyframe: frame.keyframe, data: Bytes::from(frame.data) }));
     }
 
-    /// Reports a gap before a frame, with its cause, if there is one.
+    /// Reports what is missing before a frame, with its cause, if anything is.
     fn report_gap(&mut self, pts: MediaTime, out: &mut Vec<Output>) {
+        let (off, stall) = (self.off.take(), span(self.options.stall));
         let Some(last) = self.last else { return };
-        let missing = pts - last.end;
-        let stalled = missing >= span(self.options.stall);
-        if stalled {
+        if pts - last.end >= stall {
             // Cancelled if this frame is a keyframe.
             self.keyframes.request(KeyframeReason::Resume);
         }
+        // Nothing was sent up to the moment when the publisher switched the track on, or when sender reports begin to show packets
+        // that did not come. What is missing since may be lost. The packets of this frame may have come before it was switched off.
+        let off =
+            off.filter(|off| off.since <= pts).map(|off| off.until.map_or(pts, |until| until.max(last.end).min(pts)));
+        let begins = off.unwrap_or(last.end);
+        let missing = pts - begins;
+        let paused = self.arrivals.unseen().unwrap_or(GapCause::NotSent);
         let cause = match self.gap_cause {
-            Some(cause) if missing >= LOSS_GAP_MIN => cause,
-            None if self.lost_since_frame > 0 && missing >= LOSS_GAP_MIN => GapCause::Network,
-            None if stalled => self.arrivals.unseen().unwrap_or(GapCause::NotSent),
-            _ => return,
+            Some(cause) if missing >= LOSS_GAP_MIN => Some(cause),
+            None if self.lost_since_frame > 0 && missing >= LOSS_GAP_MIN => Some(GapCause::Network),
+            None if missing >= stall => Some(paused),
+            _ => None,
         };
-        out.push(Output::Gap(Gap { from: last.end, to: pts, cause }));
+        // Packets that are further apart than a stall have a pause between them: lost ones cannot have lasted longer than this.
+        let lost_max = i64::try_from(self.lost_since_frame).unwrap_or(i64::MAX).saturating_add(1).saturating_mul(stall);
+        let mut gap = |from, to, cause| {
+            if to - from >= LOSS_GAP_MIN {
+                out.push(Output::Gap(Gap { from, to, cause }));
+            }
+        };
+        match (off, cause) {
+            (None, None) => {}
+            (Some(_), None | Some(GapCause::NotSent)) => gap(last.end, pts, GapCause::NotSent),
+            (_, Some(GapCause::Network)) if missing > lost_max => {
+                gap(last.end, begins, GapCause::NotSent);
+                gap(begins, begins + lost_max, GapCause::Network);
+                gap(begins + lost_max, pts, paused);
+            }
+            (_, Some(cause)) => {
+                let silent = self.arrivals.unseen_since().filter(|since| *since - begins >= stall);
+                let lost = silent.filter(|_| cause == GapCause::NotReceived).unwrap_or(begins);
+                gap(last.end, lost, GapCause::NotSent);
+                gap(lost, pts, cause);
+            }
+        }
     }
 }
 

@@ -136,6 +136,8 @@ pub struct TrackRules {
     connected: bool,
     /// Since when the publisher sends nothing, as the router says.
     muted: Option<MediaTime>,
+    /// The publisher switched the track off before anything else was missing.
+    off: Option<Off>,
     last: Option<LastFrame>,
     spans: FrameSpans,
     lost_since_frame: u64,
@@ -153,6 +155,14 @@ pub struct TrackRules {
 struct Source {
     depacketizer: Depacketizer,
     clock: TrackClock,
+}
+
+/// A time in which the publisher sends nothing.
+#[derive(Debug, Clone, Copy)]
+struct Off {
+    since: MediaTime,
+    /// It still is off without it.
+    until: Option<MediaTime>,
 }
 
 /// The frame that left last.
@@ -189,6 +199,7 @@ impl TrackRules {
             keyframes,
             connected: true,
             muted: None,
+            off: None,
             last: None,
             spans: FrameSpans::default(),
             lost_since_frame: 0,
@@ -257,8 +268,8 @@ impl TrackRules {
     }
 
     /// A sender report says that so many packets were sent, in all.
-    pub const fn packets_sent(&mut self, packets: u32) {
-        self.arrivals.reported(packets);
+    pub fn packets_sent(&mut self, packets: u32, now: MediaTime) {
+        self.arrivals.reported(packets, now);
     }
 
     /// Why media is missing now although it seems to be sent; `None` while frames come, or nothing says that they should.
@@ -278,13 +289,21 @@ impl TrackRules {
         }
     }
 
-    /// The publisher switched the track off or on. Time without media is the publisher's from then on.
+    /// The publisher switched the track off or on. Time without media is the publisher's while it is off.
     pub fn set_publisher_muted(&mut self, muted: bool, now: MediaTime, out: &mut Vec<Output>) {
         if muted {
             self.muted.get_or_insert(now);
             self.drain(now, false, out);
-            self.gap_cause.get_or_insert(GapCause::NotSent);
+            match &mut self.off {
+                // Packets that wait end the time in which it was off before.
+                Some(off) if self.jitter_buffer.waiting_since().is_none() => off.until = None,
+                None if self.gap_cause.is_none() => self.off = Some(Off { since: now, until: None }),
+                _ => {}
+            }
         } else if self.muted.take().is_some() {
+            if let Some(off) = &mut self.off {
+                off.until = Some(now);
+            }
             self.keyframes.request(KeyframeReason::Resume);
             self.request_keyframe(now, out);
         }
@@ -301,6 +320,7 @@ impl TrackRules {
     pub fn frames_lost(&mut self, from: MediaTime) {
         self.last = Some(LastFrame { start: from, end: from });
         self.gap_cause = Some(GapCause::Storage);
+        self.off = None;
         self.storage_lost = true;
         self.needs_keyframe = self.kind == TrackKind::Video;
         self.keyframes.request(KeyframeReason::Loss);
@@ -324,6 +344,10 @@ impl TrackRules {
     /// The source is connected, for the first time or again: a keyframe can be requested now.
     pub fn source_connected(&mut self, now: MediaTime, out: &mut Vec<Output>) {
         self.connected = true;
+        if self.off.is_some_and(|off| off.until.is_none()) {
+            // Another one was lost while the publisher sent nothing.
+            self.gap_cause = None;
+        }
         self.arrivals = Arrivals::new(now);
         if self.needs_keyframe {
             self.keyframes.restart();

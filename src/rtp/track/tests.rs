@@ -209,6 +209,37 @@ fn a_muted_track_that_resumes_has_a_gap_of_the_publisher_and_wants_a_keyframe() 
 }
 
 #[test]
+fn what_is_lost_after_a_track_was_switched_on_is_not_put_down_to_the_publisher() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0);
+    t.rules.set_publisher_muted(true, ms(20), &mut t.out);
+    t.rules.set_publisher_muted(false, ms(1000), &mut t.out);
+    // It resumes at once, and the first 50 packets are lost.
+    t.opus(52, 96_000, 2000);
+    t.rules.tick(ms(2300), &mut t.out);
+    assert_eq!(t.gaps(), [(20, 1000, GapCause::NotSent), (1000, 2000, GapCause::Network)]);
+}
+
+#[test]
+fn what_was_lost_before_a_track_was_switched_off_is_not_put_down_to_the_publisher() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(51, 48_000, 1000);
+    t.rules.set_publisher_muted(true, ms(1100), &mut t.out);
+    t.rules.tick(ms(1300), &mut t.out);
+    t.rules.set_publisher_muted(false, ms(5000), &mut t.out);
+    t.opus(52, 240_000, 5000);
+    assert_eq!(t.gaps(), [(20, 1000, GapCause::Network), (1020, 5000, GapCause::NotSent)]);
+}
+
+#[test]
+fn one_lost_packet_does_not_make_a_long_silence_a_loss() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 0).opus(3, 60 * 48_000, 60_000);
+    t.rules.tick(ms(60_300), &mut t.out);
+    assert_eq!(t.gaps(), [(20, 4020, GapCause::Network), (4020, 60_000, GapCause::NotSent)]);
+}
+
+#[test]
 fn frames_that_cannot_be_written_are_a_gap_of_the_storage_until_the_next_keyframe() {
     let mut t = Track::new(TrackKind::Video);
     t.video(1, 0, 'k', true, 0).video(2, 1, 'f', true, 33).video(3, 2, 'f', true, 66);
@@ -223,16 +254,27 @@ fn frames_that_cannot_be_written_are_a_gap_of_the_storage_until_the_next_keyfram
 #[test]
 fn a_track_that_is_sent_and_does_not_come_starves_and_its_gap_says_so() {
     let mut t = Track::new(TrackKind::Video);
-    t.rules.packets_sent(100);
+    t.rules.packets_sent(100, ms(0));
     t.video(1, 0, 'k', true, 0);
-    t.rules.packets_sent(101);
+    t.rules.packets_sent(101, ms(20));
     assert_eq!(t.rules.starved(ms(5000)), None, "a camera that is off");
-    t.rules.packets_sent(400);
+    t.rules.packets_sent(400, ms(900));
     assert_eq!(t.rules.starved(ms(1000)), None, "too early to tell");
     assert_eq!(t.rules.starved(ms(5000)), Some(GapCause::NotReceived));
     t.video(2, 180, 'k', true, 6000);
     assert_eq!(t.gaps(), [(33, 6000, GapCause::NotReceived)]);
     assert_eq!(t.rules.starved(ms(6010)), None);
+}
+
+#[test]
+fn a_silence_that_ends_with_packets_that_do_not_come_is_not_lost() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0);
+    for (at, packets) in [(0, 100), (5000, 100), (10_000, 100), (15_000, 130)] {
+        t.rules.packets_sent(packets, ms(at));
+    }
+    t.video(2, 540, 'k', true, 18_000);
+    assert_eq!(t.gaps(), [(33, 10_000, GapCause::NotSent), (10_000, 18_000, GapCause::NotReceived)]);
 }
 
 #[test]

@@ -1,0 +1,279 @@
+//! What a session's history says of its tracks: when they were announced, and to what missing media is put down. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use crate::model::intervals::{Interval, Intervals};
+use crate::model::media::GapCause;
+use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording::history::{Event, EventKind};
+
+/// An owner announces all streams that are in the room within this after it has joined. So it does when the router is back.
+const JOIN_MAX: MediaSpan = 2_000_000_000;
+
+/// What stands in the way of capturing a track, from a moment on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// Nothing, as far as is known.
+    Nothing,
+    /// Signalling with the router is lost. Media may still come.
+    Signalling,
+    /// Media cannot come, or is known not to.
+    Cause(GapCause),
+}
+
+/// What a session's history says of one track.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TrackHistory {
+    /// When the publisher announced it.
+    pub announced: Intervals,
+    /// When it was not in the room between two announcements, as the router said. A router that was lost forgets who is there: what
+    /// it no longer knows when it is back is not in this set.
+    pub absent: Intervals,
+    /// The codec's name, as the router gave it last.
+    pub codec: String,
+    /// What stood in the way of capturing, in the words of whoever said so, each once.
+    pub reasons: Vec<String>,
+    /// To what missing media is put down, each from a time on, in order.
+    pub blame: Vec<(MediaTime, Blame)>,
+}
+
+/// A stream while the history is read.
+#[derive(Debug, Default)]
+struct Stream {
+    /// What keeps it from being captured.
+    missing: Option<GapCause>,
+    tracks: BTreeMap<TrackKind, Track>,
+}
+
+/// An announced track while the history is read.
+#[derive(Debug)]
+struct Track {
+    since: MediaTime,
+    muted: bool,
+    missing: Option<GapCause>,
+}
+
+/// Streams that the owner before knew, until the next owner says whether they are still there.
+#[derive(Debug, Default)]
+struct Handover {
+    streams: BTreeMap<StreamId, Stream>,
+    /// When the next owner began.
+    at: MediaTime,
+    /// The next owner has announced all that is there by then. Unknown until it has joined the room.
+    until: Option<MediaTime>,
+}
+
+/// Reads a session's history, in the order of its times.
+#[derive(Debug, Default)]
+struct Reading {
+    streams: BTreeMap<StreamId, Stream>,
+    handover: Handover,
+    /// Older versions do not note that an owner has joined.
+    notes_joining: bool,
+    router_lost: bool,
+    /// When the router was back last.
+    router_back: Option<MediaTime>,
+    /// Tracks that left the room, and when.
+    absent: BTreeMap<TrackId, MediaTime>,
+    found: BTreeMap<TrackId, TrackHistory>,
+}
+
+/// What a session's history says of its tracks. `alive` is when the owner before an epoch was last seen to work. Announcements
+/// that nothing ended end with `end`.
+pub(super) fn histories(
+    events: &[Event],
+    alive: impl Fn(Epoch) -> MediaTime,
+    end: MediaTime,
+) -> BTreeMap<TrackId, TrackHistory> {
+    let notes_joining = events.iter().any(|event| event.kind == EventKind::Joined);
+    let mut reading = Reading { notes_joining, ..Reading::default() };
+    let mut ended = false;
+    for (at, event) in events.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| events[before].at);
+        match &event.kind {
+            EventKind::EpochBegan { epoch, .. } => {
+                let died = alive(*epoch).max(before.unwrap_or(event.at)).min(event.at);
+                reading.owner_changed(died, event.at);
+            }
+            EventKind::Ended { .. } => {
+                reading.all_gone(event.at);
+                ended = true;
+            }
+            what => reading.event(event.at, what),
+        }
+    }
+    if !ended {
+        reading.all_gone(end.max(events.last().map_or(end, |event| event.at)));
+    }
+    reading.found
+}
+
+impl Reading {
+    fn event(&mut self, at: MediaTime, what: &EventKind) {
+        if self.handover.until.is_some_and(|until| until < at) {
+            self.handed_over();
+        }
+        match what {
+            EventKind::Tracks { stream, tracks } => {
+                let announced: BTreeMap<TrackKind, &str> =
+                    tracks.iter().rev().map(|track| (track.kind, track.codec.as_str())).collect();
+                self.announced(at, *stream, &announced);
+            }
+            EventKind::StreamGone { stream } => {
+                let forgotten = self.router_lost || self.router_back.is_some_and(|back| at - back <= JOIN_MAX);
+                if let Some(gone) = self.streams.remove(stream) {
+                    for kind in gone.tracks.keys().filter(|_| !forgotten) {
+                        self.absent.insert(TrackId { stream: *stream, kind: *kind }, at);
+                    }
+                    let cause = if forgotten { GapCause::Router } else { GapCause::Worker };
+                    self.ended(at, *stream, gone, cause);
+                }
+            }
+            EventKind::Muted { stream, kind, muted } => {
+                if let Some(track) = self.streams.get_mut(stream).and_then(|s| s.tracks.get_mut(kind)) {
+                    track.muted = *muted;
+                }
+                self.blame(at, *stream);
+            }
+            EventKind::Capture { stream, kind, missing, detail } => {
+                let Some(known) = self.streams.get_mut(stream) else { return };
+                match kind {
+                    None => known.missing = *missing,
+                    Some(kind) => known.tracks.get_mut(kind).into_iter().for_each(|track| track.missing = *missing),
+                }
+                let tracks = known.tracks.keys().filter(|of| kind.is_none_or(|kind| kind == **of));
+                for kind in tracks.copied().collect::<Vec<_>>() {
+                    let reasons = &mut self.found.entry(TrackId { stream: *stream, kind }).or_default().reasons;
+                    reasons.extend(detail.iter().filter(|text| !reasons.contains(text)).cloned().collect::<Vec<_>>());
+                }
+                self.blame(at, *stream);
+            }
+            EventKind::Joined => self.handover.until = Some(at + JOIN_MAX),
+            EventKind::RouterLost | EventKind::RouterBack => {
+                self.router_lost = *what == EventKind::RouterLost;
+                self.router_back = (!self.router_lost).then_some(at);
+                for stream in self.streams.keys().copied().collect::<Vec<_>>() {
+                    self.blame(at, stream);
+                }
+            }
+            EventKind::EpochBegan { .. }
+            | EventKind::Ended { .. }
+            | EventKind::Stream { .. }
+            | EventKind::Layer { .. }
+            | EventKind::Layout { .. }
+            | EventKind::Classes { .. }
+            | EventKind::StreamMode { .. }
+            | EventKind::Selected { .. } => {}
+        }
+    }
+
+    fn announced(&mut self, at: MediaTime, stream: StreamId, announced: &BTreeMap<TrackKind, &str>) {
+        self.confirm(at, stream);
+        // It must be subscribed to first: that is ours to do.
+        let known =
+            self.streams.entry(stream).or_insert(Stream { missing: Some(GapCause::Worker), ..Stream::default() });
+        let gone: Vec<TrackKind> = known.tracks.keys().filter(|kind| !announced.contains_key(kind)).copied().collect();
+        for kind in gone {
+            if let Some(track) = known.tracks.remove(&kind) {
+                let found = self.found.entry(TrackId { stream, kind }).or_default();
+                found.announced = found.announced.union(&Interval::new(track.since, at).into());
+                found.blame.push((at, Blame::Cause(GapCause::Worker)));
+            }
+        }
+        // That of a stream that is back, too, which a router forgot with more tracks than it has now.
+        for kind in [TrackKind::Audio, TrackKind::Video].into_iter().filter(|kind| !announced.contains_key(kind)) {
+            self.absent.entry(TrackId { stream, kind }).or_insert(at);
+        }
+        for (kind, codec) in announced {
+            known.tracks.entry(*kind).or_insert(Track { since: at, muted: false, missing: None });
+            let track = TrackId { stream, kind: *kind };
+            let found = self.found.entry(track).or_default();
+            if let Some(left) = self.absent.remove(&track) {
+                found.absent = found.absent.union(&Interval::new(left, at).into());
+            }
+            (*codec).clone_into(&mut found.codec);
+        }
+        self.blame(at, stream);
+    }
+
+    /// Notes to what media of a stream that is missing from now on is put down.
+    fn blame(&mut self, at: MediaTime, stream: StreamId) {
+        let Some(known) = self.streams.get(&stream) else { return };
+        for (kind, track) in &known.tracks {
+            // Without a subscription, what is wrong with a track's media does not count.
+            let missing = known.missing.or(track.missing);
+            let now = match (missing, self.router_lost) {
+                _ if track.muted => Blame::Cause(GapCause::NotSent),
+                (Some(_), true) => Blame::Cause(GapCause::Router),
+                (None, true) => Blame::Signalling,
+                (Some(cause), false) => Blame::Cause(cause),
+                (None, false) => Blame::Nothing,
+            };
+            let blame = &mut self.found.entry(TrackId { stream, kind: *kind }).or_default().blame;
+            if blame.last().is_none_or(|(_, before)| *before != now) {
+                blame.push((at, now));
+            }
+        }
+    }
+
+    /// A stream's announcements end. `cause` is that of media that is missing until it is announced again.
+    fn ended(&mut self, at: MediaTime, stream: StreamId, gone: Stream, cause: GapCause) {
+        for (kind, track) in gone.tracks {
+            let found = self.found.entry(TrackId { stream, kind }).or_default();
+            found.announced = found.announced.union(&Interval::new(track.since, at).into());
+            found.blame.push((at, Blame::Cause(cause)));
+        }
+    }
+
+    /// A stream that is announced as soon as the next owner has joined was there all the time. That owner says anew what stands in
+    /// the way of capturing it.
+    fn confirm(&mut self, at: MediaTime, stream: StreamId) {
+        if self.handover.streams.is_empty() {
+            return;
+        }
+        // An older version did not note that it had joined: then its first announcement shows it.
+        self.handover.until.get_or_insert(at + JOIN_MAX);
+        if let Some(mut known) = self.handover.streams.remove(&stream) {
+            known.missing = Some(GapCause::Worker);
+            for track in known.tracks.values_mut() {
+                (track.muted, track.missing) = (false, None);
+            }
+            self.streams.insert(stream, known);
+        }
+    }
+
+    /// What the next owner has not found left while nobody was there.
+    fn handed_over(&mut self) {
+        let Handover { streams, at, .. } = std::mem::take(&mut self.handover);
+        for (stream, gone) in streams {
+            self.ended(at, stream, gone, GapCause::Worker);
+        }
+    }
+
+    fn all_gone(&mut self, at: MediaTime) {
+        self.handed_over();
+        for (stream, gone) in std::mem::take(&mut self.streams) {
+            self.ended(at, stream, gone, GapCause::Worker);
+        }
+    }
+
+    /// Another owner announces anew what is there. Nobody was there between `died` and `at`.
+    fn owner_changed(&mut self, died: MediaTime, at: MediaTime) {
+        let mut streams = std::mem::take(&mut self.streams);
+        for (stream, known) in &streams {
+            for kind in known.tracks.keys() {
+                let found = self.found.entry(TrackId { stream: *stream, kind: *kind }).or_default();
+                found.blame.push((died, Blame::Cause(GapCause::Worker)));
+            }
+        }
+        // An owner that did not join, or had no time to announce what is there, says nothing of the streams before it.
+        let said_all = self.handover.until.map_or(!self.notes_joining, |until| until <= at);
+        if !said_all {
+            streams.append(&mut self.handover.streams);
+        }
+        self.all_gone(at);
+        self.handover = Handover { streams, at, until: None };
+        (self.router_lost, self.router_back) = (false, None);
+    }
+}
