@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::ArchiveRow;
 use crate::job::desired;
-use crate::job::link::{Attempts, Link, Live, RESUBSCRIBE};
+use crate::job::link::{Attempts, Link, LinkKey, Live, Part, RESUBSCRIBE};
 use crate::job::presence::{MAX_DURATION_EXCEEDED, Presence};
 use crate::job::rollover::roll_over;
 use crate::job::stage::{CaptureOutcome, ControlReceivers, Transition};
@@ -31,7 +31,7 @@ use crate::model::media::GapCause;
 use crate::model::time::{MediaTime, Wallclock};
 use crate::recording::history::{EventKind, History};
 use crate::recording::upload::UploadBacklog;
-use crate::router::{Room, RoomControl, RoomEvent, StreamInfo, SubscriptionId};
+use crate::router::{Room, RoomControl, RoomEvent, StreamInfo};
 use crate::runtime::metrics::metrics;
 use crate::webrtc::{CaptureEvent, CaptureKey, PeerKey};
 
@@ -46,31 +46,51 @@ const OVERLAP: Duration = Duration::from_secs(5);
 struct Stream {
     info: StreamInfo,
     id: StreamId,
-    link: Link,
-    /// Subscriptions to tracks that were added later, such as a camera that was switched on: what is captured goes on meanwhile.
-    added: Vec<Live>,
-    /// Tracks that are being subscribed to for `added`.
-    adding: bool,
+    first: StreamLink,
+    /// The subscription to a track that was added later, such as a camera that was switched on.
+    added: StreamLink,
     /// The session has as many streams as are captured: this one waits for a place since then.
     over_limit: Option<Instant>,
     /// Tracks whose formats the negotiation refused.
     unsupported: Vec<TrackKind>,
-    /// Subscriptions that failed for good, one after the other.
-    refusals: u32,
     /// Why the stream is not captured, as the history has it.
     noted: Missing,
-    /// The failure that the log has; told again when the stream was captured meanwhile, or fails for another cause.
+}
+
+/// One of a stream's subscriptions, and how the attempts at it ended.
+struct StreamLink {
+    link: Link,
+    /// Attempts that failed for good, one after the other.
+    refusals: u32,
+    /// The failure that the log has; told again when the tracks were captured meanwhile, or fail for another cause.
     told: Option<GapCause>,
 }
 
-impl Stream {
-    /// Its subscriptions.
-    fn lives(&self) -> impl Iterator<Item = &Live> {
-        let first = match &self.link {
+impl StreamLink {
+    /// None yet; the first attempt is made at `retry`, if at all.
+    const fn new(retry: Option<Instant>) -> Self {
+        Self { link: Link::None { retry }, refusals: 0, told: None }
+    }
+
+    const fn live(&self) -> Option<&Live> {
+        match &self.link {
             Link::Live(live) => Some(live),
             Link::None { .. } | Link::Pending => None,
-        };
-        first.into_iter().chain(&self.added)
+        }
+    }
+}
+
+impl Stream {
+    const fn part(&mut self, part: Part) -> &mut StreamLink {
+        match part {
+            Part::First => &mut self.first,
+            Part::Added => &mut self.added,
+        }
+    }
+
+    /// The subscriptions that are live.
+    fn lives(&self) -> impl Iterator<Item = &Live> {
+        self.first.live().into_iter().chain(self.added.live())
     }
 }
 
@@ -83,15 +103,7 @@ struct Missing {
 
 /// What a subscription task brings back.
 struct Subscribed {
-    router_id: String,
-    result: Result<Made, NotSubscribed>,
-}
-
-/// What a task brings back that subscribes to tracks that were added to a stream.
-struct TracksAdded {
-    router_id: String,
-    /// The subscription that the stream had.
-    beside: SubscriptionId,
+    key: LinkKey,
     result: Result<Made, NotSubscribed>,
 }
 
@@ -106,13 +118,12 @@ pub(super) struct Session<'a> {
     presence: Presence,
     streams: BTreeMap<String, Stream>,
     ids: StreamIds,
-    peers: HashMap<PeerKey, String>,
+    peers: HashMap<PeerKey, LinkKey>,
     /// Peers that are connected, also those whose subscription is still being made.
     connected: HashSet<PeerKey>,
     health: TrackHealth,
     attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
-    adding: JoinSet<TracksAdded>,
     /// Requests to the router whose answer nobody waits for.
     chores: TaskTracker,
     first_media_told: bool,
@@ -152,7 +163,6 @@ impl<'a> Session<'a> {
             health: TrackHealth::default(),
             attempts: Attempts::default(),
             subscribing: JoinSet::new(),
-            adding: JoinSet::new(),
             chores: TaskTracker::new(),
             first_media_told: false,
         }
@@ -161,7 +171,6 @@ impl<'a> Session<'a> {
     /// Ends what was begun beside it, and notes how it ended once all media is sealed.
     pub(super) async fn end(&mut self) {
         self.subscribing.shutdown().await;
-        self.adding.shutdown().await;
         self.chores.close();
         self.chores.wait().await;
     }
@@ -243,7 +252,6 @@ impl<'a> Session<'a> {
                 },
                 Some(event) = events.recv() => self.capture_event(event, backlog),
                 Some(Ok(done)) = self.subscribing.join_next() => self.subscribed(done),
-                Some(Ok(done)) = self.adding.join_next() => self.tracks_added(done),
                 Ok(()) = end_reason.changed() => {
                     if let (Some(reason), RollingOver::No) = (end_reason.borrow_and_update().clone(), &rolling_over) {
                         return CaptureOutcome::Ended(reason);
@@ -290,8 +298,8 @@ impl<'a> Session<'a> {
             RoomEvent::Talking { .. } => {}
             RoomEvent::Renegotiate(offer) => self.renegotiate(offer).await,
             RoomEvent::SubscriptionLost { subscription } => {
-                match self.subscribed_by(subscription).map(|(router_id, ..)| router_id.clone()) {
-                    Some(router_id) => self.unlink(&router_id, GapCause::Router, true),
+                match self.subscribed_by(subscription).and_then(|(.., live)| self.peers.get(&live.peer)).cloned() {
+                    Some(key) => self.unlink_part(&key, GapCause::Router),
                     None => self.attempts.subscription_lost(subscription),
                 }
             }
@@ -354,15 +362,15 @@ impl<'a> Session<'a> {
         match event {
             CaptureEvent::Connected { peer } => {
                 self.connected.insert(peer);
-                if let Some(router_id) = self.peers.get(&peer).cloned() {
-                    self.note_capture(&router_id, None, None);
+                if let Some(key) = self.peers.get(&peer).cloned() {
+                    self.note_part(&key, None, None);
                 }
             }
             CaptureEvent::TrackStarved { track, cause } => self.starved(track, cause),
             CaptureEvent::PeerLost { peer, reason } => match self.peers.get(&peer).cloned() {
-                Some(router_id) => {
+                Some(key) => {
                     tracing::warn!(reason, "a connection to the media router is lost, making another");
-                    self.unlink(&router_id, GapCause::Router, true);
+                    self.unlink_part(&key, GapCause::Router);
                 }
                 None => {
                     self.connected.remove(&peer);

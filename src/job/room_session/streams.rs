@@ -2,8 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Missing, Session, Stream};
-use crate::job::link::Link;
+use super::{Missing, Session, Stream, StreamLink};
 use crate::job::stream_ids::Assigned;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
@@ -110,21 +109,9 @@ impl Session<'_> {
             });
         }
         let cause = Some(if over_limit.is_some() { GapCause::Limit } else { GapCause::Worker });
-        let link = Link::None { retry: Some(Instant::now()) };
         let noted = Missing { cause, detail: None };
-        let (added, adding) = (Vec::new(), false);
-        let stream = Stream {
-            info,
-            id,
-            link,
-            added,
-            adding,
-            over_limit,
-            unsupported: Vec::new(),
-            refusals: 0,
-            noted,
-            told: None,
-        };
+        let (first, added) = (StreamLink::new(Some(Instant::now())), StreamLink::new(None));
+        let stream = Stream { info, id, first, added, over_limit, unsupported: Vec::new(), noted };
         self.streams.insert(router_id, stream);
     }
 

@@ -6,18 +6,20 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use super::{Missing, REFUSED, Session, Stream, Subscribed, TracksAdded};
+use super::{Missing, REFUSED, Session, Stream, StreamLink, Subscribed};
 use crate::job::JobFailure;
-use crate::job::link::{Ended, Link, Live, RESUBSCRIBE};
+use crate::job::link::{Ended, Link, LinkKey, Live, Part, RESUBSCRIBE};
 use crate::job::subscribe::{Made, NotSubscribed, subscribe, wanted_tracks};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::recording::history::EventKind;
-use crate::router::{Offer, SubscriptionId, TrackInfo};
+use crate::router::{Offer, SubscriptionId};
 use crate::webrtc::{PeerError, PeerKey, UnsupportedTrack};
 
-const KINDS: [TrackKind; 2] = [TrackKind::Audio, TrackKind::Video];
+fn added(router_id: &str) -> LinkKey {
+    LinkKey { router_id: router_id.to_owned(), part: Part::Added }
+}
 
 impl Session<'_> {
     /// The stream that a subscription brings, with its id at the router.
@@ -68,49 +70,61 @@ impl Session<'_> {
     pub(super) fn follow_tracks(&mut self, router_id: &str) {
         let Some(stream) = self.streams.get_mut(router_id) else { return };
         let wanted = wanted_tracks(&self.job.spec.archive, &stream.info);
-        let Link::Live(live) = &mut stream.link else { return };
+        let Link::Live(first) = &mut stream.first.link else { return };
         // The router itself takes out of a subscription what is gone.
-        live.tracks.retain(|mid| wanted.contains(mid));
-        let (kept, gone) = stream.added.drain(..).partition(|live| live.tracks.iter().any(|mid| wanted.contains(mid)));
-        stream.added = kept;
-        let known: Vec<&String> = stream.lives().flat_map(|live| &live.tracks).collect();
-        let missing: Vec<String> = wanted.iter().filter(|mid| !known.contains(mid)).cloned().collect();
-        let beside = stream.lives().next().map(|live| live.subscription);
-        if let (false, Some(beside), false) = (missing.is_empty(), beside, stream.adding) {
-            stream.adding = true;
-            let (router_id, id) = (router_id.to_owned(), stream.id);
-            let result = self.subscription(&router_id, id, missing);
-            self.adding.spawn(async move { TracksAdded { router_id, beside, result: result.await } });
-        }
-        let gone: Vec<Live> = gone;
-        for live in gone {
-            self.peers.remove(&live.peer);
-            self.hang_up(&live, GapCause::NotSent);
+        first.tracks.retain(|mid| wanted.contains(mid));
+        let beside: Vec<String> = wanted.into_iter().filter(|mid| !first.tracks.contains(mid)).collect();
+        match &stream.added.link {
+            Link::Live(added) if added.tracks == beside => {}
+            Link::Live(_) => {
+                let gone = std::mem::replace(&mut stream.added, StreamLink::new(None));
+                gone.live().cloned().into_iter().for_each(|live| self.hang_up(&live, GapCause::NotSent));
+                self.follow_tracks(router_id);
+            }
+            Link::None { .. } if beside.is_empty() => stream.added = StreamLink::new(None),
+            Link::None { retry: None } => {
+                stream.added.link = Link::None { retry: Some(Instant::now()) };
+                self.note_part(&added(router_id), Some(GapCause::Worker), None);
+            }
+            // What is being made, or tried again, is looked at once it is there.
+            Link::None { .. } | Link::Pending => {}
         }
     }
 
-    pub(super) fn tracks_added(&mut self, done: TracksAdded) {
-        let TracksAdded { router_id, beside, result } = done;
-        let is_same = |stream: &&mut Stream| stream.lives().next().is_some_and(|live| live.subscription == beside);
-        let stream = self.streams.get_mut(&router_id).filter(is_same);
-        match (stream, result) {
-            (Some(stream), Ok(made)) => {
-                stream.adding = false;
-                let of_added = |track: &&TrackInfo| made.live.tracks.contains(&track.mid);
-                let kinds: Vec<TrackKind> =
-                    stream.info.tracks.iter().filter(of_added).map(|track| track.kind).collect();
-                self.peers.insert(made.live.peer, router_id.clone());
-                stream.added.push(made.live);
-                self.note_unsupported(&router_id, &kinds, &made.unsupported);
-                self.follow_tracks(&router_id);
+    /// The tracks that a subscription is to have.
+    fn tracks_of(&self, stream: &Stream, part: Part) -> Vec<String> {
+        let wanted = wanted_tracks(&self.job.spec.archive, &stream.info);
+        match (part, stream.first.live()) {
+            (Part::First, _) => wanted,
+            (Part::Added, Some(first)) => wanted.into_iter().filter(|mid| !first.tracks.contains(mid)).collect(),
+            (Part::Added, None) => Vec::new(),
+        }
+    }
+
+    /// The kinds of the tracks that a subscription is to have.
+    fn kinds_of(&self, key: &LinkKey) -> Vec<TrackKind> {
+        let Some(stream) = self.streams.get(&key.router_id) else { return Vec::new() };
+        if key.part == Part::First && stream.added.live().is_none() {
+            return vec![TrackKind::Audio, TrackKind::Video];
+        }
+        let mids = match (key.part, stream.first.live()) {
+            (Part::First, Some(first)) => first.tracks.clone(),
+            (part, _) => self.tracks_of(stream, part),
+        };
+        stream.info.tracks.iter().filter(|track| mids.contains(&track.mid)).map(|track| track.kind).collect()
+    }
+
+    /// Notes why what a subscription is for is not captured, or that it is.
+    pub(super) fn note_part(&mut self, key: &LinkKey, missing: Option<GapCause>, detail: Option<String>) {
+        if key.part == Part::First {
+            return self.note_capture(&key.router_id, missing, detail);
+        }
+        let Some(stream) = self.streams.get(&key.router_id).map(|stream| stream.id) else { return };
+        for kind in self.kinds_of(key) {
+            let track = TrackId { stream, kind };
+            if !self.is_unsupported(track) {
+                self.note_track(track, missing.or_else(|| self.health.cause(track)), detail.clone());
             }
-            // All of the stream is tried again, with pauses.
-            (Some(_), Err(failed)) => {
-                self.unlink(&router_id, failed.cause, true);
-                self.not_subscribed(&router_id, failed);
-            }
-            (None, Ok(made)) => self.hang_up(&made.live, GapCause::NotSent),
-            (None, Err(_)) => {}
         }
     }
 
@@ -132,24 +146,34 @@ impl Session<'_> {
         }
     }
 
-    /// Ends a stream's subscription and peer. `again` makes another one soon.
+    /// Ends a stream's subscriptions and peers. `again` makes others soon.
     pub(super) fn unlink(&mut self, router_id: &str, cause: GapCause, again: bool) {
         let Some(stream) = self.streams.get_mut(router_id) else { return };
-        let retry = again.then(|| Instant::now() + RESUBSCRIBE);
         let lives: Vec<Live> = stream.lives().cloned().collect();
-        stream.link = Link::None { retry };
-        stream.added.clear();
-        stream.adding = false;
-        for live in lives {
-            self.peers.remove(&live.peer);
-            self.hang_up(&live, cause);
-        }
+        stream.first.link = Link::None { retry: again.then(|| Instant::now() + RESUBSCRIBE) };
+        stream.added = StreamLink::new(None);
+        lives.iter().for_each(|live| self.hang_up(live, cause));
         if again {
             self.note_capture(router_id, Some(cause), None);
         }
     }
 
+    /// Makes a subscription anew. The first one of a stream may bring all of its tracks, so that the added one ends with it.
+    pub(super) fn unlink_part(&mut self, key: &LinkKey, cause: GapCause) {
+        if key.part == Part::First {
+            return self.unlink(&key.router_id, cause, true);
+        }
+        let Some(stream) = self.streams.get_mut(&key.router_id) else { return };
+        let retry = Some(Instant::now() + RESUBSCRIBE);
+        let lost = std::mem::replace(&mut stream.added.link, Link::None { retry });
+        if let Link::Live(live) = lost {
+            self.hang_up(&live, cause);
+        }
+        self.note_part(key, Some(cause), None);
+    }
+
     pub(super) fn hang_up(&mut self, live: &Live, cause: GapCause) {
+        self.peers.remove(&live.peer);
         self.connected.remove(&live.peer);
         self.expect_engine(self.job.context.engine.remove_peer(live.peer, cause));
         let (control, subscription) = (Arc::clone(&self.control), live.subscription);
@@ -159,83 +183,89 @@ impl Session<'_> {
     /// What could not be subscribed to need not wait any longer: the next event, or tick, tries it.
     pub(super) fn retry_now(&mut self) {
         for stream in self.streams.values_mut() {
-            if let Link::None { retry } = &mut stream.link {
-                *retry = Some(Instant::now());
+            for part in [Part::First, Part::Added] {
+                if let Link::None { retry: retry @ Some(_) } = &mut stream.part(part).link {
+                    *retry = Some(Instant::now());
+                }
             }
         }
     }
 
     pub(super) fn retry_subscriptions(&mut self) {
         let now = Instant::now();
-        let mut begun = Vec::new();
-        for (router_id, stream) in &mut self.streams {
-            let due = matches!(stream.link, Link::None { retry: Some(at) } if at <= now);
-            let tracks = wanted_tracks(&self.job.spec.archive, &stream.info);
-            let is_wanted = due && !tracks.is_empty() && stream.over_limit.is_none();
-            if is_wanted && self.attempts.begin(router_id, &mut stream.link) {
-                begun.push((router_id.clone(), stream.id, tracks));
-            }
+        let is_due = |link: &Link| matches!(link, Link::None { retry: Some(at) } if *at <= now);
+        let mut due: Vec<LinkKey> = Vec::new();
+        for (router_id, stream) in self.streams.iter().filter(|(_, stream)| stream.over_limit.is_none()) {
+            let key = |part| LinkKey { router_id: router_id.clone(), part };
+            due.extend(is_due(&stream.first.link).then(|| key(Part::First)));
+            due.extend(is_due(&stream.added.link).then(|| key(Part::Added)));
         }
-        for (router_id, id, tracks) in begun {
-            let result = self.subscription(&router_id, id, tracks);
-            self.subscribing.spawn(async move { Subscribed { router_id, result: result.await } });
+        for key in due {
+            let Some(stream) = self.streams.get(&key.router_id) else { continue };
+            let (id, tracks) = (stream.id, self.tracks_of(stream, key.part));
+            let Some(stream) = self.streams.get_mut(&key.router_id).filter(|_| !tracks.is_empty()) else { continue };
+            if self.attempts.begin(&key, &mut stream.part(key.part).link) {
+                let result = self.subscription(&key.router_id, id, tracks);
+                self.subscribing.spawn(async move { Subscribed { key, result: result.await } });
+            }
         }
     }
 
     pub(super) fn subscribed(&mut self, done: Subscribed) {
-        let Subscribed { router_id, result } = done;
+        let Subscribed { key, result } = done;
         let (made, failed) = match result {
             Ok(made) => (Some(made), None),
             Err(failed) => (None, Some(failed)),
         };
         let (live, unsupported) = made.map_or((None, Vec::new()), |made| (Some(made.live), made.unsupported));
         let peer = live.as_ref().map(|live| live.peer);
-        let link = self.streams.get_mut(&router_id).map(|stream| &mut stream.link);
-        match self.attempts.end(&router_id, live, link, Instant::now()) {
-            Ended::Live => self.is_live(&router_id, peer, &unsupported),
+        let link = self.streams.get_mut(&key.router_id).map(|stream| &mut stream.part(key.part).link);
+        match self.attempts.end(&key, live, link, Instant::now()) {
+            Ended::Live => self.is_live(&key, peer, &unsupported),
             Ended::Failed { unused: Some(live) } => {
-                tracing::warn!(router_id, "a subscription was lost before it was complete, making another");
-                self.note_capture(&router_id, Some(GapCause::Router), None);
+                tracing::warn!(key.router_id, "a subscription was lost before it was complete, making another");
+                self.note_part(&key, Some(GapCause::Router), None);
                 self.hang_up(&live, GapCause::Router);
             }
             Ended::Failed { unused: None } => {
-                failed.into_iter().for_each(|failed| self.not_subscribed(&router_id, failed));
+                failed.into_iter().for_each(|failed| self.not_subscribed(&key, failed));
             }
             // The stream left meanwhile.
             Ended::Stale { unused } => unused.into_iter().for_each(|live| self.hang_up(&live, GapCause::NotSent)),
         }
     }
 
-    pub(super) fn is_live(&mut self, router_id: &str, peer: Option<PeerKey>, unsupported: &[UnsupportedTrack]) {
-        self.peers.extend(peer.map(|peer| (peer, router_id.to_owned())));
-        if let Some(stream) = self.streams.get_mut(router_id) {
-            stream.refusals = 0;
-            stream.told = None;
+    fn is_live(&mut self, key: &LinkKey, peer: Option<PeerKey>, unsupported: &[UnsupportedTrack]) {
+        self.peers.extend(peer.map(|peer| (peer, key.clone())));
+        if let Some(stream) = self.streams.get_mut(&key.router_id) {
+            let part = stream.part(key.part);
+            (part.refusals, part.told) = (0, None);
         }
-        self.note_unsupported(router_id, &KINDS, unsupported);
+        self.note_unsupported(&key.router_id, &self.kinds_of(key), unsupported);
         if peer.is_some_and(|peer| self.connected.contains(&peer)) {
-            self.note_capture(router_id, None, None);
+            self.note_part(key, None, None);
         }
         // The publisher may have changed its tracks meanwhile.
-        self.follow_tracks(router_id);
+        self.follow_tracks(&key.router_id);
     }
 
     /// A subscription failed. What is refused for good is tried ever more rarely, and told once.
-    pub(super) fn not_subscribed(&mut self, router_id: &str, failed: NotSubscribed) {
-        let Some(stream) = self.streams.get_mut(router_id) else { return };
+    fn not_subscribed(&mut self, key: &LinkKey, failed: NotSubscribed) {
+        let Some(stream) = self.streams.get_mut(&key.router_id) else { return };
         let (id, kind, detail) = (stream.id, failed.failure.kind, failed.failure.detail);
+        let part = stream.part(key.part);
         if matches!(failed.cause, GapCause::Refused | GapCause::Unsupported) {
-            let pause = REFUSED.delay(stream.refusals, 0.0);
-            stream.link = Link::None { retry: Some(Instant::now() + pause) };
-            stream.refusals = stream.refusals.saturating_add(1);
+            let pause = REFUSED.delay(part.refusals, 0.0);
+            part.link = Link::None { retry: Some(Instant::now() + pause) };
+            part.refusals = part.refusals.saturating_add(1);
         }
-        if stream.told.replace(failed.cause) == Some(failed.cause) {
+        if part.told.replace(failed.cause) == Some(failed.cause) {
             tracing::debug!(fault.kind = %kind, stream = %id, "still not subscribed: {detail}");
             return;
         }
         tracing::warn!(fault.kind = %kind, stream = %id, cause = failed.cause.as_str(), "not subscribed, trying again: {detail}");
-        self.note_unsupported(router_id, &KINDS, &failed.unsupported);
-        self.note_capture(router_id, Some(failed.cause), Some(detail));
+        self.note_unsupported(&key.router_id, &self.kinds_of(key), &failed.unsupported);
+        self.note_part(key, Some(failed.cause), Some(detail));
     }
 
     pub(super) async fn renegotiate(&mut self, mut offer: Offer) {
@@ -249,12 +279,12 @@ impl Session<'_> {
         match self.job.context.engine.renegotiate(peer, offer.sdp, offer.mids).await {
             // A connection made anew may take what this one cannot.
             Ok(answer) if !answer.unsupported.is_empty() => {
-                if let Some(router_id) = self.peers.get(&peer).cloned() {
-                    self.unlink(&router_id, GapCause::Worker, true);
+                if let Some(key) = self.peers.get(&peer).cloned() {
+                    self.unlink_part(&key, GapCause::Worker);
                 }
             }
             Ok(answer) => {
-                if let Some(router_id) = self.peers.get(&peer).cloned() {
+                if let Some(LinkKey { router_id, .. }) = self.peers.get(&peer).cloned() {
                     self.note_unsupported(&router_id, &kinds, &[]);
                 }
                 let (control, subscription, answer) = (Arc::clone(&self.control), offer.subscription, answer.sdp);
@@ -267,8 +297,8 @@ impl Session<'_> {
             Err(PeerError::EngineGone(error)) => tracing::error!(fault.kind = "bug", "{error}"),
             Err(error) => {
                 tracing::warn!("a renegotiation failed: {}", chain(&error));
-                if let Some(router_id) = self.peers.get(&peer).cloned() {
-                    self.unlink(&router_id, GapCause::Router, true);
+                if let Some(key) = self.peers.get(&peer).cloned() {
+                    self.unlink_part(&key, GapCause::Router);
                 }
             }
         }
