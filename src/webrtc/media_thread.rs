@@ -7,22 +7,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::backlog::{self, LostFrames};
 use super::formats::Answer;
 use super::local::{Routes, advertised};
 use super::messages::{
-    CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, EntryData, LogCommand, LogEntry, PeerKey,
-    media_time, send_event,
+    CaptureEvent, CaptureKey, Command, EngineConfig, LogCommand, LogEntry, PeerKey, media_time, send_event,
 };
-use super::peer::{Peer, PeerSink, ReceivedPacket, SenderReportIn};
+use super::peer::Peer;
+use super::sink::{Capture, Sink, forward};
 use super::socket::{Buffers, Socket};
 use super::{PeerError, sdp};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{ClockAnchor, MediaTime, Wallclock};
-use crate::rtp::track::{Output, RtpInput, TrackRules};
+use crate::rtp::track::{Output, TrackRules};
 
 /// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
 const RULES_TICK: Duration = Duration::from_millis(50);
@@ -30,34 +30,6 @@ const RULES_TICK: Duration = Duration::from_millis(50);
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// Datagram batches read before anything else is done again.
 const BATCHES_A_TURN_MAX: usize = 64;
-
-struct Capture {
-    options: CaptureOptions,
-    events: mpsc::Sender<CaptureEvent>,
-    tracks: BTreeMap<TrackId, TrackRules>,
-    /// Tracks whose media is missing although it seems to be sent, as the driver was told.
-    starved: BTreeMap<TrackId, GapCause>,
-}
-
-impl Capture {
-    const fn new(options: CaptureOptions, events: mpsc::Sender<CaptureEvent>) -> Self {
-        Self { options, events, tracks: BTreeMap::new(), starved: BTreeMap::new() }
-    }
-
-    /// Tells which tracks have begun or ceased to starve.
-    fn tell_starved(&mut self, now: MediaTime) {
-        for (track, rules) in &self.tracks {
-            let cause = rules.starved(now);
-            if cause != self.starved.get(track).copied() {
-                match cause {
-                    Some(cause) => self.starved.insert(*track, cause),
-                    None => self.starved.remove(track),
-                };
-                send_event(&self.events, CaptureEvent::TrackStarved { track: *track, cause });
-            }
-        }
-    }
-}
 
 struct PeerEntry {
     peer: Peer,
@@ -83,114 +55,6 @@ pub(super) struct MediaThread {
     watermarks: Vec<(CaptureKey, MediaTime)>,
     outputs: Vec<Output>,
     next_rules_tick: Instant,
-}
-
-/// The parts of the thread that a peer's events need, without the peer itself.
-struct Sink<'a> {
-    socket: &'a Socket,
-    anchor: &'a ClockAnchor,
-    capture_key: CaptureKey,
-    capture: Option<&'a mut Capture>,
-    stream: StreamId,
-    peer: PeerKey,
-    outputs: &'a mut Vec<Output>,
-    backlog: &'a mut Vec<LogEntry>,
-    keyframe_wanted: bool,
-    now: Instant,
-}
-
-impl Sink<'_> {
-    fn rules(&mut self, kind: TrackKind) -> Option<(TrackId, MediaTime, &mut TrackRules)> {
-        let capture = self.capture.as_deref_mut()?;
-        let track = TrackId { stream: self.stream, kind };
-        let now = media_time(self.anchor.wallclock(self.now), capture.options.origin);
-        let options = &capture.options;
-        let rules = capture.tracks.entry(track).or_insert_with(|| {
-            let mut rules = TrackRules::new(kind, options.track.clone(), now);
-            if let Some(end) = options.prior_ends.get(&track) {
-                rules.continue_from(*end, GapCause::Worker);
-            }
-            rules
-        });
-        Some((track, now, rules))
-    }
-
-    fn collect(&mut self, track: TrackId) {
-        self.keyframe_wanted |= forward(self.capture_key, track, self.outputs, self.backlog);
-    }
-}
-
-/// Moves a track's outputs to the backlog. Returns whether a keyframe is wanted.
-fn forward(capture: CaptureKey, track: TrackId, outputs: &mut Vec<Output>, backlog: &mut Vec<LogEntry>) -> bool {
-    let mut wanted = false;
-    for output in outputs.drain(..) {
-        if matches!(output, Output::RequestKeyframe { .. }) {
-            wanted = true;
-        } else {
-            backlog.push(LogEntry { capture, track, data: EntryData::Output(output) });
-        }
-    }
-    wanted
-}
-
-impl Sink<'_> {
-    /// Changes the rules of a track, and passes on what comes of it.
-    fn change(&mut self, kind: TrackKind, change: impl FnOnce(&mut TrackRules, MediaTime, &mut Vec<Output>)) {
-        let mut outputs = std::mem::take(self.outputs);
-        if let Some((track, now, rules)) = self.rules(kind) {
-            change(rules, now, &mut outputs);
-            self.keyframe_wanted |= forward(self.capture_key, track, &mut outputs, self.backlog);
-        }
-        *self.outputs = outputs;
-    }
-}
-
-impl PeerSink for Sink<'_> {
-    fn transmit(&mut self, to: SocketAddr, bytes: &[u8]) {
-        self.socket.send(to, bytes);
-    }
-
-    fn packet(&mut self, kind: TrackKind, packet: ReceivedPacket) {
-        let Some(origin) = self.capture.as_ref().map(|c| c.options.origin) else { return };
-        let arrived = media_time(self.anchor.wallclock(packet.arrived), origin);
-        let mut outputs = std::mem::take(self.outputs);
-        if let Some((track, _, rules)) = self.rules(kind) {
-            let input = RtpInput {
-                codec: packet.codec,
-                seq: packet.seq,
-                rtp: packet.rtp,
-                marker: packet.marker,
-                payload: bytes::Bytes::from_owner(packet.payload),
-                arrived,
-            };
-            rules.push(input, &mut outputs);
-            *self.outputs = outputs;
-            self.collect(track);
-        }
-    }
-
-    fn sender_report(&mut self, kind: TrackKind, report: SenderReportIn) {
-        let mut outputs = std::mem::take(self.outputs);
-        if let Some((track, now, rules)) = self.rules(kind) {
-            rules.packets_sent(report.packets, now);
-            rules.sender_report(report.ntp, report.rtp, now, &mut outputs);
-            *self.outputs = outputs;
-            self.collect(track);
-        }
-    }
-
-    fn connected(&mut self) {
-        if let Some(capture) = &self.capture {
-            send_event(&capture.events, CaptureEvent::Connected { peer: self.peer });
-        }
-        // Before the connection, no keyframe could be requested.
-        for kind in [TrackKind::Audio, TrackKind::Video] {
-            let track = TrackId { stream: self.stream, kind };
-            if self.capture.as_ref().is_some_and(|c| c.tracks.contains_key(&track)) {
-                self.change(kind, |rules, now, outputs| rules.source_connected(now, outputs));
-            }
-        }
-    }
 }
 
 impl MediaThread {

@@ -15,6 +15,7 @@ mod messages;
 mod nack;
 mod peer;
 mod sdp;
+mod sink;
 mod socket;
 
 pub use engine::{EVENTS_MAX, Engine, EngineGone};

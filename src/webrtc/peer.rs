@@ -45,8 +45,8 @@ pub(super) trait PeerSink {
     fn packet(&mut self, kind: TrackKind, packet: ReceivedPacket);
     /// A sender report of a track.
     fn sender_report(&mut self, kind: TrackKind, report: SenderReportIn);
-    /// ICE and DTLS are up.
-    fn connected(&mut self);
+    /// ICE and DTLS are up. `kinds` are those of the peer's tracks.
+    fn connected(&mut self, kinds: &[TrackKind]);
 }
 
 /// An RTP packet, decrypted, with its payload as it came.
@@ -263,7 +263,7 @@ impl Peer {
         match event {
             Event::Connected => {
                 self.connected = true;
-                sink.connected();
+                sink.connected(&self.kinds());
             }
             Event::RtpPacket(packet) => {
                 let Some(codec) = self.codec(packet.header.payload_type) else { return };

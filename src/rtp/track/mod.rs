@@ -10,7 +10,11 @@
 
 mod arrivals;
 mod frames;
+#[cfg(test)]
+mod gap_tests;
 mod jitter_buffer;
+#[cfg(test)]
+mod keyframe_tests;
 mod keyframes;
 #[cfg(test)]
 mod tests;

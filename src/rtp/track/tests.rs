@@ -1,16 +1,16 @@
-//! One test a rule.
+//! One test a rule: packets to frames.
 
 use super::*;
 use proptest::prelude::*;
 
 const KEY: [u8; 10] = [0x10, 0, 0, 0x9d, 0x01, 0x2a, 0x80, 0x02, 0xe0, 0x01];
 
-fn ms(ms: i64) -> MediaTime {
+pub(super) fn ms(ms: i64) -> MediaTime {
     MediaTime::from_millis(ms)
 }
 
 /// A VP8 packet: `k` first of a keyframe, `s` of one of 160x120, `f` first of an inter frame, `c` a continuation.
-fn vp8(what: char, number: u8) -> Bytes {
+pub(super) fn vp8(what: char, number: u8) -> Bytes {
     Bytes::from(match what {
         'k' => [&[0x10][..], &KEY, &[number]].concat(),
         's' => [&[0x10][..], &KEY[..6], &[0xa0, 0, 0x78, 0], &[number]].concat(),
@@ -19,17 +19,17 @@ fn vp8(what: char, number: u8) -> Bytes {
     })
 }
 
-struct Track {
-    rules: TrackRules,
-    out: Vec<Output>,
+pub(super) struct Track {
+    pub rules: TrackRules,
+    pub out: Vec<Output>,
 }
 
 impl Track {
-    fn new(kind: TrackKind) -> Self {
+    pub fn new(kind: TrackKind) -> Self {
         Self { rules: TrackRules::new(kind, TrackOptions::default(), ms(0)), out: Vec::new() }
     }
 
-    fn video(&mut self, seq: u64, frame: u32, what: char, marker: bool, at: i64) -> &mut Self {
+    pub fn video(&mut self, seq: u64, frame: u32, what: char, marker: bool, at: i64) -> &mut Self {
         let payload = vp8(what, u8::try_from(seq % 251).expect("small"));
         self.rules.push(
             RtpInput { codec: Codec::Vp8, seq, rtp: frame.wrapping_mul(3000), marker, payload, arrived: ms(at) },
@@ -38,18 +38,18 @@ impl Track {
         self
     }
 
-    fn opus(&mut self, seq: u64, rtp: u32, at: i64) -> &mut Self {
+    pub fn opus(&mut self, seq: u64, rtp: u32, at: i64) -> &mut Self {
         let payload = Bytes::from_static(&[0x78, 1, 2]);
         let input = RtpInput { codec: Codec::Opus, seq, rtp, marker: false, payload, arrived: ms(at) };
         self.rules.push(input, &mut self.out);
         self
     }
 
-    fn frames(&self) -> Vec<i64> {
+    pub fn frames(&self) -> Vec<i64> {
         self.out.iter().filter_map(|o| if let Output::Frame(f) = o { Some(f.pts.as_millis()) } else { None }).collect()
     }
 
-    fn gaps(&self) -> Vec<(i64, i64, GapCause)> {
+    pub fn gaps(&self) -> Vec<(i64, i64, GapCause)> {
         let gap = |o: &Output| match o {
             Output::Gap(g) => Some((g.from.as_millis(), g.to.as_millis(), g.cause)),
             _ => None,
@@ -57,7 +57,7 @@ impl Track {
         self.out.iter().filter_map(gap).collect()
     }
 
-    fn requests(&self) -> Vec<KeyframeReason> {
+    pub fn requests(&self) -> Vec<KeyframeReason> {
         let reason = |o: &Output| if let Output::RequestKeyframe { reason } = o { Some(*reason) } else { None };
         self.out.iter().filter_map(reason).collect()
     }
@@ -70,15 +70,6 @@ fn a_picture_begins_with_a_keyframe_and_what_came_before_is_counted() {
     assert_eq!(t.frames(), [66, 100]);
     assert_eq!(t.rules.take_stats().frames_before_keyframe, 2);
     assert_eq!(t.requests(), [KeyframeReason::Begin]);
-}
-
-#[test]
-fn a_keyframe_is_asked_for_at_subscription_and_again_each_second_until_it_comes() {
-    let mut t = Track::new(TrackKind::Video);
-    for at in (0..2500).step_by(50) {
-        t.rules.tick(ms(at), &mut t.out);
-    }
-    assert_eq!(t.requests(), [KeyframeReason::Begin; 3]);
 }
 
 #[test]
@@ -122,15 +113,6 @@ fn a_lost_beginning_takes_the_rest_of_its_frame_along() {
 }
 
 #[test]
-fn a_long_loss_is_a_gap_of_the_network() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0).video(11, 10, 'f', true, 333);
-    t.rules.tick(ms(2000), &mut t.out);
-    assert_eq!(t.gaps(), [(33, 333, GapCause::Network)]);
-    assert_eq!(t.rules.take_stats().lost, 9);
-}
-
-#[test]
 fn second_copies_and_late_packets_are_told_apart_and_dropped() {
     let mut t = Track::new(TrackKind::Video);
     t.video(1, 0, 'k', true, 0).video(1, 0, 'k', true, 1).video(3, 2, 'f', true, 66);
@@ -152,15 +134,6 @@ fn lost_sound_is_counted_and_keeps_its_time() {
 }
 
 #[test]
-fn silence_is_not_a_loss() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0).opus(2, 960, 20).opus(3, 960 + 48 * 400, 420);
-    assert_eq!(t.frames(), [0, 20, 420]);
-    assert!(t.gaps().is_empty());
-    assert_eq!(t.rules.take_stats().lost, 0);
-}
-
-#[test]
 fn timestamps_go_on_over_their_wrap() {
     let mut t = Track::new(TrackKind::Audio);
     t.opus(1, u32::MAX - 479, 0).opus(2, 480, 20).opus(3, 1440, 40);
@@ -175,18 +148,6 @@ fn a_jump_of_timestamps_moves_no_frame() {
 }
 
 #[test]
-fn a_pause_that_timestamps_do_not_count_is_a_gap_of_the_publisher() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0).opus(2, 960, 20);
-    for i in 0..40_u32 {
-        t.opus(3 + u64::from(i), 1920 + i * 960, 10_000 + i64::from(i) * 20);
-    }
-    assert_eq!(t.gaps(), [(40, 10_000, GapCause::NotSent)]);
-    assert_eq!(t.frames()[..4], [0, 20, 10_000, 10_020]);
-    assert_eq!(t.frames().len(), 42);
-}
-
-#[test]
 fn a_network_that_paused_moves_no_frame() {
     let mut t = Track::new(TrackKind::Audio);
     t.opus(1, 0, 0);
@@ -195,131 +156,6 @@ fn a_network_that_paused_moves_no_frame() {
     }
     assert_eq!(t.frames(), (0..200).map(|i| i * 20).collect::<Vec<_>>());
     assert!(t.gaps().is_empty());
-}
-
-#[test]
-fn a_muted_track_that_resumes_has_a_gap_of_the_publisher_and_wants_a_keyframe() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0);
-    t.rules.set_publisher_muted(true, ms(50), &mut t.out);
-    t.rules.set_publisher_muted(false, ms(900), &mut t.out);
-    t.video(2, 30, 'k', true, 1000);
-    assert_eq!(t.gaps(), [(33, 1000, GapCause::NotSent)]);
-    assert_eq!(t.requests(), [KeyframeReason::Resume]);
-}
-
-#[test]
-fn what_is_lost_after_a_track_was_switched_on_is_not_put_down_to_the_publisher() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0);
-    t.rules.set_publisher_muted(true, ms(20), &mut t.out);
-    t.rules.set_publisher_muted(false, ms(1000), &mut t.out);
-    // It resumes at once, and the first 50 packets are lost.
-    t.opus(52, 96_000, 2000);
-    t.rules.tick(ms(2300), &mut t.out);
-    assert_eq!(t.gaps(), [(20, 1000, GapCause::NotSent), (1000, 2000, GapCause::Network)]);
-}
-
-#[test]
-fn what_was_lost_before_a_track_was_switched_off_is_not_put_down_to_the_publisher() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0).opus(51, 48_000, 1000);
-    t.rules.set_publisher_muted(true, ms(1100), &mut t.out);
-    t.rules.tick(ms(1300), &mut t.out);
-    t.rules.set_publisher_muted(false, ms(5000), &mut t.out);
-    t.opus(52, 240_000, 5000);
-    assert_eq!(t.gaps(), [(20, 1000, GapCause::Network), (1020, 5000, GapCause::NotSent)]);
-}
-
-#[test]
-fn one_lost_packet_does_not_make_a_long_silence_a_loss() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0).opus(3, 60 * 48_000, 60_000);
-    t.rules.tick(ms(60_300), &mut t.out);
-    assert_eq!(t.gaps(), [(20, 4020, GapCause::Network), (4020, 60_000, GapCause::NotSent)]);
-}
-
-#[test]
-fn frames_that_cannot_be_written_are_a_gap_of_the_storage_until_the_next_keyframe() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0).video(2, 1, 'f', true, 33).video(3, 2, 'f', true, 66);
-    t.rules.frames_lost(ms(33));
-    assert_eq!(t.rules.starved(ms(70)), Some(GapCause::Storage));
-    t.video(4, 30, 'f', true, 1000).video(5, 31, 'k', true, 1033);
-    assert_eq!(t.gaps(), [(33, 1033, GapCause::Storage)]);
-    assert_eq!(t.frames(), [0, 33, 66, 1033], "what builds on the lost ones is not written");
-    assert_eq!((t.requests(), t.rules.starved(ms(1040))), (vec![KeyframeReason::Loss], None));
-}
-
-#[test]
-fn a_track_that_is_sent_and_does_not_come_starves_and_its_gap_says_so() {
-    let mut t = Track::new(TrackKind::Video);
-    t.rules.packets_sent(100, ms(0));
-    t.video(1, 0, 'k', true, 0);
-    t.rules.packets_sent(101, ms(20));
-    assert_eq!(t.rules.starved(ms(5000)), None, "a camera that is off");
-    t.rules.packets_sent(400, ms(900));
-    assert_eq!(t.rules.starved(ms(1000)), None, "too early to tell");
-    assert_eq!(t.rules.starved(ms(5000)), Some(GapCause::NotReceived));
-    t.video(2, 180, 'k', true, 6000);
-    assert_eq!(t.gaps(), [(33, 6000, GapCause::NotReceived)]);
-    assert_eq!(t.rules.starved(ms(6010)), None);
-}
-
-#[test]
-fn a_silence_that_ends_with_packets_that_do_not_come_is_not_lost() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0);
-    for (at, packets) in [(0, 100), (5000, 100), (10_000, 100), (15_000, 130)] {
-        t.rules.packets_sent(packets, ms(at));
-    }
-    t.video(2, 540, 'k', true, 18_000);
-    assert_eq!(t.gaps(), [(33, 10_000, GapCause::NotSent), (10_000, 18_000, GapCause::NotReceived)]);
-}
-
-#[test]
-fn media_that_stalls_without_a_word_is_a_gap_of_the_publisher() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0).video(2, 90, 'f', true, 3000);
-    assert_eq!(t.gaps(), [(33, 3000, GapCause::NotSent)]);
-    assert_eq!(t.requests(), [KeyframeReason::Resume]);
-}
-
-#[test]
-fn another_connection_goes_on_after_a_gap_of_the_router_and_with_a_keyframe() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0);
-    t.rules.source_lost(GapCause::Router, ms(100), &mut t.out);
-    t.video(9000, 7, 'f', true, 2000).video(9001, 8, 'k', true, 2033);
-    assert_eq!(t.frames(), [0, 2033]);
-    assert_eq!(t.gaps(), [(33, 2033, GapCause::Router)]);
-}
-
-#[test]
-fn nobody_is_asked_while_there_is_no_source_and_the_next_one_is_asked_at_once() {
-    for by_packet in [false, true] {
-        let mut t = Track::new(TrackKind::Video);
-        t.video(1, 0, 'k', true, 0);
-        t.rules.source_lost(GapCause::Router, ms(100), &mut t.out);
-        for second in 1..20 {
-            t.rules.tick(ms(second * 1000), &mut t.out);
-        }
-        assert!(t.requests().is_empty());
-        if by_packet {
-            t.video(500, 600, 'f', true, 20_000);
-        } else {
-            t.rules.source_connected(ms(20_000), &mut t.out);
-        }
-        assert_eq!(t.requests(), [KeyframeReason::Begin]);
-    }
-}
-
-#[test]
-fn a_track_of_an_earlier_epoch_goes_on_after_a_gap_of_the_worker() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.rules.continue_from(ms(5000), GapCause::Worker);
-    t.opus(77, 960, 7000);
-    assert_eq!(t.gaps(), [(5000, 7000, GapCause::Worker)]);
 }
 
 #[test]
@@ -357,98 +193,6 @@ fn an_invalid_payload_is_counted_and_dropped() {
     };
     t.rules.push(input, &mut t.out);
     assert_eq!(t.rules.take_stats().malformed, 1);
-}
-
-#[test]
-fn keyframes_are_not_asked_for_without_a_reason_unless_told_to() {
-    for (interval, requests) in [(None, 0), (Some(Duration::from_secs(30)), 2)] {
-        let options = TrackOptions { keyframe_interval_max: interval, ..TrackOptions::default() };
-        let mut t = Track { rules: TrackRules::new(TrackKind::Video, options, ms(0)), out: Vec::new() };
-        let mut answered = 0;
-        for second in 0..65_u32 {
-            let asked = t.requests().len();
-            let what = if second == 0 || asked > answered { 'k' } else { 'f' };
-            answered = asked;
-            t.video(u64::from(second), second * 30, what, true, i64::from(second) * 1000);
-        }
-        assert_eq!(t.requests(), vec![KeyframeReason::Interval; requests]);
-    }
-}
-
-#[test]
-fn a_keyframe_that_does_not_come_is_asked_for_with_growing_pauses() {
-    let mut t = Track::new(TrackKind::Video);
-    let mut asked = Vec::new();
-    for second in 0..40 {
-        t.rules.tick(ms(second * 1000), &mut t.out);
-        if t.requests().len() > asked.len() {
-            asked.push(second);
-        }
-    }
-    assert_eq!(asked, [0, 1, 2, 4, 8, 16, 31]);
-}
-
-#[test]
-fn a_picture_that_became_smaller_is_asked_for_until_it_is_larger() {
-    let mut t = Track::new(TrackKind::Video);
-    let (mut asked, mut answers) = (Vec::new(), 0);
-    for n in 0..1000_u32 {
-        let what = match n {
-            0 | 275 => 'k',
-            150 => 's',
-            // What is asked for comes, and is as small.
-            _ if asked.len() > answers => 's',
-            _ => 'f',
-        };
-        answers = asked.len();
-        let at = i64::from(n) * 33;
-        let before = t.requests().len();
-        t.video(u64::from(n), n, what, true, at);
-        asked.extend(t.requests()[before..].iter().map(|reason| (*reason, at / 1000)));
-    }
-    // It is 160x120 from 4.95 s to 9.07 s.
-    assert_eq!(asked, [(KeyframeReason::Smaller, 5), (KeyframeReason::Smaller, 7)]);
-}
-
-#[test]
-fn a_muted_publisher_is_not_asked_for_keyframes() {
-    let mut t = Track::new(TrackKind::Video);
-    t.rules.set_publisher_muted(true, ms(0), &mut t.out);
-    for second in 0..10 {
-        t.rules.tick(ms(second * 1000), &mut t.out);
-    }
-    assert!(t.requests().is_empty());
-    t.video(1, 300, 'f', true, 10_000);
-    assert_eq!(t.requests(), [KeyframeReason::Begin], "media says more than the router");
-}
-
-#[test]
-fn a_keyframe_behind_a_loss_makes_a_request_needless() {
-    let mut t = Track::new(TrackKind::Video);
-    t.video(1, 0, 'k', true, 0).video(3, 2, 'f', true, 66).video(4, 3, 'k', true, 100);
-    t.rules.tick(ms(1600), &mut t.out);
-    assert_eq!((t.frames().len(), t.requests().len()), (3, 0));
-}
-
-#[test]
-fn the_loss_of_a_frame_that_nothing_leans_on_needs_no_keyframe() {
-    for (descriptor, requests) in [(0x30, 0), (0x10, 1)] {
-        let mut t = Track::new(TrackKind::Video);
-        t.video(1, 0, 'k', true, 0);
-        let input = RtpInput {
-            codec: Codec::Vp8,
-            seq: 2,
-            rtp: 3000,
-            marker: false,
-            payload: Bytes::copy_from_slice(&[descriptor, 0x01, 2]),
-            arrived: ms(33),
-        };
-        t.rules.push(input, &mut t.out);
-        t.video(4, 2, 'f', true, 66);
-        t.rules.tick(ms(1600), &mut t.out);
-        assert_eq!((t.frames(), t.requests().len()), (vec![0, 66], requests));
-        assert_eq!(t.rules.take_stats().frames_damaged, 1);
-    }
 }
 
 #[test]
@@ -517,16 +261,6 @@ fn a_stray_packet_from_far_away_is_late_and_disturbs_nothing() {
 }
 
 #[test]
-fn a_very_long_loss_is_counted_and_is_a_gap_of_the_network() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0).opus(2, 960, 20);
-    // 100 s without the network, RTP time goes on.
-    t.opus(5002, 4_800_960, 100_020);
-    assert_eq!(t.gaps(), [(40, 100_020, GapCause::Network)]);
-    assert_eq!(t.rules.take_stats().lost, 4999);
-}
-
-#[test]
 fn a_short_pause_that_timestamps_do_not_count_keeps_the_time_after_it() {
     let mut t = Track::new(TrackKind::Audio);
     for i in 0..100_u32 {
@@ -567,16 +301,6 @@ fn another_codec_begins_with_its_format_and_a_keyframe_and_keeps_the_clock() {
     assert_eq!((codecs, t.frames()), (vec![Codec::Vp8, Codec::Vp9], vec![0, 66]));
     let stats = t.rules.take_stats();
     assert_eq!((stats.frames_before_keyframe, stats.duplicate, stats.lost), (1, 1, 0));
-}
-
-#[test]
-fn what_the_publisher_had_stopped_before_is_not_put_down_to_the_router() {
-    let mut t = Track::new(TrackKind::Audio);
-    t.opus(1, 0, 0);
-    t.rules.set_publisher_muted(true, ms(20), &mut t.out);
-    t.rules.source_lost(GapCause::Router, ms(500), &mut t.out);
-    t.opus(7, 960, 1000);
-    assert_eq!(t.gaps(), [(20, 1000, GapCause::NotSent)]);
 }
 
 #[test]
