@@ -22,12 +22,12 @@ pub(super) const RESUBSCRIBE: Duration = Duration::from_millis(500);
 pub(super) struct LinkKey {
     /// The stream's id at the router.
     pub router_id: String,
-    pub part: Part,
+    pub slot: Slot,
 }
 
 /// A stream has a second subscription for a track that was added to it: what is captured goes on meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Part {
+pub(super) enum Slot {
     First,
     Added,
 }
@@ -126,7 +126,7 @@ mod tests {
     const NONE: Link = Link::None { retry: None };
 
     fn key(router_id: &str) -> LinkKey {
-        LinkKey { router_id: router_id.to_owned(), part: Part::First }
+        LinkKey { router_id: router_id.to_owned(), slot: Slot::First }
     }
 
     fn live(n: u64) -> Live {

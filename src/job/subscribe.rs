@@ -5,7 +5,7 @@ use super::stage::bug;
 use super::{Context, JobFailure};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::fault::{FaultKind, chain};
-use crate::model::ids::{StreamId, TrackKind};
+use crate::model::ids::StreamId;
 use crate::model::media::GapCause;
 use crate::router::{RoomControl, StreamInfo, SubscriptionId};
 use crate::webrtc::{CaptureKey, PeerError, PeerKey, UnsupportedTrack};
@@ -45,12 +45,7 @@ impl From<JobFailure> for NotSubscribed {
 
 /// The mids of the tracks that are archived: the first of each kind that is wanted.
 pub(super) fn wanted_tracks(options: &ArchiveOptions, info: &StreamInfo) -> Vec<String> {
-    [TrackKind::Audio, TrackKind::Video]
-        .iter()
-        .filter(|kind| options.has(**kind))
-        .filter_map(|kind| info.tracks.iter().find(|t| t.kind == *kind))
-        .map(|t| t.mid.clone())
-        .collect()
+    info.first_tracks().filter(|track| options.has(track.kind)).map(|track| track.mid.clone()).collect()
 }
 
 /// Subscribes to a stream, and gives the router's offer to a new peer of the engine. `tracks` are the mids that are wanted.

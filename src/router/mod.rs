@@ -49,11 +49,16 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// The first track of each kind, sound first.
+    pub fn first_tracks(&self) -> impl Iterator<Item = &TrackInfo> {
+        let first = |kind| self.tracks.iter().find(move |track| track.kind == kind);
+        [TrackKind::Audio, TrackKind::Video].into_iter().filter_map(first)
+    }
+
     /// The mids of the first track of each kind, sound first.
     #[must_use]
     pub fn mids(&self) -> Vec<String> {
-        let first = |kind: &TrackKind| self.tracks.iter().find(|track| track.kind == *kind);
-        [TrackKind::Audio, TrackKind::Video].iter().filter_map(first).map(|track| track.mid.clone()).collect()
+        self.first_tracks().map(|track| track.mid.clone()).collect()
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use archiver::media::Pipelines;
-use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::model::session::RouterRoom;
 use archiver::model::time::Wallclock;
@@ -140,17 +139,7 @@ async fn every_codec_arrives_whole_in_its_log() {
     }
     assert_eq!(reader.tracks.len(), 8);
 
-    let descriptor = archiver::archive::object::ArchiveDescriptor {
-        archive,
-        job: JobId::of_event(&session, &"e".parse::<EventId>().expect("id")),
-        session,
-        application: "app".parse().expect("id"),
-        name: None,
-        origin: Wallclock::now(),
-        options: ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() },
-        clip: None,
-        ignore_layout_history: false,
-    };
+    let descriptor = crate::support::archives::individual(archive, session);
     let cancel = tokio_util::sync::CancellationToken::new();
     let build = || {
         archiver::archive::build::build(

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::ArchiveRow;
 use crate::job::desired;
-use crate::job::link::{Attempts, Link, LinkKey, Live, Part, RESUBSCRIBE};
+use crate::job::link::{Attempts, Link, LinkKey, Live, RESUBSCRIBE, Slot};
 use crate::job::presence::{MAX_DURATION_EXCEEDED, Presence};
 use crate::job::rollover::roll_over;
 use crate::job::stage::{CaptureOutcome, ControlReceivers, Transition};
@@ -81,10 +81,10 @@ impl StreamLink {
 }
 
 impl Stream {
-    const fn part(&mut self, part: Part) -> &mut StreamLink {
-        match part {
-            Part::First => &mut self.first,
-            Part::Added => &mut self.added,
+    const fn slot(&mut self, slot: Slot) -> &mut StreamLink {
+        match slot {
+            Slot::First => &mut self.first,
+            Slot::Added => &mut self.added,
         }
     }
 
@@ -299,7 +299,7 @@ impl<'a> Session<'a> {
             RoomEvent::Renegotiate(offer) => self.renegotiate(offer).await,
             RoomEvent::SubscriptionLost { subscription } => {
                 match self.subscribed_by(subscription).and_then(|(.., live)| self.peers.get(&live.peer)).cloned() {
-                    Some(key) => self.unlink_part(&key, GapCause::Router),
+                    Some(key) => self.unlink_one(&key, GapCause::Router),
                     None => self.attempts.subscription_lost(subscription),
                 }
             }
@@ -363,14 +363,14 @@ impl<'a> Session<'a> {
             CaptureEvent::Connected { peer } => {
                 self.connected.insert(peer);
                 if let Some(key) = self.peers.get(&peer).cloned() {
-                    self.note_part(&key, None, None);
+                    self.note_link(&key, None, None);
                 }
             }
             CaptureEvent::TrackStarved { track, cause } => self.starved(track, cause),
             CaptureEvent::PeerLost { peer, reason } => match self.peers.get(&peer).cloned() {
                 Some(key) => {
                     tracing::warn!(reason, "a connection to the media router is lost, making another");
-                    self.unlink_part(&key, GapCause::Router);
+                    self.unlink_one(&key, GapCause::Router);
                 }
                 None => {
                     self.connected.remove(&peer);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Missing, REFUSED, Session, Stream, StreamLink, Subscribed};
 use crate::job::JobFailure;
-use crate::job::link::{Ended, Link, LinkKey, Live, Part, RESUBSCRIBE};
+use crate::job::link::{Ended, Link, LinkKey, Live, RESUBSCRIBE, Slot};
 use crate::job::subscribe::{Made, NotSubscribed, subscribe, wanted_tracks};
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
@@ -18,7 +18,7 @@ use crate::router::{Offer, SubscriptionId};
 use crate::webrtc::{PeerError, PeerKey, UnsupportedTrack};
 
 fn added(router_id: &str) -> LinkKey {
-    LinkKey { router_id: router_id.to_owned(), part: Part::Added }
+    LinkKey { router_id: router_id.to_owned(), slot: Slot::Added }
 }
 
 impl Session<'_> {
@@ -84,7 +84,7 @@ impl Session<'_> {
             Link::None { .. } if beside.is_empty() => stream.added = StreamLink::new(None),
             Link::None { retry: None } => {
                 stream.added.link = Link::None { retry: Some(Instant::now()) };
-                self.note_part(&added(router_id), Some(GapCause::Worker), None);
+                self.note_link(&added(router_id), Some(GapCause::Worker), None);
             }
             // What is being made, or tried again, is looked at once it is there.
             Link::None { .. } | Link::Pending => {}
@@ -92,31 +92,31 @@ impl Session<'_> {
     }
 
     /// The tracks that a subscription is to have.
-    fn tracks_of(&self, stream: &Stream, part: Part) -> Vec<String> {
+    fn tracks_of(&self, stream: &Stream, slot: Slot) -> Vec<String> {
         let wanted = wanted_tracks(&self.job.spec.archive, &stream.info);
-        match (part, stream.first.live()) {
-            (Part::First, _) => wanted,
-            (Part::Added, Some(first)) => wanted.into_iter().filter(|mid| !first.tracks.contains(mid)).collect(),
-            (Part::Added, None) => Vec::new(),
+        match (slot, stream.first.live()) {
+            (Slot::First, _) => wanted,
+            (Slot::Added, Some(first)) => wanted.into_iter().filter(|mid| !first.tracks.contains(mid)).collect(),
+            (Slot::Added, None) => Vec::new(),
         }
     }
 
     /// The kinds of the tracks that a subscription is to have.
     fn kinds_of(&self, key: &LinkKey) -> Vec<TrackKind> {
         let Some(stream) = self.streams.get(&key.router_id) else { return Vec::new() };
-        if key.part == Part::First && stream.added.live().is_none() {
+        if key.slot == Slot::First && stream.added.live().is_none() {
             return vec![TrackKind::Audio, TrackKind::Video];
         }
-        let mids = match (key.part, stream.first.live()) {
-            (Part::First, Some(first)) => first.tracks.clone(),
-            (part, _) => self.tracks_of(stream, part),
+        let mids = match (key.slot, stream.first.live()) {
+            (Slot::First, Some(first)) => first.tracks.clone(),
+            (slot, _) => self.tracks_of(stream, slot),
         };
         stream.info.tracks.iter().filter(|track| mids.contains(&track.mid)).map(|track| track.kind).collect()
     }
 
     /// Notes why what a subscription is for is not captured, or that it is.
-    pub(super) fn note_part(&mut self, key: &LinkKey, missing: Option<GapCause>, detail: Option<String>) {
-        if key.part == Part::First {
+    pub(super) fn note_link(&mut self, key: &LinkKey, missing: Option<GapCause>, detail: Option<String>) {
+        if key.slot == Slot::First {
             return self.note_capture(&key.router_id, missing, detail);
         }
         let Some(stream) = self.streams.get(&key.router_id).map(|stream| stream.id) else { return };
@@ -159,8 +159,8 @@ impl Session<'_> {
     }
 
     /// Makes a subscription anew. The first one of a stream may bring all of its tracks, so that the added one ends with it.
-    pub(super) fn unlink_part(&mut self, key: &LinkKey, cause: GapCause) {
-        if key.part == Part::First {
+    pub(super) fn unlink_one(&mut self, key: &LinkKey, cause: GapCause) {
+        if key.slot == Slot::First {
             return self.unlink(&key.router_id, cause, true);
         }
         let Some(stream) = self.streams.get_mut(&key.router_id) else { return };
@@ -169,7 +169,7 @@ impl Session<'_> {
         if let Link::Live(live) = lost {
             self.hang_up(&live, cause);
         }
-        self.note_part(key, Some(cause), None);
+        self.note_link(key, Some(cause), None);
     }
 
     pub(super) fn hang_up(&mut self, live: &Live, cause: GapCause) {
@@ -183,8 +183,8 @@ impl Session<'_> {
     /// What could not be subscribed to need not wait any longer: the next event, or tick, tries it.
     pub(super) fn retry_now(&mut self) {
         for stream in self.streams.values_mut() {
-            for part in [Part::First, Part::Added] {
-                if let Link::None { retry: retry @ Some(_) } = &mut stream.part(part).link {
+            for slot in [Slot::First, Slot::Added] {
+                if let Link::None { retry: retry @ Some(_) } = &mut stream.slot(slot).link {
                     *retry = Some(Instant::now());
                 }
             }
@@ -196,15 +196,15 @@ impl Session<'_> {
         let is_due = |link: &Link| matches!(link, Link::None { retry: Some(at) } if *at <= now);
         let mut due: Vec<LinkKey> = Vec::new();
         for (router_id, stream) in self.streams.iter().filter(|(_, stream)| stream.over_limit.is_none()) {
-            let key = |part| LinkKey { router_id: router_id.clone(), part };
-            due.extend(is_due(&stream.first.link).then(|| key(Part::First)));
-            due.extend(is_due(&stream.added.link).then(|| key(Part::Added)));
+            let key = |slot| LinkKey { router_id: router_id.clone(), slot };
+            due.extend(is_due(&stream.first.link).then(|| key(Slot::First)));
+            due.extend(is_due(&stream.added.link).then(|| key(Slot::Added)));
         }
         for key in due {
             let Some(stream) = self.streams.get(&key.router_id) else { continue };
-            let (id, tracks) = (stream.id, self.tracks_of(stream, key.part));
+            let (id, tracks) = (stream.id, self.tracks_of(stream, key.slot));
             let Some(stream) = self.streams.get_mut(&key.router_id).filter(|_| !tracks.is_empty()) else { continue };
-            if self.attempts.begin(&key, &mut stream.part(key.part).link) {
+            if self.attempts.begin(&key, &mut stream.slot(key.slot).link) {
                 let result = self.subscription(&key.router_id, id, tracks);
                 self.subscribing.spawn(async move { Subscribed { key, result: result.await } });
             }
@@ -219,12 +219,12 @@ impl Session<'_> {
         };
         let (live, unsupported) = made.map_or((None, Vec::new()), |made| (Some(made.live), made.unsupported));
         let peer = live.as_ref().map(|live| live.peer);
-        let link = self.streams.get_mut(&key.router_id).map(|stream| &mut stream.part(key.part).link);
+        let link = self.streams.get_mut(&key.router_id).map(|stream| &mut stream.slot(key.slot).link);
         match self.attempts.end(&key, live, link, Instant::now()) {
             Ended::Live => self.is_live(&key, peer, &unsupported),
             Ended::Failed { unused: Some(live) } => {
                 tracing::warn!(key.router_id, "a subscription was lost before it was complete, making another");
-                self.note_part(&key, Some(GapCause::Router), None);
+                self.note_link(&key, Some(GapCause::Router), None);
                 self.hang_up(&live, GapCause::Router);
             }
             Ended::Failed { unused: None } => {
@@ -238,12 +238,12 @@ impl Session<'_> {
     fn is_live(&mut self, key: &LinkKey, peer: Option<PeerKey>, unsupported: &[UnsupportedTrack]) {
         self.peers.extend(peer.map(|peer| (peer, key.clone())));
         if let Some(stream) = self.streams.get_mut(&key.router_id) {
-            let part = stream.part(key.part);
-            (part.refusals, part.told) = (0, None);
+            let linked = stream.slot(key.slot);
+            (linked.refusals, linked.told) = (0, None);
         }
         self.note_unsupported(&key.router_id, &self.kinds_of(key), unsupported);
         if peer.is_some_and(|peer| self.connected.contains(&peer)) {
-            self.note_part(key, None, None);
+            self.note_link(key, None, None);
         }
         // The publisher may have changed its tracks meanwhile.
         self.follow_tracks(&key.router_id);
@@ -253,19 +253,19 @@ impl Session<'_> {
     fn not_subscribed(&mut self, key: &LinkKey, failed: NotSubscribed) {
         let Some(stream) = self.streams.get_mut(&key.router_id) else { return };
         let (id, kind, detail) = (stream.id, failed.failure.kind, failed.failure.detail);
-        let part = stream.part(key.part);
+        let linked = stream.slot(key.slot);
         if matches!(failed.cause, GapCause::Refused | GapCause::Unsupported) {
-            let pause = REFUSED.delay(part.refusals, 0.0);
-            part.link = Link::None { retry: Some(Instant::now() + pause) };
-            part.refusals = part.refusals.saturating_add(1);
+            let pause = REFUSED.delay(linked.refusals, 0.0);
+            linked.link = Link::None { retry: Some(Instant::now() + pause) };
+            linked.refusals = linked.refusals.saturating_add(1);
         }
-        if part.told.replace(failed.cause) == Some(failed.cause) {
+        if linked.told.replace(failed.cause) == Some(failed.cause) {
             tracing::debug!(fault.kind = %kind, stream = %id, "still not subscribed: {detail}");
             return;
         }
         tracing::warn!(fault.kind = %kind, stream = %id, cause = failed.cause.as_str(), "not subscribed, trying again: {detail}");
         self.note_unsupported(&key.router_id, &self.kinds_of(key), &failed.unsupported);
-        self.note_part(key, Some(failed.cause), Some(detail));
+        self.note_link(key, Some(failed.cause), Some(detail));
     }
 
     pub(super) async fn renegotiate(&mut self, mut offer: Offer) {
@@ -280,7 +280,7 @@ impl Session<'_> {
             // A connection made anew may take what this one cannot.
             Ok(answer) if !answer.unsupported.is_empty() => {
                 if let Some(key) = self.peers.get(&peer).cloned() {
-                    self.unlink_part(&key, GapCause::Worker);
+                    self.unlink_one(&key, GapCause::Worker);
                 }
             }
             Ok(answer) => {
@@ -298,7 +298,7 @@ impl Session<'_> {
             Err(error) => {
                 tracing::warn!("a renegotiation failed: {}", chain(&error));
                 if let Some(key) = self.peers.get(&peer).cloned() {
-                    self.unlink_part(&key, GapCause::Router);
+                    self.unlink_one(&key, GapCause::Router);
                 }
             }
         }

@@ -1,5 +1,5 @@
 //! From a feed of Janus to the streams of this program. A stream has at most one track of each kind; a feed may have more, such as a
-//! camera and a screen in one PeerConnection. Each further track is a stream of its own. Pure.
+//! camera and a screen in one PeerConnection. Each further track is a stream of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,8 +30,14 @@ struct Feed {
 impl Feeds {
     /// The streams of a feed that is present: its own, then the further ones.
     pub fn streams(&mut self, info: &StreamInfo) -> Vec<StreamInfo> {
-        // Such an id is nobody's honest name. Its further tracks would be mistaken for those of another feed.
+        // The streams of such a feed could be mistaken for those of another one: its further tracks are left out.
         if info.router_id.contains(SEPARATOR) {
+            if info.first_tracks().count() < info.tracks.len() {
+                tracing::warn!(
+                    feed = info.router_id,
+                    "a feed whose id has a control character has one track of each kind archived"
+                );
+            }
             return vec![info.clone()];
         }
         let feed = self.0.entry(info.router_id.clone()).or_default();
@@ -49,8 +55,8 @@ impl Feeds {
 }
 
 impl Feed {
-    /// Decides for each track whether it is of the feed's own stream. A track stays where it is: nobody's camera turns into the screen because
-    /// the camera went.
+    /// Decides for each track whether it is of the feed's own stream. A track stays in its stream: when the camera goes, the screen
+    /// does not take its place.
     fn sort(&mut self, tracks: &[TrackInfo]) {
         self.main.retain(|_, mid| tracks.iter().any(|track| track.mid == *mid));
         self.further.retain(|mid| tracks.iter().any(|track| track.mid == *mid));
