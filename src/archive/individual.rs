@@ -125,15 +125,15 @@ impl Plan {
         MuxInput { video: track(&self.video), audio: track(&self.audio), start: self.start }
     }
 
-    /// The same with one of its tracks alone. `whole` leaves it the name.
-    pub fn track(&self, kind: TrackKind, whole: bool) -> Self {
+    /// A plan for one of its tracks alone. The file has this plan's name, or that name with the track's kind.
+    pub fn track(&self, kind: TrackKind, keeps_name: bool) -> Self {
         let (video, audio) = match kind {
             TrackKind::Video => (self.video.clone(), None),
             TrackKind::Audio => (None, self.audio.clone()),
         };
         let frames = video.as_ref().or(audio.as_ref()).map(|run| run.frames);
         let stem = self.name.rsplit_once('.').map_or(self.name.as_str(), |(stem, _)| stem);
-        let addition = if whole { String::new() } else { format!("-{}", kind.as_str()) };
+        let addition = if keeps_name { String::new() } else { format!("-{}", kind.as_str()) };
         Self {
             stream: self.stream,
             name: format!("{stem}{addition}.{}", extension(&video, &audio)),

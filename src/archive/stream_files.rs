@@ -56,7 +56,7 @@ pub(super) fn build_files(
     }
     let mut files: Vec<FileEntry> = Vec::new();
     for kind in [TrackKind::Video, TrackKind::Audio] {
-        // The name without an addition is that of media that plays.
+        // The first file that plays has the plan's name.
         let mut alone = plan.track(kind, files.iter().all(|file| file.raw));
         files.push(match builder.playable(&alone) {
             Ok(Cancellable::Done(entry)) => entry,

@@ -109,8 +109,8 @@ const fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// Estimates how long frames last that do not say so: as long as the shorter of the two distances before a frame. One late picture does not make
-/// a gap behind the next seem shorter.
+/// Estimates the duration of frames that carry none: the shorter of the two distances before a frame. If the longer one counted, a frame that
+/// came late would seem long, and would hide the beginning of a gap behind it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FrameSpans {
     last: Option<MediaTime>,

@@ -7,12 +7,10 @@ use std::sync::Arc;
 
 use archiver::archive::build::build;
 use archiver::archive::documents::FileEntry;
-use archiver::archive::object::ArchiveDescriptor;
 use archiver::media::{Pipelines, verify};
-use archiver::model::archive_options::{ArchiveOptions, OutputMode};
-use archiver::model::ids::{Epoch, EventId, JobId, SessionId, StreamId, TrackId, TrackKind};
+use archiver::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use archiver::model::media::{Codec, Frame, TrackFormat};
-use archiver::model::time::{MediaTime, Wallclock};
+use archiver::model::time::MediaTime;
 use archiver::recording::spool::Spool;
 use archiver::recording::{LogOptions, TrackLog};
 use bytes::Bytes;
@@ -55,18 +53,10 @@ impl Archive {
             }
             track.seal().expect("seal");
         }
-        let session: SessionId = "s".parse().expect("id");
-        let descriptor = ArchiveDescriptor {
-            archive: "00000000-0000-4000-8000-000000000002".parse().expect("id"),
-            job: JobId::of_event(&session, &"e".parse::<EventId>().expect("id")),
-            session,
-            application: "app".parse().expect("id"),
-            name: None,
-            origin: Wallclock::now(),
-            options: ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() },
-            clip: None,
-            ignore_layout_history: false,
-        };
+        let descriptor = crate::support::archives::individual(
+            "00000000-0000-4000-8000-000000000002".parse().expect("id"),
+            "s".parse().expect("id"),
+        );
         let cancel = CancellationToken::new();
         let built = build(&log, &descriptor, "session ended", None, &Pipelines::default(), &cancel).expect("build");
         let built = built.done().expect("nothing cancels it");

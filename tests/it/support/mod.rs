@@ -1,6 +1,7 @@
 //! What several modules share and the kit cannot have, because it needs types of `archiver`.
 
 pub mod api;
+pub mod archives;
 pub mod catalogs;
 pub mod coded;
 pub mod composed;
