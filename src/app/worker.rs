@@ -17,6 +17,7 @@ use crate::config::Settings;
 use crate::job::Context;
 use crate::job::intake::handle;
 use crate::job::scheduler::run_scheduler;
+use crate::job::waiting::run_waiting;
 use crate::model::cancellable::Cancellable;
 use crate::notify::{self, Dispatcher};
 use crate::recording::spool::Spool;
@@ -135,6 +136,12 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
             while panicked("consuming events", &cancel, consuming()).await {
                 state.send_replace(BrokerState::Disconnected);
             }
+        }
+    });
+    tasks.spawn({
+        let (context, wake, cancel) = (Arc::clone(&context), Arc::clone(&wake), leave_queue.clone());
+        async move {
+            while panicked("looking at waiting jobs", &cancel, run_waiting(&context, &wake, &cancel)).await {}
         }
     });
     // The API sends callbacks. The worker publishes events, too, so that they do not wait for an API.

@@ -96,6 +96,8 @@ pub enum NewestJob {
     Absent,
     /// The job records, or is about to.
     Active,
+    /// The job waits for the session's first stream.
+    Waiting(JobId),
     /// The job does not record any more.
     Ended {
         /// Why its archive ended.
@@ -114,8 +116,9 @@ impl NewestJob {
         let Some(job) = job else { return Self::Absent };
         let end = match job.state {
             JobState::Accepted | JobState::Capturing => return Self::Active,
+            JobState::Waiting => return Self::Waiting(job.job),
             JobState::Parked | JobState::Discarded => JobEnd::Parked,
-            JobState::Finalizing | JobState::Available => match job.end_reason.as_deref() {
+            JobState::Finalizing | JobState::Available | JobState::Empty => match job.end_reason.as_deref() {
                 Some(reason) if reason == EndReason::UserInitiated.vonage() => JobEnd::Stopped,
                 Some(reason) if reason == EndReason::NeverPublished.vonage() => JobEnd::Idle,
                 Some(MAX_DURATION_EXCEEDED) => JobEnd::MaxDuration,
@@ -232,6 +235,8 @@ impl RoomState {
 pub enum Action {
     /// Nothing.
     None,
+    /// Resume the job that waits for the session's first stream.
+    Resume(JobId),
     /// Publish the event of the newest conversation (again), because it has no job yet.
     PublishStart,
     /// Begin another conversation.
@@ -246,6 +251,8 @@ pub fn decide(session: SessionState, room: &RoomState, snapshot: &RoomSnapshot, 
     }
     let justified = match session.newest {
         NewestJob::Active => return Action::None,
+        NewestJob::Waiting(_) if snapshot.publishing.is_empty() => return Action::None,
+        NewestJob::Waiting(job) => return Action::Resume(job),
         NewestJob::Absent => true,
         // The newest conversation began after this job had ended. Its event was lost, or is still on its way.
         NewestJob::Ended { conversation: Some(of_job), .. } if !session.has_job && of_job < session.conversation => {

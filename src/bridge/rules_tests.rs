@@ -24,6 +24,10 @@ fn ended(end: JobEnd, conversation: i64) -> NewestJob {
     NewestJob::Ended { end, at: ago(5), conversation: Some(conversation) }
 }
 
+fn waiting_job() -> JobId {
+    "00000000-0000-5000-8000-000000000001".parse().expect("id")
+}
+
 /// The state of a room after these snapshots, each with whether an archive was being recorded.
 fn room_after(snapshots: &[(&str, bool)]) -> RoomState {
     let mut room = RoomState::default();
@@ -44,6 +48,10 @@ fn a_conversation_begins_with_its_first_client_and_is_told_until_it_has_a_job() 
         (1, false, NewestJob::Absent, "a", Action::PublishStart),
         (1, false, NewestJob::Absent, "", Action::None),
         (1, true, NewestJob::Active, "a+", Action::None),
+        // It waits for a stream.
+        (1, true, NewestJob::Waiting(waiting_job()), "a b", Action::None),
+        (1, true, NewestJob::Waiting(waiting_job()), "", Action::None),
+        (1, true, NewestJob::Waiting(waiting_job()), "a b+", Action::Resume(waiting_job())),
         // Killed between the number and the event: the next process knows nothing of who was there.
         (2, false, ended(JobEnd::Stopped, 1), "a", Action::PublishStart),
         (2, false, ended(JobEnd::Parked, 1), "a", Action::PublishStart),

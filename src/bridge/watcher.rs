@@ -255,6 +255,11 @@ impl RouterWatcher {
         let occupied_since = watched.state.occupied_since().unwrap_or(now);
         match rules::decide(SessionState { conversation, has_job, newest }, &watched.state, &snapshot, now) {
             Action::None => {}
+            Action::Resume(job) => {
+                if self.catalog.resume_job(job, "bridge", now).await? {
+                    tracing::info!(router = %self.name, session = %session.session, %job, "somebody publishes, the waiting job is resumed");
+                }
+            }
             Action::PublishStart => {
                 self.publish_start(&session, conversation, occupied_since, &snapshot).await;
             }

@@ -19,6 +19,10 @@ pub enum JobState {
     Capturing,
     /// Media has ended; the archive is being made and sent.
     Finalizing,
+    /// Nobody has published yet. No worker owns the job; it is accepted again when a stream comes.
+    Waiting,
+    /// The session ended before anybody published: there is no archive.
+    Empty,
     /// The archive can be fetched.
     Available,
     /// It needs a person; captured media is safe.
@@ -35,6 +39,8 @@ impl JobState {
             Self::Accepted => "accepted",
             Self::Capturing => "capturing",
             Self::Finalizing => "finalizing",
+            Self::Waiting => "waiting",
+            Self::Empty => "empty",
             Self::Available => "available",
             Self::Parked => "parked",
             Self::Discarded => "discarded",
@@ -47,13 +53,21 @@ impl JobState {
         matches!(self, Self::Accepted | Self::Capturing | Self::Finalizing)
     }
 
-    /// States only move forward; a replay takes a parked job back to where its media stands.
+    /// Whether its session is recorded, or will be as soon as somebody publishes. A session has one such job for each tag.
+    #[must_use]
+    pub const fn is_active(self) -> bool {
+        matches!(self, Self::Accepted | Self::Capturing | Self::Waiting)
+    }
+
+    /// States only move forward, with two exceptions: a replay takes a parked job back to where its media stands, and a waiting job
+    /// is accepted again.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
             (Self::Accepted, Self::Capturing | Self::Finalizing | Self::Parked)
-                | (Self::Capturing, Self::Finalizing | Self::Parked)
+                | (Self::Capturing, Self::Finalizing | Self::Waiting | Self::Empty | Self::Parked)
+                | (Self::Waiting, Self::Accepted | Self::Empty)
                 | (Self::Finalizing, Self::Available | Self::Parked)
                 | (Self::Parked, Self::Accepted | Self::Finalizing | Self::Discarded)
         )
@@ -63,10 +77,17 @@ impl JobState {
 impl std::str::FromStr for JobState {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Accepted, Self::Capturing, Self::Finalizing, Self::Available, Self::Parked, Self::Discarded]
-            .into_iter()
-            .find(|s| s.as_str() == text)
-            .ok_or_else(|| format!("no job state is called {text:?}"))
+        let all = [
+            Self::Accepted,
+            Self::Capturing,
+            Self::Finalizing,
+            Self::Waiting,
+            Self::Empty,
+            Self::Available,
+            Self::Parked,
+            Self::Discarded,
+        ];
+        all.into_iter().find(|s| s.as_str() == text).ok_or_else(|| format!("no job state is called {text:?}"))
     }
 }
 
@@ -114,7 +135,7 @@ pub struct JobRow {
     pub origin: Wallclock,
     /// Who owns it.
     pub owner: Option<WorkerId>,
-    /// Until when, without a heartbeat.
+    /// Until when the owner has it, without a heartbeat. Of a waiting job: when its room is looked at next.
     pub lease_expires_at: Wallclock,
     /// The owner's epoch; 0 before the first.
     pub epoch: Epoch,
@@ -148,8 +169,10 @@ pub(super) const COLUMNS: &str = "job_id, archive_id, session_id, application_id
      lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired, tag";
 
 pub(super) const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
-/// The states of which a session has at most one job for each tag; the index `jobs_active_session` holds it.
-pub(super) const ACTIVE: &str = "('accepted', 'capturing')";
+/// The states of [`JobState::is_active`]; the index `jobs_active_session` holds that there is one for each tag.
+pub(super) const ACTIVE: &str = "('accepted', 'capturing', 'waiting')";
+/// The states of which an owner, or the next one, hears what is asked of the job.
+pub(super) const RECORDING: &str = "('accepted', 'capturing')";
 
 pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
     let columns = Columns { row, table: "jobs" };

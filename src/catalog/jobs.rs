@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::job_rows::{ACTIVE, COLUMNS, history_line, job_row, select_job};
+use super::job_rows::{ACTIVE, COLUMNS, RECORDING, history_line, job_row, select_job};
+use super::waiting::{WaitingCatalog, end_waiting_where};
 use super::{
     CatalogError, Columns, HistoryLine, JobRow, JobState, NewJob, SqlCatalog, Statement, StoredDesired, statement,
     storable,
@@ -89,8 +90,8 @@ pub trait JobCatalog: Send + Sync {
     /// When the catalog is away.
     async fn jobs(&self, states: &[JobState], limit: u32) -> Result<Vec<JobRow>, CatalogError>;
 
-    /// Somebody wants a session's running archive to end. Its owner reads it with the next heartbeat.
-    /// Returns whether there is one, and no conversation of it started after `ended_at`.
+    /// Somebody wants a session's running archive to end. Its owner reads it with the next heartbeat. A job that waits for the
+    /// session's first stream is empty at once. Returns whether there is one, and no conversation of it started after `ended_at`.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -103,7 +104,8 @@ pub trait JobCatalog: Send + Sync {
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
 
-    /// Somebody wants one archive to end. Its owner reads it with the next heartbeat. Returns whether its job was running.
+    /// Somebody wants one archive to end. Its owner reads it with the next heartbeat. A waiting job is empty at once. Returns whether
+    /// its job was running.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -212,24 +214,28 @@ impl JobCatalog for SqlCatalog {
     ) -> Result<bool, CatalogError> {
         let request = statement(format!(
             "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 \
-             WHERE application_id = $3 AND session_id = $4 AND state IN {ACTIVE} AND conversation_at <= $5"
+             WHERE application_id = $3 AND session_id = $4 AND state IN {RECORDING} AND conversation_at <= $5"
         ))
         .bind(storable(reason))
         .bind(now.0)
         .bind(application.to_string())
         .bind(session.to_string())
         .bind(ended_at.0);
-        Ok(self.execute("end a session", request).await? > 0)
+        let requested = self.execute("end a session", request).await? > 0;
+        let of_session = "application_id = $4 AND session_id = $5 AND conversation_at <= $6";
+        let ends = end_waiting_where(of_session, reason, "broker", now)
+            .map(|one| one.bind(application.to_string()).bind(session.to_string()).bind(ended_at.0));
+        Ok(self.change_behind_note("end a session", ends).await? > 0 || requested)
     }
 
     async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
         let request = statement(format!(
-            "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 WHERE job_id = $3 AND state IN {ACTIVE}"
+            "UPDATE jobs SET end_reason = COALESCE(end_reason, $1), updated_at = $2 WHERE job_id = $3 AND state IN {RECORDING}"
         ))
         .bind(storable(reason))
         .bind(now.0)
         .bind(job.to_string());
-        Ok(self.execute("stop an archive", request).await? > 0)
+        Ok(self.execute("stop an archive", request).await? > 0 || self.end_waiting(job, reason, "request", now).await?)
     }
 
     async fn active_jobs(&self, application: &ApplicationId, session: &SessionId) -> Result<Vec<JobRow>, CatalogError> {

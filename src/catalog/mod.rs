@@ -19,6 +19,7 @@ mod notices;
 mod parked;
 mod sessions;
 mod stored;
+mod waiting;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
+pub use waiting::WaitingCatalog;
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
@@ -135,6 +137,7 @@ pub trait Catalog:
     + SessionCatalog
     + JobCatalog
     + LeaseCatalog
+    + WaitingCatalog
     + ArchiveCatalog
     + CountCatalog
     + NoticeCatalog

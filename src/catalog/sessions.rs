@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 
-use super::job_rows::ACTIVE;
+use super::job_rows::RECORDING;
 use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};
@@ -186,7 +186,7 @@ impl SessionCatalog for SqlCatalog {
 
     async fn recorded_sessions(&self, router: &RouterName) -> Result<Vec<SessionRow>, CatalogError> {
         let select = statement(format!(
-            "SELECT {COLUMNS} FROM sessions WHERE router = $1 AND session_id IN (SELECT session_id FROM jobs WHERE state IN {ACTIVE})"
+            "SELECT {COLUMNS} FROM sessions WHERE router = $1 AND session_id IN (SELECT session_id FROM jobs WHERE state IN {RECORDING})"
         ))
         .bind(router.to_string());
         self.rows("list the sessions that are recorded", select).await?.iter().map(session_row).collect()

@@ -364,7 +364,7 @@ section! {
     LimitsSection {
         /// The room has had no client for this time.
         no_clients: DurationValue = DurationValue(Duration::from_secs(60)),
-        /// Nobody has ever published within this time.
+        /// Nobody has ever published within this time: an automatic session's job waits from then on, another archive ends.
         never_published: DurationValue = DurationValue(Duration::from_secs(60)),
         /// There are clients, but nobody has published for this time.
         nobody_publishing: DurationValue = DurationValue(Duration::from_secs(3600)),

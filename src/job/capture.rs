@@ -21,7 +21,7 @@ use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
 use crate::model::time::{MediaTime, Wallclock};
-use crate::recording::history::{EventKind, History};
+use crate::recording::history::{EventKind, History, has_streams};
 use crate::recording::restore::restore;
 use crate::recording::upload;
 use crate::recording::upload::UploadBacklog;
@@ -62,16 +62,15 @@ pub(super) async fn capture(
         }
     }
     let earlier = prepare(job).await?;
-    status.send_replace(Some(job.archive_row(Wallclock::now())));
-    let now = Wallclock::now();
-    let mut presence = Presence::new(
-        Limits::from(&context.settings.limits),
-        job.row.origin,
-        now,
-        earlier.recorded,
-        !earlier.ends.is_empty(),
-    );
     let (history, before) = History::open(&job.dir).map_err(|e| JobFailure::of(&e))?;
+    let now = Wallclock::now();
+    let ever_published = !earlier.ends.is_empty() || has_streams(&before);
+    // An automatic archive begins with its first stream: one of nothing is never seen.
+    if ever_published || !job.is_automatic() {
+        status.send_replace(Some(job.archive_row(now)));
+    }
+    let limits = Limits::from(&context.settings.limits);
+    let mut presence = Presence::new(limits, job.row.origin, now, earlier.recorded, ever_published);
     let began = EventKind::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
     history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| JobFailure::of(&e))?;
     let noted = desired::noted(&before);
@@ -108,6 +107,12 @@ pub(super) async fn capture(
     stop_shipping.cancel();
     shipping.wait().await;
     closed.map_err(|e| bug(&e))?;
+    let ended = match ended {
+        CaptureOutcome::Ended(reason) if job.is_automatic() && session.is_empty(&reason) => {
+            CaptureOutcome::Empty(reason)
+        }
+        ended => ended,
+    };
     if let CaptureOutcome::Ended(reason) = &ended {
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
     }

@@ -10,7 +10,7 @@ use super::live_composer::Composing;
 use super::presence::MAX_DURATION_EXCEEDED;
 use super::rollover::roll_over;
 use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance};
-use super::{Context, Ended, Job, JobFailure, capture, finalize, lease};
+use super::{Context, Ended, Job, JobFailure, capture, finalize, lease, waiting};
 use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::cancellable::Cancellable;
@@ -71,6 +71,11 @@ async fn stages(
         }
         match capture::capture(job, status, control, composing).await? {
             CaptureOutcome::Ended(reason) => reason,
+            CaptureOutcome::Empty(reason) => match waiting::leave_empty(job, &reason, composing).await? {
+                Some(ended) => return Ok(ended),
+                // An earlier owner captured something, or tried to.
+                None => reason,
+            },
             CaptureOutcome::Fenced => return Ok(Ended::Fenced),
             CaptureOutcome::Drained => return Ok(Ended::HandedOver),
         }

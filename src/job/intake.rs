@@ -90,7 +90,13 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
                     EventOutcome::Accepted
                 }
                 Accepted::Duplicate(_) => EventOutcome::Duplicate,
-                Accepted::SessionBusy(_) => EventOutcome::SessionBusy,
+                Accepted::SessionBusy(job) => {
+                    // Another conversation of a session in which nobody had published so far.
+                    if job.state == JobState::Waiting {
+                        context.catalog.resume_job(job.job, "broker", Wallclock::now()).await?;
+                    }
+                    EventOutcome::SessionBusy
+                }
             };
             nudge.notify_one();
             Ok(outcome)

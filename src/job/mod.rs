@@ -4,6 +4,9 @@
 //! accepted ──► capturing ──► finalizing ──► available
 //!     │            │              │
 //!     └────────────┴──────────────┴──► parked ──(replay)──► back to where its media stands
+//!
+//! capturing ──(nobody publishes)──► waiting ──(a stream comes)──► accepted
+//!     └──(the session ends)──► empty ◄──┘
 //! ```
 //!
 //! [`presence`] is pure; one driver task owns each job. Captures wait for nobody: what must be told to
@@ -28,6 +31,7 @@ mod stage;
 mod stream_ids;
 mod subscribe;
 mod track_health;
+pub mod waiting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -106,6 +110,10 @@ pub enum Ended {
     Fenced,
     /// It was handed over: the next owner continues it.
     HandedOver,
+    /// Nobody publishes yet. It waits in the catalog, for a stream or for the session's end.
+    Waiting,
+    /// Its session ended before anybody published.
+    Empty,
 }
 
 /// One job in the hands of its driver.
@@ -152,9 +160,9 @@ impl Job {
         })
     }
 
-    /// Whether another archive follows when this one has become as long as one may: of automatic ones. One that somebody
-    /// started ends there.
-    fn rolls_over(&self) -> bool {
+    /// Whether the session is recorded by itself. Then another archive follows when this one has become as long as one may, and a job
+    /// in whose first minute nobody publishes waits. An archive that somebody started ends there.
+    fn is_automatic(&self) -> bool {
         self.spec.archive_mode == ArchiveMode::Always
     }
 

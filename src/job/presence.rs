@@ -97,6 +97,7 @@ pub struct Presence {
     ever_published: bool,
     recorded_before: Duration,
     router_lost: Option<Wallclock>,
+    router_was_lost: bool,
     end_requested: Option<EndReason>,
 }
 
@@ -121,6 +122,7 @@ impl Presence {
             ever_published,
             recorded_before,
             router_lost: None,
+            router_was_lost: false,
             end_requested: None,
         }
     }
@@ -148,6 +150,7 @@ impl Presence {
     /// The router cannot be asked: nobody can be seen, which does not mean that nobody is there.
     pub fn router_lost(&mut self, now: Wallclock) {
         self.router_lost.get_or_insert(now);
+        self.router_was_lost = true;
     }
 
     /// The router can be asked again. The time it was away counts for none of the waits.
@@ -168,6 +171,20 @@ impl Presence {
     pub fn recorded(&self, now: Wallclock) -> Duration {
         let running = if self.publishing > 0 { now.since(self.publishing_changed) } else { Duration::ZERO };
         self.recorded_before + running
+    }
+
+    /// Whether any stream was ever published.
+    #[must_use]
+    pub const fn ever_published(&self) -> bool {
+        self.ever_published
+    }
+
+    /// Whether an archive that ends with `reason` would be one of nothing: nobody ever published, and nobody can have done so unseen.
+    #[must_use]
+    pub fn is_empty(&self, reason: &str) -> bool {
+        // A wait for the first stream ends only a minute after the router could be asked.
+        let unseen = self.router_was_lost && reason != EndReason::NeverPublished.vonage();
+        !self.ever_published && !unseen && reason != MAX_DURATION_EXCEEDED
     }
 
     /// Whether nobody publishes, so that Vonage's status is `paused`.

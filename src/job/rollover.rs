@@ -15,7 +15,7 @@ pub(super) async fn roll_over(job: &Job, reason: &str) -> Result<Transition, Job
     if advance(job, JobState::Finalizing, Some(reason)).await? == Transition::Fenced {
         return Ok(Transition::Fenced);
     }
-    if job.rolls_over() {
+    if job.is_automatic() {
         create_successor(job).await?;
         job.release_slot();
     }

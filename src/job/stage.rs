@@ -20,6 +20,8 @@ pub(super) struct ControlReceivers {
 pub(super) enum CaptureOutcome {
     /// The session ended: one of Vonage's reasons.
     Ended(String),
+    /// The session ended, or its first minute did, and nobody had published.
+    Empty(String),
     /// Another owner has the job.
     Fenced,
     /// The worker stops; all is sealed.

@@ -136,6 +136,12 @@ impl History {
     }
 }
 
+/// Whether a stream was ever announced.
+#[must_use]
+pub fn has_streams(events: &[Event]) -> bool {
+    events.iter().any(|event| matches!(event.kind, EventKind::Stream { .. } | EventKind::Tracks { .. }))
+}
+
 /// Reads an archive's history, sorted by time: the lines of several machines may be in another order in the file.
 ///
 /// # Errors

@@ -92,12 +92,28 @@ impl Spool {
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes))).ok();
     }
 
+    /// Removes the folder of an archive of which nothing was captured. Returns whether it is gone: a folder that has media stays. Safe to
+    /// repeat.
+    ///
+    /// # Errors
+    /// When it cannot be read or removed.
+    pub fn remove_without_media(&self, archive: ArchiveId) -> Result<bool, LogError> {
+        if size_of(&self.archive_dir(archive).join(super::TRACKS))? > 0 {
+            return Ok(false);
+        }
+        self.remove_folder(archive).map(|()| true)
+    }
+
     /// Removes an archive's folder. Safe to repeat.
     ///
     /// # Errors
     /// When it cannot be removed.
     #[allow(clippy::needless_pass_by_value)]
     pub fn remove(&self, archive: ArchiveId, _proof: ProvedInStore) -> Result<(), LogError> {
+        self.remove_folder(archive)
+    }
+
+    fn remove_folder(&self, archive: ArchiveId) -> Result<(), LogError> {
         let dir = self.archive_dir(archive);
         let bytes = size_of(&dir)?;
         match std::fs::remove_dir_all(&dir) {

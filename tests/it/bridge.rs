@@ -16,6 +16,7 @@ use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
 use archiver::model::time::Wallclock;
 use archiver::session::access::{access_at, client_access};
 use archiver::session::room::room_of;
+use archiver_testkit::janus::Client;
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{APPLICATION, World};
@@ -311,6 +312,34 @@ async fn a_restart_of_the_router_or_the_broker_neither_loses_nor_doubles_a_sessi
     for row in [&row, &late] {
         assert_eq!((ground.jobs(row).await, ground.conversation(row).await), (1, 1), "{}", row.session);
     }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_who_begins_to_publish_late_is_recorded_by_the_job_of_the_first_client() {
+    let limits = LIMITS.replace("12s", "3s");
+    let mut ground = Ground::of(World::start_with_own_router(BINARY, &limits).await.expect("world")).await;
+    ground.world.start_worker().expect("worker");
+    let running = ground.bridge(OFTEN);
+    let row = ground.session("quiet").await;
+    let place = row.router.as_ref().expect("room");
+    let access = client_access(&ground.settings.routers[0], place, Wallclock::now() + Duration::from_secs(600));
+    let mut viewer =
+        Client::connect_with_token(&ground.world.janus.url(), &access.token.expect("token")).await.expect("client");
+    let join = json!({ "request": "join", "ptype": "publisher", "room": place.room.as_str(), "id": "carol", "pin": access.pin });
+    let joined = viewer.message(join, None).await.expect("joined");
+    assert_eq!(joined["plugindata"]["data"]["videoroom"], "joined", "{joined}");
+    let job = rules::job_of_conversation(&row.session, 1);
+    let state = async || ground.catalog.job(job).await.ok().flatten().map(|job| job.state);
+    wait_for("the job to wait", || async { (state().await == Some(JobState::Waiting)).then_some(()) }).await;
+    viewer.keep_alive().await.expect("alive");
+    let alice = ground.client(&row, "alice").await;
+    ground.recorded(&row, 1).await;
+    ground.world.recording(2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop((alice.leave().await.expect("leave"), viewer));
+    ground.available(&row, 1).await;
+    assert_eq!((ground.jobs(&row).await, ground.conversation(&row).await), (1, 1));
     running.stop().await;
 }
 

@@ -100,6 +100,7 @@ on_each_catalog! {
     a_job_whose_event_cannot_be_read_is_claimed_and_parked_like_any_other => unreadable;
     a_job_moves_forward_only_and_a_repeated_move_is_harmless => states;
     a_parked_job_goes_on_where_its_media_stands => unparking;
+    a_job_without_streams_waits_and_is_resumed_or_empty => waiting;
     an_archive_never_goes_back => statuses;
     archives_are_listed_newest_first_in_pages => listing;
     what_is_left_of_a_deleted_archive_is_known_until_it_is_removed => removal;
@@ -379,6 +380,76 @@ async fn states(backend: Backend) {
     assert!(
         matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(j) if j.state == JobState::Available)
     );
+}
+
+async fn waiting(backend: Backend) {
+    let catalog = backend.open().await;
+    let job = accepted(&catalog, "s", "e").await;
+    let region = job.region.clone();
+    let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
+    fenced(catalog.wait_for_stream(job.job, epoch, later(2), NOW).await);
+    catalog.advance(job.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+    fenced(catalog.wait_for_stream(job.job, Epoch(epoch.0 + 1), later(2), NOW).await);
+    for _ in 0..2 {
+        catalog.wait_for_stream(job.job, epoch, later(2), NOW).await.unwrap();
+    }
+    let waits = catalog.job(job.job).await.unwrap().unwrap();
+    assert_eq!((waits.state, waits.owner.as_ref(), waits.lease_expires_at), (JobState::Waiting, None, later(2)));
+    // Nobody claims it, and its session has no second job.
+    assert!(catalog.claim(job.job, &worker("w"), later(100), TTL).await.unwrap().is_none());
+    assert!(catalog.claimable(&worker("w"), &region, later(100), 10).await.unwrap().is_empty());
+    let busy = catalog.accept(&event("s", "e2"), NOW).await.unwrap();
+    assert!(matches!(&busy, Accepted::SessionBusy(found) if found.job == job.job), "{busy:?}");
+    assert_eq!(catalog.active_jobs(&job.application, &job.session).await.unwrap().len(), 1);
+    // A look is one worker's.
+    assert!(catalog.due_looks(&region, later(1), 10).await.unwrap().is_empty());
+    assert!(catalog.due_looks(&"elsewhere".parse().unwrap(), later(2), 10).await.unwrap().is_empty());
+    let due = catalog.due_looks(&region, later(2), 10).await.unwrap();
+    assert_eq!(due.len(), 1);
+    let (mut tasks, row) = (JoinSet::new(), due[0].clone());
+    for _ in 0..10 {
+        let (catalog, row) = (catalog.clone(), row.clone());
+        tasks.spawn(async move { catalog.take_look(&row, later(5)).await.unwrap() });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().filter(|taken| *taken).count(), 1);
+    assert!(catalog.due_looks(&region, later(4), 10).await.unwrap().is_empty());
+    // A stream comes: its media time begins then.
+    assert!(catalog.resume_job(job.job, "bridge", later(7)).await.unwrap());
+    assert!(!catalog.resume_job(job.job, "bridge", later(8)).await.unwrap());
+    let again = claimed(&catalog, job.job, "w", later(8)).await.job;
+    assert_eq!((again.state, again.origin, again.created_at), (JobState::Accepted, later(7), NOW));
+    // It waits again, and its session ends. An end of an earlier conversation does not end it.
+    catalog.advance(job.job, again.epoch, JobState::Capturing, None, later(8)).await.unwrap();
+    catalog.wait_for_stream(job.job, again.epoch, later(9), later(8)).await.unwrap();
+    let earlier = Wallclock(NOW.0 - 1);
+    let end = |at, now| catalog.request_end(&job.application, &job.session, "session ended", at, now);
+    assert!(!end(earlier, later(9)).await.unwrap());
+    assert!(end(later(9), later(10)).await.unwrap());
+    assert!(!end(later(9), later(10)).await.unwrap());
+    let found = catalog.job(job.job).await.unwrap().unwrap();
+    assert_eq!((found.state, found.end_reason.as_deref()), (JobState::Empty, Some("session ended")));
+    assert!(!catalog.resume_job(job.job, "bridge", later(11)).await.unwrap());
+    assert!(!catalog.end_waiting(job.job, "x", "w", later(11)).await.unwrap());
+    let history = catalog.job_history(job.job).await.unwrap();
+    let told: Vec<&str> = history.iter().map(|line| line.what.as_str()).collect();
+    assert_eq!(told.iter().filter(|what| what.starts_with("waiting")).count(), 2, "{told:?}");
+    assert_eq!(told.last(), Some(&"empty: session ended"));
+    // Asked to end while its owner let it wait: it does not wait. And one that a request stops.
+    for (id, stop_first) in [("first", true), ("then", false)] {
+        let job = accepted(&catalog, id, "e").await.job;
+        let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+        catalog.advance(job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+        if stop_first {
+            assert!(catalog.request_stop(job, "user initiated", NOW).await.unwrap());
+        }
+        catalog.wait_for_stream(job, epoch, later(1), NOW).await.unwrap();
+        if !stop_first {
+            assert!(catalog.request_stop(job, "user initiated", NOW).await.unwrap());
+        }
+        let found = catalog.job(job).await.unwrap().unwrap();
+        assert_eq!((found.state, found.end_reason.as_deref()), (JobState::Empty, Some("user initiated")), "{id}");
+        accepted(&catalog, id, "e2").await;
+    }
 }
 
 async fn unparking(backend: Backend) {

@@ -38,6 +38,7 @@ mod soak;
 mod store;
 mod support;
 mod takeover;
+mod waiting;
 
 /// The program under test.
 const BINARY: &str = env!("CARGO_BIN_EXE_archiver");

@@ -129,6 +129,15 @@ pub(super) struct Session<'a> {
     first_media_told: bool,
 }
 
+/// What developers see of the archive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// Nobody has published yet: there is no archive.
+    Nothing,
+    Started,
+    Paused,
+}
+
 /// How far a job is that gives its session to a successor.
 enum RollingOver<'a> {
     No,
@@ -173,6 +182,11 @@ impl<'a> Session<'a> {
         self.subscribing.shutdown().await;
         self.chores.close();
         self.chores.wait().await;
+    }
+
+    /// Whether an archive that ends with `reason` would be one of nothing.
+    pub(super) fn is_empty(&self, reason: &str) -> bool {
+        self.presence.is_empty(reason)
     }
 
     pub(super) fn now(&self) -> MediaTime {
@@ -227,7 +241,7 @@ impl<'a> Session<'a> {
         self.apply_desired(&wanted);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut paused = false;
+        let mut shown = self.shown();
         let mut rolling_over = RollingOver::No;
         loop {
             let begun = async {
@@ -271,7 +285,7 @@ impl<'a> Session<'a> {
                             return CaptureOutcome::Ended(reason);
                         }
                         match self.presence.ended(Wallclock::now()) {
-                            Some(reason) if reason.vonage() == MAX_DURATION_EXCEEDED && self.job.rolls_over() => {
+                            Some(reason) if reason.vonage() == MAX_DURATION_EXCEEDED && self.job.is_automatic() => {
                                 rolling_over = RollingOver::Begun(Box::pin(roll_over(self.job, MAX_DURATION_EXCEEDED)));
                             }
                             Some(reason) => return CaptureOutcome::Ended(reason.vonage().to_owned()),
@@ -281,12 +295,19 @@ impl<'a> Session<'a> {
                     self.retry_subscriptions();
                 }
             }
-            if self.presence.paused() != paused {
-                paused = !paused;
+            if std::mem::replace(&mut shown, self.shown()) != shown {
                 let now = Wallclock::now();
                 let row = self.job.archive_row(now);
-                status.send_replace(Some(if paused { row.paused(now) } else { row }));
+                status.send_replace(Some(if shown == Shown::Paused { row.paused(now) } else { row }));
             }
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        match (self.presence.paused(), self.presence.ever_published() || !self.job.is_automatic()) {
+            (true, _) => Shown::Paused,
+            (false, true) => Shown::Started,
+            (false, false) => Shown::Nothing,
         }
     }
 

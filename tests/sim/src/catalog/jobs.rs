@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use archiver::catalog::{
     Accepted, CatalogError, Claimed, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob, StoredDesired,
-    StoredSpec,
+    StoredSpec, WaitingCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
@@ -25,7 +25,7 @@ pub(super) struct StoredJob {
 impl StoredJob {
     /// A session has at most one such job for each tag.
     pub fn is_active(&self) -> bool {
-        matches!(self.row.state, JobState::Accepted | JobState::Capturing)
+        self.row.state.is_active()
     }
 
     fn is_of(&self, application: &ApplicationId, session: &SessionId) -> bool {
@@ -41,6 +41,17 @@ impl StoredJob {
     fn want_end(&mut self, reason: &str, now: Wallclock) {
         self.row.end_reason.get_or_insert_with(|| storable(reason));
         self.row.updated_at = now;
+    }
+
+    /// Whether it waited, and is empty now.
+    fn end_waiting(&mut self, reason: &str, now: Wallclock) -> bool {
+        let waits = self.row.state == JobState::Waiting;
+        if waits {
+            self.row.state = JobState::Empty;
+            self.row.lease_expires_at = Wallclock(0);
+            self.want_end(reason, now);
+        }
+        waits
     }
 }
 
@@ -220,11 +231,19 @@ impl JobCatalog for MemoryCatalog {
     ) -> Result<bool, CatalogError> {
         self.call("request_end", |state| {
             let mut ends = false;
+            let mut empty = Vec::new();
             for job in state.jobs.values_mut().filter(|job| job.is_active() && job.is_of(application, session)) {
                 if job.conversation_at <= ended_at {
-                    job.want_end(reason, now);
+                    if job.end_waiting(reason, now) {
+                        empty.push(job.row.job);
+                    } else {
+                        job.want_end(reason, now);
+                    }
                     ends = true;
                 }
+            }
+            for job in empty {
+                state.line(job, &format!("empty: {reason}"), "broker", now);
             }
             Ok(ends)
         })
@@ -234,7 +253,11 @@ impl JobCatalog for MemoryCatalog {
     async fn request_stop(&self, job: JobId, reason: &str, now: Wallclock) -> Result<bool, CatalogError> {
         self.call("request_stop", |state| {
             let Some(found) = state.jobs.get_mut(&job).filter(|found| found.is_active()) else { return Ok(false) };
-            found.want_end(reason, now);
+            if found.end_waiting(reason, now) {
+                state.line(job, &format!("empty: {reason}"), "request", now);
+            } else {
+                found.want_end(reason, now);
+            }
             Ok(true)
         })
         .await
@@ -257,7 +280,7 @@ impl JobCatalog for MemoryCatalog {
             let tag = storable(tag);
             let is_wanted = |job: &StoredJob| job.is_of(application, session) && job.row.tag == tag;
             let mut rows = state.newest_first(is_wanted);
-            rows.sort_by_key(|row| !matches!(row.state, JobState::Accepted | JobState::Capturing));
+            rows.sort_by_key(|row| !row.state.is_active());
             Ok(rows.into_iter().next())
         })
         .await
@@ -376,6 +399,80 @@ impl LeaseCatalog for MemoryCatalog {
             found.row.updated_at = now;
             state.line(job, "discarded", who, now);
             Ok(true)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl WaitingCatalog for MemoryCatalog {
+    async fn wait_for_stream(
+        &self,
+        job: JobId,
+        epoch: Epoch,
+        look_at: Wallclock,
+        now: Wallclock,
+    ) -> Result<(), CatalogError> {
+        self.call("wait_for_stream", |state| {
+            let found = state.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
+            match found.row.state {
+                JobState::Waiting | JobState::Empty => return Ok(()),
+                JobState::Capturing => {}
+                _ => return Err(CatalogError::Fenced { job }),
+            }
+            let row = &mut found.row;
+            row.state = if row.end_reason.is_none() { JobState::Waiting } else { JobState::Empty };
+            row.owner = None;
+            row.lease_expires_at = look_at;
+            row.updated_at = now;
+            state.line(job, "waiting: nobody publishes", "worker", now);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn due_looks(&self, region: &Region, now: Wallclock, limit: u32) -> Result<Vec<JobRow>, CatalogError> {
+        self.call("due_looks", |state| {
+            let is_due = |row: &JobRow| row.region == *region && row.lease_expires_at <= now;
+            let mut rows = state.newest_first(|job| job.row.state == JobState::Waiting && is_due(&job.row));
+            rows.sort_by_key(|row| row.lease_expires_at);
+            Ok(page(rows, 0, limit))
+        })
+        .await
+    }
+
+    async fn take_look(&self, job: &JobRow, next: Wallclock) -> Result<bool, CatalogError> {
+        self.call("take_look", |state| {
+            let is_due = |found: &&mut StoredJob| {
+                found.row.state == JobState::Waiting && found.row.lease_expires_at == job.lease_expires_at
+            };
+            let Some(found) = state.jobs.get_mut(&job.job).filter(is_due) else { return Ok(false) };
+            found.row.lease_expires_at = next;
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn resume_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("resume_job", |state| {
+            let waits = |found: &&mut StoredJob| found.row.state == JobState::Waiting;
+            let Some(found) = state.jobs.get_mut(&job).filter(waits) else { return Ok(false) };
+            let row = &mut found.row;
+            row.state = JobState::Accepted;
+            (row.origin, row.lease_expires_at, row.updated_at) = (now, Wallclock(0), now);
+            state.line(job, "resumed: somebody publishes", who, now);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn end_waiting(&self, job: JobId, reason: &str, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+        self.call("end_waiting", |state| {
+            let ended = state.jobs.get_mut(&job).is_some_and(|found| found.end_waiting(reason, now));
+            if ended {
+                state.line(job, &format!("empty: {reason}"), who, now);
+            }
+            Ok(ended)
         })
         .await
     }

@@ -1,0 +1,224 @@
+//! Automatic jobs in whose first minute nobody publishes. Such a job gives its place back and waits in the catalog. The bridge resumes it
+//! when somebody publishes. Where no bridge runs, the workers look at its room from time to time. It ends with its room, or with its
+//! session.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::live_composer::Composing;
+use super::presence::EndReason;
+use super::stage::{Transition, advance};
+use super::{Context, Ended, Job, JobFailure};
+use crate::catalog::{CatalogError, JobRow, JobState};
+use crate::model::cancellable::Cancellable;
+use crate::model::fault::chain;
+use crate::model::ids::JobId;
+use crate::model::time::Wallclock;
+use crate::router::RouterError;
+use crate::runtime::retry::{CATALOG, retry_until_cancelled};
+
+/// Between two questions which jobs are due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Rooms that one worker looks at before it asks again.
+const LOOKS_MAX: u32 = 64;
+/// A router that answers later is looked at again.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// Between two looks at one room: at first, and after hours.
+const INTERVAL_MIN: Duration = Duration::from_secs(2);
+const INTERVAL_MAX: Duration = Duration::from_secs(10);
+
+/// The time between two looks at the room of a job that has waited so long: a hundredth of that, within limits.
+fn look_interval(waited: Duration) -> Duration {
+    (waited / 100).clamp(INTERVAL_MIN, INTERVAL_MAX)
+}
+
+/// Ends the capture of a job for whose session nobody has published: it waits for a stream, or is empty if its session has ended. Returns
+/// nothing if it has an archive all the same, which an earlier owner began.
+pub(super) async fn leave_empty(
+    job: &Job,
+    reason: &str,
+    composing: &mut Option<Composing>,
+) -> Result<Option<Ended>, JobFailure> {
+    let context = &job.context;
+    let read = || context.catalog.archive(job.row.archive);
+    match retry_until_cancelled("look for an archive", CATALOG, &job.fenced, read).await {
+        Ok(Cancellable::Done(None)) => {}
+        Ok(Cancellable::Cancelled) => return Ok(Some(Ended::Fenced)),
+        Ok(Cancellable::Done(Some(_))) => return Ok(None),
+        Err(error) => return Err(JobFailure::of(&error)),
+    }
+    if let Some(composing) = composing.take() {
+        composing.call_off().await;
+    }
+    let (spool, archive) = (Arc::clone(&context.spool), job.row.archive);
+    match tokio::task::spawn_blocking(move || spool.remove_without_media(archive)).await {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false)) => return Ok(None),
+        Ok(Err(error)) => tracing::warn!("the folder of an archive of nothing stays: {}", chain(&error)),
+        Err(panic) => tracing::error!(fault.kind = "bug", "the folder of an archive of nothing stays: {panic}"),
+    }
+    if reason != EndReason::NeverPublished.vonage() {
+        tracing::info!(reason, "the session is over and nobody has published: there is no archive");
+        let moved = advance(job, JobState::Empty, Some(reason)).await?;
+        return Ok(Some(if moved == Transition::Made { Ended::Empty } else { Ended::Fenced }));
+    }
+    let wait = || {
+        let now = Wallclock::now();
+        context.catalog.wait_for_stream(job.row.job, job.row.epoch, now + INTERVAL_MIN, now)
+    };
+    match retry_until_cancelled("let a job wait", CATALOG, &job.fenced, wait).await {
+        Ok(Cancellable::Done(())) => {
+            tracing::info!("nobody publishes: the job gives its place back and waits for the session's first stream");
+            Ok(Some(Ended::Waiting))
+        }
+        Ok(Cancellable::Cancelled) | Err(CatalogError::Fenced { .. }) => Ok(Some(Ended::Fenced)),
+        Err(error) => Err(JobFailure::of(&error)),
+    }
+}
+
+/// What a look at a waiting job's room has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Publishing,
+    NobodyPublishes,
+    RoomMissing,
+    /// The router cannot be asked, or is one of other workers.
+    Unknown,
+}
+
+/// What becomes of a waiting job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Waits,
+    Resumed,
+    Over,
+}
+
+/// Since when the rooms of waiting jobs are missing.
+#[derive(Debug, Default)]
+struct MissingRooms(HashMap<JobId, Instant>);
+
+impl MissingRooms {
+    /// A room may be missing for a moment, as after a restart of its router: its session is over when it has been missing for
+    /// `missing_max`.
+    fn judge(&mut self, job: JobId, look: Look, now: Instant, missing_max: Duration) -> Verdict {
+        match look {
+            Look::Unknown => return Verdict::Waits,
+            Look::RoomMissing => {
+                let since = *self.0.entry(job).or_insert(now);
+                if now - since < missing_max {
+                    return Verdict::Waits;
+                }
+            }
+            Look::Publishing | Look::NobodyPublishes => {}
+        }
+        self.0.remove(&job);
+        match look {
+            Look::Publishing => Verdict::Resumed,
+            Look::RoomMissing => Verdict::Over,
+            Look::NobodyPublishes | Look::Unknown => Verdict::Waits,
+        }
+    }
+
+    /// Forgets jobs that nobody has looked at for so long that they cannot be waiting any more.
+    fn forget(&mut self, now: Instant, missing_max: Duration) {
+        self.0.retain(|_, since| now - *since < missing_max * 4 + INTERVAL_MAX * 4);
+    }
+}
+
+/// Looks at the rooms of waiting jobs until `stop`. `nudge` wakes the scheduler when there is a job to claim.
+pub async fn run_waiting(context: &Context, nudge: &Notify, stop: &CancellationToken) {
+    let mut missing = MissingRooms::default();
+    while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
+        let looked = stop.run_until_cancelled(look_at_due(context, nudge, &mut missing)).await;
+        if let Some(Err(error)) = looked {
+            tracing::debug!("waiting jobs are not looked at for now: {}", chain(&error));
+        }
+        missing.forget(Instant::now(), context.settings.limits.never_published.0);
+    }
+}
+
+async fn look_at_due(context: &Context, nudge: &Notify, missing: &mut MissingRooms) -> Result<(), CatalogError> {
+    let (catalog, region) = (&context.catalog, &context.settings.worker.region);
+    for job in catalog.due_looks(region, Wallclock::now(), LOOKS_MAX).await? {
+        let now = Wallclock::now();
+        if !catalog.take_look(&job, now + look_interval(now.since(job.updated_at))).await? {
+            continue;
+        }
+        let look = look(context, &job).await;
+        let missing_max = context.settings.limits.never_published.0;
+        let (who, now) = (context.worker.as_str(), Wallclock::now());
+        match missing.judge(job.job, look, Instant::now(), missing_max) {
+            Verdict::Waits => {}
+            Verdict::Resumed => {
+                if catalog.resume_job(job.job, who, now).await? {
+                    tracing::info!(job = %job.job, session = %job.session, "somebody publishes: the waiting job goes on");
+                    nudge.notify_one();
+                }
+            }
+            Verdict::Over => {
+                if catalog.end_waiting(job.job, EndReason::NeverPublished.vonage(), who, now).await? {
+                    tracing::info!(job = %job.job, session = %job.session, "the room is gone and nobody has published: there is no archive");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn look(context: &Context, job: &JobRow) -> Look {
+    let place = job.spec().ok().and_then(|spec| spec.router.as_ref());
+    let Some((place, router)) = place.and_then(|place| Some((place, context.routers.get(&place.name)?))) else {
+        return Look::Unknown;
+    };
+    match timeout(ANSWER_MAX, router.participants(&place.room)).await {
+        Ok(Ok(list)) if list.iter().any(|client| client.publishing) => Look::Publishing,
+        Ok(Ok(_)) => Look::NobodyPublishes,
+        Ok(Err(RouterError::RoomNotFound { .. })) => Look::RoomMissing,
+        Ok(Err(error)) => {
+            tracing::debug!(job = %job.job, "the room of a waiting job cannot be looked at: {}", chain(&error));
+            Look::Unknown
+        }
+        Err(_) => Look::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_is_looked_at_less_often_the_longer_its_job_waits() {
+        for (waited, interval) in [(0, 2.0), (60, 2.0), (200, 2.0), (500, 5.0), (1000, 10.0), (86_400, 10.0)] {
+            assert_eq!(look_interval(Duration::from_secs(waited)).as_secs_f64(), interval, "{waited} s");
+        }
+    }
+
+    #[test]
+    fn a_waiting_job_is_resumed_by_a_stream_and_over_when_its_room_stays_away() {
+        use Look::{NobodyPublishes, Publishing, RoomMissing, Unknown};
+        use Verdict::{Over, Resumed, Waits};
+        for (looks, verdict) in [
+            (&[(0, NobodyPublishes)][..], Waits),
+            (&[(0, NobodyPublishes), (5, Publishing)], Resumed),
+            (&[(0, Unknown), (500, Unknown)], Waits),
+            (&[(0, RoomMissing), (59, RoomMissing)], Waits),
+            (&[(0, RoomMissing), (60, RoomMissing)], Over),
+            (&[(0, RoomMissing), (30, Unknown), (60, RoomMissing)], Over),
+            (&[(0, RoomMissing), (30, NobodyPublishes), (60, RoomMissing)], Waits),
+            (&[(0, RoomMissing), (60, Publishing)], Resumed),
+        ] {
+            let (mut missing, begin) = (MissingRooms::default(), Instant::now());
+            let job = "00000000-0000-5000-8000-000000000001".parse().expect("id");
+            let last = looks.iter().fold(Waits, |_, (second, look)| {
+                missing.judge(job, *look, begin + Duration::from_secs(*second), Duration::from_secs(60))
+            });
+            assert_eq!(last, verdict, "{looks:?}");
+        }
+    }
+}
