@@ -161,7 +161,7 @@ async fn main() -> Result<()> {
     let mut config = JanusConfig::new("peer", &arguments.janus);
     config.api_secret = Some(arguments.secret.into());
     let place = RouterRoom::shared("peer".parse()?, arguments.room.parse()?);
-    let mut room = JanusRouter::new(config).join(&place, "peer").await?;
+    let mut room = JanusRouter::new(config).join(&place).await?;
     let control = room.control();
     let (mut recorders, mut known) = (Vec::new(), std::collections::HashSet::new());
     let until = tokio::time::Instant::now() + READY;

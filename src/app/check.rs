@@ -1,8 +1,8 @@
 //! `archiver check`: checks each service and setting that a configuration names, with advice for those that cannot be used.
 
+use super::check_text::result_text;
 use super::services;
 use crate::config::Settings;
-use crate::model::fault::chain;
 
 /// The result of one check.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -21,13 +21,6 @@ fn check_result(subject: &str, result: Result<String, String>) -> CheckResult {
     CheckResult { subject: subject.to_owned(), ok, text: result.unwrap_or_else(|e| e) }
 }
 
-fn result_text<T, E: crate::model::fault::HasFault>(
-    result: Result<T, E>,
-    text: impl FnOnce(T) -> String,
-) -> Result<String, String> {
-    result.map(text).map_err(|e| format!("{}; {}", chain(&e), e.fault().kind.advice()))
-}
-
 /// Checks everything that a configuration names.
 pub async fn check(settings: &Settings) -> Vec<CheckResult> {
     let mut lines = vec![check_result("configuration", result_text(settings.for_worker(), |()| "valid".to_owned()))];
@@ -43,8 +36,12 @@ pub async fn check(settings: &Settings) -> Vec<CheckResult> {
     };
     lines.push(check_result("catalog", catalog));
     lines.push(check_result("store", store(settings).await));
-    for (name, router) in services::routers(settings) {
-        lines.push(check_result(&format!("router {name}"), result_text(router.probe().await, |version| version)));
+    let routers = services::routers(settings);
+    for section in &settings.routers {
+        if let Some(router) = routers.get(&section.name) {
+            let checked = super::router_check::check(settings, section, router.as_ref()).await;
+            lines.push(check_result(&format!("router {}", section.name), checked));
+        }
     }
     lines.push(check_result("spool", spool(settings).await));
     lines.push(check_result("api", api(settings).await));

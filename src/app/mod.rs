@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod check;
+mod check_text;
 pub mod health;
+mod router_check;
 pub mod services;
 pub mod worker;

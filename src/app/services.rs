@@ -67,6 +67,10 @@ pub fn routers(settings: &Settings) -> Routers {
         config.admin_key.clone_from(&section.admin_key);
         config.room_key.clone_from(&section.room_key);
         config.string_ids = section.string_ids;
+        config.announces_joins = section.announce_joins;
+        if let Some(name) = &section.observer_name {
+            config.observer_name.clone_from(name);
+        }
         let tokens = section.rooms.iter().filter_map(|(room, section)| Some((room.clone(), section.token.clone()?)));
         config.room_tokens = tokens.collect();
         (section.name.clone(), Arc::new(JanusRouter::new(config)) as Arc<dyn MediaRouter>)

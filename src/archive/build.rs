@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::coverage::{self, TrackCoverage};
 use super::documents::{
-    FileEntry, Manifest, ObjectEntry, Report, StreamReport, TrackReport, VERSION, VonageFile, VonageManifest,
+    FileEntry, Manifest, ObjectEntry, Report, StreamEntry, StreamReport, TrackReport, VERSION, VonageFile,
+    VonageManifest,
 };
 use super::individual::{self, Plan};
 use super::object::{ArchiveDescriptor, Built, Object};
@@ -31,6 +32,8 @@ struct StreamHistory {
     router_id: Option<String>,
     name: Option<String>,
     connection_data: Option<String>,
+    /// At all times.
+    signed: bool,
     video_type: VideoType,
     present: Vec<(MediaTime, Option<MediaTime>)>,
     layers: Vec<(i64, Option<u32>, Option<u32>)>,
@@ -113,9 +116,20 @@ pub fn build(
         missing: report.missing.clone(),
         objects: objects.iter().map(entry).collect(),
         files,
+        streams: streams.iter().map(|(id, stream)| stream_entry(*id, stream)).collect(),
         composed,
     };
     Ok(Cancellable::Done(Built { objects, manifest, report }))
+}
+
+fn stream_entry(stream_id: StreamId, stream: &StreamHistory) -> StreamEntry {
+    StreamEntry {
+        stream_id,
+        name: stream.name.clone(),
+        connection_data: stream.connection_data.clone(),
+        video_type: stream.video_type,
+        signed: stream.signed,
+    }
 }
 
 /// Packs the files into the ZIP, with Vonage's manifest.
@@ -143,11 +157,12 @@ fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamH
     let mut streams: BTreeMap<StreamId, StreamHistory> = BTreeMap::new();
     for event in events {
         match &event.kind {
-            EventKind::Stream { stream, router_id, name, connection_data, video_type } => {
+            EventKind::Stream { stream, router_id, name, connection_data, signed, video_type } => {
                 let entry = streams.entry(*stream).or_insert_with(|| StreamHistory {
                     router_id: None,
                     name: None,
                     connection_data: None,
+                    signed: true,
                     // Vonage's manifest has the type that a stream had at first.
                     video_type: *video_type,
                     present: Vec::new(),
@@ -156,6 +171,7 @@ fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamH
                 entry.router_id = Some(router_id.clone());
                 entry.name.clone_from(name);
                 entry.connection_data.clone_from(connection_data);
+                entry.signed &= signed;
                 if entry.present.last().is_none_or(|(_, end)| end.is_some()) {
                     entry.present.push((event.at, None));
                 }

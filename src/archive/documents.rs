@@ -87,6 +87,9 @@ pub struct Manifest {
     pub objects: Vec<ObjectEntry>,
     /// The files in the ZIP.
     pub files: Vec<FileEntry>,
+    /// The streams of the session. Manifests of older versions do not have them.
+    #[serde(default)]
+    pub streams: Vec<StreamEntry>,
     /// The composed file, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<ComposedEntry>,
@@ -132,6 +135,25 @@ pub struct ObjectEntry {
     /// Bytes of each part but the last, of an object whose parts were sent while it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_bytes: Option<u64>,
+}
+
+/// Who published a stream, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamEntry {
+    /// The stream.
+    pub stream_id: StreamId,
+    /// The name that the client gave itself. Never signed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The connection data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection_data: Option<String>,
+    /// What it showed at first.
+    pub video_type: VideoType,
+    /// Whether stream id and connection data are those that this program gave the client when it joined. What is not signed, anybody in the
+    /// room can have said.
+    pub signed: bool,
 }
 
 /// A file in the ZIP.

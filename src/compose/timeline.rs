@@ -219,6 +219,7 @@ mod tests {
             router_id: "r".into(),
             name: None,
             connection_data: None,
+            signed: false,
             video_type,
         };
         Event { at: at(ms), kind }

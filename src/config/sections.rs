@@ -161,6 +161,12 @@ pub struct RouterSection {
     /// Whether rooms and feeds have names (`string_ids = true` in Janus) or numbers.
     #[serde(default = "default_true")]
     pub string_ids: bool,
+    /// What this program's observers call themselves in rooms, for the other participants to see: `archiver:recorder` by default. Whoever has
+    /// this name and publishes nothing is not counted as a client. The same in all processes of a deployment.
+    pub observer_name: Option<String>,
+    /// Whether the participants of rooms that this program creates are told who joins, observers too (`notify_joining`).
+    #[serde(default = "default_true")]
+    pub announce_joins: bool,
     /// What single rooms want, by their names: `[router.rooms."name"]`.
     #[serde(default)]
     pub rooms: BTreeMap<RoomId, RoomSection>,
@@ -188,6 +194,8 @@ impl RouterSection {
         "token_secret",
         "public_url",
         "string_ids",
+        "observer_name",
+        "announce_joins",
     ];
 
     /// Keys and values, without secrets.
@@ -204,6 +212,8 @@ impl RouterSection {
             ("token_secret", self.token_secret.redacted()),
             ("public_url", self.public_url.redacted()),
             ("string_ids", self.string_ids.redacted()),
+            ("observer_name", self.observer_name.redacted()),
+            ("announce_joins", self.announce_joins.redacted()),
             ("rooms", self.rooms.redacted()),
         ]
     }

@@ -182,12 +182,12 @@ async fn enter(
         let detail = format!("the configuration of this worker has no media router called {}", place.name);
         return Err(JobFailure { kind: FaultKind::RouterUnknown, detail });
     };
-    let (observer, mut told) = (job.row.archive.to_string(), false);
+    let mut told = false;
     for attempt in 0.. {
         let error = tokio::select! {
             () = job.fenced.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Fenced)),
             () = job.drain.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Drained)),
-            joined = router.join(place, &observer) => match joined {
+            joined = router.join(place) => match joined {
                 Ok(room) => {
                     presence.router_back(Wallclock::now());
                     return Ok(JoinOutcome::Room(room));

@@ -1,19 +1,28 @@
 //! Which id each stream in the room has. A platform's stream id belongs to one stream at the router at a time: to the one that came last.
 //! Two have the same id when a second tab is open, when a client comes again beside its ghost, or when somebody copies another's `display`.
-//! The one that came before becomes a stream of its own, so that both are captured. Pure.
+//! The one that came before becomes a stream of its own, so that both are captured. An id that is signed for one stream stays with it: then
+//! whoever else claims the id is a stream of its own. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::model::ids::{SessionId, StreamId};
 use crate::recording::history::{Event, EventKind};
-use crate::router::StreamInfo;
+use crate::router::{Signature, StreamInfo};
 
 /// The ids of the streams in a room, by their ids at the router.
 #[derive(Debug, Default)]
 pub(super) struct StreamIds {
-    present: BTreeMap<String, StreamId>,
+    present: BTreeMap<String, Holder>,
     /// Those that an earlier owner of the job gave, of streams that were not gone.
     earlier: BTreeMap<String, StreamId>,
+}
+
+/// A stream that is present.
+#[derive(Debug, Clone, Copy)]
+struct Holder {
+    id: StreamId,
+    /// The id is signed for it.
+    signed: bool,
 }
 
 /// The id of a stream that is present.
@@ -42,20 +51,29 @@ impl StreamIds {
 
     /// The id of a stream that is announced.
     pub fn assign(&mut self, session: &SessionId, info: &StreamInfo) -> Assigned {
-        if let Some(id) = self.present.get(&info.router_id) {
-            return Assigned { id: *id, displaced: None };
+        if let Some(known) = self.present.get(&info.router_id) {
+            return Assigned { id: known.id, displaced: None };
         }
+        let signed = info.signature == Signature::Valid;
         let platform = StreamId::of_router(session, info.stream_id.as_deref().unwrap_or(&info.router_id));
         let own = StreamId::of_router(session, &format!("{platform}\n{}", info.router_id));
         let earlier = self.earlier.remove(&info.router_id).filter(|id| *id == platform || *id == own);
-        let id = earlier.unwrap_or(platform);
-        let holder = self.present.iter().find(|(_, known)| **known == id).map(|(router_id, _)| router_id.clone());
-        if let Some(holder) = &holder {
-            let other = StreamId::of_router(session, &format!("{id}\n{holder}"));
-            self.present.insert(holder.clone(), other);
-        }
-        self.present.insert(info.router_id.clone(), id);
-        Assigned { id, displaced: holder }
+        let mut id = earlier.unwrap_or(platform);
+        let holder = self.present.iter().find(|(_, known)| known.id == id).map(|(name, known)| (name.clone(), *known));
+        let displaced = match holder {
+            Some((_, holder)) if holder.signed && !signed => {
+                id = own;
+                None
+            }
+            Some((holder, _)) => {
+                let other = StreamId::of_router(session, &format!("{id}\n{holder}"));
+                self.present.insert(holder.clone(), Holder { id: other, signed: false });
+                Some(holder)
+            }
+            None => None,
+        };
+        self.present.insert(info.router_id.clone(), Holder { id, signed });
+        Assigned { id, displaced }
     }
 
     /// A stream is gone.
@@ -80,6 +98,7 @@ mod tests {
             stream_id: stream_id.map(str::to_owned),
             name: None,
             connection_data: None,
+            signature: Signature::Absent,
             video_type: VideoType::Camera,
             tracks: Vec::new(),
         }
@@ -123,6 +142,7 @@ mod tests {
             router_id: router_id.to_owned(),
             name: None,
             connection_data: None,
+            signed: false,
             video_type: VideoType::Camera,
         };
         let events: Vec<Event> = [
@@ -145,5 +165,23 @@ mod tests {
         // A feed that another platform's id has now is not what the history knew.
         let other = StreamIds::of_history(&events).assign(&session(), &info("live", Some("y")));
         assert_eq!(other.id, of_router("y"));
+    }
+
+    #[test]
+    fn a_signed_id_stays_with_the_stream_that_it_was_signed_for() {
+        let signed = |router_id| StreamInfo { signature: Signature::Valid, ..info(router_id, Some("x")) };
+        let copied = |router_id| StreamInfo { signature: Signature::Invalid, ..info(router_id, Some("x")) };
+        let mut ids = StreamIds::default();
+        let alice = ids.assign(&session(), &signed("alice"));
+        let copy = ids.assign(&session(), &copied("mallory"));
+        assert_eq!((alice.displaced, copy.displaced), (None, None));
+        assert!(copy.id != alice.id && ids.assign(&session(), &signed("alice")).id == alice.id);
+        // The copy was there first.
+        let mut ids = StreamIds::default();
+        let copy = ids.assign(&session(), &copied("mallory"));
+        assert_eq!(copy.id, alice.id);
+        let late = ids.assign(&session(), &signed("alice"));
+        assert_eq!((late.id, late.displaced.as_deref()), (alice.id, Some("mallory")));
+        assert_ne!(ids.assign(&session(), &copied("mallory")).id, alice.id);
     }
 }

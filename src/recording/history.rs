@@ -53,6 +53,9 @@ pub enum EventKind {
         name: Option<String>,
         /// The data of the client's token.
         connection_data: Option<String>,
+        /// Id and connection data are signed for what is at the router under `router_id`. Older versions do not note it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        signed: bool,
         video_type: VideoType,
     },
     /// The tracks that a stream's publisher announces, from now on.

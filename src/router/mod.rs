@@ -31,6 +31,18 @@ pub struct TrackInfo {
     pub muted: bool,
 }
 
+/// Whether what a client says of itself is signed by this program (`session::identity`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Signature {
+    /// Nothing is signed: anybody can have said it.
+    #[default]
+    Absent,
+    /// The stream id and the connection data are what this program gave out for this feed.
+    Valid,
+    /// There is a signature of something else, such as one that was copied from another client.
+    Invalid,
+}
+
 /// A stream as the router announces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamInfo {
@@ -42,6 +54,9 @@ pub struct StreamInfo {
     pub name: Option<String>,
     /// The connection data of the client's token.
     pub connection_data: Option<String>,
+    /// Whether stream id and connection data are signed.
+    #[serde(default)]
+    pub signature: Signature,
     /// The kind of its video.
     pub video_type: VideoType,
     /// At most one of each kind is archived.
@@ -210,6 +225,22 @@ pub trait Rooms: Send + Sync {
     async fn remove_room(&self, place: &RouterRoom) -> Result<bool, RouterError>;
 }
 
+/// A stream that this program publishes. It ends when this is dropped, or with its room.
+pub struct Publication {
+    /// The router's SDP answer.
+    pub answer: String,
+    /// Keeps the router's session.
+    _session: Box<dyn std::any::Any + Send>,
+}
+
+impl Publication {
+    /// A stream that lasts as long as `session`.
+    #[must_use]
+    pub fn new(answer: String, session: Box<dyn std::any::Any + Send>) -> Self {
+        Self { answer, _session: session }
+    }
+}
+
 /// The media routers of a configuration, by name.
 pub type Routers = BTreeMap<RouterName, Arc<dyn MediaRouter>>;
 
@@ -222,9 +253,12 @@ pub trait MediaRouter: Rooms {
     /// Checks that the router can be used, and returns its name and version. For `archiver check`.
     async fn probe(&self) -> Result<String, RouterError>;
 
-    /// Joins a room as an invisible observer. The observer's `display` marks it as an archiver, so that other archivers do not count it
-    /// as a client.
-    async fn join(&self, place: &RouterRoom, observer: &str) -> Result<Box<dyn Room>, RouterError>;
+    /// Publishes a stream in a room, to see that its media comes back. For `archiver check`.
+    async fn publish(&self, place: &RouterRoom, offer: String) -> Result<Publication, RouterError>;
+
+    /// Joins a room as an observer, which publishes nothing. Its name marks it as an archiver, so that other archivers do not count it as a
+    /// client.
+    async fn join(&self, place: &RouterRoom) -> Result<Box<dyn Room>, RouterError>;
 }
 
 /// A joined room. Dropping it leaves the room; `leave` also waits for the end.

@@ -3,5 +3,6 @@
 pub mod access;
 pub mod geo;
 pub mod id;
+pub mod identity;
 pub mod region;
 pub mod room;

@@ -17,10 +17,12 @@ mod peer;
 mod sdp;
 mod sink;
 mod socket;
+mod test_stream;
 
 pub use engine::{EVENTS_MAX, Engine, EngineGone};
 pub use formats::{Answer, UnsupportedTrack};
 pub use messages::{CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EngineConfig, PeerKey};
+pub use test_stream::{TestStream, TestStreamError};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 

@@ -1,4 +1,4 @@
-//! One PeerConnection to the media router, receiving one stream. Only this file and `formats.rs` know `str0m`.
+//! One PeerConnection to the media router, receiving one stream. Only this file, `formats.rs` and `test_stream.rs` know `str0m`.
 //!
 //! `str0m` is sans-IO: datagrams and time go in, datagrams and events come out. RTP mode is used, so that
 //! packets reach the track rules as they came: the rules can wait for a retransmission far longer than a

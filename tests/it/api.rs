@@ -3,7 +3,8 @@
 use crate::BINARY;
 use crate::support::api;
 use crate::support::api::App;
-use archiver_testkit::publisher::Publisher;
+use archiver_testkit::content::Content;
+use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{APPLICATION, World};
 use base64::Engine;
@@ -221,6 +222,48 @@ async fn clients_come_in_with_the_tokens_that_the_sdks_make() {
         let (name, token) = app.header(&app.token(&app.client_claims(&session)));
         assert_eq!(app.send_with("GET", &app.path("archive"), None, &[(name, &token)]).await.status, 403);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_says_of_itself_is_signed_and_a_copy_of_it_is_not() {
+    let mut world = world("").await;
+    let app = App::unified(&world, APPLICATION);
+    let session = app.session("archiveMode=always&archiveOutputMode=individual").await;
+    let mut claims = app.client_claims(&session);
+    claims["connection_data"] = json!("user=alice");
+    let joined = app.join_with(&session, &claims).await.json();
+    assert_ne!(app.join_with(&session, &claims).await.json()["feedId"], joined["feedId"], "a feed's id is given twice");
+    let alice = Publisher::start(api::signed_options(&world, &joined, "Alice")).await.expect("publisher");
+    world.recording(2).await;
+    // Somebody in the room says the same of himself.
+    let copy = Options { code: 2, ..api::options(&world, &joined, "Alice") };
+    let mallory = Publisher::start(copy).await.expect("publisher");
+    world.recording(4).await;
+    for publisher in [&alice, &mallory] {
+        publisher.pictures_pass(60).await;
+    }
+    let (sent, copied) =
+        (alice.leave().await.expect("left").timeline(), mallory.leave().await.expect("left").timeline());
+    let job = world.ended(&session);
+    world.publish(&job).expect("publish");
+    let archive = world.archive(&session, "available").await;
+    let files = world.download(&archive).expect("download");
+    let streams = files.manifest["streams"].as_array().expect("streams");
+    let told: Vec<(bool, bool)> = streams
+        .iter()
+        .map(|s| (s["signed"] == true, s["streamId"] == joined["streamId"] && s["connectionData"] == "user=alice"))
+        .collect();
+    assert!(told.contains(&(true, true)) && told.contains(&(false, false)) && told.len() == 2, "{}", files.manifest);
+    // The id is Alice's from her first picture to her last, and what was copied is there, too.
+    let file = |id: &str| files.dir.join(format!("{id}.webm"));
+    let content = Content::read(&file(joined["streamId"].as_str().expect("id"))).expect("file");
+    assert!(content.frames.iter().all(|frame| frame.code == Some(1)), "pictures of somebody else");
+    let matched = content.against(&sent);
+    assert!(matched.missing.is_empty() && matched.frames.len() >= 60, "{} pictures", matched.frames.len());
+    let other = streams.iter().find(|s| s["signed"] == false).expect("the copy")["streamId"].as_str().expect("id");
+    let content = Content::read(&file(other)).expect("file");
+    assert!(content.against(&copied).frames.len() >= 60 && content.frames.iter().all(|frame| frame.code == Some(2)));
+    assert!(world.log().contains("copies another client's display"), "{}", world.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,7 +62,7 @@ async fn every_codec_arrives_whole_in_its_log() {
         .await
         .expect("room");
     let mut room = router(&janus)
-        .join(&RouterRoom::shared("test".parse().expect("id"), janus.room("r").parse().expect("id")), "test")
+        .join(&RouterRoom::shared("test".parse().expect("id"), janus.room("r").parse().expect("id")))
         .await
         .expect("join");
     let control = room.control();

@@ -66,7 +66,7 @@ impl Session {
         let mut router = JanusConfig::new("test", &janus.url());
         router.api_secret = Some(API_SECRET.into());
         let place = RouterRoom::shared("test".parse().expect("name"), janus.room("r").parse().expect("id"));
-        let room = JanusRouter::new(router).join(&place, "test").await.expect("join");
+        let room = JanusRouter::new(router).join(&place).await.expect("join");
         let application = "app".parse().expect("id");
         let options = ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() };
         let descriptor = ArchiveDescriptor {

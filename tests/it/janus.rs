@@ -32,7 +32,7 @@ fn id(room: &str) -> RouterRoom {
 }
 
 async fn enter(url: &str, room: &str) -> Box<dyn Room> {
-    JanusRouter::new(config(url)).join(&id(room), "test").await.expect("join")
+    JanusRouter::new(config(url)).join(&id(room)).await.expect("join")
 }
 
 async fn publish(janus: &Janus, room: &str, stream: &str) -> Publisher {
@@ -45,7 +45,7 @@ async fn refusals_are_told_apart() {
     janus.create_room("locked", json!({ "pin": "1234", "secret": "s" })).await.expect("room");
     let join = |config: JanusConfig, room: &str| {
         let room = id(&janus.room(room));
-        async move { JanusRouter::new(config).join(&room, "test").await.map(drop) }
+        async move { JanusRouter::new(config).join(&room).await.map(drop) }
     };
     let pin = |pin: Option<&str>| JanusConfig { pin: pin.map(Into::into), ..config(&janus.url()) };
     assert!(matches!(join(pin(None), "locked").await, Err(RouterError::Refused { .. })));
@@ -117,7 +117,7 @@ async fn an_observer_that_was_removed_enters_again() {
     let listed =
         admin.message(json!({ "request": "listparticipants", "room": janus.room("r") }), None).await.expect("list");
     let list = listed["plugindata"]["data"]["participants"].as_array().expect("list").clone();
-    let observer = list.iter().find(|p| p["display"] == "archiver:test").expect("observer")["id"].clone();
+    let observer = list.iter().find(|p| p["display"] == "archiver:recorder").expect("observer")["id"].clone();
     admin.message(json!({ "request": "kick", "room": janus.room("r"), "id": observer }), None).await.expect("kick");
     let _carol = publish(&janus, "r", "carol").await;
     let mids = present(room.as_mut(), "carol").await.mids();
@@ -158,7 +158,7 @@ async fn a_server_that_is_no_janus_is_refused_in_time() {
         let url = scripted_janus(script).await.expect("liar");
         let started = Instant::now();
         let router = JanusRouter::new(JanusConfig { timeout: Duration::from_millis(500), ..config(&url) });
-        let error = router.join(&id("r"), "test").await.map(drop).expect_err(name);
+        let error = router.join(&id("r")).await.map(drop).expect_err(name);
         assert!(!matches!(error, RouterError::Refused { .. }), "{name}: {error}");
         assert!(started.elapsed() < Duration::from_secs(5), "{name}: {error}");
         assert!(error.to_string().len() < 2000, "{name}");
@@ -249,7 +249,7 @@ async fn rooms_are_made_listed_looked_into_and_removed() {
     (options.pin, options.token) = (access.pin.clone(), access.token.clone());
     options.display = r#"{"name":"Alice","connectionData":"u=1"}"#.to_owned();
     let alice = Publisher::start(options).await.expect("alice");
-    let archiver = router.join(&place, "x").await.expect("join");
+    let archiver = router.join(&place).await.expect("join");
     assert_eq!(listed().await, [expected(2)]);
     // Janus lists a client as publishing a moment after its media flows.
     let seen = wait_for("alice to publish", || async {
@@ -291,7 +291,7 @@ async fn rooms_are_made_listed_looked_into_and_removed() {
     janus.restart().expect("restart");
     assert!(router.create_room(&place, &session).await.expect("create"));
     let no_key = JanusRouter::new(config(&janus.url()));
-    let refused = no_key.join(&place, "x").await.map(drop).expect_err("no key");
+    let refused = no_key.join(&place).await.map(drop).expect_err("no key");
     assert!(matches!(refused, RouterError::Refused { .. }), "{refused}");
 }
 

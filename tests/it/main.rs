@@ -13,6 +13,7 @@ mod broker;
 mod callbacks;
 mod capture;
 mod catalog;
+mod check;
 mod clip;
 mod commands;
 mod compose;

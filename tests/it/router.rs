@@ -70,7 +70,7 @@ impl Stage {
     }
 
     async fn join(&self) -> Box<dyn Room> {
-        self.router().join(&self.place(), "test").await.expect("join")
+        self.router().join(&self.place()).await.expect("join")
     }
 
     async fn create_room(&self) {
@@ -299,7 +299,7 @@ async fn removed_room(mut stage: Stage) {
     stage.destroy_room().await;
     gone(room.as_mut(), "alice").await;
     until(room.as_mut(), "the room's end", |e| (*e == RoomEvent::RoomDestroyed).then_some(())).await;
-    let missing = stage.router().join(&stage.place(), "test").await.map(drop);
+    let missing = stage.router().join(&stage.place()).await.map(drop);
     assert!(matches!(missing, Err(RouterError::RoomNotFound { .. })), "{missing:?}");
     stage.create_room().await;
     stage.publish("bob").await;

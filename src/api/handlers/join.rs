@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::api::caller::{bearer, keys};
@@ -16,9 +16,11 @@ use crate::api::extract::{PathParams, UnauthenticatedClient};
 use crate::api::state::Shared;
 use crate::auth::client_token::{ClientToken, Role};
 use crate::auth::token::TokenError;
+use crate::config::RouterSection;
 use crate::model::ids::StreamId;
 use crate::model::time::Wallclock;
 use crate::session::access::{ClientAccess, client_access};
+use crate::session::identity::Identity;
 
 /// Longest validity of the token for Janus, which never outlives the client's token. A client that stays longer joins again.
 const ACCESS_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -33,6 +35,10 @@ pub struct Joined {
     pub role: Role,
     /// The id of the stream that it will publish. For a second one, such as a screen, it asks again.
     pub stream_id: String,
+    /// The `id` with which it joins the room: a text, or a number where the router has numbers. It is new at each join, and `display` is
+    /// signed for it.
+    #[schema(value_type = Object)]
+    pub feed_id: Value,
     /// What it gives as `display` when it joins the room. It may add `name` and `videoType` (`camera`, `screen`, `custom`).
     pub display: String,
     /// Where the room is: `url`, `room`, and as far as the router needs them `pin`, `token`, `expires`.
@@ -86,15 +92,34 @@ pub async fn join(
         }
     }
     let expires = token.validity.expires_at().min(now + ACCESS_MAX);
-    let access = client_access(api.section(&place.name)?, place, expires);
-    let display = json!({ "streamId": stream, "connectionData": token.connection_data });
+    let section = api.section(&place.name)?;
+    let access = client_access(section, place, expires);
+    let feed = new_feed(section);
+    let mut display = json!({ "streamId": stream, "connectionData": token.connection_data });
+    if let Some(room_key) = &section.room_key {
+        let feed = feed.as_str().map_or_else(|| feed.to_string(), str::to_owned);
+        let (stream, connection_data) = (stream.to_string(), token.connection_data.as_str());
+        let identity = Identity { room: &place.room, feed: &feed, stream: &stream, connection_data };
+        display["signature"] = identity.sign(room_key).into();
+    }
     Ok(Json(Joined {
         session_id: session.session.to_string(),
         role: token.role,
         stream_id: stream.to_string(),
+        feed_id: feed,
         display: display.to_string(),
         router: access,
     }))
+}
+
+/// A feed's id that nobody has had.
+fn new_feed(router: &RouterSection) -> Value {
+    let random = uuid::Uuid::new_v4();
+    if router.string_ids {
+        return random.to_string().into();
+    }
+    // Every JSON reader keeps a number of 53 bits exactly.
+    (random.as_u64_pair().1 & ((1 << 53) - 1)).max(1).into()
 }
 
 async fn verified(api: &Shared, headers: &HeaderMap, now: Wallclock) -> Result<ClientToken, ApiError> {

@@ -8,7 +8,7 @@ use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::Wallclock;
 use crate::recording::history::{Announced, EventKind};
-use crate::router::{StreamInfo, TrackInfo};
+use crate::router::{Signature, StreamInfo, TrackInfo};
 
 impl Session<'_> {
     pub(super) fn count_publishing(&mut self) {
@@ -22,14 +22,24 @@ impl Session<'_> {
         let router_id = info.router_id.clone();
         let known = self.streams.get(&router_id).map(|s| s.info.clone());
         let same_words = known.as_ref().is_some_and(|k| {
-            (&k.name, &k.connection_data, k.video_type) == (&info.name, &info.connection_data, info.video_type)
+            let words = |s: &StreamInfo| (s.name.clone(), s.connection_data.clone(), s.signature, s.video_type);
+            words(k) == words(&info)
         });
         if !same_words {
+            if info.signature == Signature::Invalid {
+                tracing::warn!(
+                    router_id,
+                    stream_id = info.stream_id,
+                    "a client says what this program has signed for another feed: it joins with another id than it was given, or copies \
+                     another client's display; its name and connection data prove nothing"
+                );
+            }
             self.note(EventKind::Stream {
                 stream: id,
                 router_id: router_id.clone(),
                 name: info.name.clone(),
                 connection_data: info.connection_data.clone(),
+                signed: info.signature == Signature::Valid,
                 video_type: info.video_type,
             });
         }

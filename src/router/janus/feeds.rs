@@ -81,6 +81,7 @@ fn further_stream(info: &StreamInfo, track: &TrackInfo) -> StreamInfo {
         stream_id: Some(format!("{at_router}{SEPARATOR}{}", track.mid)),
         name: track.description.clone().or_else(|| info.name.clone()),
         connection_data: info.connection_data.clone(),
+        signature: info.signature,
         video_type: described.unwrap_or(info.video_type),
         tracks: vec![track.clone()],
     }
@@ -90,6 +91,7 @@ fn further_stream(info: &StreamInfo, track: &TrackInfo) -> StreamInfo {
 mod tests {
     use super::*;
     use crate::model::media::VideoType;
+    use crate::router::Signature;
 
     fn track(mid: &str, kind: TrackKind, description: Option<&str>) -> TrackInfo {
         let codec = if kind == TrackKind::Audio { "opus" } else { "vp8" };
@@ -103,6 +105,7 @@ mod tests {
             stream_id: None,
             name: Some("Alice".to_owned()),
             connection_data: Some("data".to_owned()),
+            signature: Signature::Valid,
             video_type: VideoType::Camera,
             tracks: tracks.to_vec(),
         }
@@ -154,6 +157,7 @@ mod tests {
         ];
         assert_eq!(told, expected);
         assert!(streams.iter().all(|stream| stream.connection_data.as_deref() == Some("data")));
+        assert!(streams.iter().all(|stream| stream.signature == Signature::Valid));
         assert!(streams.iter().all(|stream| feed_of(&stream.router_id) == "a"));
         assert_eq!(streams[1].stream_id.as_deref(), Some("a\u{1f}1"));
     }

@@ -31,13 +31,16 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use serde_json::json;
 
-use super::{MediaRouter, Room, RouterError};
+use super::{MediaRouter, Publication, Room, RouterError};
 use crate::model::ids::RoomId;
 use crate::model::session::{RoomAccess, RouterRoom};
 use crate::session::room::derived_pin;
 
-/// Prefix of an observer's `display`. Participants with it are not clients.
+/// Prefix of an observer's `display`, unless the configuration names it otherwise. Participants with it are not clients: archivers of
+/// other versions have it, too.
 pub(crate) const OBSERVER_PREFIX: &str = "archiver:";
+/// An observer's `display`, unless the configuration names it otherwise.
+const OBSERVER_NAME: &str = "archiver:recorder";
 
 /// How to reach one Janus.
 #[derive(Debug, Clone)]
@@ -60,6 +63,10 @@ pub struct JanusConfig {
     pub room_key: Option<SecretString>,
     /// Whether rooms and feeds have names (`string_ids = true`) or numbers.
     pub string_ids: bool,
+    /// What observers call themselves in rooms, for the other participants to see. The same in all processes of a deployment.
+    pub observer_name: String,
+    /// Whether the participants of rooms that this program creates are told who joins (`notify_joining`).
+    pub announces_joins: bool,
     /// Time limit of Janus's answers.
     pub timeout: Duration,
     /// Interval of listing the participants, which also finds what notifications missed.
@@ -80,6 +87,8 @@ impl JanusConfig {
             admin_key: None,
             room_key: None,
             string_ids: true,
+            observer_name: OBSERVER_NAME.to_owned(),
+            announces_joins: true,
             timeout: Duration::from_secs(5),
             poll: Duration::from_secs(2),
         }
@@ -87,6 +96,11 @@ impl JanusConfig {
 }
 
 impl JanusConfig {
+    /// What is known of a room beside Janus's messages.
+    fn view<'a>(&'a self, room: &'a RoomId) -> wire::RoomView<'a> {
+        wire::RoomView { room, key: self.room_key.as_ref(), observer_name: &self.observer_name }
+    }
+
     /// This configuration with the pin of one room.
     fn of_room(&self, place: &RouterRoom) -> Result<Self, RouterError> {
         if place.access == RoomAccess::Shared {
@@ -130,14 +144,19 @@ impl MediaRouter for JanusRouter {
         let info = socket.request_ok(json!({ "janus": "info" }), "ask for its version").await?;
         let session = socket.create_session().await?;
         socket.attach(session).await?;
+        socket.close().await;
         let version = info.get("version_string").and_then(|v| v.as_str()).unwrap_or("unknown version");
-        Ok(format!("Janus {version} with VideoRoom"))
+        let hindrances = wire::hindrances(&info);
+        let but = if hindrances.is_empty() { String::new() } else { format!(" (better: {})", hindrances.join(", ")) };
+        Ok(format!("Janus {version} with VideoRoom{but}"))
     }
 
-    async fn join(&self, place: &RouterRoom, observer: &str) -> Result<Box<dyn Room>, RouterError> {
+    async fn publish(&self, place: &RouterRoom, offer: String) -> Result<Publication, RouterError> {
+        self.publish_stream(place, offer).await
+    }
+
+    async fn join(&self, place: &RouterRoom) -> Result<Box<dyn Room>, RouterError> {
         let config = self.config.of_room(place)?;
-        room::JanusRoom::join(config, place.room.clone(), format!("{OBSERVER_PREFIX}{observer}"))
-            .await
-            .map(|room| Box::new(room) as Box<dyn Room>)
+        room::JanusRoom::join(config, place.room.clone()).await.map(|room| Box::new(room) as Box<dyn Room>)
     }
 }

@@ -50,7 +50,7 @@ pub(super) struct JanusRoom {
 
 impl JanusRoom {
     /// Connects, joins, and starts the task. Fails at once if the room cannot be entered now.
-    pub async fn join(config: JanusConfig, room: RoomId, display: String) -> Result<Self, RouterError> {
+    pub async fn join(config: JanusConfig, room: RoomId) -> Result<Self, RouterError> {
         let (events, event_queue) = mpsc::channel(EVENTS_MAX);
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
         let shared = Arc::new(Mutex::new(RoomShared::default()));
@@ -58,7 +58,6 @@ impl JanusRoom {
         let mut task = RoomTask {
             config: config.clone(),
             room: room.clone(),
-            display,
             events,
             requests: request_queue,
             shared: Arc::clone(&shared),
@@ -123,7 +122,6 @@ enum ServeEnd {
 struct RoomTask {
     config: JanusConfig,
     room: RoomId,
-    display: String,
     events: mpsc::Sender<RoomEvent>,
     requests: mpsc::Receiver<Request>,
     shared: Arc<Mutex<RoomShared>>,
@@ -143,6 +141,10 @@ struct RoomTask {
 impl RoomTask {
     fn shared(&self) -> std::sync::MutexGuard<'_, RoomShared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn view(&self) -> wire::RoomView<'_> {
+        self.config.view(&self.room)
     }
 
     /// Connects, reclaims the old session or creates one, and joins the room as the observer.
@@ -184,7 +186,7 @@ impl RoomTask {
         }
         let body = json!({
             "request": "join", "ptype": "publisher",
-            "room": room_value(&self.config, self.room.as_str()), "display": self.display,
+            "room": room_value(&self.config, self.room.as_str()), "display": self.config.observer_name,
         });
         let body = with_access(&self.config, &self.room, body);
         let request = json!({ "janus": "message", "session_id": session, "handle_id": self.observer, "body": body });
@@ -196,7 +198,7 @@ impl RoomTask {
         let joined = data(&answer);
         self.shared().private_id = joined.and_then(wire::private_id);
         self.roster.joined_as(joined.and_then(|d| d.get("id")).and_then(wire::id));
-        Ok(joined.map(wire::publishers).unwrap_or_default())
+        Ok(joined.map(|joined| wire::publishers(joined, &self.view())).unwrap_or_default())
     }
 
     async fn run(mut self, mut socket: Socket, mut publishers: Vec<StreamInfo>) {
@@ -482,7 +484,9 @@ impl RoomTask {
             Some(error) => return Err(error),
             None => {}
         }
-        let Some(listed) = data(message).and_then(wire::participants) else { return Ok(false) };
+        let Some(listed) = data(message).and_then(|list| wire::participants(list, &self.config.observer_name)) else {
+            return Ok(false);
+        };
         let found = self.roster.listed(&listed);
         for router_id in found.gone {
             self.stream_gone(router_id).await;
@@ -499,7 +503,7 @@ impl RoomTask {
 
     async fn observed(&mut self, message: &Value) {
         let Some(data) = data(message) else { return };
-        for stream in wire::publishers(data) {
+        for stream in wire::publishers(data, &self.view()) {
             self.stream_present(stream).await;
         }
         for key in ["unpublished", "leaving", "kicked"] {

@@ -14,10 +14,10 @@ use tokio::time::{Instant, timeout};
 use super::control::{data, room_value, with_access, with_pin};
 use super::feeds::Feeds;
 use super::socket::{Socket, timed_out};
-use super::{JanusRouter, OBSERVER_PREFIX, wire};
+use super::{JanusRouter, wire};
 use crate::model::ids::{RoomId, SessionId};
 use crate::model::session::RouterRoom;
-use crate::router::{ListedRoom, Participant, Rooms, RouterError, StreamInfo};
+use crate::router::{ListedRoom, Participant, Publication, Rooms, RouterError, StreamInfo};
 use crate::session::room::derived_secret;
 
 /// Idle connections that are kept.
@@ -138,6 +138,32 @@ impl JanusRouter {
         body
     }
 
+    /// Joins a room as a publisher, and publishes a stream with the offer's tracks.
+    pub(super) async fn publish_stream(&self, place: &RouterRoom, offer: String) -> Result<Publication, RouterError> {
+        const DOING: &str = "publish a stream";
+        let config = self.config.of_room(place)?;
+        let mut connection = self.connect().await?;
+        let body = json!({
+            "request": "joinandconfigure", "ptype": "publisher", "room": room_value(&config, place.room.as_str()),
+            "display": "archiver check",
+        });
+        let request = json!({
+            "janus": "message", "session_id": connection.session, "handle_id": connection.handle,
+            "body": with_access(&config, &place.room, body), "jsep": { "type": "offer", "sdp": offer },
+        });
+        let answer = connection.socket.request(request, DOING).await?;
+        if let Some(error) = wire::error(&self.config.name, Some(&place.room), DOING, &answer) {
+            return Err(error);
+        }
+        let sdp = answer.get("jsep").and_then(|jsep| jsep.get("sdp")).and_then(serde_json::Value::as_str);
+        let sdp = sdp.ok_or_else(|| RouterError::Protocol {
+            router: self.config.name.clone(),
+            doing: DOING,
+            problem: "the answer has no SDP".to_owned(),
+        })?;
+        Ok(Publication::new(sdp.to_owned(), Box::new(connection)))
+    }
+
     /// Joins a room as an observer to read its publishers, and leaves.
     async fn visit(&self, place: &RouterRoom) -> Result<Vec<StreamInfo>, RouterError> {
         const DOING: &str = "list the streams";
@@ -145,7 +171,7 @@ impl JanusRouter {
         let mut connection = self.connect().await?;
         let body = json!({
             "request": "join", "ptype": "publisher", "room": room_value(&config, place.room.as_str()),
-            "display": format!("{OBSERVER_PREFIX}visitor"),
+            "display": config.observer_name,
         });
         let answer = connection.request(with_access(&config, &place.room, body), DOING).await?;
         // Destroying the session removes the observer from the room, also after a failure.
@@ -157,7 +183,8 @@ impl JanusRouter {
         match wire::error(&self.config.name, Some(&place.room), DOING, &answer) {
             Some(error) => Err(error),
             None => {
-                let feeds = data(&answer).map(wire::publishers).unwrap_or_default();
+                let view = config.view(&place.room);
+                let feeds = data(&answer).map(|joined| wire::publishers(joined, &view)).unwrap_or_default();
                 Ok(feeds.iter().flat_map(|feed| Feeds::default().streams(feed)).collect())
             }
         }
@@ -172,7 +199,7 @@ impl Rooms for JanusRouter {
         let body = json!({
             "request": "create", "room": room_value(&config, place.room.as_str()), "description": session.as_str(),
             "permanent": false, "publishers": PUBLISHERS_MAX, "bitrate": 0, "fir_freq": FIR_FREQ,
-            "notify_joining": true,
+            "notify_joining": config.announces_joins,
             // Private rooms can be listed only with the admin key.
             "is_private": config.admin_key.is_some(),
         });
@@ -197,7 +224,9 @@ impl Rooms for JanusRouter {
         const DOING: &str = "list the participants";
         let body = json!({ "request": "listparticipants", "room": room_value(&self.config, room.as_str()) });
         let answer = self.request_ok(body, Some(room), DOING).await?;
-        data(&answer).and_then(wire::clients).ok_or_else(|| self.unexpected(DOING))
+        data(&answer)
+            .and_then(|list| wire::clients(list, &self.config.view(room)))
+            .ok_or_else(|| self.unexpected(DOING))
     }
 
     async fn streams(&self, place: &RouterRoom) -> Result<Vec<StreamInfo>, RouterError> {

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::model::ids::TrackKind;
     use crate::model::media::VideoType;
-    use crate::router::TrackInfo;
+    use crate::router::{Signature, TrackInfo};
 
     fn stream(id: &str) -> StreamInfo {
         let track = TrackInfo {
@@ -117,6 +117,7 @@ mod tests {
             stream_id: None,
             name: None,
             connection_data: None,
+            signature: Signature::Absent,
             video_type: VideoType::Camera,
             tracks: vec![track],
         }

@@ -1,20 +1,26 @@
 //! Parses Janus's JSON. Pure. The input is untrusted: fields of a wrong type count as missing, and the length of strings is limited.
 
+use secrecy::SecretString;
 use serde_json::Value;
 
 use super::OBSERVER_PREFIX;
-use crate::model::ids::TrackKind;
+use crate::model::ids::{RoomId, TrackKind};
 use crate::model::media::VideoType;
-use crate::router::{ListedRoom, Participant, RouterError, StreamInfo, TrackInfo};
+use crate::router::{ListedRoom, Participant, RouterError, Signature, StreamInfo, TrackInfo};
+use crate::session::identity::Identity;
 
-/// Longest name or connection data that is kept, in characters (Vonage's limit for connection data is 1,000).
+/// Longest text that is kept, in characters.
 const TEXT_CHARS_MAX: usize = 1000;
+/// Longest connection data that is kept, in characters: as many as a client's token may bring.
+const DATA_CHARS_MAX: usize = 1024;
 /// Tracks of one publisher that are read.
 const TRACKS_MAX: usize = 64;
 /// Publishers in one message that are read.
 const PUBLISHERS_MAX: usize = 1000;
 /// Longest candidate that is read, in bytes. Janus's have at most 200.
 const CANDIDATE_BYTES_MAX: usize = 500;
+/// Packets that Janus should keep for retransmission, in milliseconds.
+const NACK_QUEUE_MS: u64 = 1000;
 /// Rooms of one router that are read.
 const ROOMS_MAX: usize = 20_000;
 /// VideoRoom's error code: a room with this id exists.
@@ -44,7 +50,12 @@ pub fn id(value: &Value) -> Option<String> {
 }
 
 fn text(value: Option<&Value>) -> Option<String> {
-    let clean: String = value?.as_str()?.chars().filter(|c| !c.is_control()).take(TEXT_CHARS_MAX).collect();
+    text_of(value, TEXT_CHARS_MAX)
+}
+
+/// A text without control characters, cut to a number of characters.
+fn text_of(value: Option<&Value>, chars_max: usize) -> Option<String> {
+    let clean: String = value?.as_str()?.chars().filter(|c| !c.is_control()).take(chars_max).collect();
     (!clean.is_empty()).then_some(clean)
 }
 
@@ -65,20 +76,70 @@ fn flag(value: &Value, name: &str) -> bool {
 /// Whether a participant is an archiver's observer. Observers never publish, so a client with an observer's name that publishes is
 /// recorded.
 #[must_use]
-pub fn is_observer(participant: &Value) -> bool {
-    let named = participant.get("display").and_then(Value::as_str).is_some_and(|d| d.starts_with(OBSERVER_PREFIX));
+pub fn is_observer(participant: &Value, name: &str) -> bool {
+    let display = participant.get("display").and_then(Value::as_str);
+    let named = display.is_some_and(|display| display == name || display.starts_with(OBSERVER_PREFIX));
     let streams = participant.get("streams").and_then(Value::as_array).is_some_and(|streams| !streams.is_empty());
     named && !streams && !flag(participant, "publisher")
 }
 
-/// The publishers that a message announces.
+/// Settings in Janus's `info` that cost a recorder media, with the values that do not.
 #[must_use]
-pub fn publishers(data: &Value) -> Vec<StreamInfo> {
-    let list = data.get("publishers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    list.iter().take(PUBLISHERS_MAX).filter(|p| !is_observer(p)).filter_map(publisher).collect()
+pub fn hindrances(info: &Value) -> Vec<String> {
+    let number = |name: &str| info.get(name).and_then(Value::as_u64);
+    let mut found = Vec::new();
+    if let Some(ms) = number("min-nack-queue").filter(|ms| *ms < NACK_QUEUE_MS) {
+        found.push(format!(
+            "min_nack_queue = {NACK_QUEUE_MS} instead of {ms}, so that a lost packet can be asked for more than once"
+        ));
+    }
+    if number("reclaim-session-timeout") == Some(0) {
+        found.push("reclaim_session_timeout = 30, so that a lost WebSocket interrupts no media".to_owned());
+    }
+    if info.get("accepting-new-sessions") == Some(&Value::Bool(false)) {
+        found.push("accepting new sessions, which it does not now".to_owned());
+    }
+    found
 }
 
-fn publisher(value: &Value) -> Option<StreamInfo> {
+/// The publishers that a message announces.
+#[must_use]
+pub fn publishers(data: &Value, view: &RoomView<'_>) -> Vec<StreamInfo> {
+    let list = data.get("publishers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let publisher = |value| publisher(value, view);
+    list.iter().take(PUBLISHERS_MAX).filter(|p| !is_observer(p, view.observer_name)).filter_map(publisher).collect()
+}
+
+/// What is known of a room beside Janus's messages.
+#[derive(Debug, Clone, Copy)]
+pub struct RoomView<'a> {
+    /// The room.
+    pub room: &'a RoomId,
+    /// The key of the clients' signatures; without one none is valid.
+    pub key: Option<&'a SecretString>,
+    /// What observers call themselves.
+    pub observer_name: &'a str,
+}
+
+impl RoomView<'_> {
+    fn signature(
+        &self,
+        feed: &str,
+        stream: Option<&str>,
+        connection_data: Option<&str>,
+        signature: Option<&str>,
+    ) -> Signature {
+        let Some(signature) = signature else { return Signature::Absent };
+        let (stream, connection_data) = (stream.unwrap_or_default(), connection_data.unwrap_or_default());
+        let identity = Identity { room: self.room, feed, stream, connection_data };
+        match self.key {
+            Some(key) if identity.is_signed(key, signature) => Signature::Valid,
+            _ => Signature::Invalid,
+        }
+    }
+}
+
+fn publisher(value: &Value, view: &RoomView<'_>) -> Option<StreamInfo> {
     let router_id = id(value.get("id")?)?;
     let streams = value.get("streams").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let tracks: Vec<TrackInfo> = streams.iter().take(TRACKS_MAX).filter_map(track).collect();
@@ -90,11 +151,15 @@ fn publisher(value: &Value) -> Option<StreamInfo> {
     let described = tracks.iter().find(|t| t.kind == TrackKind::Video).and_then(|t| t.description.as_ref());
     let described = described.and_then(|d| video_type(Some(&Value::from(d.as_str()))));
     let name = text(find("name")).or_else(|| if in_display.is_some() { None } else { text(display) });
+    let (stream_id, connection_data) = (text(find("streamId")), text_of(find("connectionData"), DATA_CHARS_MAX));
+    let signature = text(find("signature"));
+    let signature = view.signature(&router_id, stream_id.as_deref(), connection_data.as_deref(), signature.as_deref());
     Some(StreamInfo {
         router_id,
-        stream_id: text(find("streamId")),
+        stream_id,
         name,
-        connection_data: text(find("connectionData")),
+        connection_data,
+        signature,
         video_type: video_type(find("videoType")).or(described).unwrap_or_default(),
         tracks,
     })
@@ -132,11 +197,11 @@ pub struct Participants {
 
 /// Reads a list of participants.
 #[must_use]
-pub fn participants(data: &Value) -> Option<Participants> {
+pub fn participants(data: &Value, observer_name: &str) -> Option<Participants> {
     let mut found = Participants::default();
     for participant in data.get("participants")?.as_array()? {
         let id = participant.get("id").and_then(id);
-        if is_observer(participant) {
+        if is_observer(participant, observer_name) {
             found.observers.extend(id);
             continue;
         }
@@ -150,10 +215,10 @@ pub fn participants(data: &Value) -> Option<Participants> {
 
 /// The clients in a list of participants.
 #[must_use]
-pub fn clients(data: &Value) -> Option<Vec<Participant>> {
-    let list = data.get("participants")?.as_array()?.iter().filter(|p| !is_observer(p));
+pub fn clients(data: &Value, view: &RoomView<'_>) -> Option<Vec<Participant>> {
+    let list = data.get("participants")?.as_array()?.iter().filter(|p| !is_observer(p, view.observer_name));
     let client = |value: &Value| {
-        let StreamInfo { router_id, name, connection_data, .. } = publisher(value)?;
+        let StreamInfo { router_id, name, connection_data, .. } = publisher(value, view)?;
         Some(Participant { router_id, name, connection_data, publishing: flag(value, "publisher") })
     };
     Some(list.take(PUBLISHERS_MAX).filter_map(client).collect())
@@ -275,12 +340,21 @@ fn is_refusal(code: i64, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn room() -> RoomId {
+        "r".parse().expect("room")
+    }
+
+    const fn view(room: &RoomId) -> RoomView<'_> {
+        RoomView { room, key: None, observer_name: "Recorder" }
+    }
     use serde_json::json;
 
     #[test]
     fn a_display_is_a_name_or_carries_what_the_stream_is() {
-        let of =
-            |display: Value| publisher(&json!({ "id": "a", "display": display, "streams": [] })).expect("publisher");
+        let of = |display: Value| {
+            publisher(&json!({ "id": "a", "display": display, "streams": [] }), &view(&room())).expect("publisher")
+        };
         assert_eq!(of(json!("Alice")).name.as_deref(), Some("Alice"));
         let full = of(json!(r#"{"name":"Bob","connectionData":"u=7","videoType":"screen","streamId":"x"}"#));
         assert_eq!((full.name.as_deref(), full.connection_data.as_deref()), (Some("Bob"), Some("u=7")));
@@ -293,7 +367,7 @@ mod tests {
     fn metadata_goes_before_display_and_a_description_tells_a_screen() {
         let value = json!({ "id": 7, "display": "D", "metadata": { "name": "M" }, "streams": [
             { "type": "video", "mid": "1", "codec": "vp8", "description": "screen" }, { "type": "data", "mid": "2" } ] });
-        let stream = publisher(&value).expect("publisher");
+        let stream = publisher(&value, &view(&room())).expect("publisher");
         assert_eq!((stream.router_id.as_str(), stream.name.as_deref()), ("7", Some("M")));
         assert_eq!((stream.video_type, stream.tracks.len()), (VideoType::Screen, 1));
     }
@@ -302,14 +376,18 @@ mod tests {
     fn archivers_are_no_clients_but_who_publishes_is_one_whatever_it_calls_itself() {
         let data = json!({ "participants": [
             { "id": "a", "publisher": true }, { "id": "b", "publisher": false }, { "id": "c", "display": "archiver:x", "publisher": false },
-            { "id": "d", "display": "archiver:y", "publisher": true } ] });
-        let publishing = vec!["a".to_owned(), "d".to_owned()];
-        let expected = Participants { clients: 3, publishing, observers: vec!["c".to_owned()] };
-        assert_eq!(participants(&data), Some(expected));
+            { "id": "d", "display": "archiver:y", "publisher": true }, { "id": "e", "display": "Recorder", "publisher": false },
+            { "id": "f", "display": "Recorder", "publisher": true } ] });
+        let publishing = vec!["a".to_owned(), "d".to_owned(), "f".to_owned()];
+        let expected = Participants { clients: 4, publishing, observers: vec!["c".to_owned(), "e".to_owned()] };
+        assert_eq!(participants(&data, "Recorder"), Some(expected));
         let told = json!({ "publishers": [
             { "id": "d", "display": "archiver:y", "streams": [{ "type": "audio", "mid": "0", "codec": "opus" }] },
             { "id": "e", "display": "archiver:z", "streams": [] } ] });
-        assert_eq!(publishers(&told).iter().map(|stream| stream.router_id.as_str()).collect::<Vec<_>>(), ["d"]);
+        assert_eq!(
+            publishers(&told, &view(&room())).iter().map(|stream| stream.router_id.as_str()).collect::<Vec<_>>(),
+            ["d"]
+        );
     }
 
     #[test]
@@ -324,10 +402,10 @@ mod tests {
             publishing,
         };
         assert_eq!(
-            clients(&data),
+            clients(&data, &view(&room())),
             Some(vec![client("a", Some("A"), Some("u=1"), true), client("7", None, None, false)])
         );
-        assert_eq!(clients(&json!({ "participants": 7 })), None);
+        assert_eq!(clients(&json!({ "participants": 7 }), &view(&room())), None);
     }
 
     #[test]
@@ -359,10 +437,10 @@ mod tests {
         for value in
             [json!({}), json!({ "publishers": 7 }), json!({ "publishers": [1, null, { "id": {} }, { "id": "" }] })]
         {
-            assert!(publishers(&value).is_empty(), "{value}");
+            assert!(publishers(&value, &view(&room())).is_empty(), "{value}");
             assert!(offer_mids(&value).is_empty());
         }
-        assert_eq!(participants(&json!({ "participants": {} })), None);
+        assert_eq!(participants(&json!({ "participants": {} }), "Recorder"), None);
     }
 
     #[test]
@@ -435,5 +513,53 @@ mod tests {
             assert_eq!(kind(told), expected, "{code} {text}");
         }
         assert!(error("j", None, "join", &json!({ "janus": "success" })).is_none());
+    }
+
+    #[test]
+    fn an_identity_is_signed_for_one_feed_and_says_so() {
+        let (room, key) = (room(), SecretString::from("key"));
+        let identity = Identity { room: &room, feed: "f", stream: "s", connection_data: "u=1" };
+        let signature = identity.sign(&key);
+        let display = |more: &str| format!(r#"{{"streamId":"s","connectionData":"u=1"{more}}}"#);
+        let signed = display(&format!(r#","signature":"{signature}","name":"Alice""#));
+        for (feed, display, key, expected) in [
+            ("f", signed.clone(), Some(&key), Signature::Valid),
+            // Somebody else has copied it.
+            ("g", signed.clone(), Some(&key), Signature::Invalid),
+            ("f", signed.replace("u=1", "u=2"), Some(&key), Signature::Invalid),
+            ("f", display(""), Some(&key), Signature::Absent),
+            ("f", "Alice".to_owned(), Some(&key), Signature::Absent),
+            ("f", display(r#","signature":7"#), Some(&key), Signature::Absent),
+            ("f", signed, None, Signature::Invalid),
+        ] {
+            let value = json!({ "id": feed, "display": display, "streams": [] });
+            let found =
+                publisher(&value, &RoomView { room: &room, key, observer_name: "Recorder" }).expect("publisher");
+            assert_eq!(found.signature, expected, "{feed} {display}");
+        }
+        // No token's data is too long to be signed.
+        let long = "ü".repeat(DATA_CHARS_MAX);
+        let signature = Identity { connection_data: &long, ..identity }.sign(&key);
+        let display = json!({ "streamId": "s", "connectionData": long, "signature": signature }).to_string();
+        let value = json!({ "id": "f", "display": display });
+        let found = publisher(&value, &RoomView { room: &room, key: Some(&key), observer_name: "Recorder" })
+            .expect("publisher");
+        assert_eq!(found.signature, Signature::Valid);
+    }
+
+    #[test]
+    fn settings_that_cost_media_are_named() {
+        let good = json!({ "min-nack-queue": 1000, "reclaim-session-timeout": 30, "accepting-new-sessions": true });
+        assert!(hindrances(&good).is_empty() && hindrances(&json!({})).is_empty());
+        for (name, value, text) in [
+            ("min-nack-queue", json!(200), "min_nack_queue = 1000 instead of 200"),
+            ("reclaim-session-timeout", json!(0), "reclaim_session_timeout = 30"),
+            ("accepting-new-sessions", json!(false), "accepting new sessions"),
+        ] {
+            let mut info = good.clone();
+            info[name] = value;
+            let found = hindrances(&info);
+            assert!(found.len() == 1 && found[0].contains(text), "{found:?}");
+        }
     }
 }

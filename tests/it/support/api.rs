@@ -210,6 +210,12 @@ pub fn options(world: &World, joined: &Value, name: &str) -> Options {
     }
 }
 
+/// A publisher that joins as the feed that the answer of a join names.
+pub fn signed_options(world: &World, joined: &Value, name: &str) -> Options {
+    let id = joined["feedId"].as_str().expect("feed").to_owned();
+    Options { id, ..options(world, joined, name) }
+}
+
 /// Waits for the API to answer.
 pub async fn served(world: &World) {
     let client = client();

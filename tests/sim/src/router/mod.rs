@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use archiver::model::ids::{RoomId, RouterName, SessionId};
 use archiver::model::session::RouterRoom;
-use archiver::router::{ListedRoom, MediaRouter, Participant, Room, RoomEvent, Rooms, RouterError, StreamInfo};
+use archiver::router::{
+    ListedRoom, MediaRouter, Participant, Publication, Room, RoomEvent, Rooms, RouterError, StreamInfo,
+};
 use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -251,7 +253,13 @@ impl MediaRouter for FakeRouter {
         Ok("a router in memory".to_owned())
     }
 
-    async fn join(&self, place: &RouterRoom, _: &str) -> Result<Box<dyn Room>, RouterError> {
+    async fn publish(&self, place: &RouterRoom, _: String) -> Result<Publication, RouterError> {
+        self.ask("publish", place.room.as_str()).await?;
+        let problem = "a router in memory has no media".to_owned();
+        Err(RouterError::Protocol { router: self.name().to_owned(), doing: "publish a stream", problem })
+    }
+
+    async fn join(&self, place: &RouterRoom) -> Result<Box<dyn Room>, RouterError> {
         self.ask("join", place.room.as_str()).await?;
         if !self.world().rooms.contains_key(&place.room) {
             return Err(self.not_found(&place.room));

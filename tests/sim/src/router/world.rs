@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use archiver::model::ids::{RoomId, TrackKind};
 use archiver::model::media::VideoType;
-use archiver::router::{Participant, RoomEvent, StreamInfo, SubscriptionId, TrackInfo};
+use archiver::router::{Participant, RoomEvent, Signature, StreamInfo, SubscriptionId, TrackInfo};
 
 /// Numbers a process, an observer, a subscription, or one presence of a stream.
 pub(super) type Number = u64;
@@ -185,6 +185,7 @@ pub fn stream(id: &str) -> StreamInfo {
         stream_id: None,
         name: None,
         connection_data: None,
+        signature: Signature::Absent,
         video_type: VideoType::Camera,
         tracks: vec![track("0", TrackKind::Audio, "opus"), track("1", TrackKind::Video, "vp8")],
     }
