@@ -92,14 +92,18 @@ impl Run {
         // Frames before the first keyframe of a trimmed span refer to frames that are not in the file.
         let mut decodable = !self.is_trimmed || self.index.track.kind == TrackKind::Audio;
         let mut format = self.format.clone();
+        // A frame may refer to one that comes before it and is shown after it. Where that one is cut off, so are those behind it.
+        let (mut may_reorder, mut ended) = (h264::may_reorder(&format), false);
         Box::new(self.index.frames().filter_map(move |item| match item {
             LogItem::Format(changed) => {
+                may_reorder = h264::may_reorder(&changed);
                 format = changed;
                 None
             }
             LogItem::Frame(frame) => {
                 let pts = correction.apply(frame.pts);
-                let within = pts >= from && pts < to;
+                ended |= may_reorder && pts >= to;
+                let within = pts >= from && pts < to && !ended;
                 decodable |= within && frame.keyframe;
                 let data = if frame.keyframe { h264::with_parameter_sets(&format, frame.data) } else { frame.data };
                 (within && decodable).then_some(Frame { pts, data, ..frame })
@@ -111,12 +115,15 @@ impl Run {
 /// Reads all frames: the index has no exact times for a trimmed run.
 fn frame_span(mut source: FrameSource) -> Option<FrameSpan> {
     let first = source.next()?.pts;
-    let (mut last, mut span) = (first, 0);
+    // Of the frames that are shown last.
+    let (mut last, mut before) = (first, first);
     for frame in source {
-        span = (frame.pts - last).clamp(0, LAST_FRAME_MAX);
-        last = frame.pts;
+        match frame.pts {
+            pts if pts >= last => (last, before) = (pts, last),
+            pts => before = before.max(pts),
+        }
     }
-    Some(FrameSpan { first, end: last + span })
+    Some(FrameSpan { first, end: last + (last - before).clamp(0, LAST_FRAME_MAX) })
 }
 
 impl Plan {

@@ -325,9 +325,9 @@ impl<'a> FrameRenderer<'a> {
     ) -> Result<(), MediaError> {
         let at = moment(start, n, self.options.rate);
         self.update_layout(session, at);
-        let mut there = Vec::new();
+        let (mut there, has_ended) = (Vec::new(), session.has_ended());
         for (id, input) in &mut session.video {
-            let newest = input.read(at + interval(self.options.rate) / 2, &session.clocks);
+            let newest = input.read(at + interval(self.options.rate) / 2, &session.clocks, has_ended);
             if let Some(stream) = session.streams.get(id).filter(|stream| stream.is_shown(at, newest)) {
                 there.push(stream);
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use super::clock::Clocks;
-use crate::media::decode::{AudioDecoder, DecodedFrame, VideoDecoder};
+use crate::media::decode::{AudioDecoder, DecodedFrame, REORDERED_MAX, VideoDecoder};
 use crate::media::{MediaError, SAMPLE_RATE};
 use crate::model::fault::chain;
 use crate::model::ids::TrackId;
@@ -12,19 +12,28 @@ use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
 use crate::recording::LogError;
 use crate::recording::reader::{Frames, LogItem, TrackIndex};
+use crate::rtp::clock::BACK_MAX;
+use crate::rtp::depacketize::h264;
 
 /// Audio further from its place than this many samples (10 ms) is moved there at once. Else it is moved sample by sample,
 /// which is not audible.
 const SAMPLES_APART_MAX: i64 = 480;
+/// Items that are read ahead where frames are reordered, at most.
+const AHEAD_MAX: usize = 128;
 /// Frames of a stream that is not shown are kept up to this many bytes; then it comes back with a keyframe.
 const PENDING_BYTES_MAX: usize = 32 << 20;
 
-/// A track's frames in order, with corrected times.
+/// A track's frames in decoding order, with corrected times.
+///
+/// Where frames are reordered, one that is due may stand behind others that are shown later. So the reader looks ahead, as far in the log as such a
+/// frame can be: not further than the log has grown, so that nothing is waited for.
 struct TrackReader {
     track: TrackId,
     frames: Frames,
-    /// The next item, and the number of unreadable parts before it.
-    next: Option<(LogItem, u64)>,
+    /// The items that were read and not taken.
+    ahead: VecDeque<ItemAhead>,
+    /// Whether frames of the format that was read last may be shown before others that come earlier.
+    may_reorder: bool,
     /// The number of unreadable parts before the item that was taken last.
     damaged: u64,
     /// Up to where frames were taken.
@@ -33,35 +42,69 @@ struct TrackReader {
     late: u64,
 }
 
+/// An item of the log that waits for its moment.
+struct ItemAhead {
+    item: LogItem,
+    /// The number of unreadable parts before it.
+    damaged: u64,
+    /// The corrected time of a frame.
+    at: MediaTime,
+}
+
 impl TrackReader {
     fn new(index: &TrackIndex) -> Self {
-        let taken = MediaTime(i64::MIN);
-        Self { track: index.track, frames: index.frames(), next: None, damaged: 0, taken, late: 0 }
+        let (ahead, taken) = (VecDeque::new(), MediaTime(i64::MIN));
+        Self { track: index.track, frames: index.frames(), ahead, may_reorder: false, damaged: 0, taken, late: 0 }
     }
 
-    /// Takes the next item if it is a format, or a frame that is not later than `to`. The flag says whether an unreadable
+    /// Takes the next item if it is a format, or a frame that is not later than `to` or stands before one. The flag says whether an unreadable
     /// part lies before it.
     fn take(&mut self, to: MediaTime, clocks: &Clocks) -> Option<(LogItem, bool)> {
-        if self.next.is_none() {
-            let next = self.frames.next();
-            self.next = next.map(|item| (item, self.frames.damaged_parts()));
+        self.read_ahead(to, clocks);
+        let is_due = |ahead: &ItemAhead| matches!(ahead.item, LogItem::Frame(_)) && ahead.at <= to;
+        let next = self.ahead.front()?;
+        if matches!(next.item, LogItem::Frame(_)) && !self.ahead.iter().any(is_due) {
+            self.taken = to;
+            return None;
         }
-        let (item, damaged) = self.next.take()?;
+        self.take_next()
+    }
+
+    /// Takes the next item whatever its time, of those that were read.
+    fn take_next(&mut self) -> Option<(LogItem, bool)> {
+        let ItemAhead { item, damaged, at } = self.ahead.pop_front()?;
+        let torn = std::mem::replace(&mut self.damaged, damaged) != damaged;
         let item = match item {
-            LogItem::Frame(frame) => {
-                let pts = clocks.apply(self.track, frame.pts);
-                if pts > to {
-                    self.next = Some((LogItem::Frame(frame), damaged));
-                    self.taken = to;
-                    return None;
-                }
-                self.late += u64::from(pts <= self.taken);
-                LogItem::Frame(Frame { pts, ..frame })
-            }
+            LogItem::Frame(frame) => LogItem::Frame(Frame { pts: at, ..frame }),
             format @ LogItem::Format(_) => format,
         };
-        let torn = std::mem::replace(&mut self.damaged, damaged) != damaged;
         Some((item, torn))
+    }
+
+    /// Reads the next item, and where frames are reordered all behind which there may be one for the moment `to`.
+    fn read_ahead(&mut self, to: MediaTime, clocks: &Clocks) {
+        for ahead in &mut self.ahead {
+            if let LogItem::Frame(frame) = &ahead.item {
+                ahead.at = clocks.apply(self.track, frame.pts);
+            }
+        }
+        while match self.ahead.back() {
+            None => true,
+            Some(_) if !self.may_reorder => false,
+            Some(last) => matches!(last.item, LogItem::Format(_)) || last.at <= to + BACK_MAX,
+        } && self.ahead.len() < AHEAD_MAX
+        {
+            let Some(item) = self.frames.next() else { return };
+            let at = match &item {
+                LogItem::Frame(frame) => clocks.apply(self.track, frame.pts),
+                LogItem::Format(format) => {
+                    self.may_reorder = h264::may_reorder(format);
+                    MediaTime(i64::MIN)
+                }
+            };
+            self.late += u64::from(matches!(item, LogItem::Frame(_)) && at <= self.taken);
+            self.ahead.push_back(ItemAhead { item, damaged: self.frames.damaged_parts(), at });
+        }
     }
 }
 
@@ -86,7 +129,19 @@ pub struct VideoInput {
     needs_keyframe: bool,
     /// The format of the frame that was decoded last.
     format: Option<TrackFormat>,
+    /// Whether its frames may be shown before others that come earlier.
+    may_reorder: bool,
     decoder: Option<VideoDecoder>,
+    /// Up to where frames were read.
+    to: MediaTime,
+    /// Whether the log does not grow any more.
+    has_ended: bool,
+    /// Frames that went into the decoder before their moment.
+    fed: Vec<MediaTime>,
+    /// The newest of the frames up to the moment that went into the decoder, where it may give them in another order.
+    due: Option<MediaTime>,
+    /// Pictures that are decoded and shown later, in the order of presentation.
+    coming: VecDeque<DecodedFrame>,
     newest_frame: Option<DecodedFrame>,
     /// Counts the pictures, so that whoever has drawn one knows it again.
     frame_number: u64,
@@ -114,7 +169,13 @@ impl VideoInput {
             pending_bytes: 0,
             needs_keyframe: true,
             format: None,
+            may_reorder: false,
             decoder: None,
+            to: MediaTime(i64::MIN),
+            has_ended: false,
+            fed: Vec::new(),
+            due: None,
+            coming: VecDeque::new(),
             newest_frame: None,
             frame_number: 0,
             newest: MediaTime(i64::MIN),
@@ -136,19 +197,24 @@ impl VideoInput {
         self.source.late
     }
 
-    /// Reads all frames up to a moment. Returns the time of the newest that can be shown.
-    pub fn read(&mut self, to: MediaTime, clocks: &Clocks) -> MediaTime {
+    /// Reads all frames up to a moment of a log that may have ended. Returns the time of the newest that can be shown.
+    pub fn read(&mut self, to: MediaTime, clocks: &Clocks, has_ended: bool) -> MediaTime {
+        (self.to, self.has_ended) = (to, has_ended);
         while let Some((item, torn)) = self.source.take(to, clocks) {
-            if torn {
-                self.drop_pending();
-                self.pending.push(Pending::Torn);
-            }
-            match item {
-                LogItem::Format(format) => self.pending.push(Pending::Format(format)),
-                LogItem::Frame(frame) => self.queue_frame(frame),
-            }
+            self.queue(item, torn);
         }
         self.newest
+    }
+
+    fn queue(&mut self, item: LogItem, torn: bool) {
+        if torn {
+            self.drop_pending();
+            self.pending.push(Pending::Torn);
+        }
+        match item {
+            LogItem::Format(format) => self.pending.push(Pending::Format(format)),
+            LogItem::Frame(frame) => self.queue_frame(frame),
+        }
     }
 
     fn queue_frame(&mut self, frame: Frame) {
@@ -164,7 +230,7 @@ impl VideoInput {
             }
             return;
         }
-        self.newest = frame.pts;
+        self.newest = self.newest.max(frame.pts);
         self.pending_bytes += frame.data.len();
         self.pending.push(Pending::Frame(frame));
     }
@@ -174,19 +240,63 @@ impl VideoInput {
         (self.needs_keyframe, self.pending_bytes) = (true, 0);
     }
 
-    /// Decodes what was read.
+    /// Decodes what was read, so that the newest picture is that of the moment up to which was read.
     ///
     /// # Errors
     /// When there can be no decoder for its format. A frame that cannot be decoded is no error.
     fn decode(&mut self) -> Result<(), MediaError> {
+        self.decode_pending()?;
+        let due = self.fed.extract_if(.., |fed| *fed <= self.to).max();
+        self.due = self.due.max(due);
+        // A decoder gives a picture when a frame goes in behind which none can be shown earlier.
+        let mut frames = 0;
+        while self.is_held_back() && frames < REORDERED_MAX {
+            let Some((item, torn)) = self.source.take_next() else {
+                if self.has_ended {
+                    self.finish_decoder();
+                }
+                break;
+            };
+            self.queue(item, torn);
+            self.decode_pending()?;
+            frames += 1;
+        }
+        while let Some(picture) = self.coming.pop_front_if(|picture| picture.pts() <= self.to) {
+            self.show(picture);
+        }
+        Ok(())
+    }
+
+    /// Whether the picture that is due is still in the decoder.
+    fn is_held_back(&self) -> bool {
+        let given = self.coming.back().or(self.newest_frame.as_ref()).map(DecodedFrame::pts);
+        self.decoder.is_some() && self.due.is_some_and(|due| given.is_none_or(|given| given < due))
+    }
+
+    fn show(&mut self, picture: DecodedFrame) {
+        self.newest_frame = Some(picture);
+        self.frame_number += 1;
+    }
+
+    /// Takes the pictures that the decoder still has, before it goes.
+    fn finish_decoder(&mut self) {
+        let Some(mut decoder) = self.decoder.take() else { return };
+        match decoder.finish() {
+            Ok(pictures) => self.coming.extend(pictures),
+            Err(error) => tracing::debug!("a decoder does not end: {}", chain(&error)),
+        }
+    }
+
+    fn decode_pending(&mut self) -> Result<(), MediaError> {
         self.pending_bytes = 0;
         for pending in std::mem::take(&mut self.pending) {
             match pending {
                 Pending::Torn => self.decoder = None,
                 Pending::Format(format) => {
                     if self.format.as_ref().is_none_or(|known| !same_decoder(known, &format)) {
-                        self.decoder = None;
+                        self.finish_decoder();
                     }
+                    self.may_reorder = h264::may_reorder(&format);
                     self.format = Some(format);
                 }
                 Pending::Frame(frame) => self.decode_frame(&frame)?,
@@ -205,6 +315,9 @@ impl VideoInput {
             self.decoder = Some(VideoDecoder::new(format, self.pipelines.as_deref())?);
         }
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
+        if self.may_reorder {
+            self.fed.push(frame.pts);
+        }
         let mut decoded = decoder.decode(frame);
         if let (Err(error), true) = (&decoded, frame.keyframe) {
             // The cause may be the decoder's state: try with a new one.
@@ -213,11 +326,12 @@ impl VideoInput {
             decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
         }
         match decoded {
-            Ok(Some(newest_frame)) => {
-                self.newest_frame = Some(newest_frame);
-                self.frame_number += 1;
+            Ok(pictures) if self.may_reorder => self.coming.extend(pictures),
+            Ok(mut pictures) => {
+                if let Some(newest) = pictures.pop() {
+                    self.show(newest);
+                }
             }
-            Ok(None) => {}
             Err(error) => {
                 if self.errors.decoder == 0 {
                     tracing::warn!(at = ?frame.pts, "a picture cannot be decoded: {}", chain(&error));

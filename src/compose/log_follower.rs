@@ -215,6 +215,11 @@ impl SessionLog {
         (!self.progress.has_ended()).then_some(false)
     }
 
+    /// Whether the log does not grow any more.
+    pub const fn has_ended(&self) -> bool {
+        self.progress.has_ended()
+    }
+
     /// Opens tracks that have begun.
     pub fn open_tracks(&mut self, start: MediaTime) -> Result<(), LogError> {
         let mut begun: Vec<(MediaTime, TrackId)> = self.spans.iter().map(|(track, span)| (span.0, *track)).collect();

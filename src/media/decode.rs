@@ -15,6 +15,11 @@ use super::mux::caps;
 use super::plane::Plane;
 use super::{MediaError, fragment, libav};
 use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::MediaTime;
+use crate::rtp::depacketize::h264;
+
+/// Pictures that a decoder may hold because they are shown later, at most (ITU-T H.264 section A.3.1).
+pub const REORDERED_MAX: usize = 16;
 
 /// What came out of a decoder, and its caps at that moment.
 type Decoded = (gst::Buffer, gst::Caps);
@@ -36,6 +41,8 @@ struct Decoder {
     /// Ours, that the bin feeds.
     sink: gst::Pad,
     received: Arc<Mutex<Received>>,
+    /// Whether frames come in another order than that of their times.
+    may_reorder: bool,
 }
 
 /// The fragment that decodes a codec.
@@ -67,7 +74,8 @@ impl Decoder {
         let sink = sink(&received).map_err(|e| bad(&e.to_string()))?;
         let bus = gst::Bus::new();
         bin.set_bus(Some(&bus));
-        let decoder = Self { name: name.clone(), bin, bus, source, sink, received };
+        let may_reorder = h264::may_reorder(format);
+        let decoder = Self { name: name.clone(), bin, bus, source, sink, received, may_reorder };
         let linked = decoder.source.link(&into).is_ok() && out.link(&decoder.sink).is_ok();
         let active = decoder.source.set_active(true).is_ok() && decoder.sink.set_active(true).is_ok();
         if !linked || !active || decoder.bin.set_state(gst::State::Playing).is_err() {
@@ -94,7 +102,9 @@ impl Decoder {
             // Times before the origin are none to GStreamer; only their order counts here.
             let at = gst::ClockTime::from_nseconds(frame.pts.0.max(0).cast_unsigned());
             buffer.set_pts(at);
-            buffer.set_dts(at);
+            if !self.may_reorder {
+                buffer.set_dts(at);
+            }
             if !frame.keyframe {
                 buffer.set_flags(gst::BufferFlags::DELTA_UNIT);
             }
@@ -109,18 +119,34 @@ impl Decoder {
         }
     }
 
-    fn decode_video(&self, frame: &Frame) -> Result<Option<DecodedFrame>, MediaError> {
-        let mut picture = None;
-        for (buffer, caps) in self.decode(frame)? {
+    fn decode_video(&self, frame: &Frame) -> Result<Vec<DecodedFrame>, MediaError> {
+        self.pictures(self.decode(frame)?, frame.pts)
+    }
+
+    /// Has the decoder hand on what it still holds.
+    fn finish_video(&self) -> Result<Vec<DecodedFrame>, MediaError> {
+        if !self.source.push_event(gst::event::Eos::new()) {
+            return Err(self.failed("it does not take the end"));
+        }
+        let decoded = self.received.lock().unwrap_or_else(PoisonError::into_inner).buffers.drain(..).collect();
+        self.pictures(decoded, MediaTime::ZERO)
+    }
+
+    /// Pictures without a time have that of the frame which went in.
+    fn pictures(&self, decoded: Vec<Decoded>, at: MediaTime) -> Result<Vec<DecodedFrame>, MediaError> {
+        let mut pictures = Vec::with_capacity(decoded.len());
+        for (buffer, caps) in decoded {
+            let time = buffer.pts().and_then(|pts| i64::try_from(pts.nseconds()).ok());
             let info = VideoInfo::from_caps(&caps).map_err(|e| self.failed(&e.to_string()))?;
             if info.format() != VideoFormat::I420 {
                 return Err(self.failed("its pictures are not I420"));
             }
             let frame = VideoFrame::from_buffer_readable(buffer, &info);
             let frame = frame.map_err(|_| self.failed("its pictures cannot be read"))?;
-            picture = Some(DecodedFrame(FrameData::Element(Box::new(frame))));
+            let pts = time.map_or(at, MediaTime);
+            pictures.push(DecodedFrame { data: FrameData::Element(Box::new(frame)), pts });
         }
-        Ok(picture)
+        Ok(pictures)
     }
 
     fn decode_audio(&self, frame: &Frame, samples: &mut Vec<f32>) -> Result<(), MediaError> {
@@ -151,7 +177,10 @@ impl Drop for Decoder {
 }
 
 /// A decoded picture, as the decoder laid it out: I420.
-pub struct DecodedFrame(FrameData);
+pub struct DecodedFrame {
+    data: FrameData,
+    pts: MediaTime,
+}
 
 enum FrameData {
     Element(Box<VideoFrame<Readable>>),
@@ -159,11 +188,17 @@ enum FrameData {
 }
 
 impl DecodedFrame {
+    /// The time of the frame that it was made of.
+    #[must_use]
+    pub const fn pts(&self) -> MediaTime {
+        self.pts
+    }
+
     /// Width and height in pixels.
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
         let side = |pixels: usize| u32::try_from(pixels).unwrap_or(u32::MAX);
-        match &self.0 {
+        match &self.data {
             FrameData::Element(frame) => (frame.info().width(), frame.info().height()),
             FrameData::Libav(frame) => (side(frame.width()), side(frame.height())),
         }
@@ -174,7 +209,7 @@ impl DecodedFrame {
     /// # Errors
     /// When the decoder's buffer has no such plane.
     pub fn with_plane<T>(&self, n: usize, look: impl FnOnce(Plane<'_>) -> T) -> Result<T, MediaError> {
-        let frame = match &self.0 {
+        let frame = match &self.data {
             FrameData::Element(frame) => frame,
             FrameData::Libav(frame) => return Ok(libav::with_plane(frame, n, look)),
         };
@@ -196,7 +231,8 @@ pub struct VideoDecoder {
 
 enum VideoBackend {
     Elements(Decoder),
-    Libav(libav::VideoDecoder),
+    /// With the frames that went in before the first picture came out: elements need them, if they must take over.
+    Libav(libav::VideoDecoder, Vec<Frame>),
 }
 
 impl VideoDecoder {
@@ -207,33 +243,56 @@ impl VideoDecoder {
     pub fn new(format: &TrackFormat, pipelines: Option<&Path>) -> Result<Self, MediaError> {
         let fragment = fragment::load(fragment_of(format.codec), pipelines)?;
         let by = if fragment.directly {
-            VideoBackend::Libav(libav::VideoDecoder::new(format)?)
+            VideoBackend::Libav(libav::VideoDecoder::new(format)?, Vec::new())
         } else {
             VideoBackend::Elements(Decoder::new(format, &fragment)?)
         };
         Ok(Self { format: format.clone(), fragment, by })
     }
 
-    /// Decodes a frame. Not every frame is shown: there may be no picture.
+    /// Decodes a frame. Pictures come out in the order of presentation. There may be none: not every frame is shown, and where frames are
+    /// reordered, a picture comes out when a later frame goes in.
     ///
     /// # Errors
     /// When it cannot be decoded. The decoder should not be used any more then.
-    pub fn decode(&mut self, frame: &Frame) -> Result<Option<DecodedFrame>, MediaError> {
-        let decoder = match &mut self.by {
+    pub fn decode(&mut self, frame: &Frame) -> Result<Vec<DecodedFrame>, MediaError> {
+        let (decoder, before) = match &mut self.by {
             VideoBackend::Elements(decoder) => return decoder.decode_video(frame),
-            VideoBackend::Libav(decoder) => decoder,
+            VideoBackend::Libav(decoder, before) => (decoder, before),
         };
-        match decoder.decode(frame)? {
-            Some(picture) if !libav::is_planar(&picture) => {
-                // It is converted by elements: from a keyframe on they have all that they need.
-                let elements = Decoder::new(&self.format, &self.fragment)?;
-                let converted = elements.decode_video(frame);
-                self.by = VideoBackend::Elements(elements);
-                converted
+        let pictures = decoder.decode(frame)?;
+        if pictures.iter().all(|(picture, _)| libav::is_planar(picture)) {
+            match pictures.is_empty() {
+                true if before.len() < REORDERED_MAX => before.push(frame.clone()),
+                true => {}
+                false => before.clear(),
             }
-            picture => Ok(picture.map(|picture| DecodedFrame(FrameData::Libav(picture)))),
+            return Ok(pictures.into_iter().map(of_libav).collect());
+        }
+        // They are converted by elements: from a keyframe on they have all that they need.
+        let elements = Decoder::new(&self.format, &self.fragment)?;
+        let mut converted = Vec::new();
+        for frame in before.iter().chain([frame]) {
+            converted.extend(elements.decode_video(frame)?);
+        }
+        self.by = VideoBackend::Elements(elements);
+        Ok(converted)
+    }
+
+    /// The pictures that are still to come when no frame follows. The decoder must not be used any more then.
+    ///
+    /// # Errors
+    /// When the decoder fails.
+    pub fn finish(&mut self) -> Result<Vec<DecodedFrame>, MediaError> {
+        match &mut self.by {
+            VideoBackend::Elements(decoder) => decoder.finish_video(),
+            VideoBackend::Libav(decoder, _) => Ok(decoder.finish()?.into_iter().map(of_libav).collect()),
         }
     }
+}
+
+fn of_libav((picture, pts): (ac_ffmpeg::codec::video::VideoFrame, MediaTime)) -> DecodedFrame {
+    DecodedFrame { data: FrameData::Libav(picture), pts }
 }
 
 /// Decodes sound to two channels of 48 kHz.

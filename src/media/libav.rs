@@ -7,10 +7,12 @@ use ac_ffmpeg::codec::audio::{self, AudioFrame, SampleFormat};
 use ac_ffmpeg::codec::video::{self, PixelFormat, VideoFrame};
 use ac_ffmpeg::codec::{CodecError, Decoder};
 use ac_ffmpeg::packet::{Packet, PacketMut};
+use ac_ffmpeg::time::TimeBase;
 
 use super::MediaError;
 use super::plane::Plane;
 use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::MediaTime;
 
 /// What the fragments call it.
 pub(super) const NAME: &str = "libavcodec";
@@ -51,10 +53,13 @@ fn redirect_log() {
 /// `AV_LOG_WARNING` of libavutil.
 const WARNING: i32 = 24;
 
+/// The time base of packets: media time as it is.
+const NANOSECONDS: TimeBase = TimeBase::new(1, 1_000_000_000);
+
 fn packet(frame: &Frame) -> Packet {
-    let mut packet = PacketMut::new(frame.data.len());
+    let mut packet = PacketMut::new(frame.data.len()).with_time_base(NANOSECONDS);
     packet.data_mut().copy_from_slice(&frame.data);
-    packet.with_raw_pts(frame.pts.0 / 1000).with_key_flag(frame.keyframe).freeze()
+    packet.with_raw_pts(frame.pts.0).with_key_flag(frame.keyframe).freeze()
 }
 
 /// Everything a decoder has for a packet.
@@ -65,6 +70,10 @@ fn decode<D: Decoder>(decoder: &mut D, frame: &Frame) -> Result<Vec<D::Frame>, M
     }
     let what = |error: CodecError| failed(&error.to_string());
     decoder.try_push(packet(frame)).map_err(what)?;
+    take_all(decoder)
+}
+
+fn take_all<D: Decoder>(decoder: &mut D) -> Result<Vec<D::Frame>, MediaError> {
     let mut out = Vec::with_capacity(1);
     while let Some(frame) = decoder.take().map_err(|e| failed(&e.to_string()))? {
         out.push(frame);
@@ -76,18 +85,32 @@ fn decode<D: Decoder>(decoder: &mut D, frame: &Frame) -> Result<Vec<D::Frame>, M
 pub(super) struct VideoDecoder(video::VideoDecoder);
 
 impl VideoDecoder {
-    /// One thread, so that each picture comes out as its frame goes in.
+    /// One thread, so that each picture comes out as its frame goes in, or as soon as the order of pictures allows.
     pub fn new(format: &TrackFormat) -> Result<Self, MediaError> {
         let builder = video::VideoDecoder::builder(decoder_for(format)?).map_err(|e| failed(&e.to_string()))?;
         let private = Some(&format.codec_private).filter(|private| !private.is_empty());
-        let decoder = builder.set_option("threads", 1).extradata(private).build();
+        let decoder = builder.time_base(NANOSECONDS).set_option("threads", 1).extradata(private).build();
         decoder.map(Self).map_err(|e| failed(&e.to_string()))
     }
 
-    /// Decodes a frame; not each is shown.
-    pub fn decode(&mut self, frame: &Frame) -> Result<Option<VideoFrame>, MediaError> {
-        Ok(decode(&mut self.0, frame)?.pop())
+    /// Decodes a frame. Returns the pictures that can be shown now, with the times of their frames.
+    pub fn decode(&mut self, frame: &Frame) -> Result<Vec<(VideoFrame, MediaTime)>, MediaError> {
+        let pictures = decode(&mut self.0, frame)?;
+        Ok(pictures.into_iter().map(|picture| with_time(picture, frame.pts)).collect())
     }
+
+    /// The pictures that it still holds.
+    pub fn finish(&mut self) -> Result<Vec<(VideoFrame, MediaTime)>, MediaError> {
+        self.0.try_flush().map_err(|e| failed(&e.to_string()))?;
+        Ok(take_all(&mut self.0)?.into_iter().map(|picture| with_time(picture, MediaTime::ZERO)).collect())
+    }
+}
+
+/// A picture without a time has that of the frame which went in.
+fn with_time(picture: VideoFrame, at: MediaTime) -> (VideoFrame, MediaTime) {
+    let pts = picture.pts();
+    let pts = if pts.is_null() { at } else { MediaTime(pts.timestamp()) };
+    (picture, pts)
 }
 
 /// Whether a picture has a plane of luma, and two of chroma of half its width and height, eight bits each.

@@ -1,5 +1,6 @@
 //! One stream's sound and picture into one file, as they are.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +14,15 @@ use super::{MediaError, Pipelines, duration, fragment, runner::Pipeline};
 use crate::model::cancellable::Cancellable;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
+use crate::rtp::clock::BACK_MAX;
 
 /// A pause of sound longer than this is told to the muxer, which otherwise waits for both inputs.
 const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;
 
-/// One track's frames in order, with times already corrected.
+/// Frames of a track whose pictures may be reordered that are read ahead, at most.
+const AHEAD_MAX: usize = 256;
+
+/// One track's frames in decoding order, with times already corrected.
 pub type FrameSource = Box<dyn Iterator<Item = Frame> + Send>;
 
 /// What goes into one file.
@@ -53,9 +58,9 @@ pub struct MuxedTrack {
 pub struct MuxedTimes {
     /// Start of the first frame.
     pub first: MediaTime,
-    /// Start of the last frame.
+    /// Start of the frame that is shown last.
     pub last: MediaTime,
-    /// End of the last frame.
+    /// End of that frame.
     pub end: MediaTime,
 }
 
@@ -123,13 +128,18 @@ fn opus_tags() -> gst::Buffer {
 struct Feed {
     source: AppSrc,
     frames: FrameSource,
-    next: Option<Frame>,
+    /// Frames that were read and not pushed.
+    ahead: VecDeque<Frame>,
+    /// Whether frames may be shown before others that come earlier.
+    may_reorder: bool,
+    /// Times of frames that were pushed, and are shown after one that was not.
+    pushed: Vec<MediaTime>,
     last_span: u64,
     fed: MuxedTrack,
 }
 
 impl Feed {
-    fn new(source: AppSrc, format: &TrackFormat, mut frames: FrameSource) -> Self {
+    fn new(source: AppSrc, format: &TrackFormat, frames: FrameSource) -> Self {
         let mut caps = caps(format);
         if format.codec == Codec::H264
             && let Some(caps) = caps.make_mut().structure_mut(0)
@@ -138,16 +148,55 @@ impl Feed {
             caps.set("stream-format", "avc3");
         }
         source.set_caps(Some(&caps));
-        let next = frames.next();
-        Self { source, frames, next, last_span: 20_000_000, fed: MuxedTrack::default() }
+        let may_reorder = format.codec == Codec::H264;
+        let mut feed = Self {
+            source,
+            frames,
+            ahead: VecDeque::new(),
+            may_reorder,
+            pushed: Vec::new(),
+            last_span: 20_000_000,
+            fed: MuxedTrack::default(),
+        };
+        feed.read_ahead();
+        feed
+    }
+
+    /// Reads as far as it takes to know which frame is shown after the next one.
+    fn read_ahead(&mut self) {
+        loop {
+            let is_enough = match (self.ahead.front(), self.ahead.back()) {
+                (Some(_), Some(_)) if self.ahead.len() < 2 => false,
+                // All frames behind a keyframe are shown after it.
+                (Some(next), Some(last)) => !self.may_reorder || last.keyframe || last.pts - next.pts > BACK_MAX,
+                _ => false,
+            };
+            if is_enough || self.ahead.len() >= AHEAD_MAX {
+                return;
+            }
+            let Some(frame) = self.frames.next() else { return };
+            self.ahead.push_back(frame);
+        }
     }
 
     /// Pushes the next frame; `None` when the pipeline takes no more.
     fn push(&mut self, start: MediaTime) -> Option<()> {
-        let frame = self.next.take()?;
-        self.next = self.frames.next();
-        let pts = u64::try_from((frame.pts - start).max(0)).unwrap_or(0);
-        let until_next = self.next.as_ref().and_then(|n| u64::try_from(n.pts - frame.pts).ok());
+        self.read_ahead();
+        let frame = self.ahead.pop_front()?;
+        self.read_ahead();
+        let in_file = |at: MediaTime| gst::ClockTime::from_nseconds(u64::try_from((at - start).max(0)).unwrap_or(0));
+        // A frame is decoded no later than it, or one behind it, is shown.
+        let decoded = self.ahead.iter().map(|later| later.pts).fold(frame.pts, MediaTime::min);
+        let until_next = if self.may_reorder {
+            self.pushed.retain(|pushed| *pushed > decoded);
+            let others = self.ahead.iter().map(|later| later.pts).chain(self.pushed.iter().copied());
+            let next = others.filter(|other| *other > frame.pts).min();
+            self.pushed.push(frame.pts);
+            next
+        } else {
+            self.ahead.front().map(|next| next.pts)
+        };
+        let until_next = until_next.and_then(|next| u64::try_from(next - frame.pts).ok());
         let span = match until_next {
             Some(span) if span <= FRAME_SPAN_MAX_NS => span,
             _ => self.last_span,
@@ -156,8 +205,8 @@ impl Feed {
         let mut buffer = gst::Buffer::from_slice(frame.data);
         {
             let buffer = buffer.get_mut().expect("nobody else has the buffer yet");
-            buffer.set_pts(gst::ClockTime::from_nseconds(pts));
-            buffer.set_dts(gst::ClockTime::from_nseconds(pts));
+            buffer.set_pts(in_file(frame.pts));
+            buffer.set_dts(in_file(decoded));
             buffer.set_duration(gst::ClockTime::from_nseconds(span));
             if !frame.keyframe {
                 buffer.set_flags(gst::BufferFlags::DELTA_UNIT);
@@ -167,7 +216,9 @@ impl Feed {
         let end = frame.pts + i64::try_from(span).unwrap_or(0);
         self.fed.frames += 1;
         let times = self.fed.times.get_or_insert(MuxedTimes { first: frame.pts, last: frame.pts, end });
-        (times.last, times.end) = (frame.pts, end);
+        if frame.pts >= times.last {
+            (times.last, times.end) = (frame.pts, end);
+        }
         Some(())
     }
 
@@ -175,7 +226,7 @@ impl Feed {
     /// frame would leave the muxer without a frame of this input over a pause, and everything of the other
     /// input would wait in memory for the pause's end.
     fn due(&self) -> Option<MediaTime> {
-        self.next.as_ref().map(|_| self.fed.times.map_or(MediaTime(i64::MIN), |times| times.last))
+        self.ahead.front().map(|_| self.fed.times.map_or(MediaTime(i64::MIN), |times| times.last))
     }
 
     fn end(&self) {
@@ -246,7 +297,7 @@ fn feed_all(
     cancel: &CancellationToken,
 ) -> Cancellable<Muxed> {
     // The muxer would wait to the end for an input that has nothing at all.
-    [&video, &audio].into_iter().flatten().filter(|feed| feed.next.is_none()).for_each(Feed::end);
+    [&video, &audio].into_iter().flatten().filter(|feed| feed.ahead.is_empty()).for_each(Feed::end);
     loop {
         // The inputs are not ended: the muxer must not finish a file that lacks frames.
         if cancel.is_cancelled() {
@@ -263,7 +314,7 @@ fn feed_all(
         if feed.push(start).is_none() {
             break;
         }
-        if feed.next.is_none() {
+        if feed.ahead.is_empty() {
             feed.end();
         }
         fed.fetch_add(1, Ordering::Relaxed);

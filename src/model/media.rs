@@ -110,10 +110,12 @@ const fn is_zero(n: &u32) -> bool {
 }
 
 /// Estimates the duration of frames that carry none: the shorter of the two distances before a frame. If the longer one counted, a frame that
-/// came late would seem long, and would hide the beginning of a gap behind it.
+/// came late would seem long, and would hide the beginning of a gap behind it. Frames may come in another order than that of their times: a
+/// distance is that to the nearest of the frames before.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FrameSpans {
-    last: Option<MediaTime>,
+    /// The starts of the frames before, the newest first.
+    before: [Option<MediaTime>; Self::BEFORE],
     distance: Option<MediaSpan>,
 }
 
@@ -123,13 +125,17 @@ impl FrameSpans {
     const MIN: MediaSpan = 1_000_000;
     /// A frame lasts no longer than this when the next one is late.
     const MAX: MediaSpan = 200_000_000;
+    /// How many frames are remembered: one is shown next to one of them.
+    const BEFORE: usize = 4;
 
     /// How long the frame that begins at `pts` lasts.
     pub fn next(&mut self, pts: MediaTime) -> MediaSpan {
-        let distance = self.last.map(|last| (pts - last).clamp(Self::MIN, Self::MAX));
+        let nearest = self.before.iter().flatten().map(|before| (pts - *before).abs()).min();
+        let distance = nearest.map(|nearest| nearest.clamp(Self::MIN, Self::MAX));
         let spans = [distance, self.distance].into_iter().flatten();
         let span = spans.min().unwrap_or(Self::FIRST);
-        (self.last, self.distance) = (Some(pts), distance);
+        self.before.rotate_right(1);
+        (self.before[0], self.distance) = (Some(pts), distance);
         span
     }
 }
@@ -316,6 +322,13 @@ mod tests {
             ("slow", &[0, 150, 300, 450], &[33, 150, 150, 150]),
             ("slower than a frame may last", &[0, 1000, 2000, 3000], &[33, 200, 200, 200]),
             ("faster from now on", &[0, 100, 200, 220, 240], &[33, 100, 100, 20, 20]),
+            ("a B-frame", &[0, 80, 40, 160, 120, 240, 200], &[33, 80, 40, 40, 40, 40, 40]),
+            ("two B-frames", &[0, 120, 40, 80, 240, 160, 200], &[33, 120, 40, 40, 40, 40, 40]),
+            (
+                "three, one of them a reference",
+                &[0, 160, 80, 40, 120, 320, 240, 200, 280],
+                &[33, 160, 80, 40, 40, 40, 80, 40, 40],
+            ),
         ] {
             let mut estimate = FrameSpans::default();
             let found: Vec<i64> =

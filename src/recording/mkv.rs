@@ -10,8 +10,6 @@ use crate::model::time::MediaTime;
 pub const TIMESTAMP_SCALE_NS: i64 = 100_000;
 /// A cluster's bytes before its first block.
 pub const CLUSTER_HEADER: usize = 22;
-/// The longest part, in timestamp units.
-pub const PART_UNITS_MAX: i64 = i16::MAX as i64;
 
 const CLUSTER: [u8; 4] = [0x1f, 0x43, 0xb6, 0x75];
 const SIMPLE_BLOCK: u8 = 0xa3;
@@ -122,6 +120,13 @@ pub const fn units(at: MediaTime) -> i64 {
 #[must_use]
 pub const fn cut(at: MediaTime) -> MediaTime {
     MediaTime(units(at) * TIMESTAMP_SCALE_NS)
+}
+
+/// A block's time in a part whose first block is at `first`, both in timestamp units: before that one, if its frame is shown earlier. `None`
+/// if 16 bits cannot tell it.
+#[must_use]
+pub fn relative(units: i64, first: i64) -> Option<i16> {
+    units.checked_sub(first).and_then(|units| i16::try_from(units).ok())
 }
 
 /// Adds a block to a part whose first [`CLUSTER_HEADER`] bytes are kept free.

@@ -67,9 +67,9 @@ pub enum Record {
         at: u64,
         /// Its bytes.
         len: u64,
-        /// Start of its first frame.
+        /// Start of the frame that is shown first. Frames are in decoding order.
         from: MediaTime,
-        /// End of its last frame.
+        /// End of the frame that is shown last.
         to: MediaTime,
         /// Frames in it.
         frames: u32,

@@ -22,9 +22,9 @@ pub struct PartIndex {
     pub at: u64,
     /// Its bytes.
     pub len: u64,
-    /// Start of its first frame.
+    /// Start of the frame that is shown first.
     pub from: MediaTime,
-    /// End of its last frame.
+    /// End of the frame that is shown last.
     pub to: MediaTime,
     /// Frames in it.
     pub frames: u32,
@@ -237,7 +237,7 @@ impl TrackIndex {
         self.segments.iter().flat_map(|s| &s.parts).map(|p| u64::from(p.frames)).sum()
     }
 
-    /// All frames in order, with the format before the first and where it changes.
+    /// All frames in decoding order, with the format before the first and where it changes.
     #[must_use]
     pub fn frames(&self) -> Frames {
         Frames {
@@ -284,6 +284,7 @@ pub struct Frames {
     file: Option<(usize, File)>,
     pending: std::collections::VecDeque<LogItem>,
     format: Option<TrackFormat>,
+    /// Start of the frame that is shown last.
     last: Option<MediaTime>,
     /// The epoch being read, and the last frame of those before it.
     epoch: Option<(Epoch, Option<MediaTime>)>,
@@ -327,7 +328,7 @@ impl Frames {
                 self.format = Some(format.clone());
                 self.pending.push_back(LogItem::Format(format.clone()));
             }
-            self.last = Some(pts);
+            self.last = self.last.max(Some(pts));
             self.pending.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data: bytes.slice(data) }));
         }
         Ok(())

@@ -204,7 +204,7 @@ impl TrackLog {
     pub fn frame(&mut self, frame: &Frame) -> Result<(), LogError> {
         if let Some(WriteFailure { since, retry_at }) = self.failed {
             if frame.pts < retry_at {
-                self.dropped_to = frame.pts + frame.duration.unwrap_or(0);
+                self.dropped_to = self.dropped_to.max(frame.pts + frame.duration.unwrap_or(0));
                 return Ok(());
             }
             let gap = Gap { from: since, to: frame.pts, cause: GapCause::Storage };
@@ -220,7 +220,7 @@ impl TrackLog {
         let full = self.part.frames > 0
             && (frame.pts - self.part.from >= part_max
                 || self.part.bytes.len() + frame.data.len() > self.options.part_bytes_max
-                || units - self.part.first > mkv::PART_UNITS_MAX);
+                || mkv::relative(units, self.part.first).is_none());
         if full {
             self.flush()?;
         }
@@ -232,12 +232,15 @@ impl TrackLog {
             part.from = frame.pts;
             part.key = None;
         }
-        let relative = i16::try_from((units - part.first).max(0)).unwrap_or(i16::MAX);
+        let relative = mkv::relative(units, part.first).unwrap_or_default();
         mkv::block(&mut part.bytes, relative, frame.keyframe, &frame.data);
         if frame.keyframe && part.key.is_none() {
             part.key = Some(frame.pts);
         }
-        part.to = frame.pts + frame.duration.unwrap_or_else(|| self.spans.next(frame.pts));
+        // Frames come in decoding order: one may be shown before those that came earlier.
+        let to = frame.pts + frame.duration.unwrap_or_else(|| self.spans.next(frame.pts));
+        part.from = part.from.min(frame.pts);
+        part.to = if part.frames == 0 { to } else { part.to.max(to) };
         part.frames += 1;
         if self.has_media() { Ok(()) } else { self.flush() }
     }

@@ -8,6 +8,7 @@ mod api;
 mod api_auth;
 mod api_errors;
 mod architecture;
+mod b_frames;
 mod bridge;
 mod broker;
 mod callbacks;

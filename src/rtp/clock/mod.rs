@@ -14,7 +14,7 @@ use crate::model::time::{MediaSpan, MediaTime, RtpUnwrapper, ticks_to_span};
 const MS: MediaSpan = 1_000_000;
 /// A packet with a higher sequence number may go back by this much, for frames that are not sent in the order of their
 /// times. Beyond it RTP time has jumped.
-const BACK_MAX: MediaSpan = 500 * MS;
+pub const BACK_MAX: MediaSpan = 500 * MS;
 /// RTP time may run ahead of arrival by this much from packet to packet, by jitter; beyond it, it has jumped.
 const AHEAD_MAX: MediaSpan = 1_000 * MS;
 /// From this delay on there was a pause: either of the sender, whose RTP time does not count it (janus-gateway#2292), or
@@ -145,7 +145,9 @@ impl TrackClock {
             self.observation = None;
             return (at, ClockFit::Jumped);
         }
-        if ticks >= mapping.last_ticks {
+        // A frame that is shown before one that came earlier is late by nature.
+        let newest = mapping.last_ticks;
+        if ticks >= newest {
             (mapping.last_ticks, mapping.last_arrived) = (ticks, arrived);
             self.mapping = Some(mapping);
         }
@@ -154,7 +156,7 @@ impl TrackClock {
             observation.least = observation.least.min(late);
             observation.times += u32::from(ticks != observation.last_ticks);
             observation.last_ticks = ticks;
-        } else if late >= LATE_MIN && passed >= LATE_MIN {
+        } else if late >= LATE_MIN && passed >= LATE_MIN && ticks >= newest {
             self.observation = Some(PauseObservation { began: arrived, least: late, last_ticks: ticks, times: 1 });
             return (time, ClockFit::Late { by: late });
         } else {

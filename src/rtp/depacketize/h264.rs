@@ -117,6 +117,12 @@ impl Picture {
     }
 }
 
+/// Whether frames of this format may be shown in another order than that in which they come and are decoded.
+#[must_use]
+pub fn may_reorder(format: &TrackFormat) -> bool {
+    format.codec == Codec::H264 && parameter_sets::may_reorder(&format.codec_private)
+}
+
 /// A keyframe with its parameter sets. Logs of older versions have them in the format alone.
 #[must_use]
 pub fn with_parameter_sets(format: &TrackFormat, keyframe: Bytes) -> Bytes {

@@ -12,6 +12,12 @@ const SPS_ID_MAX: u32 = 31;
 const PPS_ID_MAX: u32 = 255;
 /// Longest parameter set that is kept, in bytes. All scaling lists and all of the usability information take less than 1,500.
 const SET_BYTES_MAX: usize = 4096;
+/// `profile_idc` of the profiles without B slices: baseline and constrained baseline.
+const BASELINE: u32 = 66;
+/// The `aspect_ratio_idc` behind which a ratio follows.
+const EXTENDED_SAR: u32 = 255;
+/// `cpb_cnt_minus1` goes to this.
+const BUFFERS_MAX: u32 = 31;
 /// Most picture parameter sets in `avcC`, which has eight bits for their number.
 const AVCC_PPS_MAX: usize = 255;
 /// The beginning of a slice's header that is read, in bytes: three Exp-Golomb codes.
@@ -185,6 +191,13 @@ struct SpsInfo {
     height: u32,
     /// chroma_format_idc, bit_depth_luma_minus8, bit_depth_chroma_minus8.
     sampling: [u8; 3],
+    /// Whether pictures may be shown in another order than that in which they are decoded.
+    may_reorder: bool,
+}
+
+/// Whether pictures with this `avcC` may be shown in another order than that in which they are decoded.
+pub(super) fn may_reorder(avcc: &[u8]) -> bool {
+    of_avcc(avcc).first().and_then(|sps| parse_sps(sps).ok()).is_some_and(|sps| sps.may_reorder)
 }
 
 /// Reads a sequence parameter set (ITU-T H.264 section 7.3.2.1.1).
@@ -209,7 +222,8 @@ fn parse_sps(sps: &[u8]) -> Result<SpsInfo, PayloadError> {
         }
     }
     bits.golomb()?;
-    match bits.golomb()? {
+    let order_count_type = bits.golomb()?;
+    match order_count_type {
         0 => {
             bits.golomb()?;
         }
@@ -249,11 +263,76 @@ fn parse_sps(sps: &[u8]) -> Result<SpsInfo, PayloadError> {
     let height = whole(h, 16 * fields).zip(cut(crop[2], crop[3], unit_y)).and_then(|(h, c)| h.checked_sub(c));
     match (width, height) {
         (Some(width @ 1..=16_384), Some(height @ 1..=16_384)) => {
+            // Baseline has no B slices (section A.2.1). With type 2 the order of output is that of decoding (section 8.2.1.3).
+            let may_reorder = profile != BASELINE && order_count_type != 2 && reordered_pictures(&mut bits) != Some(0);
             let profile = [profile as u8, constraints as u8, level as u8];
-            Ok(SpsInfo { profile, width, height, sampling: [chroma as u8, depths[0], depths[1]] })
+            let sampling = [chroma as u8, depths[0], depths[1]];
+            Ok(SpsInfo { profile, width, height, sampling, may_reorder })
         }
         _ => Err(PayloadError::Invalid),
     }
+}
+
+/// How many pictures may come before one that is shown earlier: `max_num_reorder_frames` of the usability information (section E.1.1), if it is
+/// there and can be read.
+fn reordered_pictures(bits: &mut Bits<'_>) -> Option<u32> {
+    if !bits.bit().ok()? {
+        return None;
+    }
+    usability_information(bits).ok().flatten()
+}
+
+fn usability_information(bits: &mut Bits<'_>) -> Result<Option<u32>, PayloadError> {
+    if bits.bit()? && bits.take(8)? == EXTENDED_SAR {
+        bits.take(32)?;
+    }
+    if bits.bit()? {
+        bits.bit()?;
+    }
+    if bits.bit()? {
+        bits.take(4)?;
+        if bits.bit()? {
+            bits.take(24)?;
+        }
+    }
+    if bits.bit()? {
+        bits.golomb()?;
+        bits.golomb()?;
+    }
+    if bits.bit()? {
+        bits.take(32)?;
+        bits.take(32)?;
+        bits.bit()?;
+    }
+    let (nal, vcl) = (buffer_model(bits)?, buffer_model(bits)?);
+    if nal || vcl {
+        bits.bit()?;
+    }
+    bits.bit()?;
+    if !bits.bit()? {
+        return Ok(None);
+    }
+    bits.bit()?;
+    for _ in 0..4 {
+        bits.golomb()?;
+    }
+    bits.golomb().map(Some)
+}
+
+/// Passes over the parameters of a hypothetical reference decoder (section E.1.2), if they are there.
+fn buffer_model(bits: &mut Bits<'_>) -> Result<bool, PayloadError> {
+    if !bits.bit()? {
+        return Ok(false);
+    }
+    let buffers = bits.golomb()?;
+    bits.take(8)?;
+    for _ in 0..=buffers.min(BUFFERS_MAX) {
+        bits.golomb()?;
+        bits.golomb()?;
+        bits.bit()?;
+    }
+    bits.take(20)?;
+    Ok(true)
 }
 
 fn scaling_lists(bits: &mut Bits<'_>, count: usize) -> Result<(), PayloadError> {
@@ -317,6 +396,67 @@ mod tests {
             assert!(written.len() < 6, "{} sets in keyframe {n}", written.len());
         }
         assert_eq!((sets.sps.len(), sets.pps.len()), (32, 57));
+    }
+
+    /// A sequence parameter set with this profile and type of picture order count, and what follows the cropping.
+    fn sps_with(profile: u8, order_count_type: u32, usability: &str) -> Vec<u8> {
+        let high = if profile == 100 { "010".to_owned() + "1" + "1" + "0" + "0" } else { String::new() };
+        let order_count = golomb(order_count_type) + if order_count_type == 0 { "1" } else { "" };
+        let size = golomb(19) + &golomb(14) + "1" + "1" + "0";
+        bytes(
+            &[0x67, profile, 0, 0x1f],
+            &("1".to_owned() + &high + "1" + &order_count + "010" + "0" + &size + usability),
+        )
+    }
+
+    #[test]
+    fn only_streams_that_may_have_b_frames_are_reordered() {
+        let no_reordering = "1".to_owned() + "0000" + "0" + "0" + "0" + "0" + "1" + "1" + "1111" + &golomb(0) + "1";
+        let two = "1".to_owned() + "0000" + "0" + "0" + "0" + "0" + "1" + "1" + "1111" + &golomb(2) + &golomb(4) + "1";
+        let model = "1".to_owned() + &golomb(0) + "00000000" + "1" + "1" + "0" + &"0".repeat(20);
+        let all = "1".to_owned()
+            + "1"
+            + "11111111"
+            + &"0".repeat(32)
+            + "1"
+            + "0"
+            + "1"
+            + "1010"
+            + "1"
+            + &"0".repeat(24)
+            + "1"
+            + "1"
+            + "1"
+            + "1"
+            + &"1".repeat(64)
+            + "0"
+            + &model
+            + &model
+            + "0"
+            + "0"
+            + "1"
+            + "1"
+            + "1111";
+        for (name, sps, reorders) in [
+            ("baseline", sps_with(66, 0, "01"), false),
+            ("main, nothing said", sps_with(77, 0, "01"), true),
+            ("main, type 2", sps_with(77, 2, "01"), false),
+            ("high, no pictures are reordered", sps_with(100, 0, &no_reordering), false),
+            ("high, two pictures", sps_with(100, 0, &two), true),
+            ("all of the information, no pictures", sps_with(100, 0, &(all.clone() + &golomb(0) + "1")), false),
+            ("all of the information, one picture", sps_with(100, 0, &(all + &golomb(1) + "1")), true),
+            ("information that is cut", sps_with(100, 0, "1"), true),
+        ] {
+            let mut sets = ParameterSets::default();
+            sets.add_sps(&sps).expect("sps");
+            sets.add_pps(&pps(0, 0)).expect("pps");
+            let format = sets.format(0).expect(name);
+            assert_eq!((format.width, format.height), (320, 240), "{name}");
+            assert_eq!(may_reorder(&format.codec_private), reorders, "{name}");
+        }
+        for avcc in [&[][..], &[1, 2, 3], &[1, 66, 0, 31, 0xff, 0xe1, 0, 200, 1]] {
+            assert!(!may_reorder(avcc));
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{KeyframeReason, LastFrame, MS, Off, Output, Resync, TrackRules, span
 use crate::model::ids::TrackKind;
 use crate::model::media::{Frame, Gap, GapCause};
 use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
-use crate::rtp::depacketize::{AssembledFrame, PayloadError};
+use crate::rtp::depacketize::{AssembledFrame, PayloadError, h264};
 
 /// A loss shorter than this is counted but makes no gap.
 const LOSS_GAP_MIN: MediaSpan = 100 * MS;
@@ -141,8 +141,8 @@ impl TrackRules {
             Ok(frame) => {
                 self.resync = None;
                 if !frame.data.is_empty() {
-                    let rate = source.clock.rate();
-                    self.emit(frame, front.at, rate, now, out);
+                    let rtp = (front.rtp, source.clock.rate());
+                    self.emit(frame, front.at, rtp, now, out);
                 }
             }
             Err(error) => {
@@ -159,7 +159,8 @@ impl TrackRules {
         }
     }
 
-    fn emit(&mut self, frame: AssembledFrame, at: MediaTime, rate: u32, now: MediaTime, out: &mut Vec<Output>) {
+    /// Emits a frame that would be shown at `at`; `rtp` is its RTP time, and the clock's rate.
+    fn emit(&mut self, frame: AssembledFrame, at: MediaTime, rtp: (u32, u32), now: MediaTime, out: &mut Vec<Output>) {
         if self.needs_keyframe {
             if !frame.keyframe {
                 self.stats.frames_before_keyframe += 1;
@@ -167,13 +168,17 @@ impl TrackRules {
             }
             self.needs_keyframe = false;
         }
-        // Times never go back: where a clock was anchored again a little early, a frame follows the one before.
-        let pts = self.last.map_or(at, |last| at.max(last.start + 1));
-        let duration = frame.ticks.map(|ticks| ticks_to_span(i64::from(ticks), rate));
-        self.report_gap(pts, out);
+        let pts = self.presentation.place(at, rtp, frame.keyframe, self.last.map(|last| last.start));
+        let duration = frame.ticks.map(|ticks| ticks_to_span(i64::from(ticks), rtp.1));
+        let is_newest = self.last.is_none_or(|last| pts > last.start);
+        if is_newest {
+            let shown = self.presentation.first_to_come(pts, frame.keyframe);
+            self.report_gap(shown, out);
+        }
         if let Some(format) = frame.format
             && self.format.as_ref() != Some(&format)
         {
+            self.presentation.set_may_reorder(h264::may_reorder(&format));
             self.format = Some(format.clone());
             out.push(Output::Format(format));
         }
@@ -183,7 +188,11 @@ impl TrackRules {
             self.stats.keyframes += u64::from(self.kind == TrackKind::Video);
         }
         let lasts = duration.unwrap_or_else(|| self.spans.next(pts));
-        self.last = Some(LastFrame { start: pts, end: pts + lasts });
+        let before = self.last.filter(|_| !is_newest);
+        self.last = Some(LastFrame {
+            start: before.map_or(pts, |last| last.start),
+            end: before.map_or(pts + lasts, |last| last.end.max(pts + lasts)),
+        });
         self.lost_since_frame = 0;
         self.arrivals.frame(now);
         self.storage_lost = false;
@@ -193,7 +202,7 @@ impl TrackRules {
         out.push(Output::Frame(Frame { pts, duration, keyframe: frame.keyframe, data: Bytes::from(frame.data) }));
     }
 
-    /// Reports what is missing before a frame, with its cause, if anything is.
+    /// Reports what is missing before `pts`, where a frame is shown or those begin that it was sent ahead of, with its cause, if anything is.
     fn report_gap(&mut self, pts: MediaTime, out: &mut Vec<Output>) {
         let (off, stall) = (self.off.take(), span(self.options.stall));
         let Some(last) = self.last else { return };

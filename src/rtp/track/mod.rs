@@ -4,11 +4,14 @@
 //!   process dies.
 //! - A missing packet is waited for as long as a retransmission may take. Then it is lost, counted once, and its frame is
 //!   dropped. All whole frames are kept, in order, once.
+//! - Frames leave in decoding order, with their times of presentation.
 //! - Video begins with a keyframe. Keyframes cost every viewer of the session bandwidth, so they are requested sparingly:
 //!   at the beginning, after a loss, when media resumes, and when frames became smaller.
 //! - Time without media is a gap with a cause, except where the codec says that it is silence.
 
 mod arrivals;
+#[cfg(test)]
+mod b_frame_tests;
 mod frames;
 #[cfg(test)]
 mod gap_tests;
@@ -16,6 +19,7 @@ mod jitter_buffer;
 #[cfg(test)]
 mod keyframe_tests;
 mod keyframes;
+mod presentation;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +35,7 @@ use crate::model::time::{MediaSpan, MediaTime, NtpTime, ticks_to_span};
 use arrivals::Arrivals;
 use jitter_buffer::{BufferedPacket, JitterBuffer, Placement};
 use keyframes::Keyframes;
+use presentation::Presentation;
 
 const MS: MediaSpan = 1_000_000;
 /// A packet of another sequence is on probation for this time: its successor proves that the sequence is real (RFC 3550,
@@ -143,6 +148,7 @@ pub struct TrackRules {
     /// The publisher switched the track off before anything else was missing.
     off: Option<Off>,
     last: Option<LastFrame>,
+    presentation: Presentation,
     spans: FrameSpans,
     lost_since_frame: u64,
     /// What came and was said to be sent since the last frame.
@@ -169,10 +175,11 @@ struct Off {
     until: Option<MediaTime>,
 }
 
-/// The frame that left last.
+/// The frame that is shown last.
 #[derive(Debug, Clone, Copy)]
 struct LastFrame {
     start: MediaTime,
+    /// The end of all frames.
     end: MediaTime,
 }
 
@@ -205,6 +212,7 @@ impl TrackRules {
             muted: None,
             off: None,
             last: None,
+            presentation: Presentation::default(),
             spans: FrameSpans::default(),
             lost_since_frame: 0,
             arrivals: Arrivals::new(now),

@@ -4,6 +4,7 @@ use archiver::model::ids::TrackKind;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
 use archiver::rtp::depacketize::Depacketizer;
+use archiver_testkit::publisher::media::Coded;
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSink;
@@ -40,6 +41,12 @@ pub fn access_units(source: &str, encoder: &str) -> Vec<AccessUnit> {
     pipeline.set_state(gst::State::Null).expect("null");
     assert!(!all.is_empty());
     all
+}
+
+/// A loop's pictures, in decoding order, each at its place in presentation.
+pub fn coded_units(coded: &[Coded], step: i64) -> Vec<AccessUnit> {
+    let unit = |coded: &Coded| AccessUnit { pts: MediaTime(i64::from(coded.number) * step), units: split(&coded.data) };
+    coded.iter().map(unit).collect()
 }
 
 /// The NAL units between start codes.

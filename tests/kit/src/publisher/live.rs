@@ -31,7 +31,7 @@ impl LiveEncoder {
             "appsrc name=in format=time is-live=false caps=\"video/x-raw,format=I420,width={},height={},framerate={FPS}/1\" ! {} ! appsink name=out sync=false",
             size.0,
             size.1,
-            codec.encoder(kilobits, u32::from(u16::MAX))
+            codec.encoder(kilobits, u32::from(u16::MAX), 0)
         );
         let pipeline = gst::parse::launch(&text)?.downcast::<gst::Pipeline>().ok().context("no pipeline")?;
         let source = pipeline.by_name("in").and_then(|e| e.downcast::<AppSrc>().ok()).context("no appsrc")?;

@@ -61,10 +61,14 @@ impl VideoCodec {
         }
     }
 
-    /// The encoder with its settings: so many kbit/s, and a keyframe at least every `distance` pictures.
-    pub(super) fn encoder(self, kilobits: u32, distance: u32) -> String {
+    /// The encoder with its settings: so many kbit/s, and a keyframe at least every `distance` pictures. With `b_frames`, H.264 has so
+    /// many of them between two other pictures.
+    pub(super) fn encoder(self, kilobits: u32, distance: u32, b_frames: u32) -> String {
         let bits = kilobits * 1000;
         match self {
+            Self::H264 if b_frames > 0 => format!(
+                "x264enc speed-preset=veryfast bframes={b_frames} b-adapt=false b-pyramid=true key-int-max={distance} bitrate={kilobits} ! video/x-h264,profile=high,stream-format=byte-stream,alignment=au"
+            ),
             Self::Vp8 => format!(
                 "vp8enc deadline=1 cpu-used=8 keyframe-max-dist={distance} target-bitrate={bits} lag-in-frames=0 end-usage=cbr error-resilient=default"
             ),
@@ -111,13 +115,24 @@ impl AudioCodec {
     }
 }
 
-/// An encoded loop: data and whether a decoder can begin there. A picture each 1/30 s, or sound each 20 ms.
-pub type Loop = Arc<Vec<(Vec<u8>, bool)>>;
+/// A coded picture or packet of sound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coded {
+    /// Its place in the order of presentation. It differs from the place in the loop where pictures are reordered.
+    pub number: u32,
+    /// Whether a decoder can begin there.
+    pub keyframe: bool,
+    /// The coded bytes.
+    pub data: Vec<u8>,
+}
 
-type Key = (Option<VideoCodec>, Option<AudioCodec>, (u32, u32), u16, u32);
+/// An encoded loop, in decoding order: a picture each 1/30 s, or sound each 20 ms.
+pub type Loop = Arc<Vec<Coded>>;
+
+type Key = (Option<VideoCodec>, Option<AudioCodec>, (u32, u32), u16, u32, u32);
 static LOOPS: LazyLock<Mutex<HashMap<Key, Loop>>> = LazyLock::new(Mutex::default);
 
-fn cached(key: Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Result<Loop> {
+fn cached(key: Key, make: impl FnOnce() -> Result<Vec<Coded>>) -> Result<Loop> {
     let mut loops = LOOPS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(found) = loops.get(&key) {
         return Ok(Arc::clone(found));
@@ -128,7 +143,7 @@ fn cached(key: Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Resu
 }
 
 /// Reads a loop that any process has encoded, or encodes it while the others wait.
-fn on_disk(key: &Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Result<Vec<(Vec<u8>, bool)>> {
+fn on_disk(key: &Key, make: impl FnOnce() -> Result<Vec<Coded>>) -> Result<Vec<Coded>> {
     // Another version of this file encodes another loop.
     let name = format!("{:016x}", fnv(format!("{key:?}{}", include_str!("media.rs")).as_bytes()));
     let folder = std::env::temp_dir().join("archiver-tests/loops");
@@ -146,39 +161,42 @@ fn on_disk(key: &Key, make: impl FnOnce() -> Result<Vec<(Vec<u8>, bool)>>) -> Re
     Ok(made)
 }
 
-/// A loop as bytes: of each frame its length (32 bits, little endian), whether it is a keyframe (a byte), and its data.
-fn packed(frames: &[(Vec<u8>, bool)]) -> Vec<u8> {
+/// A loop as bytes: of each frame its length and its number (32 bits each, little endian), whether it is a keyframe (a byte), and its data.
+fn packed(frames: &[Coded]) -> Vec<u8> {
     let mut out = Vec::new();
-    for (data, key) in frames {
+    for Coded { number, keyframe, data } in frames {
         let length = u32::try_from(data.len()).expect("a frame is small");
         out.extend_from_slice(&length.to_le_bytes());
-        out.push(u8::from(*key));
+        out.extend_from_slice(&number.to_le_bytes());
+        out.push(u8::from(*keyframe));
         out.extend_from_slice(data);
     }
     out
 }
 
-fn unpacked(mut bytes: &[u8]) -> Option<Vec<(Vec<u8>, bool)>> {
+fn unpacked(mut bytes: &[u8]) -> Option<Vec<Coded>> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
         let (length, rest) = bytes.split_first_chunk::<4>()?;
-        let (key, rest) = rest.split_first()?;
+        let (number, rest) = rest.split_first_chunk::<4>()?;
+        let (keyframe, rest) = rest.split_first()?;
         let (data, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        frames.push((data.to_vec(), *key != 0));
+        frames.push(Coded { number: u32::from_le_bytes(*number), keyframe: *keyframe != 0, data: data.to_vec() });
         bytes = rest;
     }
     (!frames.is_empty()).then_some(frames)
 }
 
-/// The pictures of a publisher with a code, at so many kbit/s.
+/// The pictures of a publisher with a code, at so many kbit/s, with so many B-frames between two other pictures.
 ///
 /// # Errors
 /// When GStreamer lacks the encoder.
-pub fn video(codec: VideoCodec, size: (u32, u32), code: u16, kilobits: u32) -> Result<Loop> {
-    cached((Some(codec), None, size, code, kilobits), || {
+pub fn video(codec: VideoCodec, size: (u32, u32), code: u16, kilobits: u32, b_frames: u32) -> Result<Loop> {
+    cached((Some(codec), None, size, code, kilobits, b_frames), || {
         let caps = format!("video/x-raw,format=I420,width={},height={},framerate={FPS}/1", size.0, size.1);
         let frames = (0..FPS * LOOP_SECONDS).map(move |n| picture(size, n, code));
-        encode(&caps, &codec.encoder(kilobits, KEYFRAME_EVERY), frames, u64::from(1_000_000_000 / FPS))
+        let encoder = codec.encoder(kilobits, KEYFRAME_EVERY, b_frames);
+        encode(&caps, &encoder, frames, u64::from(1_000_000_000 / FPS))
     })
 }
 
@@ -187,7 +205,7 @@ pub fn video(codec: VideoCodec, size: (u32, u32), code: u16, kilobits: u32) -> R
 /// # Errors
 /// When GStreamer lacks the encoder.
 pub fn audio(codec: AudioCodec) -> Result<Loop> {
-    cached((None, Some(codec), (0, 0), 0, 0), || {
+    cached((None, Some(codec), (0, 0), 0, 0, 0), || {
         let rate = codec.rate();
         let caps = format!("audio/x-raw,format=S16LE,layout=interleaved,channels=1,rate={rate}");
         let packets = (0..LOOP_SECONDS * 50).map(move |n| samples(rate, n * rate / 50, rate / 50));
@@ -235,7 +253,7 @@ fn encode(
     encoder: &str,
     input: impl Iterator<Item = Vec<u8>> + Send + 'static,
     step_ns: u64,
-) -> Result<Vec<(Vec<u8>, bool)>> {
+) -> Result<Vec<Coded>> {
     gst::init()?;
     let text =
         format!("appsrc name=in format=time caps=\"{caps}\" block=true ! {encoder} ! appsink name=out sync=false");
@@ -256,11 +274,14 @@ fn encode(
         }
         source.end_of_stream().map(drop).unwrap_or_default();
     });
-    let mut out = Vec::new();
+    let (mut out, mut first) = (Vec::new(), None);
     while let Ok(sample) = sink.pull_sample() {
         let buffer = sample.buffer().context("no buffer")?;
-        let key = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
-        out.push((buffer.map_readable()?.to_vec(), key));
+        let keyframe = !buffer.flags().contains(gst::BufferFlags::DELTA_UNIT);
+        let at = buffer.pts().context("no time")?.nseconds();
+        let since = at.saturating_sub(*first.get_or_insert(at));
+        let number = u32::try_from((since + step_ns / 2) / step_ns)?;
+        out.push(Coded { number, keyframe, data: buffer.map_readable()?.to_vec() });
     }
     pipeline.set_state(gst::State::Null)?;
     feeder.join().ok().context("the feeder panicked")?;

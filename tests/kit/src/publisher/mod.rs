@@ -61,8 +61,10 @@ pub struct Options {
     pub screen: Option<u16>,
     /// The local address to send from; media goes to Janus's.
     pub local: std::net::IpAddr,
-    /// H.264's `profile-level-id` in the offer; what is sent stays constrained baseline.
+    /// H.264's `profile-level-id` in the offer; what is sent stays constrained baseline, or high with B-frames.
     pub h264_profile: Option<u32>,
+    /// B-frames between two other pictures of H.264. Not together with `live`.
+    pub b_frames: u32,
     /// A bad network to send through.
     pub proxy: Option<Arc<UdpProxy>>,
 }
@@ -90,6 +92,7 @@ impl Options {
             screen: None,
             local: janus.ip(),
             h264_profile: None,
+            b_frames: 0,
             proxy: None,
         }
     }
@@ -130,7 +133,12 @@ impl Truth {
     /// The same on the wall clock, to hold a file against.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
-        let wall = |list: &[(u32, Instant)]| list.iter().map(|(n, at)| (*n, unix_seconds(*at))).collect();
+        let wall = |list: &[(u32, Instant)]| {
+            // B-frames are sent behind pictures that were taken later.
+            let mut list: Vec<(u32, f64)> = list.iter().map(|(n, at)| (*n, unix_seconds(*at))).collect();
+            list.sort_by(|a, b| a.1.total_cmp(&b.1));
+            list
+        };
         Timeline { frames: wall(&self.frames), beeps: wall(&self.beeps) }
     }
 

@@ -52,6 +52,13 @@ enum MediaSource {
     Live(Box<LiveEncoder>),
 }
 
+/// A picture or packet that was sent.
+struct Sent {
+    number: u32,
+    /// When it was taken.
+    taken: Instant,
+}
+
 struct TrackSender {
     mid: Mid,
     codec: Codec,
@@ -61,6 +68,10 @@ struct TrackSender {
     number: u32,
     /// After so many the numbers begin again.
     numbers: u32,
+    /// The highest number of a picture since the last keyframe. Pictures that are shown before it may be still to come.
+    shown_last: u32,
+    /// Pictures are sent so many steps after they were taken: so long an encoder waits for what B-frames refer to.
+    lag: u32,
     keyframe_wanted: bool,
     /// RTP time.
     ticks: u64,
@@ -105,7 +116,9 @@ impl Connection {
             };
             let mut sender = |code| -> Result<TrackSender> {
                 let source = video_source(options, options.size, code)?;
-                Ok(TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS))
+                let sender =
+                    TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS);
+                Ok(TrackSender { lag: options.b_frames, ..sender })
             };
             video = Some(sender(options.code)?);
             screen = options.screen.map(&mut sender).transpose()?;
@@ -237,30 +250,27 @@ impl DrivenConnection {
         }
         let off = |switch: &std::sync::atomic::AtomicBool| switch.load(Ordering::Relaxed);
         while let Some(video) = self.sender.video.as_mut().filter(|f| f.due <= now) {
-            let taken = video.due;
             let video_off = off(&self.switches.video_off);
-            if let Some(number) = video.send(&mut self.sender.rtc, video_off, false)? {
-                lock(&self.truth).frames.push((number, taken));
+            if let Some(sent) = video.send(&mut self.sender.rtc, video_off, false)? {
+                lock(&self.truth).frames.push((sent.number, sent.taken));
             } else if video_off {
                 lock(&self.truth).frames_left_out += 1;
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
         while let Some(screen) = self.sender.screen.as_mut().filter(|f| f.due <= now) {
-            let taken = screen.due;
-            if let Some(number) = screen.send(&mut self.sender.rtc, false, false)? {
-                lock(&self.truth).screen_frames.push((number, taken));
+            if let Some(sent) = screen.send(&mut self.sender.rtc, false, false)? {
+                lock(&self.truth).screen_frames.push((sent.number, sent.taken));
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
         while let Some(audio) = self.sender.audio.as_mut().filter(|f| f.due <= now) {
-            let taken = audio.due;
             let dtx = self.sender.options.dtx;
-            if let Some(number) = audio.send(&mut self.sender.rtc, off(&self.switches.audio_off), dtx)? {
+            if let Some(sent) = audio.send(&mut self.sender.rtc, off(&self.switches.audio_off), dtx)? {
                 let mut truth = lock(&self.truth);
                 truth.audio_packets += 1;
-                if number.is_multiple_of(50) {
-                    truth.beeps.push((number / 50, taken));
+                if sent.number.is_multiple_of(50) {
+                    truth.beeps.push((sent.number / 50, sent.taken));
                 }
             }
             self.timeout = self.sender.poll(&self.truth)?;
@@ -284,6 +294,8 @@ impl TrackSender {
             source,
             number: 0,
             numbers,
+            shown_last: numbers - 1,
+            lag: 0,
             keyframe_wanted: true,
             ticks: 0,
             step,
@@ -293,30 +305,43 @@ impl TrackSender {
         }
     }
 
-    /// Sends what is due, or lets its time pass. Returns its number if it was sent.
-    fn send(&mut self, rtc: &mut Rtc, off: bool, dtx: bool) -> Result<Option<u32>> {
-        let time = MediaTime::new(self.ticks, Frequency::new(self.rate).unwrap_or(Frequency::NINETY_KHZ));
-        let taken = self.due;
+    /// Whether all pictures that are shown before those that come were sent.
+    const fn is_in_order(&self) -> bool {
+        self.lag == 0 || self.number == (self.shown_last + 1) % self.numbers
+    }
+
+    /// Sends what is due, or lets its time pass. Returns what was sent.
+    fn send(&mut self, rtc: &mut Rtc, off: bool, dtx: bool) -> Result<Option<Sent>> {
+        let (due, ticks) = (self.due, self.ticks);
         self.ticks += self.ticks_a_step;
         self.due += self.step;
         if off {
             // Whoever comes back begins with a keyframe.
             self.keyframe_wanted = true;
+            self.shown_last = self.number;
             self.number = (self.number + 1) % self.numbers;
             return Ok(None);
         }
-        let keyframe = std::mem::take(&mut self.keyframe_wanted);
-        let data = match &mut self.source {
-            MediaSource::Live(live) => live.encode(self.number, keyframe)?,
+        // A keyframe in the middle of reordered pictures would come before some that are shown earlier.
+        let keyframe = self.is_in_order() && std::mem::take(&mut self.keyframe_wanted);
+        let (data, number) = match &mut self.source {
+            MediaSource::Live(live) => (live.encode(self.number, keyframe)?, self.number),
             MediaSource::Loop(media) => {
-                while keyframe && !media[self.number as usize].1 {
+                while keyframe && !media[self.number as usize].keyframe {
                     self.number = (self.number + 1) % self.numbers;
                 }
-                media[self.number as usize].0.clone()
+                let coded = &media[self.number as usize];
+                self.shown_last = if coded.keyframe { coded.number } else { self.shown_last.max(coded.number) };
+                (coded.data.clone(), coded.number)
             }
         };
-        let number = self.number;
+        // How many steps it is shown after its turn.
+        let later = i64::from(number) - i64::from(self.number);
         self.number = (self.number + 1) % self.numbers;
+        let ticks = (i64::try_from(ticks)? + later * i64::try_from(self.ticks_a_step)?).cast_unsigned();
+        let time = MediaTime::new(ticks, Frequency::new(self.rate).unwrap_or(Frequency::NINETY_KHZ));
+        let before = u32::try_from(i64::from(self.lag) - later)?;
+        let taken = due.checked_sub(self.step * before).context("the clock has just begun")?;
         self.silent = if data.len() <= SILENCE_BYTES { self.silent + 1 } else { 0 };
         if dtx && self.silent > 0 && !self.silent.is_multiple_of(DTX_EVERY) {
             return Ok(None);
@@ -327,7 +352,7 @@ impl TrackSender {
         };
         writer.write(pt, taken, time, data)?;
         rtc.handle_input(Input::Timeout(Instant::now()))?;
-        Ok(Some(number))
+        Ok(Some(Sent { number, taken }))
     }
 }
 
@@ -364,7 +389,7 @@ fn video_source(options: &Options, size: (u32, u32), code: u16) -> Result<MediaS
     Ok(if options.live {
         MediaSource::Live(Box::new(LiveEncoder::new(codec, size, code, options.kilobits)?))
     } else {
-        MediaSource::Loop(media::video(codec, size, code, options.kilobits)?)
+        MediaSource::Loop(media::video(codec, size, code, options.kilobits, options.b_frames)?)
     })
 }
 

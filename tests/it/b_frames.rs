@@ -1,0 +1,271 @@
+//! H.264 with B-frames: pictures come in decoding order, and their times are those of presentation. Both are kept from the packets to the
+//! files.
+
+use crate::BINARY;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::support::composed::finished;
+use crate::support::h264::{AccessUnit, coded_units, depacketized};
+use archiver::archive::build::build;
+use archiver::archive::documents::FileEntry;
+use archiver::compose::composer::{Options as ComposeOptions, compose};
+use archiver::compose::geometry::Size;
+use archiver::compose::log_follower::{LogProgress, ProgressReceiver};
+use archiver::media::{Pipelines, verify};
+use archiver::model::cancellable::Cancellable;
+use archiver::model::ids::{Epoch, TrackId, TrackKind};
+use archiver::model::layout::Layout;
+use archiver::model::media::{Frame, TrackFormat};
+use archiver::model::time::MediaTime;
+use archiver::recording::reader::LogItem;
+use archiver::recording::spool::Spool;
+use archiver::recording::{LogOptions, LogReader, TrackLog};
+use archiver_testkit::content::{Content, SeenFrame, percentile};
+use archiver_testkit::publisher::media::FPS;
+use archiver_testkit::publisher::{Options, Publisher, VideoCodec};
+use archiver_testkit::world::World;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+type Item = (Option<TrackFormat>, Frame);
+
+/// Pictures of a log: up to a keyframe, so that none is missing that another one refers to.
+const PICTURES: usize = 270;
+/// From one picture to the next, in nanoseconds.
+const STEP: i64 = 1_000_000_000 / FPS as i64;
+const STREAM: &str = "00000000-0000-4000-8000-000000000001";
+
+/// The first pictures of a publisher, in decoding order.
+fn numbered(b_frames: u32, begins: i64) -> Vec<AccessUnit> {
+    let all = archiver_testkit::publisher::media::video(VideoCodec::H264, (320, 240), 1, 400, b_frames).expect("loop");
+    let mut units = coded_units(&all[..PICTURES], STEP);
+    units.iter_mut().for_each(|unit| unit.pts = unit.pts + begins);
+    units
+}
+
+/// The log of one stream.
+struct Log {
+    dir: tempfile::TempDir,
+}
+
+impl Log {
+    /// Writes frames as the capture does, with a segment sealed after every so many of them.
+    fn of(video: &[Item], segment: usize) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
+        let track = TrackId { stream: STREAM.parse().expect("id"), kind: TrackKind::Video };
+        let opened = TrackLog::open(&dir.path().join("archive"), track, Epoch(1), LogOptions::default(), spool);
+        let (mut log, _) = opened.expect("log");
+        for (n, (format, frame)) in video.iter().enumerate() {
+            if let Some(format) = format {
+                log.format(format).expect("format");
+            }
+            if n > 0 && n % segment == 0 {
+                log.seal().expect("seal");
+            }
+            log.frame(frame).expect("frame");
+        }
+        log.seal().expect("seal");
+        Self { dir }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("archive")
+    }
+
+    /// The one file of the stream.
+    fn individual(&self) -> (std::path::PathBuf, FileEntry) {
+        let descriptor = crate::support::archives::individual(
+            "00000000-0000-4000-8000-000000000002".parse().expect("id"),
+            "s".parse().expect("id"),
+        );
+        let cancel = CancellationToken::new();
+        let built = build(&self.path(), &descriptor, "session ended", None, &Pipelines::default(), &cancel);
+        let files = built.expect("build").done().expect("nothing cancels it").manifest.files;
+        let [file] = files.as_slice() else { panic!("{files:?}") };
+        assert!(!file.raw, "{file:?}");
+        (self.path().join("out").join(&file.name), file.clone())
+    }
+
+    fn composed(&self, rate: u32, progress: ProgressReceiver) -> Vec<SeenFrame> {
+        let options = ComposeOptions {
+            size: Size { width: 320, height: 240 },
+            rate,
+            layout: Layout::default(),
+            video: true,
+            audio: false,
+            quantizer: None,
+            bitrate_max: None,
+            seconds_max: 60,
+            clip: None,
+            ignore_layout_history: false,
+        };
+        let (out, cancel) = (self.dir.path().join("composed.mp4"), CancellationToken::new());
+        let composed = compose(&self.path(), &out, &options, &Pipelines::default(), progress, &cancel, &|_, _| {});
+        let Cancellable::Done(composed) = composed.expect("compose") else { panic!("nothing cancels it") };
+        assert_eq!((composed.late, composed.errors.len()), (0, 0), "{:?}", composed.errors);
+        let content = Content::read(&out).expect("file");
+        assert!(content.errors.is_empty(), "{:?}", content.errors);
+        content.frames
+    }
+}
+
+fn numbers(frames: &[SeenFrame]) -> Vec<usize> {
+    frames.iter().map(|frame| usize::from(frame.number.expect("a number"))).collect()
+}
+
+/// Each picture is there once, in the order of presentation, at its time.
+fn assert_whole(file: &Path, first: usize, count: usize) {
+    let content = Content::read(file).expect("file");
+    assert!(content.errors.is_empty(), "{:?}", content.errors);
+    assert_eq!(numbers(&content.frames), (first..first + count).collect::<Vec<_>>());
+    let begins = content.frames[0].pts;
+    for (n, frame) in content.frames.iter().enumerate() {
+        let (found, sent) = (frame.pts - begins, n as f64 / f64::from(FPS));
+        // The log has a tenth of a millisecond, Matroska a millisecond.
+        assert!((found - sent).abs() < 0.0012, "picture {n} is at {found} s instead of {sent} s");
+    }
+    // GStreamer counts the same pictures.
+    let decoded = verify::decode(file, None, &Pipelines::default(), &CancellationToken::new()).expect("decode");
+    assert_eq!(decoded.done().expect("nothing cancels it").video_frames, count as u64);
+}
+
+#[test]
+fn every_picture_is_in_the_individual_file_once_and_at_its_time() {
+    for b_frames in [1, 2, 3] {
+        for begins in [0, 1_000_052_000] {
+            println!("{b_frames} B-frames, from {begins} ns on");
+            let log = Log::of(&depacketized(&numbered(b_frames, begins)), usize::MAX);
+            let (path, file) = log.individual();
+            assert_eq!(file.video_frames, PICTURES as u64, "{file:?}");
+            assert_whole(&path, 0, PICTURES);
+            let length = (file.end_ms - file.start_ms) as f64 / 1000.0;
+            let sent = PICTURES as f64 / f64::from(FPS);
+            assert!((length - sent).abs() < 0.003, "{length} s instead of {sent} s: {file:?}");
+        }
+    }
+}
+
+#[test]
+fn segments_and_parts_may_end_between_reordered_pictures() {
+    let options = numbered(2, 0);
+    let video = depacketized(&options);
+    for segment in [1, 2, 3, 7, 50] {
+        println!("a segment of {segment} pictures");
+        let log = Log::of(&video, segment);
+        let index = &LogReader::open(&log.path()).expect("log").tracks[0];
+        let read: Vec<MediaTime> = index
+            .frames()
+            .filter_map(|item| match item {
+                LogItem::Frame(frame) => Some(frame.pts),
+                LogItem::Format(_) => None,
+            })
+            .collect();
+        let written: Vec<MediaTime> =
+            video.iter().map(|(_, frame)| MediaTime(frame.pts.0 / 100_000 * 100_000)).collect();
+        assert_eq!(read, written);
+        assert_eq!(index.start(), Some(MediaTime::ZERO));
+        let end = index.end().expect("end").0 - PICTURES as i64 * STEP;
+        assert!(end.abs() < 1_000_000, "the end is off by {end} ns");
+        assert_whole(&log.individual().0, 0, PICTURES);
+    }
+}
+
+#[test]
+fn the_composed_file_shows_every_picture_once_and_in_order() {
+    for b_frames in [0, 1, 2, 3] {
+        println!("{b_frames} B-frames");
+        let log = Log::of(&depacketized(&numbered(b_frames, 0)), 50);
+        assert_eq!(numbers(&log.composed(FPS, ProgressReceiver::finished())), (0..PICTURES).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_composer_that_follows_the_log_shows_the_same_pictures() {
+    let video = depacketized(&numbered(2, 0));
+    let log = Log::of(&video, 50);
+    let whole = numbers(&log.composed(FPS, ProgressReceiver::finished()));
+    // The same log as it grows: each picture comes when its encoder has what it refers to.
+    let growing = Log::of(&video[..1], 50);
+    let (sender, receiver) = ProgressReceiver::channel();
+    let dir = growing.path();
+    let followed = std::thread::scope(|scope| {
+        let composing = scope.spawn(|| numbers(&growing.composed(FPS, receiver)));
+        let spool = Arc::new(Spool::open(growing.dir.path(), 1 << 30, 70).expect("spool"));
+        let track = TrackId { stream: STREAM.parse().expect("id"), kind: TrackKind::Video };
+        let (mut rest, _) = TrackLog::open(&dir, track, Epoch(2), LogOptions::default(), spool).expect("log");
+        rest.format(video[0].0.as_ref().expect("format")).expect("format");
+        for (n, (_, frame)) in video.iter().enumerate().skip(1) {
+            rest.frame(frame).expect("frame");
+            if n % 5 == 0 {
+                rest.seal().expect("seal");
+                // A picture arrives two steps after it was taken.
+                sender.send(LogProgress::Watermark(MediaTime((n as i64 + 2) * STEP)));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        rest.seal().expect("seal");
+        sender.send(LogProgress::Ended);
+        composing.join().expect("composed")
+    });
+    assert_eq!(followed, whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_with_b_frames_is_whole_in_both_files() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    world.janus.create_room("b", json!({ "videocodec": "h264" })).await.expect("room");
+    let mut started = world.started("b");
+    started["data"]["archive"] = json!({ "outputMode": "both", "resolution": "640x480" });
+    world.publish(&started).expect("publish");
+    let options = Options { video: Some(VideoCodec::H264), b_frames: 2, ..Options::new(&world.janus, "b", "alice") };
+    let alice = Publisher::start(options).await.expect("alice");
+    world.recording(2).await;
+    alice.pictures_pass(300).await;
+    let truth = alice.leave().await.expect("leave").timeline();
+    let archive = finished(&mut world, "b").await;
+    let files = archive.files("alice");
+    let [file] = files.as_slice() else { panic!("{files:?}") };
+    let read = |file: &Path| {
+        let content = Content::read(file).expect("file");
+        assert!(content.errors.is_empty(), "{:?}", content.errors);
+        content
+    };
+    let (individual, composed) = (read(file), read(&archive.dir.join("archive.mp4")));
+    let matched = individual.against(&truth);
+    let shown: Vec<u16> = composed.frames.iter().filter_map(|frame| frame.number).collect();
+    let steps: Vec<i32> = shown.windows(2).map(|two| i32::from(two[1]) - i32::from(two[0])).collect();
+    let others: Vec<(usize, i32)> = steps.iter().copied().enumerate().filter(|(_, step)| *step != 1).collect();
+    println!(
+        "individual: {} pictures of {}, {} missing, {} strange; composed: {} pictures, of them {} others than the next",
+        matched.frames.len(),
+        truth.frames.len() - matched.before,
+        matched.missing.len(),
+        matched.strange,
+        shown.len(),
+        others.len()
+    );
+    assert!(matched.frames.len() >= 290, "{}", matched.frames.len());
+    let lacking = (matched.missing.len(), matched.after, matched.strange, matched.damaged);
+    assert_eq!(lacking, (0, 0, 0, 0), "{:?}", matched.missing);
+    assert!(individual.in_order());
+    let decoded = tokio::task::block_in_place(|| {
+        verify::decode(file, None, &Pipelines::default(), &CancellationToken::new()).expect("decode")
+    });
+    assert_eq!(decoded.done().expect("nothing cancels it").video_frames, individual.frames.len() as u64);
+    let zeros: Vec<f64> = matched.frames.iter().map(archiver_testkit::content::Pair::zero).collect();
+    let spread = percentile(&zeros, 100.0).expect("pictures") - percentile(&zeros, 0.0).expect("pictures");
+    assert!(spread < 0.010, "pictures are up to {spread} s from their times");
+    let missing = archive.manifest["missing"].as_array().map_or(0, Vec::len);
+    assert_eq!(missing, 0, "{}", archive.manifest);
+    // As many pictures a second are drawn as are sent. Where the moment that is drawn is just between two pictures, one may be shown twice
+    // instead of the next.
+    let last = shown.iter().rposition(|number| Some(number) != shown.last()).map_or(0, |at| at + 1);
+    let others: Vec<(usize, i32)> = others.into_iter().filter(|(at, _)| *at < last).collect();
+    assert!(last >= 285, "{last}");
+    assert!(others.iter().all(|(_, step)| (0..=2).contains(step)), "{others:?} of {shown:?}");
+    assert!(others.len() * 20 < shown.len(), "{others:?} of {shown:?}");
+}
