@@ -1,7 +1,7 @@
 //! Builds an archive from a finished log: composed file, ZIP of individual files, manifest and report. Blocking, and safe to
 //! repeat: files of an earlier attempt are overwritten, with the same result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::media::Pipelines;
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::cancellable::Cancellable;
 use crate::model::ids::{StreamId, TrackId};
-use crate::model::media::VideoType;
+use crate::model::media::{GapCause, MissingMedia, VideoType};
 use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history::{self, EventKind};
@@ -63,13 +63,23 @@ pub fn build(
     let end = all.iter().map(|p| p.end).max().unwrap_or(begin);
     let streams = streams_from_history(&events);
     let (mut objects, mut files, mut composed) = (Vec::new(), Vec::new(), None);
-    let mut thumbnails = Vec::new();
+    let (mut thumbnails, mut undecodable) = (Vec::new(), BTreeSet::new());
     if descriptor.options.output_mode != OutputMode::Individual {
-        let made = composed::build_composed(dir, live_output, descriptor, pipelines, cancel)?;
-        let Cancellable::Done((object, entry)) = made else { return Ok(Cancellable::Cancelled) };
-        objects.push(object);
-        thumbnails = composed::thumbnail_objects(dir)?;
-        composed = Some(entry);
+        let tracks: BTreeSet<TrackId> = log.tracks.iter().map(|track| track.track).collect();
+        match composed::build_composed(dir, live_output, descriptor, &tracks, pipelines, cancel) {
+            Ok(Cancellable::Done(made)) => {
+                objects.push(made.object);
+                thumbnails = composed::thumbnail_objects(dir)?;
+                (composed, undecodable) = (Some(made.entry), made.undecodable);
+            }
+            Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
+            // The individual files hold the media as it came.
+            Err(ArchiveError::Undecodable) if descriptor.options.output_mode == OutputMode::Both => {
+                tracing::warn!("there is no composed file: {}", ArchiveError::Undecodable);
+                undecodable = tracks;
+            }
+            Err(error) => return Err(error),
+        }
     }
     if descriptor.options.output_mode != OutputMode::Composed {
         let plans = individual::plan(&log.tracks, &corrections, &events, &descriptor.options);
@@ -91,7 +101,8 @@ pub fn build(
         None => (begin, begin.until(end).as_secs_f64()),
     };
     let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options);
-    let report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
+    let mut report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
+    report.add_missing(log.tracks.iter().filter(|track| undecodable.contains(&track.track)).filter_map(of_undecodable));
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
     let keys = Keys::new(descriptor.application.clone(), descriptor.archive);
     let entry = |o: &Object| ObjectEntry {
@@ -120,6 +131,21 @@ pub fn build(
         composed,
     };
     Ok(Cancellable::Done(Built { objects, manifest, report }))
+}
+
+/// A track that a composed archive lacks because it cannot be decoded.
+fn of_undecodable(track: &TrackIndex) -> Option<MissingMedia> {
+    let (start, end) = (track.start()?, track.end()?);
+    Some(MissingMedia {
+        stream_id: track.track.stream,
+        kind: track.track.kind,
+        cause: GapCause::Unsupported,
+        duration_ms: end.as_millis() - start.as_millis(),
+        details: vec![
+            "the composed file lacks it, because it cannot be decoded: it is encrypted end to end, or damaged"
+                .to_owned(),
+        ],
+    })
 }
 
 fn stream_entry(stream_id: StreamId, stream: &StreamHistory) -> StreamEntry {

@@ -1,5 +1,6 @@
 //! The file of a composed archive: made by a composer, and checked before it becomes an archive.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::media::{Pipelines, verify};
 use crate::model::archive_options::{ArchiveOptions, Resolution};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
+use crate::model::ids::{TrackId, TrackKind};
 use crate::recording::LogError;
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
@@ -43,6 +45,7 @@ pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
         seconds_max: longest.as_secs(),
         clip: None,
         ignore_layout_history: false,
+        excluded: BTreeSet::new(),
     }
 }
 
@@ -51,14 +54,23 @@ pub(crate) fn path(dir: &Path) -> PathBuf {
     dir.join("out").join(NAME)
 }
 
-/// Composes the log in `dir`, unless the file of a composer that followed the session is valid. Blocking.
+/// A composed archive's file.
+pub(super) struct ComposedFile {
+    pub object: Object,
+    pub entry: ComposedEntry,
+    /// Tracks that are not in it because they cannot be decoded.
+    pub undecodable: BTreeSet<TrackId>,
+}
+
+/// Composes the log in `dir`, unless the file of a composer that followed the session is valid. `tracks` are those of the log. Blocking.
 pub(super) fn build_composed(
     dir: &Path,
     live_output: Option<Composed>,
     descriptor: &ArchiveDescriptor,
+    tracks: &BTreeSet<TrackId>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
-) -> Result<Cancellable<(Object, ComposedEntry)>, ArchiveError> {
+) -> Result<Cancellable<ComposedFile>, ArchiveError> {
     let path = path(dir);
     // Of a finished log the length is known.
     let options = Options {
@@ -92,6 +104,22 @@ pub(super) fn build_composed(
             composed
         }
     };
+    let undecodable = composed.undecodable.clone();
+    if !undecodable.is_empty() && undecodable.is_superset(tracks) {
+        return Err(ArchiveError::Undecodable);
+    }
+    let composed = if undecodable.iter().any(|track| track.kind == TrackKind::Audio) {
+        // What a decoder made of their sound is noise.
+        let excluded = undecodable.iter().map(|track| track.stream).collect();
+        sent = None;
+        let again = Options { excluded, ..options.clone() };
+        let composed = process::run(dir, &path, &again, pipelines, None, cancel)?;
+        let Cancellable::Done(composed) = composed else { return Ok(Cancellable::Cancelled) };
+        let Cancellable::Done(()) = check_composed(&composed)? else { return Ok(Cancellable::Cancelled) };
+        composed
+    } else {
+        composed
+    };
     let (sha256, size) = match &sent {
         Some(parts) => (parts.composite(), std::fs::metadata(&path).map_err(ArchiveError::io("read", &path))?.len()),
         None => zip::sha256(&path)?,
@@ -108,7 +136,8 @@ pub(super) fn build_composed(
             .map(|(stream, kind, errors)| (*stream, *kind, errors.decoder, errors.skipped))
             .collect(),
     };
-    Ok(Cancellable::Done((Object { kind: Kind::Mp4, path, size, sha256, parts: sent }, entry)))
+    let object = Object { kind: Kind::Mp4, path, size, sha256, parts: sent };
+    Ok(Cancellable::Done(ComposedFile { object, entry, undecodable }))
 }
 
 /// The thumbnails that the composer wrote beside the file, if it could.

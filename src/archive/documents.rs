@@ -206,6 +206,15 @@ pub struct Report {
     pub epochs_ms: Vec<(Epoch, i64)>,
 }
 
+impl Report {
+    /// Adds media that the archive lacks.
+    pub fn add_missing(&mut self, lacking: impl Iterator<Item = MissingMedia>) {
+        self.missing.extend(lacking);
+        self.missing.sort_by_key(|one| std::cmp::Reverse(one.duration_ms));
+        self.complete = Some(self.missing.is_empty());
+    }
+}
+
 /// One stream of the report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -50,6 +50,9 @@ pub enum ArchiveError {
         /// The problem.
         what: String,
     },
+    /// No track of a composed archive can be decoded.
+    #[error("nothing of the session's media can be decoded: it is encrypted end to end, or damaged")]
+    Undecodable,
     /// A local file.
     #[error("{path} cannot be {doing}")]
     Io {
@@ -77,6 +80,7 @@ impl HasFault for ArchiveError {
             Self::Media { source, .. } => source.fault(),
             Self::Composer(e) => e.fault(),
             Self::Invalid { .. } => FaultKind::ArchiveInvalid.fault(),
+            Self::Undecodable => FaultKind::MediaUndecodable.fault(),
             Self::Io { .. } => FaultKind::SpoolIo.fault(),
         }
     }

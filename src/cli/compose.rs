@@ -1,5 +1,6 @@
 //! `archiver compose`: the child process that makes one file of a log; also for use by hand.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,6 +99,7 @@ impl Compose {
                 seconds_max: 0,
                 clip: None,
                 ignore_layout_history: self.layout.is_some() || self.screenshare.is_some(),
+                excluded: BTreeSet::new(),
             },
             pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
             follow: false,

@@ -1,6 +1,6 @@
 //! The composer: draws and mixes a log into one file, while the log grows or when it is finished.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
@@ -14,12 +14,13 @@ use super::limiter::Limiter;
 use super::log_follower::{ProgressReceiver, SessionLog, WaitError, WorkerGone};
 use super::thumbnails::{self, ThumbnailBuilder};
 use super::timeline::Stream;
+use super::undecodable;
 use crate::media::decode::DecodedFrame;
 use crate::media::encode::{Feeder, Output, encode};
 use crate::media::{MediaError, Pipelines, SAMPLE_RATE};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
-use crate::model::ids::{StreamId, TrackKind};
+use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::{Layout, LayoutType};
 use crate::model::stylesheet::Stylesheet;
 use crate::model::time::MediaTime;
@@ -52,6 +53,9 @@ pub struct Options {
     /// Compose with `layout` only, and ignore the layouts that the session had.
     #[serde(default, rename = "one_layout")]
     pub ignore_layout_history: bool,
+    /// Streams that are neither shown nor heard: nothing of them can be decoded.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub excluded: BTreeSet<StreamId>,
 }
 
 impl Options {
@@ -90,6 +94,9 @@ pub struct Composed {
     pub late: u64,
     /// What could not be decoded, by stream.
     pub errors: Vec<(StreamId, TrackKind, Errors)>,
+    /// Tracks of which most or all could not be decoded.
+    #[serde(default)]
+    pub undecodable: BTreeSet<TrackId>,
 }
 
 /// Why there is no file.
@@ -143,7 +150,7 @@ pub fn compose(
         // There may be none.
         std::fs::remove_file(old).unwrap_or_default();
     }
-    let mut session = SessionLog::new(dir.to_owned(), pipelines.dir.clone(), log_progress);
+    let mut session = SessionLog::new(dir.to_owned(), options.excluded.clone(), pipelines.dir.clone(), log_progress);
     session.refresh()?;
     let output = Output { seconds_max: session.seconds_total().unwrap_or(options.seconds_max), ..options.output() };
     encode(output, out, pipelines, cancel, move |feeder| {
@@ -180,8 +187,10 @@ pub fn compose(
             let written = renderer.thumbnails.write(out, made, pipelines);
             written.unwrap_or_else(|error| tracing::warn!("there are no small pictures: {}", chain(&error)));
         }
-        let (errors, late) = (composition.session.errors(), composition.session.late());
-        Ok(Cancellable::Done(Composed { start, pictures: made, rate: options.rate, late, errors }))
+        let (mut errors, late) = (composition.session.errors(), composition.session.late());
+        let undecodable = undecodable::undecodable(&errors);
+        errors.retain(|(_, _, errors)| !errors.is_none());
+        Ok(Cancellable::Done(Composed { start, pictures: made, rate: options.rate, late, errors, undecodable }))
     })
 }
 

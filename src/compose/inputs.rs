@@ -108,13 +108,24 @@ impl TrackReader {
     }
 }
 
-/// Decoding errors, for the report.
+/// What came of decoding a track, for the report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Errors {
     /// Frames at which a decoder failed.
     pub decoder: u64,
     /// Frames that were passed over until the next keyframe.
     pub skipped: u64,
+    /// Pictures, or packets of sound, that were decoded.
+    #[serde(default)]
+    pub decoded: u64,
+}
+
+impl Errors {
+    /// Whether anything could not be decoded.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.decoder == 0 && self.skipped == 0
+    }
 }
 
 /// The newest picture of a video track. Frames are decoded only while their stream is in the picture; those since the
@@ -325,6 +336,7 @@ impl VideoInput {
             self.errors.decoder += 1;
             decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
         }
+        self.errors.decoded += decoded.as_ref().map_or(0, |pictures| pictures.len() as u64);
         match decoded {
             Ok(pictures) if self.may_reorder => self.coming.extend(pictures),
             Ok(mut pictures) => {
@@ -476,7 +488,11 @@ impl AudioInput {
             none => none.insert(AudioDecoder::new(format, self.pipelines.as_deref())?),
         };
         self.scratch.clear();
-        if let Err(error) = decoder.decode(frame, &mut self.scratch) {
+        let decoded = decoder.decode(frame, &mut self.scratch);
+        if decoded.is_ok() && !self.scratch.is_empty() {
+            self.errors.decoded += 1;
+        }
+        if let Err(error) = decoded {
             if self.errors.decoder == 0 {
                 tracing::warn!(at = ?frame.pts, "sound cannot be decoded: {}", chain(&error));
             }

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Clocks;
-use super::inputs::{AudioInput, Errors, VideoInput};
+use super::inputs::{AudioInput, VideoInput};
 use super::timeline::{self, Stream};
+use super::undecodable::TrackErrors;
 use crate::model::cancellable::Cancellable;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::Layout;
@@ -116,6 +117,8 @@ pub struct WorkerGone;
 /// A session's streams, tracks and clocks, as far as its log has grown.
 pub(super) struct SessionLog {
     dir: PathBuf,
+    /// Streams that are neither shown nor heard.
+    excluded: BTreeSet<StreamId>,
     pipelines: Option<PathBuf>,
     progress: ProgressReceiver,
     indexes: BTreeMap<TrackId, TrackIndex>,
@@ -134,9 +137,15 @@ pub(super) struct SessionLog {
 }
 
 impl SessionLog {
-    pub fn new(dir: PathBuf, pipelines: Option<PathBuf>, progress: ProgressReceiver) -> Self {
+    pub fn new(
+        dir: PathBuf,
+        excluded: BTreeSet<StreamId>,
+        pipelines: Option<PathBuf>,
+        progress: ProgressReceiver,
+    ) -> Self {
         Self {
             dir,
+            excluded,
             pipelines,
             progress,
             indexes: BTreeMap::new(),
@@ -224,7 +233,7 @@ impl SessionLog {
     pub fn open_tracks(&mut self, start: MediaTime) -> Result<(), LogError> {
         let mut begun: Vec<(MediaTime, TrackId)> = self.spans.iter().map(|(track, span)| (span.0, *track)).collect();
         begun.sort_unstable();
-        for (_, track) in begun {
+        for (_, track) in begun.into_iter().filter(|(_, track)| !self.excluded.contains(&track.stream)) {
             let Some(index) = self.indexes.get(&track) else { continue };
             let open = || TrackIndex::open(&index.dir, track);
             match track.kind {
@@ -271,10 +280,11 @@ impl SessionLog {
         self.progress.has_ended().then(|| first.until(last).as_secs() + 2)
     }
 
-    pub fn errors(&self) -> Vec<(StreamId, TrackKind, Errors)> {
+    /// What came of decoding each track.
+    pub fn errors(&self) -> Vec<TrackErrors> {
         let video = self.video.iter().map(|(id, input)| (*id, TrackKind::Video, input.errors));
         let audio = self.audio.iter().map(|(id, input)| (*id, TrackKind::Audio, input.errors));
-        video.chain(audio).filter(|(_, _, errors)| *errors != Errors::default()).collect()
+        video.chain(audio).collect()
     }
 
     /// Frames that came into the log after their moment was composed.

@@ -16,3 +16,4 @@ pub mod process;
 mod scale;
 pub mod thumbnails;
 pub(crate) mod timeline;
+pub mod undecodable;

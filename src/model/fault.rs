@@ -109,6 +109,8 @@ fault_kinds! {
     MediaPipeline = "media_pipeline", Ours, Backoff, "run `archiver check`; look at the element that is named";
     /// A pipeline made no progress.
     MediaStalled = "media_stalled", Ours, Backoff, "the machine is overloaded, or an element hangs; try again";
+    /// No track of a composed archive can be decoded.
+    MediaUndecodable = "media_undecodable", Source, Never, "record sessions that are encrypted end to end as individual archives: these hold the media as it came";
     /// A finished file is not what the log says it should be.
     ArchiveInvalid = "archive_invalid", Ours, Never, "captured media is safe: `archiver jobs replay` makes the archive again";
     /// The configuration is wrong.

@@ -101,6 +101,7 @@ impl Log {
             seconds_max: 60,
             clip: None,
             ignore_layout_history: false,
+            excluded: std::collections::BTreeSet::new(),
         };
         let (out, cancel) = (self.dir.path().join("composed.mp4"), CancellationToken::new());
         let composed = compose(&self.path(), &out, &options, &Pipelines::default(), progress, &cancel, &|_, _| {});

@@ -20,6 +20,7 @@ mod commands;
 mod compose;
 mod compose_damaged;
 mod content;
+mod encrypted;
 mod faults;
 mod hostile;
 mod hostile_api;

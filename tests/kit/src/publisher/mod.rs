@@ -5,6 +5,7 @@
 //! process and played in a loop; when a keyframe is asked for, the picture skips ahead to the next one. Or it is
 //! encoded live ([`Options::live`]), which costs more and gives keyframes only when they are asked for.
 
+mod encrypt;
 mod live;
 pub mod media;
 mod pool;
@@ -55,6 +56,8 @@ pub struct Options {
     pub live: bool,
     /// Sends no Opus packets while there is silence, but one each 400 ms.
     pub dtx: bool,
+    /// Encrypts its media end to end: nobody else can decode it.
+    pub encrypted: bool,
     /// What the tracks are, for the others: sound, picture.
     pub descriptions: (Option<String>, Option<String>),
     /// A second picture with this code, described as `screen`.
@@ -88,6 +91,7 @@ impl Options {
             kilobits: 400,
             live: false,
             dtx: false,
+            encrypted: false,
             descriptions: (None, None),
             screen: None,
             local: janus.ip(),

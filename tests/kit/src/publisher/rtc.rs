@@ -13,6 +13,7 @@ use str0m::media::{Direction, Frequency, MediaKind, MediaTime, Mid};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
+use super::encrypt::encrypt;
 use super::live::LiveEncoder;
 use super::media::{self, AudioCodec, FPS, Loop, VideoCodec};
 use super::{Options, Switches, Truth};
@@ -73,6 +74,7 @@ struct TrackSender {
     /// Pictures are sent so many steps after they were taken: so long an encoder waits for what B-frames refer to.
     lag: u32,
     keyframe_wanted: bool,
+    encrypted: bool,
     /// RTP time.
     ticks: u64,
     step: Duration,
@@ -122,6 +124,9 @@ impl Connection {
             };
             video = Some(sender(options.code)?);
             screen = options.screen.map(&mut sender).transpose()?;
+        }
+        for flow in [&mut video, &mut audio, &mut screen].into_iter().flatten() {
+            flow.encrypted = options.encrypted;
         }
         let (offer, pending) = changes.apply().context("nothing to publish")?;
         let options = options.clone();
@@ -297,6 +302,7 @@ impl TrackSender {
             shown_last: numbers - 1,
             lag: 0,
             keyframe_wanted: true,
+            encrypted: false,
             ticks: 0,
             step,
             ticks_a_step: (ticks_a_step + 500_000_000) / 1_000_000_000,
@@ -324,7 +330,7 @@ impl TrackSender {
         }
         // A keyframe in the middle of reordered pictures would come before some that are shown earlier.
         let keyframe = self.is_in_order() && std::mem::take(&mut self.keyframe_wanted);
-        let (data, number) = match &mut self.source {
+        let (mut data, number) = match &mut self.source {
             MediaSource::Live(live) => (live.encode(self.number, keyframe)?, self.number),
             MediaSource::Loop(media) => {
                 while keyframe && !media[self.number as usize].keyframe {
@@ -350,6 +356,9 @@ impl TrackSender {
         let Some(pt) = writer.payload_params().find(|p| p.spec().codec == self.codec).map(|p| p.pt()) else {
             return Ok(None);
         };
+        if self.encrypted {
+            encrypt(self.codec, &mut data, self.ticks);
+        }
         writer.write(pt, taken, time, data)?;
         rtc.handle_input(Input::Timeout(Instant::now()))?;
         Ok(Some(Sent { number, taken }))
