@@ -153,13 +153,17 @@ fn elements() -> tempfile::TempDir {
 /// What can be seen of each picture: its three planes.
 fn pictures(format: &TrackFormat, frames: &[Frame], pipelines: Option<&Path>) -> Vec<Vec<u8>> {
     let mut decoder = VideoDecoder::new(format, pipelines).expect("decoder");
-    let decoded = frames.iter().flat_map(|frame| decoder.decode(frame).expect("decoded"));
+    let mut decoded: Vec<DecodedFrame> =
+        frames.iter().flat_map(|frame| decoder.decode(frame).expect("decoded")).collect();
+    decoded.extend(decoder.finish().expect("finished"));
+    // They come in the order of presentation.
+    assert!(decoded.windows(2).all(|two| two[0].pts() < two[1].pts()), "pictures are out of order");
     let seen = |picture: DecodedFrame| {
         assert_eq!(picture.size(), (320, 240));
         let rows = |plane: Plane<'_>| (0..plane.height).flat_map(|y| plane.row(y).to_vec()).collect::<Vec<u8>>();
         (0..3).flat_map(|n| picture.with_plane(n, rows).expect("plane")).collect()
     };
-    decoded.map(seen).collect()
+    decoded.into_iter().map(seen).collect()
 }
 
 #[test]
@@ -167,10 +171,14 @@ fn a_library_that_is_called_directly_decodes_what_the_elements_do() {
     let elements = elements();
     let fine =
         format!("{}vp9enc deadline=1 cpu-used=8 keyframe-max-dist=25", VIDEO.replace("width", "format=Y444,width"));
+    let reordered = format!(
+        "{VIDEO}x264enc speed-preset=veryfast bframes=3 b-adapt=false b-pyramid=true key-int-max=25 ! video/x-h264,profile=high,stream-format=avc,alignment=au"
+    );
     for (name, (format, frames)) in [
         ("VP8", coded(Codec::Vp8)),
         ("VP9", coded(Codec::Vp9)),
         ("H.264", coded(Codec::H264)),
+        ("H.264 with B-frames", coded_by(Codec::H264, &reordered)),
         // Its chroma is as large as its luma: that is for elements to convert.
         ("VP9, 4:4:4", coded_by(Codec::Vp9, &fine)),
     ] {
