@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{MediaError, Pipelines, duration, fragment, runner::Pipeline};
 use crate::model::cancellable::Cancellable;
+use crate::model::ids::TrackKind;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
 use crate::rtp::clock::BACK_MAX;
@@ -131,6 +132,7 @@ struct Feed {
     /// Frames that were read and not pushed.
     ahead: VecDeque<Frame>,
     /// Whether frames may be shown before others that come earlier.
+    is_video: bool,
     may_reorder: bool,
     /// Times of frames that were pushed, and are shown after one that was not.
     pushed: Vec<MediaTime>,
@@ -153,6 +155,7 @@ impl Feed {
             source,
             frames,
             ahead: VecDeque::new(),
+            is_video: format.codec.kind() == TrackKind::Video,
             may_reorder,
             pushed: Vec::new(),
             last_span: 20_000_000,
@@ -207,7 +210,12 @@ impl Feed {
             let buffer = buffer.get_mut().expect("nobody else has the buffer yet");
             buffer.set_pts(in_file(frame.pts));
             buffer.set_dts(in_file(decoded));
-            buffer.set_duration(gst::ClockTime::from_nseconds(span));
+            // The muxer (1.22, `matroska-mux.c`) puts a picture with a duration into a BlockGroup without a reference, which makes each
+            // picture a keyframe to players. Without a duration it is a SimpleBlock with its flag. The first one is a keyframe; without
+            // its duration a file of one picture would have none.
+            if !self.is_video || self.fed.frames == 0 {
+                buffer.set_duration(gst::ClockTime::from_nseconds(span));
+            }
             if !frame.keyframe {
                 buffer.set_flags(gst::BufferFlags::DELTA_UNIT);
             }

@@ -39,7 +39,7 @@ async fn one_who_encrypts_is_neither_seen_nor_heard_by_the_others_and_the_archiv
     let alice = Publisher::start(options(&world, "mixed", "alice", 1, false)).await.expect("alice");
     let secret = Publisher::start(options(&world, "mixed", "secret", 2, true)).await.expect("secret");
     recorded(&mut world, "mixed", "both", 4).await;
-    alice.pictures_pass(200).await;
+    alice.pictures_pass(300).await;
     drop(secret.leave().await.expect("left"));
     alice.pictures_pass(30).await;
     let truth = alice.leave().await.expect("left").timeline();
@@ -70,7 +70,7 @@ async fn a_composed_archive_of_nothing_that_can_be_decoded_fails_with_that_reaso
     world.start_worker().expect("worker");
     let secret = Publisher::start(options(&world, "secret", "secret", 1, true)).await.expect("secret");
     recorded(&mut world, "secret", "composed", 2).await;
-    secret.pictures_pass(120).await;
+    secret.pictures_pass(300).await;
     drop(secret.leave().await.expect("left"));
     let ended = world.ended("secret");
     world.publish(&ended).expect("publish");

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::coded::coded;
 use crate::support::h264::{AccessUnit, access_units, count_ids, depacketized};
+use crate::support::matroska::keyframe_marks;
 
 /// A frame, behind its format if that changes.
 type Item = (Option<TrackFormat>, Frame);
@@ -83,6 +84,12 @@ impl Archive {
         if pictures > 0 {
             let flags = probe(&path, "v", "packet=flags");
             assert!(flags.starts_with('K'), "the first picture is no keyframe: {file:?}");
+            // Where players may seek to is where pictures can be decoded from.
+            let marks = keyframe_marks(&path);
+            let decoded = probe(&path, "v", "frame=key_frame");
+            let keyframes: Vec<bool> =
+                decoded.lines().filter(|line| line.starts_with(['0', '1'])).map(|line| line.starts_with('1')).collect();
+            assert_eq!(marks, keyframes, "the file's marks of keyframes, and the decoder's keyframes: {file:?}");
         }
         let counted = verify::decode(&path, None, &Pipelines::default(), &CancellationToken::new()).expect("decode");
         let counted = counted.done().expect("nothing cancels it");
