@@ -25,7 +25,7 @@ BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --loc
 RUST_BACKTRACE := 0
 NEXTEST = RUST_BACKTRACE=$(RUST_BACKTRACE) $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
 
-.PHONY: help setup demo test bench lint audit kills outages hostile soak fuzz garage image clean
+.PHONY: help setup demo test bench lint audit kills outages hostile soak senders fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,10 @@ hostile: setup ## ten thousand odd requests to the API (ARCHIVER_REQUESTS)
 soak: setup ## session after session for an hour (ARCHIVER_SOAK seconds), by one worker that must not grow
 	@$(BUILD_TESTS)
 	ARCHIVER_SOAK=$${ARCHIVER_SOAK:-3600} $(NEXTEST) --profile long -E 'test(/^soak::/)'
+
+senders: setup ## the matrix of senders and what happens to them, in about an hour (SENDERS, EVENTS: parts of names; FRESH=1: all again)
+	@$(BUILD_TESTS)
+	SENDERS="$(SENDERS)" EVENTS="$(EVENTS)" FRESH="$(FRESH)" $(NEXTEST) --profile long --no-capture --run-ignored only -E 'test(/^senders::whole::/)'
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked

@@ -23,8 +23,8 @@ use archiver::recording::reader::LogItem;
 use archiver::recording::spool::Spool;
 use archiver::recording::{LogOptions, LogReader, TrackLog};
 use archiver_testkit::content::{Content, SeenFrame, percentile};
-use archiver_testkit::publisher::media::FPS;
-use archiver_testkit::publisher::{Options, Publisher, VideoCodec};
+use archiver_testkit::publisher::media::{FPS, VideoCoding};
+use archiver_testkit::publisher::{H264Kind, Options, Publisher, VideoCodec};
 use archiver_testkit::world::World;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -38,8 +38,10 @@ const STEP: i64 = 1_000_000_000 / FPS as i64;
 const STREAM: &str = "00000000-0000-4000-8000-000000000001";
 
 /// The first pictures of a publisher, in decoding order.
-fn numbered(b_frames: u32, begins: i64) -> Vec<AccessUnit> {
-    let all = archiver_testkit::publisher::media::video(VideoCodec::H264, (320, 240), 1, 400, b_frames).expect("loop");
+fn numbered(b_frames: u8, begins: i64) -> Vec<AccessUnit> {
+    let h264 = if b_frames > 0 { H264Kind::BFrames(b_frames) } else { H264Kind::default() };
+    let coding = VideoCoding { codec: VideoCodec::H264, h264, size: (320, 240), code: 1, kilobits: 400, fps: FPS };
+    let all = archiver_testkit::publisher::media::video(coding).expect("loop");
     let mut units = coded_units(&all[..PICTURES], STEP);
     units.iter_mut().for_each(|unit| unit.pts = unit.pts + begins);
     units
@@ -222,7 +224,11 @@ async fn a_publisher_with_b_frames_is_whole_in_both_files() {
     let mut started = world.started("b");
     started["data"]["archive"] = json!({ "outputMode": "both", "resolution": "640x480" });
     world.publish(&started).expect("publish");
-    let options = Options { video: Some(VideoCodec::H264), b_frames: 2, ..Options::new(&world.janus, "b", "alice") };
+    let options = Options {
+        video: Some(VideoCodec::H264),
+        h264: H264Kind::BFrames(2),
+        ..Options::new(&world.janus, "b", "alice")
+    };
     let alice = Publisher::start(options).await.expect("alice");
     world.recording(2).await;
     alice.pictures_pass(300).await;

@@ -36,6 +36,7 @@ mod router;
 mod router_inputs;
 mod sdk_quirks;
 mod sdks;
+mod senders;
 mod session;
 mod soak;
 mod store;

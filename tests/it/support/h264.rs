@@ -45,7 +45,7 @@ pub fn access_units(source: &str, encoder: &str) -> Vec<AccessUnit> {
 
 /// A loop's pictures, in decoding order, each at its place in presentation.
 pub fn coded_units(coded: &[Coded], step: i64) -> Vec<AccessUnit> {
-    let unit = |coded: &Coded| AccessUnit { pts: MediaTime(i64::from(coded.number) * step), units: split(&coded.data) };
+    let unit = |coded: &Coded| AccessUnit { pts: MediaTime(i64::from(coded.shown) * step), units: split(&coded.data) };
     coded.iter().map(unit).collect()
 }
 

@@ -17,10 +17,12 @@ const RATE = 48000;
 // 10 ms, what WebRTC takes at once.
 const SAMPLES = RATE / 100;
 
-const truth = { frames: [], beeps: [] };
+const truth = { frames: [], beeps: [], coded: [], packets: 0 };
 const wall = (ms) => (performance.timeOrigin + ms) / 1000;
 let plugin = null;
 let janus = null;
+// Whether coded pictures are noted. They decide then which of the drawn ones were sent.
+let notes = false;
 
 function draw(canvas, context, number, code) {
   const { width, height } = canvas;
@@ -40,22 +42,34 @@ function draw(canvas, context, number, code) {
   });
 }
 
+// What is drawn: other pictures from the start of the page on, in so many pixels. `resize` changes them.
+let look = null;
+let start = null;
+// The tracks that are drawn and sounded, the latest of each kind, and the timers that do that.
+const sources = {};
+
 function pictures({ width, height, code }) {
-  const canvas = new OffscreenCanvas(width, height);
-  const context = canvas.getContext('2d', { alpha: false, willReadFrequently: true });
+  look = { width, height, code };
+  let canvas = null;
+  let context = null;
   const track = new MediaStreamTrackGenerator({ kind: 'video' });
   const writer = track.writable.getWriter();
-  const start = performance.now();
+  start ??= performance.now();
   let drawn = -1;
-  setInterval(() => {
+  const timer = setInterval(() => {
     const number = Math.floor(((performance.now() - start) * FPS) / 1000);
     if (number === drawn) return;
     drawn = number;
-    draw(canvas, context, number % (FPS * LOOP_SECONDS), code);
+    if (canvas?.width !== look.width || canvas?.height !== look.height) {
+      canvas = new OffscreenCanvas(look.width, look.height);
+      context = canvas.getContext('2d', { alpha: false, willReadFrequently: true });
+    }
+    draw(canvas, context, number % (FPS * LOOP_SECONDS), look.code);
     const due = start + (number * 1000) / FPS;
     writer.write(new VideoFrame(canvas, { timestamp: Math.round(due * 1000) }));
-    if (track.enabled && plugin) truth.frames.push([number % (FPS * LOOP_SECONDS), wall(due)]);
+    if (track.enabled && (plugin || notes)) truth.frames.push([number % (FPS * LOOP_SECONDS), wall(due)]);
   }, 4);
+  sources.video = { track, timer };
   return track;
 }
 
@@ -69,21 +83,41 @@ function samples(first) {
   return data;
 }
 
-function sound() {
+function sound(from = 0) {
   const track = new MediaStreamTrackGenerator({ kind: 'audio' });
   const writer = track.writable.getWriter();
-  const start = performance.now();
+  const begun = performance.now() - from * 1000;
   const format = { format: 'f32', sampleRate: RATE, numberOfChannels: 1, numberOfFrames: SAMPLES };
-  let first = 0;
-  setInterval(() => {
+  let first = from * RATE;
+  const timer = setInterval(() => {
     // What is late comes all at once: none is left out.
-    for (; performance.now() - start >= ((first + SAMPLES) * 1000) / RATE; first += SAMPLES) {
-      const due = start + (first * 1000) / RATE;
+    for (; performance.now() - begun >= ((first + SAMPLES) * 1000) / RATE; first += SAMPLES) {
+      const due = begun + (first * 1000) / RATE;
       writer.write(new AudioData({ ...format, timestamp: Math.round(due * 1000), data: samples(first) }));
       if (first % RATE === 0 && track.enabled && plugin) truth.beeps.push([(first / RATE) % LOOP_SECONDS, wall(due)]);
     }
   }, 4);
+  sources.audio = { track, timer };
   return track;
+}
+
+// Notes each coded picture on its way to the network: its source, RTP time and when it was coded.
+function noting() {
+  const transform = (frame, controller) => {
+    const { synchronizationSource, rtpTimestamp } = frame.getMetadata();
+    truth.coded.push([synchronizationSource, rtpTimestamp ?? frame.timestamp, wall(performance.now())]);
+    controller.enqueue(frame);
+  };
+  return new TransformStream({ transform });
+}
+
+// The same for packets of sound, which are counted alone.
+function counting() {
+  const transform = (packet, controller) => {
+    truth.packets += 1;
+    controller.enqueue(packet);
+  };
+  return new TransformStream({ transform });
 }
 
 function attach({ url, apiSecret, token }) {
@@ -126,16 +160,22 @@ async function publish(options) {
       };
       ask(reject);
     });
+  notes = options.coded;
   const { room, pin, id, display } = options;
   const join = { request: 'join', ptype: 'publisher', room, id, display, ...(pin ? { pin } : {}) };
   await answer(() => handle.send({ message: join }), (message) => message.videoroom === 'joined');
   const tracks = [];
-  if (options.audio) tracks.push({ type: 'audio', capture: sound(), recv: false });
+  if (options.audio) {
+    const transforms = options.coded ? { transforms: { sender: counting() } } : {};
+    tracks.push({ type: 'audio', capture: sound(), recv: false, ...transforms });
+  }
   if (options.video) {
     tracks.push({
       type: 'video',
       capture: pictures(options),
       recv: false,
+      ...(options.coded ? { transforms: { sender: noting() } } : {}),
+      ...(options.svc ? { svc: options.svc } : {}),
       ...(options.simulcast ? { simulcast: true, simulcastMaxBitrates: { low: 100000, medium: 250000, high: 600000 } } : {}),
     });
   }
@@ -145,27 +185,73 @@ async function publish(options) {
   const message = {
     request: 'publish',
     ...(options.audio ? { audiocodec: 'opus' } : {}),
-    ...(options.video ? { videocodec: 'vp8' } : {}),
+    ...(options.video ? { videocodec: options.codec } : {}),
     ...(descriptions.length ? { descriptions } : {}),
   };
   const { jsep } = await answer(() => handle.send({ message, jsep: offer }), (_, jsep) => jsep);
   await new Promise((success, error) => handle.handleRemoteJsep({ jsep, success, error }));
   await connected;
   plugin = handle;
+  plugin.answer = answer;
   return {};
 }
 
+const senders = (kind) => plugin.webrtcStuff.pc.getSenders().filter((sender) => sender.track?.kind === kind);
+
 function mute({ kind, on }) {
-  for (const sender of plugin.webrtcStuff.pc.getSenders()) {
-    if (sender.track && sender.track.kind === kind) sender.track.enabled = !on;
+  for (const sender of senders(kind)) sender.track.enabled = !on;
+  return {};
+}
+
+// Pictures have another size from the next one on.
+function resize({ width, height }) {
+  Object.assign(look, { width, height });
+  return {};
+}
+
+// Another picture and another sound in the same tracks. Pictures go on with their numbers, sound goes on some seconds later.
+async function replace({ width, height, seconds }) {
+  for (const kind of ['video', 'audio']) {
+    for (const sender of senders(kind)) {
+      const before = sources[kind];
+      const second = (performance.now() - start) / 1000 + seconds;
+      const track = kind === 'video' ? pictures({ ...look, width, height }) : sound(Math.floor(second));
+      await sender.replaceTrack(track);
+      clearInterval(before.timer);
+      before.track.stop();
+    }
   }
+  return {};
+}
+
+// Takes the track of a kind out of the connection, or adds it again, with a new offer.
+let removed = {};
+async function renegotiate({ kind, on }) {
+  const pc = plugin.webrtcStuff.pc;
+  if (on) {
+    const { transceiver, track } = removed[kind];
+    track.enabled = true;
+    await transceiver.sender.replaceTrack(track);
+    transceiver.direction = 'sendonly';
+  } else {
+    const transceiver = pc.getTransceivers().find(({ sender }) => sender.track?.kind === kind);
+    const { track } = transceiver.sender;
+    removed[kind] = { transceiver, track };
+    track.enabled = false;
+    await transceiver.sender.replaceTrack(null);
+    transceiver.direction = 'inactive';
+  }
+  await pc.setLocalDescription(await pc.createOffer());
+  const { type, sdp } = pc.localDescription;
+  const send = () => plugin.send({ message: { request: 'configure' }, jsep: { type, sdp } });
+  const { jsep } = await plugin.answer(send, (_, jsep) => jsep);
+  await pc.setRemoteDescription(jsep);
   return {};
 }
 
 // A layer of the picture is sent or not.
 async function layer({ rid, on }) {
-  for (const sender of plugin.webrtcStuff.pc.getSenders()) {
-    if (!sender.track || sender.track.kind !== 'video') continue;
+  for (const sender of senders('video')) {
     const parameters = sender.getParameters();
     for (const encoding of parameters.encodings) if (encoding.rid === rid) encoding.active = on;
     await sender.setParameters(parameters);
@@ -194,6 +280,11 @@ async function stats() {
 
 async function leave() {
   const handle = plugin;
+  if (notes) {
+    // What is drawn is sent before the browser leaves.
+    for (const { timer } of Object.values(sources)) clearInterval(timer);
+    await new Promise((resolve) => setTimeout(resolve, 300));
+  }
   plugin = null;
   await new Promise((resolve) => handle.send({ message: { request: 'leave' }, success: resolve, error: resolve }));
   await new Promise((resolve) => janus.destroy({ success: resolve, error: resolve }));
@@ -228,4 +319,4 @@ function play({ url, times }) {
 }
 
 window.publisher = {
-  play, publish, mute, layer, stats, leave, truth: () => truth };
+  play, publish, mute, resize, replace, renegotiate, layer, stats, leave, truth: () => truth };

@@ -3,6 +3,7 @@
 //! `tests/kit/chromium` holds the node script that drives the browser and the page. Their two npm packages are
 //! installed once into the build folder.
 
+mod coded;
 mod install;
 
 use std::process::Stdio;
@@ -16,7 +17,9 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::content::Timeline;
 use crate::janus::{API_SECRET, Janus};
+use crate::publisher::VideoCodec;
 use crate::wait::DEADLINE;
+pub use coded::{CodedPicture, SentByBrowser};
 
 /// Where Debian's `libjs-janus-gateway` has `janus.js`.
 const JANUS_JS: &str = "/usr/share/javascript/janus-gateway";
@@ -44,8 +47,14 @@ pub struct ChromiumOptions {
     pub display: String,
     /// Whether to send sound, in Opus.
     pub audio: bool,
-    /// Whether to send the picture, in VP8.
+    /// Whether to send the picture.
     pub video: bool,
+    /// The picture's codec; the room must have it.
+    pub codec: VideoCodec,
+    /// Layers in one stream, by the name of their structure (`L3T3_KEY`), instead of simulcast.
+    pub svc: Option<String>,
+    /// Notes which pictures are coded, for [`ChromiumPublisher::coded`].
+    pub notes_coded: bool,
     /// Three layers: the whole size, a half and a quarter of it in each direction.
     pub simulcast: bool,
     /// Width and height.
@@ -70,6 +79,9 @@ impl ChromiumOptions {
             display: format!("The {id}"),
             audio: true,
             video: true,
+            codec: VideoCodec::Vp8,
+            svc: None,
+            notes_coded: false,
             simulcast: true,
             size: (640, 480),
             code: 1,
@@ -136,6 +148,7 @@ impl ChromiumPublisher {
         let publish = json!({
             "do": "publish", "url": options.url, "apiSecret": options.api_secret, "token": options.token,
             "room": options.room, "pin": options.pin, "id": options.id, "display": options.display, "audio": options.audio, "video": options.video,
+            "codec": options.codec.janus(), "svc": options.svc, "coded": options.notes_coded,
             "simulcast": options.simulcast, "width": options.size.0, "height": options.size.1, "code": options.code,
             "descriptions": descriptions,
         });
@@ -216,6 +229,31 @@ impl ChromiumPublisher {
         self.ask(&json!({ "do": "mute", "kind": "audio", "on": on })).await.map(drop)
     }
 
+    /// Draws pictures of another size.
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn resize(&mut self, size: (u32, u32)) -> Result<()> {
+        self.ask(&json!({ "do": "resize", "width": size.0, "height": size.1 })).await.map(drop)
+    }
+
+    /// Sends another picture, of this size, and another sound, so many seconds later, in the same tracks (`replaceTrack`).
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn replace(&mut self, size: (u32, u32), seconds: u32) -> Result<()> {
+        let replace = json!({ "do": "replace", "width": size.0, "height": size.1, "seconds": seconds });
+        self.ask(&replace).await.map(drop)
+    }
+
+    /// Takes the picture out of the connection, or adds it again, by a renegotiation.
+    ///
+    /// # Errors
+    /// When Janus refuses, or the browser has ended.
+    pub async fn add_video(&mut self, added: bool) -> Result<()> {
+        self.ask(&json!({ "do": "renegotiate", "kind": "video", "on": added })).await.map(drop)
+    }
+
     /// Ceases or resumes to send a simulcast layer: `h`, `m` or `l`. Another than the highest that is sent is what the
     /// router has for its subscribers then.
     ///
@@ -241,16 +279,38 @@ impl ChromiumPublisher {
         timeline(self.ask(&json!({ "do": "truth" })).await?)
     }
 
+    /// What was drawn, played and coded so far; see [`ChromiumOptions::notes_coded`].
+    ///
+    /// # Errors
+    /// When the browser has ended.
+    pub async fn coded(&mut self) -> Result<SentByBrowser> {
+        coded::read(self.ask(&json!({ "do": "truth" })).await?)
+    }
+
+    /// Leaves as [`ChromiumPublisher::leave`] does. Returns what was coded, too.
+    ///
+    /// # Errors
+    /// When the browser has ended before.
+    pub async fn leave_coded(mut self) -> Result<SentByBrowser> {
+        let all = coded::read(self.ask(&json!({ "do": "leave" })).await?)?;
+        self.end().await;
+        Ok(all)
+    }
+
     /// Unpublishes, leaves the room and ends the browser. Returns what was drawn and played.
     ///
     /// # Errors
     /// When the browser has ended before.
     pub async fn leave(mut self) -> Result<Timeline> {
         let truth = timeline(self.ask(&json!({ "do": "leave" })).await?)?;
+        self.end().await;
+        Ok(truth)
+    }
+
+    async fn end(&mut self) {
         self.stdin = None;
         // Whatever is left then is killed on drop.
         tokio::time::timeout(END_MAX, self.node.wait()).await.map(drop).unwrap_or_default();
-        Ok(truth)
     }
 
     /// Vanishes without a word.

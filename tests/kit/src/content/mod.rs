@@ -72,6 +72,8 @@ pub struct Content {
     pub frames: Vec<SeenFrame>,
     /// The beeps in the order of the file; empty without audio.
     pub beeps: Vec<SeenBeep>,
+    /// Beeps with which sound begins, at first or behind a hole: they may have begun earlier.
+    pub cut_beeps: Vec<SeenBeep>,
     /// Where there is sound.
     pub audio: Vec<AudioRun>,
     /// What ffmpeg had to complain about: nothing, in a good file.
@@ -115,7 +117,8 @@ impl Content {
             let (sound, errors) = ffmpeg::sound(path)?;
             content.errors.extend(errors);
             content.audio = sound.iter().map(|run| AudioRun { from: run.from, to: run.to() }).collect();
-            content.beeps = tone::beeps(&sound);
+            let tone::Beeps { whole, cut } = tone::beeps(&sound);
+            (content.beeps, content.cut_beeps) = (whole, cut);
         }
         Ok(content)
     }

@@ -11,26 +11,37 @@ const LOUD: f64 = 0.15;
 /// Part of a beep's power that must be at its pitch.
 const PURE: f64 = 0.4;
 
-/// All beeps, by the time of their first loud sample. A beep at the start of a run may have begun earlier, so it does not count.
+/// The beeps of a file.
+#[derive(Debug, Default)]
+pub struct Beeps {
+    /// Those that begin behind silence.
+    pub whole: Vec<SeenBeep>,
+    /// Those at the start of a run: they may have begun earlier.
+    pub cut: Vec<SeenBeep>,
+}
+
+/// All beeps, by the time of their first loud sample.
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-pub fn beeps(runs: &[Sound]) -> Vec<SeenBeep> {
+pub fn beeps(runs: &[Sound]) -> Beeps {
     let peak = runs.iter().flat_map(|r| &r.samples).map(|s| s.unsigned_abs()).max().unwrap_or(0);
     let loud = (f64::from(peak.max(2000)) * LOUD) as u16;
-    let mut beeps = Vec::new();
+    let mut beeps = Beeps::default();
     for run in runs {
         let rate = f64::from(run.rate);
         let samples = |seconds: f64| (seconds * rate) as usize;
         let mut last_loud = None;
         for (n, _) in run.samples.iter().enumerate().filter(|(_, s)| s.unsigned_abs() > loud) {
             let silence = n - last_loud.map_or(0, |l: usize| l + 1);
-            last_loud = Some(n);
+            let is_first = last_loud.replace(n).is_none();
             // The edges are soft after a lossy codec, so the pitch is read in the middle.
             let middle = n + samples(BEEP * 0.1)..n + samples(BEEP * 0.9);
-            if silence < samples(QUIET) || middle.end > run.samples.len() {
+            let is_cut = is_first && silence < samples(QUIET);
+            if (silence < samples(QUIET) && !is_cut) || middle.end > run.samples.len() {
                 continue;
             }
             if let Some(second) = second(&run.samples[middle], rate) {
-                beeps.push(SeenBeep { at: run.from + n as f64 / rate, second });
+                let list = if is_cut { &mut beeps.cut } else { &mut beeps.whole };
+                list.push(SeenBeep { at: run.from + n as f64 / rate, second });
             }
         }
     }

@@ -5,7 +5,7 @@ use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::{AppSink, AppSrc};
 
-use super::media::{FPS, VideoCodec, picture};
+use super::media::{VideoCoding, picture};
 use crate::wait::DEADLINE;
 
 /// A running encoder.
@@ -14,8 +14,7 @@ pub(super) struct LiveEncoder {
     pipeline: gst::Pipeline,
     source: AppSrc,
     sink: AppSink,
-    size: (u32, u32),
-    code: u16,
+    coding: VideoCoding,
     pictures: u64,
 }
 
@@ -25,19 +24,18 @@ impl LiveEncoder {
     /// # Errors
     /// When GStreamer lacks it.
     #[allow(clippy::disallowed_methods)]
-    pub fn new(codec: VideoCodec, size: (u32, u32), code: u16, kilobits: u32) -> Result<Self> {
+    pub fn new(coding: VideoCoding) -> Result<Self> {
         gst::init()?;
         let text = format!(
-            "appsrc name=in format=time is-live=false caps=\"video/x-raw,format=I420,width={},height={},framerate={FPS}/1\" ! {} ! appsink name=out sync=false",
-            size.0,
-            size.1,
-            codec.encoder(kilobits, u32::from(u16::MAX), 0)
+            "appsrc name=in format=time is-live=false caps=\"{}\" ! {} ! appsink name=out sync=false",
+            coding.caps(),
+            coding.encoder(u32::from(u16::MAX))
         );
         let pipeline = gst::parse::launch(&text)?.downcast::<gst::Pipeline>().ok().context("no pipeline")?;
         let source = pipeline.by_name("in").and_then(|e| e.downcast::<AppSrc>().ok()).context("no appsrc")?;
         let sink = pipeline.by_name("out").and_then(|e| e.downcast::<AppSink>().ok()).context("no appsink")?;
         pipeline.set_state(gst::State::Playing)?;
-        Ok(Self { pipeline, source, sink, size, code, pictures: 0 })
+        Ok(Self { pipeline, source, sink, coding, pictures: 0 })
     }
 
     /// Encodes the picture with a number.
@@ -50,9 +48,9 @@ impl LiveEncoder {
             let force = gst::Structure::builder("GstForceKeyUnit").field("all-headers", true).build();
             self.source.send_event(gst::event::CustomDownstream::new(force));
         }
-        let mut buffer = gst::Buffer::from_mut_slice(picture(self.size, number, self.code));
+        let mut buffer = gst::Buffer::from_mut_slice(picture(self.coding.size, number, self.coding.code));
         if let Some(buffer) = buffer.get_mut() {
-            let step = 1_000_000_000 / u64::from(FPS);
+            let step = 1_000_000_000 / u64::from(self.coding.fps);
             buffer.set_pts(gst::ClockTime::from_nseconds(self.pictures * step));
             buffer.set_duration(gst::ClockTime::from_nseconds(step));
         }

@@ -10,9 +10,10 @@ mod live;
 pub mod media;
 mod pool;
 mod rtc;
+mod track;
 
 use crate::wait::{DEADLINE, wait_for};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,7 +23,8 @@ use serde_json::{Value, json};
 use crate::content::Timeline;
 use crate::janus::Client;
 use crate::proxy::UdpProxy;
-pub use media::{AudioCodec, VideoCodec};
+pub use media::{AudioCodec, H264Kind, VideoCodec};
+use str0m::media::MediaKind;
 
 /// What to publish, and where.
 #[derive(Debug, Clone)]
@@ -54,6 +56,17 @@ pub struct Options {
     /// Encodes each picture when it is due. Keyframes come only when they are asked for, and numbers begin again
     /// after 65,536 pictures.
     pub live: bool,
+    /// Pictures a second.
+    pub fps: u32,
+    /// How H.264 is coded. Kinds that look ahead are not encoded live.
+    pub h264: H264Kind,
+    /// Opus has two channels.
+    pub stereo: bool,
+    /// Each Opus packet has a copy of the one before it.
+    pub fec: bool,
+    /// Offers telephone events (RFC 4733), and presses a key each two seconds if the answer takes them. That of Janus's VideoRoom
+    /// names one codec a track, so that nothing is pressed there.
+    pub telephone: bool,
     /// Sends no Opus packets while there is silence, but one each 400 ms.
     pub dtx: bool,
     /// Encrypts its media end to end: nobody else can decode it.
@@ -64,10 +77,8 @@ pub struct Options {
     pub screen: Option<u16>,
     /// The local address to send from; media goes to Janus's.
     pub local: std::net::IpAddr,
-    /// H.264's `profile-level-id` in the offer; what is sent stays constrained baseline, or high with B-frames.
+    /// H.264's `profile-level-id` in the offer, instead of that of [`Options::h264`].
     pub h264_profile: Option<u32>,
-    /// B-frames between two other pictures of H.264. Not together with `live`.
-    pub b_frames: u32,
     /// A bad network to send through.
     pub proxy: Option<Arc<UdpProxy>>,
 }
@@ -90,13 +101,17 @@ impl Options {
             code: 1,
             kilobits: 400,
             live: false,
+            fps: media::FPS,
+            h264: H264Kind::default(),
+            stereo: false,
+            fec: false,
+            telephone: false,
             dtx: false,
             encrypted: false,
             descriptions: (None, None),
             screen: None,
             local: janus.ip(),
             h264_profile: None,
-            b_frames: 0,
             proxy: None,
         }
     }
@@ -115,6 +130,8 @@ pub struct Truth {
     pub frames_left_out: usize,
     /// Packets of sound.
     pub audio_packets: u64,
+    /// Keys pressed.
+    pub tones: u64,
     /// Keyframes that were asked for.
     pub keyframe_requests: u64,
 }
@@ -137,12 +154,7 @@ impl Truth {
     /// The same on the wall clock, to hold a file against.
     #[must_use]
     pub fn timeline(&self) -> Timeline {
-        let wall = |list: &[(u32, Instant)]| {
-            // B-frames are sent behind pictures that were taken later.
-            let mut list: Vec<(u32, f64)> = list.iter().map(|(n, at)| (*n, unix_seconds(*at))).collect();
-            list.sort_by(|a, b| a.1.total_cmp(&b.1));
-            list
-        };
+        let wall = |list: &[(u32, Instant)]| list.iter().map(|(n, at)| (*n, unix_seconds(*at))).collect();
         Timeline { frames: wall(&self.frames), beeps: wall(&self.beeps) }
     }
 
@@ -168,11 +180,29 @@ struct Switches {
     connected: AtomicBool,
     ended: AtomicBool,
     size: Mutex<Option<(u32, u32)>>,
-    /// Whether the picture is to be in the connection, when that changes.
-    video_added: Mutex<Option<bool>>,
+    /// So many seconds of numbers are left out.
+    jump: AtomicU32,
+    /// A track that is to go or to come.
+    change: Mutex<Option<Change>>,
     /// Janus's answer to the offer of such a change.
     answer: Mutex<Option<String>>,
     changes: AtomicUsize,
+}
+
+impl Switches {
+    const fn off(&self, kind: MediaKind) -> &AtomicBool {
+        match kind {
+            MediaKind::Video => &self.video_off,
+            MediaKind::Audio => &self.audio_off,
+        }
+    }
+}
+
+/// Whether a track is to be in the connection.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    kind: MediaKind,
+    added: bool,
 }
 
 /// A publisher that publishes until it is dropped.
@@ -275,8 +305,20 @@ impl Publisher {
     /// # Panics
     /// When it takes longer than [`DEADLINE`].
     pub async fn add_video(&self, added: bool) {
+        self.change(Change { kind: MediaKind::Video, added }).await;
+    }
+
+    /// The same for the sound.
+    ///
+    /// # Panics
+    /// When it takes longer than [`DEADLINE`].
+    pub async fn add_audio(&self, added: bool) {
+        self.change(Change { kind: MediaKind::Audio, added }).await;
+    }
+
+    async fn change(&self, change: Change) {
         let before = self.switches.changes.load(Ordering::Relaxed);
-        *self.switches.video_added.lock().unwrap_or_else(PoisonError::into_inner) = Some(added);
+        *self.switches.change.lock().unwrap_or_else(PoisonError::into_inner) = Some(change);
         wait_for("a renegotiation", || async {
             (self.switches.changes.load(Ordering::Relaxed) > before).then_some(())
         })
@@ -286,6 +328,13 @@ impl Publisher {
     /// Changes the picture's size, with a keyframe.
     pub fn resize(&self, size: (u32, u32)) {
         *self.switches.size.lock().unwrap_or_else(PoisonError::into_inner) = Some(size);
+    }
+
+    /// Shows and sounds something else from now on, in the same tracks, as a browser's `replaceTrack` does: numbers go on so many
+    /// seconds later, the picture with a keyframe of another size.
+    pub fn replace(&self, size: (u32, u32), seconds: u32) {
+        self.resize(size);
+        self.switches.jump.store(seconds, Ordering::Relaxed);
     }
 
     /// Whether its connection is up.

@@ -9,19 +9,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::format::Codec;
-use str0m::media::{Direction, Frequency, MediaKind, MediaTime, Mid};
+use str0m::format::FormatParams;
+use str0m::media::{Direction, Frequency, MediaKind};
 use str0m::net::{Protocol, Receive};
 use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
 
-use super::encrypt::encrypt;
-use super::live::LiveEncoder;
-use super::media::{self, AudioCodec, FPS, Loop, VideoCodec};
-use super::{Options, Switches, Truth};
+use super::media::{AudioCodec, VideoCodec};
+use super::track::{MediaSource, Sent, TrackSender};
+use super::{Change, Options, Switches, Truth};
 
-/// Opus packets that carry nothing but silence are so short, in bytes.
-const SILENCE_BYTES: usize = 3;
-/// With DTX one of so many of them is sent (RFC 7587 section 3.1.3: one each 400 ms).
-const DTX_EVERY: u64 = 20;
+/// The payload type of telephone events.
+const TELEPHONE: u8 = 110;
 
 /// A PeerConnection that has made its offer.
 pub(super) struct Connection {
@@ -44,43 +42,10 @@ pub(super) struct DrivenConnection {
     connected: bool,
     timeout: Instant,
     buffer: Vec<u8>,
+    /// The kind of track that an offer is under way for.
+    changing: Option<MediaKind>,
     /// Takes the offers of changes.
     offers: tokio::sync::mpsc::Sender<String>,
-}
-
-enum MediaSource {
-    Loop(Loop),
-    Live(Box<LiveEncoder>),
-}
-
-/// A picture or packet that was sent.
-struct Sent {
-    number: u32,
-    /// When it was taken.
-    taken: Instant,
-}
-
-struct TrackSender {
-    mid: Mid,
-    codec: Codec,
-    rate: u32,
-    source: MediaSource,
-    /// The picture or packet that is next.
-    number: u32,
-    /// After so many the numbers begin again.
-    numbers: u32,
-    /// The highest number of a picture since the last keyframe. Pictures that are shown before it may be still to come.
-    shown_last: u32,
-    /// Pictures are sent so many steps after they were taken: so long an encoder waits for what B-frames refer to.
-    lag: u32,
-    keyframe_wanted: bool,
-    encrypted: bool,
-    /// RTP time.
-    ticks: u64,
-    step: Duration,
-    ticks_a_step: u64,
-    silent: u64,
-    due: Instant,
 }
 
 impl Connection {
@@ -104,7 +69,7 @@ impl Connection {
                 AudioCodec::Pcma => Codec::PCMA,
                 AudioCodec::G722 => Codec::G722,
             };
-            let source = MediaSource::Loop(media::audio(codec)?);
+            let source = MediaSource::audio(options)?;
             audio =
                 Some(TrackSender::new(mid(MediaKind::Audio), name, codec.rate(), source, Duration::from_millis(20)));
         }
@@ -117,16 +82,11 @@ impl Connection {
                 VideoCodec::Av1 => Codec::Av1,
             };
             let mut sender = |code| -> Result<TrackSender> {
-                let source = video_source(options, options.size, code)?;
-                let sender =
-                    TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / FPS);
-                Ok(TrackSender { lag: options.b_frames, ..sender })
+                let source = MediaSource::video(options, options.size, code)?;
+                Ok(TrackSender::new(mid(MediaKind::Video), name, 90_000, source, Duration::from_secs(1) / options.fps))
             };
             video = Some(sender(options.code)?);
             screen = options.screen.map(&mut sender).transpose()?;
-        }
-        for flow in [&mut video, &mut audio, &mut screen].into_iter().flatten() {
-            flow.encrypted = options.encrypted;
         }
         let (offer, pending) = changes.apply().context("nothing to publish")?;
         let options = options.clone();
@@ -181,7 +141,16 @@ impl DrivenConnection {
         truth: Arc<Mutex<Truth>>,
         offers: tokio::sync::mpsc::Sender<String>,
     ) -> Self {
-        Self { sender, switches, truth, connected: false, timeout: Instant::now(), buffer: vec![0; 2000], offers }
+        Self {
+            sender,
+            switches,
+            truth,
+            connected: false,
+            timeout: Instant::now(),
+            buffer: vec![0; 2000],
+            changing: None,
+            offers,
+        }
     }
 
     /// Does what is to be done now. Returns when it wants to be called again; none when it has ended.
@@ -227,53 +196,70 @@ impl DrivenConnection {
         Ok(Some(wake))
     }
 
-    /// Takes the picture out of the connection or adds it, and takes the answer to that.
+    /// Takes a track out of the connection or adds it, and takes the answer to that.
     fn change(&mut self) -> Result<()> {
         if let Some(answer) = lock(&self.switches.answer).take() {
             self.sender.answer(&answer)?;
-            let sends = self.sender.video.as_ref().and_then(|video| self.sender.rtc.media(video.mid));
-            let off = !sends.is_some_and(|media| media.direction().is_sending());
-            self.switches.video_off.store(off, Ordering::Relaxed);
+            let rtc = &self.sender.rtc;
+            let is_off = |track: &Option<TrackSender>| {
+                track.as_ref().is_some_and(|t| !rtc.media(t.mid).is_some_and(|m| m.direction().is_sending()))
+            };
+            for (track, kind) in [(&self.sender.video, MediaKind::Video), (&self.sender.audio, MediaKind::Audio)] {
+                // A muted track stays muted.
+                if self.changing == Some(kind) {
+                    self.switches.off(kind).store(is_off(track), Ordering::Relaxed);
+                }
+            }
+            self.changing = None;
             self.switches.changes.fetch_add(1, Ordering::Relaxed);
         }
-        let (Some(added), Some(video)) = (lock(&self.switches.video_added).take(), &self.sender.video) else {
-            return Ok(());
-        };
-        self.switches.video_off.store(true, Ordering::Relaxed);
+        let Some(Change { kind, added }) = lock(&self.switches.change).take() else { return Ok(()) };
+        let track = if kind == MediaKind::Video { &self.sender.video } else { &self.sender.audio };
+        let mid = track.as_ref().context("there is no such track")?.mid;
+        self.switches.off(kind).store(true, Ordering::Relaxed);
         let mut changes = self.sender.rtc.sdp_api();
-        changes.set_direction(video.mid, if added { Direction::SendOnly } else { Direction::Inactive });
+        changes.set_direction(mid, if added { Direction::SendOnly } else { Direction::Inactive });
         let (offer, pending) = changes.apply().context("nothing changes")?;
         self.sender.pending = Some(pending);
+        self.changing = Some(kind);
         self.offers.try_send(offer.to_sdp_string()).context("an offer is under way")
     }
 
     fn send_due(&mut self, now: Instant) -> Result<()> {
-        let resize = lock(&self.switches.size).take();
-        if let (Some(size), Some(video)) = (resize, &mut self.sender.video) {
-            video.source = video_source(&self.sender.options, size, self.sender.options.code)?;
-            video.keyframe_wanted = true;
+        let Connection { video, audio, options, .. } = &mut self.sender;
+        let size = lock(&self.switches.size).take();
+        if let (Some(size), Some(video)) = (size, video.as_mut()) {
+            video.switch(Some(MediaSource::video(options, size, options.code)?), 0);
+        }
+        let seconds = self.switches.jump.swap(0, Ordering::Relaxed);
+        if seconds > 0 {
+            [video.as_mut().map(|v| (v, options.fps)), audio.as_mut().map(|a| (a, 50))]
+                .into_iter()
+                .flatten()
+                .for_each(|(track, a_second)| track.switch(None, seconds * a_second));
         }
         let off = |switch: &std::sync::atomic::AtomicBool| switch.load(Ordering::Relaxed);
         while let Some(video) = self.sender.video.as_mut().filter(|f| f.due <= now) {
             let video_off = off(&self.switches.video_off);
-            if let Some(sent) = video.send(&mut self.sender.rtc, video_off, false)? {
-                lock(&self.truth).frames.push((sent.number, sent.taken));
+            if let Some(sent) = video.send(&mut self.sender.rtc, video_off, &self.sender.options)? {
+                note(&mut lock(&self.truth).frames, sent);
             } else if video_off {
                 lock(&self.truth).frames_left_out += 1;
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
         while let Some(screen) = self.sender.screen.as_mut().filter(|f| f.due <= now) {
-            if let Some(sent) = screen.send(&mut self.sender.rtc, false, false)? {
-                lock(&self.truth).screen_frames.push((sent.number, sent.taken));
+            if let Some(sent) = screen.send(&mut self.sender.rtc, false, &self.sender.options)? {
+                note(&mut lock(&self.truth).screen_frames, sent);
             }
             self.timeout = self.sender.poll(&self.truth)?;
         }
         while let Some(audio) = self.sender.audio.as_mut().filter(|f| f.due <= now) {
-            let dtx = self.sender.options.dtx;
-            if let Some(sent) = audio.send(&mut self.sender.rtc, off(&self.switches.audio_off), dtx)? {
+            let audio_off = off(&self.switches.audio_off);
+            if let Some(sent) = audio.send(&mut self.sender.rtc, audio_off, &self.sender.options)? {
                 let mut truth = lock(&self.truth);
                 truth.audio_packets += 1;
+                truth.tones += u64::from(sent.tone);
                 if sent.number.is_multiple_of(50) {
                     truth.beeps.push((sent.number / 50, sent.taken));
                 }
@@ -284,85 +270,10 @@ impl DrivenConnection {
     }
 }
 
-impl TrackSender {
-    fn new(mid: Mid, codec: Codec, rate: u32, source: MediaSource, step: Duration) -> Self {
-        let numbers = match &source {
-            MediaSource::Loop(media) => u32::try_from(media.len()).unwrap_or(u32::MAX),
-            // Sixteen cells of the picture hold its number.
-            MediaSource::Live(_) => 1 << 16,
-        };
-        let ticks_a_step = u64::from(rate) * u64::try_from(step.as_nanos()).unwrap_or(0);
-        Self {
-            mid,
-            codec,
-            rate,
-            source,
-            number: 0,
-            numbers,
-            shown_last: numbers - 1,
-            lag: 0,
-            keyframe_wanted: true,
-            encrypted: false,
-            ticks: 0,
-            step,
-            ticks_a_step: (ticks_a_step + 500_000_000) / 1_000_000_000,
-            silent: 0,
-            due: Instant::now(),
-        }
-    }
-
-    /// Whether all pictures that are shown before those that come were sent.
-    const fn is_in_order(&self) -> bool {
-        self.lag == 0 || self.number == (self.shown_last + 1) % self.numbers
-    }
-
-    /// Sends what is due, or lets its time pass. Returns what was sent.
-    fn send(&mut self, rtc: &mut Rtc, off: bool, dtx: bool) -> Result<Option<Sent>> {
-        let (due, ticks) = (self.due, self.ticks);
-        self.ticks += self.ticks_a_step;
-        self.due += self.step;
-        if off {
-            // Whoever comes back begins with a keyframe.
-            self.keyframe_wanted = true;
-            self.shown_last = self.number;
-            self.number = (self.number + 1) % self.numbers;
-            return Ok(None);
-        }
-        // A keyframe in the middle of reordered pictures would come before some that are shown earlier.
-        let keyframe = self.is_in_order() && std::mem::take(&mut self.keyframe_wanted);
-        let (mut data, number) = match &mut self.source {
-            MediaSource::Live(live) => (live.encode(self.number, keyframe)?, self.number),
-            MediaSource::Loop(media) => {
-                while keyframe && !media[self.number as usize].keyframe {
-                    self.number = (self.number + 1) % self.numbers;
-                }
-                let coded = &media[self.number as usize];
-                self.shown_last = if coded.keyframe { coded.number } else { self.shown_last.max(coded.number) };
-                (coded.data.clone(), coded.number)
-            }
-        };
-        // How many steps it is shown after its turn.
-        let later = i64::from(number) - i64::from(self.number);
-        self.number = (self.number + 1) % self.numbers;
-        let ticks = (i64::try_from(ticks)? + later * i64::try_from(self.ticks_a_step)?).cast_unsigned();
-        let time = MediaTime::new(ticks, Frequency::new(self.rate).unwrap_or(Frequency::NINETY_KHZ));
-        let before = u32::try_from(i64::from(self.lag) - later)?;
-        let taken = due.checked_sub(self.step * before).context("the clock has just begun")?;
-        self.silent = if data.len() <= SILENCE_BYTES { self.silent + 1 } else { 0 };
-        if dtx && self.silent > 0 && !self.silent.is_multiple_of(DTX_EVERY) {
-            return Ok(None);
-        }
-        let Some(writer) = rtc.writer(self.mid) else { return Ok(None) };
-        let Some(pt) = writer.payload_params().find(|p| p.spec().codec == self.codec).map(|p| p.pt()) else {
-            return Ok(None);
-        };
-        if self.encrypted {
-            encrypt(self.codec, &mut data, self.ticks);
-        }
-        writer.write(pt, taken, time, data)?;
-        rtc.handle_input(Input::Timeout(Instant::now()))?;
-        Ok(Some(Sent { number, taken }))
-    }
+/// Notes a picture in the order in which pictures are taken, which need not be that in which they are sent.
+fn note(frames: &mut Vec<(u32, Instant)>, sent: Sent) {
+    let earlier = frames.iter().rev().take_while(|(_, taken)| *taken > sent.taken).count();
+    frames.insert(frames.len() - earlier, (sent.number, sent.taken));
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -374,32 +285,27 @@ fn codecs(options: &Options) -> RtcConfig {
     let config = match options.video {
         Some(VideoCodec::Vp8) => config.enable_vp8(true),
         Some(VideoCodec::Vp9) => config.enable_vp9(true),
-        Some(VideoCodec::H264) => h264(config, options.h264_profile),
+        Some(VideoCodec::H264) => h264(config, options.h264_profile.or_else(|| options.h264.profile_level_id())),
         Some(VideoCodec::Av1) => config.enable_av1(true),
         None => config,
     };
-    match options.audio {
+    let mut config = match options.audio {
         Some(AudioCodec::Opus) => config.enable_opus(true, false),
         Some(AudioCodec::Pcmu) => config.enable_pcmu(true, false),
         Some(AudioCodec::Pcma) => config.enable_pcma(true, false),
         Some(AudioCodec::G722) => config.enable_g722(true, false),
         None => config,
+    };
+    if let Some(rate) = options.audio.filter(|_| options.telephone).and_then(|codec| Frequency::new(codec.rate())) {
+        config.codec_config().add_config(TELEPHONE.into(), None, Codec::Tele, rate, None, FormatParams::default());
     }
+    config
 }
 
 fn h264(mut config: RtcConfig, profile_level_id: Option<u32>) -> RtcConfig {
     let Some(profile_level_id) = profile_level_id else { return config.enable_h264(true) };
     config.codec_config().add_h264(96.into(), Some(97.into()), true, profile_level_id);
     config
-}
-
-fn video_source(options: &Options, size: (u32, u32), code: u16) -> Result<MediaSource> {
-    let codec = options.video.context("no video")?;
-    Ok(if options.live {
-        MediaSource::Live(Box::new(LiveEncoder::new(codec, size, code, options.kilobits)?))
-    } else {
-        MediaSource::Loop(media::video(codec, size, code, options.kilobits, options.b_frames)?)
-    })
 }
 
 /// The same SDP with the address of each UDP candidate (RFC 8839 section 5.1) replaced.

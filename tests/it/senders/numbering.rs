@@ -1,0 +1,138 @@
+//! Which pictures a browser sent. Its page knows which pictures it drew, by their numbers, and which pictures were coded, by their
+//! times. A decoded picture has both: so the coded ones that are in the file get their numbers, and the others are missing. Pure.
+
+use archiver_testkit::chromium::SentByBrowser;
+use archiver_testkit::content::percentile;
+
+use super::verdict::Mark;
+
+/// Pictures without one for so long are matched for themselves, in seconds: a new subscription may have another clock.
+const PAUSE: f64 = 0.5;
+/// A decoded picture is this near to its coded one, in seconds; the browser sends none nearer to each other than twice that.
+const SAME_PLACE: f64 = 0.010;
+/// A picture is coded within this after it was drawn, in seconds.
+const CODED_WITHIN: f64 = 1.5;
+/// Numbers of pictures that are not in the file.
+const UNKNOWN: u32 = 1_000_000;
+
+/// A picture of the individual files: when it is shown, and its number if that can be read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Seen {
+    pub at: f64,
+    pub number: Option<u32>,
+}
+
+/// What a browser sent, numbered.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Numbered {
+    pub sent: Vec<Mark>,
+    /// Those of them that a layer left out.
+    pub partial: Vec<Mark>,
+    /// Times of decoded pictures without a number that were sent so: the black ones of a muted track.
+    pub blank: Vec<f64>,
+    /// Pictures in the file that were not drawn when they should have been.
+    pub strange: Vec<Mark>,
+}
+
+/// Gives each coded picture the number of the decoded one at its time.
+pub fn number(life: u16, browser: &SentByBrowser, seen: &[Seen]) -> Numbered {
+    let mut numbered = Numbered::default();
+    let mut is_used = vec![false; seen.len()];
+    for piece in browser.coded.chunk_by(|a, b| b.at - a.at < PAUSE) {
+        let (first, last) = (piece[0].at - 0.2, piece[piece.len() - 1].at + 0.2);
+        let drawn_at = |number: u32| browser.drawn.frames.iter().find(|(n, _)| *n == number).map(|(_, at)| *at);
+        // How much later the file has what was drawn in this piece.
+        let late: Vec<f64> = seen
+            .iter()
+            .filter_map(|one| Some((one.at, drawn_at(one.number?)?)))
+            .filter(|(_, drawn)| (first..last).contains(drawn))
+            .map(|(at, drawn)| at - drawn)
+            .collect();
+        let mut offset = offset(piece, seen, percentile(&late, 50.0).unwrap_or(0.0));
+        for (index, picture) in piece.iter().enumerate() {
+            let place = seen.partition_point(|one| one.at < picture.at + offset);
+            let near = [place.checked_sub(1), (place < seen.len()).then_some(place)];
+            let off = |place: &usize| (seen[*place].at - picture.at - offset).abs();
+            let found = near.into_iter().flatten().filter(|place| !is_used[*place] && off(place) < SAME_PLACE);
+            let found = found.min_by(|a, b| off(a).total_cmp(&off(b)));
+            let mut mark = Mark { life, number: UNKNOWN + u32::try_from(index).unwrap_or(0), at: picture.at };
+            mark.number += u32::try_from(numbered.sent.len()).unwrap_or(0);
+            if let Some(place) = found {
+                is_used[place] = true;
+                offset += 0.2 * (seen[place].at - picture.at - offset);
+                let is_muted = || !browser.drawn.frames.iter().any(|(_, drawn)| (drawn - picture.at).abs() < 0.05);
+                match seen[place].number {
+                    Some(number) => mark.number = number,
+                    None if is_muted() => {
+                        numbered.blank.push(seen[place].at);
+                        continue;
+                    }
+                    None => {}
+                }
+                let drawn = seen[place].number.map(|number| drawn_at(number));
+                if drawn.is_some_and(|drawn| drawn.is_none_or(|drawn| (picture.at - drawn).abs() > CODED_WITHIN)) {
+                    numbered.strange.push(mark);
+                }
+            }
+            numbered.sent.push(mark);
+            if picture.partial {
+                numbered.partial.push(mark);
+            }
+        }
+    }
+    numbered
+}
+
+/// How much later the file has a piece's pictures than they were coded: about as much as it has them later than they were drawn, less
+/// the time to code one, so that most are at their places.
+fn offset(piece: &[archiver_testkit::chromium::CodedPicture], seen: &[Seen], late: f64) -> f64 {
+    let fits = |offset: f64| {
+        let near = |at: f64| {
+            let place = seen.partition_point(|one| one.at < at);
+            let near = [place.checked_sub(1), (place < seen.len()).then_some(place)];
+            near.into_iter().flatten().map(|place| (seen[place].at - at).abs()).min_by(f64::total_cmp).unwrap_or(1.0)
+        };
+        piece.iter().map(|picture| (SAME_PLACE - near(picture.at + offset)).max(0.0)).sum::<f64>()
+    };
+    let candidates = (-28..=5).map(|ms| late + f64::from(ms) / 1000.0);
+    candidates.max_by(|a, b| fits(*a).total_cmp(&fits(*b))).unwrap_or(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use archiver_testkit::chromium::CodedPicture;
+    use archiver_testkit::content::Timeline;
+
+    /// Thirty pictures are drawn; the encoder leaves two out, and codes each 8 ms late and a little unevenly. The file has them 50 ms
+    /// later, but for one.
+    #[test]
+    fn coded_pictures_get_the_numbers_of_the_decoded_ones_at_their_times() {
+        let drawn: Vec<(u32, f64)> = (0..30).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let coded = drawn.iter().filter(|(n, _)| ![9, 10].contains(n));
+        let time = |n: u32, at: f64| at + 0.008 + 0.002 * f64::from(n % 3);
+        let coded: Vec<CodedPicture> =
+            coded.map(|(n, at)| CodedPicture { at: time(*n, *at), partial: *n == 3 }).collect();
+        let seen = drawn.iter().filter(|(n, _)| ![9, 10, 20].contains(n));
+        let seen: Vec<Seen> = seen.map(|(n, at)| Seen { at: time(*n, *at) + 0.05, number: Some(*n) }).collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let numbered = number(1, &browser, &seen);
+        let numbers: Vec<u32> = numbered.sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect();
+        assert_eq!(numbers, (0..30).filter(|n| ![9, 10, 20].contains(n)).collect::<Vec<u32>>());
+        assert_eq!(numbered.sent.len(), 28, "the one that is missing was sent");
+        assert_eq!(numbered.partial.iter().map(|mark| mark.number).collect::<Vec<_>>(), [3]);
+        assert!(numbered.blank.is_empty() && numbered.strange.is_empty());
+    }
+
+    /// A black picture is no picture that is lost, where nothing was drawn.
+    #[test]
+    fn a_picture_without_a_number_is_blank_only_where_none_was_drawn() {
+        let coded = [100.0, 100.033, 100.3].map(|at| CodedPicture { at, partial: false }).to_vec();
+        let seen = [Some(0), None, None].into_iter().zip(&coded);
+        let seen: Vec<Seen> = seen.map(|(number, picture)| Seen { at: picture.at, number }).collect();
+        let drawn = Timeline { frames: vec![(0, 100.0), (1, 100.033)], beeps: vec![] };
+        let numbered = number(1, &SentByBrowser { drawn, coded, audio_packets: 0 }, &seen);
+        assert_eq!(numbered.blank, [100.3]);
+        assert_eq!(numbered.sent.len(), 2);
+    }
+}
