@@ -33,7 +33,7 @@ pub struct Cell {
 /// A publisher of the cell.
 enum Live {
     Kit(Publisher),
-    Browser(ChromiumPublisher),
+    Browser(Box<ChromiumPublisher>),
 }
 
 /// What a publisher sent.
@@ -242,7 +242,7 @@ impl Cell {
         }
         let browser = ChromiumOptions { display, code: life, ..ChromiumOptions::new(&world.janus, &self.session, id) };
         let options = self.sender.browser_options(browser).context("a sender is one or the other")?;
-        Ok(Live::Browser(ChromiumPublisher::start(&options).await?))
+        Ok(Live::Browser(Box::new(ChromiumPublisher::start(&options).await?)))
     }
 
     /// Waits until the tracks of this session are captured.

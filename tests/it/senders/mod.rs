@@ -35,8 +35,8 @@ async fn passes(sender: &str, event: Event) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chromium_with_h264_comes_again_with_the_same_ids() {
-    passes("chromium-h264", Event::Reconnect).await;
+async fn h264_with_b_frames_goes_on() {
+    passes("h264-b-frames", Event::Steady).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,8 @@ const PAUSE: f64 = 0.5;
 const SAME_PLACE: f64 = 0.010;
 /// A picture is coded within this after it was drawn, in seconds.
 const CODED_WITHIN: f64 = 1.5;
+/// The browser's time of a picture is so much after it was drawn, in seconds: less than the time between two pictures.
+const CODED_AFTER: std::ops::Range<f64> = -0.005..0.028;
 /// Numbers of pictures that are not in the file.
 const UNKNOWN: u32 = 1_000_000;
 
@@ -69,7 +71,7 @@ pub fn number(life: u16, browser: &SentByBrowser, seen: &[Seen]) -> Numbered {
                     }
                     None => {}
                 }
-                let drawn = seen[place].number.map(|number| drawn_at(number));
+                let drawn = seen[place].number.map(drawn_at);
                 if drawn.is_some_and(|drawn| drawn.is_none_or(|drawn| (picture.at - drawn).abs() > CODED_WITHIN)) {
                     numbered.strange.push(mark);
                 }
@@ -80,7 +82,24 @@ pub fn number(life: u16, browser: &SentByBrowser, seen: &[Seen]) -> Numbered {
             }
         }
     }
+    numbered.by_drawing(browser, seen, &is_used);
     numbered
+}
+
+impl Numbered {
+    /// Gives the pictures that are not found by their times the numbers of the decoded ones that were drawn then: where the router
+    /// changes to another layer, times in the file may jump by some milliseconds.
+    fn by_drawing(&mut self, browser: &SentByBrowser, seen: &[Seen], is_used: &[bool]) {
+        for one in seen.iter().zip(is_used).filter(|(_, used)| !**used).filter_map(|(one, _)| one.number) {
+            let Some((_, drawn)) = browser.drawn.frames.iter().find(|(number, _)| *number == one) else { continue };
+            let is_it = |mark: &&mut Mark| mark.number >= UNKNOWN && CODED_AFTER.contains(&(mark.at - drawn));
+            let Some(mark) = self.sent.iter_mut().find(is_it) else { continue };
+            if let Some(partial) = self.partial.iter_mut().find(|partial| partial.number == mark.number) {
+                partial.number = one;
+            }
+            mark.number = one;
+        }
+    }
 }
 
 /// How much later the file has a piece's pictures than they were coded: about as much as it has them later than they were drawn, less
@@ -122,6 +141,24 @@ mod tests {
         assert_eq!(numbered.sent.len(), 28, "the one that is missing was sent");
         assert_eq!(numbered.partial.iter().map(|mark| mark.number).collect::<Vec<_>>(), [3]);
         assert!(numbered.blank.is_empty() && numbered.strange.is_empty());
+    }
+
+    /// The first three come from another layer, whose times in the file are 20 ms later.
+    #[test]
+    fn a_change_of_layers_moves_times_in_the_file_and_loses_no_picture() {
+        let drawn: Vec<(u32, f64)> = (0..30).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let coded: Vec<CodedPicture> =
+            drawn.iter().map(|(n, at)| CodedPicture { at: at + 0.008, partial: *n < 3 }).collect();
+        let late = |n: u32| if n < 3 { 0.07 } else { 0.05 };
+        let mut seen: Vec<Seen> = drawn.iter().map(|(n, at)| Seen { at: at + late(*n), number: Some(*n) }).collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let numbers = |seen: &[Seen]| -> Vec<u32> {
+            number(1, &browser, seen).sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect()
+        };
+        assert_eq!(numbers(&seen), (0..30).collect::<Vec<u32>>());
+        // One of them is not in the file.
+        seen.remove(1);
+        assert_eq!(numbers(&seen), std::iter::once(0).chain(2..30).collect::<Vec<u32>>());
     }
 
     /// A black picture is no picture that is lost, where nothing was drawn.

@@ -37,10 +37,12 @@ fn without(evidence: &mut Evidence, numbers: std::ops::Range<u32>) {
 }
 
 type Fault = fn(&mut Evidence);
+/// How many are excused, by cause.
+type Excused = &'static [(&'static str, usize)];
 
 #[test]
 fn what_is_whole_or_excused_passes() {
-    let cases: [(&str, Fault, &[(&str, usize)]); 10] = [
+    let cases: [(&str, Fault, Excused); 10] = [
         ("whole", |_| (), &[]),
         (
             "the time to be told of it and to subscribe",
