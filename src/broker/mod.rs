@@ -154,6 +154,10 @@ pub trait ArchivePublisher: Send + Sync {
     async fn close(self: Box<Self>) -> Result<(), BrokerError>;
 }
 
+/// Largest frame, in bytes: RabbitMQ offers 128 KiB, and `lapin` (4.12, `io_loop.rs`) holds buffers of 64 frames for each connection, which
+/// were half of a worker's memory. Longer messages go in several frames.
+const FRAME_BYTES_MAX: u32 = 16 << 10;
+
 /// How to reach RabbitMQ.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
@@ -185,7 +189,9 @@ impl BrokerConfig {
     fn uri(&self) -> String {
         let url = self.url.expose_secret();
         let joint = if url.contains('?') { '&' } else { '?' };
-        format!("{url}{joint}heartbeat={}&connection_timeout=5000", self.heartbeat.as_secs().max(1))
+        let frame_max =
+            if url.contains("frame_max=") { String::new() } else { format!("&frame_max={FRAME_BYTES_MAX}") };
+        format!("{url}{joint}heartbeat={}&connection_timeout=5000{frame_max}", self.heartbeat.as_secs().max(1))
     }
 
     fn name(&self, suffix: &str) -> String {

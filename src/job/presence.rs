@@ -329,4 +329,28 @@ mod tests {
         p.request_end(EndReason::UserInitiated);
         assert_eq!(p.ended(at(3)), Some(EndReason::SessionEnded));
     }
+
+    #[test]
+    fn an_archive_of_nothing_is_one_in_which_nobody_can_have_published() {
+        let (ended, idle) = (EndReason::SessionEnded.vonage(), EndReason::NeverPublished.vonage());
+        for (name, published, lost, reason, empty) in [
+            ("the session ends before anybody publishes", false, false, ended, true),
+            ("a minute without a stream", false, false, idle, true),
+            ("a stream was there", true, false, ended, false),
+            ("somebody may have published while the router was away", false, true, ended, false),
+            ("a minute without a stream, once the router is back", false, true, idle, true),
+            ("as old as an archive may become: a successor follows", false, false, MAX_DURATION_EXCEEDED, false),
+        ] {
+            let mut p = presence();
+            if lost {
+                p.router_lost(at(1));
+                p.router_back(at(30));
+            }
+            if published {
+                p.publishing(1, at(31));
+                p.publishing(0, at(40));
+            }
+            assert_eq!(p.is_empty(reason), empty, "{name}");
+        }
+    }
 }
