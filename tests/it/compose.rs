@@ -161,7 +161,7 @@ async fn each_cell_shows_its_stream_at_its_time_and_the_sound_fits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn most_of_a_large_file_is_in_the_store_when_its_session_ends() {
     // A short limit keeps little room for the index, so that the file need not be long to be a long one.
-    let limits = "[limits]\nrecorded_max = \"1m\"";
+    let limits = "[limits]\nrecorded_max = \"2m\"";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
     let config = std::fs::read_to_string(world.config()).expect("config");
     let config = config.replace("[store]", "[store]\npart_size = \"5MiB\"");
