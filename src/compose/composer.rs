@@ -5,16 +5,17 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
+use super::audio_input::nanoseconds;
 use super::canvas::{Canvases, FrameSource, Tile};
 use super::css_layout;
 use super::geometry::Size;
-use super::inputs::{Errors, VideoInput, nanoseconds};
 use super::layout::{Cell, LayoutStream, VIDEO_STREAMS_MAX, place};
 use super::limiter::Limiter;
 use super::log_follower::{ProgressReceiver, SessionLog, WaitError, WorkerGone};
 use super::thumbnails::{self, ThumbnailBuilder};
 use super::timeline::Stream;
-use super::undecodable;
+use super::undecodable::{DecodeCounts, undecodable};
+use super::video_input::VideoInput;
 use crate::media::decode::DecodedFrame;
 use crate::media::encode::{Feeder, Output, encode};
 use crate::media::{MediaError, Pipelines, SAMPLE_RATE};
@@ -93,7 +94,7 @@ pub struct Composed {
     /// Frames that came into the log after their moment was composed: none of a finished log.
     pub late: u64,
     /// What could not be decoded, by stream.
-    pub errors: Vec<(StreamId, TrackKind, Errors)>,
+    pub errors: Vec<(StreamId, TrackKind, DecodeCounts)>,
     /// Tracks of which most or all could not be decoded.
     #[serde(default)]
     pub undecodable: BTreeSet<TrackId>,
@@ -187,9 +188,9 @@ pub fn compose(
             let written = renderer.thumbnails.write(out, made, pipelines);
             written.unwrap_or_else(|error| tracing::warn!("there are no small pictures: {}", chain(&error)));
         }
-        let (mut errors, late) = (composition.session.errors(), composition.session.late());
-        let undecodable = undecodable::undecodable(&errors);
-        errors.retain(|(_, _, errors)| !errors.is_none());
+        let (mut errors, late) = (composition.session.counts(), composition.session.late());
+        let undecodable = undecodable(&errors);
+        errors.retain(|(_, _, counts)| counts.has_failures());
         Ok(Cancellable::Done(Composed { start, pictures: made, rate: options.rate, late, errors, undecodable }))
     })
 }

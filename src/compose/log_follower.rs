@@ -9,10 +9,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::audio_input::AudioInput;
 use super::clock::Clocks;
-use super::inputs::{AudioInput, VideoInput};
 use super::timeline::{self, Stream};
-use super::undecodable::TrackErrors;
+use super::undecodable::TrackCounts;
+use super::video_input::VideoInput;
 use crate::model::cancellable::Cancellable;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::Layout;
@@ -281,9 +282,9 @@ impl SessionLog {
     }
 
     /// What came of decoding each track.
-    pub fn errors(&self) -> Vec<TrackErrors> {
-        let video = self.video.iter().map(|(id, input)| (*id, TrackKind::Video, input.errors));
-        let audio = self.audio.iter().map(|(id, input)| (*id, TrackKind::Audio, input.errors));
+    pub fn counts(&self) -> Vec<TrackCounts> {
+        let video = self.video.iter().map(|(id, input)| (*id, TrackKind::Video, input.counts));
+        let audio = self.audio.iter().map(|(id, input)| (*id, TrackKind::Audio, input.counts));
         video.chain(audio).collect()
     }
 

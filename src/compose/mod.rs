@@ -3,12 +3,12 @@
 //! Everything here is a function of the log and the session's history, never of the live network: run again over a
 //! finished log it gives the same picture.
 
+mod audio_input;
 mod canvas;
 mod clock;
 pub mod composer;
 mod css_layout;
 pub mod geometry;
-mod inputs;
 pub mod layout;
 mod limiter;
 pub mod log_follower;
@@ -16,4 +16,6 @@ pub mod process;
 mod scale;
 pub mod thumbnails;
 pub(crate) mod timeline;
+mod track_reader;
 pub mod undecodable;
+mod video_input;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use super::inputs::Errors;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 
 /// Failures of a decoder that tell encrypted pictures from a damaged one: a keyframe that fails counts twice, because it is tried again with a
@@ -12,20 +11,40 @@ const FAILURES_MIN: u64 = 4;
 /// Pictures of which none could be decoded, that tell the same. A stream may have one keyframe only.
 const PICTURES_MIN: u64 = 30;
 
-/// What came of decoding a track.
-pub type TrackErrors = (StreamId, TrackKind, Errors);
+/// What came of decoding a track, for the report.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DecodeCounts {
+    /// Frames at which a decoder failed.
+    pub decoder: u64,
+    /// Frames that were passed over until the next keyframe.
+    pub skipped: u64,
+    /// Pictures, or packets of sound, that were decoded.
+    #[serde(default)]
+    pub decoded: u64,
+}
+
+impl DecodeCounts {
+    /// Whether anything could not be decoded.
+    #[must_use]
+    pub const fn has_failures(&self) -> bool {
+        self.decoder > 0 || self.skipped > 0
+    }
+}
+
+/// A track, and what came of decoding it.
+pub type TrackCounts = (StreamId, TrackKind, DecodeCounts);
 
 /// The tracks of which most or all cannot be decoded. Beside pictures of which nothing can be decoded, the sound of a stream counts as
 /// encrypted, too: one publisher encrypts all tracks or none, and noise in the mix would cover everybody.
 #[must_use]
-pub fn undecodable(tracks: &[TrackErrors]) -> BTreeSet<TrackId> {
-    let fails = |errors: &Errors| errors.decoder > errors.decoded;
-    let nothing = |errors: &Errors| errors.decoded == 0 && errors.decoder + errors.skipped >= PICTURES_MIN;
-    let is_encrypted = |(_, kind, errors): &&TrackErrors| {
-        *kind == TrackKind::Video && fails(errors) && (errors.decoder >= FAILURES_MIN || nothing(errors))
+pub fn undecodable(tracks: &[TrackCounts]) -> BTreeSet<TrackId> {
+    let fails = |counts: &DecodeCounts| counts.decoder > counts.decoded;
+    let nothing = |counts: &DecodeCounts| counts.decoded == 0 && counts.decoder + counts.skipped >= PICTURES_MIN;
+    let is_encrypted = |(_, kind, counts): &&TrackCounts| {
+        *kind == TrackKind::Video && fails(counts) && (counts.decoder >= FAILURES_MIN || nothing(counts))
     };
     let encrypted: BTreeSet<StreamId> = tracks.iter().filter(is_encrypted).map(|(stream, ..)| *stream).collect();
-    let is_undecodable = |(stream, _, errors): &&TrackErrors| fails(errors) || encrypted.contains(stream);
+    let is_undecodable = |(stream, _, counts): &&TrackCounts| fails(counts) || encrypted.contains(stream);
     tracks.iter().filter(is_undecodable).map(|(stream, kind, _)| TrackId { stream: *stream, kind: *kind }).collect()
 }
 
@@ -46,18 +65,18 @@ mod tests {
             ("encrypted without sound", Some((9, 0)), None, (true, false)),
             ("sound that fails", None, Some((90, 3)), (false, true)),
         ] {
-            let track = |kind, (decoder, decoded)| (stream, kind, Errors { decoder, decoded, skipped: 0 });
-            let video = video.map(|errors| track(TrackKind::Video, errors));
-            let tracks: Vec<TrackErrors> =
-                video.into_iter().chain(audio.map(|errors| track(TrackKind::Audio, errors))).collect();
+            let track = |kind, (decoder, decoded)| (stream, kind, DecodeCounts { decoder, decoded, skipped: 0 });
+            let video = video.map(|counts| track(TrackKind::Video, counts));
+            let tracks: Vec<TrackCounts> =
+                video.into_iter().chain(audio.map(|counts| track(TrackKind::Audio, counts))).collect();
             let found = undecodable(&tracks);
             let has = |kind| found.contains(&TrackId { stream, kind });
             assert_eq!((has(TrackKind::Video), has(TrackKind::Audio)), expected, "{name}");
         }
         // One keyframe, which fails, and pictures that are passed over behind it.
         for (skipped, expected) in [(27, 1), (28, 2)] {
-            let video = (stream, TrackKind::Video, Errors { decoder: 2, decoded: 0, skipped });
-            let audio = (stream, TrackKind::Audio, Errors { decoded: 500, ..Errors::default() });
+            let video = (stream, TrackKind::Video, DecodeCounts { decoder: 2, decoded: 0, skipped });
+            let audio = (stream, TrackKind::Audio, DecodeCounts { decoded: 500, ..DecodeCounts::default() });
             assert_eq!(undecodable(&[video, audio]).len(), expected, "{skipped}");
         }
     }

@@ -1,0 +1,273 @@
+//! The newest picture of each stream.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use super::clock::Clocks;
+use super::track_reader::TrackReader;
+use super::undecodable::DecodeCounts;
+use crate::media::MediaError;
+use crate::media::decode::{DecodedFrame, REORDERED_MAX, VideoDecoder};
+use crate::model::fault::chain;
+use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::MediaTime;
+use crate::recording::LogError;
+use crate::recording::reader::{LogItem, TrackIndex};
+use crate::rtp::depacketize::h264;
+
+/// Frames of a stream that is not shown are kept up to this many bytes; then it comes back with a keyframe.
+const PENDING_BYTES_MAX: usize = 32 << 20;
+
+/// The newest picture of a video track. Frames are decoded only while their stream is in the picture; those since the
+/// last keyframe are kept until then.
+pub struct VideoInput {
+    source: TrackReader,
+    pipelines: Option<PathBuf>,
+    /// Read, and not decoded yet.
+    pending: Vec<Pending>,
+    pending_bytes: usize,
+    /// Frames of use begin with the next keyframe.
+    needs_keyframe: bool,
+    /// The format of the frame that was decoded last.
+    format: Option<TrackFormat>,
+    /// Whether its frames may be shown before others that come earlier.
+    may_reorder: bool,
+    decoder: Option<VideoDecoder>,
+    /// Up to where frames were read.
+    to: MediaTime,
+    /// Whether the log does not grow any more.
+    has_ended: bool,
+    /// Frames that went into the decoder before their moment.
+    fed: Vec<MediaTime>,
+    /// The newest of the frames up to the moment that went into the decoder, where it may give them in another order.
+    due: Option<MediaTime>,
+    /// Pictures that are decoded and shown later, in the order of presentation.
+    coming: VecDeque<DecodedFrame>,
+    newest_frame: Option<DecodedFrame>,
+    /// Counts the pictures, so that whoever has drawn one knows it again.
+    frame_number: u64,
+    newest: MediaTime,
+    /// What came of decoding it.
+    pub counts: DecodeCounts,
+}
+
+/// An item that waits to be decoded.
+enum Pending {
+    Format(TrackFormat),
+    Frame(Frame),
+    /// Something between the frames could not be read.
+    Torn,
+}
+
+impl VideoInput {
+    /// The input of a track. `pipelines` are the operator's fragments.
+    #[must_use]
+    pub fn new(index: &TrackIndex, pipelines: Option<PathBuf>) -> Self {
+        Self {
+            source: TrackReader::new(index),
+            pipelines,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            needs_keyframe: true,
+            format: None,
+            may_reorder: false,
+            decoder: None,
+            to: MediaTime(i64::MIN),
+            has_ended: false,
+            fed: Vec::new(),
+            due: None,
+            coming: VecDeque::new(),
+            newest_frame: None,
+            frame_number: 0,
+            newest: MediaTime(i64::MIN),
+            counts: DecodeCounts::default(),
+        }
+    }
+
+    /// Reads what was added to the log.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        self.source.frames.refresh()
+    }
+
+    /// Frames that were not in the log when their time had come.
+    #[must_use]
+    pub const fn late(&self) -> u64 {
+        self.source.late
+    }
+
+    /// Reads all frames up to a moment of a log that may have ended. Returns the time of the newest that can be shown.
+    pub fn read(&mut self, to: MediaTime, clocks: &Clocks, has_ended: bool) -> MediaTime {
+        (self.to, self.has_ended) = (to, has_ended);
+        while let Some((item, torn)) = self.source.take(to, clocks) {
+            self.queue(item, torn);
+        }
+        self.newest
+    }
+
+    fn queue(&mut self, item: LogItem, torn: bool) {
+        if torn {
+            self.drop_pending();
+            self.pending.push(Pending::Torn);
+        }
+        match item {
+            LogItem::Format(format) => self.pending.push(Pending::Format(format)),
+            LogItem::Frame(frame) => self.queue_frame(frame),
+        }
+    }
+
+    fn queue_frame(&mut self, frame: Frame) {
+        if frame.keyframe {
+            // Frames before a keyframe are not needed to decode the frames after it.
+            self.pending.retain(|pending| !matches!(pending, Pending::Frame(_)));
+            (self.needs_keyframe, self.pending_bytes) = (false, 0);
+        }
+        if self.needs_keyframe || self.pending_bytes > PENDING_BYTES_MAX {
+            self.counts.skipped += 1;
+            if !self.needs_keyframe {
+                self.drop_pending();
+            }
+            return;
+        }
+        self.newest = self.newest.max(frame.pts);
+        self.pending_bytes += frame.data.len();
+        self.pending.push(Pending::Frame(frame));
+    }
+
+    fn drop_pending(&mut self) {
+        self.pending.retain(|pending| !matches!(pending, Pending::Frame(_)));
+        (self.needs_keyframe, self.pending_bytes) = (true, 0);
+    }
+
+    /// Decodes what was read, so that the newest picture is that of the moment up to which was read.
+    ///
+    /// # Errors
+    /// When there can be no decoder for its format. A frame that cannot be decoded is no error.
+    fn decode(&mut self) -> Result<(), MediaError> {
+        self.decode_pending()?;
+        let due = self.fed.extract_if(.., |fed| *fed <= self.to).max();
+        self.due = self.due.max(due);
+        // A decoder gives a picture when a frame goes in behind which none can be shown earlier.
+        let mut frames = 0;
+        while self.is_held_back() && frames < REORDERED_MAX {
+            let Some((item, torn)) = self.source.take_next() else {
+                if self.has_ended {
+                    self.finish_decoder();
+                }
+                break;
+            };
+            self.queue(item, torn);
+            self.decode_pending()?;
+            frames += 1;
+        }
+        while let Some(picture) = self.coming.pop_front_if(|picture| picture.pts() <= self.to) {
+            self.show(picture);
+        }
+        Ok(())
+    }
+
+    /// Whether the picture that is due is still in the decoder.
+    fn is_held_back(&self) -> bool {
+        let given = self.coming.back().or(self.newest_frame.as_ref()).map(DecodedFrame::pts);
+        self.decoder.is_some() && self.due.is_some_and(|due| given.is_none_or(|given| given < due))
+    }
+
+    fn show(&mut self, picture: DecodedFrame) {
+        self.newest_frame = Some(picture);
+        self.frame_number += 1;
+    }
+
+    /// Takes the pictures that the decoder still has, before it goes.
+    fn finish_decoder(&mut self) {
+        let Some(mut decoder) = self.decoder.take() else { return };
+        match decoder.finish() {
+            Ok(pictures) => self.coming.extend(pictures),
+            Err(error) => tracing::debug!("a decoder does not end: {}", chain(&error)),
+        }
+    }
+
+    fn decode_pending(&mut self) -> Result<(), MediaError> {
+        self.pending_bytes = 0;
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Torn => self.decoder = None,
+                Pending::Format(format) => {
+                    if self.format.as_ref().is_none_or(|known| !same_decoder(known, &format)) {
+                        self.finish_decoder();
+                    }
+                    self.may_reorder = h264::may_reorder(&format);
+                    self.format = Some(format);
+                }
+                Pending::Frame(frame) => self.decode_frame(&frame)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_frame(&mut self, frame: &Frame) -> Result<(), MediaError> {
+        let Some(format) = &self.format else { return Ok(()) };
+        if self.decoder.is_none() {
+            if !frame.keyframe {
+                self.counts.skipped += 1;
+                return Ok(());
+            }
+            self.decoder = Some(VideoDecoder::new(format, self.pipelines.as_deref())?);
+        }
+        let Some(decoder) = &mut self.decoder else { return Ok(()) };
+        if self.may_reorder {
+            self.fed.push(frame.pts);
+        }
+        let mut decoded = decoder.decode(frame);
+        if let (Err(error), true) = (&decoded, frame.keyframe) {
+            // The cause may be the decoder's state: try with a new one.
+            tracing::warn!(at = ?frame.pts, "a keyframe cannot be decoded, trying anew: {}", chain(error));
+            self.counts.decoder += 1;
+            decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
+        }
+        self.counts.decoded += decoded.as_ref().map_or(0, |pictures| pictures.len() as u64);
+        match decoded {
+            Ok(pictures) if self.may_reorder => self.coming.extend(pictures),
+            Ok(mut pictures) => {
+                if let Some(newest) = pictures.pop() {
+                    self.show(newest);
+                }
+            }
+            Err(error) => {
+                if self.counts.decoder == 0 {
+                    tracing::warn!(at = ?frame.pts, "a picture cannot be decoded: {}", chain(&error));
+                }
+                self.counts.decoder += 1;
+                (self.decoder, self.needs_keyframe) = (None, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// The size of the newest frame. Pending frames are decoded only if they may have another size.
+    ///
+    /// # Errors
+    /// See [`decode`](Self::decode).
+    pub fn size(&mut self) -> Result<Option<(u32, u32)>, MediaError> {
+        let builds_on = |pending: &Pending| matches!(pending, Pending::Frame(frame) if !frame.keyframe);
+        if self.decoder.is_none() || self.newest_frame.is_none() || !self.pending.iter().all(builds_on) {
+            self.decode()?;
+        }
+        Ok(self.newest_frame.as_ref().map(DecodedFrame::size))
+    }
+
+    /// The newest frame, decoded, and its number.
+    ///
+    /// # Errors
+    /// See [`decode`](Self::decode).
+    pub fn newest_frame(&mut self) -> Result<Option<(&DecodedFrame, u64)>, MediaError> {
+        self.decode()?;
+        Ok(self.newest_frame.as_ref().map(|newest_frame| (newest_frame, self.frame_number)))
+    }
+}
+
+/// Whether a decoder goes on with another format: VP8 and VP9 tell sizes in their keyframes.
+fn same_decoder(a: &TrackFormat, b: &TrackFormat) -> bool {
+    a.codec == b.codec && (matches!(a.codec, Codec::Vp8 | Codec::Vp9) || a.codec_private == b.codec_private)
+}
