@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::check_text::result_text;
 use crate::config::{RouterSection, Settings};
 use crate::model::fault::{HasFault, chain};
-use crate::model::ids::{ArchiveId, Epoch, RoomId, StreamId, TrackKind};
+use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::session::RouterRoom;
 use crate::model::time::{MediaTime, Wallclock};
@@ -23,6 +23,7 @@ use crate::recording::spool::Spool;
 use crate::router::{MediaRouter, Room, RoomEvent, StreamInfo};
 use crate::rtp::track::TrackOptions;
 use crate::session::access::access_at;
+use crate::session::room::random_id;
 use crate::webrtc::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineConfig, TestStream};
 
 /// The description of the room. It is no session's, so the bridge passes it over.
@@ -83,23 +84,17 @@ async fn check_media(
     section: &RouterSection,
     router: &dyn MediaRouter,
 ) -> Result<String, Failure> {
-    let place = RouterRoom { name: section.name.clone(), room: new_room(section), access: access_at(section) };
+    let room = random_id(&format!("{ABOUT}-"), section.string_ids).parse().expect("a valid room id");
+    let place = RouterRoom { name: section.name.clone(), room, access: access_at(section) };
     router.create_room(&place, &ABOUT.parse().expect("a valid session id")).await?;
     let received = receive(settings, section, router, &place).await;
-    let removed = router.remove_room(&place).await;
+    if let Err(error) = router.remove_room(&place).await {
+        let Failure(left) = Failure::from(error);
+        let text = received.err().map_or_else(String::new, |Failure(text)| format!("{text}; "));
+        return Err(Failure(format!("{text}room {} of this check could not be removed: {left}", place.room)));
+    }
     let after = received?;
-    removed?;
     Ok(format!("a room was made, and a stream published and recorded: first media after {} ms", after.as_millis()))
-}
-
-/// A room's id that nobody has.
-fn new_room(section: &RouterSection) -> RoomId {
-    let random = uuid::Uuid::new_v4();
-    let text = match section.string_ids {
-        true => format!("{ABOUT}-{random}"),
-        false => (random.as_u64_pair().1 & ((1 << 53) - 1)).max(1).to_string(),
-    };
-    text.parse().expect("a valid room id")
 }
 
 /// Publishes a stream to a room and records it. Returns how long after the subscription media of all tracks was there.
@@ -115,14 +110,15 @@ async fn receive(
         let (stream, offer) = TestStream::new(source_address(settings, section)?).map_err(|e| Failure(chain(&e)))?;
         let publication = router.publish(place, offer).await?;
         let stop = CancellationToken::new();
-        let _stop_at_end = stop.clone().drop_guard();
+        // The sender ends, too, when anything fails before it is told to.
+        let sender = stop.clone().drop_guard();
         let answer = publication.answer.clone();
         let sending = tokio::task::spawn_blocking(move || stream.run(&answer, &stop));
         let mut room = router.join(place).await?;
         let recorded = record(&engine, room.as_mut(), &folder).await;
         room.leave().await;
         drop(publication);
-        drop(_stop_at_end);
+        drop(sender);
         match (recorded, sending.await) {
             (Err(Failure(text)), Ok(Err(error))) => Err(Failure(format!("{text}; the sender says: {}", chain(&error)))),
             (recorded, _) => recorded,

@@ -154,8 +154,8 @@ pub trait ArchivePublisher: Send + Sync {
     async fn close(self: Box<Self>) -> Result<(), BrokerError>;
 }
 
-/// Largest frame, in bytes: RabbitMQ offers 128 KiB, and `lapin` (4.12, `io_loop.rs`) holds buffers of 64 frames for each connection, which
-/// were half of a worker's memory. Longer messages go in several frames.
+/// Largest frame, in bytes: RabbitMQ offers 128 KiB, and `lapin` (4.12, `io_loop.rs`) holds buffers of 64 frames for each connection: at
+/// that size half of a worker's memory. Longer messages go in several frames.
 const FRAME_BYTES_MAX: u32 = 16 << 10;
 
 /// How to reach RabbitMQ.

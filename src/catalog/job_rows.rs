@@ -32,6 +32,9 @@ pub enum JobState {
 }
 
 impl JobState {
+    /// The states of jobs that somebody may still wait for: all but those that have ended.
+    pub const OPEN: [Self; 5] = [Self::Accepted, Self::Capturing, Self::Finalizing, Self::Waiting, Self::Parked];
+
     /// The name in the catalog.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -135,8 +135,8 @@ fn print_plan(action: &str, rows: &[ParkedRow]) {
 }
 
 async fn list(catalog: &dyn Catalog, fault: Option<FaultKind>, all: bool, json: bool) -> Result<()> {
-    let live = [JobState::Accepted, JobState::Capturing, JobState::Finalizing, JobState::Waiting, JobState::Parked];
-    let jobs = if fault.is_some() { Vec::new() } else { catalog.jobs(if all { &[] } else { &live }, 1000).await? };
+    let jobs =
+        if fault.is_some() { Vec::new() } else { catalog.jobs(if all { &[] } else { &JobState::OPEN }, 1000).await? };
     let state = if all { None } else { Some(ParkedState::Parked) };
     let parked = catalog.parked(state, fault, 1000).await?;
     if json {

@@ -40,10 +40,7 @@ pub struct ClientAccess {
 /// The access of a client whose token ends at `expires`.
 #[must_use]
 pub fn client_access(router: &RouterSection, place: &RouterRoom, expires: Wallclock) -> ClientAccess {
-    let room = match place.room.as_str().parse::<u64>() {
-        Ok(number) if !router.string_ids => number.into(),
-        _ => place.room.as_str().into(),
-    };
+    let room = router_value(router, place.room.as_str());
     let shared = || router.pin.as_ref().map(|pin| pin.expose_secret().to_owned());
     let pin = match (place.access, &router.room_key) {
         (RoomAccess::Derived, Some(key)) => Some(derived_pin(key, &place.room)),
@@ -56,6 +53,15 @@ pub fn client_access(router: &RouterSection, place: &RouterRoom, expires: Wallcl
         pin,
         expires: token.is_some().then(|| expires.0.div_euclid(1_000_000)),
         token,
+    }
+}
+
+/// The id of a room or a feed as Janus wants it: a text, or a number where `string_ids = false`.
+#[must_use]
+pub fn router_value(router: &RouterSection, id: &str) -> Value {
+    match id.parse::<u64>() {
+        Ok(number) if !router.string_ids => number.into(),
+        _ => id.into(),
     }
 }
 

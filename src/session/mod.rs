@@ -1,4 +1,4 @@
-//! Sessions as developers create them: ids, placement, rooms, and the access of clients. Pure.
+//! Sessions as developers create them: ids, placement, rooms, and the access of clients. Pure, but for ids that are random.
 
 pub mod access;
 pub mod geo;

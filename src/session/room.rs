@@ -1,4 +1,4 @@
-//! The room of a session: its id at the media router, its pin, its secret. Pure.
+//! The room of a session: its id at the media router, its pin, its secret.
 
 use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -22,6 +22,17 @@ pub fn room_of(session: &SessionId, string_ids: bool) -> RoomId {
     let hash = Sha256::digest(session.as_str());
     let number = hash.iter().take(8).fold(0_u64, |number, byte| (number << 8) | u64::from(*byte)) >> 11;
     number.max(1).to_string().parse().expect("digits are a valid room id")
+}
+
+/// A new id for a room or a feed: a UUID behind `prefix`, or a number where the router uses numeric ids.
+#[must_use]
+pub fn random_id(prefix: &str, string_ids: bool) -> String {
+    let random = uuid::Uuid::new_v4();
+    if string_ids {
+        return format!("{prefix}{random}");
+    }
+    // Every JSON reader keeps a number of 53 bits exactly.
+    (random.as_u64_pair().1 & ((1 << 53) - 1)).max(1).to_string()
 }
 
 /// The pin of a room that this program created, derived from the router's `room_key`.
@@ -59,6 +70,14 @@ mod tests {
         assert_ne!(room_of(&session, false), room_of(&"another".parse().expect("id"), false));
         let longest: SessionId = "s".repeat(255).parse().expect("id");
         assert_eq!(room_of(&longest, true).as_str(), longest.as_str());
+    }
+
+    #[test]
+    fn a_new_id_is_a_text_or_a_number_and_always_another() {
+        let text = random_id("check-", true);
+        assert!(text.starts_with("check-") && text != random_id("check-", true));
+        let number = random_id("check-", false);
+        assert!((1..1 << 53).contains(&number.parse::<u64>().expect("a number")) && number != random_id("", false));
     }
 
     #[test]

@@ -16,11 +16,11 @@ use crate::api::extract::{PathParams, UnauthenticatedClient};
 use crate::api::state::Shared;
 use crate::auth::client_token::{ClientToken, Role};
 use crate::auth::token::TokenError;
-use crate::config::RouterSection;
 use crate::model::ids::StreamId;
 use crate::model::time::Wallclock;
-use crate::session::access::{ClientAccess, client_access};
+use crate::session::access::{ClientAccess, client_access, router_value};
 use crate::session::identity::Identity;
+use crate::session::room::random_id;
 
 /// Longest validity of the token for Janus, which never outlives the client's token. A client that stays longer joins again.
 const ACCESS_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -94,10 +94,9 @@ pub async fn join(
     let expires = token.validity.expires_at().min(now + ACCESS_MAX);
     let section = api.section(&place.name)?;
     let access = client_access(section, place, expires);
-    let feed = new_feed(section);
+    let feed = random_id("", section.string_ids);
     let mut display = json!({ "streamId": stream, "connectionData": token.connection_data });
     if let Some(room_key) = &section.room_key {
-        let feed = feed.as_str().map_or_else(|| feed.to_string(), str::to_owned);
         let (stream, connection_data) = (stream.to_string(), token.connection_data.as_str());
         let identity = Identity { room: &place.room, feed: &feed, stream: &stream, connection_data };
         display["signature"] = identity.sign(room_key).into();
@@ -106,20 +105,10 @@ pub async fn join(
         session_id: session.session.to_string(),
         role: token.role,
         stream_id: stream.to_string(),
-        feed_id: feed,
+        feed_id: router_value(section, &feed),
         display: display.to_string(),
         router: access,
     }))
-}
-
-/// A feed's id that nobody has had.
-fn new_feed(router: &RouterSection) -> Value {
-    let random = uuid::Uuid::new_v4();
-    if router.string_ids {
-        return random.to_string().into();
-    }
-    // Every JSON reader keeps a number of 53 bits exactly.
-    (random.as_u64_pair().1 & ((1 << 53) - 1)).max(1).into()
 }
 
 async fn verified(api: &Shared, headers: &HeaderMap, now: Wallclock) -> Result<ClientToken, ApiError> {

@@ -26,8 +26,7 @@ pub async fn jobs(
     _: Operator,
     OperatorQuery(query): OperatorQuery<JobsQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let live = [JobState::Accepted, JobState::Capturing, JobState::Finalizing, JobState::Waiting, JobState::Parked];
-    let states = query.state.map_or(live.to_vec(), |state| vec![state]);
+    let states = query.state.map_or(JobState::OPEN.to_vec(), |state| vec![state]);
     Ok(Json(json!({ "items": api.catalog.jobs(&states, ROWS_MAX).await? })))
 }
 
