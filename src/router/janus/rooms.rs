@@ -75,6 +75,38 @@ impl PluginConnection {
     }
 }
 
+/// Candidates of one connection that are read, in bytes.
+const CANDIDATES_BYTES_MAX: usize = 16 << 10;
+
+impl PluginConnection {
+    /// The candidates that follow an answer without any (`full_trickle`), as lines of SDP. They belong to its last media section, and with
+    /// BUNDLE to all.
+    async fn later_candidates(&mut self) -> Result<String, RouterError> {
+        let config = self.socket.config().clone();
+        let collecting = async {
+            let mut lines = String::new();
+            loop {
+                let message = match self.socket.unsolicited.pop_front() {
+                    Some(message) => message,
+                    None => self.socket.next().await?,
+                };
+                let is_ours = message.get("sender").and_then(serde_json::Value::as_u64) == Some(self.handle);
+                if !is_ours || message.get("janus").and_then(serde_json::Value::as_str) != Some("trickle") {
+                    continue;
+                }
+                match wire::trickled(&message) {
+                    // Janus has a few for each of its addresses.
+                    Some(_) if lines.len() > CANDIDATES_BYTES_MAX => return Ok(lines),
+                    Some(candidate) => lines += &format!("a={}\r\n", candidate.trim_start_matches("a=")),
+                    None => return Ok(lines),
+                }
+            }
+        };
+        let late = |_| timed_out(&config, "send its candidates");
+        timeout(config.timeout, collecting).await.map_err(late)?
+    }
+}
+
 /// Whether a request may have failed because the connection or its session was lost while idle.
 fn is_stale(answer: &Result<Value, RouterError>) -> bool {
     match answer {
@@ -161,7 +193,11 @@ impl JanusRouter {
             doing: DOING,
             problem: "the answer has no SDP".to_owned(),
         })?;
-        Ok(Publication::new(sdp.to_owned(), Box::new(connection)))
+        let mut sdp = sdp.to_owned();
+        if !sdp.contains("a=candidate:") {
+            sdp += &connection.later_candidates().await?;
+        }
+        Ok(Publication::new(sdp, Box::new(connection)))
     }
 
     /// Joins a room as an observer to read its publishers, and leaves.

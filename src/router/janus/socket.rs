@@ -56,6 +56,11 @@ impl Socket {
         Ok(Self { config: config.clone(), stream, next: 0, unsolicited: VecDeque::new() })
     }
 
+    /// How to reach the Janus that it is connected to.
+    pub const fn config(&self) -> &JanusConfig {
+        &self.config
+    }
+
     /// Adds the credentials to a request, and a transaction if it has none.
     pub fn with_credentials(&mut self, mut request: Value) -> Value {
         if request.get("transaction").is_none() {

@@ -369,6 +369,8 @@ pub struct Client {
     transaction: u64,
     /// What each request carries: the secret, or a token.
     key: (&'static str, String),
+    /// Candidates that came while an answer was waited for.
+    trickled: Vec<Value>,
 }
 
 impl Client {
@@ -390,7 +392,7 @@ impl Client {
 
     async fn connect_with(url: &str, key: (&'static str, String)) -> Result<Self> {
         let (stream, _) = tokio_tungstenite::connect_async(request(url)?).await?;
-        let mut client = Self { stream, session: 0, handle: 0, transaction: 0, key };
+        let mut client = Self { stream, session: 0, handle: 0, transaction: 0, key, trickled: Vec::new() };
         let id =
             |answer: &Value| answer["data"]["id"].as_u64().with_context(|| format!("no id in the answer: {answer}"));
         client.session = id(&client.ask(json!({ "janus": "create" })).await?)?;
@@ -408,6 +410,27 @@ impl Client {
             request["jsep"] = jsep;
         }
         self.ask(request).await
+    }
+
+    /// The candidates that Janus sends one by one (`full_trickle`), as lines of SDP.
+    ///
+    /// # Errors
+    /// When the connection is lost, or they do not end in time.
+    pub async fn later_candidates(&mut self) -> Result<String> {
+        let candidates = async {
+            let mut lines = self.trickled.drain(..).collect::<Vec<_>>();
+            while !lines.iter().any(|line| line["completed"] == true) {
+                let message = self.stream.next().await.context("Janus closed the connection")??;
+                let Message::Text(text) = message else { continue };
+                let value: Value = serde_json::from_str(&text)?;
+                if value["janus"] == "trickle" {
+                    lines.push(value["candidate"].clone());
+                }
+            }
+            let texts = lines.iter().filter_map(|line| line["candidate"].as_str());
+            Ok(texts.map(|text| format!("a={text}\r\n")).collect())
+        };
+        tokio::time::timeout(DEADLINE, candidates).await.context("Janus's candidates do not end")?
     }
 
     /// Keeps the session.
@@ -444,6 +467,9 @@ impl Client {
             while let Some(message) = self.stream.next().await {
                 let Message::Text(text) = message? else { continue };
                 let value: Value = serde_json::from_str(&text)?;
+                if value["janus"] == "trickle" {
+                    self.trickled.push(value["candidate"].clone());
+                }
                 if value["transaction"] == transaction.as_str() && value["janus"] != "ack" {
                     return Ok(value);
                 }

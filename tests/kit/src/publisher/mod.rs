@@ -265,7 +265,11 @@ impl Publisher {
         }
         let answer = client.message(publish, Some(json!({ "type": "offer", "sdp": offer }))).await?;
         let sdp = answer["jsep"]["sdp"].as_str().with_context(|| format!("no answer: {answer}"))?;
-        sender.answer(sdp)?;
+        let mut sdp = sdp.to_owned();
+        if !sdp.contains("a=candidate:") {
+            sdp += &client.later_candidates().await?;
+        }
+        sender.answer(&sdp)?;
         let (switches, truth) = (Arc::new(Switches::default()), Arc::new(Mutex::new(Truth::default())));
         let (offers, offered) = tokio::sync::mpsc::channel(1);
         pool::drive(rtc::DrivenConnection::new(sender, Arc::clone(&switches), Arc::clone(&truth), offers))?;
