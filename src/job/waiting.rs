@@ -2,7 +2,7 @@
 //! when somebody publishes. Where no bridge runs, the workers look at its room from time to time. It ends with its room, or with its
 //! session.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{Context, Ended, Job, JobFailure};
 use crate::catalog::{CatalogError, JobRow, JobState};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
-use crate::model::ids::JobId;
+use crate::model::ids::{JobId, RouterName};
 use crate::model::time::Wallclock;
 use crate::router::RouterError;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
@@ -131,11 +131,30 @@ impl MissingRooms {
     }
 }
 
+/// Routers that cannot be asked at the moment: what is published there is not recorded meanwhile, so each outage is told once, and its end.
+#[derive(Debug, Default)]
+struct Outages(BTreeSet<RouterName>);
+
+impl Outages {
+    fn note(&mut self, router: &RouterName, problem: Option<&str>) {
+        match problem {
+            Some(problem) if self.0.insert(router.clone()) => tracing::warn!(
+                %router,
+                "the rooms of waiting jobs cannot be looked at, and a first stream there is not recorded for now: {problem}"
+            ),
+            None if self.0.remove(router) => {
+                tracing::info!(%router, "the rooms of waiting jobs can be looked at again");
+            }
+            Some(_) | None => {}
+        }
+    }
+}
+
 /// Looks at the rooms of waiting jobs until `stop`. `nudge` wakes the scheduler when there is a job to claim.
 pub async fn run_waiting(context: &Context, nudge: &Notify, stop: &CancellationToken) {
-    let mut missing = MissingRooms::default();
+    let (mut missing, mut outages) = (MissingRooms::default(), Outages::default());
     while stop.run_until_cancelled(sleep(LOOK_EVERY)).await.is_some() {
-        let looked = stop.run_until_cancelled(look_at_due(context, nudge, &mut missing)).await;
+        let looked = stop.run_until_cancelled(look_at_due(context, nudge, &mut missing, &mut outages)).await;
         if let Some(Err(error)) = looked {
             tracing::debug!("waiting jobs are not looked at for now: {}", chain(&error));
         }
@@ -143,14 +162,19 @@ pub async fn run_waiting(context: &Context, nudge: &Notify, stop: &CancellationT
     }
 }
 
-async fn look_at_due(context: &Context, nudge: &Notify, missing: &mut MissingRooms) -> Result<(), CatalogError> {
+async fn look_at_due(
+    context: &Context,
+    nudge: &Notify,
+    missing: &mut MissingRooms,
+    outages: &mut Outages,
+) -> Result<(), CatalogError> {
     let (catalog, region) = (&context.catalog, &context.settings.worker.region);
     for job in catalog.due_looks(region, Wallclock::now(), LOOKS_MAX).await? {
         let now = Wallclock::now();
         if !catalog.take_look(&job, now + look_interval(now.since(job.updated_at))).await? {
             continue;
         }
-        let look = look(context, &job).await;
+        let look = look(context, &job, outages).await;
         let missing_max = context.settings.limits.never_published.0;
         let (who, now) = (context.worker.as_str(), Wallclock::now());
         match missing.judge(job.job, look, Instant::now(), missing_max) {
@@ -171,21 +195,21 @@ async fn look_at_due(context: &Context, nudge: &Notify, missing: &mut MissingRoo
     Ok(())
 }
 
-async fn look(context: &Context, job: &JobRow) -> Look {
+async fn look(context: &Context, job: &JobRow, outages: &mut Outages) -> Look {
     let place = job.spec().ok().and_then(|spec| spec.router.as_ref());
     let Some((place, router)) = place.and_then(|place| Some((place, context.routers.get(&place.name)?))) else {
         return Look::Unknown;
     };
-    match timeout(ANSWER_MAX, router.participants(&place.room)).await {
-        Ok(Ok(list)) if list.iter().any(|client| client.publishing) => Look::Publishing,
-        Ok(Ok(_)) => Look::NobodyPublishes,
-        Ok(Err(RouterError::RoomNotFound { .. })) => Look::RoomMissing,
-        Ok(Err(error)) => {
-            tracing::debug!(job = %job.job, "the room of a waiting job cannot be looked at: {}", chain(&error));
-            Look::Unknown
-        }
-        Err(_) => Look::Unknown,
-    }
+    let asked = timeout(ANSWER_MAX, router.participants(&place.room)).await;
+    let (look, problem) = match asked {
+        Ok(Ok(list)) if list.iter().any(|client| client.publishing) => (Look::Publishing, None),
+        Ok(Ok(_)) => (Look::NobodyPublishes, None),
+        Ok(Err(RouterError::RoomNotFound { .. })) => (Look::RoomMissing, None),
+        Ok(Err(error)) => (Look::Unknown, Some(chain(&error))),
+        Err(_) => (Look::Unknown, Some(format!("no answer within {} s", ANSWER_MAX.as_secs()))),
+    };
+    outages.note(&place.name, problem.as_deref());
+    look
 }
 
 #[cfg(test)]
