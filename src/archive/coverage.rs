@@ -110,12 +110,20 @@ impl TrackHistory {
             return vec![Gap { from: whole.from, to: whole.to, cause: gap.cause }];
         }
         let mut gaps: Vec<Gap> = Vec::new();
-        // Of the short pieces since `begun`: how long media is lost in them, and why.
+        // Of the short pieces since `begun`: how long media is lost in them, and why at first. The time to subscribe follows from that.
         let (mut begun, mut lost, mut loss) = (whole.from, 0, None);
         for Piece { at, cause, min } in self.pieces(whole, logged) {
+            // What a router loses in an instant is not put down to a worker that takes long to subscribe again.
+            if let Some(first) = loss.filter(|first| *first != GapCause::Worker)
+                && cause == GapCause::Worker
+                && at.len() >= min
+            {
+                gaps.push(Gap { from: begun, to: at.from, cause: first });
+                (begun, lost, loss) = (at.from, 0, None);
+            }
             if cause.is_loss() {
                 lost += at.len();
-                loss = Some(cause);
+                loss = loss.or(Some(cause));
             }
             let long = at.len() >= min;
             if long || lost >= EDGE_MAX {
