@@ -16,6 +16,7 @@ use crate::model::ids::TrackKind;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
 use crate::rtp::clock::BACK_MAX;
+use crate::rtp::depacketize::LayerHider;
 
 /// A pause of sound longer than this is told to the muxer, which otherwise waits for both inputs.
 const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;
@@ -131,9 +132,11 @@ struct Feed {
     frames: FrameSource,
     /// Frames that were read and not pushed.
     ahead: VecDeque<Frame>,
-    /// Whether frames may be shown before others that come earlier.
     is_video: bool,
+    /// Whether frames may be shown before others that come earlier.
     may_reorder: bool,
+    /// For VP9.
+    layers: Option<LayerHider>,
     /// Times of frames that were pushed, and are shown after one that was not.
     pushed: Vec<MediaTime>,
     last_span: u64,
@@ -157,6 +160,7 @@ impl Feed {
             ahead: VecDeque::new(),
             is_video: format.codec.kind() == TrackKind::Video,
             may_reorder,
+            layers: (format.codec == Codec::Vp9).then(LayerHider::default),
             pushed: Vec::new(),
             last_span: 20_000_000,
             fed: MuxedTrack::default(),
@@ -205,7 +209,11 @@ impl Feed {
             _ => self.last_span,
         };
         self.last_span = span;
-        let mut buffer = gst::Buffer::from_slice(frame.data);
+        let data = match &mut self.layers {
+            Some(layers) => layers.hide_lower_layers(frame.data),
+            None => frame.data,
+        };
+        let mut buffer = gst::Buffer::from_slice(data);
         {
             let buffer = buffer.get_mut().expect("nobody else has the buffer yet");
             buffer.set_pts(in_file(frame.pts));

@@ -13,6 +13,11 @@ impl<'a> Bits<'a> {
         Self { bytes, at: 0 }
     }
 
+    /// Bits that were read.
+    pub const fn position(&self) -> usize {
+        self.at
+    }
+
     pub fn bit(&mut self) -> Result<bool, PayloadError> {
         let byte = self.bytes.get(self.at / 8).ok_or(PayloadError::Short)?;
         let bit = byte >> (7 - self.at % 8) & 1;

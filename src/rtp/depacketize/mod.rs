@@ -9,6 +9,9 @@ pub mod h264;
 mod parameter_sets;
 mod vp8;
 mod vp9;
+mod vp9_layers;
+
+pub use vp9_layers::LayerHider;
 
 use crate::model::media::{Codec, TrackFormat};
 

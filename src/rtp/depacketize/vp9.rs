@@ -118,7 +118,7 @@ pub(super) fn assemble(payloads: &[&[u8]]) -> Result<AssembledFrame, PayloadErro
 
 /// Appends the superframe index (VP9 bitstream specification, annex B) when there is more than one layer.
 #[allow(clippy::cast_possible_truncation)]
-fn append_superframe_index(data: &mut Vec<u8>, starts: &[usize]) -> Result<(), PayloadError> {
+pub(super) fn append_superframe_index(data: &mut Vec<u8>, starts: &[usize]) -> Result<(), PayloadError> {
     let frames = starts.len();
     if frames < 2 {
         return Ok(());
