@@ -13,7 +13,8 @@ use crate::compose::composer::{Composed, Options};
 use crate::compose::geometry::Size;
 use crate::compose::process;
 use crate::compose::thumbnails;
-use crate::media::{Pipelines, verify};
+use crate::compose::verifier::{self, VerifierError};
+use crate::media::Pipelines;
 use crate::model::archive_options::{ArchiveOptions, Resolution};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
@@ -184,8 +185,10 @@ fn check(
     cancel: &CancellationToken,
 ) -> Result<Cancellable<()>, ArchiveError> {
     let invalid = |what: String| ArchiveError::Invalid { file: NAME.to_owned(), what };
-    let media = |source| ArchiveError::Media { file: NAME.to_owned(), source };
-    let decoded = verify::decode_ends(path, SAMPLE, pipelines, cancel).map_err(media)?;
+    let failed = |source| ArchiveError::Verifier { file: NAME.to_owned(), source };
+    let retried = |error: &VerifierError| tracing::warn!(file = NAME, "verifying is tried again: {}", chain(error));
+    let decoded = verifier::patiently(|| verifier::decode_ends(path, SAMPLE, pipelines, cancel), retried);
+    let decoded = decoded.map_err(failed)?;
     let Cancellable::Done((first, last)) = decoded else { return Ok(Cancellable::Cancelled) };
     let lasts = expected.pictures * 1_000_000_000 / u64::from(expected.rate.max(1));
     if first.duration_ns.abs_diff(lasts) > DURATION_TOLERANCE {

@@ -20,6 +20,7 @@ pub mod retention;
 mod stream_files;
 mod zip;
 
+use crate::compose::verifier::VerifierError;
 use crate::media::MediaError;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::recording::LogError;
@@ -42,6 +43,15 @@ pub enum ArchiveError {
     /// The composer.
     #[error(transparent)]
     Composer(#[from] crate::compose::process::ChildError),
+    /// A finished file could not be verified.
+    #[error("file {file} is not verified")]
+    Verifier {
+        /// Its name.
+        file: String,
+        /// The cause.
+        #[source]
+        source: VerifierError,
+    },
     /// A finished file is not what the log says.
     #[error("file {file} is not right: {what}")]
     Invalid {
@@ -79,6 +89,7 @@ impl HasFault for ArchiveError {
             Self::Log(e) => e.fault(),
             Self::Media { source, .. } => source.fault(),
             Self::Composer(e) => e.fault(),
+            Self::Verifier { source, .. } => source.fault(),
             Self::Invalid { .. } => FaultKind::ArchiveInvalid.fault(),
             Self::Undecodable => FaultKind::MediaUndecodable.fault(),
             Self::Io { .. } => FaultKind::SpoolIo.fault(),

@@ -8,8 +8,10 @@ use super::documents::FileEntry;
 use super::individual::Plan;
 use super::object::ArchiveDescriptor;
 use super::{ArchiveError, zip};
+use crate::compose::verifier::{self, VerifierError};
 use crate::media::mux::{self, Muxed};
-use crate::media::{MediaError, Pipelines, verify};
+use crate::media::verify::Inspection;
+use crate::media::{MediaError, Pipelines};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::TrackKind;
@@ -22,8 +24,6 @@ const SAMPLE: std::time::Duration = std::time::Duration::from_secs(2);
 const HALF_SAMPLE: i64 = 1_000_000_000;
 /// A file may be longer or shorter than its frames, and its last frame earlier or later, by this much, in nanoseconds.
 const TOLERANCE: u64 = 20_000_000;
-/// Verifying stalls on a machine that is busy: a file is given up only after so many times.
-const VERIFY_TRIES: u32 = 3;
 
 /// What building the files of a stream needs.
 struct Builder<'a> {
@@ -73,7 +73,15 @@ pub(super) fn build_files(
 
 /// Whether the media is the cause, and not a disk that is full, a log that cannot be read, or a machine that is too slow.
 const fn is_about_the_media(error: &ArchiveError) -> bool {
-    matches!(error, ArchiveError::Invalid { .. } | ArchiveError::Media { source: MediaError::Element { .. }, .. })
+    matches!(
+        error,
+        ArchiveError::Invalid { .. }
+            | ArchiveError::Media { source: MediaError::Element { .. }, .. }
+            | ArchiveError::Verifier {
+                source: VerifierError::BadFile(_) | VerifierError::Died(_) | VerifierError::Stalled(_),
+                ..
+            }
+    )
 }
 
 impl Builder<'_> {
@@ -82,25 +90,10 @@ impl Builder<'_> {
         let path = self.out.join(&plan.name);
         let muxed = mux::mux(plan.input(), &path, self.pipelines, self.cancel).map_err(|e| media(plan, e))?;
         let Cancellable::Done(muxed) = muxed else { return Ok(Cancellable::Cancelled) };
-        match self.check_patiently(plan, &muxed, &path)? {
+        match self.check(plan, &muxed, &path)? {
             Cancellable::Done(()) => self.entry(plan, &muxed, false).map(Cancellable::Done),
             Cancellable::Cancelled => Ok(Cancellable::Cancelled),
         }
-    }
-
-    /// Verifies a file, again if a reader stalls in it.
-    fn check_patiently(&self, plan: &Plan, muxed: &Muxed, path: &Path) -> Result<Cancellable<()>, ArchiveError> {
-        for _ in 0..VERIFY_TRIES {
-            match self.check(plan, muxed, path) {
-                Err(ArchiveError::Media { source: stalled @ MediaError::Stalled { .. }, .. }) => {
-                    let archive = self.descriptor.archive;
-                    tracing::warn!(%archive, file = plan.name, "verifying is tried again: {}", chain(&stalled));
-                }
-                other => return other,
-            }
-        }
-        let what = format!("reading it stalled {VERIFY_TRIES} times");
-        Err(ArchiveError::Invalid { file: plan.name.clone(), what })
     }
 
     /// Writes the log's segments as they are.
@@ -135,40 +128,60 @@ impl Builder<'_> {
     /// Verifies that a player finds in the file what was muxed.
     fn check(&self, plan: &Plan, muxed: &Muxed, path: &Path) -> Result<Cancellable<()>, ArchiveError> {
         let invalid = |what: String| ArchiveError::Invalid { file: plan.name.clone(), what };
-        let counted = verify::count(path, self.pipelines, self.cancel).map_err(|e| media(plan, e))?;
-        let Cancellable::Done(counted) = counted else { return Ok(Cancellable::Cancelled) };
-        for (found, fed, what) in [
-            (counted.video_frames, muxed.video.frames, "pictures"),
-            (counted.audio_buffers, muxed.audio.frames, "frames of sound"),
+        let ArchiveDescriptor { job, archive, .. } = self.descriptor;
+        let retried = |error: &VerifierError| {
+            tracing::warn!(%job, %archive, file = plan.name, "verifying is tried again: {}", chain(error));
+        };
+        let found = verifier::patiently(|| verifier::inspect(path, SAMPLE, self.pipelines, self.cancel), retried);
+        let found = found.map_err(|source| ArchiveError::Verifier { file: plan.name.clone(), source })?;
+        let Cancellable::Done(found) = found else { return Ok(Cancellable::Cancelled) };
+        for (track, codec, fed, what) in [
+            (found.video, Plan::codec(&plan.video), muxed.video.frames, "pictures"),
+            (found.audio, Plan::codec(&plan.audio), muxed.audio.frames, "frames of sound"),
         ] {
-            if found != fed {
-                return Err(invalid(format!("it has {found} {what} of {fed}")));
+            let track_found = track.unwrap_or_default();
+            if track_found.frames != fed {
+                return Err(invalid(format!("it has {} {what} of {fed}", track_found.frames)));
+            }
+            if track.is_some_and(|track| track.codec != codec) {
+                return Err(invalid(format!("its {what} are {:?} instead of {codec:?}", track_found.codec)));
             }
         }
-        if muxed.video.frames > 0 && !counted.begins_with_keyframe {
-            return Err(invalid("its first picture is no keyframe".to_owned()));
+        if muxed.video.frames > 0 {
+            Self::check_sync_points(&found).map_err(invalid)?;
         }
         let times = || [muxed.video, muxed.audio].into_iter().filter_map(|track| track.times);
         let (last, end) = (times().map(|t| t.last).max(), times().map(|t| t.end).max());
-        for (found, expected, what) in
-            [(counted.last_ns, last, "its last frame is at"), (counted.duration_ns, end, "it lasts")]
-        {
+        let last_ns = [found.video, found.audio].into_iter().flatten().map(|track| track.last_ns).max().unwrap_or(0);
+        for (found, expected, what) in [(last_ns, last, "its last frame is at"), (found.duration_ns, end, "it lasts")] {
             let expected = expected.map_or(0, |at| nanoseconds(plan.start, at));
             if found.abs_diff(expected) > TOLERANCE {
                 return Err(invalid(format!("{what} {} ms instead of {} ms", found / 1_000_000, expected / 1_000_000)));
             }
         }
-        let decoded = verify::decode(path, Some(SAMPLE), self.pipelines, self.cancel).map_err(|e| media(plan, e))?;
-        let Cancellable::Done(decoded) = decoded else { return Ok(Cancellable::Cancelled) };
-        for (track, count, what) in
-            [(muxed.video, decoded.video_frames, "picture"), (muxed.audio, decoded.audio_buffers, "sound")]
-        {
+        for (track, count, what) in [
+            (muxed.video, found.beginning.video_frames, "picture"),
+            (muxed.audio, found.beginning.audio_buffers, "sound"),
+        ] {
             let begins = track.times.is_some_and(|times| times.first <= plan.start + HALF_SAMPLE);
             if begins && track.frames > 2 && count == 0 {
                 return Err(invalid(format!("no {what} can be decoded")));
             }
         }
         Ok(Cancellable::Done(()))
+    }
+
+    /// The file begins with a keyframe that decodes. A sender may have damaged others: a file is wrong if most of them do not decode.
+    fn check_sync_points(found: &Inspection) -> Result<(), String> {
+        if !found.video.is_some_and(|video| video.begins_with_keyframe) {
+            return Err("its first picture is no keyframe".to_owned());
+        }
+        let (all, good) = (found.sync_points.len(), found.sync_points.iter().filter(|decodes| **decodes).count());
+        match found.sync_points.first() {
+            Some(true) if 2 * good > all => Ok(()),
+            Some(true) => Err(format!("{good} of {all} keyframes can be decoded")),
+            _ => Err("its first picture cannot be decoded".to_owned()),
+        }
     }
 }
 

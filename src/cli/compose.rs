@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use super::{print_json, print_line};
+use crate::compose::child;
 use crate::compose::composer::{Options, compose};
 use crate::compose::geometry::Size;
 use crate::compose::log_follower::ProgressReceiver;
@@ -101,7 +102,7 @@ impl Compose {
                 ignore_layout_history: self.layout.is_some() || self.screenshare.is_some(),
                 excluded: BTreeSet::new(),
             },
-            pipelines: Pipelines { dir: self.pipelines.clone(), stall: Duration::from_secs(self.stall) },
+            pipelines: Pipelines::new(self.pipelines.clone(), Duration::from_secs(self.stall)),
             follow: false,
         })
     }
@@ -128,7 +129,7 @@ pub(super) fn run(args: &Compose) -> Result<()> {
     }
     let Task { options, pipelines, follow } = args.task()?;
     if args.task.is_some() {
-        process::limit_process();
+        child::limit_process();
     }
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {eta} left")?);

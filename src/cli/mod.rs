@@ -5,6 +5,7 @@ mod archives;
 mod callbacks;
 pub mod compose;
 mod jobs;
+mod verify_file;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -68,6 +69,9 @@ enum Command {
     Callbacks(callbacks::CallbacksCommand),
     /// Compose an archive's capture log into one MP4. The worker runs it by itself; by hand, on a copy of a log.
     Compose(compose::Compose),
+    /// Verify a finished file for a worker, which starts this in a process of its own.
+    #[command(hide = true)]
+    VerifyFile(verify_file::VerifyFile),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -135,6 +139,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Archives(command) => archives::run(&load()?, command).await?,
         Command::Compose(args) => tokio::task::spawn_blocking(move || compose::run(&args)).await??,
+        Command::VerifyFile(args) => tokio::task::spawn_blocking(move || verify_file::run(&args)).await?,
         Command::Callbacks(command) => return callbacks::run(&load()?, command).await,
         Command::Jobs(command) => jobs::run(&load()?, command).await?,
     }

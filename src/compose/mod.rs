@@ -5,6 +5,7 @@
 
 mod audio_input;
 mod canvas;
+pub mod child;
 mod clock;
 pub mod composer;
 mod css_layout;
@@ -18,4 +19,5 @@ pub mod thumbnails;
 pub(crate) mod timeline;
 mod track_reader;
 pub mod undecodable;
+pub mod verifier;
 mod video_input;

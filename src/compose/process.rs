@@ -1,15 +1,16 @@
 //! The composer as a child process: codecs parse hostile input in C, and a crash there must not harm a capture.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::child::{self, ChildGuard, read_messages};
 use super::composer::{Composed, Options};
 use super::log_follower::{LogProgress, ProgressReceiver};
 use crate::media::Pipelines;
@@ -28,12 +29,6 @@ const RESTART: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The composer's own deadlines come first; then its process is ended.
 const GRACE_PERIOD: Duration = Duration::from_secs(5);
-/// Longest line that is read from it.
-const LINE_BYTES_MAX: u64 = 1 << 20;
-/// Address space of a composer: far more than sixteen streams need.
-const MEMORY_BYTES_MAX: u64 = 4 << 30;
-/// The composer's `nice` value: captures have priority.
-const NICENESS: i32 = 10;
 
 /// A composer's task: `archiver compose --task`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -85,20 +80,6 @@ impl HasFault for ChildError {
             Self::Stalled(_) => FaultKind::MediaStalled,
         }
         .fault()
-    }
-}
-
-/// Limits the composer's own process: low priority, an end with its worker, and a limit of memory.
-pub fn limit_process() {
-    use rustix::process::{Resource, Rlimit, Signal};
-    let limit = Rlimit { current: Some(MEMORY_BYTES_MAX), maximum: Some(MEMORY_BYTES_MAX) };
-    let limits = [
-        rustix::process::nice(NICENESS).map(drop),
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)),
-        rustix::process::setrlimit(Resource::As, limit),
-    ];
-    for refused in limits.into_iter().filter_map(Result::err) {
-        tracing::warn!("the composer's process is not limited as it should be: {refused}");
     }
 }
 
@@ -154,7 +135,7 @@ pub fn run(
             live_log.starts.send_modify(|starts| *starts += 1);
         }
         let mut child = ChildGuard(command(dir, out, &task).map_err(ChildError::Start)?);
-        let lines = read_messages(&mut child.0).map_err(ChildError::Start)?;
+        let lines = read_messages::<ComposerMessage>(&mut child.0).map_err(ChildError::Start)?;
         let input = child.0.stdin.take();
         let mut progress_pipe =
             live_log.zip(input).map(|(log, input)| ProgressPipe { watermark: log.watermark.clone(), input });
@@ -171,42 +152,12 @@ pub fn run(
     Err(ChildError::Died(starts_max, died))
 }
 
-/// A process that ends with its handle.
-struct ChildGuard(Child);
-
-impl Drop for ChildGuard {
-    fn drop(&mut self) {
-        if self.0.kill().and_then(|()| self.0.wait()).is_err() {
-            tracing::error!("a composer cannot be ended");
-        }
-    }
-}
-
 fn command(dir: &Path, out: &Path, task: &Task) -> std::io::Result<Child> {
     let json = serde_json::to_string(task).expect("plain data");
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = child::command(&task.pipelines);
     command.arg("compose").arg(dir).arg("--out").arg(out).args(["--json", "--task", &json]);
     let input = if task.follow { Stdio::piped() } else { Stdio::null() };
     command.stdin(input).stdout(Stdio::piped()).spawn()
-}
-
-/// Reads a composer's messages, up to its end or the first line that is no message.
-fn read_messages(child: &mut Child) -> std::io::Result<Receiver<ComposerMessage>> {
-    let (sender, receiver) = sync_channel(16);
-    let Some(out) = child.stdout.take() else { return Ok(receiver) };
-    let read = move || {
-        let mut out = BufReader::new(out);
-        let mut text = String::new();
-        while matches!(out.by_ref().take(LINE_BYTES_MAX).read_line(&mut text), Ok(1..)) {
-            let Ok(line) = serde_json::from_str(&text) else { return };
-            if sender.send(line).is_err() {
-                return;
-            }
-            text.clear();
-        }
-    };
-    std::thread::Builder::new().name("composer".to_owned()).spawn(read)?;
-    Ok(receiver)
 }
 
 /// Reports a log's watermark to a composer's process.

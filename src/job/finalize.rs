@@ -129,7 +129,7 @@ async fn build_or_reuse(
     for attempt in 0.. {
         let (dir, descriptor, reason) = (job.dir.clone(), job.descriptor(), reason.to_owned());
         let section = &job.context.settings.pipelines;
-        let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
+        let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
         let (cancel, live_output) = (job.fenced.clone(), live_output.clone());
         let work = move || -> Result<Cancellable<Built>, ArchiveError> {
             if let Some(built) = load_build(&dir) {

@@ -43,7 +43,7 @@ impl Composing {
             return None;
         }
         let section = &job.context.settings.pipelines;
-        let pipelines = Pipelines { dir: section.dir.clone(), stall: section.stall.0 };
+        let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
         let (dir, cancel, begun) = (job.dir.clone(), job.fenced.child_token(), watch::Sender::new(0));
         let longest = job.context.settings.limits.recorded_max.0;
         let (options, cancelled) = (composed::options(wanted, longest), cancel.clone());

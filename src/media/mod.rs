@@ -10,6 +10,7 @@ mod duration;
 pub mod encode;
 pub mod fragment;
 mod libav;
+mod matroska;
 mod mp4;
 pub mod mux;
 pub mod plane;
@@ -74,11 +75,22 @@ pub struct Pipelines {
     pub dir: Option<PathBuf>,
     /// A pipeline without progress for this time has stalled.
     pub stall: Duration,
+    /// The program that decodes hostile media in a process of its own; this one without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
+}
+
+impl Pipelines {
+    /// Pipelines of this program.
+    #[must_use]
+    pub const fn new(dir: Option<PathBuf>, stall: Duration) -> Self {
+        Self { dir, stall, program: None }
+    }
 }
 
 impl Default for Pipelines {
     fn default() -> Self {
-        Self { dir: None, stall: Duration::from_secs(30) }
+        Self::new(None, Duration::from_secs(30))
     }
 }
 

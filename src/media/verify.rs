@@ -1,5 +1,6 @@
 //! Reads and decodes a finished file, and discards the output: an archive must be complete and decodable.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,13 +8,134 @@ use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::decode::VideoDecoder;
+use super::matroska::{self, BlockAt, Track};
 use super::{MediaError, Pipelines, fragment, runner::Pipeline};
 use crate::model::cancellable::Cancellable;
+use crate::model::media::{Codec, Frame, TrackFormat};
+use crate::model::time::MediaTime;
+
+/// Sync points of a file that are decoded, at most.
+const SYNC_POINTS_MAX: usize = 8;
+
+/// What a Matroska file holds, and what decoders make of samples of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inspection {
+    /// The pictures.
+    pub video: Option<TrackFound>,
+    /// The sound.
+    pub audio: Option<TrackFound>,
+    /// The duration that the container tells, in nanoseconds.
+    pub duration_ns: u64,
+    /// Whether each of some sync points, from the first to the last of the file, decodes by itself.
+    pub sync_points: Vec<bool>,
+    /// What a player decodes of the file's beginning.
+    pub beginning: Counts,
+}
+
+/// A track of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackFound {
+    /// Its codec, if it is one that is archived.
+    pub codec: Option<Codec>,
+    /// Its frames.
+    pub frames: u64,
+    /// Whether a decoder can begin with the first one.
+    pub begins_with_keyframe: bool,
+    /// Start of the frame that is shown or heard last, in nanoseconds.
+    pub last_ns: u64,
+}
+
+/// Reads the structure of a whole Matroska file, and decodes its beginning and some of its sync points. Blocking.
+///
+/// # Errors
+/// When the file is not one whole document, its beginning cannot be read by a player, or the pipeline stalls.
+pub fn inspect(
+    path: &Path,
+    beginning: Duration,
+    pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<Cancellable<Inspection>, MediaError> {
+    super::init()?;
+    let bad = |what: String| MediaError::Element { element: "matroska".to_owned(), what };
+    let contents = matroska::contents(path).map_err(|e| bad(e.to_string()))?;
+    let of_kind = |is_video| {
+        let mut tracks = contents.tracks.iter().filter(|track| track.is_video == is_video);
+        match (tracks.next(), tracks.next()) {
+            (track, None) => Ok(track),
+            _ => Err(bad("it has two tracks of one kind".to_owned())),
+        }
+    };
+    let (video, audio) = (of_kind(true)?, of_kind(false)?);
+    let sync_points = match video.and_then(|video| Some((video, format(video)?))) {
+        Some((video, format)) => decode_sync_points(path, video, &format, pipelines).map_err(|e| bad(e.to_string()))?,
+        None => Vec::new(),
+    };
+    let decoded = decode(path, Some(beginning), pipelines, cancel)?;
+    let duration_ns = contents.duration_ns;
+    Ok(decoded.map(|beginning| Inspection {
+        video: video.map(found),
+        audio: audio.map(found),
+        duration_ns,
+        sync_points,
+        beginning,
+    }))
+}
+
+fn found(track: &Track) -> TrackFound {
+    let (frames, last_ns) = (track.blocks, track.last_ns);
+    TrackFound { codec: codec(track), frames, begins_with_keyframe: track.begins_with_keyframe, last_ns }
+}
+
+/// The codec by its name in Matroska (RFC 9559 section 23.1).
+fn codec(track: &Track) -> Option<Codec> {
+    match track.codec_id.as_str() {
+        "V_VP8" => Some(Codec::Vp8),
+        "V_VP9" => Some(Codec::Vp9),
+        "V_AV1" => Some(Codec::Av1),
+        "V_MPEG4/ISO/AVC" => Some(Codec::H264),
+        "A_OPUS" => Some(Codec::Opus),
+        // The first field of WAVEFORMATEX.
+        "A_MS/ACM" if track.codec_private.starts_with(&[7, 0]) => Some(Codec::Pcmu),
+        "A_MS/ACM" if track.codec_private.starts_with(&[6, 0]) => Some(Codec::Pcma),
+        _ => None,
+    }
+}
+
+fn format(track: &Track) -> Option<TrackFormat> {
+    let (codec_private, (width, height)) = (track.codec_private.clone(), track.size);
+    Some(TrackFormat { codec: codec(track)?, width, height, channels: 0, codec_private })
+}
+
+/// Decodes some sync points, each by a decoder of its own: what a player does that goes there.
+fn decode_sync_points(
+    path: &Path,
+    video: &Track,
+    format: &TrackFormat,
+    pipelines: &Pipelines,
+) -> std::io::Result<Vec<bool>> {
+    let file = File::open(path)?;
+    let (count, last) = (video.sync_points.len().min(SYNC_POINTS_MAX), video.sync_points.len().saturating_sub(1));
+    let chosen = (0..count).map(|n| video.sync_points[n * last / count.saturating_sub(1).max(1)]);
+    let decodes = |point: BlockAt| -> std::io::Result<bool> {
+        let frame = Frame { pts: MediaTime::ZERO, duration: None, keyframe: true, data: point.read(&file)?.into() };
+        let picture = VideoDecoder::new(format, pipelines.dir.as_deref()).and_then(|mut decoder| {
+            let decoded = decoder.decode(&frame)?;
+            Ok(!decoded.is_empty() || !decoder.finish()?.is_empty())
+        });
+        Ok(picture.unwrap_or_else(|error| {
+            tracing::debug!(at = point.ns, "a sync point cannot be decoded: {error}");
+            false
+        }))
+    };
+    chosen.map(decodes).collect()
+}
 
 /// Counts of a file's content.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Video frames.
     pub video_frames: u64,

@@ -8,17 +8,14 @@ use std::time::Duration;
 
 use crate::support::composed::finished;
 use crate::support::h264::{AccessUnit, coded_units, depacketized};
-use archiver::archive::build::build;
-use archiver::archive::documents::FileEntry;
-use archiver::compose::composer::{Options as ComposeOptions, compose};
-use archiver::compose::geometry::Size;
+use crate::support::logs::{Log, STREAM};
 use archiver::compose::log_follower::{LogProgress, ProgressReceiver};
 use archiver::media::{Pipelines, verify};
-use archiver::model::cancellable::Cancellable;
+use archiver::model::archive_options::StreamMode;
+use archiver::model::desired::Selection;
 use archiver::model::ids::{Epoch, TrackId, TrackKind};
-use archiver::model::layout::Layout;
-use archiver::model::media::{Frame, TrackFormat};
 use archiver::model::time::MediaTime;
+use archiver::recording::history::{EventKind, History};
 use archiver::recording::reader::LogItem;
 use archiver::recording::spool::Spool;
 use archiver::recording::{LogOptions, LogReader, TrackLog};
@@ -29,13 +26,10 @@ use archiver_testkit::world::World;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-type Item = (Option<TrackFormat>, Frame);
-
 /// Pictures of a log: up to a keyframe, so that none is missing that another one refers to.
 const PICTURES: usize = 270;
 /// From one picture to the next, in nanoseconds.
 const STEP: i64 = 1_000_000_000 / FPS as i64;
-const STREAM: &str = "00000000-0000-4000-8000-000000000001";
 
 /// The first pictures of a publisher, in decoding order.
 fn numbered(b_frames: u8, begins: i64) -> Vec<AccessUnit> {
@@ -47,72 +41,13 @@ fn numbered(b_frames: u8, begins: i64) -> Vec<AccessUnit> {
     units
 }
 
-/// The log of one stream.
-struct Log {
-    dir: tempfile::TempDir,
-}
-
-impl Log {
-    /// Writes frames as the capture does, with a segment sealed after every so many of them.
-    fn of(video: &[Item], segment: usize) -> Self {
-        let dir = tempfile::tempdir().expect("dir");
-        let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
-        let track = TrackId { stream: STREAM.parse().expect("id"), kind: TrackKind::Video };
-        let opened = TrackLog::open(&dir.path().join("archive"), track, Epoch(1), LogOptions::default(), spool);
-        let (mut log, _) = opened.expect("log");
-        for (n, (format, frame)) in video.iter().enumerate() {
-            if let Some(format) = format {
-                log.format(format).expect("format");
-            }
-            if n > 0 && n % segment == 0 {
-                log.seal().expect("seal");
-            }
-            log.frame(frame).expect("frame");
-        }
-        log.seal().expect("seal");
-        Self { dir }
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.dir.path().join("archive")
-    }
-
-    /// The one file of the stream.
-    fn individual(&self) -> (std::path::PathBuf, FileEntry) {
-        let descriptor = crate::support::archives::individual(
-            "00000000-0000-4000-8000-000000000002".parse().expect("id"),
-            "s".parse().expect("id"),
-        );
-        let cancel = CancellationToken::new();
-        let built = build(&self.path(), &descriptor, "session ended", None, &Pipelines::default(), &cancel);
-        let files = built.expect("build").done().expect("nothing cancels it").manifest.files;
-        let [file] = files.as_slice() else { panic!("{files:?}") };
-        assert!(!file.raw, "{file:?}");
-        (self.path().join("out").join(&file.name), file.clone())
-    }
-
-    fn composed(&self, rate: u32, progress: ProgressReceiver) -> Vec<SeenFrame> {
-        let options = ComposeOptions {
-            size: Size { width: 320, height: 240 },
-            rate,
-            layout: Layout::default(),
-            video: true,
-            audio: false,
-            quantizer: None,
-            bitrate_max: None,
-            seconds_max: 60,
-            clip: None,
-            ignore_layout_history: false,
-            excluded: std::collections::BTreeSet::new(),
-        };
-        let (out, cancel) = (self.dir.path().join("composed.mp4"), CancellationToken::new());
-        let composed = compose(&self.path(), &out, &options, &Pipelines::default(), progress, &cancel, &|_, _| {});
-        let Cancellable::Done(composed) = composed.expect("compose") else { panic!("nothing cancels it") };
-        assert_eq!((composed.late, composed.errors.len()), (0, 0), "{:?}", composed.errors);
-        let content = Content::read(&out).expect("file");
-        assert!(content.errors.is_empty(), "{:?}", content.errors);
-        content.frames
-    }
+/// The pictures of a composed file, of which every one was decoded.
+fn composed(log: &Log, rate: u32, progress: ProgressReceiver) -> Vec<SeenFrame> {
+    let (out, composed) = log.composed(rate, progress);
+    assert_eq!((composed.late, composed.errors.len()), (0, 0), "{:?}", composed.errors);
+    let content = Content::read(&out).expect("file");
+    assert!(content.errors.is_empty(), "{:?}", content.errors);
+    content.frames
 }
 
 fn numbers(frames: &[SeenFrame]) -> Vec<usize> {
@@ -177,11 +112,24 @@ fn segments_and_parts_may_end_between_reordered_pictures() {
 }
 
 #[test]
+fn a_file_that_is_cut_between_reordered_pictures_has_only_those_that_decode() {
+    let log = Log::of(&depacketized(&numbered(2, 0)), 50);
+    let stream = STREAM.parse().expect("id");
+    let (history, _) = History::open(&log.path()).expect("history");
+    let add = |at: i64, kind| history.add(MediaTime(at), kind).expect("written");
+    add(0, EventKind::StreamMode { mode: StreamMode::Manual });
+    // From a picture before a keyframe on, to between two B-frames; 123 comes before them.
+    add(20 * STEP, EventKind::Selected { stream, selection: Selection::ALL });
+    add(121 * STEP + STEP / 2, EventKind::Selected { stream, selection: Selection::NONE });
+    assert_whole(&log.individual().0, 30, 91);
+}
+
+#[test]
 fn the_composed_file_shows_every_picture_once_and_in_order() {
     for b_frames in [0, 1, 2, 3] {
         println!("{b_frames} B-frames");
         let log = Log::of(&depacketized(&numbered(b_frames, 0)), 50);
-        assert_eq!(numbers(&log.composed(FPS, ProgressReceiver::finished())), (0..PICTURES).collect::<Vec<_>>());
+        assert_eq!(numbers(&composed(&log, FPS, ProgressReceiver::finished())), (0..PICTURES).collect::<Vec<_>>());
     }
 }
 
@@ -189,13 +137,13 @@ fn the_composed_file_shows_every_picture_once_and_in_order() {
 fn a_composer_that_follows_the_log_shows_the_same_pictures() {
     let video = depacketized(&numbered(2, 0));
     let log = Log::of(&video, 50);
-    let whole = numbers(&log.composed(FPS, ProgressReceiver::finished()));
+    let whole = numbers(&composed(&log, FPS, ProgressReceiver::finished()));
     // The same log as it grows: each picture comes when its encoder has what it refers to.
     let growing = Log::of(&video[..1], 50);
     let (sender, receiver) = ProgressReceiver::channel();
     let dir = growing.path();
     let followed = std::thread::scope(|scope| {
-        let composing = scope.spawn(|| numbers(&growing.composed(FPS, receiver)));
+        let composing = scope.spawn(|| numbers(&composed(&growing, FPS, receiver)));
         let spool = Arc::new(Spool::open(growing.dir.path(), 1 << 30, 70).expect("spool"));
         let track = TrackId { stream: STREAM.parse().expect("id"), kind: TrackKind::Video };
         let (mut rest, _) = TrackLog::open(&dir, track, Epoch(2), LogOptions::default(), spool).expect("log");

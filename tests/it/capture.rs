@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use archiver::media::Pipelines;
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::model::session::RouterRoom;
 use archiver::model::time::Wallclock;
@@ -147,7 +146,7 @@ async fn every_codec_arrives_whole_in_its_log() {
             &descriptor,
             "session ended",
             None,
-            &Pipelines::default(),
+            &crate::support::archives::pipelines(),
             &cancel,
         )
         .expect("build")

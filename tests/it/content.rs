@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use archiver::archive::build::build;
 use archiver::archive::object::{ArchiveDescriptor, Built};
-use archiver::media::Pipelines;
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::model::session::RouterRoom;
@@ -116,7 +115,7 @@ impl Session {
         self.room.leave().await;
         let cancel = tokio_util::sync::CancellationToken::new();
         let built = tokio::task::block_in_place(|| {
-            build(&self.dir, &self.descriptor, "session ended", None, &Pipelines::default(), &cancel)
+            build(&self.dir, &self.descriptor, "session ended", None, &crate::support::archives::pipelines(), &cancel)
         });
         (built.expect("build").done().expect("not cancelled"), self.dir.join("out"), self._spool)
     }

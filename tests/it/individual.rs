@@ -21,20 +21,25 @@ use crate::support::h264::{AccessUnit, access_units, count_ids, depacketized};
 use crate::support::matroska::keyframe_marks;
 
 /// A frame, behind its format if that changes.
-type Item = (Option<TrackFormat>, Frame);
+pub type Item = (Option<TrackFormat>, Frame);
 
 const MS: i64 = 1_000_000;
 
 /// An archive with one stream.
-struct Archive {
+pub struct Archive {
     dir: tempfile::TempDir,
     stream: StreamId,
-    files: Vec<FileEntry>,
+    pub files: Vec<FileEntry>,
 }
 
 impl Archive {
     /// Writes the log of one stream, and makes the files of it.
-    fn of(video: &[Item], audio: &[Item]) -> Self {
+    pub fn of(video: &[Item], audio: &[Item]) -> Self {
+        Self::with(video, audio, &crate::support::archives::pipelines())
+    }
+
+    /// The same with these pipelines.
+    pub fn with(video: &[Item], audio: &[Item], pipelines: &Pipelines) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let stream: StreamId = "00000000-0000-4000-8000-000000000001".parse().expect("id");
         let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
@@ -59,7 +64,7 @@ impl Archive {
             "s".parse().expect("id"),
         );
         let cancel = CancellationToken::new();
-        let built = build(&log, &descriptor, "session ended", None, &Pipelines::default(), &cancel).expect("build");
+        let built = build(&log, &descriptor, "session ended", None, pipelines, &cancel).expect("build");
         let built = built.done().expect("nothing cancels it");
         Self { dir, stream, files: built.manifest.files }
     }
@@ -69,7 +74,7 @@ impl Archive {
     }
 
     /// The one file, which has these frames and is as it should be.
-    fn one_file(&self, pictures: usize, sounds: usize) -> PathBuf {
+    pub fn one_file(&self, pictures: usize, sounds: usize) -> PathBuf {
         let [file] = self.files.as_slice() else { panic!("{:?}", self.files) };
         self.is_whole(file, pictures, sounds);
         self.path(file)
@@ -100,7 +105,7 @@ impl Archive {
     }
 }
 
-fn items((format, frames): (TrackFormat, Vec<Frame>)) -> Vec<Item> {
+pub fn items((format, frames): (TrackFormat, Vec<Frame>)) -> Vec<Item> {
     let mut format = Some(format);
     frames.into_iter().map(|frame| (format.take(), frame)).collect()
 }

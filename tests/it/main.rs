@@ -42,6 +42,7 @@ mod soak;
 mod store;
 mod support;
 mod takeover;
+mod verify;
 mod waiting;
 
 /// The program under test.

@@ -128,7 +128,8 @@ pub async fn clip(
         let Cancellable::Done(()) = fetched else { return Ok(Cancellable::Cancelled) };
         let out = workspace.dir.join("out");
         std::fs::create_dir_all(&out).map_err(DeriveError::io(&out))?;
-        let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
+        let section = &settings.pipelines;
+        let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
         let (path, stop) = (out.join("archive.mp4"), cancel.clone());
         let input = ClipInput { source, clip, media, manifest, entry, report };
         let making = move || build_clip(new, input, path, &pipelines, &stop);

@@ -85,7 +85,8 @@ pub async fn recompose(
         descriptor.options.resolution = overrides.resolution.or(descriptor.options.resolution);
         let (out, reason, stop, built_descriptor) =
             (dir.join("out"), row.reason.clone(), cancel.clone(), descriptor.clone());
-        let pipelines = Pipelines { dir: settings.pipelines.dir.clone(), stall: settings.pipelines.stall.0 };
+        let section = &settings.pipelines;
+        let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
         let making =
             tokio::task::spawn_blocking(move || build(&dir, &built_descriptor, &reason, None, &pipelines, &stop));
         let built = making.await.expect("making an archive does not panic").map_err(DeriveError::from)?;

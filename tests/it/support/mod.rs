@@ -7,6 +7,7 @@ pub mod coded;
 pub mod composed;
 pub mod databases;
 pub mod h264;
+pub mod logs;
 pub mod matroska;
 pub mod recorded;
 pub mod room_events;
