@@ -30,8 +30,8 @@ use crate::model::time::Wallclock;
 
 /// How long a start waits for the session's previous archive to end.
 const ENDING_MAX: Duration = Duration::from_secs(2);
-/// How long a stop waits for the archive to stop. It then answers with the current status.
-const STOPPING_MAX: Duration = Duration::from_millis(1500);
+/// How long a stop waits for the archive to stop: until a worker that died is taken over, too. It then answers with the current status.
+const STOPPING_MAX: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(25);
 
 /// Vonage's reason for an archive that was stopped by a request.
