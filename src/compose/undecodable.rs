@@ -8,8 +8,10 @@ use crate::model::ids::{StreamId, TrackId, TrackKind};
 /// Failures of a decoder that tell encrypted pictures from a damaged one: a keyframe that fails counts twice, because it is tried again with a
 /// new decoder.
 const FAILURES_MIN: u64 = 4;
-/// Pictures of which none could be decoded, that tell the same. A stream may have one keyframe only.
+/// Pictures of which next to none could be decoded, that tell the same. A stream may have one keyframe only.
 const PICTURES_MIN: u64 = 30;
+/// Of so many pictures of noise one may decode to something.
+const CHANCE: u64 = 10;
 
 /// What came of decoding a track, for the report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -38,10 +40,13 @@ pub type TrackCounts = (StreamId, TrackKind, DecodeCounts);
 /// encrypted, too: one publisher encrypts all tracks or none, and noise in the mix would cover everybody.
 #[must_use]
 pub fn undecodable(tracks: &[TrackCounts]) -> BTreeSet<TrackId> {
-    let fails = |counts: &DecodeCounts| counts.decoder > counts.decoded;
-    let nothing = |counts: &DecodeCounts| counts.decoded == 0 && counts.decoder + counts.skipped >= PICTURES_MIN;
+    let next_to_nothing = |counts: &DecodeCounts| {
+        let lost = counts.decoder + counts.skipped;
+        counts.decoder > 0 && lost >= PICTURES_MIN && lost >= CHANCE * counts.decoded
+    };
+    let fails = |counts: &DecodeCounts| counts.decoder > counts.decoded || next_to_nothing(counts);
     let is_encrypted = |(_, kind, counts): &&TrackCounts| {
-        *kind == TrackKind::Video && fails(counts) && (counts.decoder >= FAILURES_MIN || nothing(counts))
+        *kind == TrackKind::Video && fails(counts) && (counts.decoder >= FAILURES_MIN || next_to_nothing(counts))
     };
     let encrypted: BTreeSet<StreamId> = tracks.iter().filter(is_encrypted).map(|(stream, ..)| *stream).collect();
     let is_undecodable = |(stream, _, counts): &&TrackCounts| fails(counts) || encrypted.contains(stream);
@@ -73,11 +78,13 @@ mod tests {
             let has = |kind| found.contains(&TrackId { stream, kind });
             assert_eq!((has(TrackKind::Video), has(TrackKind::Audio)), expected, "{name}");
         }
-        // One keyframe, which fails, and pictures that are passed over behind it.
-        for (skipped, expected) in [(27, 1), (28, 2)] {
-            let video = (stream, TrackKind::Video, DecodeCounts { decoder: 2, decoded: 0, skipped });
+        // One keyframe, which fails or decodes by chance, and pictures that are passed over behind it.
+        for (skipped, decoded, expected) in
+            [(27, 0, 1), (28, 0, 2), (298, 0, 2), (298, 3, 2), (298, 30, 2), (298, 31, 0)]
+        {
+            let video = (stream, TrackKind::Video, DecodeCounts { decoder: 2, decoded, skipped });
             let audio = (stream, TrackKind::Audio, DecodeCounts { decoded: 500, ..DecodeCounts::default() });
-            assert_eq!(undecodable(&[video, audio]).len(), expected, "{skipped}");
+            assert_eq!(undecodable(&[video, audio]).len(), expected, "{skipped}, {decoded}");
         }
     }
 }
