@@ -1,7 +1,7 @@
 //! Hides the lower spatial layers of VP9 pictures in files.
 //!
-//! A sender of spatial layers sets `show_frame` in each of them. libvpx returns one frame for a superframe, the last one. FFmpeg's decoder, and with
-//! it VLC, mpv and Firefox, returns each shown frame: a player shows the picture once for each layer. A file is played by all of them.
+//! A sender of spatial layers sets `show_frame` in each of them. libvpx returns one frame for a superframe, the last one. FFmpeg's decoder, which
+//! many players use, returns each shown frame: the picture is shown once for each layer. A file is played by all of them.
 //! Section numbers are those of the VP9 bitstream specification, version 0.6. Pure.
 
 use bytes::Bytes;
