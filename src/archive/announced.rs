@@ -161,6 +161,7 @@ impl Reading {
             | EventKind::Ended { .. }
             | EventKind::Stream { .. }
             | EventKind::Layer { .. }
+            | EventKind::Encrypted { .. }
             | EventKind::Layout { .. }
             | EventKind::Classes { .. }
             | EventKind::StreamMode { .. }

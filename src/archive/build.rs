@@ -216,6 +216,7 @@ fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamH
             | EventKind::Joined
             | EventKind::Tracks { .. }
             | EventKind::Capture { .. }
+            | EventKind::Encrypted { .. }
             | EventKind::Muted { .. }
             | EventKind::Layout { .. }
             | EventKind::Classes { .. }

@@ -18,8 +18,8 @@ use crate::media::Pipelines;
 use crate::model::archive_options::{ArchiveOptions, Resolution};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
-use crate::model::ids::{TrackId, TrackKind};
-use crate::recording::LogError;
+use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::recording::{LogError, history};
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
 
@@ -105,11 +105,13 @@ pub(super) fn build_composed(
             composed
         }
     };
-    let undecodable = composed.undecodable.clone();
+    let encrypted: BTreeSet<StreamId> = history::encrypted(&history::read(dir)?).collect();
+    let of_encrypted = tracks.iter().copied().filter(|track| encrypted.contains(&track.stream));
+    let undecodable: BTreeSet<TrackId> = composed.undecodable.iter().copied().chain(of_encrypted).collect();
     if !undecodable.is_empty() && undecodable.is_superset(tracks) {
         return Err(ArchiveError::Undecodable);
     }
-    let composed = if undecodable.iter().any(|track| track.kind == TrackKind::Audio) {
+    let composed = if composed.undecodable.iter().any(|track| track.kind == TrackKind::Audio) {
         // What a decoder made of their sound is noise.
         let excluded = undecodable.iter().map(|track| track.stream).collect();
         sent = None;

@@ -197,6 +197,7 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
         | EventKind::RouterBack
         | EventKind::Tracks { .. }
         | EventKind::Capture { .. }
+        | EventKind::Encrypted { .. }
         | EventKind::Ended { .. } => {}
     }
 }

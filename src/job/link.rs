@@ -39,6 +39,8 @@ pub(super) struct Live {
     pub peer: PeerKey,
     /// The mids of its tracks at the publisher.
     pub tracks: Vec<String>,
+    /// Whether the router says that the media is encrypted end to end.
+    pub encrypted: bool,
 }
 
 /// The subscription of a stream.
@@ -130,7 +132,8 @@ mod tests {
     }
 
     fn live(n: u64) -> Live {
-        Live { subscription: SubscriptionId(n), peer: PeerKey(n), tracks: vec!["0".to_owned()] }
+        let tracks = vec!["0".to_owned()];
+        Live { subscription: SubscriptionId(n), peer: PeerKey(n), tracks, encrypted: false }
     }
 
     fn again(now: Instant) -> Link {

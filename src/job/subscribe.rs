@@ -85,7 +85,8 @@ pub(super) async fn subscribe(
     if let Err(error) = control.prefer_highest_layer(subscription).await {
         tracing::warn!("the highest layer cannot be requested: {}", chain(&error));
     }
-    Ok(Made { live: Live { subscription, peer, tracks }, unsupported: answer.unsupported })
+    let live = Live { subscription, peer, tracks, encrypted: offer.encrypted };
+    Ok(Made { live, unsupported: answer.unsupported })
 }
 
 /// Ends what was begun of a subscription.

@@ -79,6 +79,8 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
+    /// The router says that a stream's media is encrypted end to end.
+    Encrypted { stream: StreamId },
     /// A stream is gone.
     StreamGone { stream: StreamId },
     /// A publisher switched a track off or on.
@@ -143,6 +145,14 @@ impl History {
 #[must_use]
 pub fn has_streams(events: &[Event]) -> bool {
     events.iter().any(|event| matches!(event.kind, EventKind::Stream { .. } | EventKind::Tracks { .. }))
+}
+
+/// The streams of which the router says that their media is encrypted end to end.
+pub fn encrypted(events: &[Event]) -> impl Iterator<Item = StreamId> {
+    events.iter().filter_map(|event| match &event.kind {
+        EventKind::Encrypted { stream } => Some(*stream),
+        _ => None,
+    })
 }
 
 /// Reads an archive's history, sorted by time: the lines of several machines may be in another order in the file.

@@ -136,6 +136,8 @@ pub struct Offer {
     pub sdp: String,
     /// The mids of the offer, each with the kind of its track.
     pub mids: Vec<(String, TrackKind)>,
+    /// Whether the router says that the media is encrypted end to end. Janus does from version 1.3 on.
+    pub encrypted: bool,
 }
 
 /// Takes the router's candidates that come after its offer, each as the text of a `candidate` attribute.

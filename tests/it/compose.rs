@@ -459,7 +459,7 @@ async fn a_manual_archive_shows_and_sounds_what_was_added_and_again_over_the_fin
 }
 
 /// A hash of each decoded picture, or block of sound.
-fn hashes(file: &Path, track: &str) -> String {
+pub fn hashes(file: &Path, track: &str) -> String {
     let output = std::process::Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
         .arg(file)

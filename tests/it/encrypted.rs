@@ -1,11 +1,18 @@
 //! Media that is encrypted end to end: it is captured as it came, is never mixed into what others hear, and an archive of nothing else fails.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
+use archiver::archive::ArchiveError;
+use archiver::archive::build::build;
+use archiver::archive::object::ArchiveDescriptor;
 use archiver::compose::log_follower::ProgressReceiver;
 use archiver::compose::undecodable::{DecodeCounts, undecodable};
-use archiver::model::ids::TrackKind;
-use archiver::model::media::{Codec, Frame};
+use archiver::model::archive_options::{ArchiveOptions, OutputMode};
+use archiver::model::ids::{TrackId, TrackKind};
+use archiver::model::media::{Codec, Frame, GapCause};
+use archiver::model::time::MediaTime;
+use archiver::recording::history::{EventKind, History};
 use archiver_testkit::content::Content;
 use archiver_testkit::publisher::VideoCodec;
 use archiver_testkit::publisher::{Options, Publisher};
@@ -14,11 +21,14 @@ use archiver_testkit::world::{Downloaded, World};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::BINARY;
+use crate::compose::hashes;
 use crate::individual::items;
+use crate::support::archives::{individual, pipelines};
 use crate::support::coded::coded;
-use crate::support::logs::Log;
+use crate::support::logs::{Item, Log, add_track};
 
 /// Publishes a session's start with this output, and waits until its publishers are recorded.
 async fn recorded(world: &mut World, session: &str, output: &str, tracks: usize) {
@@ -43,6 +53,7 @@ fn lacks(files: &Downloaded) -> BTreeSet<(String, String, String)> {
 /// A frame whose bytes are noise, but for those that a router reads. H.264 has one slice a frame, behind its length.
 fn noise(codec: Codec, frame: &Frame, rng: &mut StdRng) -> Frame {
     let kept = match codec {
+        Codec::Opus => 1,
         Codec::H264 => 5,
         _ if frame.keyframe => 10,
         _ => 3,
@@ -74,6 +85,48 @@ fn noise_is_told_whatever_the_key_is() {
             assert_eq!(undecodable(&tracks).len(), 2, "{codec:?}, {keyframes} keyframes, key {seed}: {tracks:?}");
         }
     }
+}
+
+/// Sound alone: nothing but the router tells that it is encrypted.
+#[test]
+fn sound_that_the_router_says_is_encrypted_is_in_no_composed_file() {
+    let sound = items(coded(Codec::Opus));
+    let mut rng = StdRng::seed_from_u64(14);
+    let secret: Vec<Item> =
+        sound.iter().map(|(format, frame)| (format.clone(), noise(Codec::Opus, frame, &mut rng))).collect();
+    let of = |streams: &[(&str, &[Item])], encrypted: Option<&str>| {
+        let dir = tempfile::tempdir().expect("dir");
+        for (stream, items) in streams {
+            let track = TrackId { stream: stream.parse().expect("id"), kind: TrackKind::Audio };
+            add_track(dir.path(), track, items, 50);
+        }
+        if let Some(stream) = encrypted {
+            let (history, _) = History::open(&dir.path().join("archive")).expect("history");
+            let stream = stream.parse().expect("id");
+            history.add(MediaTime::ZERO, EventKind::Encrypted { stream }).expect("written");
+        }
+        let session = "s".parse().expect("id");
+        let descriptor = ArchiveDescriptor {
+            options: ArchiveOptions { output_mode: OutputMode::Composed, ..ArchiveOptions::default() },
+            ..individual("00000000-0000-4000-8000-000000000002".parse().expect("id"), session)
+        };
+        let cancel = CancellationToken::new();
+        let built = build(&dir.path().join("archive"), &descriptor, "session ended", None, &pipelines(), &cancel);
+        (built.map(|built| built.done().expect("nothing cancels it")), dir)
+    };
+    const CLEAR: &str = "00000000-0000-4000-8000-000000000001";
+    const SECRET: &str = "00000000-0000-4000-8000-000000000003";
+    let heard = |dir: &Path| hashes(&dir.join("archive/out/archive.mp4"), "a");
+    let (_, alone) = of(&[(CLEAR, &sound)], None);
+    let (_, mixed) = of(&[(CLEAR, &sound), (SECRET, &secret)], None);
+    let (told, both) = of(&[(CLEAR, &sound), (SECRET, &secret)], Some(SECRET));
+    assert_ne!(heard(mixed.path()), heard(alone.path()), "noise is heard where nobody tells");
+    assert_eq!(heard(both.path()), heard(alone.path()));
+    let manifest = told.expect("built").manifest;
+    let missing = manifest.missing.iter().map(|one| (one.stream_id.to_string(), one.cause)).collect::<Vec<_>>();
+    assert_eq!((manifest.complete, missing), (Some(false), vec![(SECRET.to_owned(), GapCause::Unsupported)]));
+    let (nothing, _dir) = of(&[(SECRET, &secret)], Some(SECRET));
+    assert!(matches!(nothing, Err(ArchiveError::Undecodable)), "{nothing:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,25 +3,20 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use archiver::archive::build::build;
 use archiver::archive::documents::FileEntry;
 use archiver::media::{Pipelines, verify};
-use archiver::model::ids::{Epoch, StreamId, TrackId, TrackKind};
+use archiver::model::ids::{StreamId, TrackId, TrackKind};
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
-use archiver::recording::spool::Spool;
-use archiver::recording::{LogOptions, TrackLog};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::coded::coded;
 use crate::support::h264::{AccessUnit, access_units, count_ids, depacketized};
+use crate::support::logs::{Item, add_track};
 use crate::support::matroska::keyframe_marks;
-
-/// A frame, behind its format if that changes.
-pub type Item = (Option<TrackFormat>, Frame);
 
 const MS: i64 = 1_000_000;
 
@@ -42,22 +37,11 @@ impl Archive {
     pub fn with(video: &[Item], audio: &[Item], pipelines: &Pipelines) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let stream: StreamId = "00000000-0000-4000-8000-000000000001".parse().expect("id");
-        let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
         let log = dir.path().join("archive");
         for (kind, items) in [(TrackKind::Video, video), (TrackKind::Audio, audio)] {
-            if items.is_empty() {
-                continue;
+            if !items.is_empty() {
+                add_track(dir.path(), TrackId { stream, kind }, items, usize::MAX);
             }
-            let track = TrackId { stream, kind };
-            let opened = TrackLog::open(&log, track, Epoch(1), LogOptions::default(), Arc::clone(&spool));
-            let (mut track, _) = opened.expect("log");
-            for (format, frame) in items {
-                if let Some(format) = format {
-                    track.format(format).expect("format");
-                }
-                track.frame(frame).expect("frame");
-            }
-            track.seal().expect("seal");
         }
         let descriptor = crate::support::archives::individual(
             "00000000-0000-4000-8000-000000000002".parse().expect("id"),

@@ -55,6 +55,8 @@ struct Stream {
     unsupported: Vec<TrackKind>,
     /// Why the stream is not captured, as the history has it.
     noted: Missing,
+    /// The router said that its media is encrypted end to end.
+    encrypted: bool,
 }
 
 /// One of a stream's subscriptions, and how the attempts at it ended.

@@ -121,7 +121,7 @@ impl Session<'_> {
         let cause = Some(if over_limit.is_some() { GapCause::Limit } else { GapCause::Worker });
         let noted = Missing { cause, detail: None };
         let (first, added) = (StreamLink::new(Some(Instant::now())), StreamLink::new(None));
-        let stream = Stream { info, id, first, added, over_limit, unsupported: Vec::new(), noted };
+        let stream = Stream { info, id, first, added, over_limit, unsupported: Vec::new(), noted, encrypted: false };
         self.streams.insert(router_id, stream);
     }
 

@@ -240,6 +240,11 @@ impl Session<'_> {
         if let Some(stream) = self.streams.get_mut(&key.router_id) {
             let linked = stream.slot(key.slot);
             (linked.refusals, linked.told) = (0, None);
+            if linked.live().is_some_and(|live| live.encrypted) && !std::mem::replace(&mut stream.encrypted, true) {
+                let stream = stream.id;
+                tracing::warn!(%stream, "a stream is encrypted end to end: it is captured as it comes, and is in no composed file");
+                self.note(EventKind::Encrypted { stream });
+            }
         }
         self.note_unsupported(&key.router_id, &self.kinds_of(key), unsupported);
         if peer.is_some_and(|peer| self.connected.contains(&peer)) {

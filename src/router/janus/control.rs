@@ -168,14 +168,14 @@ impl RoomControl for JanusRoomControl {
                 return Err(error);
             }
         };
-        let sdp = answer.get("jsep").and_then(|j| j.get("sdp")).and_then(Value::as_str);
-        let sdp = sdp.ok_or_else(|| unexpected("there is no offer"))?.to_owned();
+        let (sdp, encrypted) = wire::offer(&answer).ok_or_else(|| unexpected("there is no offer"))?;
+        let sdp = sdp.to_owned();
         let mids = data(&answer).map(wire::offer_mids).unwrap_or_default();
         let mut shared = self.shared();
         shared.next_subscription += 1;
         let subscription = SubscriptionId(shared.next_subscription);
         shared.subscriptions.insert(subscription, Subscription { handle, mids: mids.clone() });
-        Ok(Offer { subscription, sdp, mids })
+        Ok(Offer { subscription, sdp, mids, encrypted })
     }
 
     fn on_candidate(&self, subscription: SubscriptionId, sink: CandidateSink) {

@@ -531,13 +531,12 @@ impl RoomTask {
 
     async fn subscriber_event(&mut self, handle: u64, message: &Value) {
         let (Some(subscription), Some(data)) = (self.by_handle(handle), data(message)) else { return };
-        let offer = message.get("jsep").filter(|j| j.get("type").and_then(Value::as_str) == Some("offer"));
-        if let Some(sdp) = offer.and_then(|j| j.get("sdp")).and_then(Value::as_str) {
+        if let Some((sdp, encrypted)) = wire::offer(message) {
             let mids = wire::offer_mids(data);
             if let Some(known) = self.shared().subscriptions.get_mut(&subscription) {
                 known.mids.clone_from(&mids);
             }
-            let offer = Offer { subscription, sdp: sdp.to_owned(), mids };
+            let offer = Offer { subscription, sdp: sdp.to_owned(), mids, encrypted };
             self.send_event(RoomEvent::Renegotiate(offer)).await;
         }
         let number = |name: &str| data.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());

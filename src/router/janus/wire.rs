@@ -292,6 +292,14 @@ pub fn moderation(data: &Value) -> Option<Moderation> {
     Some(Moderation { router_id: id(data.get("id")?)?, mid: text(data.get("mid"))?, muted })
 }
 
+/// A message's SDP offer, and whether its media is encrypted end to end. Janus says so from version 1.3 on (`janus_videoroom.c`,
+/// `subscriber->e2ee`).
+#[must_use]
+pub fn offer(message: &Value) -> Option<(&str, bool)> {
+    let jsep = message.get("jsep").filter(|jsep| jsep.get("type").and_then(Value::as_str) == Some("offer"))?;
+    Some((jsep.get("sdp")?.as_str()?, jsep.get("e2ee").and_then(Value::as_bool) == Some(true)))
+}
+
 /// The mids of a subscription's offer, with the track each carries.
 #[must_use]
 pub fn offer_mids(data: &Value) -> Vec<(String, TrackKind)> {

@@ -102,6 +102,21 @@ fn wrong_types_are_as_if_they_were_not_there() {
 }
 
 #[test]
+fn an_offer_says_whether_its_media_is_encrypted() {
+    let of = |jsep: Value| json!({ "janus": "event", "sender": 7, "jsep": jsep });
+    for (jsep, expected) in [
+        (json!({ "type": "offer", "sdp": "v=0" }), Some(("v=0", false))),
+        (json!({ "type": "offer", "sdp": "v=0", "e2ee": true }), Some(("v=0", true))),
+        (json!({ "type": "offer", "sdp": "v=0", "e2ee": "yes" }), Some(("v=0", false))),
+        (json!({ "type": "answer", "sdp": "v=0" }), None),
+        (json!({ "type": "offer", "sdp": 1 }), None),
+        (json!(null), None),
+    ] {
+        assert_eq!(offer(&of(jsep.clone())), expected, "{jsep}");
+    }
+}
+
+#[test]
 fn a_candidate_is_read_and_the_last_message_has_none() {
     let of = |candidate: Value| json!({ "janus": "trickle", "sender": 7, "candidate": candidate });
     let text = "candidate:1 1 udp 2015363327 10.211.0.1 40001 typ host";

@@ -1,6 +1,6 @@
 //! A log of one video track, written as the capture does, and what is made of it without a worker.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use archiver::archive::build::build;
@@ -22,6 +22,23 @@ pub type Item = (Option<TrackFormat>, Frame);
 /// The stream's id.
 pub const STREAM: &str = "00000000-0000-4000-8000-000000000001";
 
+/// Adds a track to the log `archive` in a folder, with a segment sealed after every so many frames.
+pub fn add_track(dir: &Path, track: TrackId, items: &[Item], segment: usize) {
+    let spool = Arc::new(Spool::open(dir, 1 << 30, 70).expect("spool"));
+    let opened = TrackLog::open(&dir.join("archive"), track, Epoch(1), LogOptions::default(), spool);
+    let (mut log, _) = opened.expect("log");
+    for (n, (format, frame)) in items.iter().enumerate() {
+        if let Some(format) = format {
+            log.format(format).expect("format");
+        }
+        if n > 0 && n % segment == 0 {
+            log.seal().expect("seal");
+        }
+        log.frame(frame).expect("frame");
+    }
+    log.seal().expect("seal");
+}
+
 /// The log of one stream.
 pub struct Log {
     pub dir: tempfile::TempDir,
@@ -31,20 +48,8 @@ impl Log {
     /// Writes frames as the capture does, with a segment sealed after every so many of them.
     pub fn of(video: &[Item], segment: usize) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
         let track = TrackId { stream: STREAM.parse().expect("id"), kind: TrackKind::Video };
-        let opened = TrackLog::open(&dir.path().join("archive"), track, Epoch(1), LogOptions::default(), spool);
-        let (mut log, _) = opened.expect("log");
-        for (n, (format, frame)) in video.iter().enumerate() {
-            if let Some(format) = format {
-                log.format(format).expect("format");
-            }
-            if n > 0 && n % segment == 0 {
-                log.seal().expect("seal");
-            }
-            log.frame(frame).expect("frame");
-        }
-        log.seal().expect("seal");
+        add_track(dir.path(), track, video, segment);
         Self { dir }
     }
 

@@ -44,5 +44,5 @@ pub(super) fn offer(subscription: SubscriptionId, stream: &StreamInfo) -> Offer 
         )
         .expect("a string takes everything");
     }
-    Offer { subscription, sdp, mids }
+    Offer { subscription, sdp, mids, encrypted: false }
 }
