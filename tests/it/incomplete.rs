@@ -137,6 +137,43 @@ async fn a_stream_beyond_the_limit_is_named_and_recorded_as_soon_as_a_place_is_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_the_router_refuses_is_named_and_recorded_as_soon_as_it_allows_it() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    let (pin, with_pin) = ("of the recorder", "api_secret = \"api-secret\"\npin = \"of the recorder\"");
+    world.configure(&[("api_secret = \"api-secret\"", with_pin)], "").expect("configuration");
+    world.janus.create_room("refused", json!({ "pin": pin })).await.expect("room");
+    world.start_worker().expect("worker");
+    let started = world.started("refused");
+    world.publish(&started).expect("publish");
+    let options =
+        |id: &str, pin: &str| Options { pin: Some(pin.to_owned()), ..Options::new(&world.janus, "refused", id) };
+    let alice = Publisher::start(options("alice", pin)).await.expect("alice");
+    world.recording(2).await;
+    // The recorder is in the room, but may subscribe to nobody else.
+    world.janus.change_pin("refused", "another").await.expect("pin");
+    let bob = Publisher::start(options("bob", "another")).await.expect("bob");
+    history(&world, "\"missing\":\"refused\"").await;
+    bob.pictures_pass(120).await;
+    world.janus.change_pin("refused", pin).await.expect("pin");
+    world.recording(4).await;
+    bob.pictures_pass(60).await;
+    drop(alice.leave().await.expect("left"));
+    drop(bob.leave().await.expect("left"));
+    let log = world.log();
+    let (_, files) = ended(&mut world, "refused").await;
+    assert_eq!(lacks(&files), [pair("audio", "refused"), pair("video", "refused")]);
+    for kind in ["audio", "video"] {
+        let refused = gap(&files, "bob", kind, "refused");
+        assert!(refused > 3.0, "{refused:.1} s of {kind}: {}", files.report);
+    }
+    let details = files.track("bob", "video").expect("track")["details"].to_string();
+    assert!(details.contains("Unauthorized"), "{details}");
+    // It is tried again and again, and told once.
+    assert_eq!(log.matches("not subscribed, trying again").count(), 1, "{log}");
+    assert_eq!(files.files("bob").len(), 1, "{}", files.manifest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_camera_that_is_never_switched_on_makes_no_archive_incomplete() {
     let mut world = recording("off", json!({}), "").await;
     let publisher = Publisher::start(Options::new(&world.janus, "off", "alice")).await.expect("publisher");

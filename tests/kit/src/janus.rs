@@ -303,6 +303,19 @@ impl Janus {
         Ok(())
     }
 
+    /// Gives a room another pin. Who is in it stays.
+    ///
+    /// # Errors
+    /// When Janus refuses.
+    pub async fn change_pin(&self, room: &str, pin: &str) -> Result<()> {
+        let body = json!({ "request": "edit", "room": self.own_room(room), "new_pin": pin });
+        let answer = Client::connect(&self.url()).await?.message(body, None).await?;
+        if answer["plugindata"]["data"]["videoroom"] != "edited" {
+            bail!("Janus did not change the room: {answer}");
+        }
+        Ok(())
+    }
+
     /// Removes a room.
     ///
     /// # Errors
