@@ -18,6 +18,8 @@ use super::verdict::{Begin, Evidence, Mark, judge};
 
 /// Seconds of numbers that another track is ahead of the one before it.
 const REPLACED_AHEAD: u32 = 20;
+/// A recorder takes media that comes so late for that of a sender whose clock stood still (`LATE_MIN` in `src/rtp/clock/mod.rs`), in seconds.
+const LATE_MAX: f64 = 0.2;
 /// A packet of sound, in seconds.
 const PACKET: f64 = 0.02;
 
@@ -127,6 +129,14 @@ impl Life {
         }
     }
 
+    /// How late anything was sent that was due, in seconds, as far as the sender knows.
+    const fn late(&self) -> f64 {
+        match &self.told {
+            Told::Kit(truth) => truth.late_max.as_secs_f64(),
+            Told::Browser(_) => 0.0,
+        }
+    }
+
     const fn tones(&self) -> u64 {
         match &self.told {
             Told::Kit(truth) => truth.tones,
@@ -212,8 +222,15 @@ impl Cell {
         let row = world.archive(&self.session, "available").await;
         let archive = Archive::fetch(world, &row)?;
         let tones: u64 = script.lives.iter().map(Life::tones).sum();
+        let late = script.lives.iter().map(Life::late).fold(0.0, f64::max);
         let evidence = self.evidence(script, &archive)?;
         let verdict = judge(&evidence);
+        let judged = match verdict.problems.is_empty() {
+            true => "ok",
+            // The machine gave it no processor: it was no sender to hold a recorder against.
+            false if late > LATE_MAX => "starved",
+            false => "failed",
+        };
         match kept.filter(|_| !verdict.problems.is_empty()) {
             Some(kept) => archive.keep(kept)?,
             None => archive.remove()?,
@@ -225,7 +242,7 @@ impl Cell {
         shown.dedup();
         Ok(Row(json!({
             "sender": self.sender.name, "event": self.event.name(),
-            "verdict": if verdict.problems.is_empty() { "ok" } else { "failed" },
+            "verdict": judged, "lateS": late,
             "sent": pictures.sent.len(), "decoded": pictures.decoded.len(), "shown": shown.len(),
             "beepsSent": beeps.sent.len(), "beepsHeard": beeps.decoded.len(), "beepsComposed": beeps.shown.len(),
             "soundS": evidence.sound, "tones": tones, "gaps": archive.gaps_by_cause(), "excused": verdict.excused,

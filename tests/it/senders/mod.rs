@@ -24,14 +24,22 @@ use cell::Cell;
 use events::Event;
 use table::SENDERS;
 
+/// Runs of a cell whose sender sent late what was due, because the machine is busy.
+const TRIES: u32 = 3;
+
 /// Runs one cell, which must pass.
 async fn passes(sender: &str, event: Event) {
-    let mut world = World::start(BINARY, None, "").await.expect("world");
-    world.start_worker().expect("worker");
     let sender = SENDERS.iter().find(|one| one.name == sender).expect("a sender of the table");
-    let row = Cell::new(&mut world, sender, event).run(&world, None).await.expect("a verdict");
-    println!("{}", row.0);
-    assert_eq!(row.0["verdict"], "ok", "{:#}", row.0);
+    for left in (0..TRIES).rev() {
+        let mut world = World::start(BINARY, None, "").await.expect("world");
+        world.start_worker().expect("worker");
+        let row = Cell::new(&mut world, sender, event).run(&world, None).await.expect("a verdict");
+        println!("{}", row.0);
+        if row.0["verdict"] != "starved" || left == 0 {
+            assert_eq!(row.0["verdict"], "ok", "{:#}", row.0);
+            return;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,7 +182,12 @@ async fn all_cells() {
     let chosen = |key: &(String, String)| {
         senders.iter().any(|sender| sender.name == key.0) && events.iter().any(|event| event.name() == key.1)
     };
-    let failed: Vec<_> = rows.iter().filter(|(key, row)| chosen(key) && row["verdict"] == "failed").collect();
+    let failed: Vec<_> = rows
+        .iter()
+        .filter(|(key, row)| {
+            chosen(key) && ["failed", "starved"].contains(&row["verdict"].as_str().unwrap_or_default())
+        })
+        .collect();
     for ((sender, event), row) in &failed {
         println!("FAILED {sender} x {event}: {:#}", row["problems"]);
     }

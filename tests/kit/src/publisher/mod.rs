@@ -134,6 +134,8 @@ pub struct Truth {
     pub tones: u64,
     /// Keyframes that were asked for.
     pub keyframe_requests: u64,
+    /// How late anything was sent that was due: a publisher without a processor is no sender to hold a file against.
+    pub late_max: Duration,
 }
 
 /// Seconds since 1970 of an instant; one reading of both clocks serves the whole process.

@@ -227,6 +227,12 @@ impl DrivenConnection {
 
     fn send_due(&mut self, now: Instant) -> Result<()> {
         let Connection { video, audio, options, .. } = &mut self.sender;
+        let due = [video.as_ref(), audio.as_ref()].into_iter().flatten().map(|track| track.due).min();
+        let late = due.map(|due| now.saturating_duration_since(due)).unwrap_or_default();
+        {
+            let mut truth = lock(&self.truth);
+            truth.late_max = truth.late_max.max(late);
+        }
         let size = lock(&self.switches.size).take();
         if let (Some(size), Some(video)) = (size, video.as_mut()) {
             video.switch(Some(MediaSource::video(options, size, options.code)?), 0);
