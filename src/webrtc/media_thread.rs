@@ -94,6 +94,10 @@ impl MediaThread {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            // What has arrived comes before what is asked for: a publisher that leaves has sent its last packets, and its peer goes now.
+            if next.is_some() {
+                self.receive();
+            }
             while let Some(command) = next {
                 if matches!(command, Command::Shutdown) {
                     return self.end();
