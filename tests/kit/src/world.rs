@@ -50,6 +50,20 @@ pub struct World {
     events: u32,
 }
 
+/// Lines of the worker's log that a test that fails shows.
+const LOG_LINES: usize = 60;
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+            eprintln!("the end of the worker's log:\n{}", last.join("\n"));
+        }
+    }
+}
+
 impl World {
     /// Everything but the worker, with the servers that all tests share: a virtual host, and rooms of its own. `more` is added
     /// to the configuration; `catalog` is a database's address, SQLite without one.
