@@ -83,7 +83,7 @@ pub(super) fn build_composed(
         let Composed { pictures, rate, .. } = *composed;
         check(Expected { pictures, rate, video: options.video, audio: options.audio }, &path, pipelines, cancel)
     };
-    let mut sent = None;
+    let (mut sent, followed) = (None, live_output.is_some());
     let live_output = match live_output.map(|composed| (check_composed(&composed), composed)) {
         Some((Ok(Cancellable::Done(())), composed)) => {
             sent = streaming_upload::parts(&journal(&path), &path).map_err(LogError::from)?;
@@ -106,14 +106,19 @@ pub(super) fn build_composed(
         }
     };
     let encrypted: BTreeSet<StreamId> = history::encrypted(&history::read(dir)?).collect();
-    let of_encrypted = tracks.iter().copied().filter(|track| encrypted.contains(&track.stream));
-    let undecodable: BTreeSet<TrackId> = composed.undecodable.iter().copied().chain(of_encrypted).collect();
+    let of_encrypted: BTreeSet<TrackId> =
+        tracks.iter().copied().filter(|track| encrypted.contains(&track.stream)).collect();
+    let has_audio = |tracks: &BTreeSet<TrackId>| tracks.iter().any(|track| track.kind == TrackKind::Audio);
+    // A composer that follows a session may have mixed sound before the router said what it is.
+    let has_noise = has_audio(&composed.undecodable) || followed && has_audio(&of_encrypted);
+    let undecodable: BTreeSet<TrackId> = composed.undecodable.union(&of_encrypted).copied().collect();
     if !undecodable.is_empty() && undecodable.is_superset(tracks) {
         return Err(ArchiveError::Undecodable);
     }
-    let composed = if composed.undecodable.iter().any(|track| track.kind == TrackKind::Audio) {
-        // What a decoder made of their sound is noise.
-        let excluded = undecodable.iter().map(|track| track.stream).collect();
+    let composed = if has_noise {
+        // A stream whose pictures alone are damaged is still heard.
+        let audio = undecodable.iter().filter(|track| track.kind == TrackKind::Audio);
+        let excluded = audio.map(|track| track.stream).collect();
         sent = None;
         let again = Options { excluded, ..options.clone() };
         let composed = process::run(dir, &path, &again, pipelines, None, cancel)?;

@@ -178,7 +178,7 @@ impl Builder<'_> {
         }
         let (all, good) = (found.sync_points.len(), found.sync_points.iter().filter(|decodes| **decodes).count());
         match found.sync_points.first() {
-            Some(true) if 2 * good > all => Ok(()),
+            Some(true) if 2 * good >= all => Ok(()),
             Some(true) => Err(format!("{good} of {all} keyframes can be decoded")),
             _ => Err("its first picture cannot be decoded".to_owned()),
         }

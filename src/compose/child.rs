@@ -5,14 +5,18 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
 use crate::media::Pipelines;
 
+/// How often, and from when to when, a child that says no more is looked at before it is ended.
+const END_POLLS: u32 = 100;
+const END_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest line that is read from a child.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-/// Address space of a child: far more than sixteen streams need.
+/// Address space of a child: far more than composing sixteen streams takes.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 /// A child's `nice` value: captures have priority.
 const NICENESS: i32 = 10;
@@ -43,6 +47,21 @@ pub fn limit_process() {
 
 /// A process that ends with its handle.
 pub(super) struct ChildGuard(pub Child);
+
+impl ChildGuard {
+    /// How a child ended that says no more. One that lives on, because what it decoded has taken it over, is ended.
+    pub fn end(&mut self) -> String {
+        for _ in 0..END_POLLS {
+            match self.0.try_wait() {
+                Ok(Some(status)) => return status.to_string(),
+                Ok(None) => std::thread::sleep(END_POLL_INTERVAL),
+                Err(error) => return error.to_string(),
+            }
+        }
+        let ended = self.0.kill().and_then(|()| self.0.wait());
+        ended.map_or_else(|error| error.to_string(), |status| format!("{status}, ended because it said no more"))
+    }
+}
 
 impl Drop for ChildGuard {
     fn drop(&mut self) {

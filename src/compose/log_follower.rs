@@ -184,6 +184,8 @@ impl SessionLog {
         self.events_read = read;
         // A decoder would make noise of their sound.
         self.excluded.extend(history::encrypted(&events));
+        self.video.retain(|stream, _| !self.excluded.contains(stream));
+        self.audio.retain(|stream, _| !self.excluded.contains(stream));
         if !events.is_empty() || self.spans.len() > known {
             self.events.extend(events);
             self.events.sort_by_key(|event| event.at);

@@ -147,7 +147,7 @@ pub fn run(
             Some(ComposerMessage::Failed(kind, why)) => return Err(ChildError::Failed(kind, why)),
             Some(ComposerMessage::Progress(..) | ComposerMessage::Waiting) | None => {}
         }
-        died = child.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+        died = child.end();
     }
     Err(ChildError::Died(starts_max, died))
 }

@@ -18,8 +18,11 @@ const CHANCE: u64 = 10;
 pub struct DecodeCounts {
     /// Frames at which a decoder failed.
     pub decoder: u64,
-    /// Frames that were passed over until the next keyframe.
+    /// Frames that were passed over until the next keyframe: behind one that failed, or while nothing of the stream was drawn.
     pub skipped: u64,
+    /// Those of them behind one that failed.
+    #[serde(default)]
+    pub skipped_after_failure: u64,
     /// Pictures, or packets of sound, that were decoded.
     #[serde(default)]
     pub decoded: u64,
@@ -41,7 +44,7 @@ pub type TrackCounts = (StreamId, TrackKind, DecodeCounts);
 #[must_use]
 pub fn undecodable(tracks: &[TrackCounts]) -> BTreeSet<TrackId> {
     let next_to_nothing = |counts: &DecodeCounts| {
-        let lost = counts.decoder + counts.skipped;
+        let lost = counts.decoder + counts.skipped_after_failure;
         counts.decoder > 0 && lost >= PICTURES_MIN && lost >= CHANCE * counts.decoded
     };
     let fails = |counts: &DecodeCounts| counts.decoder > counts.decoded || next_to_nothing(counts);
@@ -70,7 +73,8 @@ mod tests {
             ("encrypted without sound", Some((9, 0)), None, (true, false)),
             ("sound that fails", None, Some((90, 3)), (false, true)),
         ] {
-            let track = |kind, (decoder, decoded)| (stream, kind, DecodeCounts { decoder, decoded, skipped: 0 });
+            let track =
+                |kind, (decoder, decoded)| (stream, kind, DecodeCounts { decoder, decoded, ..DecodeCounts::default() });
             let video = video.map(|counts| track(TrackKind::Video, counts));
             let tracks: Vec<TrackCounts> =
                 video.into_iter().chain(audio.map(|counts| track(TrackKind::Audio, counts))).collect();
@@ -82,9 +86,13 @@ mod tests {
         for (skipped, decoded, expected) in
             [(27, 0, 1), (28, 0, 2), (298, 0, 2), (298, 3, 2), (298, 30, 2), (298, 31, 0)]
         {
-            let video = (stream, TrackKind::Video, DecodeCounts { decoder: 2, decoded, skipped });
+            let counts = DecodeCounts { decoder: 2, decoded, skipped, skipped_after_failure: skipped };
+            let video = (stream, TrackKind::Video, counts);
             let audio = (stream, TrackKind::Audio, DecodeCounts { decoded: 500, ..DecodeCounts::default() });
             assert_eq!(undecodable(&[video, audio]).len(), expected, "{skipped}, {decoded}");
         }
+        // A stream that was long out of the layout, and of which one picture failed.
+        let hidden = DecodeCounts { decoder: 1, decoded: 150, skipped: 18_000, skipped_after_failure: 0 };
+        assert_eq!(undecodable(&[(stream, TrackKind::Video, hidden)]).len(), 0);
     }
 }

@@ -18,6 +18,8 @@ use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 const TRIES: u32 = 3;
 /// Interval at which the cancellation is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// A disk that is slower than this has stalled.
+const BYTES_A_SECOND_MIN: u64 = 4 << 20;
 /// The verifier's own deadlines come first; then its process is ended.
 const GRACE_PERIOD: Duration = Duration::from_secs(5);
 
@@ -77,9 +79,8 @@ pub enum VerifierError {
 impl HasFault for VerifierError {
     fn fault(&self) -> Fault {
         match self {
-            Self::BadFile(_) => FaultKind::ArchiveInvalid,
             Self::Failed(kind, _) => *kind,
-            Self::Died(_) | Self::Start(_) => FaultKind::MediaPipeline,
+            Self::BadFile(_) | Self::Died(_) | Self::Start(_) => FaultKind::MediaPipeline,
             Self::Stalled(_) => FaultKind::MediaStalled,
         }
         .fault()
@@ -170,7 +171,9 @@ fn run(
     let mut child = ChildGuard(command(path, &task).map_err(VerifierError::Start)?);
     let lines = read_messages::<VerifierMessage>(&mut child.0).map_err(VerifierError::Start)?;
     // A pipeline that decodes slowly is ended here, and one that stands still by its own deadline.
-    let (began, longest) = (Instant::now(), 2 * pipelines.stall + GRACE_PERIOD);
+    let size = std::fs::metadata(path).map_or(0, |file| file.len());
+    let reading = Duration::from_secs(size / BYTES_A_SECOND_MIN);
+    let (began, longest) = (Instant::now(), 2 * pipelines.stall + GRACE_PERIOD + reading);
     loop {
         match lines.recv_timeout(POLL_INTERVAL) {
             Ok(VerifierMessage::BadFile(what)) => return Err(VerifierError::BadFile(what)),
@@ -178,8 +181,7 @@ fn run(
             Ok(VerifierMessage::Failed(kind, what)) => return Err(VerifierError::Failed(kind, what)),
             Ok(found) => return Ok(Cancellable::Done(found)),
             Err(RecvTimeoutError::Disconnected) => {
-                let died = child.0.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
-                return Err(VerifierError::Died(died));
+                return Err(VerifierError::Died(child.end()));
             }
             Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Ok(Cancellable::Cancelled),
             Err(RecvTimeoutError::Timeout) if began.elapsed() > longest => {

@@ -49,6 +49,8 @@ pub struct VideoInput {
     newest: MediaTime,
     /// What came of decoding it.
     pub counts: DecodeCounts,
+    /// Nothing was decoded since a picture failed.
+    has_failed: bool,
 }
 
 /// An item that waits to be decoded.
@@ -81,6 +83,7 @@ impl VideoInput {
             frame_number: 0,
             newest: MediaTime(i64::MIN),
             counts: DecodeCounts::default(),
+            has_failed: false,
         }
     }
 
@@ -125,7 +128,7 @@ impl VideoInput {
             (self.needs_keyframe, self.pending_bytes) = (false, 0);
         }
         if self.needs_keyframe || self.pending_bytes > PENDING_BYTES_MAX {
-            self.counts.skipped += 1;
+            self.skip();
             if !self.needs_keyframe {
                 self.drop_pending();
             }
@@ -134,6 +137,11 @@ impl VideoInput {
         self.newest = self.newest.max(frame.pts);
         self.pending_bytes += frame.data.len();
         self.pending.push(Pending::Frame(frame));
+    }
+
+    fn skip(&mut self) {
+        self.counts.skipped += 1;
+        self.counts.skipped_after_failure += u64::from(self.has_failed);
     }
 
     fn drop_pending(&mut self) {
@@ -210,7 +218,7 @@ impl VideoInput {
         let Some(format) = &self.format else { return Ok(()) };
         if self.decoder.is_none() {
             if !frame.keyframe {
-                self.counts.skipped += 1;
+                self.skip();
                 return Ok(());
             }
             self.decoder = Some(VideoDecoder::new(format, self.pipelines.as_deref())?);
@@ -226,7 +234,9 @@ impl VideoInput {
             self.counts.decoder += 1;
             decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
         }
-        self.counts.decoded += decoded.as_ref().map_or(0, |pictures| pictures.len() as u64);
+        let pictures = decoded.as_ref().map_or(0, |pictures| pictures.len() as u64);
+        self.counts.decoded += pictures;
+        self.has_failed &= pictures == 0;
         match decoded {
             Ok(pictures) if self.may_reorder => self.coming.extend(pictures),
             Ok(mut pictures) => {
@@ -239,7 +249,7 @@ impl VideoInput {
                     tracing::warn!(at = ?frame.pts, "a picture cannot be decoded: {}", chain(&error));
                 }
                 self.counts.decoder += 1;
-                (self.decoder, self.needs_keyframe) = (None, true);
+                (self.decoder, self.needs_keyframe, self.has_failed) = (None, true, true);
             }
         }
         Ok(())

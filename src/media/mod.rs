@@ -48,6 +48,9 @@ pub enum MediaError {
         /// What it said.
         what: String,
     },
+    /// A file cannot be read from the disk.
+    #[error("it cannot be read: {0}")]
+    Io(#[source] std::io::Error),
     /// A deadline passed.
     #[error("the pipeline did not {doing} within {seconds} s")]
     Stalled {
@@ -62,6 +65,7 @@ impl HasFault for MediaError {
     fn fault(&self) -> Fault {
         match self {
             Self::Init(_) | Self::Fragment { .. } | Self::Element { .. } => FaultKind::MediaPipeline,
+            Self::Io(_) => FaultKind::SpoolIo,
             Self::Stalled { .. } => FaultKind::MediaStalled,
         }
         .fault()

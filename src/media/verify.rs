@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::decode::VideoDecoder;
-use super::matroska::{self, BlockAt, Track};
+use super::matroska::{self, BadFile, BlockAt, Track};
 use super::{MediaError, Pipelines, fragment, runner::Pipeline};
 use crate::model::cancellable::Cancellable;
 use crate::model::media::{Codec, Frame, TrackFormat};
@@ -61,7 +61,11 @@ pub fn inspect(
 ) -> Result<Cancellable<Inspection>, MediaError> {
     super::init()?;
     let bad = |what: String| MediaError::Element { element: "matroska".to_owned(), what };
-    let contents = matroska::contents(path).map_err(|e| bad(e.to_string()))?;
+    let contents = matroska::contents(path).map_err(|error| match error {
+        // A disk that fails says nothing of the file.
+        BadFile::Io(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => MediaError::Io(error),
+        other => bad(other.to_string()),
+    })?;
     let of_kind = |is_video| {
         let mut tracks = contents.tracks.iter().filter(|track| track.is_video == is_video);
         match (tracks.next(), tracks.next()) {
@@ -71,7 +75,7 @@ pub fn inspect(
     };
     let (video, audio) = (of_kind(true)?, of_kind(false)?);
     let sync_points = match video.and_then(|video| Some((video, format(video)?))) {
-        Some((video, format)) => decode_sync_points(path, video, &format, pipelines).map_err(|e| bad(e.to_string()))?,
+        Some((video, format)) => decode_sync_points(path, video, &format, pipelines).map_err(MediaError::Io)?,
         None => Vec::new(),
     };
     let decoded = decode(path, Some(beginning), pipelines, cancel)?;

@@ -54,7 +54,8 @@ impl LayerHider {
         // size it takes none anyway.
         let depends = |at: usize| match (headers[at], headers.get(at + 1).copied().flatten()) {
             (Some(one), Some(next)) => !next.is_resilient && !next.is_intra && next.size == one.size,
-            _ => false,
+            (Some(_), None) => true,
+            (None, _) => false,
         };
         let is_hidden = |at: usize| at < last && headers[at].is_some_and(|header| header.is_shown);
         if !(0..last).any(is_hidden) || (0..last).any(|at| is_hidden(at) && depends(at)) {
