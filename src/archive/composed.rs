@@ -118,7 +118,9 @@ pub(super) fn build_composed(
     let composed = if has_noise {
         // A stream whose pictures alone are damaged is still heard.
         let audio = undecodable.iter().filter(|track| track.kind == TrackKind::Audio);
-        let excluded = audio.map(|track| track.stream).collect();
+        let excluded: BTreeSet<StreamId> = audio.map(|track| track.stream).collect();
+        let ArchiveDescriptor { job, archive, .. } = descriptor;
+        tracing::warn!(%job, %archive, ?excluded, "the composed file is made again without streams that cannot be decoded");
         sent = None;
         let again = Options { excluded, ..options.clone() };
         let composed = process::run(dir, &path, &again, pipelines, None, cancel)?;

@@ -71,7 +71,8 @@ pub(super) fn build_files(
     Ok(Cancellable::Done(files))
 }
 
-/// Whether the media is the cause, and not a disk that is full, a log that cannot be read, or a machine that is too slow.
+/// Whether the media is the cause, and not a disk that is full, or a log that cannot be read. A verifier that died or stalled at each try
+/// counts as caused by the media: the file is then kept as captured.
 const fn is_about_the_media(error: &ArchiveError) -> bool {
     matches!(
         error,

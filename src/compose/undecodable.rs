@@ -1,5 +1,5 @@
-//! Which tracks of a composed log cannot be decoded: end-to-end encrypted media, for one. Janus 1.1.2 does not tell its subscribers that a
-//! publisher encrypts, so only decoding shows it. Pictures fail to decode. Sound does not: a decoder makes noise of it. Pure.
+//! Which tracks of a composed log cannot be decoded: end-to-end encrypted media, for one. Janus before 1.3 does not tell its subscribers
+//! that a publisher encrypts, so only decoding shows it. Pictures fail to decode. Sound does not: a decoder makes noise of it. Pure.
 
 use std::collections::BTreeSet;
 

@@ -246,6 +246,12 @@ impl Feed {
     }
 
     fn end(&self) {
+        if let Some(pictures) = self.layers.as_ref().map(LayerHider::unreadable).filter(|pictures| *pictures > 0) {
+            tracing::warn!(
+                pictures,
+                "headers of VP9 pictures cannot be read: a player may show a picture once for each of its layers"
+            );
+        }
         // A pipeline that failed takes no end either; its error is on the bus.
         self.source.end_of_stream().map(drop).unwrap_or_default();
     }

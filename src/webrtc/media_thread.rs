@@ -94,7 +94,7 @@ impl MediaThread {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            // What has arrived comes before what is asked for: a publisher that leaves has sent its last packets, and its peer goes now.
+            // Packets are read before a command removes their peer: the last ones of a publisher that left may still be in the socket.
             if next.is_some() {
                 self.receive();
             }

@@ -5,6 +5,9 @@ use super::bits::Bits;
 use super::{AssembledFrame, FrameBoundaries, PayloadError};
 use crate::model::media::{Codec, TrackFormat};
 
+/// Width and height in pixels.
+pub(super) type Size = (u32, u32);
+
 struct Descriptor {
     len: usize,
     begins: bool,
@@ -141,33 +144,50 @@ pub(super) fn append_superframe_index(data: &mut Vec<u8>, starts: &[usize]) -> R
 /// it is no keyframe.
 fn read_format(frame: &[u8]) -> Result<Option<TrackFormat>, PayloadError> {
     let mut bits = Bits::new(frame);
-    if bits.take(2)? != 2 {
-        return Err(PayloadError::Invalid);
-    }
-    let profile = u32::from(bits.bit()?) | u32::from(bits.bit()?) << 1;
-    if profile == 3 {
-        bits.bit()?;
-    }
+    let profile = profile(&mut bits)?;
     let (show_existing, inter) = (bits.bit()?, bits.bit()?);
     if show_existing || inter {
         return Ok(None);
     }
     bits.take(2)?; // show_frame, error_resilient_mode
-    if bits.take(24)? != 0x49_83_42 {
+    sync_code(&mut bits)?;
+    color_config(&mut bits, profile)?;
+    let (width, height) = frame_size(&mut bits)?;
+    Ok(Some(TrackFormat { codec: Codec::Vp9, width, height, channels: 0, codec_private: Vec::new() }))
+}
+
+/// The frame marker, and the profile.
+pub(super) fn profile(bits: &mut Bits) -> Result<u32, PayloadError> {
+    if bits.take(2)? != 2 {
         return Err(PayloadError::Invalid);
     }
+    let profile = u32::from(bits.bit()?) | u32::from(bits.bit()?) << 1;
+    if profile == 3 {
+        bits.bit()?; // reserved_zero
+    }
+    Ok(profile)
+}
+
+pub(super) fn sync_code(bits: &mut Bits) -> Result<(), PayloadError> {
+    if bits.take(24)? == 0x49_83_42 { Ok(()) } else { Err(PayloadError::Invalid) }
+}
+
+pub(super) fn color_config(bits: &mut Bits, profile: u32) -> Result<(), PayloadError> {
     if profile >= 2 {
-        bits.bit()?;
+        bits.bit()?; // ten_or_twelve_bit
     }
     let rgb = bits.take(3)? == 7;
     if !rgb {
-        bits.bit()?;
+        bits.bit()?; // color_range
     }
     if profile & 1 == 1 {
-        bits.take(if rgb { 1 } else { 3 })?;
+        bits.take(if rgb { 1 } else { 3 })?; // subsampling_x, subsampling_y, reserved_zero
     }
-    let (width, height) = (bits.take(16)? + 1, bits.take(16)? + 1);
-    Ok(Some(TrackFormat { codec: Codec::Vp9, width, height, channels: 0, codec_private: Vec::new() }))
+    Ok(())
+}
+
+pub(super) fn frame_size(bits: &mut Bits) -> Result<Size, PayloadError> {
+    Ok((bits.take(16)? + 1, bits.take(16)? + 1))
 }
 
 #[cfg(test)]

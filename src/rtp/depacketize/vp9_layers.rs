@@ -8,15 +8,13 @@ use bytes::Bytes;
 
 use super::PayloadError;
 use super::bits::Bits;
-use super::vp9::append_superframe_index;
-
-/// Width and height in pixels.
-type Size = (u32, u32);
+use super::vp9::{Size, append_superframe_index, color_config, frame_size, profile, sync_code};
 
 /// The decoder's state that reading a frame's header takes: the sizes of its reference frames.
 #[derive(Debug, Default)]
 pub struct LayerHider {
     references: [Option<Size>; 8],
+    unreadable: u64,
 }
 
 /// What is read of a frame's uncompressed header (section 6.2). Positions are bits from the frame's first.
@@ -39,8 +37,17 @@ impl LayerHider {
     pub fn hide_lower_layers(&mut self, picture: Bytes) -> Bytes {
         match self.hidden(&picture) {
             Ok(Some(hidden)) => hidden.into(),
-            Ok(None) | Err(_) => picture,
+            Ok(None) => picture,
+            Err(_) => {
+                self.unreadable += 1;
+                picture
+            }
         }
+    }
+
+    /// Pictures whose headers could not be read: of several layers, a player may show each.
+    pub const fn unreadable(&self) -> u64 {
+        self.unreadable
     }
 
     fn hidden(&mut self, picture: &[u8]) -> Result<Option<Vec<u8>>, PayloadError> {
@@ -127,13 +134,7 @@ fn without_show_frame(frame: &[u8], header: Header, out: &mut Vec<u8>) {
 /// Reads a frame's uncompressed header; `None` for a frame that shows an existing one.
 fn read_header(frame: &[u8], references: &[Option<Size>; 8]) -> Result<Option<Header>, PayloadError> {
     let mut bits = Bits::new(frame);
-    if bits.take(2)? != 2 {
-        return Err(PayloadError::Invalid);
-    }
-    let profile = u32::from(bits.bit()?) | u32::from(bits.bit()?) << 1;
-    if profile == 3 {
-        bits.bit()?;
-    }
+    let profile = profile(&mut bits)?;
     if bits.bit()? {
         return Ok(None);
     }
@@ -183,28 +184,6 @@ fn read_header(frame: &[u8], references: &[Option<Size>; 8]) -> Result<Option<He
     }
     let end = bits.position();
     Ok(Some(Header { is_key, is_shown, is_resilient, is_intra, show_frame_at, size, refreshed, end }))
-}
-
-fn sync_code(bits: &mut Bits) -> Result<(), PayloadError> {
-    if bits.take(24)? == 0x49_83_42 { Ok(()) } else { Err(PayloadError::Invalid) }
-}
-
-fn color_config(bits: &mut Bits, profile: u32) -> Result<(), PayloadError> {
-    if profile >= 2 {
-        bits.bit()?; // ten_or_twelve_bit
-    }
-    let rgb = bits.take(3)? == 7;
-    if !rgb {
-        bits.bit()?; // color_range
-    }
-    if profile & 1 == 1 {
-        bits.take(if rgb { 1 } else { 3 })?; // subsampling_x, subsampling_y, reserved_zero
-    }
-    Ok(())
-}
-
-fn frame_size(bits: &mut Bits) -> Result<Size, PayloadError> {
-    Ok((bits.take(16)? + 1, bits.take(16)? + 1))
 }
 
 fn render_size(bits: &mut Bits) -> Result<(), PayloadError> {
