@@ -25,7 +25,7 @@ use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history::{self, EventKind};
 use crate::recording::reader::TrackIndex;
-use crate::rtp::clock::{Correction, corrections};
+use crate::rtp::clock::{Correction, TrackReports, corrections};
 use crate::store::keys::{Keys, Kind};
 
 struct StreamHistory {
@@ -56,8 +56,12 @@ pub fn build(
     std::fs::create_dir_all(&out).map_err(ArchiveError::io("created", &out))?;
     let log = LogReader::open_present(dir)?;
     let events = history::read(dir)?;
-    let reports: Vec<(TrackId, &[_])> = log.tracks.iter().map(|t| (t.track, t.reports.as_slice())).collect();
-    let corrections = corrections(&reports);
+    let reports = log.tracks.iter().map(|index| TrackReports {
+        track: index.track,
+        reports: &index.reports,
+        restarts: &index.clock_restarts,
+    });
+    let corrections = corrections(&reports.collect::<Vec<_>>());
     let all = individual::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());
     let begin = all.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = all.iter().map(|p| p.end).max().unwrap_or(begin);

@@ -400,7 +400,19 @@ fn a_stream_was_present_all_the_time_if_the_next_owner_finds_it_when_it_joins() 
 
 fn part(at: u64, from: f64, to: f64) -> Record {
     let (stats, reports) = (TrackStats::default(), Vec::new());
-    Record::Part { n: 1, at, len: 1, from: s(from), to: s(to), frames: 9, key: None, crc: 0, stats, reports }
+    Record::Part {
+        n: 1,
+        at,
+        len: 1,
+        from: s(from),
+        to: s(to),
+        frames: 9,
+        key: None,
+        crc: 0,
+        stats,
+        reports,
+        clock: None,
+    }
 }
 
 fn gap(from: f64, to: f64, cause: GapCause) -> Gap {

@@ -8,19 +8,19 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::ids::TrackId;
-use crate::model::media::SenderReport;
+use crate::model::media::{ClockRestart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::reader::TrackIndex;
-use crate::rtp::clock::corrections;
+use crate::rtp::clock::{Correction, TrackReports, corrections};
 
 const MS: MediaSpan = 1_000_000;
 /// From one look at the clocks to the next.
 const STEP: MediaSpan = 500 * MS;
 /// Reports are used that came up to this long after a step.
 const LOOK_AHEAD: MediaSpan = 500 * MS;
-/// At a track's beginning its first reports are waited for: Janus sends one a second.
+/// Where a track's clock begins, its first reports are waited for: Janus sends one a second.
 const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
-/// Older reports say nothing of the clock now.
+/// Older reports, and restarts before them, say nothing of the clock now.
 const REMEMBERED: MediaSpan = 60_000 * MS;
 /// Knots older than this are of no use: frames are read in order.
 const KNOTS_KEPT: MediaSpan = 30_000 * MS;
@@ -32,8 +32,41 @@ struct Clock {
     /// Reports that are not used yet, each with the start of the part it came with.
     coming: VecDeque<(MediaTime, SenderReport)>,
     reports: VecDeque<SenderReport>,
+    /// Where the clock began anew, in the order of time.
+    restarts: Vec<ClockRestart>,
     /// (provisional time, what to add), a step apart.
     knots: VecDeque<(MediaTime, MediaSpan)>,
+}
+
+impl Clock {
+    /// Where it began, for the first time and anew.
+    fn beginnings(&self) -> impl Iterator<Item = MediaTime> {
+        self.start.into_iter().chain(self.restarts.iter().map(|restart| restart.at))
+    }
+
+    /// Where it began anew, as far as that is known from what came up to a moment.
+    fn restarts_until(&self, until: MediaTime) -> &[ClockRestart] {
+        &self.restarts[..self.restarts.partition_point(|restart| restart.at <= until)]
+    }
+
+    /// Adds knots up to a step: one there, and where the clock before a restart ended and the new one began.
+    fn extend(&mut self, step: MediaTime, until: MediaTime, known: Option<&Correction>) {
+        let edges = self.restarts_until(until).iter().flat_map(|restart| [restart.after, restart.at]);
+        let times: Vec<MediaTime> = edges.filter(|edge| *edge < step).chain([step]).collect();
+        for time in times {
+            let before = self.knots.back().copied();
+            if before.is_some_and(|(last, _)| time <= last) {
+                continue;
+            }
+            let span = known.map(|known| known.at(time)).or(before.map(|(_, span)| span)).unwrap_or(0);
+            // Never faster than half of time's speed: corrected times must not go back.
+            let span = before.map_or(span, |(at, before)| span.max(before - (time - at) / 2));
+            self.knots.push_back((time, span));
+        }
+        while self.knots.front().is_some_and(|(at, _)| step - *at > KNOTS_KEPT) {
+            self.knots.pop_front();
+        }
+    }
 }
 
 /// The clocks of a session's tracks.
@@ -49,6 +82,7 @@ impl Clocks {
     pub fn add(&mut self, index: &TrackIndex) {
         let clock = self.clocks.entry(index.track).or_default();
         clock.start = clock.start.or_else(|| index.start());
+        clock.restarts.extend(&index.clock_restarts);
         clock.coming.extend(index.report_parts.iter().copied().zip(index.reports.iter().copied()));
     }
 
@@ -72,7 +106,7 @@ impl Clocks {
             start if step < start => MediaTime(i64::MIN),
             start => (step + LOOK_AHEAD).max(start + LOOK_AHEAD_FIRST),
         };
-        let known = self.clocks.values().filter_map(|clock| clock.start).map(until).max()?;
+        let known = self.clocks.values().flat_map(Clock::beginnings).map(until).max()?;
         Some(known.max(step + LOOK_AHEAD))
     }
 
@@ -84,23 +118,20 @@ impl Clocks {
             while clock.reports.front().is_some_and(|report| step - report.arrived > REMEMBERED) {
                 clock.reports.pop_front();
             }
+            clock.restarts.retain(|restart| step - restart.at <= REMEMBERED);
         }
-        let reports: Vec<(TrackId, Vec<SenderReport>)> =
-            self.clocks.iter().map(|(track, clock)| (*track, clock.reports.iter().copied().collect())).collect();
-        let reports: Vec<(TrackId, &[SenderReport])> =
-            reports.iter().map(|(track, r)| (*track, r.as_slice())).collect();
-        let known = corrections(&reports);
+        for clock in self.clocks.values_mut() {
+            clock.reports.make_contiguous();
+        }
+        let reports = self.clocks.iter().map(|(track, clock)| TrackReports {
+            track: *track,
+            reports: clock.reports.as_slices().0,
+            restarts: clock.restarts_until(until),
+        });
+        let known = corrections(&reports.collect::<Vec<_>>());
         for (track, clock) in &mut self.clocks {
-            if clock.start.is_none_or(|start| step < start) {
-                continue;
-            }
-            let before = clock.knots.back().copied();
-            let span = known.get(track).map(|c| c.at(step)).or(before.map(|(_, span)| span)).unwrap_or(0);
-            // Never faster than half of time's speed: corrected times must not go back.
-            let span = before.map_or(span, |(at, before)| span.max(before - (step - at) / 2));
-            clock.knots.push_back((step, span));
-            while clock.knots.front().is_some_and(|(at, _)| step - *at > KNOTS_KEPT) {
-                clock.knots.pop_front();
+            if clock.start.is_some_and(|start| start <= step) {
+                clock.extend(step, until, known.get(track));
             }
         }
     }
@@ -163,7 +194,12 @@ mod tests {
 
     #[test]
     fn what_follows_and_what_runs_over_the_finished_log_know_the_same() {
-        let (mut following, mut finished) = (clocks(), clocks());
+        for clocks in [clocks, clocks_that_begin_anew] {
+            follows_as_it_runs_over_the_finished_log(clocks(), clocks());
+        }
+    }
+
+    fn follows_as_it_runs_over_the_finished_log(mut following: Clocks, mut finished: Clocks) {
         let mut watermark = 0;
         for at in (0..50_000).step_by(33) {
             while !following.advance(ms(at), ms(watermark)) {
@@ -178,6 +214,54 @@ mod tests {
             }
             assert!(watermark <= at + 4400, "{watermark} for {at}");
         }
+    }
+
+    /// A track whose clock was 80 ms late begins anew twice: on time, and after a short while without media 60 ms late.
+    fn clocks_that_begin_anew() -> Clocks {
+        let restart = |after: i64, at: i64| ClockRestart { after: ms(after), at: ms(at) };
+        let late = |second: i64| match second {
+            ..7 => 80,
+            7..20 => 0,
+            _ => 60,
+        };
+        let changing = Clock {
+            start: Some(ms(80)),
+            coming: (1..40).filter(|n| *n != 6).map(|n| report(n * 1000, late(n))).collect(),
+            restarts: vec![restart(5580, 6700), restart(19_400, 19_700)],
+            ..Clock::default()
+        };
+        let clock =
+            Clock { start: Some(ms(0)), coming: (1..40).map(|n| report(n * 1000, 0)).collect(), ..Clock::default() };
+        Clocks { clocks: BTreeMap::from([(track("a"), clock), (track("b"), changing)]), step: None }
+    }
+
+    /// A viewer would see lips 80 ms beside the voice until the third report of the new clock.
+    #[test]
+    fn a_clock_that_begins_anew_is_in_step_from_its_first_frame_on() {
+        let mut clocks = clocks_that_begin_anew();
+        let mut last = MediaTime(i64::MIN);
+        for at in (100..38_000).step_by(20) {
+            assert!(clocks.advance(ms(at + 600), MediaTime(i64::MAX)));
+            let raw = match at {
+                ..5500 => at + 80,
+                6700..19_400 => at,
+                19_700.. => at + 60,
+                _ => continue,
+            };
+            let (a, b) = (clocks.apply(track("a"), ms(at)), clocks.apply(track("b"), ms(raw)));
+            assert!((a - b).abs() <= 2 * MS, "at {at}: {a:?} {b:?}");
+            assert!(last < b, "at {at}");
+            last = b;
+        }
+    }
+
+    #[test]
+    fn the_first_reports_of_a_clock_that_begins_anew_are_waited_for() {
+        let mut clocks = clocks_that_begin_anew();
+        clocks.advance(ms(60_000), ms(9600));
+        assert_eq!(clocks.step, Some(ms(6500)));
+        clocks.advance(ms(60_000), ms(9700));
+        assert_eq!(clocks.step, Some(ms(9000)));
     }
 
     #[test]

@@ -262,6 +262,16 @@ pub struct SenderReport {
     pub arrived: MediaTime,
 }
 
+/// A provisional clock began anew: with another PeerConnection, or with another worker. What was known of the one before says nothing of
+/// this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockRestart {
+    /// End of the last frame that has its time from the clock before.
+    pub after: MediaTime,
+    /// Time of the first packet on the new clock.
+    pub at: MediaTime,
+}
+
 /// What happened to a track's packets. Every packet is counted once, when its fate is final.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, rename_all = "camelCase")]

@@ -84,6 +84,9 @@ pub enum Record {
         /// The sender reports since the line before.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         reports: Vec<SenderReport>,
+        /// Where the provisional clock began that its frames have their times from, if that was since the part before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        clock: Option<MediaTime>,
     },
     /// Media is missing.
     Gap(Gap),

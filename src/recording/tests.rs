@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::reader::{LogItem, LogReader, TrackIndex, join};
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
-use crate::model::media::{Codec, Frame, GapCause};
+use crate::model::media::{ClockRestart, Codec, Frame, GapCause};
 use crate::recording::spool::Spool;
 use crate::runtime::journal::{LineFile, read_lines};
 
@@ -85,6 +85,28 @@ fn the_first_frame_is_on_disk_at_once_and_the_others_within_half_a_second() {
     assert_eq!(read(dir.path()).0, [0]);
     log.tick(MediaTime::from_millis(1000 + 40 + 500)).expect("tick");
     assert_eq!(read(dir.path()).0, [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn where_a_clock_begins_anew_is_in_the_index_and_between_two_parts() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut log, _) = open(dir.path(), 1);
+    log.clock_begins(MediaTime::from_millis(990)).expect("clock");
+    write(&mut log, 0..20);
+    log.clock_begins(MediaTime::from_millis(2500)).expect("clock");
+    write(&mut log, 40..60);
+    log.seal().expect("seal");
+    let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
+    let restart = |after, at| ClockRestart { after: MediaTime::from_millis(after), at: MediaTime::from_millis(at) };
+    assert_eq!(index.clock_restarts, [restart(1800, 2500)], "its first beginning is no restart");
+    // Another worker's clock.
+    drop(log);
+    let (mut log, _) = open(dir.path(), 2);
+    log.clock_begins(MediaTime::from_millis(5000)).expect("clock");
+    write(&mut log, 110..120);
+    log.seal().expect("seal");
+    let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
+    assert_eq!(index.clock_restarts, [restart(1800, 2500), restart(3400, 5000)]);
 }
 
 #[test]

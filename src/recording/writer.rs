@@ -87,6 +87,8 @@ pub struct TrackLog {
     spans: FrameSpans,
     stats: TrackStats,
     reports: Vec<SenderReport>,
+    /// Where the clock of the frames that follow began, until a part's line says so.
+    clock: Option<MediaTime>,
     /// Set while writing fails.
     failed: Option<WriteFailure>,
     /// End of the last frame that was dropped because writing failed.
@@ -174,6 +176,7 @@ impl TrackLog {
             spans: FrameSpans::default(),
             stats: TrackStats::default(),
             reports: Vec::new(),
+            clock: None,
             failed: None,
             dropped_to: MediaTime(i64::MIN),
             parts_written: 0,
@@ -262,6 +265,16 @@ impl TrackLog {
         }
     }
 
+    /// The frames that follow have their times from a provisional clock that begins at `at`. They begin a part.
+    ///
+    /// # Errors
+    /// As for [`TrackLog::format`].
+    pub fn clock_begins(&mut self, at: MediaTime) -> Result<(), LogError> {
+        let flushed = self.flush();
+        self.clock = Some(at);
+        flushed
+    }
+
     /// Keeps counts for the next part's line.
     pub fn stats(&mut self, stats: &TrackStats) {
         metrics().received(self.track.kind, stats);
@@ -336,8 +349,10 @@ impl TrackLog {
             crc: crc32fast::hash(&self.part.bytes),
             stats: self.stats,
             reports: std::mem::take(&mut self.reports),
+            clock: self.clock,
         };
         self.index.append(&record)?;
+        self.clock = None;
         self.stats = TrackStats::default();
         segment.hasher.update(&self.part.bytes);
         segment.size += len;

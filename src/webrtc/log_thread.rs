@@ -39,6 +39,8 @@ struct Capture {
 struct Unopened {
     retry: Instant,
     format: Option<TrackFormat>,
+    /// Where the clock of its frames began.
+    clock: Option<MediaTime>,
     /// The first frame that was dropped.
     since: Option<MediaTime>,
 }
@@ -48,6 +50,7 @@ impl Unopened {
         match data {
             EntryData::Output(Output::Format(format)) => self.format = Some(format),
             EntryData::Output(Output::Frame(frame)) => self.since = self.since.or(Some(frame.pts)),
+            EntryData::Output(Output::ClockBegins(at)) => self.clock = Some(at),
             _ => {}
         }
     }
@@ -143,6 +146,7 @@ impl Capture {
                 log.log.sender_report(report);
                 Ok(None)
             }
+            EntryData::Output(Output::ClockBegins(at)) => log.log.clock_begins(at).map(|()| None),
             EntryData::Output(Output::RequestKeyframe { .. }) => Ok(None),
         };
         match result {
@@ -182,7 +186,10 @@ impl Capture {
             Err(error) => {
                 let retry = now + REOPEN_INTERVAL;
                 let known = self.unopened.len();
-                self.unopened.entry(track).or_insert(Unopened { retry, format: None, since: None }).retry = retry;
+                self.unopened
+                    .entry(track)
+                    .or_insert(Unopened { retry, format: None, clock: None, since: None })
+                    .retry = retry;
                 if self.unopened.len() > known {
                     send_event(
                         &self.events,
@@ -241,7 +248,8 @@ impl Log {
             }
             _ => None,
         };
-        for error in [format, gap].into_iter().flatten().filter_map(Result::err) {
+        let clock = unopened.clock.map(|at| self.log.clock_begins(at));
+        for error in [format, gap, clock].into_iter().flatten().filter_map(Result::err) {
             self.failed(track, &error, events);
         }
     }

@@ -68,7 +68,19 @@ impl Log {
         }
         let (at, frames) = (self.records.len() as u64, u32::try_from(written.len()).expect("few"));
         let (stats, reports) = (TrackStats::default(), Vec::new());
-        self.records.push(Record::Part { n, at, len: 1, from, to, frames, key: Some(from), crc: 0, stats, reports });
+        self.records.push(Record::Part {
+            n,
+            at,
+            len: 1,
+            from,
+            to,
+            frames,
+            key: Some(from),
+            crc: 0,
+            stats,
+            reports,
+            clock: None,
+        });
         self.frames.extend(written);
         (self.has_media, self.failing) = (true, false);
     }

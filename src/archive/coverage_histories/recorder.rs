@@ -281,7 +281,7 @@ impl Recorder {
                 }
                 Output::Gap(gap) => self.logs[kind].records.push(Record::Gap(gap)),
                 Output::RequestKeyframe { .. } => self.wants_keyframe = true,
-                Output::Format(_) | Output::SenderReport(_) => {}
+                Output::Format(_) | Output::SenderReport(_) | Output::ClockBegins(_) => {}
             }
         }
     }

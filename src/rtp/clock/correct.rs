@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ids::{StreamId, TrackId};
-use crate::model::media::SenderReport;
+use crate::model::media::{ClockRestart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 
 const MS: MediaSpan = 1_000_000;
@@ -66,30 +66,41 @@ impl Correction {
     }
 }
 
+/// What is known of a track's clock.
+#[derive(Debug, Clone, Copy)]
+pub struct TrackReports<'a> {
+    /// The track.
+    pub track: TrackId,
+    /// Its sender reports.
+    pub reports: &'a [SenderReport],
+    /// Where its provisional clock began anew, in the order of time.
+    pub restarts: &'a [ClockRestart],
+}
+
 /// The corrections of a session's tracks, from their sender reports. A track without usable reports has no entry: its
-/// times stay as they are.
+/// times stay as they are. Reports of one provisional clock say nothing of the next one.
 ///
 /// The reports of all tracks count as written by one clock (the router's) as far as they agree. A stream whose reports
 /// do not agree with the others is synchronized only within itself.
 #[must_use]
-pub fn corrections(tracks: &[(TrackId, &[SenderReport])]) -> BTreeMap<TrackId, Correction> {
-    let Some(session) = offset(tracks.iter().flat_map(|(_, reports)| reports.iter())) else {
+pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction> {
+    let Some(session) = offset(tracks.iter().flat_map(|one| one.reports)) else {
         return BTreeMap::new();
     };
     let mut streams: BTreeMap<StreamId, MediaSpan> = BTreeMap::new();
-    for (track, _) in tracks {
-        let own = tracks.iter().filter(|(t, _)| t.stream == track.stream).flat_map(|(_, reports)| reports.iter());
-        streams.entry(track.stream).or_insert_with(|| match offset(own) {
+    for stream in tracks.iter().map(|one| one.track.stream) {
+        let own = tracks.iter().filter(|other| other.track.stream == stream).flat_map(|other| other.reports);
+        streams.entry(stream).or_insert_with(|| match offset(own) {
             Some(own) if (own - session).abs() > SAME_CLOCK_MAX => own,
             _ => session,
         });
     }
     tracks
         .iter()
-        .filter_map(|(track, reports)| {
-            let offset = streams.get(&track.stream).copied().unwrap_or(session);
-            let points = reports.iter().map(|r| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0)));
-            correction(points.collect()).map(|c| (*track, c))
+        .filter_map(|one| {
+            let offset = streams.get(&one.track.stream).copied().unwrap_or(session);
+            let points = one.reports.iter().map(|r| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0)));
+            correction(points.collect(), one.restarts).map(|c| (one.track, c))
         })
         .collect()
 }
@@ -109,28 +120,58 @@ fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSp
 
 type Point = (MediaTime, MediaSpan);
 
-fn correction(mut points: Vec<Point>) -> Option<Correction> {
-    let all = points.len();
-    points.retain(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
+fn correction(mut points: Vec<Point>, restarts: &[ClockRestart]) -> Option<Correction> {
     points.sort_unstable();
-    let points: Vec<Point> = (0..points.len()).filter(|i| is_usable(&points, *i)).map(|i| points[i]).collect();
-    let mut pieces = split_at_steps(&points).into_iter();
-    let mut knots = knots(pieces.next()?);
-    let mut last = points.first()?.0;
-    let spacing = median(&mut points.windows(2).map(|w| w[1].0 - w[0].0).collect::<Vec<_>>()).unwrap_or(0);
-    for piece in pieces {
-        let begin = points.partition_point(|p| p < &piece[0]);
-        let before = points.get(begin.wrapping_sub(1)).map_or(last, |p| p.0);
-        append_piece(&mut knots, before, piece, spacing);
-        last = piece[0].0;
+    let mut found = Correction::default();
+    // Where the clock began to which no report belongs yet.
+    let mut restart: Option<ClockRestart> = None;
+    let mut rest = points.as_slice();
+    for next in restarts.iter().map(Some).chain([None]) {
+        let (own, later) = rest.split_at(next.map_or(rest.len(), |next| rest.partition_point(|p| p.0 < next.at)));
+        rest = later;
+        if found.add_clock(own, restart) {
+            restart = None;
+        }
+        restart = next.copied().or(restart);
     }
-    // Corrected times never go back, whatever the reports say.
-    for at in 1..knots.len() {
-        let (t0, c0) = knots[at - 1];
-        let (t1, c1) = &mut knots[at];
-        *c1 = (*c1).max(c0 - (*t1 - t0) / 2);
+    (!found.knots.is_empty()).then(|| found.rising())
+}
+
+impl Correction {
+    /// Adds what the reports of one provisional clock say, which began at `restart`. Returns whether any could be used.
+    fn add_clock(&mut self, reports: &[Point], restart: Option<ClockRestart>) -> bool {
+        let near: Vec<Point> =
+            reports.iter().copied().filter(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs()).collect();
+        let points: Vec<Point> = (0..near.len()).filter(|at| is_usable(&near, *at)).map(|at| near[at]).collect();
+        self.used += points.len();
+        self.refused += reports.len() - points.len();
+        let mut pieces = split_at_steps(&points).into_iter();
+        let (Some(first), Some((mut last, _))) = (pieces.next(), points.first().copied()) else { return false };
+        match restart {
+            Some(ClockRestart { after, at }) => append_knots(&mut self.knots, after, at, knots(first)),
+            None => self.knots.extend(knots(first)),
+        }
+        let spacing = median(&mut points.windows(2).map(|w| w[1].0 - w[0].0).collect::<Vec<_>>()).unwrap_or(0);
+        for piece in pieces {
+            let begin = points.partition_point(|p| p < &piece[0]);
+            let before = points.get(begin.wrapping_sub(1)).map_or(last, |p| p.0);
+            // The clock was anchored again somewhere between two reports: soon after the earlier one if they are far apart.
+            let at = before + ((piece[0].0 - before) / 2).min(spacing);
+            append_knots(&mut self.knots, at, at, knots(piece));
+            last = piece[0].0;
+        }
+        true
     }
-    Some(Correction { knots, used: points.len(), refused: all - points.len() })
+
+    /// Corrected times never go back, whatever the reports say.
+    fn rising(mut self) -> Self {
+        for at in 1..self.knots.len() {
+            let (t0, c0) = self.knots[at - 1];
+            let (t1, c1) = &mut self.knots[at];
+            *c1 = (*c1).max(c0 - (*t1 - t0) / 2);
+        }
+        self
+    }
 }
 
 /// Whether a report is near the median of its neighbours.
@@ -204,21 +245,18 @@ fn knots(piece: &[Point]) -> Vec<Point> {
         .collect()
 }
 
-/// Appends the next piece. The clock was anchored again somewhere between two reports: soon after the earlier one if they
-/// are far apart.
-fn append_piece(knots: &mut Vec<Point>, before: MediaTime, piece: &[Point], spacing: MediaSpan) {
-    let next = self::knots(piece);
-    let (Some((_, from)), Some((_, to)), Some((begin, _))) =
-        (knots.last().copied(), next.first().copied(), piece.first())
-    else {
-        return;
-    };
-    let at = before + ((*begin - before) / 2).min(spacing);
-    // Downwards at half the speed of time, upwards at once.
-    let end = at + ((from - to) * 2).max(MS);
-    knots.push((at, from));
-    knots.push((end, to));
-    knots.extend(next.into_iter().filter(|(t, _)| *t > end));
+/// Appends the next piece's knots: what was known holds up to `after`, and the next from `at` on.
+fn append_knots(knots: &mut Vec<Point>, after: MediaTime, at: MediaTime, next: Vec<Point>) {
+    let Some((_, to)) = next.first().copied() else { return };
+    if let Some((_, from)) = knots.last().copied() {
+        // Downwards at half the speed of time, upwards at once.
+        let end = at.max(after + ((from - to) * 2).max(MS));
+        knots.retain(|(time, _)| *time < after);
+        knots.push((after, from));
+        knots.push((end, to));
+    }
+    let last = knots.last().map_or(MediaTime(i64::MIN), |last| last.0);
+    knots.extend(next.into_iter().filter(|(time, _)| *time > last));
 }
 
 /// The middle value.
@@ -254,12 +292,18 @@ mod tests {
         }
     }
 
+    /// Corrections of clocks that never began anew.
+    fn of(tracks: &[(TrackId, &[SenderReport])]) -> BTreeMap<TrackId, Correction> {
+        let tracks = tracks.iter().map(|(track, reports)| TrackReports { track: *track, reports, restarts: &[] });
+        corrections(&tracks.collect::<Vec<_>>())
+    }
+
     #[test]
     fn reports_bring_two_tracks_into_step() {
         let audio: Vec<_> = (0..20).map(|i| report(i * 1000, 0, 30 + i % 3)).collect();
         let video: Vec<_> = (0..20).map(|i| report(i * 1000, 80, 30 + i % 5)).collect();
         let (a, v) = (track(TrackKind::Audio), track(TrackKind::Video));
-        let found = corrections(&[(a, &audio), (v, &video)]);
+        let found = of(&[(a, &audio), (v, &video)]);
         let apart = found[&v].apply(ms(5080)) - found[&a].apply(ms(5000));
         assert!(apart.abs() < MS, "{apart}");
     }
@@ -268,7 +312,7 @@ mod tests {
     fn a_wrong_report_is_refused_and_counted() {
         let mut reports: Vec<_> = (0..20).map(|i| report(i * 1000, 10, 30)).collect();
         reports[7].pts = ms(400_000);
-        let found = &corrections(&[(track(TrackKind::Video), &reports)])[&track(TrackKind::Video)];
+        let found = &of(&[(track(TrackKind::Video), &reports)])[&track(TrackKind::Video)];
         assert_eq!((found.used, found.refused), (19, 1));
         assert!((found.at(ms(7000)) - (30 - 10) * MS).abs() < MS);
     }
@@ -283,7 +327,7 @@ mod tests {
                 r
             })
             .collect();
-        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        let found = &of(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
         for i in [0, 500, 1000, 1799_i64] {
             let right = i * 1_000_000_000 + 20 * MS;
             let error = found.apply(MediaTime(i * 1_000_000_000 - i * 100_000)).0 - right;
@@ -297,7 +341,7 @@ mod tests {
         for height in [150, -150] {
             let off = |i: i64| if (60..120).contains(&i) { height } else { 0 };
             let reports: Vec<_> = (0..180).map(|i| report(i * 1000, off(i), 20 + i * 7 % 9)).collect();
-            let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+            let found = &of(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
             for i in (0..180).filter(|i| (i % 60) > 1 || *i < 2) {
                 let right = (i * 1000 + 20) * MS;
                 let error = found.apply(ms(i * 1000 + off(i))).0 - right;
@@ -313,7 +357,7 @@ mod tests {
     #[test]
     fn sound_that_a_sender_lost_and_does_not_count_is_a_step_though_its_edge_is_not_the_highest() {
         let reports: Vec<_> = (0..).zip(LOST_SOUND).map(|(i, add)| report(i * 1000, -add, 20)).collect();
-        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        let found = &of(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
         for (i, add) in (0..).zip(LOST_SOUND) {
             let right = if i < 12 { -5 } else { 148 };
             let off = found.at(ms(i * 1000 - add)) / MS - 20 - right;
@@ -326,10 +370,28 @@ mod tests {
         let off = |i: i64| if i < 30 { 0 } else { 30 };
         let seconds = (0..30).chain(90..92);
         let reports: Vec<_> = seconds.map(|i| report(i * 1000, off(i), 20)).collect();
-        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        let found = &of(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
         for i in [0, 10, 29, 85, 90, 91, 100] {
             let error = found.apply(ms(i * 1000 + off(i))).0 - (i * 1000 + 20) * MS;
             assert!(error.abs() < 2 * MS, "at {i} s: {error} ns");
+        }
+    }
+
+    /// Each clock has two reports, and is off by less than a step of one clock, or by more.
+    #[test]
+    fn a_clock_that_begins_anew_has_the_correction_of_its_own_reports() {
+        for height in [15, -15, 300, -300] {
+            let off = |second: i64| if second < 4 { 0 } else { height };
+            let reports: Vec<_> = [1, 2, 6, 7].into_iter().map(|at| report(at * 1000, off(at), 20)).collect();
+            let restarts = [ClockRestart { after: ms(2500), at: ms(5000 + height) }];
+            let one = TrackReports { track: track(TrackKind::Audio), reports: &reports, restarts: &restarts };
+            let found = &corrections(&[one])[&track(TrackKind::Audio)];
+            assert_eq!((found.used, found.refused), (4, 0));
+            for at in [0, 1000, 2000, 2500, 5000, 5500, 6000, 7000, 9000] {
+                let right = (at + 20) * MS;
+                let error = found.apply(ms(at + off(at / 1000))).0 - right;
+                assert!(error.abs() < MS, "{height}: at {at}: {error} ns");
+            }
         }
     }
 
@@ -346,7 +408,7 @@ mod tests {
             (0..20).map(|i| shift(report(i * 1000, off, 20))).collect()
         };
         let (audio, video) = (shifted(0), shifted(60));
-        let found = corrections(&[
+        let found = of(&[
             (track(TrackKind::Audio), &right),
             (other(TrackKind::Audio), &audio),
             (other(TrackKind::Video), &video),
@@ -364,19 +426,19 @@ mod tests {
         for r in &mut reports {
             r.pts = ms(-90_000_000);
         }
-        assert!(corrections(&[(track(TrackKind::Audio), &reports)]).is_empty());
+        assert!(of(&[(track(TrackKind::Audio), &reports)]).is_empty());
     }
 
     #[test]
     fn without_reports_nothing_is_changed() {
-        assert!(corrections(&[(track(TrackKind::Audio), &[])]).is_empty());
+        assert!(of(&[(track(TrackKind::Audio), &[])]).is_empty());
         assert_eq!(Correction::default().apply(ms(5)), ms(5));
     }
 
     #[test]
     fn corrected_times_never_go_back() {
         let reports: Vec<_> = (0..100).map(|i| report(i * 1000, (i * 7919) % 90, 20)).collect();
-        let found = &corrections(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        let found = &of(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
         let mut last = MediaTime(i64::MIN);
         for at in 0..100_000 {
             let now = found.apply(ms(at));
@@ -397,7 +459,7 @@ mod tests {
             let times = (0..).map(|second| ms(second * 1000));
             let spans = jitter.iter().enumerate().map(|(i, jitter)| (level(i) + jitter) * MS);
             let points: Vec<Point> = times.zip(spans).collect();
-            let found = correction(points.clone()).expect("reports");
+            let found = correction(points.clone(), &[]).expect("reports");
             // Downwards it takes a while.
             for (i, (time, _)) in points.iter().enumerate().filter(|(i, _)| *i != at || height > 0) {
                 let off = found.at(*time) / MS - level(i);
@@ -410,7 +472,7 @@ mod tests {
             said in proptest::collection::vec((0_i64..400_000, -40_000_i64..40_000, -2_000_i64..2_000), 0..80),
         ) {
             let reports: Vec<_> = said.iter().map(|(at, off, delay)| report(*at, *off, *delay)).collect();
-            let found = corrections(&[(track(TrackKind::Audio), &reports)]);
+            let found = of(&[(track(TrackKind::Audio), &reports)]);
             let found = found.get(&track(TrackKind::Audio)).cloned().unwrap_or_default();
             let mut last = MediaTime(i64::MIN);
             for at in -200..2_300 {

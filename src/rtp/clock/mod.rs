@@ -7,7 +7,7 @@
 
 mod correct;
 
-pub use correct::{Correction, corrections};
+pub use correct::{Correction, TrackReports, corrections};
 
 use crate::model::time::{MediaSpan, MediaTime, RtpUnwrapper, ticks_to_span};
 
@@ -125,6 +125,12 @@ impl TrackClock {
     #[must_use]
     pub const fn rate(&self) -> u32 {
         self.rate
+    }
+
+    /// Whether a packet came: from the first one on it has times.
+    #[must_use]
+    pub const fn has_begun(&self) -> bool {
+        self.mapping.is_some()
     }
 
     /// Takes a packet with the highest sequence number so far. Returns its media time.

@@ -121,6 +121,8 @@ pub enum Output {
     Gap(Gap),
     /// A sender report to keep.
     SenderReport(SenderReport),
+    /// The provisional clock begins at this time: frames that follow have their times from it.
+    ClockBegins(MediaTime),
     /// The sender should send a keyframe.
     RequestKeyframe { reason: KeyframeReason },
 }
@@ -425,7 +427,11 @@ impl TrackRules {
             Err(_) => None,
         };
         let at = if placement == Placement::InOrder {
+            let begins = !source.clock.has_begun();
             let (at, fit) = source.clock.observe(input.rtp, input.arrived);
+            if begins {
+                out.push(Output::ClockBegins(at));
+            }
             if let ClockFit::Late { .. } = fit {
                 self.paused_seq = input.seq;
             }

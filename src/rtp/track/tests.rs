@@ -314,6 +314,22 @@ fn reports_are_given_on_the_tracks_own_clock() {
     assert_eq!(t.out.last(), Some(&Output::SenderReport(report)));
 }
 
+#[test]
+fn each_source_has_a_clock_that_begins_before_its_frames() {
+    let mut t = Track::new(TrackKind::Audio);
+    t.opus(1, 0, 100).opus(2, 960, 120);
+    t.rules.source_lost(GapCause::Network, ms(200), &mut t.out);
+    t.rules.source_connected(ms(3000), &mut t.out);
+    t.opus(1, 7_000_000, 3200).opus(2, 7_000_960, 3220);
+    let seen = t.out.iter().filter_map(|output| match output {
+        Output::ClockBegins(at) => Some(("clock", at.as_millis())),
+        Output::Frame(frame) => Some(("frame", frame.pts.as_millis())),
+        _ => None,
+    });
+    let frames = [("clock", 100), ("frame", 100), ("frame", 120), ("clock", 3200), ("frame", 3200), ("frame", 3220)];
+    assert_eq!(seen.collect::<Vec<_>>(), frames);
+}
+
 /// What the network does with one packet.
 #[derive(Debug, Clone, Copy)]
 enum Fate {

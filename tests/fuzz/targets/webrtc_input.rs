@@ -7,10 +7,10 @@
 
 use std::time::Duration;
 
-use archiver::rtp::clock::corrections;
+use archiver::rtp::clock::{TrackReports, corrections};
 use archiver::rtp::depacketize::{Depacketizer, FRAME_BYTES_MAX};
 use archiver::rtp::track::{Output, RtpInput, TrackOptions, TrackRules};
-use archiver::model::media::{Codec, GapCause, SenderReport};
+use archiver::model::media::{ClockRestart, Codec, GapCause, SenderReport};
 use archiver::model::ids::{SessionId, StreamId, TrackId, TrackKind};
 use archiver::model::time::{MediaTime, NtpTime};
 use bytes::Bytes;
@@ -46,6 +46,7 @@ struct Seen {
     frames: u64,
     last: Option<MediaTime>,
     reports: Vec<SenderReport>,
+    restarts: Vec<ClockRestart>,
     outputs: Vec<Output>,
 }
 
@@ -61,6 +62,10 @@ impl Seen {
                 }
                 Output::Gap(gap) => assert!(gap.from < gap.to, "{gap:?}"),
                 Output::SenderReport(report) => self.reports.push(report),
+                Output::ClockBegins(at) => {
+                    let restart = self.last.map(|last| ClockRestart { after: last.min(at), at });
+                    self.restarts.extend(restart);
+                }
                 Output::Format(_) | Output::RequestKeyframe { .. } => {}
             }
         }
@@ -131,15 +136,15 @@ fn run(input: &mut Input<'_>) -> Option<()> {
     let stats = rules.take_stats();
     assert_eq!(stats.packets + stats.late + stats.duplicate + stats.malformed, seen.fed, "{stats:?}");
     assert_eq!(stats.frames, seen.frames);
-    check_corrections(&seen.reports);
+    check_corrections(&seen.reports, &seen.restarts);
     Some(())
 }
 
 /// Whatever the reports say, corrected times do not go back.
-fn check_corrections(reports: &[SenderReport]) {
+fn check_corrections(reports: &[SenderReport], restarts: &[ClockRestart]) {
     let session: SessionId = "fuzz".parse().expect("id");
     let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Video };
-    for correction in corrections(&[(track, reports)]).values() {
+    for correction in corrections(&[TrackReports { track, reports, restarts }]).values() {
         let mut last = MediaTime(i64::MIN);
         for at in (0..200).map(|i| MediaTime::from_millis(i * 500)) {
             let corrected = correction.apply(at);
