@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::compose::timeline::selections;
-use crate::media::mux::{FrameSource, MuxInput, is_webm};
+use crate::media::mux::{MuxInput, MuxTrack, is_webm};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::desired::Selection;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
@@ -87,14 +87,14 @@ impl Run {
         first..first + segments[first..].iter().take_while(|segment| within(segment)).count()
     }
 
-    fn source(&self) -> FrameSource {
+    fn source(&self) -> impl Iterator<Item = Frame> + Send + use<> {
         let (correction, from, to) = (self.correction.clone(), self.from, self.to);
         // Frames before the first keyframe of a trimmed span refer to frames that are not in the file.
         let mut decodable = !self.is_trimmed || self.index.track.kind == TrackKind::Audio;
         let mut format = self.format.clone();
         // A frame may refer to one that comes before it and is shown after it. Where that one is cut off, so are those behind it.
         let (mut may_reorder, mut ended) = (h264::may_reorder(&format), false);
-        Box::new(self.index.frames().filter_map(move |item| match item {
+        self.index.frames().filter_map(move |item| match item {
             LogItem::Format(changed) => {
                 may_reorder = h264::may_reorder(&changed);
                 format = changed;
@@ -108,12 +108,12 @@ impl Run {
                 let data = if frame.keyframe { h264::with_parameter_sets(&format, frame.data) } else { frame.data };
                 (within && decodable).then_some(Frame { pts, data, ..frame })
             }
-        }))
+        })
     }
 }
 
 /// Reads all frames: the index has no exact times for a trimmed run.
-fn frame_span(mut source: FrameSource) -> Option<FrameSpan> {
+fn frame_span(mut source: impl Iterator<Item = Frame>) -> Option<FrameSpan> {
     let first = source.next()?.pts;
     // Of the frames that are shown last.
     let (mut last, mut before) = (first, first);
@@ -128,7 +128,8 @@ fn frame_span(mut source: FrameSource) -> Option<FrameSpan> {
 
 impl Plan {
     pub fn input(&self) -> MuxInput {
-        let track = |run: &Option<Run>| run.as_ref().map(|run| (run.format.clone(), run.source()));
+        let track = |run: &Run| -> MuxTrack { (run.format.clone(), Box::new(run.source())) };
+        let track = |run: &Option<Run>| run.as_ref().map(track);
         MuxInput { video: track(&self.video), audio: track(&self.audio), start: self.start }
     }
 

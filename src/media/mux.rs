@@ -24,15 +24,43 @@ const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;
 /// Frames of a track whose pictures may be reordered that are read ahead, at most.
 const AHEAD_MAX: usize = 256;
 
-/// One track's frames in decoding order, with times already corrected.
-pub type FrameSource = Box<dyn Iterator<Item = Frame> + Send>;
+/// One track's frames in decoding order, with times already corrected. An iterator of frames is one that does not grow.
+pub trait FrameSource: Send {
+    /// The next frame. Does not wait.
+    fn next_frame(&mut self) -> NextFrame;
+
+    /// Waits until there may be more, but no longer than a fraction of the pipeline's stall deadline, so that a cancellation is seen.
+    fn wait(&mut self);
+}
+
+/// What a source gives.
+#[derive(Debug)]
+pub enum NextFrame {
+    /// A frame.
+    Frame(Frame),
+    /// The log has not grown further.
+    NotYet,
+    /// There is no further frame.
+    End,
+}
+
+impl<I: Iterator<Item = Frame> + Send> FrameSource for I {
+    fn next_frame(&mut self) -> NextFrame {
+        self.next().map_or(NextFrame::End, NextFrame::Frame)
+    }
+
+    fn wait(&mut self) {}
+}
+
+/// One track's format and frames.
+pub type MuxTrack = (TrackFormat, Box<dyn FrameSource>);
 
 /// What goes into one file.
 pub struct MuxInput {
     /// The picture.
-    pub video: Option<(TrackFormat, FrameSource)>,
+    pub video: Option<MuxTrack>,
     /// The sound.
-    pub audio: Option<(TrackFormat, FrameSource)>,
+    pub audio: Option<MuxTrack>,
     /// The media time that becomes zero in the file.
     pub start: MediaTime,
 }
@@ -129,7 +157,9 @@ fn opus_tags() -> gst::Buffer {
 
 struct Feed {
     source: AppSrc,
-    frames: FrameSource,
+    frames: Box<dyn FrameSource>,
+    /// The source has no further frame.
+    has_ended: bool,
     /// Frames that were read and not pushed.
     ahead: VecDeque<Frame>,
     is_video: bool,
@@ -144,7 +174,7 @@ struct Feed {
 }
 
 impl Feed {
-    fn new(source: AppSrc, format: &TrackFormat, frames: FrameSource) -> Self {
+    fn new(source: AppSrc, format: &TrackFormat, frames: Box<dyn FrameSource>) -> Self {
         let mut caps = caps(format);
         if format.codec == Codec::H264
             && let Some(caps) = caps.make_mut().structure_mut(0)
@@ -154,9 +184,10 @@ impl Feed {
         }
         source.set_caps(Some(&caps));
         let may_reorder = format.codec == Codec::H264;
-        let mut feed = Self {
+        Self {
             source,
             frames,
+            has_ended: false,
             ahead: VecDeque::new(),
             is_video: format.codec.kind() == TrackKind::Video,
             may_reorder,
@@ -164,14 +195,12 @@ impl Feed {
             pushed: Vec::new(),
             last_span: 20_000_000,
             fed: MuxedTrack::default(),
-        };
-        feed.read_ahead();
-        feed
+        }
     }
 
-    /// Reads as far as it takes to know which frame is shown after the next one.
-    fn read_ahead(&mut self) {
-        loop {
+    /// Reads as far as it takes to know which frame is shown after the next one. Returns whether that is known.
+    fn read_ahead(&mut self) -> bool {
+        while !self.has_ended {
             let is_enough = match (self.ahead.front(), self.ahead.back()) {
                 (Some(_), Some(_)) if self.ahead.len() < 2 => false,
                 // All frames behind a keyframe are shown after it.
@@ -179,18 +208,20 @@ impl Feed {
                 _ => false,
             };
             if is_enough || self.ahead.len() >= AHEAD_MAX {
-                return;
+                break;
             }
-            let Some(frame) = self.frames.next() else { return };
-            self.ahead.push_back(frame);
+            match self.frames.next_frame() {
+                NextFrame::Frame(frame) => self.ahead.push_back(frame),
+                NextFrame::NotYet => return false,
+                NextFrame::End => self.has_ended = true,
+            }
         }
+        true
     }
 
-    /// Pushes the next frame; `None` when the pipeline takes no more.
+    /// Pushes the next frame; `None` when the pipeline takes no more, or there is none.
     fn push(&mut self, start: MediaTime) -> Option<()> {
-        self.read_ahead();
         let frame = self.ahead.pop_front()?;
-        self.read_ahead();
         let in_file = |at: MediaTime| gst::ClockTime::from_nseconds(u64::try_from((at - start).max(0)).unwrap_or(0));
         // A frame is decoded no later than it, or one behind it, is shown.
         let decoded = self.ahead.iter().map(|later| later.pts).fold(frame.pts, MediaTime::min);
@@ -238,22 +269,33 @@ impl Feed {
         Some(())
     }
 
+    /// Whether all frames were pushed.
+    fn is_done(&self) -> bool {
+        self.has_ended && self.ahead.is_empty()
+    }
+
     /// Where the turn of this input comes: how far it was fed, or `None` at its end. The time of the next
     /// frame would leave the muxer without a frame of this input over a pause, and everything of the other
-    /// input would wait in memory for the pause's end.
+    /// input would wait in memory for the pause's end. So it waits in the log while a source has nothing yet.
     fn due(&self) -> Option<MediaTime> {
-        self.ahead.front().map(|_| self.fed.times.map_or(MediaTime(i64::MIN), |times| times.last))
+        (!self.is_done()).then(|| self.fed.times.map_or(MediaTime(i64::MIN), |times| times.last))
     }
 
     fn end(&self) {
+        // A pipeline that failed takes no end either; its error is on the bus.
+        self.source.end_of_stream().map(drop).unwrap_or_default();
+    }
+
+    /// What was fed, to the end.
+    fn finish(&self) -> MuxedTrack {
+        self.end();
         if let Some(pictures) = self.layers.as_ref().map(LayerHider::unreadable).filter(|pictures| *pictures > 0) {
             tracing::warn!(
                 pictures,
                 "headers of VP9 pictures cannot be read: a player may show a picture once for each of its layers"
             );
         }
-        // A pipeline that failed takes no end either; its error is on the bus.
-        self.source.end_of_stream().map(drop).unwrap_or_default();
+        self.fed
     }
 }
 
@@ -267,7 +309,7 @@ pub fn mux(
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<Muxed>, MediaError> {
-    let codec = |t: &Option<(TrackFormat, FrameSource)>| t.as_ref().map(|(format, _)| format.codec);
+    let codec = |t: &Option<MuxTrack>| t.as_ref().map(|(format, _)| format.codec);
     let muxer = if is_webm(codec(&input.video), codec(&input.audio)) { "mux-webm" } else { "mux-mkv" };
     let mut text = fragment::load(muxer, pipelines.dir.as_deref())?.text;
     for (there, name) in [(input.video.is_some(), "mux-input-video"), (input.audio.is_some(), "mux-input-audio")] {
@@ -278,7 +320,7 @@ pub fn mux(
     }
     let pipeline = Pipeline::parse(muxer, &text)?;
     pipeline.named::<gst::Element>("sink")?.set_property("location", path.to_string_lossy().as_ref());
-    let feed = |name: &str, track: Option<(TrackFormat, FrameSource)>| -> Result<Option<Feed>, MediaError> {
+    let feed = |name: &str, track: Option<MuxTrack>| -> Result<Option<Feed>, MediaError> {
         let Some((format, frames)) = track else { return Ok(None) };
         Ok(Some(Feed::new(pipeline.named::<AppSrc>(name)?, &format, frames)))
     };
@@ -318,8 +360,6 @@ fn feed_all(
     fed: &AtomicU64,
     cancel: &CancellationToken,
 ) -> Cancellable<Muxed> {
-    // The muxer would wait to the end for an input that has nothing at all.
-    [&video, &audio].into_iter().flatten().filter(|feed| feed.ahead.is_empty()).for_each(Feed::end);
     loop {
         // The inputs are not ended: the muxer must not finish a file that lacks frames.
         if cancel.is_cancelled() {
@@ -333,19 +373,16 @@ fn feed_all(
             (_, Some(_)) => &mut audio,
         };
         let Some(feed) = turn else { break };
-        if feed.push(start).is_none() {
+        if !feed.read_ahead() {
+            feed.frames.wait();
+        } else if !feed.is_done() && feed.push(start).is_none() {
             break;
-        }
-        if feed.ahead.is_empty() {
+        } else if feed.is_done() {
+            // The muxer waits for an input that has not ended.
             feed.end();
         }
         fed.fetch_add(1, Ordering::Relaxed);
     }
-    let ended = |feed: &Option<Feed>| {
-        feed.as_ref().map_or_else(MuxedTrack::default, |feed| {
-            feed.end();
-            feed.fed
-        })
-    };
-    Cancellable::Done(Muxed { video: ended(&video), audio: ended(&audio) })
+    let finish = |feed: &Option<Feed>| feed.as_ref().map_or_else(MuxedTrack::default, Feed::finish);
+    Cancellable::Done(Muxed { video: finish(&video), audio: finish(&audio) })
 }

@@ -2,17 +2,24 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use archiver::media::decode::{AudioDecoder, DecodedFrame, VideoDecoder};
 use archiver::media::fragment::EMBEDDED;
-use archiver::media::mux::{MuxInput, Muxed, mux};
+use archiver::media::mux::{FrameSource, MuxInput, MuxTrack, Muxed, NextFrame, mux};
 use archiver::media::plane::Plane;
 use archiver::media::verify;
 use archiver::media::{Pipelines, check};
 use archiver::model::cancellable::Cancellable;
+use archiver::model::ids::{Epoch, SessionId, StreamId, TrackId, TrackKind};
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
+use archiver::recording::reader::{Frames, LogItem, TrackIndex};
+use archiver::recording::spool::Spool;
+use archiver::recording::{LogOptions, TrackLog};
+use archiver_testkit::wait::DEADLINE;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::coded::{VIDEO, coded, coded_by};
@@ -20,8 +27,7 @@ use crate::support::coded::{VIDEO, coded, coded_by};
 type Track = Option<(TrackFormat, Vec<Frame>)>;
 
 fn run(video: Track, audio: Track, path: &Path) -> Muxed {
-    let source =
-        |t: Track| t.map(|(f, frames)| (f, Box::new(frames.into_iter()) as Box<dyn Iterator<Item = Frame> + Send>));
+    let source = |track: Track| track.map(|(format, frames)| -> MuxTrack { (format, Box::new(frames.into_iter())) });
     let input = MuxInput { video: source(video), audio: source(audio), start: MediaTime::ZERO };
     let muxed = mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux");
     muxed.done().expect("not cancelled")
@@ -41,6 +47,98 @@ fn a_file_whose_muxing_is_cancelled_does_not_pass_for_a_whole_one() {
     let input = MuxInput { video: Some((format, frames)), audio: None, start: MediaTime::ZERO };
     let muxed = mux(input, &dir.path().join("video.webm"), &Pipelines::default(), &cancel);
     assert!(matches!(muxed, Ok(Cancellable::Cancelled)), "{muxed:?}");
+}
+
+/// A track's log that somebody else writes.
+struct GrowingTrack {
+    frames: Frames,
+    ended: Arc<AtomicBool>,
+    waited: Arc<AtomicU64>,
+}
+
+impl FrameSource for GrowingTrack {
+    fn next_frame(&mut self) -> NextFrame {
+        // In this order: what was written before the end is read.
+        let has_ended = self.ended.load(Ordering::SeqCst);
+        self.frames.refresh().expect("index");
+        let frame = self.frames.find_map(|item| if let LogItem::Frame(frame) = item { Some(frame) } else { None });
+        match frame {
+            Some(frame) => NextFrame::Frame(frame),
+            None if has_ended => NextFrame::End,
+            None => NextFrame::NotYet,
+        }
+    }
+
+    fn wait(&mut self) {
+        self.waited.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A session's log is written part by part while its file is made. Its pictures pause for a second in the middle, and both inputs
+/// have nothing more often than not; the file is the one that is made of the finished log.
+#[test]
+fn a_file_is_made_while_its_log_grows() {
+    let dir = tempfile::tempdir().expect("dir");
+    let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
+    let session: SessionId = "s".parse().expect("id");
+    let (ended, waited) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (mut logs, mut growing, mut finished) = (Vec::new(), Vec::new(), Vec::new());
+    for (kind, codec) in [(TrackKind::Video, Codec::Vp8), (TrackKind::Audio, Codec::Opus)] {
+        let track = TrackId { stream: StreamId::of_router(&session, "a"), kind };
+        let options = LogOptions::default();
+        let (mut log, _) = TrackLog::open(dir.path(), track, Epoch(1), options, Arc::clone(&spool)).expect("log");
+        let (format, frames) = coded(codec);
+        log.format(&format).expect("format");
+        let folder = dir.path().join("tracks").join(track.to_string());
+        let frames_of = |dir: &Path| TrackIndex::open(dir, track).expect("index").frames();
+        let source =
+            GrowingTrack { frames: frames_of(&folder), ended: Arc::clone(&ended), waited: Arc::clone(&waited) };
+        growing.push((format.clone(), source));
+        finished.push((format, folder, track));
+        let is_there = move |frame: &Frame| kind == TrackKind::Audio || !(1500..2500).contains(&frame.pts.as_millis());
+        logs.push((log, frames.into_iter().filter(is_there).collect::<Vec<_>>()));
+    }
+    let mut growing = growing.into_iter().map(|(format, source)| -> MuxTrack { (format, Box::new(source)) });
+    let (video, audio) = (growing.next(), growing.next());
+    let path = dir.path().join("growing.webm");
+    let muxing = std::thread::spawn({
+        let path = path.clone();
+        let pipelines = Pipelines { stall: Duration::from_secs(2), ..Pipelines::default() };
+        move || mux(MuxInput { video, audio, start: MediaTime::ZERO }, &path, &pipelines, &CancellationToken::new())
+    });
+    for now in (0..4000).step_by(100).map(MediaTime::from_millis) {
+        for (log, frames) in &mut logs {
+            let due = frames.partition_point(|frame| frame.pts < now);
+            frames.drain(..due).for_each(|frame| log.frame(&frame).expect("frame"));
+            log.tick(now).expect("tick");
+        }
+        let before = waited.load(Ordering::SeqCst);
+        let deadline = Instant::now() + DEADLINE;
+        while waited.load(Ordering::SeqCst) == before {
+            assert!(Instant::now() < deadline, "the muxer does not wait for the log at {now:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    for (log, frames) in &mut logs {
+        frames.drain(..).for_each(|frame| log.frame(&frame).expect("frame"));
+        log.seal().expect("seal");
+    }
+    ended.store(true, Ordering::SeqCst);
+    let muxed = muxing.join().expect("muxer").expect("mux").done().expect("not cancelled");
+    let whole = dir.path().join("finished.webm");
+    let mut finished = finished.into_iter().map(|(format, folder, track)| {
+        let items = TrackIndex::open(&folder, track).expect("index").frames();
+        let frames = items.filter_map(|item| if let LogItem::Frame(frame) = item { Some(frame) } else { None });
+        (format, frames.collect::<Vec<_>>())
+    });
+    let (video, audio) = (finished.next(), finished.next());
+    let counts = [&video, &audio].map(|track| track.as_ref().map_or(0, |(_, frames)| frames.len()) as u64);
+    assert_eq!(muxed, run(video, audio, &whole));
+    assert_eq!([muxed.video.frames, muxed.audio.frames], counts);
+    let packets = |path: &Path| ["v", "a"].map(|kind| probe(path, kind, "packet=pts_time,dts_time,size,flags"));
+    assert_eq!(packets(&path), packets(&whole));
+    plays(&path);
 }
 
 /// `key=value` lines of ffprobe for one kind of stream, with packets counted.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use archiver::compose::verifier::{self, VerifierError};
-use archiver::media::mux::{MuxInput, mux};
+use archiver::media::mux::{MuxInput, MuxTrack, mux};
 use archiver::media::verify::Inspection;
 use archiver::media::{MediaError, Pipelines};
 use archiver::model::cancellable::Cancellable;
@@ -28,10 +28,7 @@ const MS: i64 = 1_000_000;
 type Track = (TrackFormat, Vec<Frame>);
 
 fn muxed(video: Track, audio: Track, path: &Path) {
-    let track = |(format, frames): Track| {
-        let frames: archiver::media::mux::FrameSource = Box::new(frames.into_iter());
-        Some((format, frames))
-    };
+    let track = |(format, frames): Track| -> Option<MuxTrack> { Some((format, Box::new(frames.into_iter()))) };
     let input = MuxInput { video: track(video), audio: track(audio), start: MediaTime::ZERO };
     let done = mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux");
     assert!(matches!(done, Cancellable::Done(_)));
