@@ -162,6 +162,24 @@ async fn one_who_encrypts_is_neither_seen_nor_heard_by_the_others_and_the_archiv
     assert!(!files.files("secret").is_empty(), "{}", files.manifest);
 }
 
+/// Sound alone, and a Janus that tells subscribers nothing: the room's setting tells that it is noise.
+#[tokio::test(flavor = "multi_thread")]
+async fn sound_of_a_room_that_requires_encryption_is_in_no_composed_file() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.janus.create_room("required", json!({ "require_e2ee": true })).await.expect("room");
+    world.start_worker().expect("worker");
+    let secret = Options { video: None, ..options(&world, "required", "secret", 1, true) };
+    let secret = Publisher::start(secret).await.expect("secret");
+    recorded(&mut world, "required", "composed", 1).await;
+    secret.beeps_pass(3).await;
+    drop(secret.leave().await.expect("left"));
+    let ended = world.ended("required");
+    world.publish(&ended).expect("publish");
+    world.archive("required", "failed").await;
+    let jobs = world.json(&["jobs", "list", "--json"]).expect("jobs");
+    assert_eq!(jobs["parked"][0]["fault"], "media_undecodable", "{jobs}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_composed_archive_of_nothing_that_can_be_decoded_fails_with_that_reason() {
     let mut world = World::start(BINARY, None, "").await.expect("world");

@@ -240,10 +240,8 @@ impl Session<'_> {
         if let Some(stream) = self.streams.get_mut(&key.router_id) {
             let linked = stream.slot(key.slot);
             (linked.refusals, linked.told) = (0, None);
-            if linked.live().is_some_and(|live| live.encrypted) && !std::mem::replace(&mut stream.encrypted, true) {
-                let stream = stream.id;
-                tracing::warn!(%stream, "a stream is encrypted end to end: it is captured as it comes, and is in no composed file");
-                self.note(EventKind::Encrypted { stream });
+            if linked.live().is_some_and(|live| live.encrypted) {
+                self.is_encrypted(&key.router_id);
             }
         }
         self.note_unsupported(&key.router_id, &self.kinds_of(key), unsupported);
@@ -252,6 +250,16 @@ impl Session<'_> {
         }
         // The publisher may have changed its tracks meanwhile.
         self.follow_tracks(&key.router_id);
+    }
+
+    /// The router said that a stream's media is encrypted end to end.
+    fn is_encrypted(&mut self, router_id: &str) {
+        let Some(stream) = self.streams.get_mut(router_id) else { return };
+        if !std::mem::replace(&mut stream.encrypted, true) {
+            let stream = stream.id;
+            tracing::warn!(%stream, "a stream is encrypted end to end: it is captured as it comes, and is in no composed file");
+            self.note(EventKind::Encrypted { stream });
+        }
     }
 
     /// A subscription failed. What is refused for good is tried ever more rarely, and told once.
@@ -279,6 +287,11 @@ impl Session<'_> {
         // Nothing active is left: the publisher is about to be gone, and its last packets still come.
         if offer.mids.is_empty() {
             return;
+        }
+        if offer.encrypted
+            && let Some(LinkKey { router_id, .. }) = self.peers.get(&peer).cloned()
+        {
+            self.is_encrypted(&router_id);
         }
         let kinds: Vec<TrackKind> = offer.mids.iter().map(|(_, kind)| *kind).collect();
         match self.job.context.engine.renegotiate(peer, offer.sdp, offer.mids).await {

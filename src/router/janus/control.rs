@@ -39,10 +39,12 @@ pub(super) struct RoomShared {
     pub session: Option<u64>,
     /// The observer's, which rooms with `require_pvtid` want of its subscriptions. A further one with each join.
     pub private_id: Option<u64>,
+    /// Whether the room's publishers must encrypt end to end; `None` before Janus was asked.
+    pub requires_encryption: Option<bool>,
     pub streams: BTreeMap<String, StreamInfo>,
     pub subscriptions: BTreeMap<SubscriptionId, Subscription>,
     pub trickle: Trickle,
-    next_subscription: u64,
+    pub next_subscription: u64,
 }
 
 /// [`RoomControl`] for Janus.
@@ -65,6 +67,14 @@ pub(super) fn room_value(config: &JanusConfig, room: &str) -> Value {
 pub(super) fn with_pin(config: &JanusConfig, mut body: Value) -> Value {
     if let Some(pin) = &config.pin {
         body["pin"] = json!(pin.expose_secret());
+    }
+    body
+}
+
+/// Adds the key that creates rooms, and lists private ones.
+pub(super) fn with_admin_key(config: &JanusConfig, mut body: Value) -> Value {
+    if let Some(key) = &config.admin_key {
+        body["admin_key"] = json!(key.expose_secret());
     }
     body
 }
@@ -175,6 +185,7 @@ impl RoomControl for JanusRoomControl {
         shared.next_subscription += 1;
         let subscription = SubscriptionId(shared.next_subscription);
         shared.subscriptions.insert(subscription, Subscription { handle, mids: mids.clone() });
+        let encrypted = encrypted || shared.requires_encryption == Some(true);
         Ok(Offer { subscription, sdp, mids, encrypted })
     }
 

@@ -16,6 +16,7 @@
 //! fields, and takes precedence over `display`. A feed's further tracks of a kind are streams of their own (`feeds.rs`).
 
 mod control;
+mod encryption;
 mod feeds;
 mod room;
 mod rooms;
@@ -157,6 +158,6 @@ impl MediaRouter for JanusRouter {
 
     async fn join(&self, place: &RouterRoom) -> Result<Box<dyn Room>, RouterError> {
         let config = self.config.of_room(place)?;
-        room::JanusRoom::join(config, place.room.clone()).await.map(|room| Box::new(room) as Box<dyn Room>)
+        room::JanusRoom::join(config, place).await.map(|room| Box::new(room) as Box<dyn Room>)
     }
 }

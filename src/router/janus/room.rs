@@ -16,9 +16,10 @@ use super::feeds::Feeds;
 use super::roster::Roster;
 use super::socket::{Socket, timed_out};
 use super::trickle::Trickle;
-use super::{JanusConfig, feeds, wire};
+use super::{JanusConfig, encryption, feeds, wire};
 use crate::model::fault::Backoff;
 use crate::model::ids::RoomId;
+use crate::model::session::{RoomAccess, RouterRoom};
 use crate::router::{Offer, Room, RoomControl, RoomEvent, RouterError, StreamInfo, SubscriptionId};
 
 /// Events that may wait for the driver. When the queue is full, the task reads no more from Janus.
@@ -50,10 +51,13 @@ pub(super) struct JanusRoom {
 
 impl JanusRoom {
     /// Connects, joins, and starts the task. Fails at once if the room cannot be entered now.
-    pub async fn join(config: JanusConfig, room: RoomId) -> Result<Self, RouterError> {
+    pub async fn join(config: JanusConfig, place: &RouterRoom) -> Result<Self, RouterError> {
+        let room = place.room.clone();
         let (events, event_queue) = mpsc::channel(EVENTS_MAX);
         let (requests, request_queue) = mpsc::channel(REQUESTS_MAX);
-        let shared = Arc::new(Mutex::new(RoomShared::default()));
+        // Rooms that this program creates have a pin of their own, and never require it.
+        let requires_encryption = (place.access == RoomAccess::Derived).then_some(false);
+        let shared = Arc::new(Mutex::new(RoomShared { requires_encryption, ..RoomShared::default() }));
         let cancel = CancellationToken::new();
         let mut task = RoomTask {
             config: config.clone(),
@@ -173,6 +177,10 @@ impl RoomTask {
             self.send_event(RoomEvent::SubscriptionLost { subscription }).await;
         }
         let publishers = self.join_observer(&mut socket, session).await?;
+        if self.shared().requires_encryption.is_none() {
+            let required = encryption::is_required(&self.config, &self.room, &mut socket, session, self.observer).await;
+            self.shared().requires_encryption = required;
+        }
         Ok((socket, publishers))
     }
 
@@ -533,6 +541,7 @@ impl RoomTask {
         let (Some(subscription), Some(data)) = (self.by_handle(handle), data(message)) else { return };
         if let Some((sdp, encrypted)) = wire::offer(message) {
             let mids = wire::offer_mids(data);
+            let encrypted = encrypted || self.shared().requires_encryption == Some(true);
             if let Some(known) = self.shared().subscriptions.get_mut(&subscription) {
                 known.mids.clone_from(&mids);
             }

@@ -7,11 +7,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use super::control::{data, room_value, with_access, with_pin};
+use super::control::{data, room_value, with_access, with_admin_key, with_pin};
 use super::feeds::Feeds;
 use super::socket::{Socket, timed_out};
 use super::{JanusRouter, wire};
@@ -155,13 +154,6 @@ impl JanusRouter {
         RouterError::Protocol { router: self.config.name.clone(), doing, problem: "the answer has no list".to_owned() }
     }
 
-    fn with_admin_key(&self, mut body: Value) -> Value {
-        if let Some(key) = &self.config.admin_key {
-            body["admin_key"] = json!(key.expose_secret());
-        }
-        body
-    }
-
     /// Adds the secret that the rooms of this program have.
     fn with_secret(&self, mut body: Value, room: &RoomId) -> Value {
         if let Some(key) = self.config.room_key.as_ref().or(self.config.admin_key.as_ref()) {
@@ -239,7 +231,7 @@ impl Rooms for JanusRouter {
             // Private rooms can be listed only with the admin key.
             "is_private": config.admin_key.is_some(),
         });
-        let body = self.with_secret(self.with_admin_key(with_pin(&config, body)), &place.room);
+        let body = self.with_secret(with_admin_key(&config, with_pin(&config, body)), &place.room);
         let answer = self.request(body, DOING).await?;
         if wire::is_there_already(&answer) {
             return Ok(false);
@@ -252,7 +244,7 @@ impl Rooms for JanusRouter {
 
     async fn list_rooms(&self) -> Result<Vec<ListedRoom>, RouterError> {
         const DOING: &str = "list the rooms";
-        let answer = self.request_ok(self.with_admin_key(json!({ "request": "list" })), None, DOING).await?;
+        let answer = self.request_ok(with_admin_key(&self.config, json!({ "request": "list" })), None, DOING).await?;
         data(&answer).and_then(wire::rooms).ok_or_else(|| self.unexpected(DOING))
     }
 

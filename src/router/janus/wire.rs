@@ -240,6 +240,14 @@ pub fn rooms(data: &Value) -> Option<Vec<ListedRoom>> {
     Some(data.get("list")?.as_array()?.iter().take(ROOMS_MAX).filter_map(room).collect())
 }
 
+/// Whether a list of rooms says that a room's publishers must encrypt end to end (`require_e2ee`). A room that is not listed need not.
+#[must_use]
+pub fn requires_encryption(data: &Value, room: &crate::model::ids::RoomId) -> bool {
+    let is_it = |value: &&Value| value.get("room").and_then(id).is_some_and(|id| id == room.as_str());
+    let listed = data.get("list").and_then(Value::as_array).and_then(|list| list.iter().find(is_it));
+    listed.and_then(|room| room.get("require_e2ee")).and_then(Value::as_bool) == Some(true)
+}
+
 fn plugin_code(answer: &Value) -> Option<i64> {
     answer.get("plugindata")?.get("data")?.get("error_code")?.as_i64()
 }

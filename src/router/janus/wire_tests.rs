@@ -117,6 +117,18 @@ fn an_offer_says_whether_its_media_is_encrypted() {
 }
 
 #[test]
+fn a_list_says_whether_a_room_s_publishers_must_encrypt() {
+    let list = json!({ "list": [
+        null, { "room": 7, "require_e2ee": true }, { "room": "open", "require_e2ee": false }, { "room": "old" },
+        { "room": "odd", "require_e2ee": "yes" },
+    ] });
+    for (room, expected) in [("7", true), ("open", false), ("old", false), ("odd", false), ("other", false)] {
+        assert_eq!(requires_encryption(&list, &room.parse().expect("id")), expected, "{room}");
+    }
+    assert!(!requires_encryption(&json!({ "list": 7 }), &room()));
+}
+
+#[test]
 fn a_candidate_is_read_and_the_last_message_has_none() {
     let of = |candidate: Value| json!({ "janus": "trickle", "sender": 7, "candidate": candidate });
     let text = "candidate:1 1 udp 2015363327 10.211.0.1 40001 typ host";

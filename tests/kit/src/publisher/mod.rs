@@ -265,7 +265,7 @@ impl Publisher {
         if let Some(codec) = options.audio {
             publish["audiocodec"] = json!(codec.janus());
         }
-        let answer = client.message(publish, Some(json!({ "type": "offer", "sdp": offer }))).await?;
+        let answer = client.message(publish, Some(offer_jsep(&offer, options.encrypted))).await?;
         let sdp = answer["jsep"]["sdp"].as_str().with_context(|| format!("no answer: {answer}"))?;
         let mut sdp = sdp.to_owned();
         if !sdp.contains("a=candidate:") {
@@ -278,7 +278,7 @@ impl Publisher {
         let (leave, leaving) = tokio::sync::watch::channel(false);
         // Awaited by `leave`; a publisher that is dropped takes its socket with it.
         #[allow(clippy::disallowed_methods)]
-        let signalling = tokio::spawn(signal(client, leaving, offered, Arc::clone(&switches)));
+        let signalling = tokio::spawn(signal(client, leaving, offered, Arc::clone(&switches), options.encrypted));
         let publisher = Self { switches, truth, signalling: Some(signalling), leave };
         let until = Instant::now() + DEADLINE;
         while !publisher.switches.connected.load(Ordering::Relaxed) {
@@ -365,6 +365,13 @@ impl Publisher {
         wait_for("pictures to be sent", || async { (due() >= until).then_some(()) }).await;
     }
 
+    /// Waits until so many further beeps were sent.
+    pub async fn beeps_pass(&self, further: usize) {
+        let sent = || self.truth.lock().unwrap_or_else(PoisonError::into_inner).beeps.len();
+        let until = sent() + further;
+        wait_for("beeps to be sent", || async { (sent() >= until).then_some(()) }).await;
+    }
+
     /// Pictures left out so far, because the picture was off when they were due.
     #[must_use]
     pub fn frames_left_out(&self) -> usize {
@@ -415,18 +422,28 @@ impl Drop for Publisher {
     }
 }
 
+/// An offer as Janus's own client sends it (`janus.js`): it says whether the media is encrypted end to end.
+fn offer_jsep(sdp: &str, encrypted: bool) -> Value {
+    let mut jsep = json!({ "type": "offer", "sdp": sdp });
+    if encrypted {
+        jsep["e2ee"] = json!(true);
+    }
+    jsep
+}
+
 /// Keeps the session, and takes the connection's offers to Janus.
 async fn signal(
     mut client: Client,
     mut leaving: tokio::sync::watch::Receiver<bool>,
     mut offers: tokio::sync::mpsc::Receiver<String>,
     switches: Arc<Switches>,
+    encrypted: bool,
 ) -> Client {
     loop {
         tokio::select! {
             _ = leaving.changed() => return client,
             Some(offer) = offers.recv() => {
-                let jsep = json!({ "type": "offer", "sdp": offer });
+                let jsep = offer_jsep(&offer, encrypted);
                 let Ok(answer) = client.message(json!({ "request": "configure" }), Some(jsep)).await else { return client };
                 let sdp = answer["jsep"]["sdp"].as_str().map(str::to_owned);
                 *switches.answer.lock().unwrap_or_else(PoisonError::into_inner) = sdp;
