@@ -100,7 +100,7 @@ pub(super) async fn capture(
     shipping.close();
     let ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control).await;
     // Streams are announced until now, however long it takes to leave and to ship what is sealed.
-    let ended_at = session.now();
+    let (ended_at, ended_wallclock) = (session.now(), Wallclock::now());
     room.leave().await;
     session.end().await;
     let closed = context.engine.close(capture).await;
@@ -108,7 +108,7 @@ pub(super) async fn capture(
     shipping.wait().await;
     closed.map_err(|e| bug(&e))?;
     let ended = match ended {
-        CaptureOutcome::Ended(reason) if job.is_automatic() && session.is_empty(&reason) => {
+        CaptureOutcome::Ended(reason) if job.is_automatic() && session.is_empty(&reason, ended_wallclock) => {
             CaptureOutcome::Empty(reason)
         }
         ended => ended,

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::config::LimitsSection;
 use crate::model::time::Wallclock;
 
+/// The first stream is subscribed to within this. Afterwards there is an archive, which tells what it lacks.
+const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(1);
+
 /// The limits of one archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -95,6 +98,8 @@ pub struct Presence {
     publishing: usize,
     publishing_changed: Wallclock,
     ever_published: bool,
+    /// Since when there is an archive; `None` while it would be one of nothing.
+    archive_since: Option<Wallclock>,
     recorded_before: Duration,
     router_lost: Option<Wallclock>,
     router_was_lost: bool,
@@ -120,6 +125,7 @@ impl Presence {
             publishing: 0,
             publishing_changed: now,
             ever_published,
+            archive_since: if ever_published { Some(now) } else { None },
             recorded_before,
             router_lost: None,
             router_was_lost: false,
@@ -143,8 +149,22 @@ impl Presence {
             }
             self.publishing_changed = now;
         }
-        self.ever_published |= count > 0;
+        if count > 0 {
+            self.ever_published = true;
+            self.archive_since.get_or_insert(now + SUBSCRIBED_WITHIN);
+        }
         self.publishing = count;
+    }
+
+    /// Media is on disk.
+    pub fn captured(&mut self, now: Wallclock) {
+        self.archive_since = Some(self.archive_since.map_or(now, |since| since.min(now)));
+    }
+
+    /// Whether there is an archive: media is on disk, or a stream was published long enough ago for the archive to tell what it lacks.
+    #[must_use]
+    pub fn has_begun(&self, now: Wallclock) -> bool {
+        self.archive_since.is_some_and(|since| since <= now)
     }
 
     /// The router cannot be asked: nobody can be seen, which does not mean that nobody is there.
@@ -179,12 +199,13 @@ impl Presence {
         self.ever_published
     }
 
-    /// Whether an archive that ends with `reason` would be one of nothing: nobody ever published, and nobody can have done so unseen.
+    /// Whether an archive that ends with `reason` would be one of nothing: nobody ever published, or the session ended before the first
+    /// stream could be subscribed to; and nobody can have published unseen.
     #[must_use]
-    pub fn is_empty(&self, reason: &str) -> bool {
+    pub fn is_empty(&self, reason: &str, now: Wallclock) -> bool {
         // A wait for the first stream ends only a minute after the router could be asked.
         let unseen = self.router_was_lost && reason != EndReason::NeverPublished.vonage();
-        !self.ever_published && !unseen && reason != MAX_DURATION_EXCEEDED
+        !self.has_begun(now) && !unseen && reason != MAX_DURATION_EXCEEDED
     }
 
     /// Whether nobody publishes, so that Vonage's status is `paused`.
@@ -334,23 +355,38 @@ mod tests {
     fn an_archive_of_nothing_is_one_in_which_nobody_can_have_published() {
         let (ended, idle) = (EndReason::SessionEnded.vonage(), EndReason::NeverPublished.vonage());
         for (name, published, lost, reason, empty) in [
-            ("the session ends before anybody publishes", false, false, ended, true),
-            ("a minute without a stream", false, false, idle, true),
-            ("a stream was there", true, false, ended, false),
-            ("somebody may have published while the router was away", false, true, ended, false),
-            ("a minute without a stream, once the router is back", false, true, idle, true),
-            ("as old as an archive may become: a successor follows", false, false, MAX_DURATION_EXCEEDED, false),
+            ("the session ends before anybody publishes", None, false, ended, true),
+            ("a minute without a stream", None, false, idle, true),
+            ("a stream was there for a while", Some(31), false, ended, false),
+            ("a stream came when the session ended", Some(40), false, ended, true),
+            ("somebody may have published while the router was away", None, true, ended, false),
+            ("a minute without a stream, once the router is back", None, true, idle, true),
+            ("as old as an archive may become: a successor follows", None, false, MAX_DURATION_EXCEEDED, false),
         ] {
             let mut p = presence();
             if lost {
                 p.router_lost(at(1));
                 p.router_back(at(30));
             }
-            if published {
-                p.publishing(1, at(31));
+            if let Some(from) = published {
+                p.publishing(1, at(from));
                 p.publishing(0, at(40));
             }
-            assert_eq!(p.is_empty(reason), empty, "{name}");
+            assert_eq!(p.is_empty(reason, at(40)), empty, "{name}");
         }
+    }
+
+    #[test]
+    fn an_archive_begins_with_its_first_media_or_a_second_after_its_first_stream() {
+        let mut p = presence();
+        assert!(!p.has_begun(at(5)));
+        p.publishing(1, at(6));
+        assert!(!p.has_begun(at(6)) && p.has_begun(at(7)), "it tells that nothing came");
+        let mut p = presence();
+        p.publishing(1, at(6));
+        p.captured(at(6));
+        assert!(p.has_begun(at(6)));
+        let earlier = Presence::new(Limits::default(), at(0), at(3), Duration::from_secs(2), true);
+        assert!(earlier.has_begun(at(3)), "another worker began it");
     }
 }

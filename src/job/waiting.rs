@@ -63,7 +63,7 @@ pub(super) async fn leave_empty(
         Err(panic) => tracing::error!(fault.kind = "bug", "the folder of an archive of nothing stays: {panic}"),
     }
     if reason != EndReason::NeverPublished.vonage() {
-        tracing::info!(reason, "the session is over and nobody has published: there is no archive");
+        tracing::info!(reason, "the session is over and nothing of it was recorded: there is no archive");
         let moved = advance(job, JobState::Empty, Some(reason)).await?;
         return Ok(Some(if moved == Transition::Made { Ended::Empty } else { Ended::Fenced }));
     }

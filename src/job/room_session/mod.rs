@@ -134,7 +134,7 @@ pub(super) struct Session<'a> {
 /// What developers see of the archive.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
-    /// Nobody has published yet: there is no archive.
+    /// Nothing has been recorded yet: there is no archive.
     Nothing,
     Started,
     Paused,
@@ -186,9 +186,9 @@ impl<'a> Session<'a> {
         self.chores.wait().await;
     }
 
-    /// Whether an archive that ends with `reason` would be one of nothing.
-    pub(super) fn is_empty(&self, reason: &str) -> bool {
-        self.presence.is_empty(reason)
+    /// Whether an archive that ended with `reason` would be one of nothing.
+    pub(super) fn is_empty(&self, reason: &str, ended: Wallclock) -> bool {
+        self.presence.is_empty(reason, ended)
     }
 
     pub(super) fn now(&self) -> MediaTime {
@@ -306,10 +306,11 @@ impl<'a> Session<'a> {
     }
 
     fn shown(&self) -> Shown {
-        match (self.presence.paused(), self.presence.ever_published() || !self.job.is_automatic()) {
-            (true, _) => Shown::Paused,
-            (false, true) => Shown::Started,
-            (false, false) => Shown::Nothing,
+        let has_begun = !self.job.is_automatic() || self.presence.has_begun(Wallclock::now());
+        match (has_begun, self.presence.paused()) {
+            (false, _) => Shown::Nothing,
+            (true, true) => Shown::Paused,
+            (true, false) => Shown::Started,
         }
     }
 
@@ -401,6 +402,7 @@ impl<'a> Session<'a> {
                 }
             },
             CaptureEvent::FirstMedia { track } => {
+                self.presence.captured(Wallclock::now());
                 if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
                     let delay = Wallclock::now().since(self.job.row.created_at);
                     metrics().start_delay.observe(delay.as_secs_f64());
