@@ -62,7 +62,8 @@ pub fn number(life: u16, browser: &SentByBrowser, seen: &[Seen]) -> Numbered {
             if let Some(place) = found {
                 is_used[place] = true;
                 offset += 0.2 * (seen[place].at - picture.at - offset);
-                let is_muted = || !browser.drawn.frames.iter().any(|(_, drawn)| (drawn - picture.at).abs() < 0.05);
+                let is_muted =
+                    || !browser.drawn.frames.iter().any(|(_, drawn)| CODED_AFTER.contains(&(picture.at - drawn)));
                 match seen[place].number {
                     Some(number) => mark.number = number,
                     None if is_muted() => {
@@ -164,12 +165,13 @@ mod tests {
     /// A black picture is no picture that is lost, where nothing was drawn.
     #[test]
     fn a_picture_without_a_number_is_blank_only_where_none_was_drawn() {
-        let coded = [100.0, 100.033, 100.3].map(|at| CodedPicture { at, partial: false }).to_vec();
-        let seen = [Some(0), None, None].into_iter().zip(&coded);
+        // The first black one comes when the next one would have been drawn.
+        let coded = [100.0, 100.033, 100.070, 100.3].map(|at| CodedPicture { at, partial: false }).to_vec();
+        let seen = [Some(0), None, None, None].into_iter().zip(&coded);
         let seen: Vec<Seen> = seen.map(|(number, picture)| Seen { at: picture.at, number }).collect();
         let drawn = Timeline { frames: vec![(0, 100.0), (1, 100.033)], beeps: vec![] };
         let numbered = number(1, &SentByBrowser { drawn, coded, audio_packets: 0 }, &seen);
-        assert_eq!(numbered.blank, [100.3]);
+        assert_eq!(numbered.blank, [100.070, 100.3]);
         assert_eq!(numbered.sent.len(), 2);
     }
 }

@@ -45,6 +45,8 @@ function draw(canvas, context, number, code) {
 // What is drawn: other pictures from the start of the page on, in so many pixels. `resize` changes them.
 let look = null;
 let start = null;
+// The last number that was drawn: while a track replaces another one, each number is drawn once.
+let drawn = -1;
 // The tracks that are drawn and sounded, the latest of each kind, and the timers that do that.
 const sources = {};
 
@@ -55,7 +57,6 @@ function pictures({ width, height, code }) {
   const track = new MediaStreamTrackGenerator({ kind: 'video' });
   const writer = track.writable.getWriter();
   start ??= performance.now();
-  let drawn = -1;
   const timer = setInterval(() => {
     const number = Math.floor(((performance.now() - start) * FPS) / 1000);
     if (number === drawn) return;
