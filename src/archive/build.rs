@@ -59,7 +59,7 @@ pub fn build(
     let reports = log.tracks.iter().map(|index| TrackReports {
         track: index.track,
         reports: &index.reports,
-        restarts: &index.clock_restarts,
+        starts: &index.clock_starts,
     });
     let corrections = corrections(&reports.collect::<Vec<_>>());
     let all = individual::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::ids::TrackId;
-use crate::model::media::{ClockRestart, SenderReport};
+use crate::model::media::{ClockStart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::reader::TrackIndex;
 use crate::rtp::clock::{Correction, TrackReports, corrections};
@@ -20,7 +20,7 @@ const STEP: MediaSpan = 500 * MS;
 const LOOK_AHEAD: MediaSpan = 500 * MS;
 /// Where a track's clock begins, its first reports are waited for: Janus sends one a second.
 const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
-/// Older reports, and restarts before them, say nothing of the clock now.
+/// Older reports say nothing of the clock now, nor does where it began before.
 const REMEMBERED: MediaSpan = 60_000 * MS;
 /// Knots older than this are of no use: frames are read in order.
 const KNOTS_KEPT: MediaSpan = 30_000 * MS;
@@ -32,26 +32,26 @@ struct Clock {
     /// Reports that are not used yet, each with the start of the part it came with.
     coming: VecDeque<(MediaTime, SenderReport)>,
     reports: VecDeque<SenderReport>,
-    /// Where the clock began anew, in the order of time.
-    restarts: Vec<ClockRestart>,
+    /// Where the clock began, in the order of time.
+    starts: Vec<ClockStart>,
     /// (provisional time, what to add), a step apart.
     knots: VecDeque<(MediaTime, MediaSpan)>,
 }
 
 impl Clock {
-    /// Where it began, for the first time and anew.
+    /// Where it began: the first frame, which is known of older logs too, and each first packet.
     fn beginnings(&self) -> impl Iterator<Item = MediaTime> {
-        self.start.into_iter().chain(self.restarts.iter().map(|restart| restart.at))
+        self.start.into_iter().chain(self.starts.iter().map(|start| start.at))
     }
 
-    /// Where it began anew, as far as that is known from what came up to a moment.
-    fn restarts_until(&self, until: MediaTime) -> &[ClockRestart] {
-        &self.restarts[..self.restarts.partition_point(|restart| restart.at <= until)]
+    /// Where it began, as far as that is known from what came up to a moment.
+    fn starts_until(&self, until: MediaTime) -> &[ClockStart] {
+        &self.starts[..self.starts.partition_point(|start| start.at <= until)]
     }
 
-    /// Adds knots up to a step: one there, and where the clock before a restart ended and the new one began.
+    /// Adds knots up to a step: one there, and where a clock ended and the next one began.
     fn extend(&mut self, step: MediaTime, until: MediaTime, known: Option<&Correction>) {
-        let edges = self.restarts_until(until).iter().flat_map(|restart| [restart.after, restart.at]);
+        let edges = self.starts_until(until).iter().flat_map(|start| [start.after, start.at]);
         let times: Vec<MediaTime> = edges.filter(|edge| *edge < step).chain([step]).collect();
         for time in times {
             let before = self.knots.back().copied();
@@ -82,7 +82,8 @@ impl Clocks {
     pub fn add(&mut self, index: &TrackIndex) {
         let clock = self.clocks.entry(index.track).or_default();
         clock.start = clock.start.or_else(|| index.start());
-        clock.restarts.extend(&index.clock_restarts);
+        clock.starts.extend(&index.clock_starts);
+        clock.starts.sort_unstable_by_key(|start| start.at);
         clock.coming.extend(index.report_parts.iter().copied().zip(index.reports.iter().copied()));
     }
 
@@ -118,7 +119,7 @@ impl Clocks {
             while clock.reports.front().is_some_and(|report| step - report.arrived > REMEMBERED) {
                 clock.reports.pop_front();
             }
-            clock.restarts.retain(|restart| step - restart.at <= REMEMBERED);
+            clock.starts.retain(|start| step - start.at <= REMEMBERED);
         }
         for clock in self.clocks.values_mut() {
             clock.reports.make_contiguous();
@@ -126,7 +127,7 @@ impl Clocks {
         let reports = self.clocks.iter().map(|(track, clock)| TrackReports {
             track: *track,
             reports: clock.reports.as_slices().0,
-            restarts: clock.restarts_until(until),
+            starts: clock.starts_until(until),
         });
         let known = corrections(&reports.collect::<Vec<_>>());
         for (track, clock) in &mut self.clocks {
@@ -218,7 +219,7 @@ mod tests {
 
     /// A track whose clock was 80 ms late begins anew twice: on time, and after a short while without media 60 ms late.
     fn clocks_that_begin_anew() -> Clocks {
-        let restart = |after: i64, at: i64| ClockRestart { after: ms(after), at: ms(at) };
+        let start = |after: i64, at: i64| ClockStart { after: ms(after), at: ms(at) };
         let late = |second: i64| match second {
             ..7 => 80,
             7..20 => 0,
@@ -227,7 +228,7 @@ mod tests {
         let changing = Clock {
             start: Some(ms(80)),
             coming: (1..40).filter(|n| *n != 6).map(|n| report(n * 1000, late(n))).collect(),
-            restarts: vec![restart(5580, 6700), restart(19_400, 19_700)],
+            starts: vec![start(5580, 6700), start(19_400, 19_700)],
             ..Clock::default()
         };
         let clock =

@@ -262,11 +262,10 @@ pub struct SenderReport {
     pub arrived: MediaTime,
 }
 
-/// A provisional clock began anew: with another PeerConnection, or with another worker. What was known of the one before says nothing of
-/// this one.
+/// A provisional clock began: with a PeerConnection, or with another worker. What was known of the one before says nothing of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClockRestart {
-    /// End of the last frame that has its time from the clock before.
+pub struct ClockStart {
+    /// End of the last frame that has its time from the clock before; `at` where that is not known.
     pub after: MediaTime,
     /// Time of the first packet on the new clock.
     pub at: MediaTime,

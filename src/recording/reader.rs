@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{INDEX, LogError, Record, TRACKS, mkv};
 use crate::model::ids::{Epoch, TrackId};
-use crate::model::media::{ClockRestart, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::model::media::{ClockStart, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::MediaTime;
 use crate::runtime::journal::read_lines;
 
@@ -81,8 +81,8 @@ pub struct TrackIndex {
     pub reports: Vec<SenderReport>,
     /// For each report the start of the part that it came with: a composer that follows the log knows it from then on.
     pub report_parts: Vec<MediaTime>,
-    /// Where its provisional clock began anew, in the order of time.
-    pub clock_restarts: Vec<ClockRestart>,
+    /// Where its provisional clock began, for the first time and anew, in the order of time.
+    pub clock_starts: Vec<ClockStart>,
     /// End of the last frame in any line, whether its bytes are there or not.
     frames_end: Option<MediaTime>,
     /// Bytes of the index that are in the store.
@@ -113,7 +113,7 @@ impl TrackIndex {
             stats: TrackStats::default(),
             reports: Vec::new(),
             report_parts: Vec::new(),
-            clock_restarts: Vec::new(),
+            clock_starts: Vec::new(),
             frames_end: None,
             index_shipped: 0,
             n_max: 0,
@@ -161,8 +161,11 @@ impl TrackIndex {
             Record::Part { n, at, len, from, to, frames, key, crc, stats, reports, clock } => {
                 self.n_max = self.n_max.max(n);
                 self.stats.add(&stats);
-                if let (Some(at), Some(after)) = (clock, self.frames_end) {
-                    self.clock_restarts.push(ClockRestart { after: after.min(at), at });
+                if let Some(at) = clock {
+                    let after = self.frames_end.map_or(at, |end| end.min(at));
+                    // Lines that came from the store later may be of an earlier epoch.
+                    let place = self.clock_starts.partition_point(|start| start.at <= at);
+                    self.clock_starts.insert(place, ClockStart { after, at });
                 }
                 self.frames_end = self.frames_end.max(Some(to));
                 self.report_parts.extend(std::iter::repeat_n(from, reports.len()));
@@ -200,11 +203,11 @@ impl TrackIndex {
         }
     }
 
-    /// Drops what only a reader from the beginning needs: the reports, the restarts of the clock, and the parts of segments before `segment`.
+    /// Drops what only a reader from the beginning needs: the reports, where the clock began, and the parts of segments before `segment`.
     pub fn forget_before(&mut self, segment: usize) {
         self.reports.clear();
         self.report_parts.clear();
-        self.clock_restarts.clear();
+        self.clock_starts.clear();
         self.gaps.clear();
         for passed in self.segments.iter_mut().take(segment).rev().take_while(|s| !s.parts.is_empty()) {
             passed.parts = Vec::new();

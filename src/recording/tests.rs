@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::reader::{LogItem, LogReader, TrackIndex, join};
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
-use crate::model::media::{ClockRestart, Codec, Frame, GapCause};
+use crate::model::media::{ClockStart, Codec, Frame, GapCause};
 use crate::recording::spool::Spool;
 use crate::runtime::journal::{LineFile, read_lines};
 
@@ -29,6 +29,10 @@ fn frame(number: i64) -> Frame {
         keyframe: number % 10 == 0,
         data: Bytes::from(vec![u8::try_from(number % 256).expect("small"); 50]),
     }
+}
+
+const fn ms(ms: i64) -> MediaTime {
+    MediaTime::from_millis(ms)
 }
 
 fn open(dir: &Path, epoch: u32) -> (TrackLog, Opened) {
@@ -88,25 +92,46 @@ fn the_first_frame_is_on_disk_at_once_and_the_others_within_half_a_second() {
 }
 
 #[test]
-fn where_a_clock_begins_anew_is_in_the_index_and_between_two_parts() {
+fn where_a_clock_begins_is_in_the_index_and_between_two_parts() {
     let dir = tempfile::tempdir().expect("dir");
     let (mut log, _) = open(dir.path(), 1);
-    log.clock_begins(MediaTime::from_millis(990)).expect("clock");
+    log.clock_begins(ms(990)).expect("clock");
     write(&mut log, 0..20);
-    log.clock_begins(MediaTime::from_millis(2500)).expect("clock");
+    log.clock_begins(ms(2500)).expect("clock");
     write(&mut log, 40..60);
     log.seal().expect("seal");
     let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
-    let restart = |after, at| ClockRestart { after: MediaTime::from_millis(after), at: MediaTime::from_millis(at) };
-    assert_eq!(index.clock_restarts, [restart(1800, 2500)], "its first beginning is no restart");
+    let start = |after, at| ClockStart { after: ms(after), at: ms(at) };
+    assert_eq!(index.clock_starts, [start(990, 990), start(1800, 2500)]);
     // Another worker's clock.
     drop(log);
     let (mut log, _) = open(dir.path(), 2);
-    log.clock_begins(MediaTime::from_millis(5000)).expect("clock");
+    log.clock_begins(ms(5000)).expect("clock");
     write(&mut log, 110..120);
     log.seal().expect("seal");
     let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
-    assert_eq!(index.clock_restarts, [restart(1800, 2500), restart(3400, 5000)]);
+    assert_eq!(index.clock_starts, [start(990, 990), start(1800, 2500), start(3400, 5000)]);
+}
+
+#[test]
+fn clocks_of_an_earlier_epoch_that_come_from_the_store_later_are_in_the_order_of_time() {
+    let part = |n: u32, from: i64, clock: Option<i64>| Record::Part {
+        n,
+        at: 0,
+        len: 1,
+        from: ms(from),
+        to: ms(from + 500),
+        frames: 1,
+        key: None,
+        crc: 0,
+        stats: TrackStats::default(),
+        reports: Vec::new(),
+        clock: clock.map(ms),
+    };
+    let records = vec![part(7, 5000, Some(4900)), part(7, 5500, None), part(1, 1000, Some(1000)), part(1, 1500, None)];
+    let index = TrackIndex::of_records(track(TrackKind::Video), Path::new("nowhere"), records);
+    assert_eq!(index.clock_starts.iter().map(|start| start.at).collect::<Vec<_>>(), [ms(1000), ms(4900)]);
+    assert!(index.clock_starts.iter().all(|start| start.after <= start.at));
 }
 
 #[test]

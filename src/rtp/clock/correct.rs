@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ids::{StreamId, TrackId};
-use crate::model::media::{ClockRestart, SenderReport};
+use crate::model::media::{ClockStart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 
 const MS: MediaSpan = 1_000_000;
@@ -73,8 +73,8 @@ pub struct TrackReports<'a> {
     pub track: TrackId,
     /// Its sender reports.
     pub reports: &'a [SenderReport],
-    /// Where its provisional clock began anew, in the order of time.
-    pub restarts: &'a [ClockRestart],
+    /// Where its provisional clock began, in the order of time. Without any, all reports are of one clock.
+    pub starts: &'a [ClockStart],
 }
 
 /// The corrections of a session's tracks, from their sender reports. A track without usable reports has no entry: its
@@ -100,7 +100,7 @@ pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction>
         .filter_map(|one| {
             let offset = streams.get(&one.track.stream).copied().unwrap_or(session);
             let points = one.reports.iter().map(|r| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0)));
-            correction(points.collect(), one.restarts).map(|c| (one.track, c))
+            correction(points.collect(), one.starts).map(|c| (one.track, c))
         })
         .collect()
 }
@@ -120,26 +120,26 @@ fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSp
 
 type Point = (MediaTime, MediaSpan);
 
-fn correction(mut points: Vec<Point>, restarts: &[ClockRestart]) -> Option<Correction> {
+fn correction(mut points: Vec<Point>, starts: &[ClockStart]) -> Option<Correction> {
     points.sort_unstable();
     let mut found = Correction::default();
     // Where the clock began to which no report belongs yet.
-    let mut restart: Option<ClockRestart> = None;
+    let mut start: Option<ClockStart> = None;
     let mut rest = points.as_slice();
-    for next in restarts.iter().map(Some).chain([None]) {
+    for next in starts.iter().map(Some).chain([None]) {
         let (own, later) = rest.split_at(next.map_or(rest.len(), |next| rest.partition_point(|p| p.0 < next.at)));
         rest = later;
-        if found.add_clock(own, restart) {
-            restart = None;
+        if found.add_clock(own, start) {
+            start = None;
         }
-        restart = next.copied().or(restart);
+        start = next.copied().or(start);
     }
     (!found.knots.is_empty()).then(|| found.rising())
 }
 
 impl Correction {
-    /// Adds what the reports of one provisional clock say, which began at `restart`. Returns whether any could be used.
-    fn add_clock(&mut self, reports: &[Point], restart: Option<ClockRestart>) -> bool {
+    /// Adds what the reports of one provisional clock say, which began at `start`. Returns whether any could be used.
+    fn add_clock(&mut self, reports: &[Point], start: Option<ClockStart>) -> bool {
         let near: Vec<Point> =
             reports.iter().copied().filter(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs()).collect();
         let points: Vec<Point> = (0..near.len()).filter(|at| is_usable(&near, *at)).map(|at| near[at]).collect();
@@ -147,8 +147,8 @@ impl Correction {
         self.refused += reports.len() - points.len();
         let mut pieces = split_at_steps(&points).into_iter();
         let (Some(first), Some((mut last, _))) = (pieces.next(), points.first().copied()) else { return false };
-        match restart {
-            Some(ClockRestart { after, at }) => append_knots(&mut self.knots, after, at, knots(first)),
+        match start {
+            Some(ClockStart { after, at }) => append_knots(&mut self.knots, after, at, knots(first)),
             None => self.knots.extend(knots(first)),
         }
         let spacing = median(&mut points.windows(2).map(|w| w[1].0 - w[0].0).collect::<Vec<_>>()).unwrap_or(0);
@@ -294,7 +294,7 @@ mod tests {
 
     /// Corrections of clocks that never began anew.
     fn of(tracks: &[(TrackId, &[SenderReport])]) -> BTreeMap<TrackId, Correction> {
-        let tracks = tracks.iter().map(|(track, reports)| TrackReports { track: *track, reports, restarts: &[] });
+        let tracks = tracks.iter().map(|(track, reports)| TrackReports { track: *track, reports, starts: &[] });
         corrections(&tracks.collect::<Vec<_>>())
     }
 
@@ -383,8 +383,8 @@ mod tests {
         for height in [15, -15, 300, -300] {
             let off = |second: i64| if second < 4 { 0 } else { height };
             let reports: Vec<_> = [1, 2, 6, 7].into_iter().map(|at| report(at * 1000, off(at), 20)).collect();
-            let restarts = [ClockRestart { after: ms(2500), at: ms(5000 + height) }];
-            let one = TrackReports { track: track(TrackKind::Audio), reports: &reports, restarts: &restarts };
+            let starts = [ClockStart { after: ms(2500), at: ms(5000 + height) }];
+            let one = TrackReports { track: track(TrackKind::Audio), reports: &reports, starts: &starts };
             let found = &corrections(&[one])[&track(TrackKind::Audio)];
             assert_eq!((found.used, found.refused), (4, 0));
             for at in [0, 1000, 2000, 2500, 5000, 5500, 6000, 7000, 9000] {
@@ -470,9 +470,13 @@ mod tests {
         #[test]
         fn whatever_reports_say_times_never_go_back(
             said in proptest::collection::vec((0_i64..400_000, -40_000_i64..40_000, -2_000_i64..2_000), 0..80),
+            begun in proptest::collection::btree_map(0_i64..400_000, 0_i64..5000, 0..5),
         ) {
             let reports: Vec<_> = said.iter().map(|(at, off, delay)| report(*at, *off, *delay)).collect();
-            let found = of(&[(track(TrackKind::Audio), &reports)]);
+            let starts: Vec<_> =
+                begun.iter().map(|(at, pause)| ClockStart { after: ms(at - pause), at: ms(*at) }).collect();
+            let one = TrackReports { track: track(TrackKind::Audio), reports: &reports, starts: &starts };
+            let found = corrections(&[one]);
             let found = found.get(&track(TrackKind::Audio)).cloned().unwrap_or_default();
             let mut last = MediaTime(i64::MIN);
             for at in -200..2_300 {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use archiver::rtp::clock::{TrackReports, corrections};
 use archiver::rtp::depacketize::{Depacketizer, FRAME_BYTES_MAX};
 use archiver::rtp::track::{Output, RtpInput, TrackOptions, TrackRules};
-use archiver::model::media::{ClockRestart, Codec, GapCause, SenderReport};
+use archiver::model::media::{ClockStart, Codec, GapCause, SenderReport};
 use archiver::model::ids::{SessionId, StreamId, TrackId, TrackKind};
 use archiver::model::time::{MediaTime, NtpTime};
 use bytes::Bytes;
@@ -46,7 +46,7 @@ struct Seen {
     frames: u64,
     last: Option<MediaTime>,
     reports: Vec<SenderReport>,
-    restarts: Vec<ClockRestart>,
+    starts: Vec<ClockStart>,
     outputs: Vec<Output>,
 }
 
@@ -63,8 +63,8 @@ impl Seen {
                 Output::Gap(gap) => assert!(gap.from < gap.to, "{gap:?}"),
                 Output::SenderReport(report) => self.reports.push(report),
                 Output::ClockBegins(at) => {
-                    let restart = self.last.map(|last| ClockRestart { after: last.min(at), at });
-                    self.restarts.extend(restart);
+                    let after = self.last.map_or(at, |last| last.min(at));
+                    self.starts.push(ClockStart { after, at });
                 }
                 Output::Format(_) | Output::RequestKeyframe { .. } => {}
             }
@@ -136,15 +136,15 @@ fn run(input: &mut Input<'_>) -> Option<()> {
     let stats = rules.take_stats();
     assert_eq!(stats.packets + stats.late + stats.duplicate + stats.malformed, seen.fed, "{stats:?}");
     assert_eq!(stats.frames, seen.frames);
-    check_corrections(&seen.reports, &seen.restarts);
+    check_corrections(&seen.reports, &seen.starts);
     Some(())
 }
 
 /// Whatever the reports say, corrected times do not go back.
-fn check_corrections(reports: &[SenderReport], restarts: &[ClockRestart]) {
+fn check_corrections(reports: &[SenderReport], starts: &[ClockStart]) {
     let session: SessionId = "fuzz".parse().expect("id");
     let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Video };
-    for correction in corrections(&[TrackReports { track, reports, restarts }]).values() {
+    for correction in corrections(&[TrackReports { track, reports, starts }]).values() {
         let mut last = MediaTime(i64::MIN);
         for at in (0..200).map(|i| MediaTime::from_millis(i * 500)) {
             let corrected = correction.apply(at);
