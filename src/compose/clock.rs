@@ -39,14 +39,14 @@ struct Clock {
 }
 
 impl Clock {
-    /// Where it began: the first frame, which is known of older logs too, and each first packet.
+    /// From when on it is known that it began: with the first frame, which is known of older logs too, and with each first part.
     fn beginnings(&self) -> impl Iterator<Item = MediaTime> {
-        self.start.into_iter().chain(self.starts.iter().map(|start| start.at))
+        self.start.into_iter().chain(self.starts.iter().map(|start| start.known))
     }
 
     /// Where it began, as far as that is known from what came up to a moment.
     fn starts_until(&self, until: MediaTime) -> &[ClockStart] {
-        &self.starts[..self.starts.partition_point(|start| start.at <= until)]
+        &self.starts[..self.starts.partition_point(|start| start.known <= until)]
     }
 
     /// Adds knots up to a step: one there, and where a clock ended and the next one began.
@@ -83,8 +83,12 @@ impl Clocks {
         let clock = self.clocks.entry(index.track).or_default();
         clock.start = clock.start.or_else(|| index.start());
         clock.starts.extend(&index.clock_starts);
-        clock.starts.sort_unstable_by_key(|start| start.at);
         clock.coming.extend(index.report_parts.iter().copied().zip(index.reports.iter().copied()));
+        // Lines that came from the store later may be of an earlier epoch.
+        clock.starts.sort_by_key(|start| start.at);
+        if !index.reports.is_empty() {
+            clock.coming.make_contiguous().sort_by_key(|(known, _)| *known);
+        }
     }
 
     /// Computes corrections step by step until they are known up to a corrected time, or the log's watermark is reached. No
@@ -219,7 +223,7 @@ mod tests {
 
     /// A track whose clock was 80 ms late begins anew twice: on time, and after a short while without media 60 ms late.
     fn clocks_that_begin_anew() -> Clocks {
-        let start = |after: i64, at: i64| ClockStart { after: ms(after), at: ms(at) };
+        let start = |after: i64, at: i64| ClockStart { known: ms(at), after: ms(after), at: ms(at) };
         let late = |second: i64| match second {
             ..7 => 80,
             7..20 => 0,
@@ -253,6 +257,31 @@ mod tests {
             assert!((a - b).abs() <= 2 * MS, "at {at}: {a:?} {b:?}");
             assert!(last < b, "at {at}");
             last = b;
+        }
+    }
+
+    /// The log has it with the first keyframe, two seconds after the first packet.
+    #[test]
+    fn a_clock_is_not_known_before_its_first_part() {
+        let late = |clocks: &mut Clocks| {
+            let starts = &mut clocks.clocks.get_mut(&track("b")).expect("clock").starts;
+            starts.drain(..).map(|start| ClockStart { known: start.known + 2000 * MS, ..start }).collect::<Vec<_>>()
+        };
+        let (mut finished, mut following) = (clocks_that_begin_anew(), clocks_that_begin_anew());
+        finished.clocks.get_mut(&track("b")).expect("clock").starts = late(&mut clocks_that_begin_anew());
+        let mut coming: VecDeque<ClockStart> = late(&mut following).into();
+        let mut watermark = 0;
+        for at in (0..38_000).step_by(33) {
+            while !following.advance(ms(at), ms(watermark)) {
+                watermark += 70;
+                while coming.front().is_some_and(|start| start.known <= ms(watermark)) {
+                    let known = following.clocks.get_mut(&track("b")).expect("clock");
+                    known.starts.extend(coming.pop_front());
+                }
+            }
+            assert!(finished.advance(ms(at), MediaTime(i64::MAX)));
+            let known = [&following, &finished].map(|clocks| clocks.apply(track("b"), ms(at)));
+            assert_eq!(known[0], known[1], "at {at}");
         }
     }
 

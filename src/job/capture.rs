@@ -113,7 +113,7 @@ pub(super) async fn capture(
         }
         ended => ended,
     };
-    if let CaptureOutcome::Ended(reason) = &ended {
+    if let CaptureOutcome::Ended(reason) | CaptureOutcome::Empty(reason) = &ended {
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
     }
     Ok(ended)

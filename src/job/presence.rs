@@ -12,6 +12,8 @@ use crate::model::time::Wallclock;
 
 /// The first stream is subscribed to within this. Afterwards there is an archive, which tells what it lacks.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(1);
+/// A job joins its room within this, and sees who is there.
+const JOINED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The limits of one archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +100,8 @@ pub struct Presence {
     publishing: usize,
     publishing_changed: Wallclock,
     ever_published: bool,
+    /// Until when streams may have been published long before they are seen: the job was claimed late.
+    catching_up: Option<Wallclock>,
     /// Since when there is an archive; `None` while it would be one of nothing.
     archive_since: Option<Wallclock>,
     recorded_before: Duration,
@@ -110,7 +114,7 @@ impl Presence {
     /// A job that began at `began`; `recorded_before` is what earlier epochs recorded, and
     /// `ever_published` whether any stream was captured in them.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         limits: Limits,
         began: Wallclock,
         now: Wallclock,
@@ -125,7 +129,8 @@ impl Presence {
             publishing: 0,
             publishing_changed: now,
             ever_published,
-            archive_since: if ever_published { Some(now) } else { None },
+            catching_up: (now.since(began) > SUBSCRIBED_WITHIN).then(|| now + JOINED_WITHIN),
+            archive_since: ever_published.then_some(now),
             recorded_before,
             router_lost: None,
             router_was_lost: false,
@@ -151,7 +156,8 @@ impl Presence {
         }
         if count > 0 {
             self.ever_published = true;
-            self.archive_since.get_or_insert(now + SUBSCRIBED_WITHIN);
+            let is_old = self.catching_up.is_some_and(|until| now < until);
+            self.archive_since.get_or_insert(if is_old { now } else { now + SUBSCRIBED_WITHIN });
         }
         self.publishing = count;
     }
@@ -386,6 +392,12 @@ mod tests {
         p.publishing(1, at(6));
         p.captured(at(6));
         assert!(p.has_begun(at(6)));
+        let mut late = Presence::new(Limits::default(), at(0), at(30), Duration::ZERO, false);
+        late.publishing(1, at(31));
+        assert!(late.has_begun(at(31)), "the stream may have been there for half a minute");
+        let mut late = Presence::new(Limits::default(), at(0), at(30), Duration::ZERO, false);
+        late.publishing(1, at(50));
+        assert!(!late.has_begun(at(50)));
         let earlier = Presence::new(Limits::default(), at(0), at(3), Duration::from_secs(2), true);
         assert!(earlier.has_begun(at(3)), "another worker began it");
     }

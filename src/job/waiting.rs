@@ -56,13 +56,19 @@ pub(super) async fn leave_empty(
         composing.call_off().await;
     }
     let (spool, archive) = (Arc::clone(&context.spool), job.row.archive);
+    let is_over = reason != EndReason::NeverPublished.vonage();
     match tokio::task::spawn_blocking(move || spool.remove_without_media(archive)).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => return Ok(None),
+        // There may be media.
+        Ok(Err(error)) if is_over => {
+            tracing::warn!("what was captured cannot be looked at: {}", chain(&error));
+            return Ok(None);
+        }
         Ok(Err(error)) => tracing::warn!("the folder of an archive of nothing stays: {}", chain(&error)),
         Err(panic) => tracing::error!(fault.kind = "bug", "the folder of an archive of nothing stays: {panic}"),
     }
-    if reason != EndReason::NeverPublished.vonage() {
+    if is_over {
         tracing::info!(reason, "the session is over and nothing of it was recorded: there is no archive");
         let moved = advance(job, JobState::Empty, Some(reason)).await?;
         return Ok(Some(if moved == Transition::Made { Ended::Empty } else { Ended::Fenced }));

@@ -322,13 +322,17 @@ pub fn mux(
     pipeline.named::<gst::Element>("sink")?.set_property("location", path.to_string_lossy().as_ref());
     let feed = |name: &str, track: Option<MuxTrack>| -> Result<Option<Feed>, MediaError> {
         let Some((format, frames)) = track else { return Ok(None) };
-        Ok(Some(Feed::new(pipeline.named::<AppSrc>(name)?, &format, frames)))
+        let mut feed = Feed::new(pipeline.named::<AppSrc>(name)?, &format, frames);
+        // To find the first frame may take a while, for which the pipeline does not wait.
+        feed.read_ahead();
+        Ok(Some(feed))
     };
     let (video, audio) = (feed("video", input.video)?, feed("audio", input.audio)?);
     pipeline.start()?;
     let fed = Arc::new(AtomicU64::new(0));
+    let stop = cancel.child_token();
     let feeder = {
-        let (fed, cancel, start) = (Arc::clone(&fed), cancel.clone(), input.start);
+        let (fed, cancel, start) = (Arc::clone(&fed), stop.clone(), input.start);
         std::thread::Builder::new()
             .name("mux-feed".to_owned())
             .spawn(move || feed_all(video, audio, start, &fed, &cancel))
@@ -336,7 +340,8 @@ pub fn mux(
     let feeder = feeder.map_err(|e| MediaError::Element { element: "mux-feed".to_owned(), what: e.to_string() })?;
     let ended = pipeline.wait_end(pipelines.stall, cancel, |_| fed.load(Ordering::Relaxed));
     if !matches!(ended, Ok(Cancellable::Done(()))) {
-        // A feeder that waits for room is let go by the flush that goes with Null.
+        // A feeder that waits for its source ends, one that waits for room is let go by the flush that goes with Null.
+        stop.cancel();
         drop(pipeline);
     }
     let muxed = feeder.join().expect("the feeder does not panic");

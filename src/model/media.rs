@@ -265,6 +265,8 @@ pub struct SenderReport {
 /// A provisional clock began: with a PeerConnection, or with another worker. What was known of the one before says nothing of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockStart {
+    /// Start of the part that the log has it with: a composer that follows the log knows it from then on.
+    pub known: MediaTime,
     /// End of the last frame that has its time from the clock before; `at` where that is not known.
     pub after: MediaTime,
     /// Time of the first packet on the new clock.

@@ -161,11 +161,14 @@ impl TrackIndex {
             Record::Part { n, at, len, from, to, frames, key, crc, stats, reports, clock } => {
                 self.n_max = self.n_max.max(n);
                 self.stats.add(&stats);
+                // Lines that came from the store later may be of an earlier epoch.
+                for start in self.clock_starts.iter_mut().rev().take_while(|start| start.at > from) {
+                    start.after = start.after.max(to.min(start.at));
+                }
                 if let Some(at) = clock {
                     let after = self.frames_end.map_or(at, |end| end.min(at));
-                    // Lines that came from the store later may be of an earlier epoch.
                     let place = self.clock_starts.partition_point(|start| start.at <= at);
-                    self.clock_starts.insert(place, ClockStart { after, at });
+                    self.clock_starts.insert(place, ClockStart { known: from, after, at });
                 }
                 self.frames_end = self.frames_end.max(Some(to));
                 self.report_parts.extend(std::iter::repeat_n(from, reports.len()));

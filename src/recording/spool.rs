@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::LogError;
-use crate::model::ids::ArchiveId;
+use super::reader::TrackIndex;
+use crate::model::ids::{ArchiveId, TrackId};
 
 /// Proof that the store holds all of an archive. Only with it the local copy may be removed.
 #[derive(Debug)]
@@ -98,8 +99,14 @@ impl Spool {
     /// # Errors
     /// When it cannot be read or removed.
     pub fn remove_without_media(&self, archive: ArchiveId) -> Result<bool, LogError> {
-        if size_of(&self.archive_dir(archive).join(super::TRACKS))? > 0 {
-            return Ok(false);
+        // An index may have counts alone.
+        let has_media = |(track, dir): (TrackId, PathBuf)| -> Result<bool, LogError> {
+            Ok(TrackIndex::open(&dir, track)?.segments.iter().any(|segment| !segment.parts.is_empty()))
+        };
+        for track in super::reader::tracks(&self.archive_dir(archive))? {
+            if has_media(track)? {
+                return Ok(false);
+            }
         }
         self.remove_folder(archive).map(|()| true)
     }

@@ -101,8 +101,8 @@ fn where_a_clock_begins_is_in_the_index_and_between_two_parts() {
     write(&mut log, 40..60);
     log.seal().expect("seal");
     let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
-    let start = |after, at| ClockStart { after: ms(after), at: ms(at) };
-    assert_eq!(index.clock_starts, [start(990, 990), start(1800, 2500)]);
+    let start = |after, at, known| ClockStart { known: ms(known), after: ms(after), at: ms(at) };
+    assert_eq!(index.clock_starts, [start(990, 990, 1000), start(1800, 2500, 2600)]);
     // Another worker's clock.
     drop(log);
     let (mut log, _) = open(dir.path(), 2);
@@ -110,7 +110,35 @@ fn where_a_clock_begins_is_in_the_index_and_between_two_parts() {
     write(&mut log, 110..120);
     log.seal().expect("seal");
     let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
-    assert_eq!(index.clock_starts, [start(990, 990), start(1800, 2500), start(3400, 5000)]);
+    assert_eq!(index.clock_starts, [start(990, 990, 1000), start(1800, 2500, 2600), start(3400, 5000, 5400)]);
+}
+
+#[test]
+fn a_folder_with_counts_alone_is_removed_and_one_with_media_stays() {
+    let dir = tempfile::tempdir().expect("dir");
+    let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
+    let archive = "00000000-0000-4000-8000-000000000001".parse().expect("id");
+    let options = LogOptions::default();
+    let (mut log, _) =
+        TrackLog::open(&spool.archive_dir(archive), track(TrackKind::Video), Epoch(1), options, Arc::clone(&spool))
+            .expect("log");
+    log.stats(&TrackStats { keyframes_requested: 1, ..TrackStats::default() });
+    log.seal().expect("seal");
+    let index = track_dir(&spool.archive_dir(archive)).join(INDEX);
+    assert!(std::fs::metadata(index).expect("index").len() > 0);
+    assert!(spool.remove_without_media(archive).expect("read"), "nothing was captured");
+    assert!(!spool.archive_dir(archive).exists());
+    let (mut log, _) = TrackLog::open(
+        &spool.archive_dir(archive),
+        track(TrackKind::Video),
+        Epoch(1),
+        LogOptions::default(),
+        Arc::clone(&spool),
+    )
+    .expect("log");
+    write(&mut log, 0..1);
+    assert!(!spool.remove_without_media(archive).expect("read"));
+    assert!(spool.archive_dir(archive).exists());
 }
 
 #[test]
@@ -128,10 +156,16 @@ fn clocks_of_an_earlier_epoch_that_come_from_the_store_later_are_in_the_order_of
         reports: Vec::new(),
         clock: clock.map(ms),
     };
-    let records = vec![part(7, 5000, Some(4900)), part(7, 5500, None), part(1, 1000, Some(1000)), part(1, 1500, None)];
-    let index = TrackIndex::of_records(track(TrackKind::Video), Path::new("nowhere"), records);
-    assert_eq!(index.clock_starts.iter().map(|start| start.at).collect::<Vec<_>>(), [ms(1000), ms(4900)]);
-    assert!(index.clock_starts.iter().all(|start| start.after <= start.at));
+    let first = [part(1, 1000, Some(1000)), part(1, 1500, None)];
+    let second = [part(7, 5000, Some(4900)), part(7, 5500, None)];
+    let third = [part(9, 8000, Some(7800))];
+    let starts = |lines: [&[Record]; 3]| {
+        let index = TrackIndex::of_records(track(TrackKind::Video), Path::new("nowhere"), lines.concat());
+        index.clock_starts.iter().map(|start| (start.after.as_millis(), start.at.as_millis())).collect::<Vec<_>>()
+    };
+    assert_eq!(starts([&first, &second, &third]), [(1000, 1000), (2000, 4900), (6000, 7800)]);
+    assert_eq!(starts([&first, &third, &second]), [(1000, 1000), (4900, 4900), (6000, 7800)]);
+    assert_eq!(starts([&second, &first, &third]), [(1000, 1000), (4900, 4900), (6000, 7800)]);
 }
 
 #[test]

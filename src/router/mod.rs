@@ -115,6 +115,8 @@ pub enum RoomEvent {
         /// The temporal layer.
         temporal: Option<u32>,
     },
+    /// The room's publishers must encrypt end to end, as the router says: all media of the room is encrypted.
+    EncryptionRequired,
     /// Signalling is lost; the room reconnects by itself. Media may continue.
     Disconnected,
     /// Signalling is back. Events about all present streams follow. Subscriptions continue, except those that were reported lost.

@@ -393,6 +393,11 @@ impl MediaThread {
             }
         }
         self.flush();
+        // What a busy log thread could not take yet must come before its capture ends.
+        if !self.backlog.is_empty() {
+            let entries = std::mem::take(&mut self.backlog);
+            self.send_to_log(LogCommand::Entries { entries, watermarks: Vec::new() });
+        }
         self.send_to_log(LogCommand::Close { key, done });
     }
 

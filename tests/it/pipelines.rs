@@ -49,6 +49,33 @@ fn a_file_whose_muxing_is_cancelled_does_not_pass_for_a_whole_one() {
     assert!(matches!(muxed, Ok(Cancellable::Cancelled)), "{muxed:?}");
 }
 
+/// Frames, and then nothing for ever.
+struct Paused(std::vec::IntoIter<Frame>);
+
+impl FrameSource for Paused {
+    fn next_frame(&mut self) -> NextFrame {
+        self.0.next().map_or(NextFrame::NotYet, NextFrame::Frame)
+    }
+
+    fn wait(&mut self) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_muxer_that_fails_says_so_while_its_log_does_not_grow() {
+    let dir = tempfile::tempdir().expect("dir");
+    let muxer = EMBEDDED.iter().find(|(name, _)| *name == "mux-webm").expect("fragment").1;
+    let failing = muxer.replace("filesink", "identity error-after=1 ! filesink");
+    std::fs::write(dir.path().join("mux-webm.launch"), failing).expect("fragment");
+    let (format, frames) = coded(Codec::Vp8);
+    let video: Option<MuxTrack> = Some((format, Box::new(Paused(frames.into_iter()))));
+    let input = MuxInput { video, audio: None, start: MediaTime::ZERO };
+    let pipelines = Pipelines::new(Some(dir.path().to_owned()), Duration::from_secs(600));
+    let failed = mux(input, &dir.path().join("video.webm"), &pipelines, &CancellationToken::new());
+    assert!(failed.is_err(), "{failed:?}");
+}
+
 /// A track's log that somebody else writes.
 struct GrowingTrack {
     frames: Frames,

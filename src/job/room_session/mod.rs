@@ -332,6 +332,11 @@ impl<'a> Session<'a> {
                     self.note(EventKind::Layer { stream: stream.id, spatial, temporal });
                 }
             }
+            RoomEvent::EncryptionRequired => {
+                for router_id in self.streams.keys().cloned().collect::<Vec<_>>() {
+                    self.is_encrypted(&router_id);
+                }
+            }
             RoomEvent::Disconnected => {
                 self.presence.router_lost(Wallclock::now());
                 self.note(EventKind::RouterLost);

@@ -253,7 +253,7 @@ impl Session<'_> {
     }
 
     /// The router said that a stream's media is encrypted end to end.
-    fn is_encrypted(&mut self, router_id: &str) {
+    pub(super) fn is_encrypted(&mut self, router_id: &str) {
         let Some(stream) = self.streams.get_mut(router_id) else { return };
         if !std::mem::replace(&mut stream.encrypted, true) {
             let stream = stream.id;

@@ -75,6 +75,7 @@ impl JanusRoom {
             clients: None,
             destroyed_sent: false,
             unanswered_polls: 0,
+            encryption: encryption::Question::default(),
         };
         let (socket, publishers) = task.enter().await?;
         // Present streams can be subscribed to at once, before the first event is read.
@@ -140,6 +141,7 @@ struct RoomTask {
     clients: Option<usize>,
     destroyed_sent: bool,
     unanswered_polls: u32,
+    encryption: encryption::Question,
 }
 
 impl RoomTask {
@@ -177,10 +179,6 @@ impl RoomTask {
             self.send_event(RoomEvent::SubscriptionLost { subscription }).await;
         }
         let publishers = self.join_observer(&mut socket, session).await?;
-        if self.shared().requires_encryption.is_none() {
-            let required = encryption::is_required(&self.config, &self.room, &mut socket, session, self.observer).await;
-            self.shared().requires_encryption = required;
-        }
         Ok((socket, publishers))
     }
 
@@ -371,6 +369,12 @@ impl RoomTask {
         while let Some(message) = socket.unsolicited.pop_front() {
             self.message(message).await?;
         }
+        if self.shared().requires_encryption.is_none()
+            && let Some(question) = self.encryption.ask(&self.config, &self.room, session, self.observer)
+        {
+            let question = socket.with_credentials(question);
+            socket.send(&question).await?;
+        }
         loop {
             tokio::select! {
                 () = self.cancel.cancelled() => return Ok(ServeEnd::Cancelled),
@@ -448,6 +452,14 @@ impl RoomTask {
         if transaction == "participants" {
             self.unanswered_polls = 0;
             return self.participants(&message).await;
+        }
+        if transaction == encryption::TRANSACTION {
+            let required = encryption::answer(&self.config, &self.room, &message);
+            self.shared().requires_encryption = required;
+            if required == Some(true) {
+                self.send_event(RoomEvent::EncryptionRequired).await;
+            }
+            return Ok(false);
         }
         if let Some(handle) = transaction.strip_prefix(PROBE).and_then(|handle| handle.parse().ok()) {
             let error = wire::error(&self.config.name, Some(&self.room), "keep a subscription", &message);

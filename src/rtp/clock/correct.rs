@@ -99,7 +99,8 @@ pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction>
         .iter()
         .filter_map(|one| {
             let offset = streams.get(&one.track.stream).copied().unwrap_or(session);
-            let points = one.reports.iter().map(|r| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0)));
+            let point = |r: &SenderReport| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0));
+            let points = one.reports.iter().map(|r| (r.arrived, point(r)));
             correction(points.collect(), one.starts).map(|c| (one.track, c))
         })
         .collect()
@@ -120,16 +121,28 @@ fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSp
 
 type Point = (MediaTime, MediaSpan);
 
-fn correction(mut points: Vec<Point>, starts: &[ClockStart]) -> Option<Correction> {
-    points.sort_unstable();
-    let mut found = Correction::default();
+/// The correction from a track's reports, each with its arrival. A clock has no report before its first packet came.
+fn correction(mut reports: Vec<(MediaTime, Point)>, starts: &[ClockStart]) -> Option<Correction> {
+    let all = reports.len();
+    reports.retain(|(_, (_, c))| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
+    reports.sort_unstable_by_key(|(_, point)| *point);
+    // Neighbours count whichever clock they are of: after a change of tracks all reports of Janus may be wrong by seconds (its
+    // `last_rtp_ts` never goes back).
+    let points: Vec<Point> = reports.iter().map(|(_, point)| *point).collect();
+    let mut at = 0..;
+    reports.retain(|_| at.next().is_some_and(|at| is_usable(&points, at)));
+    reports.sort_by_key(|(arrived, _)| *arrived);
+    let mut found = Correction { used: reports.len(), refused: all - reports.len(), ..Correction::default() };
     // Where the clock began to which no report belongs yet.
     let mut start: Option<ClockStart> = None;
-    let mut rest = points.as_slice();
+    let mut rest = reports.as_slice();
     for next in starts.iter().map(Some).chain([None]) {
-        let (own, later) = rest.split_at(next.map_or(rest.len(), |next| rest.partition_point(|p| p.0 < next.at)));
+        let count = next.map_or(rest.len(), |next| rest.partition_point(|(arrived, _)| *arrived < next.at));
+        let (own, later) = rest.split_at(count);
         rest = later;
-        if found.add_clock(own, start) {
+        let mut points: Vec<Point> = own.iter().map(|(_, point)| *point).collect();
+        points.sort_unstable();
+        if found.add_clock(&points, start) {
             start = None;
         }
         start = next.copied().or(start);
@@ -138,17 +151,12 @@ fn correction(mut points: Vec<Point>, starts: &[ClockStart]) -> Option<Correctio
 }
 
 impl Correction {
-    /// Adds what the reports of one provisional clock say, which began at `start`. Returns whether any could be used.
-    fn add_clock(&mut self, reports: &[Point], start: Option<ClockStart>) -> bool {
-        let near: Vec<Point> =
-            reports.iter().copied().filter(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs()).collect();
-        let points: Vec<Point> = (0..near.len()).filter(|at| is_usable(&near, *at)).map(|at| near[at]).collect();
-        self.used += points.len();
-        self.refused += reports.len() - points.len();
-        let mut pieces = split_at_steps(&points).into_iter();
+    /// Adds what the reports of one provisional clock say, which began at `start`. Returns whether there are any.
+    fn add_clock(&mut self, points: &[Point], start: Option<ClockStart>) -> bool {
+        let mut pieces = split_at_steps(points).into_iter();
         let (Some(first), Some((mut last, _))) = (pieces.next(), points.first().copied()) else { return false };
         match start {
-            Some(ClockStart { after, at }) => append_knots(&mut self.knots, after, at, knots(first)),
+            Some(ClockStart { after, at, .. }) => append_knots(&mut self.knots, after, at, knots(first)),
             None => self.knots.extend(knots(first)),
         }
         let spacing = median(&mut points.windows(2).map(|w| w[1].0 - w[0].0).collect::<Vec<_>>()).unwrap_or(0);
@@ -383,7 +391,8 @@ mod tests {
         for height in [15, -15, 300, -300] {
             let off = |second: i64| if second < 4 { 0 } else { height };
             let reports: Vec<_> = [1, 2, 6, 7].into_iter().map(|at| report(at * 1000, off(at), 20)).collect();
-            let starts = [ClockStart { after: ms(2500), at: ms(5000 + height) }];
+            let at = ms(5000 + height);
+            let starts = [ClockStart { known: at, after: ms(2500), at }];
             let one = TrackReports { track: track(TrackKind::Audio), reports: &reports, starts: &starts };
             let found = &corrections(&[one])[&track(TrackKind::Audio)];
             assert_eq!((found.used, found.refused), (4, 0));
@@ -391,6 +400,23 @@ mod tests {
                 let right = (at + 20) * MS;
                 let error = found.apply(ms(at + off(at / 1000))).0 - right;
                 assert!(error.abs() < MS, "{height}: at {at}: {error} ns");
+            }
+        }
+    }
+
+    /// Janus's first report may tell of an RTP time long before the first packet, and one of two may be wrong.
+    #[test]
+    fn a_wrong_report_at_a_clock_s_beginning_is_refused() {
+        let starts = [ClockStart { known: ms(1000), after: ms(1000), at: ms(1000) }];
+        let right = (2..8).map(|at| report(at * 1000, 0, 20));
+        for (pts, count) in [(-9000, 6), (9000, 6), (9000, 1)] {
+            let wrong = SenderReport { pts: ms(pts), ..report(1500, 0, 20) };
+            let reports: Vec<_> = std::iter::once(wrong).chain(right.clone().take(count)).collect();
+            let one = TrackReports { track: track(TrackKind::Video), reports: &reports, starts: &starts };
+            let found = &corrections(&[one])[&track(TrackKind::Video)];
+            assert_eq!((found.used, found.refused), (count, 1), "{pts} of {count}");
+            for at in [1000, 3000, 8000] {
+                assert!((found.at(ms(at)) - 20 * MS).abs() < MS, "{pts} of {count}: at {at}");
             }
         }
     }
@@ -459,7 +485,8 @@ mod tests {
             let times = (0..).map(|second| ms(second * 1000));
             let spans = jitter.iter().enumerate().map(|(i, jitter)| (level(i) + jitter) * MS);
             let points: Vec<Point> = times.zip(spans).collect();
-            let found = correction(points.clone(), &[]).expect("reports");
+            let reports = points.iter().map(|point| (point.0, *point)).collect();
+            let found = correction(reports, &[]).expect("reports");
             // Downwards it takes a while.
             for (i, (time, _)) in points.iter().enumerate().filter(|(i, _)| *i != at || height > 0) {
                 let off = found.at(*time) / MS - level(i);
@@ -474,7 +501,7 @@ mod tests {
         ) {
             let reports: Vec<_> = said.iter().map(|(at, off, delay)| report(*at, *off, *delay)).collect();
             let starts: Vec<_> =
-                begun.iter().map(|(at, pause)| ClockStart { after: ms(at - pause), at: ms(*at) }).collect();
+                begun.iter().map(|(at, pause)| ClockStart { known: ms(*at), after: ms(at - pause), at: ms(*at) }).collect();
             let one = TrackReports { track: track(TrackKind::Audio), reports: &reports, starts: &starts };
             let found = corrections(&[one]);
             let found = found.get(&track(TrackKind::Audio)).cloned().unwrap_or_default();

@@ -64,7 +64,7 @@ impl Seen {
                 Output::SenderReport(report) => self.reports.push(report),
                 Output::ClockBegins(at) => {
                     let after = self.last.map_or(at, |last| last.min(at));
-                    self.starts.push(ClockStart { after, at });
+                    self.starts.push(ClockStart { known: at, after, at });
                 }
                 Output::Format(_) | Output::RequestKeyframe { .. } => {}
             }
