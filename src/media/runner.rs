@@ -59,6 +59,29 @@ impl Pipeline {
         }
     }
 
+    /// Pauses it, and waits until each sink has its first buffer, which does not pass it. What is behind waits.
+    pub fn preroll(&self, stall: Duration, cancel: &CancellationToken) -> Result<Cancellable<()>, MediaError> {
+        let stalled = || MediaError::Stalled { doing: "begin", seconds: stall.as_secs() };
+        let bus = self.pipeline.bus().expect("a pipeline has a bus");
+        if self.pipeline.set_state(gst::State::Paused).is_err() {
+            return Err(self.bus_error().unwrap_or_else(stalled));
+        }
+        let begun = Instant::now();
+        loop {
+            let kinds = [gst::MessageType::Error, gst::MessageType::AsyncDone];
+            let message = bus.timed_pop_filtered(gst::ClockTime::from_mseconds(POLL.as_millis() as u64), &kinds);
+            if let Some(message) = message {
+                return message_error(&message).map_or(Ok(Cancellable::Done(())), Err);
+            }
+            if cancel.is_cancelled() {
+                return Ok(Cancellable::Cancelled);
+            }
+            if begun.elapsed() > stall {
+                return Err(stalled());
+            }
+        }
+    }
+
     fn bus_error(&self) -> Option<MediaError> {
         let bus = self.pipeline.bus()?;
         bus.pop_filtered(&[gst::MessageType::Error]).and_then(|m| message_error(&m))

@@ -182,7 +182,7 @@ pub fn decode(
 /// Blocking.
 ///
 /// # Errors
-/// As for [`decode`]; a file in which one cannot go to its end stalls.
+/// As for [`decode`], and when one cannot go to its end.
 pub fn decode_ends(
     path: &Path,
     part: Duration,
@@ -224,26 +224,30 @@ fn run(
             count_buffers(&pipeline, pad, is_video, Arc::clone(&seen));
         });
     }
-    pipeline.start()?;
     let nanoseconds = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
     let limit = if let Part::First(limit) = part { nanoseconds(limit) } else { u64::MAX };
-    let (duration, sought) = (Arc::new(AtomicU64::new(0)), AtomicBool::new(!matches!(part, Part::Last(_))));
+    if let Part::Last(span) = part {
+        // While the pipeline is paused nothing passes: it cannot come to the end of another part than the one that is sought.
+        let Cancellable::Done(()) = pipeline.preroll(pipelines.stall, cancel)? else {
+            return Ok(Cancellable::Cancelled);
+        };
+        seen.clear();
+        if let Some(length) = pipeline.inner().query_duration::<gst::ClockTime>() {
+            let to = gst::ClockTime::from_nseconds(length.nseconds().saturating_sub(nanoseconds(span)));
+            let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
+            pipeline.inner().seek_simple(flags, to).map_err(|error| MediaError::Element {
+                element: name.to_owned(),
+                what: format!("one cannot go to its end: {error}"),
+            })?;
+        }
+    }
+    pipeline.start()?;
+    let duration = Arc::new(AtomicU64::new(0));
     let progress = |inner: &gst::Pipeline| {
         if duration.load(Ordering::Relaxed) == 0
             && let Some(length) = inner.query_duration::<gst::ClockTime>()
         {
             duration.store(length.nseconds(), Ordering::Relaxed);
-        }
-        let known = duration.load(Ordering::Relaxed);
-        // Something has come out: the file can be walked through.
-        if let (Part::Last(span), true, false) =
-            (part, known > 0 && seen.last_ns.load(Ordering::Relaxed) > 0, sought.load(Ordering::Relaxed))
-        {
-            let to = gst::ClockTime::from_nseconds(known.saturating_sub(nanoseconds(span)));
-            let flags = gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT | gst::SeekFlags::SNAP_BEFORE;
-            seen.video_frames.store(0, Ordering::Relaxed);
-            seen.audio_buffers.store(0, Ordering::Relaxed);
-            sought.store(inner.seek_simple(flags, to).is_ok(), Ordering::Relaxed);
         }
         if seen.last_ns.load(Ordering::Relaxed) >= limit {
             inner.send_event(gst::event::Eos::new());
@@ -276,6 +280,12 @@ struct Seen {
 }
 
 impl Seen {
+    fn clear(&self) {
+        for count in [&self.video_frames, &self.audio_buffers, &self.last_ns] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn buffer(&self, is_video: bool, buffer: &gst::BufferRef) {
         let counter = if is_video { &self.video_frames } else { &self.audio_buffers };
         if counter.fetch_add(1, Ordering::Relaxed) == 0 && is_video {
@@ -290,8 +300,7 @@ impl Seen {
 
 /// Ends a decoded pad in a sink that only counts. A failure shows as an error on the bus: not linked.
 fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, is_video: bool, seen: Arc<Seen>) {
-    let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).property("async", false).build()
-    else {
+    let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).build() else {
         return;
     };
     let linked = pipeline.add(&sink).is_ok()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use archiver::compose::verifier::{self, VerifierError};
 use archiver::media::mux::{MuxInput, MuxTrack, mux};
-use archiver::media::verify::Inspection;
+use archiver::media::verify::{Inspection, decode_ends};
 use archiver::media::{MediaError, Pipelines};
 use archiver::model::cancellable::Cancellable;
 use archiver::model::media::{Codec, Frame, TrackFormat};
@@ -32,6 +32,36 @@ fn muxed(video: Track, audio: Track, path: &Path) {
     let input = MuxInput { video: track(video), audio: track(audio), start: MediaTime::ZERO };
     let done = mux(input, path, &Pipelines::default(), &CancellationToken::new()).expect("mux");
     assert!(matches!(done, Cancellable::Done(_)));
+}
+
+/// A file that is decoded to its end before anybody goes there: the end of that is not the end of what was asked for.
+#[test]
+fn the_end_of_a_short_file_is_decoded_however_busy_the_machine_is() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("short.mp4");
+    let made = std::process::Command::new("ffmpeg")
+        .args(["-v", "error", "-f", "lavfi", "-i", "testsrc=size=320x240:rate=30:duration=1.2"])
+        .args(["-f", "lavfi", "-i", "sine=frequency=440:duration=1.2", "-pix_fmt", "yuv420p", "-g", "30"])
+        .arg(&path)
+        .status();
+    assert!(made.expect("ffmpeg").success());
+    let ends = || {
+        let ends = decode_ends(&path, Duration::from_secs(2), &Pipelines::default(), &CancellationToken::new());
+        ends.expect("decoded").done().expect("not cancelled")
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..30 {
+                    let (first, last) = ends();
+                    for part in [first, last] {
+                        assert_eq!(part.video_frames, 36, "round {round}: {first:?} {last:?}");
+                        assert!(part.audio_buffers > 20, "round {round}: {first:?} {last:?}");
+                    }
+                }
+            });
+        }
+    });
 }
 
 /// Four seconds of sound.
