@@ -216,12 +216,14 @@ fn run(
     let pipeline = Pipeline::parse(name, &fragment.text)?;
     pipeline.named::<gst::Element>("source")?.set_property("location", path.to_string_lossy().as_ref());
     let seen = Arc::new(Seen::default());
+    // Of a file that is read from its beginning, one track may begin long after another: nothing waits for it.
+    let prerolls = matches!(part, Part::Last(_));
     {
         let (seen, weak) = (Arc::clone(&seen), pipeline.inner().downgrade());
         pipeline.named::<gst::Element>(opens)?.connect_pad_added(move |_, pad| {
             let Some(pipeline) = weak.upgrade() else { return };
             let is_video = pad.current_caps().is_some_and(|c| c.to_string().starts_with("video/"));
-            count_buffers(&pipeline, pad, is_video, Arc::clone(&seen));
+            count_buffers(&pipeline, pad, is_video, prerolls, Arc::clone(&seen));
         });
     }
     let nanoseconds = |span: Duration| u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
@@ -299,8 +301,9 @@ impl Seen {
 }
 
 /// Ends a decoded pad in a sink that only counts. A failure shows as an error on the bus: not linked.
-fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, is_video: bool, seen: Arc<Seen>) {
-    let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).build() else {
+fn count_buffers(pipeline: &gst::Pipeline, pad: &gst::Pad, is_video: bool, prerolls: bool, seen: Arc<Seen>) {
+    let Ok(sink) = gst::ElementFactory::make("fakesink").property("sync", false).property("async", prerolls).build()
+    else {
         return;
     };
     let linked = pipeline.add(&sink).is_ok()
