@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::desired;
 use super::live_composer::Composing;
-use super::presence::{Limits, Presence};
+use super::presence::{EndReason, Limits, Presence};
 use super::room_session::Session;
 use super::stage::{CaptureOutcome, ControlReceivers, bug};
 use super::stream_ids::StreamIds;
@@ -113,7 +113,10 @@ pub(super) async fn capture(
         }
         ended => ended,
     };
-    if let CaptureOutcome::Ended(reason) | CaptureOutcome::Empty(reason) = &ended {
+    // A job that goes on to wait for its first stream has not ended.
+    if let CaptureOutcome::Ended(reason) | CaptureOutcome::Empty(reason) = &ended
+        && (matches!(ended, CaptureOutcome::Ended(_)) || reason != EndReason::NeverPublished.vonage())
+    {
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
     }
     Ok(ended)

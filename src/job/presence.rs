@@ -12,7 +12,7 @@ use crate::model::time::Wallclock;
 
 /// The first stream is subscribed to within this. Afterwards there is an archive, which tells what it lacks.
 const SUBSCRIBED_WITHIN: Duration = Duration::from_secs(1);
-/// A job joins its room within this, and sees who is there.
+/// A job joins its room within this time and learns which streams are in it.
 const JOINED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The limits of one archive.

@@ -62,7 +62,10 @@ pub(super) async fn leave_empty(
         Ok(Ok(false)) => return Ok(None),
         // There may be media.
         Ok(Err(error)) if is_over => {
-            tracing::warn!("what was captured cannot be looked at: {}", chain(&error));
+            tracing::warn!(
+                "it cannot be seen whether anything was captured, so the archive is made: {}",
+                chain(&error)
+            );
             return Ok(None);
         }
         Ok(Err(error)) => tracing::warn!("the folder of an archive of nothing stays: {}", chain(&error)),

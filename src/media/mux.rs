@@ -323,7 +323,7 @@ pub fn mux(
     let feed = |name: &str, track: Option<MuxTrack>| -> Result<Option<Feed>, MediaError> {
         let Some((format, frames)) = track else { return Ok(None) };
         let mut feed = Feed::new(pipeline.named::<AppSrc>(name)?, &format, frames);
-        // To find the first frame may take a while, for which the pipeline does not wait.
+        // Finding the first frame may take longer than the stall deadline, which counts once the pipeline runs.
         feed.read_ahead();
         Ok(Some(feed))
     };
