@@ -26,6 +26,7 @@ use crate::model::layout::{Layout, LayoutType};
 use crate::model::stylesheet::Stylesheet;
 use crate::model::time::MediaTime;
 use crate::recording::LogError;
+use crate::rtp::clock::BACK_MAX;
 
 /// Options of a composed file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -165,7 +166,7 @@ pub fn compose(
         let delay = composition.feeder.delay();
         let (mut mixed, mut made) = (delay, 0);
         loop {
-            let more = composition.wait_for_media(start, made, options.rate, end)?;
+            let more = composition.wait_for_media(start, made, options, end)?;
             let Cancellable::Done(more) = more else { return Ok(Cancellable::Cancelled) };
             // A file has one picture at least.
             if !more && made > 0 {
@@ -217,22 +218,23 @@ impl Composition<'_> {
         }
     }
 
-    /// Waits until a frame can be made. `false` when there is no further one: its middle is behind all media.
+    /// Waits until a frame can be made. `false` when there is no further one: its middle is behind all media, and no picture was left
+    /// out. The end of a track's last picture is an estimate, which may be before that middle.
     fn wait_for_media(
         &mut self,
         start: MediaTime,
         picture: u64,
-        rate: u32,
+        options: &Options,
         end: Option<MediaTime>,
     ) -> Result<Cancellable<bool>, ComposeError> {
-        let middle = moment(start, picture, rate) + interval(rate) / 2;
+        let middle = moment(start, picture, options.rate) + interval(options.rate) / 2;
         if end.is_some_and(|end| middle > end) {
             return Ok(Cancellable::Done(false));
         }
         loop {
             match self.session.has_media_at(middle) {
                 Some(true) => return Ok(Cancellable::Done(true)),
-                None => return Ok(Cancellable::Done(false)),
+                None => return Ok(Cancellable::Done(options.video && self.session.has_further_picture())),
                 Some(false) => {}
             }
             let Cancellable::Done(()) = self.wait(picture)? else { return Ok(Cancellable::Cancelled) };
@@ -333,12 +335,14 @@ impl<'a> FrameRenderer<'a> {
         start: MediaTime,
         n: u64,
     ) -> Result<(), MediaError> {
-        let at = moment(start, n, self.options.rate);
+        let (at, half) = (moment(start, n, self.options.rate), interval(self.options.rate) / 2);
         self.update_layout(session, at);
         let (mut there, has_ended) = (Vec::new(), session.has_ended());
         for (id, input) in &mut session.video {
-            let newest = input.read(at + interval(self.options.rate) / 2, &session.clocks, has_ended);
-            if let Some(stream) = session.streams.get(id).filter(|stream| stream.is_shown(at, newest)) {
+            let newest = input.read(at + half, &session.clocks, has_ended);
+            let next = input.next_at(&session.clocks);
+            let goes_on = at - newest <= half || next.is_some_and(|next| next - newest <= BACK_MAX);
+            if let Some(stream) = session.streams.get(id).filter(|stream| stream.is_shown(at, newest, goes_on)) {
                 there.push(stream);
             }
         }

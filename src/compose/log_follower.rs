@@ -229,6 +229,11 @@ impl SessionLog {
         (!self.progress.has_ended()).then_some(false)
     }
 
+    /// Whether there are pictures behind those that were read.
+    pub fn has_further_picture(&mut self) -> bool {
+        self.video.values_mut().any(|input| input.next_at(&self.clocks).is_some())
+    }
+
     /// Whether the log does not grow any more.
     pub const fn has_ended(&self) -> bool {
         self.progress.has_ended()

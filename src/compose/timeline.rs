@@ -51,10 +51,12 @@ impl Span {
 const FOR_EVER: MediaTime = MediaTime(i64::MAX);
 
 impl Stream {
-    /// Whether it is in the picture at a moment at which its newest picture is from `newest`.
+    /// Whether it is in the picture at a moment at which its newest picture is from `newest`. `goes_on`: that picture has no other
+    /// moment, or the next one follows soon. Pictures are sent ahead of their moments, so that the news that the stream has left may
+    /// come before its last ones are due.
     #[must_use]
-    pub fn is_shown(&self, at: MediaTime, newest: MediaTime) -> bool {
-        let selected = self.is_there(at) && self.selection(at).has_video;
+    pub fn is_shown(&self, at: MediaTime, newest: MediaTime, goes_on: bool) -> bool {
+        let selected = (goes_on || self.is_there(at)) && self.selection(at).has_video;
         selected && at - newest < HOLD && !self.video_off.iter().any(|span| span.has(at))
     }
 
@@ -262,7 +264,23 @@ mod tests {
                 true,
             ),
         ] {
-            assert_eq!(read(&events).is_shown(at(moment), at(newest)), shown, "{name}");
+            assert_eq!(read(&events).is_shown(at(moment), at(newest), false), shown, "{name}");
+        }
+    }
+
+    #[test]
+    fn pictures_that_go_on_when_their_stream_has_left_are_shown_unless_they_are_switched_off_or_not_selected() {
+        let gone = Event { at: at(4000), kind: EventKind::StreamGone { stream: id(1) } };
+        let off = EventKind::Muted { stream: id(1), kind: TrackKind::Video, muted: true };
+        let manual = EventKind::StreamMode { mode: StreamMode::Manual };
+        let there = told(1, 100, VideoType::Camera);
+        for (name, before, shown) in [
+            ("gone", vec![], true),
+            ("switched off", vec![Event { at: at(3900), kind: off }], false),
+            ("not selected", vec![Event { at: at(3900), kind: manual }], false),
+        ] {
+            let events = [vec![there.clone()], before, vec![gone.clone()]].concat();
+            assert_eq!(read(&events).is_shown(at(4010), at(4005), true), shown, "{name}");
         }
     }
 
@@ -306,7 +324,7 @@ mod tests {
         ] {
             let stream = read(&[vec![told(1, 0, VideoType::Camera)], events].concat());
             for (ms, (audio, video)) in expected {
-                assert_eq!(stream.is_shown(at(ms), at(ms)), video, "{name}: picture at {ms}");
+                assert_eq!(stream.is_shown(at(ms), at(ms), false), video, "{name}: picture at {ms}");
                 assert_eq!(
                     audible_streams([&stream].into_iter(), at(ms)).len(),
                     usize::from(audio),

@@ -71,6 +71,13 @@ impl TrackReader {
         Some((item, torn))
     }
 
+    /// The time of the frame that is taken next, or of one that is shown before it; `None` when the log has no further one.
+    pub fn next_at(&mut self, clocks: &Clocks) -> Option<MediaTime> {
+        self.read_ahead(self.taken, clocks);
+        let frames = self.ahead.iter().filter(|ahead| matches!(ahead.item, LogItem::Frame(_)));
+        frames.map(|ahead| ahead.at).min()
+    }
+
     /// Reads the next item, and where frames are reordered all behind which there may be one for the moment `to`.
     fn read_ahead(&mut self, to: MediaTime, clocks: &Clocks) {
         for ahead in &mut self.ahead {

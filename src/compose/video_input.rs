@@ -110,6 +110,11 @@ impl VideoInput {
         self.newest
     }
 
+    /// The time of the first frame behind those that were read; `None` when the log has no further one.
+    pub fn next_at(&mut self, clocks: &Clocks) -> Option<MediaTime> {
+        self.source.next_at(clocks)
+    }
+
     fn queue(&mut self, item: LogItem, torn: bool) {
         if torn {
             self.drop_pending();

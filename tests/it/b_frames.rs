@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::composed::finished;
-use crate::support::h264::{AccessUnit, coded_units, depacketized};
+use crate::support::h264::{AccessUnit, STEP, depacketized, published_units};
 use crate::support::logs::{Log, STREAM};
 use archiver::compose::log_follower::{LogProgress, ProgressReceiver};
 use archiver::media::{Pipelines, verify};
@@ -20,7 +20,7 @@ use archiver::recording::reader::LogItem;
 use archiver::recording::spool::Spool;
 use archiver::recording::{LogOptions, LogReader, TrackLog};
 use archiver_testkit::content::{Content, SeenFrame, percentile};
-use archiver_testkit::publisher::media::{FPS, VideoCoding};
+use archiver_testkit::publisher::media::FPS;
 use archiver_testkit::publisher::{H264Kind, Options, Publisher, VideoCodec};
 use archiver_testkit::world::World;
 use serde_json::json;
@@ -28,15 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Pictures of a log: up to a keyframe, so that none is missing that another one refers to.
 const PICTURES: usize = 270;
-/// From one picture to the next, in nanoseconds.
-const STEP: i64 = 1_000_000_000 / FPS as i64;
 
 /// The first pictures of a publisher, in decoding order.
 fn numbered(b_frames: u8, begins: i64) -> Vec<AccessUnit> {
-    let h264 = if b_frames > 0 { H264Kind::BFrames(b_frames) } else { H264Kind::default() };
-    let coding = VideoCoding { codec: VideoCodec::H264, h264, size: (320, 240), code: 1, kilobits: 400, fps: FPS };
-    let all = archiver_testkit::publisher::media::video(coding).expect("loop");
-    let mut units = coded_units(&all[..PICTURES], STEP);
+    let mut units = published_units(b_frames, PICTURES);
     units.iter_mut().for_each(|unit| unit.pts = unit.pts + begins);
     units
 }

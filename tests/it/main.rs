@@ -27,6 +27,7 @@ mod hostile_api;
 mod incomplete;
 mod individual;
 mod janus;
+mod last_pictures;
 mod links;
 mod parked;
 mod pipelines;

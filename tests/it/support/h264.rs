@@ -4,10 +4,14 @@ use archiver::model::ids::TrackKind;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
 use archiver::rtp::depacketize::Depacketizer;
-use archiver_testkit::publisher::media::Coded;
+use archiver_testkit::publisher::media::{Coded, FPS, VideoCoding, video};
+use archiver_testkit::publisher::{H264Kind, VideoCodec};
 use gstreamer as gst;
 use gstreamer::prelude::*;
 use gstreamer_app::AppSink;
+
+/// From one picture of a publisher to the next, in nanoseconds.
+pub const STEP: i64 = 1_000_000_000 / FPS as i64;
 
 /// One picture: its time, and its NAL units with their parameter sets.
 #[derive(Clone)]
@@ -43,10 +47,12 @@ pub fn access_units(source: &str, encoder: &str) -> Vec<AccessUnit> {
     all
 }
 
-/// A loop's pictures, in decoding order, each at its place in presentation.
-pub fn coded_units(coded: &[Coded], step: i64) -> Vec<AccessUnit> {
-    let unit = |coded: &Coded| AccessUnit { pts: MediaTime(i64::from(coded.shown) * step), units: split(&coded.data) };
-    coded.iter().map(unit).collect()
+/// The first pictures of a publisher, numbered, in decoding order, each at its place in presentation.
+pub fn published_units(b_frames: u8, pictures: usize) -> Vec<AccessUnit> {
+    let h264 = if b_frames > 0 { H264Kind::BFrames(b_frames) } else { H264Kind::default() };
+    let coding = VideoCoding { codec: VideoCodec::H264, h264, size: (320, 240), code: 1, kilobits: 400, fps: FPS };
+    let unit = |coded: &Coded| AccessUnit { pts: MediaTime(i64::from(coded.shown) * STEP), units: split(&coded.data) };
+    video(coding).expect("loop")[..pictures].iter().map(unit).collect()
 }
 
 /// The NAL units between start codes.
