@@ -132,6 +132,7 @@ impl Clocks {
             track: *track,
             reports: clock.reports.as_slices().0,
             starts: clock.starts_until(until),
+            level: clock.knots.front().map_or(0, |(_, span)| *span),
         });
         let known = corrections(&reports.collect::<Vec<_>>());
         for (track, clock) in &mut self.clocks {
@@ -328,6 +329,25 @@ mod tests {
             let late = shown[0] - ms(at);
             let first = *first.get_or_insert(late);
             assert!((late - first).abs() <= 10 * MS, "at {at}: {late} ns late, {first} ns at the beginning");
+        }
+    }
+
+    /// Reports of the last minute alone do not tell a clock that has drifted far from one whose reports are wrong.
+    #[test]
+    fn a_clock_that_has_drifted_by_seconds_is_followed() {
+        const LENGTH_S: i64 = 1800;
+        // Fast by 2,500 parts in a million: 4.5 s at the end.
+        let drifted = |at: i64| ms(at) + at * 2500;
+        let reports = (0..LENGTH_S).map(|n| {
+            let (at, (_, report)) = (n * 1000, report(n * 1000, 0));
+            (ms(at), SenderReport { pts: drifted(at), ..report })
+        });
+        let clock = Clock { start: Some(ms(0)), coming: reports.collect(), ..Clock::default() };
+        let mut clocks = Clocks { clocks: BTreeMap::from([(track("a"), clock)]), step: None };
+        for at in (5000..LENGTH_S * 1000 - 5000).step_by(500) {
+            assert!(clocks.advance(ms(at + 1000), MediaTime(i64::MAX)));
+            let off = clocks.apply(track("a"), drifted(at)) - ms(at + 20);
+            assert!(off.abs() <= 80 * MS, "at {at}: {off} ns");
         }
     }
 

@@ -10,10 +10,16 @@ use crate::BINARY;
 
 /// A world with a worker and a room, in which a session is recorded.
 async fn recording(session: &str, room: Value, more: &str) -> World {
+    recording_with(session, room, more, json!({ "outputMode": "individual" })).await
+}
+
+/// The same with the archive's options in the event.
+async fn recording_with(session: &str, room: Value, more: &str, archive: Value) -> World {
     let mut world = World::start(BINARY, None, more).await.expect("world");
     world.janus.create_room(session, room).await.expect("room");
     world.start_worker().expect("worker");
-    let started = world.started(session);
+    let mut started = world.started(session);
+    started["data"]["archive"] = archive;
     world.publish(&started).expect("publish");
     world
 }
@@ -287,4 +293,27 @@ async fn a_camera_that_goes_and_comes_by_renegotiation_costs_no_sound() {
     let last = matched.frames.last().expect("pictures").sent;
     assert!(truth.frames.last().expect("pictures").1 - last < 0.5, "the camera that came last is not in the file");
     assert!(matched.beeps.len() + 1 >= truth.beeps.len(), "{} of {} beeps", matched.beeps.len(), truth.beeps.len());
+}
+
+/// After such a change Janus's reports of the picture are wrong for as long as the camera was off, and by as much.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_camera_that_was_off_for_long_is_in_step_with_its_sound() {
+    let both = json!({ "outputMode": "both", "resolution": "640x480" });
+    let mut world = recording_with("camera-off", json!({}), "", both).await;
+    let publisher = Publisher::start(Options::new(&world.janus, "camera-off", "alice")).await.expect("publisher");
+    world.recording(2).await;
+    publisher.pictures_pass(90).await;
+    publisher.add_video(false).await;
+    publisher.pictures_pass(15 * 30).await;
+    publisher.add_video(true).await;
+    publisher.pictures_pass(13 * 30).await;
+    let truth = publisher.leave().await.expect("left").timeline();
+    let (_, files) = ended(&mut world, "camera-off").await;
+    let [file] = files.files("alice").try_into().expect("one file");
+    for file in [file, files.dir.join("archive.mp4")] {
+        let matched = Content::read(&file).expect("file").against(&truth);
+        let late = matched.sound_after_picture();
+        assert!(late.len() > 12, "{} beeps have pictures beside them", late.len());
+        assert!(late.iter().all(|late| late.abs() < 0.06), "{}: {late:?}", file.display());
+    }
 }
