@@ -20,10 +20,8 @@ const STEP: MediaSpan = 500 * MS;
 const LOOK_AHEAD: MediaSpan = 500 * MS;
 /// Where a track's clock begins, its first reports are waited for: Janus sends one a second.
 const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
-/// Older reports say nothing of the clock now, nor does where it began before.
+/// Older reports say nothing of the clock now, nor do older knots, or where it began before.
 const REMEMBERED: MediaSpan = 60_000 * MS;
-/// Knots older than this are of no use: frames are read in order.
-const KNOTS_KEPT: MediaSpan = 30_000 * MS;
 
 /// One track's clock.
 #[derive(Debug, Default)]
@@ -63,7 +61,7 @@ impl Clock {
             let span = before.map_or(span, |(at, before)| span.max(before - (time - at) / 2));
             self.knots.push_back((time, span));
         }
-        while self.knots.front().is_some_and(|(at, _)| step - *at > KNOTS_KEPT) {
+        while self.knots.front().is_some_and(|(at, _)| step - *at > REMEMBERED) {
             self.knots.pop_front();
         }
     }
@@ -132,6 +130,7 @@ impl Clocks {
             track: *track,
             reports: clock.reports.as_slices().0,
             starts: clock.starts_until(until),
+            // The oldest knot is as old as the reports may be.
             level: clock.knots.front().map_or(0, |(_, span)| *span),
         });
         let known = corrections(&reports.collect::<Vec<_>>());

@@ -218,8 +218,8 @@ impl Composition<'_> {
         }
     }
 
-    /// Waits until a frame can be made. `false` when there is no further one: its middle is behind all media, and no picture was left
-    /// out. The end of a track's last picture is an estimate, which may be before that middle.
+    /// Waits until a frame can be made. `false` when there is no further one: its middle is behind all media, and each picture was drawn.
+    /// (The end of a track's last picture is an estimate. That end may be before the middle of the only frame that can show it.)
     fn wait_for_media(
         &mut self,
         start: MediaTime,
@@ -339,10 +339,13 @@ impl<'a> FrameRenderer<'a> {
         self.update_layout(session, at);
         let (mut there, has_ended) = (Vec::new(), session.has_ended());
         for (id, input) in &mut session.video {
-            let newest = input.read(at + half, &session.clocks, has_ended);
+            let Some(stream) = session.streams.get(id) else { continue };
+            // If the stream comes again, it begins with a keyframe.
+            let leaves = !stream.is_present(at + BACK_MAX);
+            let newest = input.read(at + half, &session.clocks, has_ended || leaves);
             let next = input.next_at(&session.clocks);
             let goes_on = at - newest <= half || next.is_some_and(|next| next - newest <= BACK_MAX);
-            if let Some(stream) = session.streams.get(id).filter(|stream| stream.is_shown(at, newest, goes_on)) {
+            if stream.is_shown(at, newest, goes_on) {
                 there.push(stream);
             }
         }

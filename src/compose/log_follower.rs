@@ -21,6 +21,7 @@ use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::LogError;
 use crate::recording::history::{self, Event};
 use crate::recording::reader::{self, TrackIndex};
+use crate::rtp::clock::BACK_MAX;
 
 /// Media that arrives has a media time at most this much before its arrival, unless the network delayed it.
 const JITTER_MAX: MediaSpan = 500_000_000;
@@ -28,6 +29,8 @@ const JITTER_MAX: MediaSpan = 500_000_000;
 const START_SPREAD_MAX: MediaSpan = 1_000_000_000;
 /// A stream's clock must be known up to this long after the moment that is drawn: its first frames may be that much earlier.
 const CLOCK_MARGIN: MediaSpan = 500_000_000;
+// Whether a stream goes on is seen by its frames up to so much later.
+const _: () = assert!(BACK_MAX <= CLOCK_MARGIN);
 /// Longest single wait for progress of the log.
 const WAIT_MAX: Duration = Duration::from_millis(200);
 
@@ -229,7 +232,7 @@ impl SessionLog {
         (!self.progress.has_ended()).then_some(false)
     }
 
-    /// Whether there are pictures behind those that were read.
+    /// Whether there are pictures later than the moment that was drawn last.
     pub fn has_further_picture(&mut self) -> bool {
         self.video.values_mut().any(|input| input.next_at(&self.clocks).is_some())
     }

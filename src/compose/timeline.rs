@@ -51,16 +51,16 @@ impl Span {
 const FOR_EVER: MediaTime = MediaTime(i64::MAX);
 
 impl Stream {
-    /// Whether it is in the picture at a moment at which its newest picture is from `newest`. `goes_on`: that picture has no other
-    /// moment, or the next one follows soon. Pictures are sent ahead of their moments, so that the news that the stream has left may
-    /// come before its last ones are due.
+    /// Whether it is in the picture at a moment at which its newest picture is from `newest`. A stream whose pictures go on is in the
+    /// picture even when the history says that it has left: pictures are sent ahead of their moments.
     #[must_use]
     pub fn is_shown(&self, at: MediaTime, newest: MediaTime, goes_on: bool) -> bool {
-        let selected = (goes_on || self.is_there(at)) && self.selection(at).has_video;
+        let selected = (goes_on || self.is_present(at)) && self.selection(at).has_video;
         selected && at - newest < HOLD && !self.video_off.iter().any(|span| span.has(at))
     }
 
-    fn is_there(&self, at: MediaTime) -> bool {
+    /// Whether it is in the session at a moment. A stream that the history does not know always is.
+    pub fn is_present(&self, at: MediaTime) -> bool {
         self.present.is_empty() || self.present.iter().any(|span| span.has(at))
     }
 
@@ -135,7 +135,7 @@ pub fn selections(id: StreamId, events: &[Event]) -> Vec<(MediaTime, Selection)>
 #[must_use]
 pub fn audible_streams<'a>(streams: impl Iterator<Item = &'a Stream>, at: MediaTime) -> BTreeSet<StreamId> {
     let mut audible: Vec<&Stream> = streams.filter(|stream| stream.selection(at).has_audio).collect();
-    audible.sort_by_key(|stream| (!stream.is_there(at), stream.priority(at)));
+    audible.sort_by_key(|stream| (!stream.is_present(at), stream.priority(at)));
     audible.iter().take(AUDIO_STREAMS_MAX).map(|stream| stream.id).collect()
 }
 

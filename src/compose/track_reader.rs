@@ -71,7 +71,7 @@ impl TrackReader {
         Some((item, torn))
     }
 
-    /// The time of the frame that is taken next, or of one that is shown before it; `None` when the log has no further one.
+    /// The earliest time of the frames that were not taken; `None` when the log has no such frame.
     pub fn next_at(&mut self, clocks: &Clocks) -> Option<MediaTime> {
         self.read_ahead(self.taken, clocks);
         let frames = self.ahead.iter().filter(|ahead| matches!(ahead.item, LogItem::Frame(_)));

@@ -35,7 +35,7 @@ pub struct VideoInput {
     decoder: Option<VideoDecoder>,
     /// Up to where frames were read.
     to: MediaTime,
-    /// Whether the log does not grow any more.
+    /// Whether no frame follows soon that builds on those that were read.
     has_ended: bool,
     /// Frames that went into the decoder before their moment.
     fed: Vec<MediaTime>,
@@ -46,7 +46,10 @@ pub struct VideoInput {
     newest_frame: Option<DecodedFrame>,
     /// Counts the pictures, so that whoever has drawn one knows it again.
     frame_number: u64,
+    /// The time of the newest frame up to `to`.
     newest: MediaTime,
+    /// The times of the frames that were read and are later than `to`.
+    later: Vec<MediaTime>,
     /// What came of decoding it.
     pub counts: DecodeCounts,
     /// Nothing was decoded since a picture failed.
@@ -82,6 +85,7 @@ impl VideoInput {
             newest_frame: None,
             frame_number: 0,
             newest: MediaTime(i64::MIN),
+            later: Vec::new(),
             counts: DecodeCounts::default(),
             has_failed: false,
         }
@@ -101,18 +105,21 @@ impl VideoInput {
         self.source.late
     }
 
-    /// Reads all frames up to a moment of a log that may have ended. Returns the time of the newest that can be shown.
+    /// Reads all frames up to a moment. `has_ended`: no frame follows soon that builds on them. Returns the time of the newest that can be
+    /// shown.
     pub fn read(&mut self, to: MediaTime, clocks: &Clocks, has_ended: bool) -> MediaTime {
         (self.to, self.has_ended) = (to, has_ended);
+        let due = self.later.extract_if(.., |later| *later <= to).max();
+        self.newest = due.map_or(self.newest, |due| self.newest.max(due));
         while let Some((item, torn)) = self.source.take(to, clocks) {
             self.queue(item, torn);
         }
         self.newest
     }
 
-    /// The time of the first frame behind those that were read; `None` when the log has no further one.
+    /// The time of the first frame that is later than the moment up to which was read; `None` when the log has no such frame.
     pub fn next_at(&mut self, clocks: &Clocks) -> Option<MediaTime> {
-        self.source.next_at(clocks)
+        self.later.iter().copied().chain(self.source.next_at(clocks)).min()
     }
 
     fn queue(&mut self, item: LogItem, torn: bool) {
@@ -139,7 +146,10 @@ impl VideoInput {
             }
             return;
         }
-        self.newest = self.newest.max(frame.pts);
+        match frame.pts {
+            due if due <= self.to => self.newest = self.newest.max(due),
+            later => self.later.push(later),
+        }
         self.pending_bytes += frame.data.len();
         self.pending.push(Pending::Frame(frame));
     }

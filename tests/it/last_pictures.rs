@@ -1,20 +1,27 @@
 //! The last pictures of a stream are in the composed file, however short they are and whenever the news came that the stream has left.
 
+use std::path::Path;
+use std::sync::Mutex;
+
+use crate::support::coded::coded;
 use crate::support::h264::{STEP, depacketized, published_units};
-use crate::support::logs::{Log, STREAM};
-use archiver::compose::log_follower::ProgressReceiver;
-use archiver::model::ids::StreamId;
-use archiver::model::media::{Frame, TrackFormat, VideoType};
+use crate::support::logs::{Log, STREAM, add_track};
+use archiver::compose::log_follower::{LogProgress, ProgressReceiver};
+use archiver::model::ids::{StreamId, TrackId, TrackKind};
+use archiver::model::media::{Codec, Frame, TrackFormat, VideoType};
 use archiver::model::time::{MediaSpan, MediaTime};
 use archiver::recording::history::{EventKind, History};
 use archiver_testkit::content::Content;
 use archiver_testkit::publisher::media::FPS;
 
-/// Notes that the log's stream came at the beginning and left at `left`.
-fn leaves(log: &Log, left: MediaTime) {
+/// A video track's formats and frames, in decoding order.
+type Video = Vec<(Option<TrackFormat>, Frame)>;
+
+/// Notes that the log's stream comes at the beginning, leaves at `left`, and comes again at `again`.
+fn note_presence(log: &Log, left: MediaTime, again: Option<MediaTime>) {
     let stream: StreamId = STREAM.parse().expect("id");
     let (history, _) = History::open(&log.path()).expect("history");
-    let came = EventKind::Stream {
+    let comes = || EventKind::Stream {
         stream,
         router_id: "alice".into(),
         name: None,
@@ -22,34 +29,84 @@ fn leaves(log: &Log, left: MediaTime) {
         signed: false,
         video_type: VideoType::Camera,
     };
-    history.add(MediaTime::ZERO, came).expect("written");
+    history.add(MediaTime::ZERO, comes()).expect("written");
     history.add(left, EventKind::StreamGone { stream }).expect("written");
+    if let Some(again) = again {
+        history.add(again, comes()).expect("written");
+    }
 }
 
-/// The numbers that the composed file shows, each once; none for a picture without a stream.
-fn shown(log: &Log) -> Vec<Option<u16>> {
-    let (out, _) = log.composed(FPS, ProgressReceiver::finished());
-    let content = Content::read(&out).expect("file");
+/// Adds four seconds of another stream's sound.
+fn add_sound(log: &Log) {
+    let (format, frames) = coded(Codec::Opus);
+    let mut items: Vec<_> = frames.into_iter().map(|frame| (None, frame)).collect();
+    items[0].0 = Some(format);
+    let stream = "00000000-0000-4000-8000-000000000002".parse().expect("id");
+    add_track(log.dir.path(), TrackId { stream, kind: TrackKind::Audio }, &items, usize::MAX);
+}
+
+/// The numbers that a composed file shows, each once; none for a frame without a stream.
+fn shown(file: &Path) -> Vec<Option<u16>> {
+    let content = Content::read(file).expect("file");
     let mut numbers: Vec<Option<u16>> = content.frames.iter().map(|frame| frame.number).collect();
     numbers.dedup();
     numbers
 }
 
-/// The numbers of a publisher's pictures up to that of the frame at `last`.
-fn numbers(video: &[(Option<TrackFormat>, Frame)]) -> Vec<Option<u16>> {
+/// What the composer shows of a finished log.
+fn finished(log: &Log) -> Vec<Option<u16>> {
+    shown(&log.composed(FPS, ProgressReceiver::finished()).0)
+}
+
+/// What the composer shows of a log that has not ended when its first frames are drawn.
+fn followed(log: &Log, frames: u64) -> Vec<Option<u16>> {
+    let (sender, receiver) = ProgressReceiver::channel();
+    sender.send(LogProgress::Watermark(MediaTime::from_millis(4500)));
+    let sender = Mutex::new(sender);
+    let end_behind = |made| {
+        if made >= frames {
+            sender.lock().expect("not poisoned").send(LogProgress::Ended);
+        }
+    };
+    shown(&log.composed_with(FPS, receiver, &end_behind).0)
+}
+
+/// The numbers of a publisher's pictures.
+fn numbers(video: &Video) -> Vec<Option<u16>> {
     let mut numbers: Vec<i64> = video.iter().map(|(_, frame)| frame.pts.0 / STEP).collect();
     numbers.sort_unstable();
     numbers.into_iter().map(|number| u16::try_from(number).ok()).collect()
 }
 
+/// A publisher's pictures with two B-frames, up to one that was sent ahead of two that never came.
+fn sent_ahead() -> Video {
+    let mut video = depacketized(&published_units(2, 60));
+    let is_ahead = |n: &usize| {
+        let newest = video[..*n].iter().map(|(_, frame)| frame.pts).max();
+        newest.is_some_and(|newest| video[*n].1.pts - newest > 2 * STEP)
+    };
+    let last = (1..video.len()).rev().find(is_ahead).expect("B-frames");
+    video.truncate(last + 1);
+    video
+}
+
 #[test]
 fn a_last_picture_that_comes_right_behind_another_is_shown() {
-    let mut video = depacketized(&published_units(0, 12));
-    let expected = numbers(&video);
-    // At 10.3 and 10.55 steps: the last one is estimated to end at 10.8, before the middle between the two moments that are drawn next.
-    video[10].1.pts = MediaTime(10 * STEP + STEP * 30 / 100);
-    video[11].1.pts = MediaTime(10 * STEP + STEP * 55 / 100);
-    assert_eq!(shown(&Log::of(&video, usize::MAX)), expected);
+    for b_frames in [0, 2] {
+        let mut video = depacketized(&published_units(b_frames, 60));
+        let expected = numbers(&video);
+        // The last two in the order of presentation come at 0.3 and 0.55 of a step. The estimated end is 0.8, before the middle between
+        // the two moments that are drawn next.
+        let end = video.iter().map(|(_, frame)| frame.pts).max().expect("pictures");
+        for (_, frame) in &mut video {
+            match (end - frame.pts) / STEP {
+                0 => frame.pts = end + STEP * -45 / 100,
+                1 => frame.pts = frame.pts + STEP * 30 / 100,
+                _ => {}
+            }
+        }
+        assert_eq!(finished(&Log::of(&video, usize::MAX)), expected, "{b_frames} B-frames");
+    }
 }
 
 #[test]
@@ -59,22 +116,35 @@ fn a_picture_whose_moment_is_drawn_when_its_stream_has_left_is_shown() {
     let at = |hundredths: MediaSpan| MediaTime(10 * STEP + STEP * hundredths / 100);
     (video[10].1.pts, video[11].1.pts) = (at(20), at(120));
     let log = Log::of(&video, usize::MAX);
-    // The last picture's moment is that at 11 steps if anything, and the stream leaves before it.
-    leaves(&log, at(90));
-    assert_eq!(shown(&log), expected);
+    // The last picture's moment is that at 11 steps, and the stream leaves before it.
+    note_presence(&log, at(90), None);
+    assert_eq!(finished(&log), expected);
 }
 
 #[test]
-fn a_picture_that_was_sent_ahead_of_its_moment_is_shown_when_its_stream_has_left() {
-    let mut video = depacketized(&published_units(2, 60));
-    // Behind the last one there would be the two B-frames before it.
-    let is_ahead = |n: &usize| {
-        let newest = video[..*n].iter().map(|(_, frame)| frame.pts).max();
-        newest.is_some_and(|newest| video[*n].1.pts - newest > 2 * STEP)
-    };
-    let last = (1..video.len()).rev().find(is_ahead).expect("B-frames");
-    video.truncate(last + 1);
+fn pictures_that_were_sent_ahead_are_shown_when_their_stream_leaves_in_the_middle_of_a_session() {
+    let video = sent_ahead();
+    let expected = [numbers(&video), vec![None]].concat();
+    for left in [-2, 1, 4] {
+        let log = Log::of(&video, usize::MAX);
+        add_sound(&log);
+        note_presence(&log, video[video.len() - 1].1.pts + left * STEP, None);
+        assert_eq!(finished(&log), expected, "finished, {left} steps");
+        assert_eq!(followed(&log, 75), expected, "followed, {left} steps");
+    }
+}
+
+#[test]
+fn a_stream_that_comes_again_is_not_in_the_picture_in_between() {
+    let mut video = sent_ahead();
+    let last = video[video.len() - 1].1.pts;
+    let again = last + 45 * STEP;
+    // The same pictures, from the same encoder: no format comes between.
+    let second: Video =
+        video.iter().map(|(_, frame)| (None, Frame { pts: again + frame.pts.0, ..frame.clone() })).collect();
+    let first = numbers(&video);
+    video.extend(second);
     let log = Log::of(&video, usize::MAX);
-    leaves(&log, video[last].1.pts + -2 * STEP);
-    assert_eq!(shown(&log), numbers(&video));
+    note_presence(&log, last + STEP, Some(again));
+    assert_eq!(finished(&log), [first.clone(), vec![None], first].concat());
 }

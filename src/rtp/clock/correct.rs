@@ -12,10 +12,13 @@ const MS: MediaSpan = 1_000_000;
 /// A report further from its neighbours' median than this is refused (Janus's can be wrong for a while
 /// after a layer switch, janus-gateway#1300).
 const OUTLIER_MIN: MediaSpan = 1_000 * MS;
-/// A provisional clock is anchored at arrivals, and drifts by 4 s in 12 h. What a report says to add differs by less than this from what the
-/// one before it said, or from nothing where the clock was anchored again. After a change of tracks all reports of Janus may be wrong for as
-/// long as the medium was unused, and by as much (its `last_rtp_ts` never goes back).
+/// A provisional clock is never off by more: it is anchored at arrivals. Drift adds 4 s in 12 h.
+const ABSURD_MIN: MediaSpan = 30_000 * MS;
+/// From one report to the next, a correction changes by less than this. A larger change is a leap.
 const LEAP_MIN: MediaSpan = 3_000 * MS;
+/// After a change of tracks, Janus's reports may be wrong by some seconds for as many seconds (in its `ice.c`, `last_rtp_ts` never goes
+/// back). So a leap is believed when reports have agreed on it for as long as it is high, and for this long besides.
+const LEAP_CONFIRMED: MediaSpan = 5_000 * MS;
 /// Neighbours on each side.
 const NEIGHBOURS: usize = 10;
 /// Reports are averaged over this long: enough of them to smooth jitter, short enough to follow 200 ppm.
@@ -77,7 +80,7 @@ pub struct TrackReports<'a> {
     pub reports: &'a [SenderReport],
     /// Where its provisional clock began, in the order of time. Without any, all reports are of one clock.
     pub starts: &'a [ClockStart],
-    /// The correction before the first of these reports: zero where they are all that there were.
+    /// The correction that its clock had before these reports. Zero if no reports came before them.
     pub level: MediaSpan,
 }
 
@@ -128,6 +131,7 @@ type Point = (MediaTime, MediaSpan);
 /// The correction from a track's reports, each with its arrival. A clock has no report before its first packet came.
 fn correction(mut reports: Vec<(MediaTime, Point)>, starts: &[ClockStart], level: MediaSpan) -> Option<Correction> {
     let all = reports.len();
+    reports.retain(|(_, (_, c))| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
     reports.sort_unstable();
     refuse_leaps(&mut reports, starts, level);
     reports.sort_unstable_by_key(|(_, point)| *point);
@@ -186,18 +190,43 @@ impl Correction {
     }
 }
 
-/// Leaves out the reports, in the order of arrival, by which a clock would leap.
-fn refuse_leaps(reports: &mut Vec<(MediaTime, Point)>, starts: &[ClockStart], mut level: MediaSpan) {
+/// Decides which reports of a track are believed, in the order of their arrival.
+#[derive(Debug, Default)]
+struct LeapFilter {
+    /// The correction by the last report that was believed. A clock begins with none.
+    level: MediaSpan,
+    leap: Option<Leap>,
+}
+
+/// Reports that agree with each other and not with the level.
+#[derive(Debug, Clone, Copy)]
+struct Leap {
+    to: MediaSpan,
+    since: MediaTime,
+}
+
+impl LeapFilter {
+    fn believes(&mut self, arrived: MediaTime, correction: MediaSpan) -> bool {
+        let height = (correction - self.level).abs();
+        // Wrong reports may come nearer to the level, one by one.
+        let near = if self.leap.is_some() { OUTLIER_MIN } else { LEAP_MIN };
+        let same = |leap: &Leap| (correction - leap.to).abs() < OUTLIER_MIN;
+        let leap = self.leap.filter(same).unwrap_or(Leap { to: correction, since: arrived });
+        let believed = height < near || arrived - leap.since > height + LEAP_CONFIRMED;
+        (self.level, self.leap) = if believed { (correction, None) } else { (self.level, Some(leap)) };
+        believed
+    }
+}
+
+/// Leaves out reports by which a clock would leap. They are in the order of arrival.
+fn refuse_leaps(reports: &mut Vec<(MediaTime, Point)>, starts: &[ClockStart], level: MediaSpan) {
+    let mut filter = LeapFilter { level, leap: None };
     let mut starts = starts.iter().map(|start| start.at).peekable();
-    reports.retain(|(arrived, (_, c))| {
+    reports.retain(|(arrived, (_, correction))| {
         while starts.next_if(|start| start <= arrived).is_some() {
-            level = 0;
+            filter = LeapFilter::default();
         }
-        let is_near = [level, 0].iter().any(|level| c.abs_diff(*level) < LEAP_MIN.unsigned_abs());
-        if is_near {
-            level = *c;
-        }
-        is_near
+        filter.believes(*arrived, *correction)
     });
 }
 

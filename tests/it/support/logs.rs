@@ -72,7 +72,17 @@ impl Log {
     }
 
     /// Composes it, 320x240 and without sound.
-    pub fn composed(&self, rate: u32, progress: ProgressReceiver) -> (PathBuf, Composed) {
+    pub fn composed(&self, rate: u32, log_progress: ProgressReceiver) -> (PathBuf, Composed) {
+        self.composed_with(rate, log_progress, &|_| {})
+    }
+
+    /// The same. `made` gets the number of frames made, repeatedly.
+    pub fn composed_with(
+        &self,
+        rate: u32,
+        log_progress: ProgressReceiver,
+        made: &(dyn Fn(u64) + Sync),
+    ) -> (PathBuf, Composed) {
         let options = Options {
             size: Size { width: 320, height: 240 },
             rate,
@@ -87,7 +97,10 @@ impl Log {
             excluded: std::collections::BTreeSet::new(),
         };
         let (out, cancel) = (self.dir.path().join("composed.mp4"), CancellationToken::new());
-        let composed = compose(&self.path(), &out, &options, &Pipelines::default(), progress, &cancel, &|_, _| {});
+        let composed =
+            compose(&self.path(), &out, &options, &Pipelines::default(), log_progress, &cancel, &|frames, _| {
+                made(frames);
+            });
         (out, composed.expect("compose").done().expect("nothing cancels it"))
     }
 }
