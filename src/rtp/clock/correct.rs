@@ -206,13 +206,15 @@ struct Leap {
 }
 
 impl LeapFilter {
-    fn believes(&mut self, arrived: MediaTime, correction: MediaSpan) -> bool {
+    fn believes(&mut self, arrived: MediaTime, (pts, correction): Point) -> bool {
         let height = (correction - self.level).abs();
         // Wrong reports may come nearer to the level, one by one.
         let near = if self.leap.is_some() { OUTLIER_MIN } else { LEAP_MIN };
         let same = |leap: &Leap| (correction - leap.to).abs() < OUTLIER_MIN;
         let leap = self.leap.filter(same).unwrap_or(Leap { to: correction, since: arrived });
-        let believed = height < near || arrived - leap.since > height + LEAP_CONFIRMED;
+        // Where the reporter's clock was set, reports come long after their times, or before them.
+        let on_time = (arrived - (pts + correction)).abs() < LEAP_MIN;
+        let believed = height < near || (on_time && arrived - leap.since > height + LEAP_CONFIRMED);
         (self.level, self.leap) = if believed { (correction, None) } else { (self.level, Some(leap)) };
         believed
     }
@@ -222,11 +224,11 @@ impl LeapFilter {
 fn refuse_leaps(reports: &mut Vec<(MediaTime, Point)>, starts: &[ClockStart], level: MediaSpan) {
     let mut filter = LeapFilter { level, leap: None };
     let mut starts = starts.iter().map(|start| start.at).peekable();
-    reports.retain(|(arrived, (_, correction))| {
+    reports.retain(|(arrived, point)| {
         while starts.next_if(|start| start <= arrived).is_some() {
             filter = LeapFilter::default();
         }
-        filter.believes(*arrived, *correction)
+        filter.believes(*arrived, *point)
     });
 }
 

@@ -191,6 +191,21 @@ fn a_leap_that_lasts_longer_than_it_is_high_is_believed() {
     }
 }
 
+#[test]
+fn a_router_whose_clock_is_set_moves_no_track() {
+    for set in [10_000, -10_000] {
+        let shifted = |at: i64| SenderReport {
+            ntp: NtpTime::from_wallclock(Wallclock(T0 + (at * 1000 + set) * 1000)),
+            ..report(at * 1000, 0, 20)
+        };
+        let reports: Vec<_> = (0..40).map(|at| if at < 22 { report(at * 1000, 0, 20) } else { shifted(at) }).collect();
+        let found = &of(&[(track(TrackKind::Audio), &reports)])[&track(TrackKind::Audio)];
+        for at in [0, 21_000, 25_000, 39_000] {
+            assert!((found.at(ms(at)) - 20 * MS).abs() < MS, "{set}: at {at}: {} ns", found.at(ms(at)));
+        }
+    }
+}
+
 /// After hours, a clock may be late by seconds.
 #[test]
 fn a_clock_is_followed_from_its_level_on_and_a_stray_report_changes_nothing() {
