@@ -51,15 +51,7 @@ pub async fn run_scheduler(
         m.capacity_free.set(i64::try_from(free).unwrap_or(0));
         m.spool_bytes.set(i64::try_from(context.spool.used()).unwrap_or(0));
         tokio::select! {
-            Some(done) = drivers.join_next_with_id() => {
-                let task = done.as_ref().map_or_else(tokio::task::JoinError::id, |(task, _)| *task);
-                let job = owned.remove(&task).map(|job| job.to_string()).unwrap_or_default();
-                match done {
-                    Ok((_, ended)) => tracing::info!(job, ?ended, "job ends here"),
-                    // Its lease expires, and then it is taken up again, here or elsewhere.
-                    Err(error) => tracing::error!(fault.kind = "bug", job, "a driver panicked: {error}"),
-                }
-            }
+            Some(done) = drivers.join_next_with_id() => note_end(&mut owned, done),
             () = nudge.notified() => {}
             () = sleep(CLAIM_EVERY) => {}
             () = stop.cancelled(), if !drain.is_cancelled() => {
@@ -68,12 +60,27 @@ pub async fn run_scheduler(
             }
         }
         if drain.is_cancelled() {
-            let all = async { while drivers.join_next().await.is_some() {} };
+            let all = async {
+                while let Some(done) = drivers.join_next_with_id().await {
+                    note_end(&mut owned, done);
+                }
+            };
             if timeout(DRAIN_MAX, all).await.is_err() {
-                tracing::error!("jobs did not hand over in time, their leases will expire");
+                tracing::error!(jobs = owned.len(), "jobs did not hand over in time, their leases will expire");
             }
             return;
         }
+    }
+}
+
+/// Notes how a driver's work on its job ended.
+fn note_end(owned: &mut Owned, done: Result<(tokio::task::Id, Ended), tokio::task::JoinError>) {
+    let task = done.as_ref().map_or_else(tokio::task::JoinError::id, |(task, _)| *task);
+    let job = owned.remove(&task).map(|job| job.to_string()).unwrap_or_default();
+    match done {
+        Ok((_, ended)) => tracing::info!(job, ?ended, "job ends here"),
+        // Its lease expires, and then it is taken up again, here or elsewhere.
+        Err(error) => tracing::error!(fault.kind = "bug", job, "a driver panicked: {error}"),
     }
 }
 
