@@ -18,7 +18,7 @@ use archiver_testkit::wait::wait_for;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::room_events::{clients, lost, present, reconnected, until};
+use crate::support::room_events::{clients, lost, present, present_among, reconnected, until};
 
 fn config(url: &str) -> JanusConfig {
     let mut config = JanusConfig::new("test", url);
@@ -196,8 +196,7 @@ async fn nonsense_in_a_room_harms_nothing() {
     .await
     .expect("liar");
     let mut room = enter(&url, "r").await;
-    clients(room.as_mut(), 1).await;
-    let long = present(room.as_mut(), "long").await;
+    let long = present_among(room.as_mut(), "long", 1).await;
     assert!(room.control().subscribe("long", &long.mids()).await.is_err(), "it has no tracks");
     assert!(long.name.expect("name").len() <= 1000);
     // A driver that reads nothing for a while is told how things are, and can still leave.

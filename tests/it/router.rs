@@ -14,7 +14,7 @@ use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::publisher::{Options, Publisher};
 use serde_json::{Value, json};
 
-use crate::support::room_events::{clients, gone, lost, present, reconnected, until};
+use crate::support::room_events::{clients, gone, lost, present, present_among, reconnected, until};
 
 /// A Janus with a proxy before it, and who is in its room.
 struct JanusStage {
@@ -215,13 +215,12 @@ async fn who_is_there(mut stage: Stage) {
     let mut room = stage.join().await;
     clients(room.as_mut(), 0).await;
     stage.publish("alice").await;
-    let info = present(room.as_mut(), "alice").await;
+    let info = present_among(room.as_mut(), "alice", 1).await;
     assert_eq!((info.name.as_deref(), info.connection_data.as_deref()), (Some("The alice"), Some("u=7")));
     assert_eq!(info.video_type, VideoType::Screen);
     let mut codecs: Vec<(TrackKind, &str)> = info.tracks.iter().map(|t| (t.kind, t.codec.as_str())).collect();
     codecs.sort();
     assert_eq!(codecs, [(TrackKind::Audio, "opus"), (TrackKind::Video, "vp8")]);
-    clients(room.as_mut(), 1).await;
     // One that only looks on is a client, a second archiver is none.
     let other = stage.join().await;
     stage.look_on("bob").await;
@@ -303,8 +302,7 @@ async fn removed_room(mut stage: Stage) {
     assert!(matches!(missing, Err(RouterError::RoomNotFound { .. })), "{missing:?}");
     stage.create_room().await;
     stage.publish("bob").await;
-    let mids = present(room.as_mut(), "bob").await.mids();
-    clients(room.as_mut(), 1).await;
+    let mids = present_among(room.as_mut(), "bob", 1).await.mids();
     room.control().subscribe("bob", &mids).await.expect("offer");
     room.leave().await;
 }

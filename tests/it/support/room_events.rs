@@ -39,6 +39,20 @@ pub async fn present(room: &mut dyn Room, stream: &str) -> StreamInfo {
     until(room, "a stream", fits).await.0
 }
 
+/// Waits for a stream and for the number of clients, of which either may come first: the list of participants can overtake the news.
+pub async fn present_among(room: &mut dyn Room, stream: &str, wanted: usize) -> StreamInfo {
+    let (mut found, mut counted) = (None, false);
+    let fits = |event: &RoomEvent| {
+        match event {
+            RoomEvent::StreamPresent(info) if info.router_id == stream => found = Some(info.clone()),
+            RoomEvent::Clients { count } => counted = *count == wanted,
+            _ => {}
+        }
+        found.clone().filter(|_| counted)
+    };
+    until(room, "a stream and the clients", fits).await.0
+}
+
 pub async fn gone(room: &mut dyn Room, stream: &str) {
     until(room, "a stream's end", |e| {
         matches!(e, RoomEvent::StreamGone { router_id } if router_id == stream).then_some(())

@@ -13,12 +13,15 @@ use anyhow::{Context, Result, bail, ensure};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{self, Message, http::HeaderValue};
 
 use crate::child::Server;
 use crate::net::{TestNet, free_port};
 use crate::shared::StopInfo;
 
+/// How often a connection is tried.
+const HANDSHAKES: u32 = 3;
 /// The key that may create rooms.
 pub const ADMIN_KEY: &str = "room-admin";
 /// The secret of every request.
@@ -373,10 +376,12 @@ fn request(url: &str) -> Result<tungstenite::handshake::client::Request> {
     Ok(request)
 }
 
+type Stream = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
 /// A client of Janus with one VideoRoom handle.
 #[derive(Debug)]
 pub struct Client {
-    stream: tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>,
+    stream: Stream,
     session: u64,
     handle: u64,
     transaction: u64,
@@ -384,6 +389,19 @@ pub struct Client {
     key: (&'static str, String),
     /// Candidates that came while an answer was waited for.
     trickled: Vec<Value>,
+}
+
+/// Connects to Janus's WebSocket. On a very busy machine Janus may close a connection whose handshake is not finished. Then another one
+/// is tried.
+async fn connected(url: &str) -> Result<Stream> {
+    for _ in 1..HANDSHAKES {
+        match tokio_tungstenite::connect_async(request(url)?).await {
+            Ok((stream, _)) => return Ok(stream),
+            Err(tungstenite::Error::Protocol(ProtocolError::HandshakeIncomplete)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(tokio_tungstenite::connect_async(request(url)?).await?.0)
 }
 
 impl Client {
@@ -404,7 +422,7 @@ impl Client {
     }
 
     async fn connect_with(url: &str, key: (&'static str, String)) -> Result<Self> {
-        let (stream, _) = tokio_tungstenite::connect_async(request(url)?).await?;
+        let stream = connected(url).await?;
         let mut client = Self { stream, session: 0, handle: 0, transaction: 0, key, trickled: Vec::new() };
         let id =
             |answer: &Value| answer["data"]["id"].as_u64().with_context(|| format!("no id in the answer: {answer}"));
