@@ -243,7 +243,11 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         let due = captured[next.saturating_sub(1)].1;
         let Some(number) = frame.number.filter(|_| frame.code == Some(7)) else {
             // A picture without a successor goes after two seconds.
-            assert!(frame.pts - due > 1.9, "another picture, or none, at {}; {unread:?}", frame.pts);
+            assert!(
+                frame.pts - due > 1.9,
+                "another picture, or none, at {}, one was due at {due}; {unread:?}",
+                frame.pts
+            );
             continue;
         };
         // The one before and the one after it, too: of two pictures the nearer one is shown.
@@ -253,6 +257,9 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         assert!(off > -2.1, "{number} is still there at {}; {unread:?}", frame.pts);
         // Of this picture's time, until the next one's: how far it is from there.
         let until = captured.iter().map(|(_, at)| at - frame.pts).find(|at| *at > off).unwrap_or(off);
+        if off.max(-until) > 0.1 {
+            println!("{number} is shown at {:.3}: captured at {taken:.3}, the next one {until:.3} s later", frame.pts);
+        }
         worst = worst.max(off).max(-until);
         pictures += 1;
     }
