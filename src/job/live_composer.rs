@@ -78,7 +78,15 @@ impl Composing {
         self.written.cancel();
         self.sending.wait().await;
         match ended {
-            Ok(Ok(Cancellable::Done(composed))) if composed.late <= LATE_MAX => Some(composed),
+            Ok(Ok(Cancellable::Done(composed))) if composed.late <= LATE_MAX => {
+                if composed.late > 0 {
+                    tracing::warn!(
+                        frames = composed.late,
+                        "frames came too late for their moments in the composed file"
+                    );
+                }
+                Some(composed)
+            }
             Ok(Ok(Cancellable::Done(composed))) => {
                 tracing::warn!(frames = composed.late, "media came too late for the composer, it runs again");
                 None
