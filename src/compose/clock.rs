@@ -20,7 +20,7 @@ const STEP: MediaSpan = 500 * MS;
 const LOOK_AHEAD: MediaSpan = 500 * MS;
 /// Where a track's clock begins, its first reports are waited for: Janus sends one a second.
 const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
-/// Older reports say nothing of the clock now, nor do older knots, or where it began before.
+/// Reports, knots and beginnings that are older than this say nothing of the clock now.
 const REMEMBERED: MediaSpan = 60_000 * MS;
 
 /// One track's clock.
@@ -130,7 +130,7 @@ impl Clocks {
             track: *track,
             reports: clock.reports.as_slices().0,
             starts: clock.starts_until(until),
-            // The oldest knot is as old as the reports may be.
+            // The oldest knot is from the time of the oldest report, or from before.
             level: clock.knots.front().map_or(0, |(_, span)| *span),
         });
         let known = corrections(&reports.collect::<Vec<_>>());

@@ -340,7 +340,7 @@ impl<'a> FrameRenderer<'a> {
         let (mut there, has_ended) = (Vec::new(), session.has_ended());
         for (id, input) in &mut session.video {
             let Some(stream) = session.streams.get(id) else { continue };
-            // If the stream comes again, it begins with a keyframe.
+            // A stream that has left and comes again begins with a keyframe.
             let leaves = !stream.is_present(at + BACK_MAX);
             let newest = input.read(at + half, &session.clocks, has_ended || leaves);
             let next = input.next_at(&session.clocks);

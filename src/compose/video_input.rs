@@ -35,8 +35,8 @@ pub struct VideoInput {
     decoder: Option<VideoDecoder>,
     /// Up to where frames were read.
     to: MediaTime,
-    /// Whether no frame follows soon that builds on those that were read.
-    has_ended: bool,
+    /// Whether no later frame needs the decoder's state.
+    nothing_follows: bool,
     /// Frames that went into the decoder before their moment.
     fed: Vec<MediaTime>,
     /// The newest of the frames up to the moment that went into the decoder, where it may give them in another order.
@@ -78,7 +78,7 @@ impl VideoInput {
             may_reorder: false,
             decoder: None,
             to: MediaTime(i64::MIN),
-            has_ended: false,
+            nothing_follows: false,
             fed: Vec::new(),
             due: None,
             coming: VecDeque::new(),
@@ -105,10 +105,10 @@ impl VideoInput {
         self.source.late
     }
 
-    /// Reads all frames up to a moment. `has_ended`: no frame follows soon that builds on them. Returns the time of the newest that can be
-    /// shown.
-    pub fn read(&mut self, to: MediaTime, clocks: &Clocks, has_ended: bool) -> MediaTime {
-        (self.to, self.has_ended) = (to, has_ended);
+    /// Reads all frames up to a moment. With `nothing_follows`, no later frame needs the decoder's state: it gives its last pictures. Returns
+    /// the time of the newest frame that can be shown.
+    pub fn read(&mut self, to: MediaTime, clocks: &Clocks, nothing_follows: bool) -> MediaTime {
+        (self.to, self.nothing_follows) = (to, nothing_follows);
         let due = self.later.extract_if(.., |later| *later <= to).max();
         self.newest = due.map_or(self.newest, |due| self.newest.max(due));
         while let Some((item, torn)) = self.source.take(to, clocks) {
@@ -146,9 +146,10 @@ impl VideoInput {
             }
             return;
         }
-        match frame.pts {
-            due if due <= self.to => self.newest = self.newest.max(due),
-            later => self.later.push(later),
+        if frame.pts <= self.to {
+            self.newest = self.newest.max(frame.pts);
+        } else {
+            self.later.push(frame.pts);
         }
         self.pending_bytes += frame.data.len();
         self.pending.push(Pending::Frame(frame));
@@ -176,7 +177,7 @@ impl VideoInput {
         let mut frames = 0;
         while self.is_held_back() && frames < REORDERED_MAX {
             let Some((item, torn)) = self.source.take_next() else {
-                if self.has_ended {
+                if self.nothing_follows {
                     self.finish_decoder();
                 }
                 break;

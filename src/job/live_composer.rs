@@ -82,7 +82,7 @@ impl Composing {
                 if composed.late > 0 {
                     tracing::warn!(
                         frames = composed.late,
-                        "frames came too late for their moments in the composed file"
+                        "the composed file shows some frames late or not at all: they came after their moments were composed"
                     );
                 }
                 Some(composed)

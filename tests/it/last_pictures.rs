@@ -17,7 +17,7 @@ use archiver_testkit::publisher::media::FPS;
 /// A video track's formats and frames, in decoding order.
 type Video = Vec<(Option<TrackFormat>, Frame)>;
 
-/// Notes that the log's stream comes at the beginning, leaves at `left`, and comes again at `again`.
+/// Notes that the log's stream comes at the beginning, leaves at `left`, and comes again at `again` if that is given.
 fn note_presence(log: &Log, left: MediaTime, again: Option<MediaTime>) {
     let stream: StreamId = STREAM.parse().expect("id");
     let (history, _) = History::open(&log.path()).expect("history");

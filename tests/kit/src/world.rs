@@ -25,9 +25,8 @@ pub const ROOM_KEY: &str = "room-key";
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// Time limit of a worker's shutdown: it hands its jobs over within 20 s (`DRAIN_MAX` of its scheduler), and does not wait for the ends of
-/// sessions.
-const STOP_MAX: Duration = Duration::from_secs(25);
+/// Time limit of a worker's shutdown: it hands its jobs over, and does not wait for the ends of sessions.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// A deployment.
 #[derive(Debug)]

@@ -385,8 +385,7 @@ mod tests {
         let seconds = truth.frames[truth.frames.len() - 1].1 - truth.frames[0].1;
         #[allow(clippy::cast_precision_loss)]
         let rate = truth.frames.len() as f64 / seconds;
-        // A browser on a busy machine draws fewer than the 30 that are due, and never more.
-        assert!(rate < 32.0, "{rate} pictures a second");
+        assert!((20.0..32.0).contains(&rate), "{rate} pictures a second");
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the browser still runs");
     }
 }
