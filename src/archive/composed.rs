@@ -138,6 +138,7 @@ pub(super) fn build_composed(
         width: options.size.width,
         height: options.size.height,
         rate: composed.rate,
+        late_frames: composed.late,
         start_ms: composed.start.as_millis(),
         pictures: composed.pictures,
         errors: composed

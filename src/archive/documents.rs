@@ -109,6 +109,10 @@ pub struct ComposedEntry {
     pub start_ms: i64,
     /// Pictures in it.
     pub pictures: u64,
+    /// Frames that came after their moments were composed: it shows them late, or lacks them. The files of their streams have
+    /// them at their times.
+    #[serde(default)]
+    pub late_frames: u64,
     /// What could not be decoded: stream, track, frames at which a decoder failed, frames passed over.
     pub errors: Vec<(StreamId, TrackKind, u64, u64)>,
 }

@@ -23,8 +23,8 @@ use crate::recording::history::{self, Event};
 use crate::recording::reader::{self, TrackIndex};
 use crate::rtp::clock::BACK_MAX;
 
-/// Media that arrives has a media time at most this much before its arrival, unless the network delayed it.
-const JITTER_MAX: MediaSpan = 500_000_000;
+/// Media that arrives has a media time at most this much before its arrival, unless the network delayed it by more.
+const JITTER_MAX: MediaSpan = 1_500_000_000;
 /// Tracks that begin this soon after the first one may be earlier than it, once their clocks are known.
 const START_SPREAD_MAX: MediaSpan = 1_000_000_000;
 /// A stream's clock must be known up to this long after the moment that is drawn: its first frames may be that much earlier.
