@@ -60,7 +60,6 @@ pub fn build(
         track: index.track,
         reports: &index.reports,
         starts: &index.clock_starts,
-        level: 0,
     });
     let corrections = corrections(&reports.collect::<Vec<_>>());
     let all = individual::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());

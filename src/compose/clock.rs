@@ -130,8 +130,6 @@ impl Clocks {
             track: *track,
             reports: clock.reports.as_slices().0,
             starts: clock.starts_until(until),
-            // The oldest knot is from the time of the oldest report, or from before.
-            level: clock.knots.front().map_or(0, |(_, span)| *span),
         });
         let known = corrections(&reports.collect::<Vec<_>>());
         for (track, clock) in &mut self.clocks {

@@ -9,16 +9,11 @@ use crate::model::media::{ClockStart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 
 const MS: MediaSpan = 1_000_000;
-/// A report further from its neighbours' median than this is refused (Janus's can be wrong for a while
-/// after a layer switch, janus-gateway#1300).
+/// A report further from its neighbours' median than this is refused, and one that came so much before or after its own
+/// time: its reporter's clock was set. (Reports that do not fit the packets are not in the log, see `TrackClock::report_time`.)
 const OUTLIER_MIN: MediaSpan = 1_000 * MS;
 /// A provisional clock is never off by more: it is anchored at arrivals. Drift adds 4 s in 12 h.
 const ABSURD_MIN: MediaSpan = 30_000 * MS;
-/// From one report to the next, a correction changes by less than this. A larger change is a leap.
-const LEAP_MIN: MediaSpan = 3_000 * MS;
-/// After a change of tracks, Janus's reports may be wrong by some seconds for as many seconds (in its `ice.c`, `last_rtp_ts` never goes
-/// back). So a leap is believed when reports have agreed on it for as long as it is high, and for this long besides.
-const LEAP_CONFIRMED: MediaSpan = 5_000 * MS;
 /// Neighbours on each side.
 const NEIGHBOURS: usize = 10;
 /// Reports are averaged over this long: enough of them to smooth jitter, short enough to follow 200 ppm.
@@ -80,8 +75,6 @@ pub struct TrackReports<'a> {
     pub reports: &'a [SenderReport],
     /// Where its provisional clock began, in the order of time. Without any, all reports are of one clock.
     pub starts: &'a [ClockStart],
-    /// The correction that its clock had before these reports. Zero if no reports came before them.
-    pub level: MediaSpan,
 }
 
 /// The corrections of a session's tracks, from their sender reports. A track without usable reports has no entry: its
@@ -108,7 +101,7 @@ pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction>
             let offset = streams.get(&one.track.stream).copied().unwrap_or(session);
             let point = |r: &SenderReport| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0));
             let points = one.reports.iter().map(|r| (r.arrived, point(r)));
-            correction(points.collect(), one.starts, one.level).map(|c| (one.track, c))
+            correction(points.collect(), one.starts).map(|c| (one.track, c))
         })
         .collect()
 }
@@ -129,18 +122,12 @@ fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSp
 type Point = (MediaTime, MediaSpan);
 
 /// The correction from a track's reports, each with its arrival. A clock has no report before its first packet came.
-fn correction(mut reports: Vec<(MediaTime, Point)>, starts: &[ClockStart], level: MediaSpan) -> Option<Correction> {
-    let all = reports.len();
-    reports.retain(|(_, (_, c))| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
+fn correction(mut reports: Vec<(MediaTime, Point)>, starts: &[ClockStart]) -> Option<Correction> {
+    let mut found = Correction { refused: reports.len(), ..Correction::default() };
+    reports.retain(|(arrived, (pts, c))| {
+        c.unsigned_abs() <= ABSURD_MIN.unsigned_abs() && (*arrived - (*pts + *c)).abs() <= OUTLIER_MIN
+    });
     reports.sort_unstable();
-    refuse_leaps(&mut reports, starts, level);
-    reports.sort_unstable_by_key(|(_, point)| *point);
-    // Neighbours count whichever clock they are of.
-    let points: Vec<Point> = reports.iter().map(|(_, point)| *point).collect();
-    let mut at = 0..;
-    reports.retain(|_| at.next().is_some_and(|at| is_usable(&points, at)));
-    reports.sort_by_key(|(arrived, _)| *arrived);
-    let mut found = Correction { used: reports.len(), refused: all - reports.len(), ..Correction::default() };
     // Where the clock began to which no report belongs yet.
     let mut start: Option<ClockStart> = None;
     let mut rest = reports.as_slice();
@@ -148,8 +135,10 @@ fn correction(mut reports: Vec<(MediaTime, Point)>, starts: &[ClockStart], level
         let count = next.map_or(rest.len(), |next| rest.partition_point(|(arrived, _)| *arrived < next.at));
         let (own, later) = rest.split_at(count);
         rest = later;
-        let mut points: Vec<Point> = own.iter().map(|(_, point)| *point).collect();
-        points.sort_unstable();
+        let mut all: Vec<Point> = own.iter().map(|(_, point)| *point).collect();
+        all.sort_unstable();
+        let points: Vec<Point> = (0..all.len()).filter(|at| is_usable(&all, *at)).map(|at| all[at]).collect();
+        (found.used, found.refused) = (found.used + points.len(), found.refused - points.len());
         if found.add_clock(&points, start) {
             start = None;
         }
@@ -188,48 +177,6 @@ impl Correction {
         }
         self
     }
-}
-
-/// Decides which reports of a track are believed, in the order of their arrival.
-#[derive(Debug, Default)]
-struct LeapFilter {
-    /// The correction by the last report that was believed. A clock begins with none.
-    level: MediaSpan,
-    leap: Option<Leap>,
-}
-
-/// Reports that agree with each other and not with the level.
-#[derive(Debug, Clone, Copy)]
-struct Leap {
-    to: MediaSpan,
-    since: MediaTime,
-}
-
-impl LeapFilter {
-    fn believes(&mut self, arrived: MediaTime, (pts, correction): Point) -> bool {
-        let height = (correction - self.level).abs();
-        // Wrong reports may come nearer to the level, one by one.
-        let near = if self.leap.is_some() { OUTLIER_MIN } else { LEAP_MIN };
-        let same = |leap: &Leap| (correction - leap.to).abs() < OUTLIER_MIN;
-        let leap = self.leap.filter(same).unwrap_or(Leap { to: correction, since: arrived });
-        // Where the reporter's clock was set, reports come long after their times, or before them.
-        let on_time = (arrived - (pts + correction)).abs() < LEAP_MIN;
-        let believed = height < near || (on_time && arrived - leap.since > height + LEAP_CONFIRMED);
-        (self.level, self.leap) = if believed { (correction, None) } else { (self.level, Some(leap)) };
-        believed
-    }
-}
-
-/// Leaves out reports by which a clock would leap. They are in the order of arrival.
-fn refuse_leaps(reports: &mut Vec<(MediaTime, Point)>, starts: &[ClockStart], level: MediaSpan) {
-    let mut filter = LeapFilter { level, leap: None };
-    let mut starts = starts.iter().map(|start| start.at).peekable();
-    reports.retain(|(arrived, point)| {
-        while starts.next_if(|start| start <= arrived).is_some() {
-            filter = LeapFilter::default();
-        }
-        filter.believes(*arrived, *point)
-    });
 }
 
 /// Whether a report is near the median of its neighbours.

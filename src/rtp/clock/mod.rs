@@ -203,18 +203,20 @@ impl TrackClock {
         self.mapping.map_or(MediaTime::ZERO, |mapping| mapping.time(self.unwrapper.clone().unwrap(rtp), self.rate))
     }
 
-    /// Whether a packet's RTP time is near the one that its arrival suggests.
+    /// Whether the RTP time of a packet, or of a sender report, is near the one that its arrival suggests.
     #[must_use]
     pub fn is_plausible(&self, rtp: u32, arrived: MediaTime) -> bool {
         let usual = self.delay.get();
         self.mapping.is_some() && (arrived - self.media_time(rtp) - usual).abs() <= AHEAD_MAX
     }
 
-    /// The media time of a sender report's RTP time. `None` before the first packet, and while a pause is being
-    /// classified.
+    /// The media time of a sender report's RTP time. `None` before the first packet, while a pause is being classified, and of a
+    /// report that does not fit the packets: then the report is wrong. Janus's are, after a track was off for some seconds, by as
+    /// much and for as long (in its `ice.c`, `last_rtp_ts` never goes back), and for a while after a change of layers
+    /// (janus-gateway#1300).
     #[must_use]
-    pub fn report_time(&self, rtp: u32) -> Option<MediaTime> {
-        (self.mapping.is_some() && !self.is_classifying_pause()).then(|| self.media_time(rtp))
+    pub fn report_time(&self, rtp: u32, arrived: MediaTime) -> Option<MediaTime> {
+        (!self.is_classifying_pause() && self.is_plausible(rtp, arrived)).then(|| self.media_time(rtp))
     }
 }
 

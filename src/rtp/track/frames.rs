@@ -23,7 +23,7 @@ impl TrackRules {
     /// Releases complete frames. Gives up packets that are missing for too long, or with `give_up` all that are missing.
     pub(super) fn drain(&mut self, now: MediaTime, give_up: bool, out: &mut Vec<Output>) {
         if give_up {
-            self.classify_pause(now, true);
+            self.classify_pause(now, true, out);
         }
         if self.source.as_ref().is_some_and(|source| source.clock.is_classifying_pause())
             && !self.jitter_buffer.is_full()

@@ -95,13 +95,16 @@ impl JitterBuffer {
         (self.slots.range(..at).rev().flatten().next(), self.slots.range(at..).flatten().next())
     }
 
-    /// Moves the media time of the packets from a number on: before it the publisher paused.
-    pub fn shift(&mut self, from: u64, by: MediaSpan) {
+    /// Moves the media time of the packets from a number on: before it the publisher paused. Returns the time of the first of them.
+    pub fn shift(&mut self, from: u64, by: MediaSpan) -> Option<MediaTime> {
         let at = self.next.map_or(0, |next| usize::try_from(from.saturating_sub(next)).unwrap_or(usize::MAX));
-        for (number, packet) in self.slots.iter_mut().skip(at).flatten().enumerate() {
+        let mut first = None;
+        for packet in self.slots.iter_mut().skip(at).flatten() {
             packet.at = packet.at + by;
-            packet.after_pause = number == 0;
+            packet.after_pause = first.is_none();
+            first = first.or(Some(packet.at));
         }
+        first
     }
 
     /// When the first packet of those that wait arrived.

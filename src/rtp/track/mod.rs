@@ -47,6 +47,9 @@ const PROBATION_AHEAD_MAX: u64 = 100;
 const MUTED_LATE_MAX: MediaSpan = 1_000 * MS;
 /// A repaired packet and its neighbour are on the same clock when their RTP times are this near.
 const NEIGHBOUR_MAX: MediaSpan = 10_000 * MS;
+/// In each period of this length, at most so many starts of the clock are told.
+const CLOCK_STARTS_PERIOD: MediaSpan = 60_000 * MS;
+const CLOCK_STARTS_MAX: u32 = 10;
 
 /// The limits of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +124,7 @@ pub enum Output {
     Gap(Gap),
     /// A sender report to keep.
     SenderReport(SenderReport),
-    /// The provisional clock begins at this time: frames that follow have their times from it.
+    /// The provisional clock begins at this time, or is anchored anew there: later frames have their times from it.
     ClockBegins(MediaTime),
     /// The sender should send a keyframe.
     RequestKeyframe { reason: KeyframeReason },
@@ -139,6 +142,7 @@ pub struct TrackRules {
     probation: Option<RtpInput>,
     /// The first packet after a pause that is being classified.
     paused_seq: u64,
+    clock_starts: ClockStarts,
     /// Packets are dropped up to the beginning of a frame.
     resync: Option<Resync>,
     needs_keyframe: bool,
@@ -167,6 +171,26 @@ pub struct TrackRules {
 struct Source {
     depacketizer: Depacketizer,
     clock: TrackClock,
+}
+
+/// Tells where the clock began. Each start ends a part of the log: no packets may cause many of them.
+#[derive(Debug, Clone, Copy, Default)]
+struct ClockStarts {
+    /// When the period began in which starts are counted.
+    since: Option<MediaTime>,
+    count: u32,
+}
+
+impl ClockStarts {
+    fn tell(&mut self, at: MediaTime, now: MediaTime, out: &mut Vec<Output>) {
+        if self.since.is_none_or(|since| now - since >= CLOCK_STARTS_PERIOD) {
+            *self = Self { since: Some(now), count: 0 };
+        }
+        if self.count < CLOCK_STARTS_MAX {
+            self.count += 1;
+            out.push(Output::ClockBegins(at));
+        }
+    }
 }
 
 /// A time in which the publisher sends nothing.
@@ -207,6 +231,7 @@ impl TrackRules {
             jitter_buffer: JitterBuffer::default(),
             probation: None,
             paused_seq: 0,
+            clock_starts: ClockStarts::default(),
             resync: Some(Resync::Unsure),
             needs_keyframe: kind == TrackKind::Video,
             keyframes,
@@ -269,7 +294,7 @@ impl TrackRules {
         if self.probation.as_ref().is_some_and(|probation| now - probation.arrived >= PROBATION_MAX) {
             self.end_probation();
         }
-        self.classify_pause(now, false);
+        self.classify_pause(now, false, out);
         self.drain(now, false, out);
     }
 
@@ -298,7 +323,7 @@ impl TrackRules {
 
     /// A sender report came: `rtp` was at `ntp`.
     pub fn sender_report(&mut self, ntp: NtpTime, rtp: u32, arrived: MediaTime, out: &mut Vec<Output>) {
-        if let Some(pts) = self.source.as_ref().and_then(|source| source.clock.report_time(rtp)) {
+        if let Some(pts) = self.source.as_ref().and_then(|source| source.clock.report_time(rtp, arrived)) {
             out.push(Output::SenderReport(SenderReport { ntp, pts, arrived }));
         }
     }
@@ -429,8 +454,8 @@ impl TrackRules {
         let at = if placement == Placement::InOrder {
             let begins = !source.clock.has_begun();
             let (at, fit) = source.clock.observe(input.rtp, input.arrived);
-            if begins {
-                out.push(Output::ClockBegins(at));
+            if begins || fit == ClockFit::Jumped {
+                self.clock_starts.tell(at, input.arrived, out);
             }
             if let ClockFit::Late { .. } = fit {
                 self.paused_seq = input.seq;
@@ -463,7 +488,7 @@ impl TrackRules {
             arrived: input.arrived,
         };
         self.jitter_buffer.insert(input.seq, packet);
-        self.classify_pause(input.arrived, false);
+        self.classify_pause(input.arrived, false, out);
         self.drain(input.arrived, false, out);
     }
 
@@ -477,10 +502,11 @@ impl TrackRules {
         self.keyframes.request(KeyframeReason::Begin);
     }
 
-    fn classify_pause(&mut self, now: MediaTime, immediately: bool) {
+    fn classify_pause(&mut self, now: MediaTime, immediately: bool, out: &mut Vec<Output>) {
         let Some(source) = &mut self.source else { return };
         if let Some(Pause::Sender { by }) = source.clock.classify_pause(now, immediately) {
-            self.jitter_buffer.shift(self.paused_seq, by);
+            let resumed = self.jitter_buffer.shift(self.paused_seq, by);
+            self.clock_starts.tell(resumed.unwrap_or(now), now, out);
         }
     }
 

@@ -45,6 +45,15 @@ impl Track {
         self
     }
 
+    fn clocks_and_frames(&self) -> Vec<(&'static str, i64)> {
+        let of = |output: &Output| match output {
+            Output::ClockBegins(at) => Some(("clock", at.as_millis())),
+            Output::Frame(frame) => Some(("frame", frame.pts.as_millis())),
+            _ => None,
+        };
+        self.out.iter().filter_map(of).collect()
+    }
+
     pub fn frames(&self) -> Vec<i64> {
         self.out.iter().filter_map(|o| if let Output::Frame(f) = o { Some(f.pts.as_millis()) } else { None }).collect()
     }
@@ -314,6 +323,42 @@ fn reports_are_given_on_the_tracks_own_clock() {
     assert_eq!(t.out.last(), Some(&Output::SenderReport(report)));
 }
 
+/// A camera was off for 15 s: then Janus's reports are wrong by as much, for as long, or by less and less.
+#[test]
+fn reports_that_do_not_fit_the_packets_are_not_kept() {
+    let mut t = Track::new(TrackKind::Audio);
+    for n in 0..1500_u32 {
+        let arrived = 20 * i64::from(n);
+        t.opus(u64::from(n), n * 960, arrived);
+        let wrong = match arrived {
+            10_000..20_000 => 15_000,
+            20_000..23_000 => 24_000 - arrived,
+            _ => 30 * (arrived % 3),
+        };
+        if arrived % 1000 == 20 {
+            let rtp = u32::try_from((arrived - 20 + wrong) * 48).expect("positive");
+            t.rules.sender_report(NtpTime(1), rtp, ms(arrived), &mut t.out);
+        }
+    }
+    let kept: Vec<_> =
+        t.out.iter().filter_map(|o| if let Output::SenderReport(r) = o { Some(r) } else { None }).collect();
+    assert_eq!(kept.len(), 30 - 13);
+    assert!(kept.iter().all(|report| (report.arrived - report.pts).abs() <= 100 * MS));
+}
+
+/// The machine was busy: the first packets come late, and catch up.
+#[test]
+fn reports_of_a_clock_that_began_late_are_kept() {
+    let mut t = Track::new(TrackKind::Audio);
+    for n in 0..200_u32 {
+        let sent = 20 * i64::from(n);
+        t.opus(u64::from(n), n * 960, (2000 + sent / 2).max(sent));
+    }
+    t.rules.sender_report(NtpTime(1), 48 * 4000, ms(4020), &mut t.out);
+    let report = SenderReport { ntp: NtpTime(1), pts: ms(6000), arrived: ms(4020) };
+    assert_eq!(t.out.last(), Some(&Output::SenderReport(report)));
+}
+
 #[test]
 fn each_source_has_a_clock_that_begins_before_its_frames() {
     let mut t = Track::new(TrackKind::Audio);
@@ -321,13 +366,38 @@ fn each_source_has_a_clock_that_begins_before_its_frames() {
     t.rules.source_lost(GapCause::Network, ms(200), &mut t.out);
     t.rules.source_connected(ms(3000), &mut t.out);
     t.opus(1, 7_000_000, 3200).opus(2, 7_000_960, 3220);
-    let seen = t.out.iter().filter_map(|output| match output {
-        Output::ClockBegins(at) => Some(("clock", at.as_millis())),
-        Output::Frame(frame) => Some(("frame", frame.pts.as_millis())),
-        _ => None,
-    });
     let frames = [("clock", 100), ("frame", 100), ("frame", 120), ("clock", 3200), ("frame", 3200), ("frame", 3220)];
-    assert_eq!(seen.collect::<Vec<_>>(), frames);
+    assert_eq!(t.clocks_and_frames(), frames);
+}
+
+/// A composer waits there for the clock's first reports: reports from before say nothing of it.
+#[test]
+fn a_clock_that_is_anchored_anew_begins_again_before_its_frames() {
+    let mut t = Track::new(TrackKind::Audio);
+    for n in 0..10_i64 {
+        t.opus(u64::try_from(n).expect("small"), u32::try_from(n * 960).expect("small"), n * 20);
+    }
+    // RTP time jumps; later the publisher pauses for 2 s, which RTP time does not count.
+    t.opus(10, 9_000_000, 200);
+    for n in 0..40_u32 {
+        t.opus(11 + u64::from(n), 9_000_960 + n * 960, 2220 + i64::from(n) * 20);
+    }
+    let seen = t.clocks_and_frames();
+    let clocks: Vec<_> = seen.iter().enumerate().filter(|(_, (what, _))| *what == "clock").collect();
+    assert_eq!(clocks, [(0, &("clock", 0)), (11, &("clock", 200)), (13, &("clock", 2220))], "{seen:?}");
+    assert_eq!((seen[12], seen[14]), (("frame", 200), ("frame", 2220)));
+    assert_eq!(seen.len(), 3 + 10 + 1 + 40);
+}
+
+/// Each start ends a part of the log.
+#[test]
+fn a_clock_that_is_anchored_all_the_time_begins_a_few_times_a_minute() {
+    let mut t = Track::new(TrackKind::Audio);
+    for n in 0..6000_u32 {
+        t.opus(u64::from(n), n.wrapping_mul(0x4000_0000), i64::from(n) * 20);
+    }
+    let clocks = t.clocks_and_frames().iter().filter(|(what, _)| *what == "clock").count();
+    assert_eq!((clocks, t.frames().len()), (2 * 10, 6000));
 }
 
 /// What the network does with one packet.
