@@ -109,8 +109,8 @@ pub struct ComposedEntry {
     pub start_ms: i64,
     /// Pictures in it.
     pub pictures: u64,
-    /// Frames that came after their moments were composed: it shows them late, or lacks them. The files of their streams have
-    /// them at their times.
+    /// Frames that came after their moments were composed: the file shows them late, or lacks them. Individual files have them at
+    /// their times. A clip tells those of the file that it was cut from.
     #[serde(default)]
     pub late_frames: u64,
     /// What could not be decoded: stream, track, frames at which a decoder failed, frames passed over.

@@ -329,7 +329,6 @@ mod tests {
         }
     }
 
-    /// Reports of the last minute alone do not tell a clock that has drifted far from one whose reports are wrong.
     #[test]
     fn a_clock_that_has_drifted_by_seconds_is_followed() {
         const LENGTH_S: i64 = 1800;

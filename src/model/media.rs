@@ -262,7 +262,8 @@ pub struct SenderReport {
     pub arrived: MediaTime,
 }
 
-/// A provisional clock began: with a PeerConnection, or with another worker. What was known of the one before says nothing of this one.
+/// A provisional clock began: with a PeerConnection, with another worker, or anchored anew behind a pause or a jump of RTP time. Reports
+/// from before say nothing of this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClockStart {
     /// Start of the part that the log has it with: a composer that follows the log knows it from then on.
@@ -301,6 +302,8 @@ pub struct TrackStats {
     pub frames_damaged: u64,
     /// Keyframes asked for.
     pub keyframes_requested: u64,
+    /// Sender reports that say nothing of the track's times: they did not fit the packets, or came while a pause was classified.
+    pub reports_refused: u64,
 }
 
 impl TrackStats {
@@ -318,6 +321,7 @@ impl TrackStats {
         self.frames_before_keyframe = self.frames_before_keyframe.saturating_add(other.frames_before_keyframe);
         self.frames_damaged = self.frames_damaged.saturating_add(other.frames_damaged);
         self.keyframes_requested = self.keyframes_requested.saturating_add(other.keyframes_requested);
+        self.reports_refused = self.reports_refused.saturating_add(other.reports_refused);
     }
 }
 

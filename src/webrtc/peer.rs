@@ -68,6 +68,8 @@ pub(super) struct SenderReportIn {
     pub rtp: u32,
     /// Packets sent since the source began; wraps.
     pub packets: u32,
+    /// When the kernel received it.
+    pub arrived: Instant,
 }
 
 /// One PeerConnection.
@@ -80,6 +82,8 @@ pub(super) struct Peer {
     nacks: Nacks,
     /// The RTP stream that `nacks` is about.
     nacks_ssrc: Option<Ssrc>,
+    /// When the kernel received the datagram that was fed last.
+    received: Instant,
     /// When [`Peer::tick`] is due.
     pub next_timeout: Instant,
     /// When ICE lost its last working pair.
@@ -133,6 +137,7 @@ impl Peer {
             codecs: [None; PAYLOAD_TYPES_MAX],
             nacks: Nacks::default(),
             nacks_ssrc: None,
+            received: now,
             next_timeout: now,
             disconnected_since: None,
             opened: now,
@@ -206,6 +211,7 @@ impl Peer {
     ) -> Result<(), PeerError> {
         // Datagrams that are neither STUN, DTLS nor RTP are ignored.
         let Ok(receive) = Receive::new(Protocol::Udp, from, to, bytes) else { return Ok(()) };
+        self.received = at;
         self.rtc.handle_input(Input::Receive(at, receive)).map_err(|e| PeerError::Broken { reason: e.to_string() })?;
         self.poll(sink)?;
         self.send_nacks(at, sink)
@@ -297,10 +303,8 @@ impl Peer {
                     let info = feedback.sender_info;
                     #[allow(clippy::cast_possible_truncation)]
                     let rtp = info.rtp_time.numer() as u32;
-                    sink.sender_report(
-                        kind,
-                        SenderReportIn { ntp: ntp_of(info.ntp_time), rtp, packets: info.sender_packet_count },
-                    );
+                    let (ntp, packets) = (ntp_of(info.ntp_time), info.sender_packet_count);
+                    sink.sender_report(kind, SenderReportIn { ntp, rtp, packets, arrived: self.received });
                 }
             }
             Event::IceConnectionStateChange(state) => {

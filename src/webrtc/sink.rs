@@ -123,9 +123,11 @@ impl PeerSink for Sink<'_> {
     }
 
     fn sender_report(&mut self, kind: TrackKind, report: SenderReportIn) {
+        let Some(origin) = self.capture.as_ref().map(|c| c.options.origin) else { return };
+        let arrived = media_time(self.anchor.wallclock(report.arrived), origin);
         self.change(kind, |rules, now, outputs| {
             rules.packets_sent(report.packets, now);
-            rules.sender_report(report.ntp, report.rtp, now, outputs);
+            rules.sender_report(report.ntp, report.rtp, arrived, outputs);
         });
     }
 

@@ -203,7 +203,7 @@ fn build_clip(
     let start_ms = entry.start_ms.saturating_add_unsigned(source.moment(clip.before));
     let origin = Wallclock::parse_rfc3339(&manifest.origin);
     let started_at = origin.map(|origin| MediaTime::from_millis(start_ms).to_wallclock(origin).to_rfc3339());
-    // Decoding errors have no times, so the clip's entry keeps those of the whole file.
+    // Decoding errors and late frames have no times, so the clip's entry keeps those of the whole file.
     let entry = ComposedEntry { start_ms, pictures: clip.pictures, rate: source.rate(), ..entry };
     let key = Keys::new(manifest.application_id.clone(), archive).key(object.kind);
     let entry_of_file = ObjectEntry { key, size: object.size, sha256: object.sha256.clone(), part_bytes: None };

@@ -9,9 +9,11 @@ use crate::model::media::{ClockStart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 
 const MS: MediaSpan = 1_000_000;
-/// A report further from its neighbours' median than this is refused, and one that came so much before or after its own
-/// time: its reporter's clock was set. (Reports that do not fit the packets are not in the log, see `TrackClock::report_time`.)
+/// A report further from its neighbours' median than this is refused. Reports that do not fit the packets are not in the log:
+/// see `TrackClock::report_time`.
 const OUTLIER_MIN: MediaSpan = 1_000 * MS;
+/// A report that came so much before or after its own time is refused: the reporter's clock was set.
+const LATE_MAX: MediaSpan = 3_000 * MS;
 /// A provisional clock is never off by more: it is anchored at arrivals. Drift adds 4 s in 12 h.
 const ABSURD_MIN: MediaSpan = 30_000 * MS;
 /// Neighbours on each side.
@@ -99,8 +101,10 @@ pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction>
         .iter()
         .filter_map(|one| {
             let offset = streams.get(&one.track.stream).copied().unwrap_or(session);
-            let point = |r: &SenderReport| (r.pts, ntp(r).saturating_add(offset).saturating_sub(r.pts.0));
-            let points = one.reports.iter().map(|r| (r.arrived, point(r)));
+            let sent = |r: &SenderReport| ntp(r).saturating_add(offset);
+            let is_late = |r: &&SenderReport| r.arrived.0.saturating_sub(sent(r)).saturating_abs() > LATE_MAX;
+            let reports = one.reports.iter().filter(|r| !is_late(r));
+            let points = reports.map(|r| (r.pts, sent(r).saturating_sub(r.pts.0)));
             correction(points.collect(), one.starts).map(|c| (one.track, c))
         })
         .collect()
@@ -121,23 +125,19 @@ fn offset<'a>(reports: impl Iterator<Item = &'a SenderReport>) -> Option<MediaSp
 
 type Point = (MediaTime, MediaSpan);
 
-/// The correction from a track's reports, each with its arrival. A clock has no report before its first packet came.
-fn correction(mut reports: Vec<(MediaTime, Point)>, starts: &[ClockStart]) -> Option<Correction> {
+/// The correction from a track's reports.
+fn correction(mut reports: Vec<Point>, starts: &[ClockStart]) -> Option<Correction> {
     let mut found = Correction { refused: reports.len(), ..Correction::default() };
-    reports.retain(|(arrived, (pts, c))| {
-        c.unsigned_abs() <= ABSURD_MIN.unsigned_abs() && (*arrived - (*pts + *c)).abs() <= OUTLIER_MIN
-    });
+    reports.retain(|(_, c)| c.unsigned_abs() <= ABSURD_MIN.unsigned_abs());
     reports.sort_unstable();
     // Where the clock began to which no report belongs yet.
     let mut start: Option<ClockStart> = None;
     let mut rest = reports.as_slice();
     for next in starts.iter().map(Some).chain([None]) {
-        let count = next.map_or(rest.len(), |next| rest.partition_point(|(arrived, _)| *arrived < next.at));
+        let count = next.map_or(rest.len(), |next| rest.partition_point(|(pts, _)| *pts < next.at));
         let (own, later) = rest.split_at(count);
         rest = later;
-        let mut all: Vec<Point> = own.iter().map(|(_, point)| *point).collect();
-        all.sort_unstable();
-        let points: Vec<Point> = (0..all.len()).filter(|at| is_usable(&all, *at)).map(|at| all[at]).collect();
+        let points: Vec<Point> = (0..own.len()).filter(|at| is_usable(own, *at)).map(|at| own[at]).collect();
         (found.used, found.refused) = (found.used + points.len(), found.refused - points.len());
         if found.add_clock(&points, start) {
             start = None;

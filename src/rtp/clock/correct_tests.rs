@@ -133,12 +133,12 @@ fn a_clock_that_begins_anew_has_the_correction_of_its_own_reports() {
     }
 }
 
-/// Janus's first report may tell of an RTP time long before the first packet, and one of two may be wrong.
+/// Of three reports one may be wrong.
 #[test]
 fn a_wrong_report_at_a_clock_s_beginning_is_refused() {
     let starts = [ClockStart { known: ms(1000), after: ms(1000), at: ms(1000) }];
     let right = (2..8).map(|at| report(at * 1000, 0, 20));
-    for (pts, count) in [(-9000, 6), (9000, 6), (9000, 2)] {
+    for (pts, count) in [(9000, 6), (9000, 2), (6500, 3)] {
         let wrong = SenderReport { pts: ms(pts), ..report(1500, 0, 20) };
         let reports: Vec<_> = std::iter::once(wrong).chain(right.clone().take(count)).collect();
         let one = all_of(track(TrackKind::Video), &reports, &starts);
@@ -178,7 +178,6 @@ fn a_router_whose_clock_is_set_moves_no_track() {
     }
 }
 
-/// After hours, a clock may be late by seconds.
 #[test]
 fn a_stray_report_changes_nothing() {
     let mut reports: Vec<_> = (0..60).map(|at| report(at * 1000, -4000, 20)).collect();
@@ -265,8 +264,7 @@ proptest! {
         let times = (0..).map(|second| ms(second * 1000));
         let spans = jitter.iter().enumerate().map(|(i, jitter)| (level(i) + jitter) * MS);
         let points: Vec<Point> = times.zip(spans).collect();
-        let reports = points.iter().map(|point| (point.0, *point)).collect();
-        let found = correction(reports, &[]).expect("reports");
+        let found = correction(points.clone(), &[]).expect("reports");
         // Downwards it takes a while.
         for (i, (time, _)) in points.iter().enumerate().filter(|(i, _)| *i != at || height > 0) {
             let off = found.at(*time) / MS - level(i);

@@ -1,7 +1,7 @@
 //! A track's clock: from RTP time to media time, and the corrections that sender reports allow.
 //!
 //! Frames get their times from a *provisional* clock, which is anchored at the arrival of the first packet: writing must
-//! not wait for a sender report. The index keeps the reports. When the log is read, [`corrections`] computes from the
+//! not wait for a sender report. The index keeps the reports that fit the packets. When the log is read, [`corrections`] computes from the
 //! reports of all tracks of a session how far each provisional clock was off. One clock writes all reports of a session
 //! (Janus writes its own reports), so the corrected tracks are in sync whatever the delay of their first packets was.
 

@@ -23,7 +23,7 @@ impl TrackRules {
     /// Releases complete frames. Gives up packets that are missing for too long, or with `give_up` all that are missing.
     pub(super) fn drain(&mut self, now: MediaTime, give_up: bool, out: &mut Vec<Output>) {
         if give_up {
-            self.classify_pause(now, true, out);
+            self.classify_pause(now, true);
         }
         if self.source.as_ref().is_some_and(|source| source.clock.is_classifying_pause())
             && !self.jitter_buffer.is_full()
@@ -32,13 +32,13 @@ impl TrackRules {
         }
         while let Some(front) = self.jitter_buffer.get(0) {
             match front {
-                None if self.expired(0, now, give_up) => self.give_up(0),
+                None if self.expired(0, now, give_up) => self.give_up(0, now, out),
                 None => break,
                 Some(packet) => match self.frame_end(packet.rtp) {
                     FrameEnd::Complete(count) => self.release(count, now, out),
-                    FrameEnd::Hole(at) if self.expired(at, now, give_up) => self.give_up(at),
+                    FrameEnd::Hole(at) if self.expired(at, now, give_up) => self.give_up(at, now, out),
                     FrameEnd::Unfinished if give_up || self.jitter_buffer.is_full() => {
-                        self.give_up(self.jitter_buffer.len());
+                        self.give_up(self.jitter_buffer.len(), now, out);
                     }
                     FrameEnd::Hole(_) | FrameEnd::Unfinished => break,
                 },
@@ -73,7 +73,7 @@ impl TrackRules {
     }
 
     /// Gives up the hole at `at`, and with it the packets before it, which are of the same frame.
-    fn give_up(&mut self, at: usize) {
+    fn give_up(&mut self, at: usize, now: MediaTime, out: &mut Vec<Output>) {
         let mut holes = 0;
         while matches!(self.jitter_buffer.get(at + holes), Some(None)) {
             holes += 1;
@@ -83,6 +83,7 @@ impl TrackRules {
         self.packets.clear();
         let missing = self.jitter_buffer.take(at + holes, &mut self.packets);
         self.count_lost(missing);
+        self.clock_starts.tell(&self.packets, now, out);
         if self.kind == TrackKind::Audio {
             return;
         }
@@ -118,6 +119,7 @@ impl TrackRules {
         let mut packets = std::mem::take(&mut self.packets);
         packets.clear();
         self.jitter_buffer.take(count, &mut packets);
+        self.clock_starts.tell(&packets, now, out);
         self.assemble(&packets, now, out);
         packets.clear();
         self.packets = packets;

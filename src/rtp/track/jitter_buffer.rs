@@ -28,6 +28,8 @@ pub(super) struct BufferedPacket {
     pub boundaries: FrameBoundaries,
     /// The publisher paused before it.
     pub after_pause: bool,
+    /// The clock begins with it.
+    pub begins_clock: bool,
     /// The payload is invalid: its frame is damaged.
     pub malformed: bool,
     pub payload: Bytes,
@@ -95,16 +97,13 @@ impl JitterBuffer {
         (self.slots.range(..at).rev().flatten().next(), self.slots.range(at..).flatten().next())
     }
 
-    /// Moves the media time of the packets from a number on: before it the publisher paused. Returns the time of the first of them.
-    pub fn shift(&mut self, from: u64, by: MediaSpan) -> Option<MediaTime> {
+    /// Moves the media time of the packets from a number on: before it the publisher paused, and the clock begins with it.
+    pub fn shift(&mut self, from: u64, by: MediaSpan) {
         let at = self.next.map_or(0, |next| usize::try_from(from.saturating_sub(next)).unwrap_or(usize::MAX));
-        let mut first = None;
-        for packet in self.slots.iter_mut().skip(at).flatten() {
+        for (number, packet) in self.slots.iter_mut().skip(at).flatten().enumerate() {
             packet.at = packet.at + by;
-            packet.after_pause = first.is_none();
-            first = first.or(Some(packet.at));
+            (packet.after_pause, packet.begins_clock) = (number == 0, number == 0);
         }
-        first
     }
 
     /// When the first packet of those that wait arrived.

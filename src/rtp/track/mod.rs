@@ -173,7 +173,7 @@ struct Source {
     clock: TrackClock,
 }
 
-/// Tells where the clock began. Each start ends a part of the log: no packets may cause many of them.
+/// Tells where the clock began. Each start ends a part of the log: a sender must not cause many.
 #[derive(Debug, Clone, Copy, Default)]
 struct ClockStarts {
     /// When the period began in which starts are counted.
@@ -182,7 +182,9 @@ struct ClockStarts {
 }
 
 impl ClockStarts {
-    fn tell(&mut self, at: MediaTime, now: MediaTime, out: &mut Vec<Output>) {
+    /// Tells those of packets that leave the jitter buffer: frames that have their times from the clock before have left.
+    fn tell(&mut self, packets: &[BufferedPacket], now: MediaTime, out: &mut Vec<Output>) {
+        let Some(at) = packets.iter().find(|packet| packet.begins_clock).map(|packet| packet.at) else { return };
         if self.since.is_none_or(|since| now - since >= CLOCK_STARTS_PERIOD) {
             *self = Self { since: Some(now), count: 0 };
         }
@@ -294,7 +296,7 @@ impl TrackRules {
         if self.probation.as_ref().is_some_and(|probation| now - probation.arrived >= PROBATION_MAX) {
             self.end_probation();
         }
-        self.classify_pause(now, false, out);
+        self.classify_pause(now, false);
         self.drain(now, false, out);
     }
 
@@ -323,8 +325,10 @@ impl TrackRules {
 
     /// A sender report came: `rtp` was at `ntp`.
     pub fn sender_report(&mut self, ntp: NtpTime, rtp: u32, arrived: MediaTime, out: &mut Vec<Output>) {
-        if let Some(pts) = self.source.as_ref().and_then(|source| source.clock.report_time(rtp, arrived)) {
-            out.push(Output::SenderReport(SenderReport { ntp, pts, arrived }));
+        let Some(source) = self.source.as_ref().filter(|source| source.clock.has_begun()) else { return };
+        match source.clock.report_time(rtp, arrived) {
+            Some(pts) => out.push(Output::SenderReport(SenderReport { ntp, pts, arrived })),
+            None => self.stats.reports_refused += 1,
         }
     }
 
@@ -383,6 +387,7 @@ impl TrackRules {
     /// The source is connected, for the first time or again: a keyframe can be requested now.
     pub fn source_connected(&mut self, now: MediaTime, out: &mut Vec<Output>) {
         self.connected = true;
+        self.clock_starts = ClockStarts::default();
         if self.off.is_some_and(|off| off.until.is_none()) {
             // Another one was lost while the publisher sent nothing.
             self.gap_cause = None;
@@ -451,12 +456,11 @@ impl TrackRules {
             }
             Err(_) => None,
         };
+        let mut begins_clock = false;
         let at = if placement == Placement::InOrder {
             let begins = !source.clock.has_begun();
             let (at, fit) = source.clock.observe(input.rtp, input.arrived);
-            if begins || fit == ClockFit::Jumped {
-                self.clock_starts.tell(at, input.arrived, out);
-            }
+            begins_clock = begins || fit == ClockFit::Jumped;
             if let ClockFit::Late { .. } = fit {
                 self.paused_seq = input.seq;
             }
@@ -482,13 +486,14 @@ impl TrackRules {
             at,
             marker: input.marker,
             after_pause: false,
+            begins_clock,
             malformed: boundaries.is_none(),
             boundaries: boundaries.unwrap_or(FrameBoundaries { first: false, last: input.marker, discardable: false }),
             payload: input.payload,
             arrived: input.arrived,
         };
         self.jitter_buffer.insert(input.seq, packet);
-        self.classify_pause(input.arrived, false, out);
+        self.classify_pause(input.arrived, false);
         self.drain(input.arrived, false, out);
     }
 
@@ -502,11 +507,10 @@ impl TrackRules {
         self.keyframes.request(KeyframeReason::Begin);
     }
 
-    fn classify_pause(&mut self, now: MediaTime, immediately: bool, out: &mut Vec<Output>) {
+    fn classify_pause(&mut self, now: MediaTime, immediately: bool) {
         let Some(source) = &mut self.source else { return };
         if let Some(Pause::Sender { by }) = source.clock.classify_pause(now, immediately) {
-            let resumed = self.jitter_buffer.shift(self.paused_seq, by);
-            self.clock_starts.tell(resumed.unwrap_or(now), now, out);
+            self.jitter_buffer.shift(self.paused_seq, by);
         }
     }
 

@@ -144,7 +144,7 @@ fn run(input: &mut Input<'_>) -> Option<()> {
 fn check_corrections(reports: &[SenderReport], starts: &[ClockStart]) {
     let session: SessionId = "fuzz".parse().expect("id");
     let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Video };
-    for correction in corrections(&[TrackReports { track, reports, starts, level: 0 }]).values() {
+    for correction in corrections(&[TrackReports { track, reports, starts }]).values() {
         let mut last = MediaTime(i64::MIN);
         for at in (0..200).map(|i| MediaTime::from_millis(i * 500)) {
             let corrected = correction.apply(at);
