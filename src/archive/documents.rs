@@ -265,7 +265,7 @@ pub struct TrackReport {
     pub gaps: Vec<Gap>,
     /// How far the provisional clock was off at its beginning and end, in milliseconds.
     pub correction_ms: (f64, f64),
-    /// Sender reports used and refused.
+    /// Sender reports used and refused, of those in the log. Reports that did not fit the packets were not written: see `stats`.
     pub sender_reports: (usize, usize),
     /// Parts of the log that could not be read.
     pub damaged_parts: u64,

@@ -23,7 +23,8 @@ use crate::recording::history::{self, Event};
 use crate::recording::reader::{self, TrackIndex};
 use crate::rtp::clock::BACK_MAX;
 
-/// Media that arrives has a media time at most this much before its arrival, unless the network delayed it by more.
+/// Media of a moment is waited for this long: as long as a packet's place is held for a retransmission, which is longer than most
+/// networks delay anything. A composer that follows is behind the session by that much.
 const JITTER_MAX: MediaSpan = 1_500_000_000;
 /// Tracks that begin this soon after the first one may be earlier than it, once their clocks are known.
 const START_SPREAD_MAX: MediaSpan = 1_000_000_000;

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use super::reader::{LogItem, LogReader, TrackIndex, join};
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
-use crate::model::media::{ClockStart, Codec, Frame, GapCause};
+use crate::model::media::{ClockStart, Codec, Frame, GapCause, SenderReport};
+use crate::model::time::NtpTime;
 use crate::recording::spool::Spool;
 use crate::runtime::journal::{LineFile, read_lines};
 
@@ -111,6 +112,21 @@ fn where_a_clock_begins_is_in_the_index_and_between_two_parts() {
     log.seal().expect("seal");
     let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
     assert_eq!(index.clock_starts, [start(990, 990, 1000), start(1800, 2500, 2600), start(3400, 5000, 5400)]);
+}
+
+#[test]
+fn reports_of_a_clock_that_no_frame_was_written_of_are_in_no_line() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut log, _) = open(dir.path(), 1);
+    let report = |at| SenderReport { ntp: NtpTime(1), pts: ms(at), arrived: ms(at) };
+    log.clock_begins(ms(990)).expect("clock");
+    log.sender_report(report(995));
+    log.clock_begins(ms(998)).expect("clock");
+    log.sender_report(report(999));
+    write(&mut log, 0..20);
+    log.seal().expect("seal");
+    let index = &LogReader::open(dir.path()).expect("reader").tracks[0];
+    assert_eq!((index.clock_starts[0].at, index.reports.as_slice()), (ms(998), &[report(999)][..]));
 }
 
 #[test]

@@ -271,6 +271,10 @@ impl TrackLog {
     /// As for [`TrackLog::format`].
     pub fn clock_begins(&mut self, at: MediaTime) -> Result<(), LogError> {
         let flushed = self.flush();
+        if self.clock.is_some() {
+            // No frame of the clock before was written, so its beginning is in no line.
+            self.reports.clear();
+        }
         self.clock = Some(at);
         flushed
     }

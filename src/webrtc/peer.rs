@@ -82,8 +82,6 @@ pub(super) struct Peer {
     nacks: Nacks,
     /// The RTP stream that `nacks` is about.
     nacks_ssrc: Option<Ssrc>,
-    /// When the kernel received the datagram that was fed last.
-    received: Instant,
     /// When [`Peer::tick`] is due.
     pub next_timeout: Instant,
     /// When ICE lost its last working pair.
@@ -137,7 +135,6 @@ impl Peer {
             codecs: [None; PAYLOAD_TYPES_MAX],
             nacks: Nacks::default(),
             nacks_ssrc: None,
-            received: now,
             next_timeout: now,
             disconnected_since: None,
             opened: now,
@@ -211,7 +208,6 @@ impl Peer {
     ) -> Result<(), PeerError> {
         // Datagrams that are neither STUN, DTLS nor RTP are ignored.
         let Ok(receive) = Receive::new(Protocol::Udp, from, to, bytes) else { return Ok(()) };
-        self.received = at;
         self.rtc.handle_input(Input::Receive(at, receive)).map_err(|e| PeerError::Broken { reason: e.to_string() })?;
         self.poll(sink)?;
         self.send_nacks(at, sink)
@@ -304,7 +300,7 @@ impl Peer {
                     #[allow(clippy::cast_possible_truncation)]
                     let rtp = info.rtp_time.numer() as u32;
                     let (ntp, packets) = (ntp_of(info.ntp_time), info.sender_packet_count);
-                    sink.sender_report(kind, SenderReportIn { ntp, rtp, packets, arrived: self.received });
+                    sink.sender_report(kind, SenderReportIn { ntp, rtp, packets, arrived: feedback.received_at });
                 }
             }
             Event::IceConnectionStateChange(state) => {

@@ -4,7 +4,10 @@
 # every other session. So the command gets a session of its own, and the session the lowest priority.
 # Usage: idle.sh COMMAND...
 set -euo pipefail
-exec setsid --wait bash -c '
+setsid --wait bash -c '
   [ ! -w /proc/self/autogroup ] || echo 19 > /proc/self/autogroup || true
   exec nice -n 19 ionice -c 3 "$@"
-' idle "$@"
+' idle "$@" &
+# A session of its own does not hear Ctrl-C. `setsid --wait` forks unless it leads its group: then its child leads the session.
+trap 'pkill -TERM -s "$(pgrep -P $! || echo $!)"; exit 130' INT TERM
+wait $!

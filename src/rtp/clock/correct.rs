@@ -13,7 +13,7 @@ const MS: MediaSpan = 1_000_000;
 /// see `TrackClock::report_time`.
 const OUTLIER_MIN: MediaSpan = 1_000 * MS;
 /// A report that came so much before or after its own time is refused: the reporter's clock was set.
-const LATE_MAX: MediaSpan = 3_000 * MS;
+const OFF_TIME_MAX: MediaSpan = 3_000 * MS;
 /// A provisional clock is never off by more: it is anchored at arrivals. Drift adds 4 s in 12 h.
 const ABSURD_MIN: MediaSpan = 30_000 * MS;
 /// Neighbours on each side.
@@ -48,17 +48,8 @@ pub struct Correction {
 impl Correction {
     /// The span to add at a provisional time.
     #[must_use]
-    #[allow(clippy::cast_possible_truncation)]
     pub fn at(&self, time: MediaTime) -> MediaSpan {
-        let after = self.knots.partition_point(|(at, _)| *at <= time);
-        match (after.checked_sub(1).and_then(|i| self.knots.get(i)), self.knots.get(after)) {
-            (Some((t0, c0)), Some((t1, c1))) => {
-                let share = i128::from(time - *t0) * i128::from(c1 - c0) / i128::from((*t1 - *t0).max(1));
-                c0 + share as i64
-            }
-            (Some((_, c)), None) | (None, Some((_, c))) => *c,
-            (None, None) => 0,
-        }
+        on_line(&self.knots, time).unwrap_or(0)
     }
 
     /// The corrected time.
@@ -102,8 +93,8 @@ pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction>
         .filter_map(|one| {
             let offset = streams.get(&one.track.stream).copied().unwrap_or(session);
             let sent = |r: &SenderReport| ntp(r).saturating_add(offset);
-            let is_late = |r: &&SenderReport| r.arrived.0.saturating_sub(sent(r)).saturating_abs() > LATE_MAX;
-            let reports = one.reports.iter().filter(|r| !is_late(r));
+            let is_on_time = |r: &&SenderReport| r.arrived.0.saturating_sub(sent(r)).saturating_abs() <= OFF_TIME_MAX;
+            let reports = one.reports.iter().filter(is_on_time);
             let points = reports.map(|r| (r.pts, sent(r).saturating_sub(r.pts.0)));
             correction(points.collect(), one.starts).map(|c| (one.track, c))
         })
@@ -253,7 +244,8 @@ fn knots(piece: &[Point]) -> Vec<Point> {
 /// Appends the next piece's knots: what was known holds up to `after`, and the next from `at` on.
 fn append_knots(knots: &mut Vec<Point>, after: MediaTime, at: MediaTime, next: Vec<Point>) {
     let Some((_, to)) = next.first().copied() else { return };
-    if let Some((_, from)) = knots.last().copied() {
+    // What was known of the clock before may have knots beyond its end.
+    if let Some(from) = on_line(knots, after) {
         // Downwards at half the speed of time, upwards at once.
         let end = at.max(after + ((from - to) * 2).max(MS));
         knots.retain(|(time, _)| *time < after);
@@ -262,6 +254,20 @@ fn append_knots(knots: &mut Vec<Point>, after: MediaTime, at: MediaTime, next: V
     }
     let last = knots.last().map_or(MediaTime(i64::MIN), |last| last.0);
     knots.extend(next.into_iter().filter(|(time, _)| *time > last));
+}
+
+/// The value at a time of the line through knots; `None` without any.
+#[allow(clippy::cast_possible_truncation)]
+fn on_line(knots: &[Point], time: MediaTime) -> Option<MediaSpan> {
+    let after = knots.partition_point(|(at, _)| *at <= time);
+    match (after.checked_sub(1).and_then(|i| knots.get(i)), knots.get(after)) {
+        (Some((t0, c0)), Some((t1, c1))) => {
+            let share = i128::from(time - *t0) * i128::from(c1 - c0) / i128::from((*t1 - *t0).max(1));
+            Some(c0 + share as i64)
+        }
+        (Some((_, c)), None) | (None, Some((_, c))) => Some(*c),
+        (None, None) => None,
+    }
 }
 
 /// The middle value.

@@ -204,6 +204,20 @@ fn a_clock_that_is_anchored_seconds_late_is_followed_from_its_first_reports_on()
     }
 }
 
+/// Its frames end at 60.3 s. The reports that come without frames say something else.
+#[test]
+fn what_reports_say_after_a_clock_s_last_frame_moves_no_frame_of_it() {
+    let before = (0..61).map(|at| report(at * 1000, 0, 20));
+    let without_frames = (70..80).map(|at| report(at * 1000, 500, 20));
+    let behind = (85..95).map(|at| report(at * 1000, 0, 20));
+    let reports: Vec<_> = before.chain(without_frames).chain(behind).collect();
+    let starts = [ClockStart { known: ms(84_000), after: ms(60_300), at: ms(84_000) }];
+    let found = &corrections(&[all_of(track(TrackKind::Video), &reports, &starts)])[&track(TrackKind::Video)];
+    for at in [0, 30_000, 50_000, 60_000, 60_300, 84_000, 94_000] {
+        assert!((found.at(ms(at)) - 20 * MS).abs() < MS, "at {at}: {} ns", found.at(ms(at)));
+    }
+}
+
 #[test]
 fn a_stream_whose_reports_are_by_another_clock_is_in_step_within_itself() {
     let session: SessionId = "s".parse().expect("id");

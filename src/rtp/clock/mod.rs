@@ -211,12 +211,14 @@ impl TrackClock {
     }
 
     /// The media time of a sender report's RTP time. `None` before the first packet, while a pause is being classified, and of a
-    /// report that does not fit the packets: then the report is wrong. Janus's are, after a track was off for some seconds, by as
+    /// report of a time before that packet, or that does not fit the packets' arrivals: then the report is wrong. Janus's are, after a track was off for some seconds, by as
     /// much and for as long (in its `ice.c`, `last_rtp_ts` never goes back), and for a while after a change of layers
     /// (janus-gateway#1300).
     #[must_use]
     pub fn report_time(&self, rtp: u32, arrived: MediaTime) -> Option<MediaTime> {
-        (!self.is_classifying_pause() && self.is_plausible(rtp, arrived)).then(|| self.media_time(rtp))
+        let is_right = !self.is_classifying_pause() && self.is_plausible(rtp, arrived);
+        let begins = self.mapping.map(|mapping| mapping.at)?;
+        is_right.then(|| self.media_time(rtp)).filter(|time| *time >= begins)
     }
 }
 
@@ -299,6 +301,15 @@ mod tests {
             let (time, fit) = clock.observe(at_48k(i * 20), ms(i * 20 + delay));
             assert_eq!((time, fit), (ms(i * 20), ClockFit::Good), "packet {i}");
         }
+    }
+
+    #[test]
+    fn a_report_of_a_time_before_the_first_packet_is_wrong() {
+        let mut clock = TrackClock::new(48_000);
+        assert_eq!(clock.report_time(at_48k(900), ms(1000)), None);
+        clock.observe(at_48k(1000), ms(1000));
+        assert_eq!(clock.report_time(at_48k(900), ms(1010)), None);
+        assert_eq!(clock.report_time(at_48k(1010), ms(1010)), Some(ms(1010)));
     }
 
     #[test]

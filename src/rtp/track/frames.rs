@@ -83,7 +83,7 @@ impl TrackRules {
         self.packets.clear();
         let missing = self.jitter_buffer.take(at + holes, &mut self.packets);
         self.count_lost(missing);
-        self.clock_starts.tell(&self.packets, now, out);
+        self.start_limiter.tell(&self.packets, now, out);
         if self.kind == TrackKind::Audio {
             return;
         }
@@ -119,7 +119,7 @@ impl TrackRules {
         let mut packets = std::mem::take(&mut self.packets);
         packets.clear();
         self.jitter_buffer.take(count, &mut packets);
-        self.clock_starts.tell(&packets, now, out);
+        self.start_limiter.tell(&packets, now, out);
         self.assemble(&packets, now, out);
         packets.clear();
         self.packets = packets;

@@ -28,7 +28,7 @@ pub(super) struct BufferedPacket {
     pub boundaries: FrameBoundaries,
     /// The publisher paused before it.
     pub after_pause: bool,
-    /// The clock begins with it.
+    /// The clock begins with it, or is anchored anew there.
     pub begins_clock: bool,
     /// The payload is invalid: its frame is damaged.
     pub malformed: bool,

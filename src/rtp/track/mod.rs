@@ -142,7 +142,7 @@ pub struct TrackRules {
     probation: Option<RtpInput>,
     /// The first packet after a pause that is being classified.
     paused_seq: u64,
-    clock_starts: ClockStarts,
+    start_limiter: StartLimiter,
     /// Packets are dropped up to the beginning of a frame.
     resync: Option<Resync>,
     needs_keyframe: bool,
@@ -175,13 +175,13 @@ struct Source {
 
 /// Tells where the clock began. Each start ends a part of the log: a sender must not cause many.
 #[derive(Debug, Clone, Copy, Default)]
-struct ClockStarts {
+struct StartLimiter {
     /// When the period began in which starts are counted.
     since: Option<MediaTime>,
     count: u32,
 }
 
-impl ClockStarts {
+impl StartLimiter {
     /// Tells those of packets that leave the jitter buffer: frames that have their times from the clock before have left.
     fn tell(&mut self, packets: &[BufferedPacket], now: MediaTime, out: &mut Vec<Output>) {
         let Some(at) = packets.iter().find(|packet| packet.begins_clock).map(|packet| packet.at) else { return };
@@ -233,7 +233,7 @@ impl TrackRules {
             jitter_buffer: JitterBuffer::default(),
             probation: None,
             paused_seq: 0,
-            clock_starts: ClockStarts::default(),
+            start_limiter: StartLimiter::default(),
             resync: Some(Resync::Unsure),
             needs_keyframe: kind == TrackKind::Video,
             keyframes,
@@ -377,6 +377,7 @@ impl TrackRules {
         self.jitter_buffer.restart();
         self.resync = Some(Resync::Unsure);
         self.source = None;
+        self.start_limiter = StartLimiter::default();
         self.needs_keyframe = self.kind == TrackKind::Video;
         self.connected = false;
         self.keyframes.request(KeyframeReason::Begin);
@@ -387,7 +388,6 @@ impl TrackRules {
     /// The source is connected, for the first time or again: a keyframe can be requested now.
     pub fn source_connected(&mut self, now: MediaTime, out: &mut Vec<Output>) {
         self.connected = true;
-        self.clock_starts = ClockStarts::default();
         if self.off.is_some_and(|off| off.until.is_none()) {
             // Another one was lost while the publisher sent nothing.
             self.gap_cause = None;
