@@ -298,9 +298,11 @@ impl Cell {
                 }
                 script.cut();
                 live.mute_audio(true).await?;
+                script.cut();
                 seconds(3.0).await;
                 script.cut();
                 live.mute_audio(false).await?;
+                script.cut();
                 seconds(3.0).await;
             }
             Event::ReplaceTrack => {

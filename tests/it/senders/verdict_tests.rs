@@ -42,7 +42,7 @@ type Excused = &'static [(&'static str, usize)];
 
 #[test]
 fn what_is_whole_or_excused_passes() {
-    let cases: [(&str, Fault, Excused); 11] = [
+    let cases: [(&str, Fault, Excused); 12] = [
         ("whole", |_| (), &[]),
         (
             "the time to be told of it and to subscribe",
@@ -98,6 +98,14 @@ fn what_is_whole_or_excused_passes() {
             &[("cut", 1)],
         ),
         (
+            "a beep that the sender began in its middle",
+            |e| {
+                e.beeps.sent.remove(3);
+                e.cuts = vec![BEGIN + 3.05];
+            },
+            &[],
+        ),
+        (
             "a picture that one layer left out",
             |e| {
                 without(e, 40..41);
@@ -126,7 +134,7 @@ fn what_is_whole_or_excused_passes() {
 
 #[test]
 fn each_fault_is_found() {
-    let cases: [(&str, Fault, &str); 20] = [
+    let cases: [(&str, Fault, &str); 21] = [
         ("a picture less", |e| without(e, 40..41), "1 pictures missing without a gap"),
         ("the last one", |e| without(e, 119..120), "1 pictures missing without a gap"),
         ("no picture at all", |e| without(e, 0..120), "pictures missing without a gap"),
@@ -201,6 +209,11 @@ fn each_fault_is_found() {
             "a beep in the composed file alone",
             |e| e.beeps.decoded.retain(|beep| beep.number != 2),
             "1 beeps in the composed file that are not in the individual one",
+        ),
+        (
+            "a beep that was never sent",
+            |e| e.beeps.sent.retain(|beep| beep.number != 2),
+            "1 beeps in the file that were never sent",
         ),
         ("sound less", |e| e.sound = Some((6.0, 4.5)), "4.50 s of sound of 6.00 s"),
     ];
