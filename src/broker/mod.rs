@@ -217,6 +217,11 @@ pub enum BrokerError {
     /// Refused: login, permission, or a queue that exists with other arguments.
     #[error("the broker refused to {doing}: {reply}")]
     Refused { doing: &'static str, reply: String },
+    /// The broker is at fault. One such fault is for good: the supervisor of dead-lettering has ended (rabbitmq-server#16652).
+    #[error(
+        "the broker could not {doing}: {reply}; if its log names rabbit_fifo_dlx_sup, restart that node: it takes no queues until then"
+    )]
+    Internal { doing: &'static str, reply: String },
     /// No queue takes messages with this routing key.
     #[error("no queue takes {routing_key}: does a worker of that region run, or has one ever run?")]
     Unroutable { routing_key: String },
@@ -228,7 +233,7 @@ pub enum BrokerError {
 impl HasFault for BrokerError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Unavailable { .. } | Self::Timeout { .. } => FaultKind::BrokerUnavailable,
+            Self::Unavailable { .. } | Self::Internal { .. } | Self::Timeout { .. } => FaultKind::BrokerUnavailable,
             Self::Refused { .. } => FaultKind::BrokerRefused,
             Self::Unroutable { .. } => FaultKind::NotFound,
         }
@@ -240,7 +245,11 @@ fn failed(doing: &'static str) -> impl FnOnce(lapin::Error) -> BrokerError {
     use lapin::protocol::{AMQPErrorKind, AMQPHardError};
     // A node that shuts down closes its connections with this error. It is not a refusal.
     const SHUT_DOWN: AMQPErrorKind = AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED);
+    const INTERNAL: AMQPErrorKind = AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR);
     move |error| match error.kind() {
+        lapin::ErrorKind::ProtocolError(reply) if *reply.kind() == INTERNAL => {
+            BrokerError::Internal { doing, reply: reply.to_string() }
+        }
         lapin::ErrorKind::ProtocolError(reply) if *reply.kind() != SHUT_DOWN => {
             BrokerError::Refused { doing, reply: reply.to_string() }
         }
@@ -293,4 +302,26 @@ async fn open_with(
         Ok((connection, channel))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+    use super::*;
+
+    #[test]
+    fn a_fault_of_the_broker_is_no_refusal() {
+        let kinds = [
+            (AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED), FaultKind::BrokerRefused),
+            (AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED), FaultKind::BrokerRefused),
+            (AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED), FaultKind::BrokerUnavailable),
+            (AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR), FaultKind::BrokerUnavailable),
+        ];
+        for (kind, expected) in kinds {
+            let reply = AMQPError::new(kind.clone(), "".into());
+            let error = failed("declare queues")(lapin::ErrorKind::ProtocolError(reply).into());
+            assert_eq!(error.fault().kind, expected, "{kind:?}");
+        }
+    }
 }

@@ -337,6 +337,7 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     std::fs::remove_file(pipelines.join("mux-webm.launch")).expect("fragment");
     let config = std::fs::read_to_string(world.config()).expect("config");
     let config = config.replace(&nowhere, &world.janus.url()).replace(&lies, &world.janus.url());
+    let config = config.replace("stall = \"1s\"\n", "");
     std::fs::write(world.config(), config).expect("config");
     let right = events[3].to_string();
     world.sql("UPDATE jobs SET event = ? WHERE session_id = 'row'", &[&right]).expect("sql");

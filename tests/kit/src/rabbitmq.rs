@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,13 +10,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::child::Server;
 use crate::net::free_port;
-use crate::shared::{StopInfo, addresses};
+use crate::shared::{StopInfo, addresses, folder};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// `guest:guest` in the header of the management API.
 const AUTHORIZATION: &str = "Basic Z3Vlc3Q6Z3Vlc3Q=";
 /// A request to the management API takes milliseconds; a busy machine may make it longer.
 const REQUEST_MAX: Duration = Duration::from_secs(60);
+
+/// A virtual host is deleted so long after its test. Where one goes while a queue in it is declared, RabbitMQ's supervisor of
+/// dead-lettering ends, and the node takes no queues of ours any more (rabbitmq-server#16652).
+const UNUSED_MIN: Duration = Duration::from_secs(10);
 
 /// A broker of a test.
 #[derive(Debug)]
@@ -42,13 +47,14 @@ struct Node {
 }
 
 impl RabbitMq {
-    /// Makes a virtual host on the node that all tests share; it goes with its handle.
+    /// Makes a virtual host on the node that all tests share. Those of tests that have ended are deleted.
     ///
     /// # Errors
     /// When the shared servers cannot be started.
     pub fn shared() -> Result<Self> {
         let addresses = addresses()?;
         let vhost = format!("t{}", uuid::Uuid::new_v4().simple());
+        delete_unused(addresses.management)?;
         request(addresses.management, "PUT", &vhost)?;
         Ok(Self { node: None, address: addresses.amqp, management: addresses.management, vhost })
     }
@@ -169,9 +175,29 @@ impl Drop for RabbitMq {
     fn drop(&mut self) {
         if self.node.is_none() && self.vhost != "%2f" {
             // A virtual host that stays goes with its node.
-            request(self.management, "DELETE", &self.vhost).unwrap_or_default();
+            unused().and_then(|unused| Ok(std::fs::write(unused.join(&self.vhost), [])?)).unwrap_or_default();
         }
     }
+}
+
+/// The folder with a file for each virtual host whose test has ended.
+fn unused() -> Result<PathBuf> {
+    let folder = folder()?.join("unused-vhosts");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn delete_unused(management: SocketAddr) -> Result<()> {
+    for file in std::fs::read_dir(unused()?)?.flatten() {
+        let since = file.metadata().and_then(|metadata| metadata.modified());
+        let is_due = since.is_ok_and(|since| since.elapsed().is_ok_and(|age| age >= UNUSED_MIN));
+        // Of many tests that begin at once, one removes the file.
+        if is_due && std::fs::remove_file(file.path()).is_ok() {
+            // It may be of a node that has ended.
+            request(management, "DELETE", &file.file_name().to_string_lossy()).unwrap_or_default();
+        }
+    }
+    Ok(())
 }
 
 impl Node {

@@ -48,7 +48,7 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
 }
 
 /// The folder of this checkout's servers. Two checkouts have two.
-fn folder() -> Result<PathBuf> {
+pub(crate) fn folder() -> Result<PathBuf> {
     let hash = fnv(Path::new(env!("CARGO_MANIFEST_DIR")).as_os_str().as_encoded_bytes());
     let folder = std::env::temp_dir().join("archiver-tests").join(format!("servers-{hash:016x}"));
     std::fs::create_dir_all(&folder)?;
