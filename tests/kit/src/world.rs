@@ -25,9 +25,8 @@ pub const ROOM_KEY: &str = "room-key";
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// Time limit of a worker's shutdown: it hands its jobs over, and does not wait for the ends of sessions. It waits 20 s for archives
-/// that are being made (`DRAIN_MAX` of its scheduler), and 10 s for what then still runs on other threads (`BLOCKING_MAX` of `main`).
-const STOP_MAX: Duration = Duration::from_secs(35);
+/// Time limit of a worker's shutdown: it hands its jobs over, and does not wait for the ends of sessions.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// A deployment.
 #[derive(Debug)]
