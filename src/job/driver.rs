@@ -1,8 +1,10 @@
 //! The driver of one job: capture, then finalize; parks what cannot go on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,9 +16,15 @@ use super::{Context, Ended, Job, JobFailure, capture, finalize, lease, waiting};
 use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::cancellable::Cancellable;
+use crate::model::fault::chain;
 use crate::model::time::Wallclock;
+use crate::recording::reader::LogReader;
+use crate::recording::upload;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
+
+/// The end of the log of a job that is handed over has so long to reach the store.
+const SHIP_MAX: Duration = Duration::from_secs(5);
 
 /// Does everything for a claimed job.
 pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationToken) -> Ended {
@@ -48,12 +56,32 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     match ended {
         Err(failure) => park(&context, &row, failure, &job.fenced).await,
         Ok(Ended::HandedOver) => {
+            ship_log(&job).await;
             if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
-                tracing::warn!("the lease is not given back, it will expire: {}", crate::model::fault::chain(&error));
+                tracing::warn!("the lease is not given back, it will expire: {}", chain(&error));
             }
             Ended::HandedOver
         }
         Ok(ended) => ended,
+    }
+}
+
+/// The next owner may be on another machine, and finds there what is in the store: the end of the log goes there before the lease is
+/// given back.
+async fn ship_log(job: &Job) {
+    let (store, at) = (job.context.store.as_ref(), job.dir.clone());
+    let read =
+        tokio::task::spawn_blocking(move || LogReader::open_present(&at).is_ok_and(|log| !log.tracks.is_empty()));
+    if !read.await.unwrap_or(false) {
+        return;
+    }
+    let ship = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced);
+    match timeout(SHIP_MAX, ship).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!("the end of the log is on this disk alone: {}", chain(&error)),
+        Err(_) => {
+            tracing::warn!("the end of the log is on this disk alone: the store did not take it within {SHIP_MAX:?}");
+        }
     }
 }
 

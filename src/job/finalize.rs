@@ -1,6 +1,8 @@
 //! From a finished log to an available archive: build, upload, prove, publish the manifest last, and only then
 //! let go of the local copy. Safe to begin again at any point.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::live_composer::Composing;
@@ -27,8 +29,10 @@ use crate::runtime::retry::retry_until_cancelled;
 
 /// Making the files is tried so often; then a person must look.
 const BUILD_TRIES: u32 = 5;
-const BUILD_RETRY: Backoff =
-    Backoff { first: std::time::Duration::from_secs(1), max: std::time::Duration::from_secs(30) };
+const BUILD_RETRY: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// An archive that is being made when the worker stops has so long to become available.
+const FINISH_MAX: Duration = Duration::from_secs(8);
 
 /// What a build left for a later try: the files are beside it.
 #[derive(Serialize, Deserialize)]
@@ -38,17 +42,35 @@ struct BuiltFile {
     report: Report,
 }
 
-/// Makes the archive available.
-pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
+/// Makes the archive available. When the worker stops, this goes on for `FINISH_MAX`; then the next owner makes the archive.
+pub(super) async fn finalize(job: &Job, reason: &str, composing: Option<Composing>) -> Result<Ended, JobFailure> {
+    let give_up = async {
+        job.drain.cancelled().await;
+        tokio::time::sleep(FINISH_MAX).await;
+        job.given_up.cancel();
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = make_available(job, reason, composing) => ended,
+        never = give_up => never,
+    }
+}
+
+/// How the job ends when the archive is not made here.
+fn given_up(job: &Job) -> Ended {
+    if job.fenced.is_cancelled() { Ended::Fenced } else { Ended::HandedOver }
+}
+
+async fn make_available(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
     let began = Wallclock::now();
     if !job.has_all_before().await? {
         // It did not see all of the log.
         if let Some(composing) = composing.take() {
             composing.call_off().await;
         }
-        match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
+        match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.given_up).await {
             Ok(Cancellable::Done(_)) => {}
-            Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+            Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
             Err(error) => return Err(JobFailure::of(&error)),
         }
     }
@@ -56,19 +78,19 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         Some(composing) => composing.end().await,
         None => None,
     };
-    let Cancellable::Done(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(Ended::Fenced) };
+    let Cancellable::Done(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(given_up(job)) };
     let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
     let store = job.context.store.as_ref();
     let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
-    let manifest = match delivery.send(&built, &job.fenced).await {
+    let manifest = match delivery.send(&built, &job.given_up).await {
         Ok(Cancellable::Done(manifest)) => manifest,
-        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
         Err(error) => return Err(JobFailure::of(&error)),
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
-    match upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await {
+    match upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.given_up).await {
         Ok(Cancellable::Done(())) => {}
-        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
         Err(error) => tracing::warn!("the end of the log is not kept in the store: {}", chain(&error)),
     }
     // An archive is at least one object.
@@ -89,9 +111,9 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
         job.context.catalog.put_own_archive(&row, job.row.epoch).await?;
         job.context.catalog.resolve_parked(job.row.job).await
     };
-    match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
+    match retry_until_cancelled("publish an archive", CATALOG, &job.given_up, publish).await {
         Ok(Cancellable::Done(())) => {}
-        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
+        Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
         Err(error) => return Err(JobFailure::of(&error)),
     }
     if advance(job, JobState::Available, None).await? == Transition::Fenced {
@@ -120,7 +142,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Comp
     Ok(Ended::Available)
 }
 
-/// Builds an archive's files, or takes those of an earlier attempt. Cancelled when the job is fenced.
+/// Builds an archive's files, or takes those of an earlier attempt. Cancelled when the job is given up.
 async fn build_or_reuse(
     job: &Job,
     reason: &str,
@@ -130,7 +152,7 @@ async fn build_or_reuse(
         let (dir, descriptor, reason) = (job.dir.clone(), job.descriptor(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
-        let (cancel, live_output) = (job.fenced.clone(), live_output.clone());
+        let (cancel, live_output) = (job.given_up.clone(), live_output.clone());
         let work = move || -> Result<Cancellable<Built>, ArchiveError> {
             if let Some(built) = load_build(&dir) {
                 return Ok(Cancellable::Done(built));
@@ -151,7 +173,10 @@ async fn build_or_reuse(
             }
         };
         tracing::warn!(attempt, "the archive cannot be made, trying again: {}", chain(&error));
-        tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random())).await;
+        let pause = tokio::time::sleep(BUILD_RETRY.delay(attempt, rand::random()));
+        if job.given_up.run_until_cancelled(pause).await.is_none() {
+            break;
+        }
     }
     Ok(Cancellable::Cancelled)
 }

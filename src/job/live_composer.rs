@@ -44,7 +44,7 @@ impl Composing {
         }
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
-        let (dir, cancel, begun) = (job.dir.clone(), job.fenced.child_token(), watch::Sender::new(0));
+        let (dir, cancel, begun) = (job.dir.clone(), job.given_up.child_token(), watch::Sender::new(0));
         let longest = job.context.settings.limits.recorded_max.0;
         let (options, cancelled) = (composed::options(wanted, longest), cancel.clone());
         let (output, path) = (options.output(), composed::path(&job.dir));

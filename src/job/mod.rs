@@ -127,12 +127,16 @@ pub struct Job {
     drain: CancellationToken,
     /// The lease is lost: stop, and touch nothing.
     fenced: CancellationToken,
+    /// Whatever makes the archive ends: the lease is lost, or the worker stops and the next owner makes it.
+    given_up: CancellationToken,
     /// A successor has its session.
     released_slots: AtomicBool,
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
+        // The worker gives up drivers that do not end in time. Their work on other threads must not keep the process.
+        self.fenced.cancel();
         if *self.released_slots.get_mut() {
             self.context.released_slots.fetch_sub(1, Ordering::Relaxed);
         }
@@ -148,6 +152,7 @@ impl Job {
         let spec = row.spec().map_err(JobFailure::of)?.clone();
         let dir = context.spool.archive_dir(row.archive);
         let keys = Keys::new(row.application.clone(), row.archive);
+        let fenced = CancellationToken::new();
         Ok(Self {
             context,
             row,
@@ -155,7 +160,8 @@ impl Job {
             dir,
             keys,
             drain,
-            fenced: CancellationToken::new(),
+            given_up: fenced.child_token(),
+            fenced,
             released_slots: AtomicBool::new(false),
         })
     }

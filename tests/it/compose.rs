@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::composed::{begin, fetch_log, finished, keys, settings};
+use crate::support::fragments::changed_fragments;
 use archiver::archive::retention::sweep_segments;
 use archiver::compose::geometry::{Rect, Size};
 use archiver::compose::layout::{LayoutStream, place};
@@ -166,13 +167,9 @@ async fn most_of_a_large_file_is_in_the_store_when_its_session_ends() {
     let config = std::fs::read_to_string(world.config()).expect("config");
     let config = config.replace("[store]", "[store]\npart_size = \"5MiB\"");
     // And an operator's own encoder makes two megabytes of each second.
-    let (folder, encoder) = (world.scratch().join("pipelines"), "pass=qual quantizer=23 vbv-buf-capacity=0");
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/compose-video.launch");
-    let fragment = std::fs::read_to_string(own).expect("fragment");
-    assert!(fragment.contains(encoder));
-    std::fs::create_dir(&folder).expect("folder");
-    let other = fragment.replace(encoder, "pass=cbr bitrate=16000 option-string=nal-hrd=cbr:filler=1");
-    std::fs::write(folder.join("compose-video.launch"), other).expect("fragment");
+    let quality = "pass=qual quantizer=23 vbv-buf-capacity=0";
+    let bits = "pass=cbr bitrate=16000 option-string=nal-hrd=cbr:filler=1";
+    let folder = changed_fragments(&world, &[("compose-video.launch", quality, bits)]);
     let config = format!("{config}\n[pipelines]\ndir = \"{}\"\n", folder.display());
     std::fs::write(world.config(), config).expect("config");
     world.start_worker().expect("worker");

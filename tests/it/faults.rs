@@ -5,6 +5,8 @@
 use crate::BINARY;
 use std::time::{Duration, Instant};
 
+use crate::support::databases;
+use crate::support::fragments::changed_fragments;
 use archiver_testkit::content::Content;
 use archiver_testkit::postgres::Postgres;
 use archiver_testkit::publisher::{Options, Publisher};
@@ -26,9 +28,15 @@ async fn seconds(seconds: u64) {
 
 /// A session with one publisher that is being recorded.
 async fn recording(world: &mut World, session: &str) -> Publisher {
+    recording_as(world, session, "individual").await
+}
+
+/// The same, of which these files are to be made.
+async fn recording_as(world: &mut World, session: &str, output_mode: &str) -> Publisher {
     world.start_worker().expect("worker");
     world.janus.create_room(session, json!({})).await.expect("room");
-    let started = world.started(session);
+    let mut started = world.started(session);
+    started["data"]["archive"]["outputMode"] = json!(output_mode);
     world.publish(&started).expect("publish");
     let publisher = Publisher::start(Options::new(&world.janus, session, "alice")).await.expect("publisher");
     world.recording(2).await;
@@ -221,4 +229,36 @@ async fn a_worker_that_is_told_to_stop_hands_its_session_over() {
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_takes_long_to_make_is_handed_to_another_machine_when_its_worker_stops() {
+    let database = databases::with_tables();
+    let mut world = World::start(BINARY, Some(&database.url()), "").await.expect("world");
+    // An operator's own fragment takes a third of a second for each picture.
+    let (fast, slow) = ("x264enc name=encoder", "identity sleep-time=333000 ! x264enc name=encoder");
+    let folder = changed_fragments(&world, &[("compose-video.launch", fast, slow)]);
+    let config = std::fs::read_to_string(world.config()).expect("config");
+    let with_slow = format!("{config}\n[pipelines]\ndir = \"{}\"\n", folder.display());
+    std::fs::write(world.config(), with_slow).expect("config");
+    let publisher = recording_as(&mut world, "long", "both").await;
+    seconds(4).await;
+    let ended = world.ended("long");
+    world.publish(&ended).expect("publish");
+    world.archive("long", "stopped").await;
+    assert!(world.stop_worker(), "{}", world.log());
+    let log = world.log();
+    assert!(log.contains("HandedOver") && !log.contains("the lease is not given back"), "{log}");
+    std::fs::write(world.config(), config).expect("config");
+    world.move_to("worker-2").expect("machine");
+    world.start_worker().expect("worker");
+    let archive = world.archive("long", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!(matched.strange, 0);
+    let hole = matched.frames.windows(2).find(|w| w[1].sent - w[0].sent > HOLE_MIN);
+    assert!(hole.is_none(), "{hole:?}");
+    let (first, last) = (matched.frames[0].sent, matched.frames.last().expect("pictures").sent);
+    assert!(last - first > 4.0, "the end of the log was left on the other machine: {:.2} s", last - first);
 }

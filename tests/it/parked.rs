@@ -5,7 +5,7 @@
 //! damaged log costs its damaged parts.
 
 use crate::BINARY;
-use std::path::{Path, PathBuf};
+use crate::support::fragments::changed_fragments;
 use std::time::Duration;
 
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
@@ -125,19 +125,6 @@ fn configure(world: &World, section: &str) {
     std::fs::write(world.config(), format!("{config}\n{section}\n")).expect("config");
 }
 
-/// A folder with fragments that an operator has changed badly: found when the first archive is made.
-fn bad_pipelines(world: &World, changes: &[(&str, &str, &str)]) -> PathBuf {
-    let folder = world.scratch().join("pipelines");
-    std::fs::create_dir(&folder).expect("folder");
-    for (name, good, bad) in changes {
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines").join(name);
-        let text = std::fs::read_to_string(own).expect("fragment");
-        assert!(text.contains(good), "{name}");
-        std::fs::write(folder.join(name), text.replace(good, bad)).expect("fragment");
-    }
-    folder
-}
-
 /// The id of the one entry with a fault.
 fn entry(entries: &[Value], fault: &str) -> String {
     let found: Vec<&Value> = entries.iter().filter(|e| e["fault"] == fault).collect();
@@ -170,7 +157,7 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     let mut world = World::start(BINARY, None, limits).await.expect("world");
     // The second shows no pictures to those who look whether an archive has any.
     let blind = ("verify.launch", "decodebin name=decode", "decodebin name=decode caps=audio/x-raw");
-    let pipelines = bad_pipelines(&world, &[("mux-webm.launch", "webmmux", "webmmuxx"), blind]);
+    let pipelines = changed_fragments(&world, &[("mux-webm.launch", "webmmux", "webmmuxx"), blind]);
     configure(&world, &format!("[pipelines]\ndir = \"{}\"", pipelines.display()));
     world.start_worker().expect("worker");
     // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made, a
@@ -295,7 +282,7 @@ async fn so_is_one_of_a_router_or_machine_that_misbehaves() {
     let limits = "[limits]\nnever_published = \"2s\"\nno_clients = \"2s\"";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
     let slow = ("mux-webm.launch", "filesink name", "identity sleep-time=2500000 !\nfilesink name");
-    let pipelines = bad_pipelines(&world, &[slow]);
+    let pipelines = changed_fragments(&world, &[slow]);
     configure(&world, &format!("[pipelines]\nstall = \"1s\"\ndir = \"{}\"", pipelines.display()));
     // One router that is not there, and one that is none.
     let nowhere = format!("ws://127.0.0.1:{}", free_port(std::net::Ipv4Addr::LOCALHOST.into()).expect("port"));

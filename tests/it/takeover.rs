@@ -10,9 +10,16 @@ use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
 
-/// A session that is recorded for so many seconds on each of these machines, one after the other. Each but the
-/// last is lost with its disk untouched. Returns the archive's video, and what is missing in its file: from, to.
-async fn over(machines: &[(&str, u64)]) -> (Value, Vec<(f64, f64)>) {
+/// How a machine goes. Its disk stays untouched.
+#[derive(Clone, Copy)]
+enum Goes {
+    Lost,
+    ToldToStop,
+}
+
+/// A session that is recorded for so many seconds on each of these machines, one after the other. Returns the archive's video,
+/// and what is missing in its file: from, to.
+async fn over(machines: &[(&str, u64)], goes: Goes) -> (Value, Vec<(f64, f64)>) {
     let database = databases::with_tables();
     let mut world = World::start(BINARY, Some(&database.url()), "").await.expect("world");
     // A lease is how long a lost machine is waited for.
@@ -37,7 +44,10 @@ async fn over(machines: &[(&str, u64)]) -> (Value, Vec<(f64, f64)>) {
         .await;
         tokio::time::sleep(Duration::from_secs(*seconds)).await;
         if n + 1 < machines.len() {
-            world.kill_worker();
+            match goes {
+                Goes::Lost => world.kill_worker(),
+                Goes::ToldToStop => assert!(world.stop_worker(), "{}", world.log()),
+            }
         }
     }
     let ended = world.ended("moved");
@@ -65,7 +75,7 @@ fn worker_gaps(video: &Value) -> Vec<f64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_machine_is_lost_goes_on_at_another_with_all_that_was_sealed() {
-    let (video, holes) = over(&[("worker-1", 13), ("worker-2", 6)]).await;
+    let (video, holes) = over(&[("worker-1", 13), ("worker-2", 6)], Goes::Lost).await;
     let reported = worker_gaps(&video);
     println!("{holes:?} {reported:?}");
     assert_eq!((holes.len(), reported.len()), (1, 1), "{video}");
@@ -77,7 +87,7 @@ async fn a_session_whose_machine_is_lost_goes_on_at_another_with_all_that_was_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_gets_its_session_back_gains_what_the_other_captured() {
-    let (video, holes) = over(&[("worker-1", 7), ("worker-2", 12), ("worker-1", 6)]).await;
+    let (video, holes) = over(&[("worker-1", 7), ("worker-2", 12), ("worker-1", 6)], Goes::Lost).await;
     let reported = worker_gaps(&video);
     println!("{holes:?} {reported:?}");
     assert_eq!((holes.len(), reported.len()), (2, 2), "{video}");
@@ -86,4 +96,19 @@ async fn a_machine_that_gets_its_session_back_gains_what_the_other_captured() {
         assert!(missing < 12.5, "{missing:.2} s are missing");
         assert!((missing - reported).abs() <= 0.1, "{missing:.3} s are reported as {reported:.3} s");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_told_to_stop_leaves_all_that_it_captured_to_the_next() {
+    // The machine goes in the middle of a segment (5 s).
+    let (video, holes) = over(&[("worker-1", 9), ("worker-2", 6)], Goes::ToldToStop).await;
+    println!("{holes:?}");
+    assert!(holes.len() <= 1, "{video}");
+    // What passes between the last packet and the next worker's first keyframe; neither a part of a segment nor the lease.
+    let missing = holes.first().map_or(0.0, |hole| hole.1 - hole.0);
+    let reported: f64 = worker_gaps(&video).iter().sum();
+    assert!(
+        missing < 3.0 && (missing - reported).abs() <= 0.1,
+        "{missing:.3} s are missing, {reported:.3} s are reported"
+    );
 }

@@ -6,6 +6,7 @@ pub mod catalogs;
 pub mod coded;
 pub mod composed;
 pub mod databases;
+pub mod fragments;
 pub mod h264;
 pub mod logs;
 pub mod matroska;

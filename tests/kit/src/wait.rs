@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Deadline of all waiting. Only failing tests reach it, so it is far above what the slowest machine needs. Speed is measured by the
 /// benchmarks.
-pub const DEADLINE: Duration = Duration::from_secs(180);
+pub const DEADLINE: Duration = Duration::from_secs(400);
 
 /// Shortest time between two checks.
 const PAUSE: Duration = Duration::from_millis(20);
