@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::live_composer::Composing;
 use super::presence::MAX_DURATION_EXCEEDED;
 use super::rollover::roll_over;
-use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance};
+use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance, bug};
 use super::{Context, Ended, Job, JobFailure, capture, finalize, lease, waiting};
 use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
@@ -23,6 +23,8 @@ use crate::recording::upload;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
+/// An archive that is being made when the worker stops has so long to become available.
+const FINISH_MAX: Duration = Duration::from_secs(8);
 /// The end of the log of a job that is handed over has so long to reach the store.
 const SHIP_MAX: Duration = Duration::from_secs(5);
 
@@ -47,42 +49,63 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     tasks.close();
     let mut composing = None;
     let control = ControlReceivers { end_reason: ends, desired: wanted_of_it };
-    let ended = stages(&job, &status, control, &mut composing).await;
+    let ended = tokio::select! {
+        ended = stages(&job, &status, control, &mut composing) => ended,
+        never = give_up_late(&job) => never,
+    };
     if let Some(composing) = composing {
         composing.call_off().await;
     }
+    // While the lease is kept: nobody else reads what is being shipped.
+    let shipped = matches!(ended, Ok(Ended::HandedOver { .. })) && ship_log(&job).await;
     stop.cancel();
     tasks.wait().await;
     match ended {
         Err(failure) => park(&context, &row, failure, &job.fenced).await,
-        Ok(Ended::HandedOver) => {
-            ship_log(&job).await;
+        Ok(Ended::HandedOver { .. }) if job.fenced.is_cancelled() => Ended::Fenced,
+        // Only this machine has the end of the session. It takes the job back at once if it starts before the lease expires.
+        Ok(Ended::HandedOver { captured: true }) if !shipped => Ended::HandedOver { captured: true },
+        Ok(Ended::HandedOver { captured }) => {
             if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
                 tracing::warn!("the lease is not given back, it will expire: {}", chain(&error));
             }
-            Ended::HandedOver
+            Ended::HandedOver { captured }
         }
         Ok(ended) => ended,
     }
 }
 
+/// When the worker stops, what makes the archive may go on for `FINISH_MAX`. Then the next owner makes the archive.
+async fn give_up_late(job: &Job) -> Result<Ended, JobFailure> {
+    job.drain.cancelled().await;
+    sleep(FINISH_MAX).await;
+    job.given_up.cancel();
+    std::future::pending().await
+}
+
 /// The next owner may be on another machine, and finds there what is in the store: the end of the log goes there before the lease is
-/// given back.
-async fn ship_log(job: &Job) {
-    let (store, at) = (job.context.store.as_ref(), job.dir.clone());
-    let read =
-        tokio::task::spawn_blocking(move || LogReader::open_present(&at).is_ok_and(|log| !log.tracks.is_empty()));
-    if !read.await.unwrap_or(false) {
-        return;
-    }
-    let ship = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced);
+/// given back. Returns whether all of the log is there.
+async fn ship_log(job: &Job) -> bool {
+    let store = job.context.store.as_ref();
+    let ship = async {
+        let at = job.dir.clone();
+        let has_tracks = move || LogReader::open_present(&at).map(|log| !log.tracks.is_empty());
+        let has_tracks = tokio::task::spawn_blocking(has_tracks).await.map_err(|e| bug(&e))?;
+        if has_tracks.map_err(|e| JobFailure::of(&e))? {
+            let rest = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await;
+            return rest.map_err(|e| JobFailure::of(&e));
+        }
+        Ok(Cancellable::Done(()))
+    };
     match timeout(SHIP_MAX, ship).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!("the end of the log is on this disk alone: {}", chain(&error)),
+        Ok(Ok(Cancellable::Done(()))) => return true,
+        Ok(Ok(Cancellable::Cancelled)) => {}
+        Ok(Err(failure)) => tracing::warn!("the end of the log is on this disk alone: {}", failure.detail),
         Err(_) => {
             tracing::warn!("the end of the log is on this disk alone: the store did not take it within {SHIP_MAX:?}");
         }
     }
+    false
 }
 
 async fn stages(
@@ -105,7 +128,7 @@ async fn stages(
                 None => reason,
             },
             CaptureOutcome::Fenced => return Ok(Ended::Fenced),
-            CaptureOutcome::Drained => return Ok(Ended::HandedOver),
+            CaptureOutcome::Drained => return Ok(Ended::HandedOver { captured: false }),
         }
     };
     let now = Wallclock::now();

@@ -31,9 +31,6 @@ use crate::runtime::retry::retry_until_cancelled;
 const BUILD_TRIES: u32 = 5;
 const BUILD_RETRY: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
 
-/// An archive that is being made when the worker stops has so long to become available.
-const FINISH_MAX: Duration = Duration::from_secs(8);
-
 /// What a build left for a later try: the files are beside it.
 #[derive(Serialize, Deserialize)]
 struct BuiltFile {
@@ -42,26 +39,13 @@ struct BuiltFile {
     report: Report,
 }
 
-/// Makes the archive available. When the worker stops, this goes on for `FINISH_MAX`; then the next owner makes the archive.
-pub(super) async fn finalize(job: &Job, reason: &str, composing: Option<Composing>) -> Result<Ended, JobFailure> {
-    let give_up = async {
-        job.drain.cancelled().await;
-        tokio::time::sleep(FINISH_MAX).await;
-        job.given_up.cancel();
-        std::future::pending().await
-    };
-    tokio::select! {
-        ended = make_available(job, reason, composing) => ended,
-        never = give_up => never,
-    }
-}
-
 /// How the job ends when the archive is not made here.
 fn given_up(job: &Job) -> Ended {
-    if job.fenced.is_cancelled() { Ended::Fenced } else { Ended::HandedOver }
+    if job.fenced.is_cancelled() { Ended::Fenced } else { Ended::HandedOver { captured: true } }
 }
 
-async fn make_available(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
+/// Makes the archive available, unless the job is given up before.
+pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
     let began = Wallclock::now();
     if !job.has_all_before().await? {
         // It did not see all of the log.
@@ -90,7 +74,9 @@ async fn make_available(job: &Job, reason: &str, mut composing: Option<Composing
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
     match upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.given_up).await {
         Ok(Cancellable::Done(())) => {}
-        Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
+        Ok(Cancellable::Cancelled) if job.fenced.is_cancelled() => return Ok(Ended::Fenced),
+        // The archive is delivered. Another owner would only make it again.
+        Ok(Cancellable::Cancelled) => tracing::warn!("the end of the log is not kept in the store: the worker stops"),
         Err(error) => tracing::warn!("the end of the log is not kept in the store: {}", chain(&error)),
     }
     // An archive is at least one object.
@@ -111,9 +97,9 @@ async fn make_available(job: &Job, reason: &str, mut composing: Option<Composing
         job.context.catalog.put_own_archive(&row, job.row.epoch).await?;
         job.context.catalog.resolve_parked(job.row.job).await
     };
-    match retry_until_cancelled("publish an archive", CATALOG, &job.given_up, publish).await {
+    match retry_until_cancelled("publish an archive", CATALOG, &job.fenced, publish).await {
         Ok(Cancellable::Done(())) => {}
-        Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
+        Ok(Cancellable::Cancelled) => return Ok(Ended::Fenced),
         Err(error) => return Err(JobFailure::of(&error)),
     }
     if advance(job, JobState::Available, None).await? == Transition::Fenced {

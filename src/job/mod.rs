@@ -108,8 +108,11 @@ pub enum Ended {
     Parked(JobFailure),
     /// Another owner has it.
     Fenced,
-    /// It was handed over: the next owner continues it.
-    HandedOver,
+    /// The worker stops: the next owner continues it.
+    HandedOver {
+        /// Whether the session is captured, so that only the archive is to be made.
+        captured: bool,
+    },
     /// Nobody publishes yet. It waits in the catalog, for a stream or for the session's end.
     Waiting,
     /// Its session ended before anybody published.
