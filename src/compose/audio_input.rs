@@ -37,11 +37,11 @@ pub struct AudioInput {
 }
 
 impl AudioInput {
-    /// The input of a track in a file that begins at `start`.
+    /// The input of a track in a file that begins at `start` and is composed up to `composed`.
     #[must_use]
-    pub fn new(index: &TrackIndex, start: MediaTime, pipelines: Option<PathBuf>) -> Self {
+    pub fn new(index: &TrackIndex, start: MediaTime, composed: MediaTime, pipelines: Option<PathBuf>) -> Self {
         Self {
-            source: TrackReader::new(index),
+            source: TrackReader::new(index, composed),
             pipelines,
             start,
             format: None,

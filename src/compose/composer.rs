@@ -164,7 +164,7 @@ pub fn compose(
         let (mut renderer, mut limiter) = (FrameRenderer::new(options), Limiter::new());
         // The encoder puts as much before it.
         let delay = composition.feeder.delay();
-        let (mut mixed, mut made) = (delay, 0);
+        let (mut mixed, mut made, mut composed) = (delay, 0, MediaTime(i64::MIN));
         loop {
             let more = composition.wait_for_media(start, made, options, end)?;
             let Cancellable::Done(more) = more else { return Ok(Cancellable::Cancelled) };
@@ -172,10 +172,11 @@ pub fn compose(
             if !more && made > 0 {
                 break;
             }
-            composition.session.open_tracks(start)?;
+            composition.session.open_tracks(start, composed)?;
             if options.video {
                 renderer.draw_frame(composition.session, composition.feeder, start, made)?;
             }
+            composed = moment(start, made, options.rate) + interval(options.rate) / 2;
             made += 1;
             if options.audio {
                 let to = delay + samples_until(made, options.rate);

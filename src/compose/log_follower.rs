@@ -243,8 +243,8 @@ impl SessionLog {
         self.progress.has_ended()
     }
 
-    /// Opens tracks that have begun.
-    pub fn open_tracks(&mut self, start: MediaTime) -> Result<(), LogError> {
+    /// Opens tracks that have begun, in a file that begins at `start` and is composed up to `composed`.
+    pub fn open_tracks(&mut self, start: MediaTime, composed: MediaTime) -> Result<(), LogError> {
         let mut begun: Vec<(MediaTime, TrackId)> = self.spans.iter().map(|(track, span)| (span.0, *track)).collect();
         begun.sort_unstable();
         for (_, track) in begun.into_iter().filter(|(_, track)| !self.excluded.contains(&track.stream)) {
@@ -252,10 +252,10 @@ impl SessionLog {
             let open = || TrackIndex::open(&index.dir, track);
             match track.kind {
                 TrackKind::Video if !self.video.contains_key(&track.stream) => {
-                    self.video.insert(track.stream, VideoInput::new(&open()?, self.pipelines.clone()));
+                    self.video.insert(track.stream, VideoInput::new(&open()?, composed, self.pipelines.clone()));
                 }
                 TrackKind::Audio if !self.audio.contains_key(&track.stream) => {
-                    self.audio.insert(track.stream, AudioInput::new(&open()?, start, self.pipelines.clone()));
+                    self.audio.insert(track.stream, AudioInput::new(&open()?, start, composed, self.pipelines.clone()));
                 }
                 TrackKind::Video | TrackKind::Audio => {}
             }

@@ -42,8 +42,9 @@ struct ItemAhead {
 }
 
 impl TrackReader {
-    pub fn new(index: &TrackIndex) -> Self {
-        let (ahead, taken) = (VecDeque::new(), MediaTime(i64::MIN));
+    /// `taken`: the moment that was composed last. The track's frames up to it are late.
+    pub fn new(index: &TrackIndex, taken: MediaTime) -> Self {
+        let ahead = VecDeque::new();
         Self { track: index.track, frames: index.frames(), ahead, may_reorder: false, damaged: 0, taken, late: 0 }
     }
 
@@ -52,7 +53,11 @@ impl TrackReader {
     pub fn take(&mut self, to: MediaTime, clocks: &Clocks) -> Option<(LogItem, bool)> {
         self.read_ahead(to, clocks);
         let is_due = |ahead: &ItemAhead| matches!(ahead.item, LogItem::Frame(_)) && ahead.at <= to;
-        let next = self.ahead.front()?;
+        let Some(next) = self.ahead.front() else {
+            // What comes into the log for this moment from now on is late.
+            self.taken = to;
+            return None;
+        };
         if matches!(next.item, LogItem::Frame(_)) && !self.ahead.iter().any(is_due) {
             self.taken = to;
             return None;
@@ -102,5 +107,69 @@ impl TrackReader {
             self.late += u64::from(matches!(item, LogItem::Frame(_)) && at <= self.taken);
             self.ahead.push_back(ItemAhead { item, damaged: self.frames.damaged_parts(), at });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::ids::{Epoch, SessionId, StreamId, TrackKind};
+    use crate::model::media::{Codec, TrackFormat};
+    use crate::recording::spool::Spool;
+    use crate::recording::{LogOptions, TrackLog};
+
+    fn log(dir: &Path) -> TrackLog {
+        let session: SessionId = "s".parse().expect("id");
+        let track = TrackId { stream: StreamId::of_router(&session, "a"), kind: TrackKind::Audio };
+        let spool = Arc::new(Spool::open(dir, 1 << 30, 70).expect("spool"));
+        let (mut log, _) = TrackLog::open(dir, track, Epoch(1), LogOptions::default(), spool).expect("log");
+        let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: vec![] };
+        log.format(&format).expect("format");
+        log
+    }
+
+    /// Writes frames of 20 ms, as a part.
+    fn write(log: &mut TrackLog, ms: std::ops::Range<i64>) {
+        for at in ms.clone().step_by(20) {
+            let (pts, data) = (MediaTime::from_millis(at), vec![7; 160].into());
+            log.frame(&Frame { pts, duration: None, keyframe: true, data }).expect("frame");
+        }
+        log.tick(MediaTime::from_millis(ms.end + 10_000)).expect("part");
+    }
+
+    fn index(dir: &Path) -> TrackIndex {
+        crate::recording::LogReader::open(dir).expect("log").tracks.remove(0)
+    }
+
+    /// Takes all frames up to a moment.
+    fn take(reader: &mut TrackReader, to: i64) -> usize {
+        reader.frames.refresh().expect("log");
+        let clocks = Clocks::default();
+        let taken = std::iter::from_fn(|| reader.take(MediaTime::from_millis(to), &clocks));
+        taken.filter(|(item, _)| matches!(item, LogItem::Frame(_))).count()
+    }
+
+    #[test]
+    fn frames_that_come_after_their_moment_are_late_though_the_log_had_no_others() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut log = log(dir.path());
+        write(&mut log, 0..500);
+        let mut reader = TrackReader::new(&index(dir.path()), MediaTime(i64::MIN));
+        assert_eq!((take(&mut reader, 480), reader.late), (25, 0));
+        // The composer goes on with other tracks; this one has nothing.
+        assert_eq!((take(&mut reader, 980), reader.late), (0, 0));
+        write(&mut log, 500..1500);
+        assert_eq!((take(&mut reader, 1480), reader.late), (50, 25));
+    }
+
+    #[test]
+    fn the_frames_of_a_track_that_appears_after_their_moment_are_late() {
+        let dir = tempfile::tempdir().expect("dir");
+        write(&mut log(dir.path()), 0..1000);
+        let mut reader = TrackReader::new(&index(dir.path()), MediaTime::from_millis(480));
+        assert_eq!((take(&mut reader, 980), reader.late), (50, 25));
     }
 }

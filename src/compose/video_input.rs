@@ -65,11 +65,11 @@ enum Pending {
 }
 
 impl VideoInput {
-    /// The input of a track. `pipelines` are the operator's fragments.
+    /// The input of a track in a file that is composed up to `composed`. `pipelines` are the operator's fragments.
     #[must_use]
-    pub fn new(index: &TrackIndex, pipelines: Option<PathBuf>) -> Self {
+    pub fn new(index: &TrackIndex, composed: MediaTime, pipelines: Option<PathBuf>) -> Self {
         Self {
-            source: TrackReader::new(index),
+            source: TrackReader::new(index, composed),
             pipelines,
             pending: Vec::new(),
             pending_bytes: 0,
