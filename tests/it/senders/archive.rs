@@ -9,7 +9,7 @@ use archiver::compose::layout::{LayoutStream, place};
 use archiver::model::layout::Layout;
 use archiver_testkit::content::{Content, Part, SeenFrame};
 use archiver_testkit::world::{Downloaded, World};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::numbering::Seen;
 use super::table::Sender;
@@ -74,6 +74,17 @@ impl Archive {
     /// Seconds of sound in the individual files.
     pub fn sound_seconds(&self) -> f64 {
         self.individual.iter().flat_map(|(_, _, content)| &content.audio).map(|run| run.to - run.from).sum()
+    }
+
+    /// What the report says of the clock and the packets of a publisher's track.
+    pub fn clock(&self, client: &str, kind: &str) -> Value {
+        let Some(track) = self.files.track(client, kind) else { return Value::Null };
+        json!({ "correction": track["correctionMs"], "reports": track["senderReports"], "stats": track["stats"] })
+    }
+
+    /// Frames that came too late for the composed file.
+    pub fn late_frames(&self) -> &Value {
+        &self.files.manifest["composed"]["lateFrames"]
     }
 
     /// The pictures of a life, and those that cannot be read, by their times.

@@ -246,6 +246,7 @@ impl Cell {
             "sent": pictures.sent.len(), "decoded": pictures.decoded.len(), "shown": shown.len(),
             "beepsSent": beeps.sent.len(), "beepsHeard": beeps.decoded.len(), "beepsComposed": beeps.shown.len(),
             "soundS": evidence.sound, "tones": tones, "gaps": archive.gaps_by_cause(), "excused": verdict.excused,
+            "lateFrames": archive.late_frames(), "audioClock": archive.clock("one", "audio"),
             "problems": verdict.problems, "seconds": begun.elapsed().as_secs_f64().round(),
         })))
     }
