@@ -20,6 +20,9 @@ const STEP: MediaSpan = 500 * MS;
 const LOOK_AHEAD: MediaSpan = 500 * MS;
 /// Where a track's clock begins, its first reports are waited for: Janus sends one a second.
 const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
+/// Where none came by then, the first one is waited for up to this long after the beginning. A router that is busy sends it late, and the
+/// first packets as well: media that is composed before it would be at another place than what follows, and some of that would be lost.
+const LOOK_AHEAD_FIRST_MAX: MediaSpan = 10_000 * MS;
 /// Reports, knots and beginnings that are older than this say nothing of the clock now.
 const REMEMBERED: MediaSpan = 60_000 * MS;
 
@@ -29,6 +32,8 @@ struct Clock {
     start: Option<MediaTime>,
     /// Reports that are not used yet, each with the start of the part it came with.
     coming: VecDeque<(MediaTime, SenderReport)>,
+    /// Of each report the start of the part it came with, and its provisional time.
+    reported: VecDeque<(MediaTime, MediaTime)>,
     reports: VecDeque<SenderReport>,
     /// Where the clock began, in the order of time.
     starts: Vec<ClockStart>,
@@ -37,9 +42,23 @@ struct Clock {
 }
 
 impl Clock {
-    /// From when on it is known that it began: with the first frame, which is known of older logs too, and with each first part.
-    fn beginnings(&self) -> impl Iterator<Item = MediaTime> {
-        self.start.into_iter().chain(self.starts.iter().map(|start| start.known))
+    /// Up to where reports are used at a step, so that where the clock began its first ones are.
+    fn known_until(&self, step: MediaTime) -> Option<MediaTime> {
+        // That it began is known with the first frame, which is known of older logs too, and with each first part.
+        let first = self.start.map(|known| (known, MediaTime(i64::MIN)));
+        let beginnings = first.into_iter().chain(self.starts.iter().map(|start| (start.known, start.at)));
+        let until = |(known, at): (MediaTime, MediaTime)| match known {
+            known if step < known => MediaTime(i64::MIN),
+            known => (step + LOOK_AHEAD).max(self.first_report(known, at)),
+        };
+        beginnings.map(until).max()
+    }
+
+    /// Up to where a clock's first reports are waited for, which began at `at`, and is known to have begun at `known`.
+    fn first_report(&self, known: MediaTime, at: MediaTime) -> MediaTime {
+        let longest = known + LOOK_AHEAD_FIRST_MAX;
+        let first = self.reported.iter().find(|(came_with, pts)| *came_with >= known && *pts >= at);
+        first.map_or(longest, |(came_with, _)| (*came_with + LOOK_AHEAD).clamp(known + LOOK_AHEAD_FIRST, longest))
     }
 
     /// Where it began, as far as that is known from what came up to a moment.
@@ -81,11 +100,14 @@ impl Clocks {
         let clock = self.clocks.entry(index.track).or_default();
         clock.start = clock.start.or_else(|| index.start());
         clock.starts.extend(&index.clock_starts);
-        clock.coming.extend(index.report_parts.iter().copied().zip(index.reports.iter().copied()));
+        let reports = index.report_parts.iter().copied().zip(index.reports.iter().copied());
+        clock.reported.extend(reports.clone().map(|(known, report)| (known, report.pts)));
+        clock.coming.extend(reports);
         // Lines that came from the store later may be of an earlier epoch.
         clock.starts.sort_by_key(|start| start.at);
         if !index.reports.is_empty() {
             clock.coming.make_contiguous().sort_by_key(|(known, _)| *known);
+            clock.reported.make_contiguous().sort_by_key(|(known, _)| *known);
         }
     }
 
@@ -105,11 +127,7 @@ impl Clocks {
 
     /// The moment up to which reports are used at a step; `None` before every track.
     fn known_until(&self, step: MediaTime) -> Option<MediaTime> {
-        let until = |start: MediaTime| match start {
-            start if step < start => MediaTime(i64::MIN),
-            start => (step + LOOK_AHEAD).max(start + LOOK_AHEAD_FIRST),
-        };
-        let known = self.clocks.values().flat_map(Clock::beginnings).map(until).max()?;
+        let known = self.clocks.values().filter_map(|clock| clock.known_until(step)).max()?;
         Some(known.max(step + LOOK_AHEAD))
     }
 
@@ -120,6 +138,9 @@ impl Clocks {
             }
             while clock.reports.front().is_some_and(|report| step - report.arrived > REMEMBERED) {
                 clock.reports.pop_front();
+            }
+            while clock.reported.front().is_some_and(|(known, _)| step - *known > REMEMBERED) {
+                clock.reported.pop_front();
             }
             clock.starts.retain(|start| step - start.at <= REMEMBERED);
         }
@@ -185,14 +206,17 @@ mod tests {
         (ms(at), SenderReport { ntp, pts: ms(at + late), arrived: ms(at + 20) })
     }
 
+    /// A clock that begins at a moment, and its reports.
+    fn clock(start: MediaTime, reports: impl Iterator<Item = (MediaTime, SenderReport)>) -> Clock {
+        let coming: VecDeque<_> = reports.collect();
+        let reported = coming.iter().map(|(known, report)| (*known, report.pts)).collect();
+        Clock { start: Some(start), coming, reported, ..Clock::default() }
+    }
+
     /// Two tracks: one is right, the other late by 300 ms and begins at 4 s.
     fn clocks() -> Clocks {
-        let clock = |from: i64, late: i64| Clock {
-            start: Some(ms(from + late)),
-            coming: (1..60).map(|n| report(from + n * 1000, late)).collect(),
-            ..Clock::default()
-        };
-        Clocks { clocks: BTreeMap::from([(track("a"), clock(0, 20)), (track("b"), clock(4000, 320))]), step: None }
+        let late = |from: i64, late: i64| clock(ms(from + late), (1..60).map(|n| report(from + n * 1000, late)));
+        Clocks { clocks: BTreeMap::from([(track("a"), late(0, 20)), (track("b"), late(4000, 320))]), step: None }
     }
 
     #[test]
@@ -227,15 +251,11 @@ mod tests {
             7..20 => 0,
             _ => 60,
         };
-        let changing = Clock {
-            start: Some(ms(80)),
-            coming: (1..40).filter(|n| *n != 6).map(|n| report(n * 1000, late(n))).collect(),
-            starts: vec![start(5580, 6700), start(19_400, 19_700)],
-            ..Clock::default()
-        };
-        let clock =
-            Clock { start: Some(ms(0)), coming: (1..40).map(|n| report(n * 1000, 0)).collect(), ..Clock::default() };
-        Clocks { clocks: BTreeMap::from([(track("a"), clock), (track("b"), changing)]), step: None }
+        let reports = (1..40).filter(|n| *n != 6).map(|n| report(n * 1000, late(n)));
+        let starts = vec![start(5580, 6700), start(19_400, 19_700)];
+        let changing = Clock { starts, ..clock(ms(80), reports) };
+        let steady = clock(ms(0), (1..40).map(|n| report(n * 1000, 0)));
+        Clocks { clocks: BTreeMap::from([(track("a"), steady), (track("b"), changing)]), step: None }
     }
 
     /// A viewer would see lips 80 ms beside the voice until the third report of the new clock.
@@ -310,14 +330,13 @@ mod tests {
         // Parts in a million by which the device's media clock is fast.
         let device = [("a", 150), ("b", -100)];
         let drifted = |at: i64, ppm: i64| ms(at) + at * ppm;
-        let clock = |ppm: i64| {
-            let reports = (0..LENGTH_S).map(|n| {
+        let reports = |ppm: i64| {
+            (0..LENGTH_S).map(move |n| {
                 let (at, (_, report)) = (n * 1000, report(n * 1000, 0));
                 (ms(at), SenderReport { pts: drifted(at, ppm), ..report })
-            });
-            Clock { start: Some(ms(0)), coming: reports.collect(), ..Clock::default() }
+            })
         };
-        let clocks = device.map(|(name, ppm)| (track(name), clock(ppm)));
+        let clocks = device.map(|(name, ppm)| (track(name), clock(ms(0), reports(ppm))));
         let (mut clocks, mut first) = (Clocks { clocks: BTreeMap::from(clocks), step: None }, None);
         for at in (5000..LENGTH_S * 1000 - 5000).step_by(40) {
             assert!(clocks.advance(ms(at + 1000), MediaTime(i64::MAX)));
@@ -338,8 +357,7 @@ mod tests {
             let (at, (_, report)) = (n * 1000, report(n * 1000, 0));
             (ms(at), SenderReport { pts: drifted(at), ..report })
         });
-        let clock = Clock { start: Some(ms(0)), coming: reports.collect(), ..Clock::default() };
-        let mut clocks = Clocks { clocks: BTreeMap::from([(track("a"), clock)]), step: None };
+        let mut clocks = Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(0), reports))]), step: None };
         for at in (5000..LENGTH_S * 1000 - 5000).step_by(500) {
             assert!(clocks.advance(ms(at + 1000), MediaTime(i64::MAX)));
             let off = clocks.apply(track("a"), drifted(at)) - ms(at + 20);
@@ -360,5 +378,27 @@ mod tests {
         assert_eq!(clocks.step, Some(ms(4000)));
         clocks.advance(far, ms(7400));
         assert_eq!(clocks.step, Some(ms(6500)));
+    }
+
+    /// A busy router sends the first packets 1.5 s late, and its first report after 6 s: what was composed by then would be 1.5 s late, and
+    /// of the sound that follows as much would be lost.
+    #[test]
+    fn a_first_report_that_comes_late_is_waited_for_and_places_the_first_frame_too() {
+        let late = || {
+            let reports = (6..40).map(|n| report(n * 1000, 1500));
+            Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(1500), reports))]), step: None }
+        };
+        let mut clocks = late();
+        clocks.advance(ms(60_000), ms(6400));
+        assert!(clocks.step < Some(ms(1500)), "{:?}", clocks.step);
+        assert!(clocks.advance(ms(20_000), MediaTime(i64::MAX)));
+        for at in (0..20_000).step_by(20) {
+            let off = clocks.apply(track("a"), ms(at + 1500)) - ms(at + 20);
+            assert!(off.abs() <= MS, "at {at}: {off} ns");
+        }
+        // Without any report it goes on all the same.
+        let mut silent = Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(0), [].into_iter()))]), step: None };
+        assert!(!silent.advance(ms(5000), ms(9900)));
+        assert!(silent.advance(ms(5000), ms(10_100)));
     }
 }

@@ -61,7 +61,8 @@ fn finished(log: &Log) -> Vec<Option<u16>> {
 /// What the composer shows of a log that has not ended when its first frames are drawn.
 fn followed(log: &Log, frames: u64) -> Vec<Option<u16>> {
     let (sender, receiver) = ProgressReceiver::channel();
-    sender.send(LogProgress::Watermark(MediaTime::from_millis(5500)));
+    // The log has no sender reports: the composer waits for the first ones for 10 s.
+    sender.send(LogProgress::Watermark(MediaTime::from_millis(12_500)));
     let sender = Mutex::new(sender);
     let end_behind = |made| {
         if made >= frames {
