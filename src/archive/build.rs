@@ -25,7 +25,7 @@ use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history::{self, EventKind};
 use crate::recording::reader::TrackIndex;
-use crate::rtp::clock::{Correction, TrackReports, corrections};
+use crate::rtp::clock::{Correction, TrackReports, corrections, session_offset};
 use crate::store::keys::{Keys, Kind};
 
 struct StreamHistory {
@@ -61,7 +61,8 @@ pub fn build(
         reports: &index.reports,
         starts: &index.clock_starts,
     });
-    let corrections = corrections(&reports.collect::<Vec<_>>());
+    let reports: Vec<TrackReports> = reports.collect();
+    let (corrections, offset) = (corrections(&reports), session_offset(&reports));
     let all = individual::plan(&log.tracks, &corrections, &[], &ArchiveOptions::default());
     let begin = all.iter().map(|p| p.start).min().unwrap_or(MediaTime::ZERO);
     let end = all.iter().map(|p| p.end).max().unwrap_or(begin);
@@ -70,7 +71,7 @@ pub fn build(
     let (mut thumbnails, mut undecodable) = (Vec::new(), BTreeSet::new());
     if descriptor.options.output_mode != OutputMode::Individual {
         let tracks: BTreeSet<TrackId> = log.tracks.iter().map(|track| track.track).collect();
-        match composed::build_composed(dir, live_output, descriptor, &tracks, pipelines, cancel) {
+        match composed::build_composed(dir, live_output, descriptor, &tracks, offset, pipelines, cancel) {
             Ok(Cancellable::Done(made)) => {
                 objects.push(made.object);
                 thumbnails = composed::thumbnail_objects(dir)?;

@@ -19,6 +19,7 @@ use crate::model::archive_options::{ArchiveOptions, Resolution};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::time::MediaSpan;
 use crate::recording::{LogError, history};
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
@@ -63,12 +64,14 @@ pub(super) struct ComposedFile {
     pub undecodable: BTreeSet<TrackId>,
 }
 
-/// Composes the log in `dir`, unless the file of a composer that followed the session is valid. `tracks` are those of the log. Blocking.
+/// Composes the log in `dir`, unless the file of a composer that followed the session is valid. `tracks` are those of the log;
+/// `offset` is that of the session's reports. Blocking.
 pub(super) fn build_composed(
     dir: &Path,
     live_output: Option<Composed>,
     descriptor: &ArchiveDescriptor,
     tracks: &BTreeSet<TrackId>,
+    offset: Option<MediaSpan>,
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<ComposedFile>, ArchiveError> {
@@ -139,7 +142,7 @@ pub(super) fn build_composed(
         height: options.size.height,
         rate: composed.rate,
         late_frames: composed.late,
-        start_ms: composed.start.as_millis(),
+        start_ms: composed.start_by(offset).as_millis(),
         pictures: composed.pictures,
         errors: composed
             .errors

@@ -11,7 +11,7 @@ use crate::model::ids::TrackId;
 use crate::model::media::{ClockStart, SenderReport};
 use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::reader::TrackIndex;
-use crate::rtp::clock::{Correction, TrackReports, corrections};
+use crate::rtp::clock::{Correction, TrackReports, corrections, session_offset};
 
 const MS: MediaSpan = 1_000_000;
 /// From one look at the clocks to the next.
@@ -25,6 +25,37 @@ const LOOK_AHEAD_FIRST: MediaSpan = 3_000 * MS;
 const LOOK_AHEAD_FIRST_MAX: MediaSpan = 10_000 * MS;
 /// Reports, knots and beginnings that are older than this say nothing of the clock now.
 const REMEMBERED: MediaSpan = 60_000 * MS;
+
+/// The router's clock was set when its reports are so far from those before.
+const SET_MIN: MediaSpan = 3_000 * MS;
+
+/// How far the local clock is from the router's, which writes the reports.
+///
+/// A report that comes faster than those before says that it is less than was known. The streams stay where they are all the same:
+/// that all of them were earlier by as much would be nothing to a viewer, and twice as much of their sound would be lost on the way.
+#[derive(Debug, Clone, Copy)]
+struct RouterOffset {
+    /// As it was known first.
+    first: MediaSpan,
+    /// As it is used.
+    held: MediaSpan,
+    /// As the last step's reports say.
+    latest: MediaSpan,
+}
+
+impl RouterOffset {
+    fn next(known: Option<Self>, latest: MediaSpan) -> Self {
+        let Some(known) = known else { return Self { first: latest, held: latest, latest } };
+        let change = latest - known.latest;
+        let held = if change.abs() > SET_MIN { known.held + change } else { known.held };
+        Self { held, latest, ..known }
+    }
+
+    /// What is to be added to corrections that were computed by the latest offset.
+    const fn shift(self) -> MediaSpan {
+        self.held - self.latest
+    }
+}
 
 /// One track's clock.
 #[derive(Debug, Default)]
@@ -67,7 +98,7 @@ impl Clock {
     }
 
     /// Adds knots up to a step: one there, and where a clock ended and the next one began.
-    fn extend(&mut self, step: MediaTime, until: MediaTime, known: Option<&Correction>) {
+    fn extend(&mut self, step: MediaTime, until: MediaTime, known: Option<&Correction>, shift: MediaSpan) {
         let edges = self.starts_until(until).iter().flat_map(|start| [start.after, start.at]);
         let times: Vec<MediaTime> = edges.filter(|edge| *edge < step).chain([step]).collect();
         for time in times {
@@ -75,7 +106,7 @@ impl Clock {
             if before.is_some_and(|(last, _)| time <= last) {
                 continue;
             }
-            let span = known.map(|known| known.at(time)).or(before.map(|(_, span)| span)).unwrap_or(0);
+            let span = known.map(|known| known.at(time) + shift).or(before.map(|(_, span)| span)).unwrap_or(0);
             // Never faster than half of time's speed: corrected times must not go back.
             let span = before.map_or(span, |(at, before)| span.max(before - (time - at) / 2));
             self.knots.push_back((time, span));
@@ -92,6 +123,7 @@ pub struct Clocks {
     clocks: BTreeMap<TrackId, Clock>,
     /// The last step that was looked at.
     step: Option<MediaTime>,
+    offset: Option<RouterOffset>,
 }
 
 impl Clocks {
@@ -152,10 +184,15 @@ impl Clocks {
             reports: clock.reports.as_slices().0,
             starts: clock.starts_until(until),
         });
-        let known = corrections(&reports.collect::<Vec<_>>());
+        let reports: Vec<TrackReports> = reports.collect();
+        let known = corrections(&reports);
+        if let Some(latest) = session_offset(&reports) {
+            self.offset = Some(RouterOffset::next(self.offset, latest));
+        }
+        let shift = self.offset.map_or(0, RouterOffset::shift);
         for (track, clock) in &mut self.clocks {
             if clock.start.is_some_and(|start| start <= step) {
-                clock.extend(step, until, known.get(track));
+                clock.extend(step, until, known.get(track), shift);
             }
         }
     }
@@ -175,6 +212,11 @@ impl Clocks {
             (None, None) => 0,
         };
         time + span
+    }
+
+    /// The offset of the router's clock that the first frames are placed by; `None` without reports.
+    pub fn offset(&self) -> Option<MediaSpan> {
+        self.offset.map(|offset| offset.first)
     }
 
     /// The corrected time up to which all tracks' clocks are known; `None` before the first look.
@@ -216,12 +258,15 @@ mod tests {
     /// Two tracks: one is right, the other late by 300 ms and begins at 4 s.
     fn clocks() -> Clocks {
         let late = |from: i64, late: i64| clock(ms(from + late), (1..60).map(|n| report(from + n * 1000, late)));
-        Clocks { clocks: BTreeMap::from([(track("a"), late(0, 20)), (track("b"), late(4000, 320))]), step: None }
+        Clocks {
+            clocks: BTreeMap::from([(track("a"), late(0, 20)), (track("b"), late(4000, 320))]),
+            ..Clocks::default()
+        }
     }
 
     #[test]
     fn what_follows_and_what_runs_over_the_finished_log_know_the_same() {
-        for clocks in [clocks, clocks_that_begin_anew] {
+        for clocks in [clocks, clocks_that_begin_anew, clocks_of_a_busy_router] {
             follows_as_it_runs_over_the_finished_log(clocks(), clocks());
         }
     }
@@ -255,7 +300,7 @@ mod tests {
         let starts = vec![start(5580, 6700), start(19_400, 19_700)];
         let changing = Clock { starts, ..clock(ms(80), reports) };
         let steady = clock(ms(0), (1..40).map(|n| report(n * 1000, 0)));
-        Clocks { clocks: BTreeMap::from([(track("a"), steady), (track("b"), changing)]), step: None }
+        Clocks { clocks: BTreeMap::from([(track("a"), steady), (track("b"), changing)]), ..Clocks::default() }
     }
 
     /// A viewer would see lips 80 ms beside the voice until the third report of the new clock.
@@ -337,7 +382,7 @@ mod tests {
             })
         };
         let clocks = device.map(|(name, ppm)| (track(name), clock(ms(0), reports(ppm))));
-        let (mut clocks, mut first) = (Clocks { clocks: BTreeMap::from(clocks), step: None }, None);
+        let (mut clocks, mut first) = (Clocks { clocks: BTreeMap::from(clocks), ..Clocks::default() }, None);
         for at in (5000..LENGTH_S * 1000 - 5000).step_by(40) {
             assert!(clocks.advance(ms(at + 1000), MediaTime(i64::MAX)));
             let shown = device.map(|(name, ppm)| clocks.apply(track(name), drifted(at, ppm)));
@@ -357,7 +402,7 @@ mod tests {
             let (at, (_, report)) = (n * 1000, report(n * 1000, 0));
             (ms(at), SenderReport { pts: drifted(at), ..report })
         });
-        let mut clocks = Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(0), reports))]), step: None };
+        let mut clocks = Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(0), reports))]), ..Clocks::default() };
         for at in (5000..LENGTH_S * 1000 - 5000).step_by(500) {
             assert!(clocks.advance(ms(at + 1000), MediaTime(i64::MAX)));
             let off = clocks.apply(track("a"), drifted(at)) - ms(at + 20);
@@ -386,7 +431,7 @@ mod tests {
     fn a_first_report_that_comes_late_is_waited_for_and_places_the_first_frame_too() {
         let late = || {
             let reports = (6..40).map(|n| report(n * 1000, 1500));
-            Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(1500), reports))]), step: None }
+            Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(1500), reports))]), ..Clocks::default() }
         };
         let mut clocks = late();
         clocks.advance(ms(60_000), ms(6400));
@@ -397,8 +442,48 @@ mod tests {
             assert!(off.abs() <= MS, "at {at}: {off} ns");
         }
         // Without any report it goes on all the same.
-        let mut silent = Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(0), [].into_iter()))]), step: None };
+        let mut silent =
+            Clocks { clocks: BTreeMap::from([(track("a"), clock(ms(0), [].into_iter()))]), ..Clocks::default() };
         assert!(!silent.advance(ms(5000), ms(9900)));
         assert!(silent.advance(ms(5000), ms(10_100)));
+    }
+
+    /// A busy router's first reports come 300 ms late, its later ones at once.
+    fn clocks_of_a_busy_router() -> Clocks {
+        let reports = || {
+            (1..40).map(|n| {
+                let (known, report) = report(n * 1000, 20);
+                let delay = if n < 6 { 300 * MS } else { 0 };
+                (known, SenderReport { arrived: report.arrived + delay, ..report })
+            })
+        };
+        let clocks = ["a", "b"].map(|name| (track(name), clock(ms(20), reports())));
+        Clocks { clocks: BTreeMap::from(clocks), ..Clocks::default() }
+    }
+
+    #[test]
+    fn reports_that_come_faster_than_those_before_move_nothing() {
+        let mut clocks = clocks_of_a_busy_router();
+        let mut last = None;
+        for at in (20..30_000).step_by(20) {
+            assert!(clocks.advance(ms(at + 500), MediaTime(i64::MAX)));
+            let placed = clocks.apply(track("a"), ms(at));
+            let passed = last.replace(placed).map_or(20 * MS, |last| placed - last);
+            assert!((passed - 20 * MS).abs() <= MS, "at {at}: {passed} ns after the frame before");
+        }
+        // The file begins so much later than its reports say in the end.
+        let late = clocks.offset().expect("reports") - clocks.offset.expect("reports").latest;
+        assert!((late - 300 * MS).abs() <= MS, "{late}");
+    }
+
+    #[test]
+    fn a_router_whose_clock_is_set_is_followed() {
+        let offset = |latest: &[i64]| {
+            let known = latest.iter().fold(None, |known, latest| Some(RouterOffset::next(known, latest * MS)));
+            known.map(|known| (known.held / MS, known.shift() / MS))
+        };
+        assert_eq!(offset(&[300, 20, 40]), Some((300, 260)));
+        assert_eq!(offset(&[300, 20, 60_020]), Some((60_300, 280)));
+        assert_eq!(offset(&[300, 20, -9_980, -9_990]), Some((-9_700, 290)));
     }
 }

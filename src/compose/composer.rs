@@ -24,7 +24,7 @@ use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::layout::{Layout, LayoutType};
 use crate::model::stylesheet::Stylesheet;
-use crate::model::time::MediaTime;
+use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::LogError;
 use crate::rtp::clock::BACK_MAX;
 
@@ -86,8 +86,11 @@ pub struct Clip {
 /// The result of a composition.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Composed {
-    /// Media time of its beginning.
+    /// Media time of its beginning, by the first sender reports.
     pub start: MediaTime,
+    /// The router's clock by those reports: see [`crate::rtp::clock::session_offset`].
+    #[serde(default)]
+    pub offset: Option<MediaSpan>,
     /// Pictures.
     pub pictures: u64,
     /// Pictures a second.
@@ -99,6 +102,14 @@ pub struct Composed {
     /// Tracks of which most or all could not be decoded.
     #[serde(default)]
     pub undecodable: BTreeSet<TrackId>,
+}
+
+impl Composed {
+    /// Media time of its beginning by the `offset` of all of the session's reports, which individual files go by.
+    #[must_use]
+    pub fn start_by(&self, offset: Option<MediaSpan>) -> MediaTime {
+        self.start + self.offset.zip(offset).map_or(0, |(first, all)| all - first)
+    }
 }
 
 /// Why there is no file.
@@ -193,7 +204,9 @@ pub fn compose(
         let (mut errors, late) = (composition.session.counts(), composition.session.late());
         let undecodable = undecodable(&errors);
         errors.retain(|(_, _, counts)| counts.has_failures());
-        Ok(Cancellable::Done(Composed { start, pictures: made, rate: options.rate, late, errors, undecodable }))
+        let offset = composition.session.clocks.offset();
+        let (pictures, rate) = (made, options.rate);
+        Ok(Cancellable::Done(Composed { start, offset, pictures, rate, late, errors, undecodable }))
     })
 }
 

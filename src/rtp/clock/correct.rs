@@ -77,7 +77,7 @@ pub struct TrackReports<'a> {
 /// do not agree with the others is synchronized only within itself.
 #[must_use]
 pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction> {
-    let Some(session) = offset(tracks.iter().flat_map(|one| one.reports)) else {
+    let Some(session) = session_offset(tracks) else {
         return BTreeMap::new();
     };
     let mut streams: BTreeMap<StreamId, MediaSpan> = BTreeMap::new();
@@ -99,6 +99,13 @@ pub fn corrections(tracks: &[TrackReports<'_>]) -> BTreeMap<TrackId, Correction>
             correction(points.collect(), one.starts).map(|c| (one.track, c))
         })
         .collect()
+}
+
+/// The span from the clock that writes a session's reports to the local one, as [`corrections`] uses it. `None` without reports. Each report
+/// that comes faster than those before makes it less.
+#[must_use]
+pub fn session_offset(tracks: &[TrackReports<'_>]) -> Option<MediaSpan> {
+    offset(tracks.iter().flat_map(|one| one.reports))
 }
 
 fn ntp(report: &SenderReport) -> MediaSpan {

@@ -7,7 +7,7 @@
 
 mod correct;
 
-pub use correct::{Correction, TrackReports, corrections};
+pub use correct::{Correction, TrackReports, corrections, session_offset};
 
 use crate::model::time::{MediaSpan, MediaTime, RtpUnwrapper, ticks_to_span};
 
