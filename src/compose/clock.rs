@@ -29,14 +29,15 @@ const REMEMBERED: MediaSpan = 60_000 * MS;
 /// The router's clock was set when its reports are so far from those before.
 const SET_MIN: MediaSpan = 3_000 * MS;
 
+/// What is used is at most so far from what is known: layouts, mutings and selections are told in local time.
+pub const HELD_MAX: MediaSpan = 500 * MS;
+
 /// How far the local clock is from the router's, which writes the reports.
 ///
 /// A report that comes faster than those before says that it is less than was known. The streams stay where they are all the same:
 /// that all of them were earlier by as much would be nothing to a viewer, and twice as much of their sound would be lost on the way.
 #[derive(Debug, Clone, Copy)]
 struct RouterOffset {
-    /// As it was known first.
-    first: MediaSpan,
     /// As it is used.
     held: MediaSpan,
     /// As the last step's reports say.
@@ -45,10 +46,10 @@ struct RouterOffset {
 
 impl RouterOffset {
     fn next(known: Option<Self>, latest: MediaSpan) -> Self {
-        let Some(known) = known else { return Self { first: latest, held: latest, latest } };
+        let Some(known) = known else { return Self { held: latest, latest } };
         let change = latest - known.latest;
         let held = if change.abs() > SET_MIN { known.held + change } else { known.held };
-        Self { held, latest, ..known }
+        Self { held: held.clamp(latest - HELD_MAX, latest + HELD_MAX), latest }
     }
 
     /// What is to be added to corrections that were computed by the latest offset.
@@ -214,9 +215,9 @@ impl Clocks {
         time + span
     }
 
-    /// The offset of the router's clock that the first frames are placed by; `None` without reports.
+    /// The offset of the router's clock that frames are placed by; `None` without reports.
     pub fn offset(&self) -> Option<MediaSpan> {
-        self.offset.map(|offset| offset.first)
+        self.offset.map(|offset| offset.held)
     }
 
     /// The corrected time up to which all tracks' clocks are known; `None` before the first look.
@@ -477,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn a_router_whose_clock_is_set_is_followed() {
+    fn a_router_whose_clock_is_set_is_followed_and_no_offset_is_held_by_more_than_may_be() {
         let offset = |latest: &[i64]| {
             let known = latest.iter().fold(None, |known, latest| Some(RouterOffset::next(known, latest * MS)));
             known.map(|known| (known.held / MS, known.shift() / MS))
@@ -485,5 +486,7 @@ mod tests {
         assert_eq!(offset(&[300, 20, 40]), Some((300, 260)));
         assert_eq!(offset(&[300, 20, 60_020]), Some((60_300, 280)));
         assert_eq!(offset(&[300, 20, -9_980, -9_990]), Some((-9_700, 290)));
+        assert_eq!(offset(&[1500, 20]), Some((520, 500)), "no further from what is told in local time");
+        assert_eq!(offset(&[20, 1500]), Some((1000, -500)));
     }
 }

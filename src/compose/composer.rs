@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::audio_input::nanoseconds;
 use super::canvas::{Canvases, FrameSource, Tile};
+use super::clock::HELD_MAX;
 use super::css_layout;
 use super::geometry::Size;
 use super::layout::{Cell, LayoutStream, VIDEO_STREAMS_MAX, place};
@@ -86,9 +87,9 @@ pub struct Clip {
 /// The result of a composition.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Composed {
-    /// Media time of its beginning, by the first sender reports.
+    /// Media time of its beginning.
     pub start: MediaTime,
-    /// The router's clock by those reports: see [`crate::rtp::clock::session_offset`].
+    /// The router's clock that its frames are placed by: see [`crate::rtp::clock::session_offset`].
     #[serde(default)]
     pub offset: Option<MediaSpan>,
     /// Pictures.
@@ -108,7 +109,9 @@ impl Composed {
     /// Media time of its beginning by the `offset` of all of the session's reports, which individual files go by.
     #[must_use]
     pub fn start_by(&self, offset: Option<MediaSpan>) -> MediaTime {
-        self.start + self.offset.zip(offset).map_or(0, |(first, all)| all - first)
+        let later = self.offset.zip(offset).map(|(own, all)| all - own);
+        // A larger difference is that of a router whose clock was set: individual files do not move with it.
+        self.start + later.filter(|later| later.abs() <= HELD_MAX).unwrap_or(0)
     }
 }
 
@@ -418,5 +421,35 @@ impl<'a> FrameRenderer<'a> {
 impl FrameSource for BTreeMap<StreamId, VideoInput> {
     fn newest(&mut self, stream: StreamId) -> Result<Option<(&DecodedFrame, u64)>, MediaError> {
         self.get_mut(&stream).map_or(Ok(None), VideoInput::newest_frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_begins_where_individual_files_say_unless_the_routers_clock_was_set() {
+        let ms = |ms: i64| ms * 1_000_000;
+        // The offset that its frames are placed by, that of all reports, and when it begins by that one, in milliseconds.
+        let cases = [
+            (Some(320), Some(20), 700),
+            (Some(20), Some(20), 1000),
+            (Some(20), Some(60_020), 1000),
+            (None, Some(20), 1000),
+            (Some(20), None, 1000),
+        ];
+        for (own, all, expected) in cases {
+            let composed = Composed {
+                start: MediaTime::from_millis(1000),
+                offset: own.map(ms),
+                pictures: 1,
+                rate: 30,
+                late: 0,
+                errors: Vec::new(),
+                undecodable: BTreeSet::new(),
+            };
+            assert_eq!(composed.start_by(all.map(ms)), MediaTime::from_millis(expected), "{own:?}, {all:?}");
+        }
     }
 }
