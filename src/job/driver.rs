@@ -56,14 +56,14 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     if let Some(composing) = composing {
         composing.call_off().await;
     }
-    // While the lease is kept: nobody else reads what is being shipped.
+    // The lease is still kept: another owner must not read the log while it is shipped.
     let shipped = matches!(ended, Ok(Ended::HandedOver { .. })) && ship_log(&job).await;
     stop.cancel();
     tasks.wait().await;
     match ended {
         Err(failure) => park(&context, &row, failure, &job.fenced).await,
         Ok(Ended::HandedOver { .. }) if job.fenced.is_cancelled() => Ended::Fenced,
-        // Only this machine has the end of the session. It takes the job back at once if it starts before the lease expires.
+        // Only this machine has the end of the session. The lease is not given back: this worker gets the job if it starts again in time.
         Ok(Ended::HandedOver { captured: true }) if !shipped => Ended::HandedOver { captured: true },
         Ok(Ended::HandedOver { captured }) => {
             if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {

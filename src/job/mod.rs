@@ -130,7 +130,7 @@ pub struct Job {
     drain: CancellationToken,
     /// The lease is lost: stop, and touch nothing.
     fenced: CancellationToken,
-    /// Whatever makes the archive ends: the lease is lost, or the worker stops and the next owner makes it.
+    /// Cancels what makes the archive: the lease is lost, or the worker stops and leaves the archive to the next owner.
     given_up: CancellationToken,
     /// A successor has its session.
     released_slots: AtomicBool,
@@ -138,7 +138,7 @@ pub struct Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // The worker gives up drivers that do not end in time. Their work on other threads must not keep the process.
+        // The worker drops drivers that do not end in time. Their work on other threads must not delay the end of the process.
         self.fenced.cancel();
         if *self.released_slots.get_mut() {
             self.context.released_slots.fetch_sub(1, Ordering::Relaxed);

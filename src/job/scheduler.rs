@@ -66,7 +66,10 @@ pub async fn run_scheduler(
                 }
             };
             if timeout(DRAIN_MAX, all).await.is_err() {
-                tracing::error!(jobs = owned.len(), "jobs did not hand over in time, their leases will expire");
+                tracing::error!(
+                    jobs = owned.len(),
+                    "jobs did not hand over in time: their leases will expire, and the ends of their logs may be on this disk alone"
+                );
             }
             return;
         }
