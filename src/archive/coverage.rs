@@ -155,6 +155,21 @@ impl TrackHistory {
         }
     }
 
+    /// A gap of the log in parts that count, in pieces of one cause each. Sender reports tell that packets were sent which did not come,
+    /// and not when: where the track was not announced in between, a short part at that edge is the time that signalling takes.
+    fn of_logged(&self, gap: &Gap) -> Vec<Gap> {
+        let mut pieces = Vec::new();
+        for part in self.counted(gap).iter() {
+            let is_edge = part.from > gap.from || part.to < gap.to;
+            if gap.cause == GapCause::NotReceived && is_edge && part.len() < EDGE_MAX {
+                pieces.push(Gap { from: part.from, to: part.to, cause: GapCause::NotSent });
+            } else {
+                pieces.extend(self.split(part, Some(*gap)));
+            }
+        }
+        pieces
+    }
+
     /// All that is missing of the track, in order and without overlap. `captured` is the time of its frames, `logged` the gaps
     /// that the log has.
     pub(super) fn missing(&self, captured: &Intervals, logged: &[Gap]) -> Vec<Gap> {
@@ -163,8 +178,7 @@ impl TrackHistory {
         // Within a gap of the storage, the rules of the track noted when no frames came that could have been written.
         let (storage, others): (Vec<Gap>, Vec<Gap>) = logged.iter().partition(|gap| gap.cause == GapCause::Storage);
         for gap in others.iter().chain(&storage) {
-            let pieces = self.counted(gap).iter().flat_map(|one| self.split(one, Some(*gap))).collect::<Vec<_>>();
-            for piece in pieces {
+            for piece in self.of_logged(gap) {
                 let rest = Intervals::from(Interval::new(piece.from, piece.to)).without(&known);
                 gaps.extend(rest.iter().map(|one| Gap { from: one.from, to: one.to, cause: piece.cause }));
                 known = known.union(&rest);

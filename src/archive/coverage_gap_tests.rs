@@ -145,6 +145,32 @@ fn a_gap_that_a_lost_source_opened_has_the_causes_that_the_history_knows() {
             missing: &[(10.0, 40.0, NotSent), (50.0, 50.4, Worker)],
         },
         Case {
+            name: "packets of a camera that comes again, just before it is received",
+            events: vec![
+                announce(0.0, &[AUDIO, VIDEO]),
+                live(0.1),
+                announce(10.0, &[AUDIO]),
+                announce(20.0, &[AUDIO, VIDEO]),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 10.0), (20.02, 60.0)],
+            logged: &[(10.0, 20.02, NotReceived)],
+            missing: &[(20.0, 20.02, NotSent)],
+        },
+        Case {
+            name: "packets of a camera that comes again, long before it is received",
+            events: vec![
+                announce(0.0, &[AUDIO, VIDEO]),
+                live(0.1),
+                announce(10.0, &[AUDIO]),
+                announce(20.0, &[AUDIO, VIDEO]),
+                ended(60.0),
+            ],
+            captured: &[(0.1, 10.0), (22.0, 60.0)],
+            logged: &[(10.0, 22.0, NotReceived)],
+            missing: &[(20.0, 22.0, NotReceived)],
+        },
+        Case {
             name: "a lost router whose loss is noticed late, and that comes back",
             events: vec![
                 announce(0.0, &[VIDEO]),
