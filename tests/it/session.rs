@@ -135,7 +135,7 @@ async fn a_session_ends_by_itself_when_all_have_left_and_has_no_archive_if_nobod
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_longer_than_an_archive_may_be_goes_on_in_the_next_without_a_lost_frame() {
     // One place only: the successor has that of its predecessor.
-    let limits = "[limits]\nrecorded_max = \"10s\"\n";
+    let limits = "[limits]\nrecorded_max = \"20s\"\n";
     let mut world = World::start(BINARY, None, limits).await.expect("world");
     let config = std::fs::read_to_string(world.config()).expect("config");
     std::fs::write(world.config(), config.replacen("[worker]", "[worker]\ncapacity = 1", 1)).expect("config");
