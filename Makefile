@@ -12,7 +12,7 @@ PACKAGES := pkg-config gcc libc6-dev libssl-dev libgstreamer1.0-dev libgstreamer
   libavcodec-dev libavformat-dev libavutil-dev libswresample-dev libswscale-dev \
   gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly gstreamer1.0-libav \
   janus libjs-janus-gateway rabbitmq-server postgresql chromium ffmpeg gstreamer1.0-tools gstreamer1.0-nice \
-  iproute2 procps openssl python3-venv
+  iproute2 procps openssl faketime python3-venv
 
 GARAGE := $(CACHE)/garage/bin/garage
 

@@ -3,6 +3,8 @@
 use super::check_text::result_text;
 use super::services;
 use crate::config::Settings;
+use crate::job::catalog_clock::SKEW_TOLD;
+use crate::model::time::Wallclock;
 
 /// The result of one check.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -30,11 +32,7 @@ pub async fn check(settings: &Settings) -> Vec<CheckResult> {
         Err(error) => Err(error.to_string()),
     };
     lines.push(check_result("broker", broker));
-    let catalog = match services::catalog(settings).await {
-        Ok(catalog) => result_text(catalog.probe().await, |kind| format!("{kind}, tables are up to date")),
-        Err(error) => result_text(Err::<(), _>(error), |()| String::new()),
-    };
-    lines.push(check_result("catalog", catalog));
+    lines.push(check_result("catalog", catalog(settings).await));
     lines.push(check_result("store", store(settings).await));
     let routers = services::routers(settings);
     for section in &settings.routers {
@@ -82,6 +80,26 @@ async fn elements(settings: &Settings) -> Vec<CheckResult> {
         }
         Ok(Err(error)) => vec![check_result("GStreamer", result_text(Err::<(), _>(error), |()| String::new()))],
         Err(panic) => vec![check_result("GStreamer", Err(panic.to_string()))],
+    }
+}
+
+async fn catalog(settings: &Settings) -> Result<String, String> {
+    let catalog = match services::catalog(settings).await {
+        Ok(catalog) => catalog,
+        Err(error) => return result_text(Err::<(), _>(error), |()| String::new()),
+    };
+    let kind = result_text(catalog.probe().await, str::to_owned)?;
+    let clock = result_text(catalog.clock().await, |now| clock_text(Wallclock::now(), now))?;
+    Ok(format!("{kind}, tables are up to date{clock}"))
+}
+
+/// What is wrong with this machine's clock, if anything is.
+fn clock_text(machine: Wallclock, catalog: Wallclock) -> String {
+    let (ahead, behind) = (machine.since(catalog), catalog.since(machine));
+    match (ahead > SKEW_TOLD, behind > SKEW_TOLD) {
+        (true, _) => format!("; this machine's clock is {:.1} s ahead of its clock: set it", ahead.as_secs_f64()),
+        (_, true) => format!("; this machine's clock is {:.1} s behind its clock: set it", behind.as_secs_f64()),
+        (false, false) => String::new(),
     }
 }
 

@@ -7,3 +7,4 @@ pub mod health;
 mod router_check;
 pub mod services;
 pub mod worker;
+mod worker_name;

@@ -17,7 +17,7 @@ use crate::model::fault::{HasFault, chain};
 use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::session::RouterRoom;
-use crate::model::time::{MediaTime, Wallclock};
+use crate::model::time::{ClockAnchor, MediaClock, MediaTime, Wallclock};
 use crate::recording::LogOptions;
 use crate::recording::spool::Spool;
 use crate::router::{MediaRouter, Room, RoomEvent, StreamInfo};
@@ -253,7 +253,7 @@ fn options(archive: ArchiveId, dir: PathBuf) -> CaptureOptions {
         archive,
         dir,
         epoch: Epoch(1),
-        origin: Wallclock::now(),
+        clock: MediaClock::new(ClockAnchor::now(), Wallclock::now()),
         log: LogOptions::default(),
         track: TrackOptions {
             video_hold: second,

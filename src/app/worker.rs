@@ -1,28 +1,43 @@
 //! A worker process: takes events while it has capacity, runs jobs, and serves health checks. At shutdown it first stops consuming
 //! events, then seals and hands over its jobs, then ends the rest.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::health;
 use super::services::{Services, ServicesError};
+use super::worker_name::{NameError, give_name_back, take_name};
 use crate::archive::retention::run_retention;
 use crate::broker::BrokerState;
-use crate::catalog::{ApplicationRow, ArchiveRow};
+use crate::catalog::{ApplicationRow, ArchiveRow, WorkerInstance};
 use crate::config::Settings;
 use crate::job::Context;
+use crate::job::catalog_clock::CatalogClock;
 use crate::job::intake::handle;
+use crate::job::lease::run_leases;
+use crate::job::leftovers::{Underway, run_leftovers};
 use crate::job::scheduler::run_scheduler;
 use crate::job::waiting::run_waiting;
+use crate::job::worker_health::{WorkerHealth, run_probes};
 use crate::model::cancellable::Cancellable;
+use crate::model::ids::WorkerId;
+use crate::model::time::Wallclock;
 use crate::notify::{self, Dispatcher};
 use crate::recording::spool::Spool;
+use crate::runtime::data_folder::{DataFolder, DataFolderError};
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::webrtc::{Engine, EngineConfig};
+
+/// A worker hands its jobs over within 20 s and then ends: so long its successor waits for the data folder.
+const FOLDER_MAX: Duration = Duration::from_secs(30);
+const FOLDER_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Why a worker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +51,18 @@ pub enum WorkerStartError {
     /// Catalog, store or broker.
     #[error(transparent)]
     Services(#[from] ServicesError),
+    /// The data folder.
+    #[error(transparent)]
+    DataFolder(#[from] DataFolderError),
+    /// The worker's name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Another process took the worker's name while this one did not keep it.
+    #[error("another worker took the name {worker} while this one stood still, and has its jobs; this one has stopped")]
+    NameLost {
+        /// The name.
+        worker: WorkerId,
+    },
     /// The media socket.
     #[error("the media socket cannot be opened at {bind}")]
     Socket {
@@ -70,32 +97,86 @@ impl Status {
     }
 }
 
-/// Opens the spool, the media socket and the services of a configuration, and runs a worker until `stop`.
+/// Opens the data folder. That of a process which is about to end is waited for.
+async fn open_folder(dir: PathBuf, stop: &CancellationToken) -> Result<Cancellable<DataFolder>, DataFolderError> {
+    let deadline = Instant::now() + FOLDER_MAX;
+    loop {
+        let at = dir.clone();
+        let opened = tokio::task::spawn_blocking(move || DataFolder::open(&at)).await;
+        match opened.expect("opening the data folder does not panic") {
+            Err(DataFolderError::InUse { .. }) if Instant::now() < deadline => {}
+            opened => return opened.map(Cancellable::Done),
+        }
+        if stop.run_until_cancelled(sleep(FOLDER_LOOK_EVERY)).await.is_none() {
+            return Ok(Cancellable::Cancelled);
+        }
+    }
+}
+
+/// Archives that are made at a time. More would only make each one later.
+fn builds_max() -> usize {
+    std::thread::available_parallelism().map_or(2, |processors| processors.get().max(2))
+}
+
+/// Opens the data folder, the media socket and the services of a configuration, and runs a worker until `stop`.
 ///
 /// # Errors
-/// When the worker cannot start. Later failures are retried.
+/// When the worker cannot start, or another process has its name. Other failures are retried.
 pub async fn open_and_run(
     settings: Settings,
     engine: EngineConfig,
     stop: CancellationToken,
 ) -> Result<(), WorkerStartError> {
     settings.for_worker()?;
+    let data_dir = settings.worker.data_dir.clone();
+    let Cancellable::Done(folder) = open_folder(data_dir, &stop).await? else { return Ok(()) };
     let (dir, quota, percent) = (settings.spool_dir(), settings.spool.quota.0, settings.spool.admission_percent);
     let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, quota, percent)).await;
-    let spool = Arc::new(spool.expect("opening the spool does not panic")?);
+    let spool = spool.expect("opening the spool does not panic")?.with_free_min(settings.spool.free_min.0);
+    let spool = Arc::new(spool);
     let bind = engine.bind;
     let engine =
         Engine::start(engine, Arc::clone(&spool)).map_err(|source| WorkerStartError::Socket { bind, source })?;
     let Cancellable::Done(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
-    run(settings, services, engine, spool, stop).await;
+    let name = WorkerInstance { worker: settings.worker_id(), instance: folder.id(), since: Wallclock::now() };
+    let catalog = services.catalog.clone();
+    let taken = take_name(catalog.as_ref(), &name, settings.lease(), &stop).await?;
+    let Cancellable::Done(()) = taken else { return Ok(()) };
+    match run(settings, services, engine, spool, name.clone(), stop).await {
+        Stopped::NameLost => return Err(WorkerStartError::NameLost { worker: name.worker }),
+        Stopped::HandedOver => give_name_back(catalog.as_ref(), &name).await,
+        // The lease of the name keeps others from them for a moment, in which this worker may start again.
+        Stopped::KeepsJobs => {}
+    }
     Ok(())
 }
 
+/// How a worker stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// All its jobs are other workers'.
+    HandedOver,
+    /// It alone can go on with some jobs.
+    KeepsJobs,
+    /// Another process took its name.
+    NameLost,
+}
+
 /// Runs a worker with these services until `stop`, then hands its jobs over.
-pub async fn run(settings: Settings, services: Services, engine: Engine, spool: Arc<Spool>, stop: CancellationToken) {
+pub async fn run(
+    settings: Settings,
+    services: Services,
+    engine: Engine,
+    spool: Arc<Spool>,
+    name: WorkerInstance,
+    stop: CancellationToken,
+) -> Stopped {
     let Services { catalog, store, routers, broker } = services;
+    // The worker also stops when another process has its name.
+    let stop = stop.child_token();
+    let (name_lost, stop_leases) = (CancellationToken::new(), CancellationToken::new());
     let context = Arc::new(Context {
-        worker: settings.worker_id(),
+        worker: name.worker.clone(),
         store,
         routers,
         catalog,
@@ -103,8 +184,17 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
         spool,
         settings,
         released_slots: AtomicUsize::new(0),
+        finalizing: AtomicUsize::new(0),
+        builds: Semaphore::new(builds_max()),
+        keeps_jobs: AtomicBool::new(false),
+        clock: CatalogClock::default(),
+        health: WorkerHealth::default(),
+        leases: Arc::default(),
+        leftovers: Underway::default(),
         wakes: watch::channel(0).0,
     });
+    // Its name was taken a moment ago.
+    context.leases.confirm_name(Instant::now());
     tracing::info!(worker = %context.worker, region = %context.settings.worker.region, media = %context.engine.local_addr(),
         store = context.store.describe(), "worker started");
     let (state, seen) = watch::channel(BrokerState::Disconnected);
@@ -115,7 +205,31 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
     let tasks = TaskTracker::new();
     let events = Arc::clone(&broker);
     let (leave_queue, stop_http) = (stop.child_token(), CancellationToken::new());
-    let ready: health::Readiness = Arc::new(move || Box::pin(std::future::ready(status.ready())));
+    tasks.spawn({
+        let (context, lost, cancel) = (Arc::clone(&context), name_lost.clone(), stop_leases.clone());
+        let keeping = move || run_leases(Arc::clone(&context), name.clone(), lost.clone(), cancel.clone());
+        restart_on_panic("keeping leases", stop_leases.clone(), keeping)
+    });
+    tasks.spawn({
+        let (lost, stop) = (name_lost.clone(), stop.clone());
+        async move {
+            if stop.run_until_cancelled(lost.cancelled()).await.is_some() {
+                stop.cancel();
+            }
+        }
+    });
+    tasks.spawn({
+        let (context, cancel) = (Arc::clone(&context), stop.clone());
+        let probing = move || run_probes(Arc::clone(&context), cancel.clone());
+        restart_on_panic("probing the disk", stop.clone(), probing)
+    });
+    let ready: health::Readiness = Arc::new({
+        let context = Arc::downgrade(&context);
+        move || {
+            let trouble = context.upgrade().and_then(|context| context.health.trouble());
+            Box::pin(std::future::ready(trouble.map_or_else(|| status.ready(), Err)))
+        }
+    });
     tasks.spawn(health::serve(context.settings.http.bind, ready, stop_http.clone()));
     tasks.spawn({
         let (context, wake, cancel) = (Arc::clone(&context), Arc::clone(&wake), leave_queue.clone());
@@ -160,11 +274,23 @@ pub async fn run(settings: Settings, services: Services, engine: Engine, spool: 
         let retention = move || run_retention(Arc::clone(&store), Arc::clone(&catalog), keep, cancel.clone());
         restart_on_panic("retention", stop.clone(), retention)
     });
-    run_scheduler(&context, &wake, &capacity_sender, &jobs, &stop).await;
+    tasks.spawn({
+        let (context, cancel) = (Arc::clone(&context), stop.clone());
+        let leftovers = move || run_leftovers(Arc::clone(&context), cancel.clone());
+        restart_on_panic("shipping what is left in the spool", stop.clone(), leftovers)
+    });
+    let all_ended = run_scheduler(&context, &wake, &capacity_sender, &jobs, &stop).await;
     stop_http.cancel();
+    stop_leases.cancel();
     tasks.close();
     tasks.wait().await;
+    let keeps_jobs = !all_ended || context.keeps_jobs.load(Ordering::Relaxed) || !context.leases.is_empty();
     // Dropping the engine writes and seals the remaining media, which blocks.
     tokio::task::spawn_blocking(move || drop(context)).await.unwrap_or_default();
     tracing::info!("worker stopped");
+    match (name_lost.is_cancelled(), keeps_jobs) {
+        (true, _) => Stopped::NameLost,
+        (false, true) => Stopped::KeepsJobs,
+        (false, false) => Stopped::HandedOver,
+    }
 }

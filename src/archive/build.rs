@@ -25,6 +25,7 @@ use crate::model::time::MediaTime;
 use crate::recording::LogReader;
 use crate::recording::history::{self, EventKind};
 use crate::recording::reader::TrackIndex;
+use crate::recording::spool;
 use crate::rtp::clock::{Correction, TrackReports, corrections, session_offset};
 use crate::store::keys::{Keys, Kind};
 
@@ -52,7 +53,7 @@ pub fn build(
     pipelines: &Pipelines,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<Built>, ArchiveError> {
-    let out = dir.join("out");
+    let out = dir.join(spool::BUILT);
     std::fs::create_dir_all(&out).map_err(ArchiveError::io("created", &out))?;
     let log = LogReader::open_present(dir)?;
     let events = history::read(dir)?;

@@ -20,7 +20,7 @@ use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::time::MediaSpan;
-use crate::recording::{LogError, history};
+use crate::recording::{LogError, history, spool};
 use crate::store::keys::Kind;
 use crate::store::streaming_upload;
 
@@ -53,7 +53,7 @@ pub(crate) fn options(wanted: &ArchiveOptions, longest: Duration) -> Options {
 
 /// The file of the archive whose folder is `dir`.
 pub(crate) fn path(dir: &Path) -> PathBuf {
-    dir.join("out").join(NAME)
+    dir.join(spool::BUILT).join(NAME)
 }
 
 /// A composed archive's file.

@@ -256,7 +256,7 @@ impl RouterWatcher {
         match rules::decide(SessionState { conversation, has_job, newest }, &watched.state, &snapshot, now) {
             Action::None => {}
             Action::Resume(job) => {
-                if self.catalog.resume_job(job, "bridge", now).await? {
+                if self.catalog.resume_job(job, "bridge", self.catalog.clock().await?).await? {
                     tracing::info!(router = %self.name, session = %session.session, %job, "somebody publishes, the waiting job is resumed");
                 }
             }

@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sqlx::any::AnyRow;
 
-use super::{CatalogError, Columns, SqlCatalog, Statement, statement, storable};
+use super::{CatalogError, Columns, SqlCatalog, Statement, readable, statement, storable};
 use crate::model::ids::ApplicationId;
 use crate::model::time::Wallclock;
 
@@ -186,7 +186,7 @@ impl ApplicationCatalog for SqlCatalog {
 
     async fn applications(&self) -> Result<Vec<ApplicationRow>, CatalogError> {
         let select = statement(format!("SELECT {COLUMNS} FROM applications ORDER BY application_id"));
-        self.rows("list applications", select).await?.iter().map(application_row).collect()
+        Ok(readable(&self.rows("list applications", select).await?, application_row))
     }
 
     async fn shared_secret(&self, name: &str, new: &SecretString) -> Result<SecretString, CatalogError> {

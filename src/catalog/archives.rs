@@ -6,7 +6,7 @@ use sqlx::{AnyConnection, Connection};
 
 use super::archive_rows::{COLUMNS, archive_row};
 use super::notices::{change, notes};
-use super::{ArchiveRow, ArchiveStatus, CatalogError, Columns, SqlCatalog, Statement, statement, storable};
+use super::{ArchiveRow, ArchiveStatus, CatalogError, Columns, SqlCatalog, Statement, readable, statement, storable};
 use crate::model::ids::{ApplicationId, ArchiveId, Epoch, SessionId};
 use crate::model::time::Wallclock;
 
@@ -206,8 +206,7 @@ impl ArchiveCatalog for SqlCatalog {
              ORDER BY updated_at LIMIT 100"
         ));
         let select = select.bind(finished.max(deleted).0).bind(finished.0).bind(deleted.0);
-        let rows = self.rows("list archives with segments", select).await?;
-        rows.iter().map(archive_row).collect()
+        Ok(readable(&self.rows("list archives with segments", select).await?, archive_row))
     }
 
     async fn segments_deleted(&self, archive: ArchiveId) -> Result<(), CatalogError> {
@@ -253,7 +252,7 @@ impl ArchiveCatalog for SqlCatalog {
         }
         let total = self.row("count archives", total).await?;
         let total = total.map_or(Ok(0), |row| Columns { row: &row, table: "archives" }.number("total"))?;
-        Ok((rows.iter().map(archive_row).collect::<Result<_, _>>()?, total))
+        Ok((readable(&rows, archive_row), total))
     }
 }
 

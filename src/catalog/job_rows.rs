@@ -209,7 +209,7 @@ pub(super) fn select_job(job: JobId) -> Statement {
     statement(format!("SELECT {COLUMNS} FROM jobs WHERE job_id = $1")).bind(job.to_string())
 }
 
-pub(super) fn history_line(job: JobId, what: &str, who: &str, now: Wallclock) -> Statement {
+pub(super) fn history_line(job: impl std::fmt::Display, what: &str, who: &str, now: Wallclock) -> Statement {
     statement("INSERT INTO job_history (job_id, at, what, who) VALUES ($1, $2, $3, $4)")
         .bind(job.to_string())
         .bind(now.0)

@@ -7,8 +7,8 @@ use sqlx::{AnyConnection, Connection};
 use super::job_rows::{ACTIVE, COLUMNS, RECORDING, history_line, job_row, select_job};
 use super::waiting::{WaitingCatalog, end_waiting_where};
 use super::{
-    CatalogError, Columns, HistoryLine, JobRow, JobState, NewJob, SqlCatalog, Statement, StoredDesired, statement,
-    storable,
+    CatalogError, Columns, HistoryLine, JobRow, JobState, NewJob, SqlCatalog, Statement, StoredDesired, readable,
+    statement, storable,
 };
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
 use crate::model::time::Wallclock;
@@ -201,7 +201,7 @@ impl JobCatalog for SqlCatalog {
         let list: Vec<String> = states.iter().map(|s| format!("'{}'", s.as_str())).collect();
         let filter = if list.is_empty() { String::new() } else { format!("WHERE state IN ({})", list.join(", ")) };
         let sql = format!("SELECT {COLUMNS} FROM jobs {filter} ORDER BY created_at DESC LIMIT {limit}");
-        self.rows("list jobs", statement(sql)).await?.iter().map(job_row).collect()
+        Ok(readable(&self.rows("list jobs", statement(sql)).await?, job_row))
     }
 
     async fn request_end(

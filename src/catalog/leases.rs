@@ -1,12 +1,16 @@
 //! The leases of jobs: who owns a job, and what only its owner may change.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
 use super::job_rows::{COLUMNS, LIVE, history_line, job_row, micros, select_job};
-use super::{CatalogError, JobCatalog, JobRow, JobState, SqlCatalog, statement, storable};
+use super::parked::{NewParked, ParkedCatalog};
+use super::{CatalogError, Columns, JobCatalog, JobRow, JobState, SqlCatalog, Statement, statement, storable};
+use crate::model::fault::{HasFault, chain};
 use crate::model::ids::{Epoch, JobId, Region, WorkerId};
 use crate::model::time::Wallclock;
 
@@ -18,6 +22,26 @@ pub struct Claimed {
     /// Whether somebody owned it before.
     pub takeover: bool,
 }
+
+/// A lease that its owner keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldLease {
+    /// The job.
+    pub job: JobId,
+    /// The owner's epoch.
+    pub epoch: Epoch,
+}
+
+/// Leases in one statement.
+const BEATS_MAX: usize = 100;
+/// No lease is longer (`lease` in `[worker]` is at most 2 min). One that seems to be is of a clock that was wrong, and is none.
+const LEASE_MAX: Duration = Duration::from_secs(180);
+
+/// No lease is given at this time until later.
+pub(super) fn longest(now: Wallclock) -> i64 {
+    now.0.saturating_add(micros(LEASE_MAX))
+}
+
 /// The leases of jobs in the catalog, and what happens to a job between its acceptance and its archive.
 #[async_trait]
 pub trait LeaseCatalog: Send + Sync {
@@ -34,7 +58,8 @@ pub trait LeaseCatalog: Send + Sync {
         ttl: Duration,
     ) -> Result<Option<Claimed>, CatalogError>;
 
-    /// Live jobs that this worker may claim: its own, those without an owner, those with an expired lease.
+    /// Live jobs that this worker may claim: its own, those without an owner, those with an expired lease. Those whose sessions may
+    /// be going on come first: they must not wait behind archives that wait for the store.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -46,11 +71,17 @@ pub trait LeaseCatalog: Send + Sync {
         limit: u32,
     ) -> Result<Vec<JobRow>, CatalogError>;
 
-    /// Keeps a lease. Returns the job as it is now: somebody may want it to end.
+    /// Keeps leases. Returns each job that still is its owner's, as it is now: somebody may want it to end. In place of a row that
+    /// cannot be read is nothing. A job that is left out has another owner.
     ///
     /// # Errors
-    /// [`CatalogError::Fenced`] when another owner has it.
-    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError>;
+    /// When the catalog is away.
+    async fn heartbeat(
+        &self,
+        leases: &[HeldLease],
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<BTreeMap<JobId, Option<JobRow>>, CatalogError>;
 
     /// Gives a lease back, so that any worker may take the job at once.
     ///
@@ -98,6 +129,79 @@ pub trait LeaseCatalog: Send + Sync {
     async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError>;
 }
 
+/// Prolongs leases, and reads their jobs.
+fn keep_leases(leases: &[HeldLease], until: i64) -> Statement {
+    let held = |n: usize| format!("(job_id = ${} AND epoch = ${})", 2 * n + 2, 2 * n + 3);
+    let held: Vec<String> = (0..leases.len()).map(held).collect();
+    let held = held.join(" OR ");
+    // What was given back is nobody's to keep.
+    let sql = format!("UPDATE jobs SET lease_expires_at = $1 WHERE owner IS NOT NULL AND ({held}) RETURNING {COLUMNS}");
+    let keep = statement(sql).bind(until);
+    leases.iter().fold(keep, |keep, lease| keep.bind(lease.job.to_string()).bind(i64::from(lease.epoch.0)))
+}
+
+impl SqlCatalog {
+    /// The jobs that can be read. One that cannot stops no other: it is parked, so that a person sees it, once nobody has its lease.
+    pub(super) async fn readable_jobs(&self, rows: &[AnyRow], now: Wallclock) -> Result<Vec<JobRow>, CatalogError> {
+        let mut jobs = Vec::with_capacity(rows.len());
+        for row in rows {
+            match job_row(row) {
+                Ok(job) => jobs.push(job),
+                Err(error) => self.park_unreadable(row, &error, now).await,
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// Parks a job that cannot be read, unless its owner still works on it.
+    async fn park_unreadable(&self, row: &AnyRow, error: &CatalogError, now: Wallclock) {
+        let fault = error.fault().kind;
+        let columns = Columns { row, table: "jobs" };
+        let job = columns.text("job_id").unwrap_or_default();
+        match self.try_park_unreadable(&columns, error, now).await {
+            Ok(true) => {
+                tracing::error!(fault.kind = %fault, job, "job is parked, its row cannot be read: {}; {}", chain(error), fault.advice());
+            }
+            Ok(false) => {}
+            Err(problem) => tracing::warn!(
+                job,
+                "a job's row cannot be read, and the job not be parked for now: {}",
+                chain(&problem)
+            ),
+        }
+    }
+
+    async fn try_park_unreadable(
+        &self,
+        columns: &Columns<'_>,
+        error: &CatalogError,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        let (job, fault) = (columns.text("job_id")?, error.fault().kind);
+        let park = statement(format!(
+            "UPDATE jobs SET parked_from = state, state = 'parked', fault = $1, detail = $2, owner = NULL, lease_expires_at = 0, \
+             updated_at = $3 WHERE job_id = $4 AND (state IN {LIVE} OR state = 'waiting') \
+             AND (owner IS NULL OR lease_expires_at <= $5)"
+        ))
+        .bind(fault.as_str())
+        .bind(storable(&chain(error)))
+        .bind(now.0)
+        .bind(job.clone())
+        .bind(now.0);
+        let note = history_line(&job, &format!("parked: {fault}"), "worker", now);
+        if !self.change("park a job that cannot be read", park, note).await? {
+            return Ok(false);
+        }
+        // A person looks at the entries of parked jobs. A replay publishes the event where it came from.
+        let (event, region) = (columns.text("event").unwrap_or_default(), columns.text("region").unwrap_or_default());
+        let (detail, routing_key) =
+            (format!("{}; {}", chain(error), fault.advice()), format!("session.started.{region}"));
+        let (detail, routing_key) = (detail.as_str(), routing_key.as_str());
+        let entry = NewParked { job: job.parse().ok(), fault, detail, routing_key, body: event.as_bytes() };
+        self.park(&entry, now).await.map(|_| true)
+    }
+}
+
 #[async_trait]
 impl LeaseCatalog for SqlCatalog {
     async fn claim(
@@ -112,7 +216,7 @@ impl LeaseCatalog for SqlCatalog {
         let take = statement(format!(
             "UPDATE jobs SET owner = $1, lease_expires_at = $2, epoch = epoch + 1, updated_at = $3 \
              WHERE job_id = $4 AND epoch = $5 AND state IN {LIVE} \
-             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7)"
+             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7 OR lease_expires_at > $8)"
         ))
         .bind(worker.to_string())
         .bind(now.0.saturating_add(micros(ttl)))
@@ -120,7 +224,8 @@ impl LeaseCatalog for SqlCatalog {
         .bind(job.to_string())
         .bind(i64::from(before.epoch.0))
         .bind(worker.to_string())
-        .bind(now.0);
+        .bind(now.0)
+        .bind(longest(now));
         let note = history_line(job, &format!("claimed, epoch {}", before.epoch.0 + 1), worker.as_str(), now);
         let read = select_job(job);
         let taken = self.run("claim a job", |c: &mut AnyConnection| {
@@ -149,24 +254,32 @@ impl LeaseCatalog for SqlCatalog {
     ) -> Result<Vec<JobRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM jobs WHERE state IN {LIVE} AND region = $1 \
-             AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3) ORDER BY created_at LIMIT {limit}"
+             AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3 OR lease_expires_at > $4) \
+             ORDER BY CASE state WHEN 'finalizing' THEN 1 ELSE 0 END, created_at LIMIT {limit}"
         ))
         .bind(region.to_string())
         .bind(worker.to_string())
-        .bind(now.0);
-        self.rows("find jobs to claim", select).await?.iter().map(job_row).collect()
+        .bind(now.0)
+        .bind(longest(now));
+        let rows = self.rows("find jobs to claim", select).await?;
+        self.readable_jobs(&rows, now).await
     }
 
-    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError> {
-        let keep = statement("UPDATE jobs SET lease_expires_at = $1 WHERE job_id = $2 AND epoch = $3")
-            .bind(now.0.saturating_add(micros(ttl)))
-            .bind(job.to_string())
-            .bind(i64::from(epoch.0));
-        let kept = self.execute("keep a lease", keep).await?;
-        match self.job(job).await? {
-            Some(found) if kept == 1 && found.epoch == epoch => Ok(found),
-            _ => Err(CatalogError::Fenced { job }),
+    async fn heartbeat(
+        &self,
+        leases: &[HeldLease],
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<BTreeMap<JobId, Option<JobRow>>, CatalogError> {
+        let mut kept = BTreeMap::new();
+        for leases in leases.chunks(BEATS_MAX) {
+            let rows = self.lease_rows("keep leases", keep_leases(leases, now.0.saturating_add(micros(ttl)))).await?;
+            for row in &rows {
+                let id = Columns { row, table: "jobs" }.parsed("job_id")?;
+                kept.insert(id, job_row(row).ok());
+            }
         }
+        Ok(kept)
     }
 
     async fn release(&self, job: JobId, epoch: Epoch, now: Wallclock) -> Result<(), CatalogError> {

@@ -1,4 +1,4 @@
-//! The catalog: applications and their sessions, jobs and their leases, archives, parked jobs. [`Catalog`] is the contract, one trait a
+//! The catalog: applications and their sessions, workers, jobs and their leases, archives, parked jobs. [`Catalog`] is the contract, one trait a
 //! subject. [`SqlCatalog`] keeps it: SQLite by default, PostgreSQL for a fleet, the same statements on both. The only module that names `sqlx`.
 //!
 //! Every change that only an owner may make names the owner's epoch: an owner that was paused, and whose job
@@ -20,6 +20,7 @@ mod parked;
 mod sessions;
 mod stored;
 mod waiting;
+mod workers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use sqlx::query::Query;
 use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor};
 use tokio::time::timeout;
 
-use crate::model::fault::{Fault, FaultKind, HasFault};
+use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
 pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
@@ -42,13 +43,14 @@ pub use derived_archives::{DerivedArchiveCatalog, DerivedArchiveLimits, DerivedA
 pub use history::HistoryLine;
 pub use job_rows::{JobRow, JobState, NewJob};
 pub use jobs::{Accepted, JobCatalog};
-pub use leases::{Claimed, LeaseCatalog};
+pub use leases::{Claimed, HeldLease, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
 pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 pub use waiting::WaitingCatalog;
+pub use workers::{NameHolder, NameLease, WorkerCatalog, WorkerInstance};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
@@ -57,6 +59,10 @@ const STATEMENT_MAX: Duration = Duration::from_secs(10);
 const SQLITE_BUSY_MS: u32 = 9_000;
 /// Connections to PostgreSQL; SQLite has one writer anyway.
 const CONNECTIONS_MAX: u32 = 8;
+/// Connections for what keeps leases.
+const LEASE_CONNECTIONS: u32 = 2;
+/// A statement that keeps leases has failed when it takes longer. A connection that hangs must not cost a lease.
+const LEASE_STATEMENT_MAX: Duration = Duration::from_secs(1);
 /// SQLite has no lock for migrations: of two processes that make the tables of one file at the same time, one
 /// fails, and finds them made when it tries again.
 const MIGRATION_TRIES: u32 = 5;
@@ -143,6 +149,7 @@ pub trait Catalog:
     + NoticeCatalog
     + ParkedCatalog
     + DerivedArchiveCatalog
+    + WorkerCatalog
     + std::fmt::Debug
 {
     /// Checks that the catalog answers, and returns its name for people. For `archiver check`.
@@ -167,6 +174,8 @@ pub async fn open(url: &str) -> Result<SharedCatalog, CatalogError> {
 #[derive(Debug, Clone)]
 pub struct SqlCatalog {
     pool: AnyPool,
+    /// What keeps leases waits for no other statement.
+    leases: AnyPool,
     postgres: bool,
 }
 
@@ -210,7 +219,11 @@ impl SqlCatalog {
             })
             .connect_lazy(&url)
             .map_err(|e| failure::of("read its address", e))?;
-        let catalog = Self { pool, postgres };
+        let of_leases = || {
+            AnyPoolOptions::new().max_connections(LEASE_CONNECTIONS).acquire_timeout(STATEMENT_MAX).connect_lazy(&url)
+        };
+        let leases = if postgres { of_leases().map_err(|e| failure::of("read its address", e))? } else { pool.clone() };
+        let catalog = Self { pool, leases, postgres };
         catalog.try_connect(&url).await?;
         catalog.migrate().await?;
         Ok(catalog)
@@ -273,6 +286,23 @@ impl SqlCatalog {
         self.run(doing, |c| Box::pin(one.fetch_all(c))).await
     }
 
+    /// Runs one statement that keeps leases, and reads its rows.
+    async fn lease_rows(&self, doing: &'static str, one: Statement) -> Result<Vec<AnyRow>, CatalogError> {
+        // SQLite's writers wait for each other, and for the disk.
+        let limit = if self.postgres { LEASE_STATEMENT_MAX } else { STATEMENT_MAX };
+        let unavailable =
+            |elapsed: tokio::time::error::Elapsed| CatalogError::Unavailable { doing, source: Box::new(elapsed) };
+        let acquired = timeout(limit * 3, self.leases.acquire()).await.map_err(unavailable)?;
+        let mut connection = acquired.map_err(|e| failure::of(doing, e))?;
+        match timeout(limit, one.fetch_all(&mut *connection)).await {
+            Ok(result) => result.map_err(|e| failure::of(doing, e)),
+            Err(elapsed) => {
+                connection.close_on_drop();
+                Err(unavailable(elapsed))
+            }
+        }
+    }
+
     /// Reads a row, if there is one.
     async fn row(&self, doing: &'static str, one: Statement) -> Result<Option<AnyRow>, CatalogError> {
         self.run(doing, |c| Box::pin(one.fetch_optional(c))).await
@@ -304,6 +334,14 @@ impl Catalog for SqlCatalog {
         self.execute("answer", statement("SELECT 1")).await?;
         Ok(if self.postgres { "PostgreSQL" } else { "SQLite" })
     }
+}
+
+/// The rows that can be read. One that cannot hides no other; the log names what is wrong with it.
+fn readable<T>(rows: &[AnyRow], read: impl Fn(&AnyRow) -> Result<T, CatalogError>) -> Vec<T> {
+    let told = |error: CatalogError| {
+        tracing::error!(fault.kind = %error.fault().kind, "a row of the catalog is left out of a list: {}", chain(&error));
+    };
+    rows.iter().filter_map(|row| read(row).map_err(told).ok()).collect()
 }
 
 /// The address of an SQLite file that is made if it is not there, and its folder too.

@@ -8,7 +8,8 @@ use sqlx::any::AnyRow;
 
 use super::notice_rows::{COLUMNS, key, notice_row};
 use super::{
-    ArchiveRow, CatalogError, Columns, NoticeRow, NoticeState, NoticeTarget, SqlCatalog, Statement, statement, storable,
+    ArchiveRow, CatalogError, Columns, NoticeRow, NoticeState, NoticeTarget, SqlCatalog, Statement, readable,
+    statement, storable,
 };
 use crate::model::ids::{ApplicationId, ArchiveId};
 use crate::model::time::Wallclock;
@@ -251,7 +252,7 @@ impl NoticeCatalog for SqlCatalog {
         let rows = self.rows("list notices", page).await?;
         let total = self.row("count notices", total).await?;
         let total = total.map_or(Ok(0), |row| Columns { row: &row, table: "notices" }.number("total"))?;
-        Ok((rows.iter().map(notice_row).collect::<Result<_, _>>()?, total))
+        Ok((readable(&rows, notice_row), total))
     }
 
     async fn resend_notices(

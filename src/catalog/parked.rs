@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::{CatalogError, Columns, HistoryLine, SqlCatalog, parsed, statement, storable};
+use super::{CatalogError, Columns, HistoryLine, SqlCatalog, parsed, readable, statement, storable};
 use crate::model::fault::FaultKind;
 use crate::model::ids::{JobId, ParkedId};
 use crate::model::time::Wallclock;
@@ -195,7 +195,7 @@ impl ParkedCatalog for SqlCatalog {
             "SELECT {COLUMNS} FROM parked WHERE {} ORDER BY last_at DESC LIMIT {limit}",
             conditions.join(" AND ")
         );
-        self.rows("list parked jobs", statement(select)).await?.iter().map(parked_row).collect()
+        Ok(readable(&self.rows("list parked jobs", statement(select)).await?, parked_row))
     }
 
     async fn parked_entry(&self, id: ParkedId) -> Result<Option<ParkedRow>, CatalogError> {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 
 use super::job_rows::RECORDING;
-use super::{CatalogError, Columns, SqlCatalog, parsed, statement, storable};
+use super::{CatalogError, Columns, SqlCatalog, parsed, readable, statement, storable};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{ApplicationId, Region, RoomId, RouterName, SessionId, StreamId};
 use crate::model::session::{ArchiveMode, MediaMode, RouterRoom};
@@ -189,7 +189,7 @@ impl SessionCatalog for SqlCatalog {
             "SELECT {COLUMNS} FROM sessions WHERE router = $1 AND session_id IN (SELECT session_id FROM jobs WHERE state IN {RECORDING})"
         ))
         .bind(router.to_string());
-        self.rows("list the sessions that are recorded", select).await?.iter().map(session_row).collect()
+        Ok(readable(&self.rows("list the sessions that are recorded", select).await?, session_row))
     }
 
     async fn begin_conversation(&self, session: &SessionId, before: i64) -> Result<bool, CatalogError> {

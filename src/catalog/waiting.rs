@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use sqlx::{AnyConnection, Connection};
 
-use super::job_rows::{COLUMNS, history_line, job_row};
+use super::job_rows::{COLUMNS, history_line};
 use super::{CatalogError, JobCatalog, JobRow, JobState, SqlCatalog, Statement, statement, storable};
 use crate::model::ids::{Epoch, JobId, Region};
 use crate::model::time::Wallclock;
@@ -124,7 +124,8 @@ impl WaitingCatalog for SqlCatalog {
         ))
         .bind(region.to_string())
         .bind(now.0);
-        self.rows("find waiting jobs", select).await?.iter().map(job_row).collect()
+        let rows = self.rows("find waiting jobs", select).await?;
+        self.readable_jobs(&rows, now).await
     }
 
     async fn take_look(&self, job: &JobRow, next: Wallclock) -> Result<bool, CatalogError> {

@@ -11,8 +11,9 @@ mod values;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::ids::WorkerId;
@@ -23,6 +24,11 @@ pub use sections::{
     SpoolSection, StoreKind, StoreSection, WorkerSection,
 };
 pub use values::{ByteCount, DurationValue, List};
+
+/// A lease's length by default.
+const LEASE: Duration = Duration::from_secs(3);
+/// The same with SQLite: each heartbeat waits for the disk.
+const LEASE_SQLITE: Duration = Duration::from_secs(8);
 
 /// All errors of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,6 +150,13 @@ impl Settings {
             let name = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
             name.trim().parse().unwrap_or_else(|_| "worker".parse().expect("a valid name"))
         })
+    }
+
+    /// How long a lease lasts without a heartbeat.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        let is_sqlite = self.catalog_url().expose_secret().starts_with("sqlite:");
+        self.worker.lease.map_or(if is_sqlite { LEASE_SQLITE } else { LEASE }, |lease| lease.0)
     }
 
     /// The spool's folder.

@@ -61,8 +61,8 @@ section! {
         capacity: usize = 20,
         /// The folder of all local files, unless another section names another.
         data_dir: PathBuf = PathBuf::from("/var/lib/archiver"),
-        /// A lease without a heartbeat expires after this time.
-        lease: DurationValue = DurationValue(Duration::from_secs(8)),
+        /// A lease without a heartbeat expires after this time. 3 s by default; 8 s with SQLite, which writes each heartbeat to the disk.
+        lease: Option<DurationValue> = None,
     }
 }
 
@@ -322,6 +322,8 @@ section! {
         quota: ByteCount = ByteCount(50 << 30),
         /// No further job is accepted when this percentage of the quota is used.
         admission_percent: u8 = 70,
+        /// No further job is accepted when the disk has fewer bytes free.
+        free_min: ByteCount = ByteCount(256 << 20),
     }
 }
 

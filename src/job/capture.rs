@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::desired;
 use super::live_composer::Composing;
 use super::presence::{EndReason, Limits, Presence};
-use super::room_session::Session;
+use super::room_session::{OpenCapture, Session};
 use super::stage::{CaptureOutcome, ControlReceivers, bug};
 use super::stream_ids::StreamIds;
 use super::{Job, JobFailure};
@@ -20,7 +20,7 @@ use crate::catalog::ArchiveRow;
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, chain};
 use crate::model::ids::TrackId;
-use crate::model::time::{MediaTime, Wallclock};
+use crate::model::time::{MediaClock, MediaTime};
 use crate::recording::history::{EventKind, History, has_streams};
 use crate::recording::restore::restore;
 use crate::recording::upload;
@@ -28,10 +28,14 @@ use crate::recording::upload::UploadBacklog;
 use crate::recording::{LogOptions, LogReader, TrackLog};
 use crate::router::{Room, RouterError};
 use crate::rtp::track::TrackOptions;
-use crate::webrtc::CaptureOptions;
+use crate::webrtc::{CaptureKey, CaptureOptions};
 
 /// What other machines captured is waited for so long before a capture goes on.
 const RESTORE: Duration = Duration::from_secs(3);
+/// The disk opens or seals a log within this time, or it hangs.
+const DISK_MAX: Duration = Duration::from_secs(8);
+/// The best of so many readings of the catalog's clock counts: the first one may have made a connection.
+const CLOCK_READINGS: usize = 3;
 /// The router may be away for long, and the room may be made later than the event.
 const JOIN: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(5) };
 
@@ -61,9 +65,13 @@ pub(super) async fn capture(
             Err(_) => tracing::warn!("earlier segments are not fetched for now: the store is too slow"),
         }
     }
-    let earlier = prepare(job).await?;
+    context.spool.mark_stale();
+    // A disk that hangs is another machine's chance.
+    let prepared = tokio::time::timeout(DISK_MAX, prepare(job)).await;
+    let earlier = prepared.unwrap_or_else(|_| Err(disk_hangs("the log is not opened")))?;
     let (history, before) = History::open(&job.dir).map_err(|e| JobFailure::of(&e))?;
-    let now = Wallclock::now();
+    let clock = media_clock(job, &earlier).await;
+    let now = clock.wallclock();
     let ever_published = !earlier.ends.is_empty() || has_streams(&before);
     // An automatic archive begins with its first stream: one of nothing is never seen.
     if ever_published || !job.is_automatic() {
@@ -72,20 +80,21 @@ pub(super) async fn capture(
     let limits = Limits::from(&context.settings.limits);
     let mut presence = Presence::new(limits, job.row.origin, now, earlier.recorded, ever_published);
     let began = EventKind::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
-    history.add(MediaTime::from_wallclock(now, job.row.origin), began).map_err(|e| JobFailure::of(&e))?;
+    history.add(clock.now(), began).map_err(|e| JobFailure::of(&e))?;
     let noted = desired::noted(&before);
     if let Some(first) = desired::first(&noted, &job.spec.archive) {
         history.add(first.at, first.kind).map_err(|e| JobFailure::of(&e))?;
     }
-    let mut room = match enter(job, &mut presence, &mut control.end_reason).await? {
+    let mut room = match enter(job, &clock, &mut presence, &mut control.end_reason).await? {
         JoinOutcome::Room(room) => room,
         JoinOutcome::Ended(captured) => return Ok(captured),
     };
     let complete = watch::Sender::new(MediaTime(i64::MIN));
     *composing = Composing::start(job, complete.clone());
-    let (capture, mut events) = context.engine.open(options(job, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
-    let mut session =
-        Session::new(job, capture, room.control(), history, noted, StreamIds::of_history(&before), presence);
+    let (capture, mut events) =
+        context.engine.open(options(job, clock, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
+    let open = OpenCapture { key: capture, clock };
+    let mut session = Session::new(job, open, room.control(), history, noted, StreamIds::of_history(&before), presence);
     session.note_at(session.now(), EventKind::Joined);
     let (backlog, stop_shipping, shipping) =
         (Arc::new(UploadBacklog::default()), CancellationToken::new(), TaskTracker::new());
@@ -98,15 +107,22 @@ pub(super) async fn capture(
         stop_shipping.clone(),
     ));
     shipping.close();
+    // A driver may be dropped, or panic: then the capture ends nevertheless.
+    let (_stop_shipping, open) = (stop_shipping.clone().drop_guard(), CloseGuard { context, key: Some(capture) });
     let ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control).await;
     // Streams are announced until now, however long it takes to leave and to ship what is sealed.
-    let (ended_at, ended_wallclock) = (session.now(), Wallclock::now());
+    let (ended_at, ended_wallclock) = (session.now(), clock.wallclock());
     room.leave().await;
     session.end().await;
-    let closed = context.engine.close(capture).await;
+    open.disarm();
+    let closed = tokio::time::timeout(DISK_MAX, context.engine.close(capture)).await;
     stop_shipping.cancel();
-    shipping.wait().await;
-    closed.map_err(|e| bug(&e))?;
+    // A disk that hangs holds up what reads it, too.
+    tokio::time::timeout(DISK_MAX, shipping.wait()).await.unwrap_or_default();
+    match closed {
+        Ok(closed) => closed.map_err(|e| bug(&e))?,
+        Err(_) => return Err(disk_hangs("the log is not sealed")),
+    }
     let ended = match ended {
         CaptureOutcome::Ended(reason) if job.is_automatic() && session.is_empty(&reason, ended_wallclock) => {
             CaptureOutcome::Empty(reason)
@@ -122,6 +138,56 @@ pub(super) async fn capture(
     Ok(ended)
 }
 
+fn disk_hangs(what: &str) -> JobFailure {
+    JobFailure { kind: FaultKind::SpoolIo, detail: format!("{what} after {} s: the disk hangs", DISK_MAX.as_secs()) }
+}
+
+/// The catalog's clock, which earlier owners used, too. If it was set back since, media goes on right behind theirs: what lies before
+/// the end of a log would be taken for what the log has already.
+async fn media_clock(job: &Job, earlier: &PriorEpochs) -> MediaClock {
+    let context = &job.context;
+    for _ in 0..CLOCK_READINGS {
+        if let Err(error) = context.clock.read(context.catalog.as_ref()).await {
+            tracing::warn!("the catalog's clock is not read for now, and taken from before: {}", chain(&error));
+            break;
+        }
+    }
+    let clock = MediaClock::new(context.clock.anchor(), job.row.origin);
+    let (now, end) = (clock.now(), earlier.ends.values().copied().max());
+    match end {
+        Some(end) if end > now => {
+            let missing = Duration::from_nanos(u64::try_from(end - now).unwrap_or(0));
+            tracing::warn!(
+                missing_ms = missing.as_millis(),
+                "the catalog's clock is behind the log: media goes on behind its end"
+            );
+            clock.ahead_by(missing)
+        }
+        _ => clock,
+    }
+}
+
+/// Closes a capture whose driver is gone.
+struct CloseGuard<'a> {
+    context: &'a super::Context,
+    key: Option<CaptureKey>,
+}
+
+impl CloseGuard<'_> {
+    /// The capture is closed in order.
+    fn disarm(mut self) {
+        self.key = None;
+    }
+}
+
+impl Drop for CloseGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.context.engine.abandon(key);
+        }
+    }
+}
+
 /// Seals what an earlier epoch left open, and looks how far it came.
 async fn prepare(job: &Job) -> Result<PriorEpochs, JobFailure> {
     let (dir, epoch, spool) = (job.dir.clone(), job.row.epoch, Arc::clone(&job.context.spool));
@@ -129,7 +195,10 @@ async fn prepare(job: &Job) -> Result<PriorEpochs, JobFailure> {
     let work = move || -> Result<PriorEpochs, crate::recording::LogError> {
         std::fs::create_dir_all(&dir).map_err(crate::recording::LogError::io("create", &dir))?;
         let path = dir.join(upload::JOB);
-        std::fs::write(&path, descriptor).map_err(crate::recording::LogError::io("write", &path))?;
+        // A crash must not leave half of it: nobody would know whose log it is.
+        let temp = path.with_extension("json.tmp");
+        std::fs::write(&temp, descriptor).map_err(crate::recording::LogError::io("write", &temp))?;
+        std::fs::rename(&temp, &path).map_err(crate::recording::LogError::io("rename", &temp))?;
         let mut earlier = PriorEpochs { ends: BTreeMap::new(), recorded: Duration::ZERO };
         for track in LogReader::open_present(&dir)?.tracks {
             let (_, opened) = TrackLog::open(&dir, track.track, epoch, LogOptions::default(), Arc::clone(&spool))?;
@@ -144,14 +213,19 @@ async fn prepare(job: &Job) -> Result<PriorEpochs, JobFailure> {
     done.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
 }
 
-fn options(job: &Job, earlier: BTreeMap<TrackId, MediaTime>, complete: watch::Sender<MediaTime>) -> CaptureOptions {
+fn options(
+    job: &Job,
+    clock: MediaClock,
+    earlier: BTreeMap<TrackId, MediaTime>,
+    complete: watch::Sender<MediaTime>,
+) -> CaptureOptions {
     let settings = &job.context.settings.capture;
     let interval_max = settings.keyframe_interval_max.0;
     CaptureOptions {
         archive: job.row.archive,
         dir: job.dir.clone(),
         epoch: job.row.epoch,
-        origin: job.row.origin,
+        clock,
         log: LogOptions { part_max: settings.part.0, ..LogOptions::default() },
         track: TrackOptions {
             video_hold: settings.video_hold.0,
@@ -175,6 +249,7 @@ enum JoinOutcome {
 /// is not there is waited for as long as a session without streams would last.
 async fn enter(
     job: &Job,
+    clock: &MediaClock,
     presence: &mut Presence,
     end_reason: &mut watch::Receiver<Option<String>>,
 ) -> Result<JoinOutcome, JobFailure> {
@@ -192,13 +267,13 @@ async fn enter(
             () = job.drain.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Drained)),
             joined = router.join(place) => match joined {
                 Ok(room) => {
-                    presence.router_back(Wallclock::now());
+                    presence.router_back(clock.wallclock());
                     return Ok(JoinOutcome::Room(room));
                 }
                 Err(error) => error,
             },
         };
-        let now = Wallclock::now();
+        let now = clock.wallclock();
         match &error {
             RouterError::Refused { .. } => return Err(JobFailure::of(&error)),
             // Nobody can be there, so the session's own rules say how long to wait.

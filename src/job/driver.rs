@@ -1,6 +1,7 @@
 //! The driver of one job: capture, then finalize; parks what cannot go on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,11 +13,12 @@ use super::live_composer::Composing;
 use super::presence::MAX_DURATION_EXCEEDED;
 use super::rollover::roll_over;
 use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance, bug};
+use super::worker_health::is_of_this_worker;
 use super::{Context, Ended, Job, JobFailure, capture, finalize, lease, waiting};
-use crate::catalog::{ArchiveRow, CatalogError, Claimed, JobRow, JobState, NewParked};
+use crate::catalog::{ArchiveRow, CatalogError, Claimed, HeldLease, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::cancellable::Cancellable;
-use crate::model::fault::chain;
+use crate::model::fault::{FaultKind, chain};
 use crate::model::time::Wallclock;
 use crate::recording::reader::LogReader;
 use crate::recording::upload;
@@ -27,6 +29,9 @@ use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 const FINISH_MAX: Duration = Duration::from_secs(8);
 /// The end of the log of a job that is handed over has so long to reach the store.
 const SHIP_MAX: Duration = Duration::from_secs(5);
+
+/// A worker that is told to stop may start again within this time, and gets the jobs that it alone can go on with.
+const RESTART_MAX: Duration = Duration::from_secs(120);
 
 /// Does everything for a claimed job.
 pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationToken) -> Ended {
@@ -45,7 +50,8 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     let control = lease::ControlSenders { end_reason, desired };
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn(lease::keep(Arc::clone(&context), row.clone(), wanted, control, job.fenced.clone(), stop.clone()));
+    let kept = context.leases.keep(&row, control, job.fenced.clone());
+    tasks.spawn(lease::tell_status(Arc::clone(&context), row.epoch, wanted, stop.clone()));
     tasks.close();
     let mut composing = None;
     let control = ControlReceivers { end_reason: ends, desired: wanted_of_it };
@@ -57,21 +63,61 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
         composing.call_off().await;
     }
     // The lease is still kept: another owner must not read the log while it is shipped.
-    let shipped = matches!(ended, Ok(Ended::HandedOver { .. })) && ship_log(&job).await;
+    let is_left = matches!(&ended, Ok(Ended::HandedOver { .. }))
+        || matches!(&ended, Err(failure) if is_of_this_worker(failure.kind));
+    let shipped = is_left && ship_log(&job).await;
     stop.cancel();
     tasks.wait().await;
+    let is_captured = job.finalizing.load(Ordering::Relaxed);
     match ended {
-        Err(failure) => park(&context, &row, failure, &job.fenced).await,
-        Ok(Ended::HandedOver { .. }) if job.fenced.is_cancelled() => Ended::Fenced,
-        // Only this machine has the end of the session. The lease is not given back: this worker gets the job if it starts again in time.
-        Ok(Ended::HandedOver { captured: true }) if !shipped => Ended::HandedOver { captured: true },
-        Ok(Ended::HandedOver { captured }) => {
-            if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
-                tracing::warn!("the lease is not given back, it will expire: {}", chain(&error));
+        Ok(Ended::HandedOver { .. }) | Err(_) if job.fenced.is_cancelled() => Ended::Fenced,
+        Err(failure) if is_of_this_worker(failure.kind) => {
+            tracing::error!(fault.kind = %failure.kind, "this worker cannot go on with the job for now: {}; {}", failure.detail, failure.kind.advice());
+            context.health.suspect();
+            // Another worker may go on with a session. It cannot make an archive of what this disk alone has.
+            if is_captured && !shipped {
+                kept.keep_until_driven_again();
+            } else {
+                drop(kept);
+                release(&context, &row).await;
             }
+            Ended::HandedOn(failure)
+        }
+        Err(failure) => {
+            drop(kept);
+            park(&context, &row, failure, &job.fenced).await
+        }
+        // Only this machine has the end of the session: this worker gets the job if it starts again in time.
+        Ok(Ended::HandedOver { captured: true }) if !shipped => {
+            drop(kept);
+            keep_for_restart(&context, &row).await;
+            Ended::HandedOver { captured: true }
+        }
+        Ok(Ended::HandedOver { captured }) => {
+            drop(kept);
+            release(&context, &row).await;
             Ended::HandedOver { captured }
         }
         Ok(ended) => ended,
+    }
+}
+
+/// Keeps the lease of a job that this machine alone can go on with, so long that the worker can start again.
+async fn keep_for_restart(context: &Context, row: &JobRow) {
+    context.keeps_jobs.store(true, Ordering::Relaxed);
+    let held = HeldLease { job: row.job, epoch: row.epoch };
+    let kept = async {
+        let now = context.clock.read(context.catalog.as_ref()).await?.now;
+        context.catalog.heartbeat(&[held], now, RESTART_MAX).await
+    };
+    if let Err(error) = kept.await {
+        tracing::warn!("the lease is not kept, and will expire: {}", chain(&error));
+    }
+}
+
+async fn release(context: &Context, row: &JobRow) {
+    if let Err(error) = context.catalog.release(row.job, row.epoch, Wallclock::now()).await {
+        tracing::warn!("the lease is not given back, it will expire: {}", chain(&error));
     }
 }
 
@@ -88,14 +134,27 @@ async fn give_up_late(job: &Job) -> Result<Ended, JobFailure> {
 async fn ship_log(job: &Job) -> bool {
     let store = job.context.store.as_ref();
     let ship = async {
-        let at = job.dir.clone();
-        let has_tracks = move || LogReader::open_present(&at).map(|log| !log.tracks.is_empty());
-        let has_tracks = tokio::task::spawn_blocking(has_tracks).await.map_err(|e| bug(&e))?;
+        let (at, spool) = (job.dir.clone(), Arc::clone(&job.context.spool));
+        let seal = move || {
+            upload::seal_open(&at, &spool)?;
+            LogReader::open_present(&at).map(|log| !log.tracks.is_empty())
+        };
+        let has_tracks = tokio::task::spawn_blocking(seal).await.map_err(|e| bug(&e))?;
         if has_tracks.map_err(|e| JobFailure::of(&e))? {
             let rest = upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.fenced).await;
-            return rest.map_err(|e| JobFailure::of(&e));
+            if matches!(rest.map_err(|e| JobFailure::of(&e))?, Cancellable::Cancelled) {
+                return Ok(Cancellable::Cancelled);
+            }
         }
-        Ok(Cancellable::Done(()))
+        let at = job.dir.clone();
+        let left = tokio::task::spawn_blocking(move || upload::unshipped_epoch(&at)).await.map_err(|e| bug(&e))?;
+        match left.map_err(|e| JobFailure::of(&e))? {
+            None => Ok(Cancellable::Done(())),
+            Some(_) => {
+                let detail = "it is not noted which segments are shipped".to_owned();
+                Err(JobFailure { kind: FaultKind::SpoolIo, detail })
+            }
+        }
     };
     match timeout(SHIP_MAX, ship).await {
         Ok(Ok(Cancellable::Done(()))) => return true,
@@ -115,6 +174,7 @@ async fn stages(
     composing: &mut Option<Composing>,
 ) -> Result<Ended, JobFailure> {
     let reason = if job.row.state == JobState::Finalizing {
+        job.captures_no_more();
         job.row.end_reason.clone().unwrap_or_else(|| "session ended".to_owned())
     } else {
         if advance(job, JobState::Capturing, None).await? == Transition::Fenced {
@@ -129,6 +189,7 @@ async fn stages(
             },
             CaptureOutcome::Fenced => return Ok(Ended::Fenced),
             CaptureOutcome::Drained => return Ok(Ended::HandedOver { captured: false }),
+            CaptureOutcome::Failing(detail) => return Err(JobFailure { kind: FaultKind::SpoolIo, detail }),
         }
     };
     let now = Wallclock::now();
@@ -140,7 +201,13 @@ async fn stages(
     if transition == Transition::Fenced {
         return Ok(Ended::Fenced);
     }
+    job.captures_no_more();
     finalize::finalize(job, &reason, composing.take()).await
+}
+
+/// Parks a claimed job whose driver fails here each time.
+pub async fn park_failing(context: Arc<Context>, claimed: Claimed, failure: JobFailure) -> Ended {
+    park(&context, &claimed.job, failure, &CancellationToken::new()).await
 }
 
 async fn park(context: &Context, row: &JobRow, failure: JobFailure, fenced: &CancellationToken) -> Ended {

@@ -1,6 +1,7 @@
 //! From a finished log to an available archive: build, upload, prove, publish the manifest last, and only then
 //! let go of the local copy. Safe to begin again at any point.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -18,10 +19,11 @@ use crate::compose::composer::Composed;
 use crate::media::Pipelines;
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, HasFault, Retry, chain};
+use crate::model::ids::Epoch;
 use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
 use crate::recording::restore::restore;
-use crate::recording::spool::ProvedInStore;
+use crate::recording::spool::{self, ProvedInStore};
 use crate::recording::upload;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::CATALOG;
@@ -30,6 +32,12 @@ use crate::runtime::retry::retry_until_cancelled;
 /// Making the files is tried so often; then a person must look.
 const BUILD_TRIES: u32 = 5;
 const BUILD_RETRY: Backoff = Backoff { first: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// The archive is made so often, when segments come from other machines meanwhile. What comes later is told by whoever sends it.
+const ROUNDS_MAX: u32 = 3;
+
+/// Where it is, in the archive's folder.
+const BUILT: &str = "out/built.json";
 
 /// What a build left for a later try: the files are beside it.
 #[derive(Serialize, Deserialize)]
@@ -45,31 +53,40 @@ fn given_up(job: &Job) -> Ended {
 }
 
 /// Makes the archive available, unless the job is given up before.
-pub(super) async fn finalize(job: &Job, reason: &str, mut composing: Option<Composing>) -> Result<Ended, JobFailure> {
+pub(super) async fn finalize(job: &Job, reason: &str, composing: Option<Composing>) -> Result<Ended, JobFailure> {
     let began = Wallclock::now();
-    if !job.has_all_before().await? {
-        // It did not see all of the log.
-        if let Some(composing) = composing.take() {
-            composing.call_off().await;
-        }
-        match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.given_up).await {
-            Ok(Cancellable::Done(_)) => {}
-            Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
-            Err(error) => return Err(JobFailure::of(&error)),
-        }
-    }
-    let live_output = match composing {
+    let mut live_output = match composing {
         Some(composing) => composing.end().await,
         None => None,
     };
-    let Cancellable::Done(built) = build_or_reuse(job, reason, live_output).await? else { return Ok(given_up(job)) };
-    let (out, part_bytes) = (job.dir.join("out"), job.context.settings.store.part_size.0);
+    if fetch_missing(job).await? == Fetched::More {
+        // Neither the composer nor an earlier try saw all of the log.
+        live_output = None;
+        forget_build(&job.dir)?;
+    }
     let store = job.context.store.as_ref();
-    let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
-    let manifest = match delivery.send(&built, &job.given_up).await {
-        Ok(Cancellable::Done(manifest)) => manifest,
-        Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
-        Err(error) => return Err(JobFailure::of(&error)),
+    let mut rounds = 0;
+    let (built, manifest) = loop {
+        if job.given_up.is_cancelled() {
+            return Ok(given_up(job));
+        }
+        let Cancellable::Done(built) = build_or_reuse(job, reason, live_output.take()).await? else {
+            return Ok(given_up(job));
+        };
+        let (out, part_bytes) = (job.dir.join(spool::BUILT), job.context.settings.store.part_size.0);
+        let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };
+        let manifest = match delivery.send(&built, &job.given_up).await {
+            Ok(Cancellable::Done(manifest)) => manifest,
+            Ok(Cancellable::Cancelled) => return Ok(given_up(job)),
+            Err(error) => return Err(JobFailure::of(&error)),
+        };
+        rounds += 1;
+        // Another machine may have come back while the archive was made.
+        match fetch_missing(job).await? {
+            Fetched::More if rounds < ROUNDS_MAX => forget_build(&job.dir)?,
+            Fetched::More | Fetched::Nothing => break (built, manifest),
+            Fetched::Cancelled => return Ok(given_up(job)),
+        }
     };
     // The store is there: what is left of the log goes to it too, and the archive can be made again from there.
     match upload::ship_rest(store, &job.keys, &job.dir, job.row.epoch, &job.given_up).await {
@@ -139,6 +156,8 @@ async fn build_or_reuse(
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
         let (cancel, live_output) = (job.given_up.clone(), live_output.clone());
+        // The semaphore is never closed.
+        let Some(Ok(_turn)) = cancel.run_until_cancelled(job.context.builds.acquire()).await else { break };
         let work = move || -> Result<Cancellable<Built>, ArchiveError> {
             if let Some(built) = load_build(&dir) {
                 return Ok(Cancellable::Done(built));
@@ -167,8 +186,45 @@ async fn build_or_reuse(
     Ok(Cancellable::Cancelled)
 }
 
+/// Whether the store had segments that were not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fetched {
+    Nothing,
+    More,
+    /// The job is given up.
+    Cancelled,
+}
+
+/// Fetches what other machines have sent of the log since this one looked into the store.
+async fn fetch_missing(job: &Job) -> Result<Fetched, JobFailure> {
+    if job.row.epoch <= Epoch(1) {
+        return Ok(Fetched::Nothing);
+    }
+    match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.given_up).await {
+        Ok(Cancellable::Done(0)) => Ok(Fetched::Nothing),
+        Ok(Cancellable::Cancelled) => Ok(Fetched::Cancelled),
+        Ok(Cancellable::Done(bundles)) => {
+            tracing::info!(bundles, "further segments were fetched from the store");
+            job.context.spool.mark_stale();
+            Ok(Fetched::More)
+        }
+        Err(error) => Err(JobFailure::of(&error)),
+    }
+}
+
+/// Takes back what an earlier try built.
+fn forget_build(dir: &std::path::Path) -> Result<(), JobFailure> {
+    let path = dir.join(BUILT);
+    match std::fs::remove_file(&path) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(JobFailure::of(&ArchiveError::Io { doing: "removed", path: path.display().to_string(), source: error }))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn load_build(dir: &std::path::Path) -> Option<Built> {
-    let saved: BuiltFile = serde_json::from_slice(&std::fs::read(dir.join("out/built.json")).ok()?).ok()?;
+    let saved: BuiltFile = serde_json::from_slice(&std::fs::read(dir.join(BUILT)).ok()?).ok()?;
     let is_whole = |object: &Object| std::fs::metadata(&object.path).is_ok_and(|found| found.len() == object.size);
     let whole = !saved.objects.is_empty() && saved.objects.iter().all(is_whole);
     whole.then_some(Built { objects: saved.objects, manifest: saved.manifest, report: saved.report })
@@ -177,7 +233,7 @@ fn load_build(dir: &std::path::Path) -> Option<Built> {
 fn save_build(dir: &std::path::Path, built: &Built) -> Result<(), ArchiveError> {
     let saved =
         BuiltFile { objects: built.objects.clone(), manifest: built.manifest.clone(), report: built.report.clone() };
-    let path = dir.join("out/built.json");
+    let path = dir.join(BUILT);
     let (json, temp) = (serde_json::to_vec(&saved).expect("plain data"), dir.join("out/built.json.tmp"));
     let io = |source| ArchiveError::Io { doing: "written", path: path.display().to_string(), source };
     std::fs::write(&temp, json).map_err(io)?;

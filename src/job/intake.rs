@@ -93,7 +93,7 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
                 Accepted::SessionBusy(job) => {
                     // Another conversation of a session in which nobody had published so far.
                     if job.state == JobState::Waiting {
-                        context.catalog.resume_job(job.job, "broker", Wallclock::now()).await?;
+                        context.catalog.resume_job(job.job, "broker", context.catalog.clock().await?).await?;
                     }
                     EventOutcome::SessionBusy
                 }

@@ -1,21 +1,28 @@
-//! What a job tells the catalog while media flows: its lease and its archive's status. A task of its own, so
-//! that a catalog that is away delays nothing; only the newest status matters.
+//! What a worker tells the catalog while media flows: that it keeps its jobs and its name, and the archives' status. Tasks of their own,
+//! so that a catalog that is away delays nothing; only the newest status matters.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
-use crate::catalog::{ArchiveRow, CatalogError, JobRow, StoredDesired};
+use crate::catalog::{ArchiveRow, CatalogError, HeldLease, JobRow, NameLease, StoredDesired, WorkerInstance};
 use crate::model::desired::Desired;
 use crate::model::fault::chain;
-use crate::model::time::Wallclock;
+use crate::model::ids::{Epoch, JobId};
 
 /// Heartbeats in a lease.
 const BEATS_A_LEASE: u32 = 4;
+
+/// The time between two heartbeats.
+#[must_use]
+pub fn beat(lease: Duration) -> Duration {
+    lease / BEATS_A_LEASE
+}
 
 /// What somebody wants of a job, as the catalog tells it.
 #[derive(Debug)]
@@ -55,69 +62,188 @@ pub fn desired(row: &JobRow) -> Desired {
     }
 }
 
-/// Keeps the lease of a job until `stop`. `wanted` is the archive's newest status; `control` passes on what
-/// somebody wants of it. When another owner has the job, `fenced` is cancelled.
-pub async fn keep(
-    context: Arc<Context>,
-    job: JobRow,
-    mut wanted: watch::Receiver<Option<ArchiveRow>>,
+/// The leases that this worker keeps.
+#[derive(Debug, Default)]
+pub struct Leases {
+    jobs: Mutex<BTreeMap<JobId, KeptLease>>,
+    /// When the catalog last confirmed that this worker has its name.
+    name_confirmed: Mutex<Option<Instant>>,
+}
+
+/// One job's lease.
+#[derive(Debug)]
+struct KeptLease {
+    epoch: Epoch,
     control: ControlSenders,
+    /// What was desired when it was heard last.
+    asked: Option<StoredDesired>,
+    /// Cancelled when another owner has the job.
     fenced: CancellationToken,
-    stop: CancellationToken,
-) {
-    let lease = context.settings.worker.lease.0;
-    let mut beat = interval(lease / BEATS_A_LEASE);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut away_since: Option<Wallclock> = None;
-    let mut unwritten = false;
-    let mut asked = job.desired.clone();
+}
+
+impl Leases {
+    /// Keeps a job's lease until the guard is dropped. `control` passes on what somebody wants of the job; `fenced` is cancelled
+    /// when another owner has it.
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        job: &JobRow,
+        control: ControlSenders,
+        fenced: CancellationToken,
+    ) -> LeaseGuard {
+        let lease = KeptLease { epoch: job.epoch, control, asked: job.desired.clone(), fenced };
+        self.lock().insert(job.job, lease);
+        LeaseGuard { leases: Arc::clone(self), held: HeldLease { job: job.job, epoch: job.epoch } }
+    }
+
+    /// The catalog confirmed at a moment that this worker has its name.
+    pub fn confirm_name(&self, at: Instant) {
+        *self.name_confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// Whether the catalog has confirmed within `lease` that this worker has its name. A process that stood still may have lost it, and all
+    /// its jobs with it.
+    pub(super) fn has_name(&self, lease: Duration) -> bool {
+        let confirmed = *self.name_confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmed.is_some_and(|at| at.elapsed() < lease)
+    }
+
+    /// Whether no job of this worker has a lease that is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Whether this worker works on a job.
+    pub(super) fn has(&self, job: JobId) -> bool {
+        self.lock().contains_key(&job)
+    }
+
+    fn held(&self) -> Vec<HeldLease> {
+        self.lock().iter().map(|(job, kept)| HeldLease { job: *job, epoch: kept.epoch }).collect()
+    }
+
+    /// What the catalog says of the leases that it was told of.
+    fn heard(&self, held: &[HeldLease], rows: &BTreeMap<JobId, Option<JobRow>>) {
+        let mut kept = self.lock();
+        for lease in held {
+            let Some(own) = kept.get_mut(&lease.job).filter(|own| own.epoch == lease.epoch) else { continue };
+            match rows.get(&lease.job) {
+                Some(Some(row)) => own.control.heard(row, &mut own.asked),
+                // The lease is kept, though the row cannot be read.
+                Some(None) => {}
+                None => {
+                    tracing::warn!(job = %lease.job, "another owner has the job");
+                    own.fenced.cancel();
+                    let _fenced = kept.remove(&lease.job);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, KeptLease>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a lease as long as it lives.
+#[derive(Debug)]
+pub(super) struct LeaseGuard {
+    leases: Arc<Leases>,
+    held: HeldLease,
+}
+
+impl LeaseGuard {
+    /// Goes on keeping the lease until this worker drives the job again: nobody else can go on with it.
+    pub fn keep_until_driven_again(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for LeaseGuard {
+    fn drop(&mut self) {
+        let mut kept = self.leases.lock();
+        if kept.get(&self.held.job).is_some_and(|own| own.epoch == self.held.epoch) {
+            kept.remove(&self.held.job);
+        }
+    }
+}
+
+/// Keeps the leases of this worker's jobs, and its name, until `stop`. When another process has the name, `lost` is cancelled.
+pub async fn run_leases(context: Arc<Context>, name: WorkerInstance, lost: CancellationToken, stop: CancellationToken) {
+    let mut ticks = interval(beat(context.settings.lease()));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut wakes = context.wakes.subscribe();
+    let mut away_since: Option<Instant> = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             // The sender is in the context, which lives.
-            Ok(()) = wakes.changed() => beat.reset_immediately(),
-            _ = beat.tick() => {
-                let now = Wallclock::now();
-                match context.catalog.heartbeat(job.job, job.epoch, now, lease).await {
-                    Ok(row) => {
-                        if let Some(since) = away_since.take() {
-                            tracing::info!(away_s = now.since(since).as_secs(), "the catalog is back");
-                        }
-                        control.heard(&row, &mut asked);
-                    }
-                    Err(CatalogError::Fenced { .. }) => {
-                        tracing::warn!("another owner has the job");
-                        return fenced.cancel();
-                    }
-                    Err(error) => {
-                        if away_since.is_none() {
-                            tracing::warn!("the lease cannot be kept for now: {}", chain(&error));
-                        }
-                        away_since.get_or_insert(now);
-                        continue;
-                    }
-                }
+            Ok(()) = wakes.changed() => {
+                ticks.reset_immediately();
+                continue;
             }
-            changed = wanted.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                unwritten = true;
-            }
+            _ = ticks.tick() => {}
         }
-        if unwritten {
-            let row = wanted.borrow_and_update().clone();
-            if let Some(row) = row {
-                // What fails now is tried again with the next beat.
-                unwritten = context.catalog.put_own_archive(&row, job.epoch).await.is_err();
+        match stop.run_until_cancelled(keep_all(&context, &name, &lost)).await {
+            None => return,
+            Some(Ok(())) => {
+                if let Some(since) = away_since.take() {
+                    tracing::info!(away_s = since.elapsed().as_secs(), "the catalog is back");
+                }
+            }
+            Some(Err(error)) => {
+                if away_since.is_none() {
+                    tracing::warn!("leases cannot be kept for now: {}", chain(&error));
+                }
+                away_since.get_or_insert_with(Instant::now);
             }
         }
     }
 }
 
-/// How long a lease may be without a beat before somebody else may have the job.
-#[must_use]
-pub fn beat(lease: Duration) -> Duration {
-    lease / BEATS_A_LEASE
+/// One heartbeat: the jobs first, because media depends on them.
+async fn keep_all(context: &Context, name: &WorkerInstance, lost: &CancellationToken) -> Result<(), CatalogError> {
+    let (lease, asked) = (context.settings.lease(), Instant::now());
+    let now = context.clock.read(context.catalog.as_ref()).await?.now;
+    let held = context.leases.held();
+    if !held.is_empty() {
+        let rows = context.catalog.heartbeat(&held, now, lease).await?;
+        context.leases.heard(&held, &rows);
+    }
+    match context.catalog.hold_name(name, now, lease).await? {
+        NameLease::Held => context.leases.confirm_name(asked),
+        NameLease::Others { since } if !lost.is_cancelled() => {
+            tracing::error!(worker = %name.worker, %since, "another worker has this worker's name: this one stops");
+            lost.cancel();
+        }
+        NameLease::Others { .. } => {}
+    }
+    Ok(())
+}
+
+/// Writes the newest status of a job's archive, until `stop`.
+pub(super) async fn tell_status(
+    context: Arc<Context>,
+    epoch: Epoch,
+    mut wanted: watch::Receiver<Option<ArchiveRow>>,
+    stop: CancellationToken,
+) {
+    let pause = beat(context.settings.lease());
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = wanted.changed() => if changed.is_err() { return },
+        }
+        loop {
+            let row = wanted.borrow_and_update().clone();
+            let Some(row) = row else { break };
+            // What fails now is tried again; a lost lease is none of this task's business.
+            if context.catalog.put_own_archive(&row, epoch).await.is_ok() {
+                break;
+            }
+            if stop.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
 }

@@ -14,12 +14,15 @@
 
 pub mod accept;
 pub mod capture;
+pub mod catalog_clock;
 pub mod change;
+mod contact;
 pub mod desired;
 pub mod driver;
 pub mod finalize;
 pub mod intake;
 pub mod lease;
+pub mod leftovers;
 mod link;
 mod live_composer;
 pub mod presence;
@@ -27,17 +30,19 @@ pub mod replay;
 mod rollover;
 mod room_session;
 pub mod scheduler;
+mod setbacks;
 mod stage;
 mod stream_ids;
 mod subscribe;
 mod track_health;
 pub mod waiting;
+pub mod worker_health;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::object::ArchiveDescriptor;
@@ -73,6 +78,20 @@ pub struct Context {
     pub routers: Routers,
     /// Jobs here that have given their session to a successor, and do not count for the capacity any more.
     pub released_slots: AtomicUsize,
+    /// Jobs here that capture nothing any more: their archives are made, or wait for the store. They do not count for the capacity either.
+    pub finalizing: AtomicUsize,
+    /// Archives that may be made at a time: each takes a processor.
+    pub builds: Semaphore,
+    /// Some jobs were kept at the stop: this worker alone can go on with them.
+    pub keeps_jobs: AtomicBool,
+    /// The catalog's clock.
+    pub clock: catalog_clock::CatalogClock,
+    /// Whether this worker can do its work.
+    pub health: worker_health::WorkerHealth,
+    /// The leases of the jobs that run here.
+    pub leases: Arc<lease::Leases>,
+    /// Archives whose logs are being sealed and shipped though their jobs are not this worker's.
+    pub leftovers: leftovers::Underway,
     /// Counts what was put into the catalog for jobs that may be this worker's: they look there at once.
     pub wakes: watch::Sender<u64>,
 }
@@ -113,6 +132,8 @@ pub enum Ended {
         /// Whether the session is captured, so that only the archive is to be made.
         captured: bool,
     },
+    /// This machine cannot go on with it: another one may.
+    HandedOn(JobFailure),
     /// Nobody publishes yet. It waits in the catalog, for a stream or for the session's end.
     Waiting,
     /// Its session ended before anybody published.
@@ -134,6 +155,8 @@ pub struct Job {
     given_up: CancellationToken,
     /// A successor has its session.
     released_slots: AtomicBool,
+    /// It captures nothing any more.
+    finalizing: AtomicBool,
 }
 
 impl Drop for Job {
@@ -142,6 +165,9 @@ impl Drop for Job {
         self.fenced.cancel();
         if *self.released_slots.get_mut() {
             self.context.released_slots.fetch_sub(1, Ordering::Relaxed);
+        }
+        if *self.finalizing.get_mut() {
+            self.context.finalizing.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -166,6 +192,7 @@ impl Job {
             given_up: fenced.child_token(),
             fenced,
             released_slots: AtomicBool::new(false),
+            finalizing: AtomicBool::new(false),
         })
     }
 
@@ -175,9 +202,20 @@ impl Job {
         self.spec.archive_mode == ArchiveMode::Always
     }
 
+    /// The job captures nothing any more: its place is another session's, however long the store is away. That of a successor it has
+    /// given away already.
+    fn captures_no_more(&self) {
+        if !self.finalizing.swap(true, Ordering::Relaxed) {
+            self.context.finalizing.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.released_slots.swap(false, Ordering::Relaxed) {
+            self.context.released_slots.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// A successor needs a place of this worker's room: this job's will do.
     fn release_slot(&self) {
-        if !self.released_slots.swap(true, Ordering::Relaxed) {
+        if !self.finalizing.load(Ordering::Relaxed) && !self.released_slots.swap(true, Ordering::Relaxed) {
             self.context.released_slots.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -22,6 +22,11 @@ pub(super) async fn roll_over(job: &Job, reason: &str) -> Result<Transition, Job
     Ok(Transition::Made)
 }
 
+/// Whether an event is one of a session that goes on in a further archive.
+pub(super) fn is_successor(event: &EventId) -> bool {
+    event.as_str().rsplit_once("~part").is_some_and(|(_, number)| number.parse::<u32>().is_ok())
+}
+
 /// The event of the archive after an event's: the second archive of `e` is of `e~part2`.
 fn successor_of(event: &EventId) -> Result<EventId, IdError> {
     let (first, number) = match event.as_str().rsplit_once("~part") {
@@ -46,7 +51,10 @@ async fn create_successor(job: &Job) -> Result<(), JobFailure> {
         tag: job.row.tag.clone(),
         is_conversation: true,
     };
-    let accept = || job.context.catalog.accept(&new, Wallclock::now());
+    let accept = async || {
+        let now = job.context.catalog.clock().await?;
+        job.context.catalog.accept(&new, now).await
+    };
     let accepted = retry_until_cancelled("accept the next archive's job", CATALOG, &job.fenced, accept).await;
     let Cancellable::Done(accepted) = accepted.map_err(|e| JobFailure::of(&e))? else { return Ok(()) };
     let (Accepted::New(next) | Accepted::Duplicate(next) | Accepted::SessionBusy(next)) = accepted;

@@ -26,6 +26,8 @@ pub(super) enum CaptureOutcome {
     Fenced,
     /// The worker stops; all is sealed.
     Drained,
+    /// This machine cannot write media any more.
+    Failing(String),
 }
 
 /// Whether a job's state was changed in the catalog.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::ids::TrackId;
+use crate::model::ids::{StreamId, TrackId};
 use crate::model::media::GapCause;
 
 /// The tracks whose media is missing.
@@ -18,6 +18,17 @@ impl TrackHealth {
     /// Why media of a track is missing, if it is.
     pub fn cause(&self, track: TrackId) -> Option<GapCause> {
         if self.failing.contains(&track) { Some(GapCause::Storage) } else { self.starved.get(&track).copied() }
+    }
+
+    /// Whether media of any track cannot be written.
+    pub fn is_failing(&self) -> bool {
+        !self.failing.is_empty() || self.starved.values().any(|cause| *cause == GapCause::Storage)
+    }
+
+    /// A stream is gone, and all that was wrong with it.
+    pub fn forget(&mut self, stream: StreamId) {
+        self.failing.retain(|track| track.stream != stream);
+        self.starved.retain(|track, _| track.stream != stream);
     }
 
     /// Media does not come, or comes again. Returns whether the cause is another one now.
@@ -49,7 +60,7 @@ impl TrackHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ids::{SessionId, StreamId, TrackKind};
+    use crate::model::ids::{SessionId, TrackKind};
 
     #[test]
     fn a_disk_that_fails_is_told_until_it_recovers_whatever_the_track_starves_of_meanwhile() {

@@ -18,7 +18,6 @@ use crate::catalog::{CatalogError, JobRow, JobState};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::{JobId, RouterName};
-use crate::model::time::Wallclock;
 use crate::router::RouterError;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
@@ -76,9 +75,9 @@ pub(super) async fn leave_empty(
         let moved = advance(job, JobState::Empty, Some(reason)).await?;
         return Ok(Some(if moved == Transition::Made { Ended::Empty } else { Ended::Fenced }));
     }
-    let wait = || {
-        let now = Wallclock::now();
-        context.catalog.wait_for_stream(job.row.job, job.row.epoch, now + INTERVAL_MIN, now)
+    let wait = async || {
+        let now = context.catalog.clock().await?;
+        context.catalog.wait_for_stream(job.row.job, job.row.epoch, now + INTERVAL_MIN, now).await
     };
     match retry_until_cancelled("let a job wait", CATALOG, &job.fenced, wait).await {
         Ok(Cancellable::Done(())) => {
@@ -178,14 +177,14 @@ async fn look_at_due(
     outages: &mut Outages,
 ) -> Result<(), CatalogError> {
     let (catalog, region) = (&context.catalog, &context.settings.worker.region);
-    for job in catalog.due_looks(region, Wallclock::now(), LOOKS_MAX).await? {
-        let now = Wallclock::now();
+    for job in catalog.due_looks(region, catalog.clock().await?, LOOKS_MAX).await? {
+        let now = catalog.clock().await?;
         if !catalog.take_look(&job, now + look_interval(now.since(job.updated_at))).await? {
             continue;
         }
         let look = look(context, &job, outages).await;
         let missing_max = context.settings.limits.never_published.0;
-        let (who, now) = (context.worker.as_str(), Wallclock::now());
+        let (who, now) = (context.worker.as_str(), catalog.clock().await?);
         match missing.judge(job.job, look, Instant::now(), missing_max) {
             Verdict::Waits => {}
             Verdict::Resumed => {

@@ -213,6 +213,11 @@ uuid_id! {
     NoticeId, "notice id"
 }
 
+uuid_id! {
+    /// A worker's data folder: two workers of one name have different ones.
+    InstanceId, "instance id"
+}
+
 /// Name space of the ids that are made from other ids.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b2c_41a6_93f4_4f0b_8f5e_2d1c_90d3_77aa);
 
@@ -232,6 +237,14 @@ impl ArchiveId {
     }
 
     /// One that no other archive has: of what a person asks for once more.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl InstanceId {
+    /// Of a new data folder.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())

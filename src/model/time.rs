@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 pub struct Wallclock(pub i64);
 
 impl Wallclock {
-    /// Now.
+    /// Now, by the machine's clock.
     #[must_use]
     #[allow(clippy::disallowed_methods)]
     pub fn now() -> Self {
@@ -275,10 +275,10 @@ impl ClockAnchor {
         Self { instant: tokio::time::Instant::now().into_std(), wallclock: Wallclock::now() }
     }
 
-    /// When the clocks were read.
+    /// A reading of another clock.
     #[must_use]
-    pub const fn instant(&self) -> Instant {
-        self.instant
+    pub const fn new(instant: Instant, wallclock: Wallclock) -> Self {
+        Self { instant, wallclock }
     }
 
     /// UTC of a monotonic instant.
@@ -290,6 +290,45 @@ impl ClockAnchor {
                 self.wallclock.0 - i64::try_from(self.instant.duration_since(at).as_micros()).unwrap_or(i64::MAX),
             ),
         }
+    }
+}
+
+/// The clock of a capture: media time on the monotonic clock, from one reading of a wall clock.
+#[derive(Debug, Clone, Copy)]
+pub struct MediaClock {
+    anchor: ClockAnchor,
+    origin: Wallclock,
+}
+
+impl MediaClock {
+    /// By a reading of a wall clock; `origin` is media time zero.
+    #[must_use]
+    pub const fn new(anchor: ClockAnchor, origin: Wallclock) -> Self {
+        Self { anchor, origin }
+    }
+
+    /// The same clock, so much ahead.
+    #[must_use]
+    pub fn ahead_by(self, span: Duration) -> Self {
+        Self { anchor: ClockAnchor { wallclock: self.anchor.wallclock + span, ..self.anchor }, ..self }
+    }
+
+    /// The media time of a monotonic instant.
+    #[must_use]
+    pub fn at(&self, instant: Instant) -> MediaTime {
+        MediaTime::from_wallclock(self.anchor.wallclock(instant), self.origin)
+    }
+
+    /// The media time now.
+    #[must_use]
+    pub fn now(&self) -> MediaTime {
+        self.at(tokio::time::Instant::now().into_std())
+    }
+
+    /// The wall clock's time now, as it goes on from that reading.
+    #[must_use]
+    pub fn wallclock(&self) -> Wallclock {
+        self.anchor.wallclock(tokio::time::Instant::now().into_std())
     }
 }
 

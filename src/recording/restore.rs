@@ -6,6 +6,7 @@ use std::path::Path;
 
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::SegmentIndex;
@@ -26,8 +27,8 @@ const TEXT_BYTES_MAX: u64 = 256 << 20;
 const TEMP_NAME: &str = "restore.tar";
 
 /// Restores an archive's folder from the bundles in the store that this machine has not written or fetched itself. Existing
-/// files are never overwritten; indexes and the history gain the lines that they lack. Returns how many bundles were
-/// fetched; none when the disk has no room for all of them.
+/// files are never overwritten; indexes and the history gain the lines that they lack. Returns how many bundles had segments that
+/// were not here.
 ///
 /// # Errors
 /// See [`ShipError`].
@@ -71,12 +72,13 @@ pub async fn restore_reserving(
         let temp = dir.join(TEMP_NAME);
         let fetch = || fetch(store, &bundle.key, &temp);
         let fetching = retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await?;
-        let Cancellable::Done(()) = fetching else { return Ok(Cancellable::Cancelled) };
+        let Cancellable::Done(on_disk) = fetching else { return Ok(Cancellable::Cancelled) };
+        on_disk.map_err(LogError::io("write", &temp))?;
         let (at, key) = (dir.to_owned(), bundle.key.clone());
-        let unpacked =
-            tokio::task::spawn_blocking(move || unpack(&at, &key, &mut small_files).map(|()| small_files)).await;
-        small_files = unpacked.expect("unpacking does not panic")?;
-        fetched += 1;
+        let unpack = move || unpack(&at, &key, &mut small_files).map(|new| (small_files, new));
+        let unpacked = tokio::task::spawn_blocking(unpack).await.expect("unpacking does not panic")?;
+        small_files = unpacked.0;
+        fetched += usize::from(unpacked.1 > 0);
     }
     let at = dir.to_owned();
     // The history last: if it is there, so are the tracks.
@@ -126,21 +128,31 @@ impl SmallFiles {
     }
 }
 
-async fn fetch(store: &dyn ObjectStore, key: &str, to: &Path) -> Result<(), StoreError> {
-    let local = |source| StoreError::Local { doing: "write", path: to.to_owned(), source };
-    if let Some(parent) = to.parent() {
-        tokio::fs::create_dir_all(parent).await.map_err(local)?;
-    }
-    let mut file = tokio::fs::File::create(to).await.map_err(local)?;
+/// What the store says, and then what the disk says: a store is asked again, another disk may be better.
+async fn fetch(store: &dyn ObjectStore, key: &str, to: &Path) -> Result<std::io::Result<()>, StoreError> {
     let mut flow = store.get(key, None).await?;
+    let mut file = match create(to).await {
+        Ok(file) => file,
+        Err(error) => return Ok(Err(error)),
+    };
     while let Some(chunk) = flow.next().await {
-        tokio::io::AsyncWriteExt::write_all(&mut file, &chunk?).await.map_err(local)?;
+        if let Err(error) = file.write_all(&chunk?).await {
+            return Ok(Err(error));
+        }
     }
-    tokio::io::AsyncWriteExt::flush(&mut file).await.map_err(local)
+    Ok(file.flush().await)
 }
 
-fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<(), LogError> {
-    let (temp, mut fetched_segments) = (dir.join(TEMP_NAME), Vec::new());
+async fn create(path: &Path) -> std::io::Result<tokio::fs::File> {
+    if let Some(parent) = path.parent() {
+        tokio::fs::create_dir_all(parent).await?;
+    }
+    tokio::fs::File::create(path).await
+}
+
+/// Returns how many segments were not here.
+fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<usize, LogError> {
+    let (temp, mut fetched_segments, mut new) = (dir.join(TEMP_NAME), Vec::new(), 0);
     let file = std::fs::File::open(&temp).map_err(LogError::io("open", &temp))?;
     let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
     for entry in bundle.entries().map_err(LogError::io("read", &temp))? {
@@ -156,7 +168,7 @@ fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<(), Log
                 match file.strip_prefix("index.jsonl.").and_then(|from| from.parse::<u64>().ok()) {
                     Some(from) => merge_index(&folder, from, &read_text(&mut entry, &temp)?)?,
                     None if file.ends_with(".mkv") => {
-                        write_if_absent(&folder.join(file), &mut entry)?;
+                        new += usize::from(write_if_absent(&folder.join(file), &mut entry)?);
                         fetched_segments.push((id, file.to_owned()));
                     }
                     None => {}
@@ -166,7 +178,8 @@ fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<(), Log
         }
     }
     record_origins(dir, key, &fetched_segments)?;
-    std::fs::remove_file(&temp).map_err(LogError::io("remove", &temp))
+    std::fs::remove_file(&temp).map_err(LogError::io("remove", &temp))?;
+    Ok(new)
 }
 
 /// Notes in the indexes which bundle has each segment. The bundle's own slice of the index ends before that line.
@@ -221,13 +234,14 @@ fn merge_index(folder: &Path, from: u64, slice: &[u8]) -> Result<(), LogError> {
     Ok(merged?)
 }
 
-/// Writes a file that is not there yet: whole, or not at all.
-fn write_if_absent(path: &Path, content: &mut impl Read) -> Result<(), LogError> {
+/// Writes a file that is not there yet: whole, or not at all. Returns whether it was not there.
+fn write_if_absent(path: &Path, content: &mut impl Read) -> Result<bool, LogError> {
     if path.exists() {
-        return Ok(());
+        return Ok(false);
     }
     let temp = path.with_extension("part");
     let mut file = std::fs::File::create(&temp).map_err(LogError::io("create", &temp))?;
     std::io::copy(content, &mut file).map_err(LogError::io("write", &temp))?;
-    std::fs::rename(&temp, path).map_err(LogError::io("rename", &temp))
+    std::fs::rename(&temp, path).map_err(LogError::io("rename", &temp))?;
+    Ok(true)
 }

@@ -4,15 +4,18 @@
 //! the segments, the lines that the indexes gained, and the session's small files. All bundles of an archive together are
 //! its capture log; [`super::restore`] restores it on another machine.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::reader::SegmentIndex;
-use super::{HISTORY, INDEX, LogError, LogReader, Record, SealedSegment, TRACKS};
+use super::reader::{SegmentIndex, TrackIndex};
+use super::spool::Spool;
+use super::{HISTORY, INDEX, LogError, LogOptions, LogReader, Record, SealedSegment, TRACKS, TrackLog};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, HasFault};
 use crate::model::ids::Epoch;
@@ -214,14 +217,72 @@ pub async fn ship_rest(
         _ => None,
     };
     let mut next = there.iter().filter_map(|object| number(&object.key)).max().unwrap_or(0) + 1;
-    let shipped = ship(store, keys, dir, epoch, &mut next, cancel).await?;
-    let Cancellable::Done(_) = shipped else { return Ok(Cancellable::Cancelled) };
+    match ship(store, keys, dir, epoch, &mut next, cancel).await {
+        Ok(Cancellable::Done(_)) => {}
+        Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
+        // A disk that takes no note may be readable: the last bundle has all segments of which nothing is noted.
+        Err(ShipError::Log(error)) => {
+            tracing::warn!("it is not noted which segments are shipped: {}", crate::model::fault::chain(&error));
+        }
+        Err(error) => return Err(error),
+    }
     let at = dir.to_owned();
     let bundle =
         tokio::task::spawn_blocking(move || gather_bundle(&at, true)).await.expect("gathering does not panic")?;
     let Some(bundle) = bundle else { return Ok(Cancellable::Done(())) };
     let key = keys.key(Kind::Bundle(epoch, next));
     put_bundle(store, &key, &bundle, cancel).await
+}
+
+/// Seals what a crash, or a disk that was full, left open in a log that nobody writes any more. Blocking.
+///
+/// # Errors
+/// When the log cannot be read or written.
+pub fn seal_open(dir: &Path, spool: &Arc<Spool>) -> Result<(), LogError> {
+    for track in LogReader::open_present(dir)?.tracks {
+        let open = track.segments.iter().filter(|segment| segment.sealed.is_none()).map(|segment| segment.epoch);
+        if let Some(epoch) = open.max() {
+            TrackLog::open(dir, track.track, epoch, LogOptions::default(), Arc::clone(spool))?;
+        }
+    }
+    Ok(())
+}
+
+/// The last epoch of segments that this disk has and the store has not. Blocking.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn unshipped_epoch(dir: &Path) -> Result<Option<Epoch>, LogError> {
+    let waits = |track: &TrackIndex, s: &SegmentIndex| s.shipped.is_none() && track.dir.join(&s.file).exists();
+    let tracks = LogReader::open(dir)?.tracks;
+    let epochs = |track: &TrackIndex| track.segments.iter().filter(|s| waits(track, s)).map(|s| s.epoch).max();
+    Ok(tracks.iter().filter_map(epochs).max())
+}
+
+/// Whether the store has all segments that this disk has.
+///
+/// # Errors
+/// See [`ShipError`].
+pub async fn is_in_store(
+    store: &dyn ObjectStore,
+    keys: &Keys,
+    dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<Cancellable<bool>, ShipError> {
+    let prefix = keys.segments();
+    let list = || store.list(&prefix);
+    let there = retry_until_cancelled("list bundles", STORE, cancel, list).await?;
+    let Cancellable::Done(there) = there else { return Ok(Cancellable::Cancelled) };
+    let there: BTreeSet<String> = there.into_iter().map(|object| object.key).collect();
+    let at = dir.to_owned();
+    let look = move || -> Result<bool, LogError> {
+        let is_there = |track: &TrackIndex, s: &SegmentIndex| {
+            s.shipped.as_ref().is_some_and(|key| there.contains(key)) || !track.dir.join(&s.file).exists()
+        };
+        Ok(LogReader::open(&at)?.tracks.iter().all(|track| track.segments.iter().all(|s| is_there(track, s))))
+    };
+    let all = tokio::task::spawn_blocking(look).await.expect("reading a log does not panic")?;
+    Ok(Cancellable::Done(all))
 }
 
 /// Puts a bundle into the store, however long that takes.

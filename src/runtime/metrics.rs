@@ -156,6 +156,8 @@ pub struct Metrics {
     pub segments_sealed: Counter,
     /// Bytes sealed and not yet in the store.
     pub unshipped_bytes: Gauge<i64, AtomicI64>,
+    /// By how many seconds this machine's clock is ahead of the catalog's.
+    pub clock_skew_seconds: Gauge<f64, AtomicU64>,
     /// Bytes in the spool.
     pub spool_bytes: Gauge<i64, AtomicI64>,
     /// From the session's end until the archive is available, in seconds: the service's objective.
@@ -245,6 +247,7 @@ fn build() -> (Metrics, Registry) {
         captured_bytes: Counter::default(),
         segments_sealed: Counter::default(),
         unshipped_bytes: Gauge::default(),
+        clock_skew_seconds: Gauge::default(),
         spool_bytes: Gauge::default(),
         archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
         compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
@@ -277,6 +280,7 @@ fn build() -> (Metrics, Registry) {
         captured_bytes, "bytes written to capture logs";
         segments_sealed, "segments sealed";
         unshipped_bytes, "bytes sealed and not yet in the store";
+        clock_skew_seconds, "seconds by which this machine's clock is ahead of the catalog's";
         spool_bytes, "bytes in the spool";
         archive_delay, "seconds from a session's end to its archive being available";
         compose_behind, "seconds by which composers are behind their sessions";

@@ -1,5 +1,6 @@
-//! Infrastructure of long-running programs: supervised tasks, retries, journals, metrics, logs, TLS.
+//! Infrastructure of long-running programs: supervised tasks, retries, data folders, journals, metrics, logs, TLS.
 
+pub mod data_folder;
 pub mod journal;
 pub mod metrics;
 pub mod retry;

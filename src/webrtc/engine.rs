@@ -13,7 +13,6 @@ use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, Command, EngineC
 use super::{PeerError, log_thread, media_thread};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::ClockAnchor;
 use crate::recording::spool::Spool;
 
 /// Commands that may wait for the media thread.
@@ -42,16 +41,15 @@ impl Engine {
     /// # Errors
     /// When the socket cannot be bound or a thread cannot be started.
     pub fn start(config: EngineConfig, spool: Arc<Spool>) -> std::io::Result<Self> {
-        let anchor = ClockAnchor::now();
         let (commands, command_queue) = sync_channel(COMMANDS_MAX);
         let (batches, batch_queue) = sync_channel(BATCHES_MAX);
         let (syncs, sync_queue) = sync_channel(BATCHES_MAX);
-        let media = media_thread::MediaThread::new(config, command_queue, batches, anchor)?;
+        let media = media_thread::MediaThread::new(config, command_queue, batches)?;
         let local = media.local();
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = vec![
             named("media").spawn(move || media.run())?,
-            named("log").spawn(move || log_thread::run_log(&batch_queue, &syncs, &spool, anchor))?,
+            named("log").spawn(move || log_thread::run_log(&batch_queue, &syncs, &spool))?,
             named("sync").spawn(move || log_thread::run_sync(&sync_queue))?,
         ];
         Ok(Self { commands, next_key: AtomicU64::new(1), local, threads })
@@ -154,6 +152,14 @@ impl Engine {
     /// When the threads are gone.
     pub fn track_selected(&self, capture: CaptureKey, track: TrackId) -> Result<(), EngineGone> {
         self.send(Command::Selected { capture, track })
+    }
+
+    /// Ends a capture that nobody waits for any more.
+    pub fn abandon(&self, key: CaptureKey) {
+        let (done, _) = oneshot::channel();
+        if self.send(Command::Close { key, done }).is_err() {
+            tracing::error!("a capture is not closed: the capture threads are busy or have ended");
+        }
     }
 
     /// Ends a capture: closes its peers, gives up packets that wait for a retransmission, and seals all tracks. Returns

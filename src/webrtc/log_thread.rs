@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::messages::{
-    CaptureEvent, CaptureKey, CaptureOptions, EntryData, LogCommand, SyncCommand, media_time, send_event,
-};
+use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, EntryData, LogCommand, SyncCommand, send_event};
 use crate::model::fault::HasFault;
 use crate::model::ids::TrackId;
 use crate::model::media::{Gap, GapCause, TrackFormat, TrackStats};
-use crate::model::time::{ClockAnchor, MediaTime};
+use crate::model::time::MediaTime;
 use crate::recording::spool::Spool;
 use crate::recording::{LogError, TrackLog};
 use crate::rtp::track::Output;
@@ -69,14 +67,9 @@ struct Log {
 }
 
 /// The log thread.
-pub(super) fn run_log(
-    queue: &Receiver<LogCommand>,
-    syncs: &SyncSender<SyncCommand>,
-    spool: &Arc<Spool>,
-    anchor: ClockAnchor,
-) {
+pub(super) fn run_log(queue: &Receiver<LogCommand>, syncs: &SyncSender<SyncCommand>, spool: &Arc<Spool>) {
     let mut captures: HashMap<CaptureKey, Capture> = HashMap::new();
-    let mut tick_at = anchor.instant();
+    let mut tick_at = now();
     loop {
         match queue.recv_timeout(TICK) {
             Ok(LogCommand::Open { key, options, events }) => {
@@ -110,8 +103,7 @@ pub(super) fn run_log(
         }
         tick_at = now + TICK;
         for capture in captures.values_mut() {
-            let at = media_time(anchor.wallclock(now), capture.options.origin);
-            capture.tick(at);
+            capture.tick(capture.options.clock.at(now));
             if now >= capture.next_seal {
                 capture.next_seal = now + capture.options.segment;
                 capture.seal(syncs);
@@ -315,6 +307,7 @@ mod tests {
     use super::*;
     use crate::model::ids::{Epoch, SessionId, StreamId, TrackKind};
     use crate::model::media::{Codec, Frame};
+    use crate::model::time::{ClockAnchor, MediaClock, Wallclock};
     use crate::recording::{LogOptions, LogReader, TRACKS};
 
     #[test]
@@ -329,7 +322,7 @@ mod tests {
             archive: "2f6f2d9a-8d1c-4b1e-9c41-0b8a7d1f4c11".parse().expect("id"),
             dir: dir.path().to_owned(),
             epoch: Epoch(1),
-            origin: crate::model::time::Wallclock(0),
+            clock: MediaClock::new(ClockAnchor::now(), Wallclock(0)),
             log: LogOptions::default(),
             track: crate::rtp::track::TrackOptions::default(),
             segment: Duration::from_secs(5),

@@ -12,16 +12,14 @@ use tokio::sync::oneshot;
 use super::backlog::{self, LostFrames};
 use super::formats::Answer;
 use super::local::{Routes, advertised};
-use super::messages::{
-    CaptureEvent, CaptureKey, Command, EngineConfig, LogCommand, LogEntry, PeerKey, media_time, send_event,
-};
+use super::messages::{CaptureEvent, CaptureKey, Command, EngineConfig, LogCommand, LogEntry, PeerKey, send_event};
 use super::peer::Peer;
 use super::sink::{Capture, Sink, forward};
 use super::socket::{Buffers, Socket};
 use super::{PeerError, sdp};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::{ClockAnchor, MediaTime, Wallclock};
+use crate::model::time::{MediaTime, Wallclock};
 use crate::rtp::track::{Output, TrackRules};
 
 /// How often the rules of every track look at the time: stalls, given-up packets, repeated requests.
@@ -46,7 +44,6 @@ pub(super) struct MediaThread {
     batches: SyncSender<LogCommand>,
     socket: Socket,
     buffers: Buffers,
-    anchor: ClockAnchor,
     captures: HashMap<CaptureKey, Capture>,
     peers: HashMap<PeerKey, PeerEntry>,
     by_address: HashMap<SocketAddr, PeerKey>,
@@ -62,7 +59,6 @@ impl MediaThread {
         config: EngineConfig,
         commands: Receiver<Command>,
         batches: SyncSender<LogCommand>,
-        anchor: ClockAnchor,
     ) -> std::io::Result<Self> {
         let socket = Socket::bind(config.bind, config.receive_buffer_bytes)?;
         Ok(Self {
@@ -72,7 +68,6 @@ impl MediaThread {
             buffers: socket.buffers(),
             socket,
             next_rules_tick: now(),
-            anchor,
             captures: HashMap::new(),
             peers: HashMap::new(),
             by_address: HashMap::new(),
@@ -226,7 +221,6 @@ impl MediaThread {
         let Some(entry) = self.peers.get_mut(&key) else { return };
         let mut sink = Sink {
             socket: &self.socket,
-            anchor: &self.anchor,
             capture_key: entry.capture,
             capture: self.captures.get_mut(&entry.capture),
             stream: entry.stream,
@@ -253,7 +247,7 @@ impl MediaThread {
             let now = now();
             let wallclock = Wallclock::now();
             let advertise = self.config.advertise;
-            let Self { socket, buffers, peers, by_address, captures, anchor, outputs, backlog, .. } = self;
+            let Self { socket, buffers, peers, by_address, captures, outputs, backlog, .. } = self;
             let socket = &*socket;
             let mut failed: Vec<(PeerKey, PeerError)> = Vec::new();
             let more = socket.receive(buffers, now, wallclock, |from, to, bytes, at| {
@@ -263,7 +257,6 @@ impl MediaThread {
                 let Some(entry) = peers.get_mut(&key) else { return };
                 let mut sink = Sink {
                     socket,
-                    anchor,
                     capture_key: entry.capture,
                     capture: captures.get_mut(&entry.capture),
                     stream: entry.stream,
@@ -321,10 +314,9 @@ impl MediaThread {
             self.lose_peer(key, "no working network path".to_owned());
         }
         let mut wanted = Vec::new();
-        let wallclock = self.anchor.wallclock(now);
         self.watermarks.clear();
         for (capture_key, capture) in &mut self.captures {
-            let at = media_time(wallclock, capture.options.origin);
+            let at = capture.options.clock.at(now);
             let mut watermark = at;
             for (track, rules) in &mut capture.tracks {
                 rules.tick(at, &mut self.outputs);
@@ -350,9 +342,8 @@ impl MediaThread {
     }
 
     fn set_muted(&mut self, capture_key: CaptureKey, track: TrackId, muted: bool) {
-        let wallclock = self.anchor.wallclock(now());
         let Some(capture) = self.captures.get_mut(&capture_key) else { return };
-        let at = media_time(wallclock, capture.options.origin);
+        let at = capture.options.clock.at(now());
         if let Some(rules) = capture.tracks.get_mut(&track) {
             rules.set_publisher_muted(muted, at, &mut self.outputs);
             forward(capture_key, track, &mut self.outputs, &mut self.backlog);
@@ -371,9 +362,8 @@ impl MediaThread {
     fn remove_peer(&mut self, key: PeerKey, cause: GapCause) {
         let Some(entry) = self.peers.remove(&key) else { return };
         self.by_address.retain(|_, k| *k != key);
-        let wallclock = self.anchor.wallclock(now());
         let Some(capture) = self.captures.get_mut(&entry.capture) else { return };
-        let at = media_time(wallclock, capture.options.origin);
+        let at = capture.options.clock.at(now());
         let kinds = entry.peer.kinds();
         let is_its = |track: &TrackId| track.stream == entry.stream && kinds.contains(&track.kind);
         for (track, rules) in capture.tracks.iter_mut().filter(|(track, _)| is_its(track)) {

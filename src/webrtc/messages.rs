@@ -12,7 +12,7 @@ use super::PeerError;
 use super::formats::Answer;
 use crate::model::ids::{ArchiveId, Epoch, StreamId, TrackId, TrackKind};
 use crate::model::media::{GapCause, TrackStats};
-use crate::model::time::{MediaTime, Wallclock};
+use crate::model::time::{MediaClock, MediaTime};
 use crate::recording::{LogOptions, SealedSegment, UnsyncedSegment};
 use crate::rtp::track::{Output, TrackOptions};
 
@@ -70,8 +70,8 @@ pub struct CaptureOptions {
     pub dir: PathBuf,
     /// The owner's epoch.
     pub epoch: Epoch,
-    /// Media time zero.
-    pub origin: Wallclock,
+    /// Its clock: media arrives at its times.
+    pub clock: MediaClock,
     /// How parts are written.
     pub log: LogOptions,
     /// The track rules' limits.
@@ -184,10 +184,4 @@ pub(super) fn send_event(events: &mpsc::Sender<CaptureEvent>, event: CaptureEven
     if let Err(mpsc::error::TrySendError::Full(event)) = events.try_send(event) {
         tracing::warn!(?event, "the job's driver does not read its events");
     }
-}
-
-/// The media time of a wall clock time in a capture.
-#[must_use]
-pub(super) fn media_time(at: Wallclock, origin: Wallclock) -> MediaTime {
-    MediaTime::from_wallclock(at, origin)
 }

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, EntryData, LogEntry, PeerKey, media_time, send_event};
+use super::messages::{CaptureEvent, CaptureKey, CaptureOptions, EntryData, LogEntry, PeerKey, send_event};
 use super::peer::{PeerSink, ReceivedPacket, SenderReportIn};
 use super::socket::Socket;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::{ClockAnchor, MediaTime};
+use crate::model::time::MediaTime;
 use crate::rtp::track::{Output, RtpInput, TrackRules};
 
 /// What the thread knows of a capture.
@@ -46,7 +46,6 @@ impl Capture {
 /// The parts of the media thread that a peer's events need, without the peer itself.
 pub(super) struct Sink<'a> {
     pub socket: &'a Socket,
-    pub anchor: &'a ClockAnchor,
     pub capture_key: CaptureKey,
     pub capture: Option<&'a mut Capture>,
     pub stream: StreamId,
@@ -80,7 +79,7 @@ impl Sink<'_> {
     pub fn rules(&mut self, kind: TrackKind) -> Option<(TrackId, MediaTime, &mut TrackRules)> {
         let capture = self.capture.as_deref_mut()?;
         let track = TrackId { stream: self.stream, kind };
-        let now = media_time(self.anchor.wallclock(self.now), capture.options.origin);
+        let now = capture.options.clock.at(self.now);
         let options = &capture.options;
         let rules = capture.tracks.entry(track).or_insert_with(|| {
             let mut rules = TrackRules::new(kind, options.track.clone(), now);
@@ -109,8 +108,8 @@ impl PeerSink for Sink<'_> {
     }
 
     fn packet(&mut self, kind: TrackKind, packet: ReceivedPacket) {
-        let Some(origin) = self.capture.as_ref().map(|c| c.options.origin) else { return };
-        let arrived = media_time(self.anchor.wallclock(packet.arrived), origin);
+        let Some(clock) = self.capture.as_ref().map(|c| c.options.clock) else { return };
+        let arrived = clock.at(packet.arrived);
         let input = RtpInput {
             codec: packet.codec,
             seq: packet.seq,
@@ -123,8 +122,8 @@ impl PeerSink for Sink<'_> {
     }
 
     fn sender_report(&mut self, kind: TrackKind, report: SenderReportIn) {
-        let Some(origin) = self.capture.as_ref().map(|c| c.options.origin) else { return };
-        let arrived = media_time(self.anchor.wallclock(report.arrived), origin);
+        let Some(clock) = self.capture.as_ref().map(|c| c.options.clock) else { return };
+        let arrived = clock.at(report.arrived);
         self.change(kind, |rules, now, outputs| {
             rules.packets_sent(report.packets, now);
             rules.sender_report(report.ntp, report.rtp, arrived, outputs);

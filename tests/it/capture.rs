@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackId, TrackKind};
 use archiver::model::media::GapCause;
 use archiver::model::session::RouterRoom;
-use archiver::model::time::{MediaTime, Wallclock};
+use archiver::model::time::{ClockAnchor, MediaClock, MediaTime, Wallclock};
 use archiver::recording::LogReader;
 use archiver::recording::reader::TrackIndex;
 use archiver::recording::spool::Spool;
@@ -58,7 +58,7 @@ impl Recorder {
             archive,
             dir: archive_dir.clone(),
             epoch: Epoch(1),
-            origin: Wallclock::now(),
+            clock: MediaClock::new(ClockAnchor::now(), Wallclock::now()),
             log: archiver::recording::LogOptions::default(),
             track: archiver::rtp::track::TrackOptions::default(),
             segment: Duration::from_secs(2),

@@ -1,19 +1,20 @@
 //! The catalog's promises, each held in memory, on SQLite and on a real PostgreSQL.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
-    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HistoryLine,
-    JobRow, JobState, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog, StoredDesired,
-    StoredSpec,
+    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HeldLease,
+    HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog,
+    StoredDesired, StoredSpec, WorkerInstance,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
 use archiver::model::fault::{FaultKind, HasFault, Retry};
-use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, ParkedId, SessionId, WorkerId};
+use archiver::model::ids::{ArchiveId, Epoch, EventId, InstanceId, JobId, ParkedId, SessionId, WorkerId};
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
 use archiver::model::time::Wallclock;
 use archiver_testkit::postgres::Postgres;
@@ -58,6 +59,12 @@ async fn claimed(catalog: &SharedCatalog, job: JobId, who: &str, now: Wallclock)
     catalog.claim(job, &worker(who), now, TTL).await.unwrap().expect("free")
 }
 
+/// The job, if its lease still is this owner's.
+async fn beat(catalog: &SharedCatalog, job: JobId, epoch: Epoch, now: Wallclock) -> Option<JobRow> {
+    let kept = catalog.heartbeat(&[HeldLease { job, epoch }], now, TTL).await.unwrap().remove(&job);
+    kept.map(|row| row.expect("a readable row"))
+}
+
 fn line(at: Wallclock, what: &str, who: &str) -> HistoryLine {
     HistoryLine { at, what: what.to_owned(), who: who.to_owned() }
 }
@@ -95,6 +102,8 @@ on_each_catalog! {
     an_end_ends_no_conversation_that_started_after_it => order_of_events;
     of_many_workers_that_want_an_expired_lease_one_wins => lease_race;
     a_worker_takes_its_own_job_back_at_once => own_jobs;
+    leases_of_many_jobs_are_kept_together => many_leases;
+    a_worker_s_name_is_one_data_folder_s_at_a_time => names;
     an_owner_that_was_paused_changes_nothing_any_more => fencing;
     of_two_who_ask_for_something_at_once_the_second_asks_again => desires;
     a_job_whose_event_cannot_be_read_is_claimed_and_parked_like_any_other => unreadable;
@@ -110,6 +119,7 @@ on_each_catalog! {
     text_of_any_kind_can_be_stored => hostile_text;
     [databases only]
     archives_are_counted_anew_while_others_are_written => recount;
+    a_row_that_cannot_be_read_stops_no_other_and_is_parked => corrupt_rows;
 }
 
 async fn accept_at_once(backend: Backend) {
@@ -164,7 +174,7 @@ async fn session_reuse(backend: Backend) {
     );
     // A first reason stays; the owner learns it with its heartbeat.
     assert!(catalog.request_end(&first.application, &first.session, "another", NOW, NOW).await.unwrap());
-    let beat = catalog.heartbeat(first.job, epoch, NOW, TTL).await.unwrap();
+    let beat = beat(&catalog, first.job, epoch, NOW).await.expect("ours");
     assert_eq!(beat.end_reason.as_deref(), Some("session ended"));
     // While it ends, a new conversation's event is neither taken for the old one's nor lost: it comes again.
     let ending = catalog.accept(&event("s", "e2"), NOW).await;
@@ -254,7 +264,7 @@ async fn lease_race(backend: Backend) {
     assert!(catalog.claim(job, &worker("w1"), later(7), TTL).await.unwrap().is_none());
     let region = "eu".parse().unwrap();
     assert!(catalog.claimable(&worker("w1"), &region, later(7), 10).await.unwrap().is_empty());
-    catalog.heartbeat(job, Epoch(1), later(7), TTL).await.unwrap();
+    beat(&catalog, job, Epoch(1), later(7)).await.expect("ours");
     assert!(catalog.claim(job, &worker("w1"), later(9), TTL).await.unwrap().is_none());
     for round in 1..=3_u32 {
         let now = later(u64::from(round) * 100);
@@ -291,6 +301,49 @@ async fn own_jobs(backend: Backend) {
     assert_eq!(catalog.job(job).await.unwrap().unwrap().owner, Some(worker("v")));
 }
 
+async fn many_leases(backend: Backend) {
+    let catalog = backend.open().await;
+    let mut held = Vec::new();
+    // More than one statement has.
+    for n in 0..250 {
+        let job = accepted(&catalog, &format!("s{n}"), "e").await.job;
+        let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+        held.push(HeldLease { job, epoch });
+    }
+    let lost = held[120].job;
+    claimed(&catalog, lost, "other", later(60)).await;
+    let kept = catalog.heartbeat(&held, later(61), TTL).await.unwrap();
+    assert_eq!(kept.len(), 249);
+    assert!(!kept.contains_key(&lost));
+    assert!(kept.values().flatten().all(|job| job.lease_expires_at == later(61) + TTL));
+    assert_eq!(catalog.job(lost).await.unwrap().unwrap().lease_expires_at, later(60) + TTL);
+    assert!(catalog.heartbeat(&[], later(62), TTL).await.unwrap().is_empty());
+}
+
+async fn names(backend: Backend) {
+    let catalog = backend.open().await;
+    let (first, second) = (InstanceId::random(), InstanceId::random());
+    let who = |instance, since| WorkerInstance { worker: worker("w"), instance, since };
+    let hold = async |who: WorkerInstance, now| catalog.hold_name(&who, now, TTL).await.unwrap();
+    assert_eq!(hold(who(first, NOW), NOW).await, NameLease::Held);
+    assert_eq!(hold(who(second, later(1)), later(1)).await, NameLease::Others { since: NOW });
+    // Another name is free.
+    let other = WorkerInstance { worker: worker("v"), ..who(second, later(1)) };
+    assert_eq!(hold(other, later(1)).await, NameLease::Held);
+    // The holder keeps it, and has it again at once when it starts anew.
+    assert_eq!(hold(who(first, NOW), later(7)).await, NameLease::Held);
+    assert_eq!(hold(who(first, later(8)), later(8)).await, NameLease::Held);
+    assert_eq!(hold(who(second, later(1)), later(9)).await, NameLease::Others { since: later(8) });
+    // Whoever does not keep it loses it.
+    assert_eq!(hold(who(second, later(1)), later(60)).await, NameLease::Held);
+    assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Others { since: later(1) });
+    // It can be given back, by the holder alone.
+    catalog.release_name(&who(first, later(8))).await.unwrap();
+    assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Others { since: later(1) });
+    catalog.release_name(&who(second, later(1))).await.unwrap();
+    assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Held);
+}
+
 async fn fencing(backend: Backend) {
     let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
@@ -299,7 +352,7 @@ async fn fencing(backend: Backend) {
     assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Started, NOW), old.epoch).await.unwrap());
     let new = claimed(&catalog, job.job, "new", later(60)).await.job;
     assert_eq!(new.state, JobState::Capturing);
-    fenced(catalog.heartbeat(job.job, old.epoch, later(61), TTL).await);
+    assert!(beat(&catalog, job.job, old.epoch, later(61)).await.is_none());
     fenced(catalog.advance(job.job, old.epoch, JobState::Finalizing, Some("x"), later(61)).await);
     fenced(catalog.park_job(job.job, old.epoch, "bug", "x", later(61)).await);
     catalog.release(job.job, old.epoch, later(61)).await.unwrap();
@@ -311,7 +364,8 @@ async fn fencing(backend: Backend) {
     // The new owner's writes pass.
     assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Stopped, later(62)), new.epoch).await.unwrap());
     catalog.advance(job.job, new.epoch, JobState::Finalizing, Some("session ended"), later(62)).await.unwrap();
-    fenced(catalog.heartbeat(JobId::of_event(&job.session, &"none".parse().unwrap()), Epoch(1), NOW, TTL).await);
+    let none = JobId::of_event(&job.session, &"none".parse().unwrap());
+    assert!(beat(&catalog, none, Epoch(1), NOW).await.is_none());
 }
 
 async fn desires(backend: Backend) {
@@ -322,7 +376,7 @@ async fn desires(backend: Backend) {
     assert!(catalog.desire(&job, &desired("{\"a\":1}"), NOW).await.unwrap());
     assert!(!catalog.desire(&job, &desired("{\"b\":1}"), NOW).await.unwrap(), "it was read before the other asked");
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
-    let heard = catalog.heartbeat(job.job, epoch, NOW, TTL).await.unwrap();
+    let heard = beat(&catalog, job.job, epoch, NOW).await.expect("ours");
     assert_eq!(heard.desired.as_ref().map(StoredDesired::text), Some("{\"a\":1}"));
     assert!(catalog.desire(&heard, &desired("{\"b\":1}"), NOW).await.unwrap());
     catalog.advance(job.job, epoch, JobState::Finalizing, Some("x"), NOW).await.unwrap();
@@ -345,7 +399,7 @@ async fn unreadable(backend: Backend) {
     assert_eq!(job.event.text(), "no JSON");
     // What is desired is read anew with each heartbeat, and asked for anew over what cannot be read.
     assert!(catalog.desire(&job, &StoredDesired::read("nor this".to_owned()), NOW).await.unwrap());
-    let heard = catalog.heartbeat(job.job, job.epoch, later(3), TTL).await.unwrap();
+    let heard = beat(&catalog, job.job, job.epoch, later(3)).await.expect("ours");
     assert!(heard.desired.as_ref().is_some_and(|desired| desired.value().is_err()), "{heard:?}");
     assert!(!catalog.desire(&job, &StoredDesired::of(Desired::default()), NOW).await.unwrap(), "it was read before");
     assert!(catalog.desire(&heard, &StoredDesired::of(Desired::default()), NOW).await.unwrap());
@@ -353,6 +407,51 @@ async fn unreadable(backend: Backend) {
     catalog.park_job(job.job, job.epoch, fault.as_str(), "", later(4)).await.unwrap();
     let left = catalog.claimable(&worker("w"), &region, later(5), 10).await.unwrap();
     assert_eq!(left.iter().map(|job| job.session.as_str()).collect::<Vec<_>>(), ["other"]);
+}
+
+async fn corrupt_rows(backend: Backend) {
+    let catalog = backend.open().await;
+    let Backend::Sql(url) = &backend else { panic!("for databases only") };
+    let (broken, held) = (accepted(&catalog, "broken", "e1").await, accepted(&catalog, "held", "e2").await);
+    let waiting = accepted(&catalog, "waiting", "e3").await;
+    let other = accepted(&catalog, "other", "e4").await;
+    claimed(&catalog, held.job, "v", NOW).await;
+    let epoch = claimed(&catalog, waiting.job, "v", NOW).await.job.epoch;
+    catalog.advance(waiting.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+    assert!(catalog.wait_for_stream(waiting.job, epoch, later(1), NOW).await.is_ok());
+    let spoil = |job: JobId| format!("UPDATE jobs SET archive_id = 'no id {job}' WHERE job_id = '{job}'");
+    let mend = |job: &JobRow| format!("UPDATE jobs SET archive_id = '{}' WHERE job_id = '{}'", job.archive, job.job);
+    for job in [&broken, &held, &waiting] {
+        execute(url, &spoil(job.job)).await;
+    }
+    let region = "eu".parse().unwrap();
+    let claimable = async |now| {
+        let jobs = catalog.claimable(&worker("w"), &region, now, 10).await.unwrap();
+        jobs.into_iter().map(|job| job.job).collect::<Vec<_>>()
+    };
+    assert_eq!(claimable(later(2)).await, [other.job]);
+    assert!(catalog.due_looks(&region, later(2), 10).await.unwrap().is_empty());
+    let listed = catalog.jobs(&[], 10).await.unwrap();
+    assert_eq!(listed.iter().map(|job| job.job).collect::<Vec<_>>(), [other.job]);
+    // Its owner goes on until its lease is over.
+    for job in [&broken, &held, &waiting] {
+        execute(url, &mend(job)).await;
+        let found = catalog.job(job.job).await.unwrap().unwrap();
+        let parked = (found.state == JobState::Parked, found.fault.as_deref() == Some("catalog_corrupt"));
+        assert_eq!(parked, if job.job == held.job { (false, false) } else { (true, true) }, "{found:?}");
+    }
+    execute(url, &spoil(held.job)).await;
+    let over = later(2) + TTL;
+    assert_eq!(claimable(over).await, [other.job]);
+    execute(url, &mend(&held)).await;
+    assert_eq!(catalog.job(held.job).await.unwrap().unwrap().state, JobState::Parked);
+    assert_eq!(catalog.job_history(held.job).await.unwrap().last().unwrap().what, "parked: catalog_corrupt");
+    // A person sees it, and a replay takes it on.
+    let entries = catalog.parked(None, Some(FaultKind::CatalogCorrupt), 10).await.unwrap();
+    assert!(entries.iter().any(|entry| entry.job == Some(held.job)), "{entries:?}");
+    assert!(catalog.unpark_job(held.job, over).await.unwrap());
+    let found: BTreeSet<JobId> = claimable(over).await.into_iter().collect();
+    assert_eq!(found, BTreeSet::from([held.job, other.job]));
 }
 
 async fn states(backend: Backend) {
@@ -702,11 +801,11 @@ async fn remakes(backend: Backend) {
 }
 
 /// Does what a person with a database client would do.
-async fn execute(url: &str, sql: &'static str) {
+async fn execute(url: &str, sql: &str) {
     use sqlx::{Connection, Executor};
     let url = url.replace("sqlite:", "sqlite://").replace('%', "%25");
     let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
-    connection.execute(sql).await.unwrap();
+    connection.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
     connection.close().await.unwrap();
 }
 
@@ -867,12 +966,12 @@ async fn a_postgres_that_stops_is_unavailable_and_then_works_again() {
     server.stop();
     let stopped = Instant::now();
     while stopped.elapsed() < Duration::from_secs(5) {
-        let error = catalog.heartbeat(job, epoch, NOW, TTL).await.expect_err("it is stopped");
+        let error = catalog.heartbeat(&[HeldLease { job, epoch }], NOW, TTL).await.expect_err("it is stopped");
         let fault = error.fault();
         assert_eq!((fault.kind, fault.retry), (FaultKind::CatalogUnavailable, Retry::Backoff), "{error:?}");
     }
     server.restart().expect("starts again");
-    let beat = catalog.heartbeat(job, epoch, later(1), TTL).await.expect("the same handle works");
+    let beat = beat(&catalog, job, epoch, later(1)).await.expect("the same handle works");
     assert_eq!(beat.lease_expires_at, later(1) + TTL);
     assert!(matches!(catalog.accept(&event("s", "e"), NOW).await.unwrap(), Accepted::Duplicate(_)));
 }

@@ -9,7 +9,7 @@ use archiver::archive::object::{ArchiveDescriptor, Built};
 use archiver::model::archive_options::{ArchiveOptions, OutputMode};
 use archiver::model::ids::{ArchiveId, Epoch, EventId, JobId, SessionId, StreamId, TrackKind};
 use archiver::model::session::RouterRoom;
-use archiver::model::time::Wallclock;
+use archiver::model::time::{ClockAnchor, MediaClock, Wallclock};
 use archiver::recording::spool::Spool;
 use archiver::router::janus::{JanusConfig, JanusRouter};
 use archiver::router::{MediaRouter, Room, RoomEvent};
@@ -53,7 +53,7 @@ impl Session {
                 archive,
                 dir: dir.clone(),
                 epoch: Epoch(1),
-                origin,
+                clock: MediaClock::new(ClockAnchor::now(), origin),
                 log: archiver::recording::LogOptions::default(),
                 track: archiver::rtp::track::TrackOptions::default(),
                 segment: Duration::from_secs(2),

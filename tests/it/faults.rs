@@ -106,6 +106,39 @@ fn rand_ms(from: u64, to: u64) -> u64 {
     from + now / 1000 % (to - from).max(1)
 }
 
+/// An outage of the store lasts longer than sessions. Those that have ended wait for it, and take no place of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_waits_for_the_store_leaves_its_place_to_another() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.configure(&[("[worker]\n", "[worker]\ncapacity = 1\n")], "").expect("configuration");
+    let first = recording(&mut world, "waits").await;
+    seconds(2).await;
+    world.s3.stop().await;
+    let ended = world.ended("waits");
+    world.publish(&ended).expect("publish");
+    world.archive("waits", "stopped").await;
+    let first = first.crash().timeline();
+    world.janus.create_room("comes", json!({})).await.expect("room");
+    let second = Publisher::start(Options::new(&world.janus, "comes", "bob")).await.expect("publisher");
+    let started = world.started("comes");
+    world.publish(&started).expect("publish");
+    // Those of the first are still there.
+    world.recording(4).await;
+    second.pictures_pass(60).await;
+    let ended = world.ended("comes");
+    world.publish(&ended).expect("publish");
+    world.archive("comes", "stopped").await;
+    let second = second.crash().timeline();
+    world.s3.restart().await.expect("store");
+    for (session, name, truth) in [("waits", "alice", first), ("comes", "bob", second)] {
+        let archive = world.archive(session, "available").await;
+        let archive = world.download(&archive).expect("download");
+        let matched = Content::read(&archive.files(name)[0]).expect("file").against(&truth);
+        assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{session}");
+        assert!(matched.frames.len() >= 30, "{session}: {} pictures", matched.frames.len());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_away_in_mid_session_and_at_the_end_loses_nothing() {
     let away = setting("ARCHIVER_OUTAGE", 6);

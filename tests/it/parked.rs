@@ -1,8 +1,8 @@
 //! What cannot be done is parked with its reason, and replayed by the same road.
 //!
 //! A job can be parked for each fault kind that is brought about here, and for no other: a broker, catalog or store
-//! that is away is waited for, a spool without room takes no further job and leaves a gap in those that run, and a
-//! damaged log costs its damaged parts.
+//! that is away is waited for, a disk that takes no files or has no room is another worker's chance, and a damaged log
+//! costs its damaged parts.
 
 use crate::BINARY;
 use crate::support::fragments::changed_fragments;
@@ -160,8 +160,8 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     let pipelines = changed_fragments(&world, &[("mux-webm.launch", "webmmux", "webmmuxx"), blind]);
     configure(&world, &format!("[pipelines]\ndir = \"{}\"", pipelines.display()));
     world.start_worker().expect("worker");
-    // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made, a
-    // disk that takes no files, an archive in which nothing can be seen.
+    // Jobs that could not be done: no such room, a pin that nobody configured, a pipeline that cannot be made, an
+    // archive in which nothing can be seen. One that only waits: that of a disk that takes no files.
     world.janus.create_room("locked", json!({ "pin": "1234" })).await.expect("room");
     for room in ["muxed", "spoiled", "unseen"] {
         world.janus.create_room(room, json!({})).await.expect("room");
@@ -213,16 +213,19 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
         "room_not_found",
         "router_refused",
         "media_pipeline",
-        "spool_io",
         "archive_invalid",
     ];
     let entries = parked(&world, reasons.len()).await;
     listed_and_shown(&world, &entries, &reasons);
     // Developers hear of it.
-    for session in ["nowhere", "locked", "muxed", "spoiled", "unseen"] {
+    for session in ["nowhere", "locked", "muxed", "unseen"] {
         let failed = world.archive(session, "failed").await;
         assert_eq!(failed["reason"], "failure", "{failed}");
     }
+    wait_for("the job to be handed on", || async {
+        world.log().contains("this worker cannot go on with the job for now").then_some(())
+    })
+    .await;
     // What was wrong is mended.
     std::fs::remove_file(&in_the_way).expect("the file goes");
     std::fs::remove_dir_all(&pipelines).expect("fragments");

@@ -28,7 +28,7 @@ use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{Backoff, chain};
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::{MediaTime, Wallclock};
+use crate::model::time::{MediaClock, MediaTime, Wallclock};
 use crate::recording::history::{EventKind, History};
 use crate::recording::upload::UploadBacklog;
 use crate::router::{Room, RoomControl, RoomEvent, StreamInfo};
@@ -41,6 +41,8 @@ const TICK: Duration = Duration::from_millis(200);
 const REFUSED: Backoff = Backoff { first: RESUBSCRIBE, max: Duration::from_secs(60) };
 /// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
 const OVERLAP: Duration = Duration::from_secs(5);
+/// A disk that takes no media for so long, and no other file either, ends the capture here: another machine goes on.
+const STORAGE_FAILS_MAX: Duration = Duration::from_secs(3);
 
 /// A stream that is in the room.
 struct Stream {
@@ -109,10 +111,19 @@ struct Subscribed {
     result: Result<Made, NotSubscribed>,
 }
 
+/// A capture that was opened.
+#[derive(Clone, Copy)]
+pub(super) struct OpenCapture {
+    pub key: CaptureKey,
+    /// Events have the times of its media.
+    pub clock: MediaClock,
+}
+
 /// A session that is captured, with all that its events change.
 pub(super) struct Session<'a> {
     job: &'a Job,
     capture: CaptureKey,
+    clock: MediaClock,
     control: Arc<dyn RoomControl>,
     history: History,
     /// What of the desired changes is in the history.
@@ -129,6 +140,8 @@ pub(super) struct Session<'a> {
     /// Requests to the router whose answer nobody waits for.
     chores: TaskTracker,
     first_media_told: bool,
+    /// Since when media of some track cannot be written.
+    storage_fails_since: Option<Instant>,
 }
 
 /// What developers see of the archive.
@@ -153,7 +166,7 @@ impl<'a> Session<'a> {
     /// A session in a room that was entered.
     pub(super) fn new(
         job: &'a Job,
-        capture: CaptureKey,
+        capture: OpenCapture,
         control: Arc<dyn RoomControl>,
         history: History,
         noted: Desired,
@@ -162,7 +175,8 @@ impl<'a> Session<'a> {
     ) -> Self {
         Self {
             job,
-            capture,
+            capture: capture.key,
+            clock: capture.clock,
             control,
             history,
             noted,
@@ -176,6 +190,7 @@ impl<'a> Session<'a> {
             subscribing: JoinSet::new(),
             chores: TaskTracker::new(),
             first_media_told: false,
+            storage_fails_since: None,
         }
     }
 
@@ -192,7 +207,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn now(&self) -> MediaTime {
-        MediaTime::from_wallclock(Wallclock::now(), self.job.row.origin)
+        self.clock.now()
     }
 
     fn note(&self, kind: EventKind) {
@@ -278,6 +293,9 @@ impl<'a> Session<'a> {
                     self.apply_desired(&wanted);
                 }
                 _ = tick.tick() => {
+                    if let Some(trouble) = self.trouble() {
+                        return CaptureOutcome::Failing(trouble);
+                    }
                     if let RollingOver::Until(end) = &rolling_over && *end <= Instant::now() {
                         return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned());
                     }
@@ -286,7 +304,7 @@ impl<'a> Session<'a> {
                         if let Some(reason) = end_reason.borrow().clone() {
                             return CaptureOutcome::Ended(reason);
                         }
-                        match self.presence.ended(Wallclock::now()) {
+                        match self.presence.ended(self.clock.wallclock()) {
                             Some(reason) if reason.vonage() == MAX_DURATION_EXCEEDED && self.job.is_automatic() => {
                                 rolling_over = RollingOver::Begun(Box::pin(roll_over(self.job, MAX_DURATION_EXCEEDED)));
                             }
@@ -298,15 +316,21 @@ impl<'a> Session<'a> {
                 }
             }
             if std::mem::replace(&mut shown, self.shown()) != shown {
-                let now = Wallclock::now();
+                let now = self.clock.wallclock();
                 let row = self.job.archive_row(now);
                 status.send_replace(Some(if shown == Shown::Paused { row.paused(now) } else { row }));
             }
         }
     }
 
+    /// What is wrong with this machine, if it has lost media for long, so that another machine should go on.
+    fn trouble(&self) -> Option<String> {
+        let since = self.storage_fails_since?;
+        (since.elapsed() >= STORAGE_FAILS_MAX).then(|| self.job.context.health.trouble()).flatten()
+    }
+
     fn shown(&self) -> Shown {
-        let has_begun = !self.job.is_automatic() || self.presence.has_begun(Wallclock::now());
+        let has_begun = !self.job.is_automatic() || self.presence.has_begun(self.clock.wallclock());
         match (has_begun, self.presence.paused()) {
             (false, _) => Shown::Nothing,
             (true, true) => Shown::Paused,
@@ -318,7 +342,7 @@ impl<'a> Session<'a> {
         match event {
             RoomEvent::StreamPresent(info) => self.present(info),
             RoomEvent::StreamGone { router_id } => self.gone(&router_id),
-            RoomEvent::Clients { count } => self.presence.clients(count, Wallclock::now()),
+            RoomEvent::Clients { count } => self.presence.clients(count, self.clock.wallclock()),
             RoomEvent::Talking { .. } => {}
             RoomEvent::Renegotiate(offer) => self.renegotiate(offer).await,
             RoomEvent::SubscriptionLost { subscription } => {
@@ -338,21 +362,21 @@ impl<'a> Session<'a> {
                 }
             }
             RoomEvent::Disconnected => {
-                self.presence.router_lost(Wallclock::now());
+                self.presence.router_lost(self.clock.wallclock());
                 self.note(EventKind::RouterLost);
             }
             RoomEvent::Reconnected => {
-                self.presence.router_back(Wallclock::now());
+                self.presence.router_back(self.clock.wallclock());
                 self.note(EventKind::RouterBack);
                 self.retry_now();
             }
             RoomEvent::RoomDestroyed => {
-                self.presence.router_back(Wallclock::now());
+                self.presence.router_back(self.clock.wallclock());
                 let all: Vec<String> = self.streams.keys().cloned().collect();
                 for router_id in all {
                     self.gone(&router_id);
                 }
-                self.presence.clients(0, Wallclock::now());
+                self.presence.clients(0, self.clock.wallclock());
             }
         }
         self.count_publishing();
@@ -366,6 +390,7 @@ impl<'a> Session<'a> {
 
     fn starved(&mut self, track: TrackId, cause: Option<GapCause>) {
         let changed = self.health.set_starved(track, cause);
+        self.note_storage();
         // Packets of a track that was refused say nothing new.
         if self.is_unsupported(track) {
             return;
@@ -375,6 +400,16 @@ impl<'a> Session<'a> {
         }
         if changed {
             self.note_track(track, self.health.cause(track), None);
+        }
+    }
+
+    /// Notes since when the disk loses media.
+    fn note_storage(&mut self) {
+        if !self.health.is_failing() {
+            self.storage_fails_since = None;
+        } else if self.storage_fails_since.is_none() {
+            self.storage_fails_since = Some(Instant::now());
+            self.job.context.health.suspect();
         }
     }
 
@@ -407,9 +442,9 @@ impl<'a> Session<'a> {
                 }
             },
             CaptureEvent::FirstMedia { track } => {
-                self.presence.captured(Wallclock::now());
+                self.presence.captured(self.clock.wallclock());
                 if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
-                    let delay = Wallclock::now().since(self.job.row.created_at);
+                    let delay = self.clock.wallclock().since(self.job.row.created_at);
                     metrics().start_delay.observe(delay.as_secs_f64());
                     tracing::info!(%track, delay_ms = delay.as_millis(), "first media is on disk");
                 }
@@ -422,13 +457,16 @@ impl<'a> Session<'a> {
             CaptureEvent::StorageFailed { track, reason } => {
                 tracing::error!(fault.kind = "spool_io", %track, "media is lost until the disk takes it again: {reason}");
                 self.health.set_failing(track, true);
+                self.note_storage();
                 if !self.is_unsupported(track) {
                     self.note_track(track, Some(GapCause::Storage), Some(reason));
                 }
             }
             CaptureEvent::StorageRecovered { track } => {
                 tracing::info!(%track, "the disk takes media again");
-                if self.health.set_failing(track, false) && !self.is_unsupported(track) {
+                let changed = self.health.set_failing(track, false);
+                self.note_storage();
+                if changed && !self.is_unsupported(track) {
                     self.note_track(track, self.health.cause(track), None);
                 }
             }

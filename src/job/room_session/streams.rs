@@ -6,14 +6,13 @@ use super::{Missing, Session, Stream, StreamLink};
 use crate::job::stream_ids::Assigned;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
-use crate::model::time::Wallclock;
 use crate::recording::history::{Announced, EventKind};
 use crate::router::{Signature, StreamInfo, TrackInfo};
 
 impl Session<'_> {
     pub(super) fn count_publishing(&mut self) {
         let publishing = self.streams.values().filter(|s| !s.info.tracks.is_empty()).count();
-        self.presence.publishing(publishing, Wallclock::now());
+        self.presence.publishing(publishing, self.clock.wallclock());
     }
 
     pub(super) fn present(&mut self, info: StreamInfo) {
@@ -143,6 +142,8 @@ impl Session<'_> {
         self.ids.gone(router_id);
         if let Some(stream) = self.streams.remove(router_id) {
             self.note(EventKind::StreamGone { stream: stream.id });
+            self.health.forget(stream.id);
+            self.note_storage();
         }
         self.take_waiting();
     }

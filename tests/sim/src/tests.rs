@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use archiver::broker::{BrokerState, Delivery, Outcome, STARTED_KEY};
-use archiver::catalog::{Accepted, Claimed, HistoryLine, JobRow, NewJob, SharedCatalog, StoredSpec};
+use archiver::catalog::{Accepted, Claimed, HeldLease, HistoryLine, JobRow, NewJob, SharedCatalog, StoredSpec};
 use archiver::model::ids::{JobId, Region, SessionId, WorkerId};
 use archiver::model::time::{SimulatedTime, Wallclock};
 use rand::rngs::StdRng;
@@ -67,15 +67,10 @@ async fn a_lease_ends_exactly_when_the_simulated_clock_passes_it() {
 async fn renew_leases(catalog: SharedCatalog, owner: WorkerId) {
     let mut owned: Vec<JobRow> = Vec::new();
     loop {
-        let mut kept = Vec::new();
-        for job in owned {
-            match catalog.heartbeat(job.job, job.epoch, Wallclock::now(), LEASE).await {
-                Ok(job) => kept.push(job),
-                Err(archiver::catalog::CatalogError::Fenced { .. }) => {}
-                Err(_) => kept.push(job),
-            }
+        let held: Vec<HeldLease> = owned.iter().map(|job| HeldLease { job: job.job, epoch: job.epoch }).collect();
+        if let Ok(kept) = catalog.heartbeat(&held, Wallclock::now(), LEASE).await {
+            owned.retain(|job| kept.contains_key(&job.job));
         }
-        owned = kept;
         let found = catalog.claimable(&owner, &region(), Wallclock::now(), 1).await.unwrap_or_default();
         let new: Vec<JobRow> = found.into_iter().filter(|job| owned.iter().all(|owned| owned.job != job.job)).collect();
         for job in new {

@@ -1,16 +1,17 @@
 //! Jobs, their leases and their history.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use archiver::catalog::{
-    Accepted, CatalogError, Claimed, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob, StoredDesired,
-    StoredSpec, WaitingCatalog,
+    Accepted, CatalogError, Claimed, HeldLease, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob,
+    StoredDesired, StoredSpec, WaitingCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
-use super::{MemoryCatalog, State, conflict, page, storable};
+use super::{LEASE_MAX, MemoryCatalog, State, conflict, page, storable};
 
 /// A job with what only the catalog knows of it.
 #[derive(Debug, Clone)]
@@ -35,7 +36,8 @@ impl StoredJob {
     /// Whether a worker may claim it.
     fn is_free(&self, worker: &WorkerId, now: Wallclock) -> bool {
         let owner = self.row.owner.as_ref();
-        self.row.state.is_live() && (owner.is_none_or(|owner| owner == worker) || self.row.lease_expires_at <= now)
+        let is_lease = self.row.lease_expires_at > now && self.row.lease_expires_at <= now + LEASE_MAX;
+        self.row.state.is_live() && (owner.is_none_or(|owner| owner == worker) || !is_lease)
     }
 
     fn want_end(&mut self, reason: &str, now: Wallclock) {
@@ -338,17 +340,27 @@ impl LeaseCatalog for MemoryCatalog {
     ) -> Result<Vec<JobRow>, CatalogError> {
         self.call("claimable", |state| {
             let mut rows = state.newest_first(|job| job.row.region == *region && job.is_free(worker, now));
-            rows.sort_by_key(|row| row.created_at);
+            rows.sort_by_key(|row| (row.state == JobState::Finalizing, row.created_at));
             Ok(page(rows, 0, limit))
         })
         .await
     }
 
-    async fn heartbeat(&self, job: JobId, epoch: Epoch, now: Wallclock, ttl: Duration) -> Result<JobRow, CatalogError> {
+    async fn heartbeat(
+        &self,
+        leases: &[HeldLease],
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<BTreeMap<JobId, Option<JobRow>>, CatalogError> {
         self.call("heartbeat", |state| {
-            let found = state.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
-            found.row.lease_expires_at = now + ttl;
-            Ok(found.row.clone())
+            let mut kept = BTreeMap::new();
+            for lease in leases {
+                if let Some(found) = state.owned(lease.job, lease.epoch).filter(|found| found.row.owner.is_some()) {
+                    found.row.lease_expires_at = now + ttl;
+                    kept.insert(lease.job, Some(found.row.clone()));
+                }
+            }
+            Ok(kept)
         })
         .await
     }

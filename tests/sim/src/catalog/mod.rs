@@ -7,14 +7,17 @@ mod jobs;
 mod notices;
 mod parked;
 mod sessions;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use archiver::catalog::{
-    ApplicationRow, Catalog, CatalogError, HistoryLine, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
+    ApplicationRow, Catalog, CatalogError, HistoryLine, NameHolder, NoticeRow, NoticeTarget, ParkedRow, SessionRow,
+    SharedCatalog,
 };
-use archiver::model::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId};
+use archiver::model::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId, WorkerId};
 use async_trait::async_trait;
 use secrecy::SecretString;
 
@@ -22,6 +25,9 @@ use crate::faults::{Fault, Faults};
 use archives::StoredArchive;
 use derived_archives::StoredDerivedArchive;
 use jobs::StoredJob;
+
+/// A longer lease is none.
+const LEASE_MAX: Duration = Duration::from_secs(180);
 
 /// All rows.
 #[derive(Debug, Default)]
@@ -38,6 +44,7 @@ struct State {
     notices: BTreeMap<(ArchiveId, NoticeTarget, i64), NoticeRow>,
     parked: BTreeMap<ParkedId, ParkedRow>,
     derived_archives: BTreeMap<ArchiveId, StoredDerivedArchive>,
+    workers: BTreeMap<WorkerId, NameHolder>,
 }
 
 /// A catalog in memory, as one process sees it. Clones belong to the same process.

@@ -1,5 +1,10 @@
 //! A whole deployment: broker, media router, store, and the `archiver` program as a process.
 
+mod machines;
+
+pub use machines::Machine;
+
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -40,6 +45,8 @@ pub struct World {
     dir: tempfile::TempDir,
     binary: PathBuf,
     worker: Option<Server>,
+    /// Workers on further machines, by machine.
+    others: BTreeMap<String, Server>,
     /// The name of the machine that the worker is on.
     machine: String,
     config: PathBuf,
@@ -56,10 +63,12 @@ const LOG_LINES: usize = 60;
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
-            let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
-            eprintln!("the end of the worker's log:\n{}", last.join("\n"));
+            for machine in std::iter::once("worker").chain(self.others.keys().map(String::as_str)) {
+                let log = self.log_of(machine);
+                let lines: Vec<&str> = log.lines().collect();
+                let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+                eprintln!("the end of the log of {machine}:\n{}", last.join("\n"));
+            }
         }
     }
 }
@@ -157,6 +166,7 @@ impl World {
             dir,
             binary: PathBuf::from(binary),
             worker: None,
+            others: BTreeMap::new(),
             machine: "worker-1".to_owned(),
             config,
             http,
@@ -214,7 +224,7 @@ impl World {
     /// The worker's whole log.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("worker.log")).unwrap_or_default()
+        self.log_of("worker")
     }
 
     /// The configuration file.
@@ -226,7 +236,7 @@ impl World {
     /// The worker's data folder.
     #[must_use]
     pub fn data(&self) -> PathBuf {
-        self.dir.path().join(format!("data-{}", self.machine))
+        self.data_of(&self.machine)
     }
 
     /// The worker that is started next is on another machine: it has another name and a disk of its own. The

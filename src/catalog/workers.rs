@@ -1,0 +1,131 @@
+//! The workers of a deployment by name, and the clock that all of them share.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::job_rows::micros;
+use super::leases::longest;
+use super::{CatalogError, Columns, SqlCatalog, statement};
+use crate::model::ids::{InstanceId, WorkerId};
+use crate::model::time::Wallclock;
+
+/// A process that wants a worker's name.
+#[derive(Debug, Clone)]
+pub struct WorkerInstance {
+    /// The name.
+    pub worker: WorkerId,
+    /// Its data folder.
+    pub instance: InstanceId,
+    /// When it started.
+    pub since: Wallclock,
+}
+
+/// The process that had a worker's name last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NameHolder {
+    /// Its data folder.
+    pub instance: InstanceId,
+    /// When it started.
+    pub since: Wallclock,
+    /// Until when it has the name, without a heartbeat; 0 when it gave the name back.
+    pub lease_expires_at: Wallclock,
+}
+
+/// Who has a worker's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameLease {
+    /// The process that asked.
+    Held,
+    /// Another one.
+    Others {
+        /// When that one started.
+        since: Wallclock,
+    },
+}
+
+/// The workers in the catalog.
+#[async_trait]
+pub trait WorkerCatalog: Send + Sync {
+    /// The time by the clock that all processes of a deployment share: the database's, which for SQLite is this machine's.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn clock(&self) -> Result<Wallclock, CatalogError>;
+
+    /// Takes a worker's name or keeps it: a name that nobody has, that this data folder had last, or whose lease has expired.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn hold_name(&self, who: &WorkerInstance, now: Wallclock, ttl: Duration) -> Result<NameLease, CatalogError>;
+
+    /// Who had a worker's name last.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn name_holder(&self, worker: &WorkerId) -> Result<Option<NameHolder>, CatalogError>;
+
+    /// Gives a name back, so that another data folder may have it at once. A name that was lost is not an error.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn release_name(&self, who: &WorkerInstance) -> Result<(), CatalogError>;
+}
+
+#[async_trait]
+impl WorkerCatalog for SqlCatalog {
+    async fn clock(&self) -> Result<Wallclock, CatalogError> {
+        if !self.postgres {
+            return Ok(Wallclock::now());
+        }
+        let read = statement("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) AS now");
+        let rows = self.lease_rows("tell the time", read).await?;
+        let row = rows.first().ok_or_else(|| CatalogError::Corrupt { column: "now", what: "no row".to_owned() })?;
+        Columns { row, table: "no table" }.number("now").map(Wallclock)
+    }
+
+    async fn hold_name(&self, who: &WorkerInstance, now: Wallclock, ttl: Duration) -> Result<NameLease, CatalogError> {
+        let hold = statement(
+            "INSERT INTO workers (worker_id, instance_id, since, lease_expires_at) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (worker_id) DO UPDATE SET instance_id = excluded.instance_id, since = excluded.since, \
+             lease_expires_at = excluded.lease_expires_at \
+             WHERE workers.instance_id = excluded.instance_id OR workers.lease_expires_at <= $5 \
+             OR workers.lease_expires_at > $6 RETURNING worker_id",
+        )
+        .bind(who.worker.to_string())
+        .bind(who.instance.to_string())
+        .bind(who.since.0)
+        .bind(now.0.saturating_add(micros(ttl)))
+        .bind(now.0)
+        .bind(longest(now));
+        if self.lease_rows("hold a worker's name", hold).await?.len() == 1 {
+            return Ok(NameLease::Held);
+        }
+        Ok(match self.name_holder(&who.worker).await? {
+            Some(holder) if holder.instance == who.instance => NameLease::Held,
+            Some(holder) => NameLease::Others { since: holder.since },
+            // Nobody removes names.
+            None => NameLease::Others { since: now },
+        })
+    }
+
+    async fn name_holder(&self, worker: &WorkerId) -> Result<Option<NameHolder>, CatalogError> {
+        let read = statement("SELECT instance_id, since, lease_expires_at FROM workers WHERE worker_id = $1")
+            .bind(worker.to_string());
+        let rows = self.lease_rows("find who has a worker's name", read).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let columns = Columns { row, table: "workers" };
+        Ok(Some(NameHolder {
+            instance: columns.parsed("instance_id")?,
+            since: Wallclock(columns.number("since")?),
+            lease_expires_at: Wallclock(columns.number("lease_expires_at")?),
+        }))
+    }
+
+    async fn release_name(&self, who: &WorkerInstance) -> Result<(), CatalogError> {
+        let release = statement("UPDATE workers SET lease_expires_at = 0 WHERE worker_id = $1 AND instance_id = $2")
+            .bind(who.worker.to_string())
+            .bind(who.instance.to_string());
+        self.execute("release a worker's name", release).await.map(drop)
+    }
+}

@@ -1,0 +1,318 @@
+//! Logs in this spool whose jobs other workers have by now, or nobody any more. A log belongs to its archive: what this disk alone has of
+//! it goes to the store, where whoever makes the archive finds it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::stage::bug;
+use super::{Context, JobFailure};
+use crate::archive::object::ArchiveDescriptor;
+use crate::catalog::{ArchiveStatus, JobRow, JobState};
+use crate::model::cancellable::Cancellable;
+use crate::model::fault::{FaultKind, chain};
+use crate::model::ids::{ArchiveId, Epoch, WorkerId};
+use crate::model::time::Wallclock;
+use crate::recording::spool::ProvedInStore;
+use crate::recording::upload;
+use crate::store::keys::Keys;
+
+/// How often the spool is looked through.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// What takes longer is tried again at the next look.
+const CARE_MAX: Duration = Duration::from_secs(120);
+/// The store must answer within this time before anything is sent.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Another worker's lease must last so much longer: nobody here takes the job while its log is sealed.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+
+/// The archives whose logs are being sealed and shipped: nobody here takes their jobs meanwhile.
+#[derive(Debug, Default)]
+pub struct Underway(Mutex<BTreeSet<ArchiveId>>);
+
+impl Underway {
+    /// Whether an archive's log is being shipped.
+    pub(super) fn contains(&self, archive: ArchiveId) -> bool {
+        self.lock().contains(&archive)
+    }
+
+    fn enter(&self, archive: ArchiveId) -> Entered<'_> {
+        self.lock().insert(archive);
+        Entered { underway: self, archive }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<ArchiveId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Entered<'a> {
+    underway: &'a Underway,
+    archive: ArchiveId,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.underway.lock().remove(&self.archive);
+    }
+}
+
+/// Looks through the spool at once, and from time to time, until `stop`.
+pub async fn run_leftovers(context: Arc<Context>, stop: CancellationToken) {
+    let mut done = HashMap::new();
+    loop {
+        look(&context, &mut done, &stop).await;
+        if stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// What was done with a folder. Until this worker has the job again, there is nothing new in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    /// Its log is in the store, as it was when the job had this epoch.
+    Shipped(Epoch),
+    /// It cannot be cared for, which was told.
+    Told,
+}
+
+async fn look(context: &Arc<Context>, done: &mut HashMap<ArchiveId, Done>, stop: &CancellationToken) {
+    let spool = Arc::clone(&context.spool);
+    let archives = match tokio::task::spawn_blocking(move || spool.archives()).await {
+        Ok(Ok(archives)) => archives,
+        Ok(Err(error)) => return tracing::warn!("the spool cannot be looked through: {}", chain(&error)),
+        Err(panic) => return tracing::error!(fault.kind = "bug", "looking through the spool panicked: {panic}"),
+    };
+    done.retain(|archive, _| archives.contains(archive));
+    for archive in archives {
+        // A store that is away must not keep the other folders waiting, nor this worker from the job.
+        let limit = stop.child_token();
+        let looking = look_at(context, archive, done, &limit);
+        let Some(looked) = stop.run_until_cancelled(timeout(CARE_MAX, looking)).await else { return };
+        let looked = match looked {
+            Ok(looked) => looked,
+            Err(_) => Err(JobFailure { kind: FaultKind::StoreUnavailable, detail: "the store is too slow".to_owned() }),
+        };
+        limit.cancel();
+        if let Err(failure) = looked {
+            tracing::warn!(%archive, "what is left of a log is not cared for now: {}", failure.detail);
+        }
+    }
+}
+
+/// Cares for what is left of one archive, if nobody here works on it.
+async fn look_at(
+    context: &Arc<Context>,
+    archive: ArchiveId,
+    done: &mut HashMap<ArchiveId, Done>,
+    stop: &CancellationToken,
+) -> Result<(), JobFailure> {
+    let dir = context.spool.archive_dir(archive);
+    let at = dir.clone();
+    let read = tokio::task::spawn_blocking(move || read_descriptor(&at)).await.map_err(|e| bug(&e))?;
+    let Some(descriptor) = read else {
+        if done.insert(archive, Done::Told).is_none() {
+            tracing::warn!(%archive, path = %dir.display(), "the spool has a log that does not say of which job it is: it stays, and takes room");
+        }
+        return Ok(());
+    };
+    if context.leases.has(descriptor.job) {
+        done.remove(&archive);
+        return Ok(());
+    }
+    let Some((row, care)) = care_for(context, &descriptor).await? else {
+        if done.insert(archive, Done::Told).is_none() {
+            tracing::warn!(%archive, job = %descriptor.job, path = %dir.display(),
+                "the spool has a log whose job the catalog does not know: it stays, and takes room");
+        }
+        return Ok(());
+    };
+    if care == Care::Leave || (care == Care::Ship && done.get(&archive) == Some(&Done::Shipped(row.epoch))) {
+        return Ok(());
+    }
+    // From now on nobody here takes the job. Somebody may have before: so its row is read again.
+    let _guard = context.leftovers.enter(archive);
+    let Some((row, care)) = care_for(context, &descriptor).await? else { return Ok(()) };
+    match care {
+        Care::Leave => return Ok(()),
+        Care::Ship | Care::ShipThenRemove if done.get(&archive) != Some(&Done::Shipped(row.epoch)) => {
+            is_reachable(context, &row).await?;
+            if !ship(context, &row, stop).await? {
+                return Ok(());
+            }
+            done.insert(archive, Done::Shipped(row.epoch));
+        }
+        Care::Ship | Care::ShipThenRemove => {}
+        Care::Remove | Care::RemoveEmpty => {}
+    }
+    match care {
+        Care::ShipThenRemove => remove_proved(context, &row, stop).await,
+        Care::Remove => {
+            tracing::info!(%archive, state = row.state.as_str(), "the log of an archive that a person gave up is removed");
+            let spool = Arc::clone(&context.spool);
+            let removed = tokio::task::spawn_blocking(move || spool.remove_discarded(archive)).await;
+            removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
+        }
+        Care::RemoveEmpty => remove_empty(context, archive, done).await,
+        Care::Ship | Care::Leave => Ok(()),
+    }
+}
+
+/// The job, and what is to be done with its log here. Nothing if the catalog does not know it.
+async fn care_for(context: &Context, descriptor: &ArchiveDescriptor) -> Result<Option<(JobRow, Care)>, JobFailure> {
+    let failed = |e| JobFailure::of(&e);
+    let Some(row) = context.catalog.job(descriptor.job).await.map_err(failed)? else { return Ok(None) };
+    let made = context.catalog.archive(row.archive).await.map_err(failed)?;
+    let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
+    let status = made.as_ref().map(|made| made.status);
+    let care = care(row.state, status, row.owner.as_ref(), row.lease_expires_at.since(now), &context.worker);
+    Ok(Some((row, care)))
+}
+
+/// Whether the store answers: one that is away must not keep this worker from the job.
+async fn is_reachable(context: &Context, row: &JobRow) -> Result<(), JobFailure> {
+    let prefix = Keys::new(row.application.clone(), row.archive).segments();
+    let away = |detail: String| JobFailure { kind: FaultKind::StoreUnavailable, detail };
+    match timeout(ANSWER_MAX, context.store.list(&prefix)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(JobFailure::of(&error)),
+        Err(_) => Err(away(format!("the store has not answered within {} s", ANSWER_MAX.as_secs()))),
+    }
+}
+
+/// Ships what this disk alone has, under the epoch in which it was captured. Returns whether all of the log is in the store.
+async fn ship(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<bool, JobFailure> {
+    let (archive, dir) = (row.archive, context.spool.archive_dir(row.archive));
+    let (at, spool) = (dir.clone(), Arc::clone(&context.spool));
+    let seal = move || upload::seal_open(&at, &spool).and_then(|()| upload::unshipped_epoch(&at));
+    let sealed = tokio::task::spawn_blocking(seal).await.map_err(|e| bug(&e))?;
+    // What was not captured here came from the store.
+    let Some(epoch) = sealed.map_err(|e| JobFailure::of(&e))? else { return Ok(true) };
+    let keys = Keys::new(row.application.clone(), archive);
+    let shipping = upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await;
+    let Cancellable::Done(()) = shipping.map_err(|e| JobFailure::of(&e))? else { return Ok(false) };
+    let now = context.catalog.job(row.job).await.map_err(|e| JobFailure::of(&e))?;
+    match now.map_or(row.state, |now| now.state) {
+        // Nobody looks at the store again by itself.
+        JobState::Available => tracing::warn!(
+            %archive, epoch = epoch.0,
+            "the end of a log may have come too late for its archive: it is in the store, for as long as logs are kept there"
+        ),
+        _ => {
+            tracing::info!(%archive, epoch = epoch.0, "the end of a log that another worker goes on with is in the store now");
+        }
+    }
+    Ok(true)
+}
+
+/// Removes the log of an archive that is made, once the store is seen to have all of it.
+async fn remove_proved(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<(), JobFailure> {
+    let (archive, dir) = (row.archive, context.spool.archive_dir(row.archive));
+    let keys = Keys::new(row.application.clone(), archive);
+    let seen = upload::is_in_store(context.store.as_ref(), &keys, &dir, stop).await;
+    let Cancellable::Done(is_in_store) = seen.map_err(|e| JobFailure::of(&e))? else { return Ok(()) };
+    // Everything was shipped. What the store does not have any more was there for as long as it keeps logs of archives that are made.
+    let is_old = Wallclock::now().since(row.updated_at) > context.settings.store.keep_segments.0;
+    if !is_in_store && !is_old {
+        return Ok(());
+    }
+    let spool = Arc::clone(&context.spool);
+    let removed = tokio::task::spawn_blocking(move || spool.remove(archive, ProvedInStore::after_proof())).await;
+    removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))?;
+    tracing::info!(%archive, "the local log of an archive that is made is removed: the store has it, or had it as long as it keeps logs");
+    Ok(())
+}
+
+/// Removes the folder of a session of which there is no archive, unless it has media.
+async fn remove_empty(
+    context: &Arc<Context>,
+    archive: ArchiveId,
+    done: &mut HashMap<ArchiveId, Done>,
+) -> Result<(), JobFailure> {
+    let spool = Arc::clone(&context.spool);
+    let removed = tokio::task::spawn_blocking(move || spool.remove_without_media(archive)).await;
+    let is_gone = removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))?;
+    if !is_gone && done.insert(archive, Done::Told).is_none() {
+        tracing::warn!(%archive, "the spool has media of a session that is taken for one in which nobody published: it stays, and takes room");
+    }
+    Ok(())
+}
+
+/// What is to be done with a log in this spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// It is being worked on here, or will be.
+    Leave,
+    /// It must reach the store.
+    Ship,
+    /// The same, and nobody needs it here any more.
+    ShipThenRemove,
+    /// A person gave it up.
+    Remove,
+    /// Nobody published.
+    RemoveEmpty,
+}
+
+/// What is to be done with a log whose job is in a state, and whose archive has a status. `lease`: how long the job's owner still has it.
+fn care(
+    state: JobState,
+    archive: Option<ArchiveStatus>,
+    owner: Option<&WorkerId>,
+    lease: Duration,
+    me: &WorkerId,
+) -> Care {
+    match (state, archive) {
+        (_, Some(ArchiveStatus::Deleted | ArchiveStatus::Expired)) if !state.is_live() => Care::Remove,
+        (JobState::Accepted | JobState::Capturing | JobState::Finalizing, _) => {
+            let is_others = owner.is_some_and(|owner| owner != me) && lease >= LEASE_MIN;
+            if is_others { Care::Ship } else { Care::Leave }
+        }
+        // A person may replay it elsewhere.
+        (JobState::Parked, _) => Care::Ship,
+        (JobState::Available, _) => Care::ShipThenRemove,
+        (JobState::Discarded, _) => Care::Remove,
+        (JobState::Empty, _) => Care::RemoveEmpty,
+        (JobState::Waiting, _) => Care::Leave,
+    }
+}
+
+/// What a folder's archive is to be; `None` if the folder is none of ours.
+fn read_descriptor(dir: &Path) -> Option<ArchiveDescriptor> {
+    let bytes = std::fs::read(dir.join(upload::JOB)).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_cared_for_when_another_worker_has_its_job_or_nobody_any_more() {
+        use JobState::{Available, Capturing, Discarded, Empty, Finalizing, Parked, Waiting};
+        let (me, other) = ("here".parse::<WorkerId>().expect("id"), "there".parse::<WorkerId>().expect("id"));
+        let is = Some(ArchiveStatus::Available);
+        let cases = [
+            ("mine", Capturing, None, Some(&me), 8_000, Care::Leave),
+            ("another's", Capturing, None, Some(&other), 8_000, Care::Ship),
+            ("another's, of which the archive is made", Finalizing, None, Some(&other), 8_000, Care::Ship),
+            ("another's for a moment", Capturing, None, Some(&other), 900, Care::Leave),
+            ("another's that was lost", Capturing, None, Some(&other), 0, Care::Leave),
+            ("nobody's yet", Capturing, None, None, 0, Care::Leave),
+            ("waits for a stream", Waiting, None, None, 0, Care::Leave),
+            ("available", Available, is, None, 0, Care::ShipThenRemove),
+            ("deleted since", Available, Some(ArchiveStatus::Deleted), None, 0, Care::Remove),
+            ("deleted while it is recorded", Capturing, Some(ArchiveStatus::Deleted), Some(&me), 8_000, Care::Leave),
+            ("parked", Parked, Some(ArchiveStatus::Failed), None, 0, Care::Ship),
+            ("empty", Empty, None, None, 0, Care::RemoveEmpty),
+            ("discarded", Discarded, Some(ArchiveStatus::Failed), None, 0, Care::Remove),
+        ];
+        for (name, state, archive, owner, lease, expected) in cases {
+            assert_eq!(care(state, archive, owner, Duration::from_millis(lease), &me), expected, "{name}");
+        }
+    }
+}
