@@ -97,8 +97,8 @@ async fn catalog(settings: &Settings) -> Result<String, String> {
 fn clock_text(machine: Wallclock, catalog: Wallclock) -> String {
     let (ahead, behind) = (machine.since(catalog), catalog.since(machine));
     match (ahead > SKEW_TOLD, behind > SKEW_TOLD) {
-        (true, _) => format!("; this machine's clock is {:.1} s ahead of its clock: set it", ahead.as_secs_f64()),
-        (_, true) => format!("; this machine's clock is {:.1} s behind its clock: set it", behind.as_secs_f64()),
+        (true, _) => format!("; this machine's clock is {:.1} s ahead of the catalog's: set it", ahead.as_secs_f64()),
+        (_, true) => format!("; this machine's clock is {:.1} s behind the catalog's: set it", behind.as_secs_f64()),
         (false, false) => String::new(),
     }
 }

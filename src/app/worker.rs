@@ -35,7 +35,7 @@ use crate::runtime::data_folder::{DataFolder, DataFolderError};
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::webrtc::{Engine, EngineConfig};
 
-/// A worker hands its jobs over within 20 s and then ends: so long its successor waits for the data folder.
+/// How long a data folder that another process uses is waited for: a worker that is told to stop needs up to 20 s.
 const FOLDER_MAX: Duration = Duration::from_secs(30);
 const FOLDER_LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -97,7 +97,7 @@ impl Status {
     }
 }
 
-/// Opens the data folder. That of a process which is about to end is waited for.
+/// Opens the data folder. If another process uses it, that process may be about to end: it is waited for.
 async fn open_folder(dir: PathBuf, stop: &CancellationToken) -> Result<Cancellable<DataFolder>, DataFolderError> {
     let deadline = Instant::now() + FOLDER_MAX;
     loop {
@@ -145,7 +145,7 @@ pub async fn open_and_run(
     match run(settings, services, engine, spool, name.clone(), stop).await {
         Stopped::NameLost => return Err(WorkerStartError::NameLost { worker: name.worker }),
         Stopped::HandedOver => give_name_back(catalog.as_ref(), &name).await,
-        // The lease of the name keeps others from them for a moment, in which this worker may start again.
+        // The name's lease runs on: until it expires, no other process of this name takes these jobs, and this worker can start again.
         Stopped::KeepsJobs => {}
     }
     Ok(())

@@ -229,6 +229,7 @@ pub(super) async fn tell_status(
     stop: CancellationToken,
 ) {
     let pause = beat(context.settings.lease());
+    let mut told = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -237,9 +238,17 @@ pub(super) async fn tell_status(
         loop {
             let row = wanted.borrow_and_update().clone();
             let Some(row) = row else { break };
-            // What fails now is tried again; a lost lease is none of this task's business.
-            if context.catalog.put_own_archive(&row, epoch).await.is_ok() {
-                break;
+            match context.catalog.put_own_archive(&row, epoch).await {
+                // Not written when the lease is lost: the heartbeat learns that, too, and ends the job.
+                Ok(_) => {
+                    told = false;
+                    break;
+                }
+                Err(error) if !told => {
+                    told = true;
+                    tracing::warn!("the archive's status is not written for now: {}", chain(&error));
+                }
+                Err(_) => {}
             }
             if stop.run_until_cancelled(sleep(pause)).await.is_none() {
                 return;

@@ -4,7 +4,7 @@ use crate::BINARY;
 use std::time::{Duration, Instant};
 
 use crate::support::databases;
-use archiver_testkit::content::Content;
+use archiver_testkit::content::{Content, Matched};
 use archiver_testkit::publisher::{Options, Publisher, unix_seconds};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{Machine, World};
@@ -62,10 +62,16 @@ async fn over(machines: &[(&str, u64)], goes: Goes) -> Recorded {
     assert!(content.errors.is_empty(), "{:?}", content.errors);
     let matched = content.against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let holes = matched.frames.windows(2).filter(|w| w[1].sent - w[0].sent > 0.14).map(|w| (w[0].sent, w[1].sent));
+    let holes = holes(&matched);
     let epochs = archive.report["epochsMs"].as_array().expect("epochs").len();
     assert_eq!(epochs, machines.len());
-    Recorded { video: archive.track("alice", "video").expect("track").clone(), holes: holes.collect(), gone }
+    Recorded { video: archive.track("alice", "video").expect("track").clone(), holes, gone }
+}
+
+/// Where pictures are missing in a file, by the publisher's clock: from, to.
+fn holes(matched: &Matched) -> Vec<(f64, f64)> {
+    let pairs = matched.frames.windows(2).map(|pair| (pair[0].sent, pair[1].sent));
+    pairs.filter(|(from, to)| to - from > 0.14).collect()
 }
 
 fn worker_gaps(video: &Value) -> Vec<f64> {
@@ -152,9 +158,9 @@ async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_mak
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let holes: Vec<_> = matched.frames.windows(2).filter(|w| w[1].sent - w[0].sent > 0.14).collect();
+    let holes = holes(&matched);
     assert_eq!(holes.len(), 1, "{holes:?}");
-    let (from, to) = (holes[0][0].sent, holes[0][1].sent);
+    let (from, to) = holes[0];
     // The last part of half a second was not on the disk.
     assert!(from > killed_at - 1.0, "the last {:.2} s before the kill are missing", killed_at - from);
     let reported: f64 = worker_gaps(archive.track("alice", "video").expect("track")).iter().sum();
@@ -198,8 +204,8 @@ async fn over_to_a_machine_whose_clock_is_wrong(skew: &str) {
         let (sent, shown) = (pair[1].sent - pair[0].sent, pair[1].seen - pair[0].seen);
         assert!((sent - shown).abs() < 0.2, "{sent:.3} s apart when they were sent, {shown:.3} s in the file");
     }
-    let holes: Vec<_> = matched.frames.windows(2).filter(|w| w[1].sent - w[0].sent > 0.14).collect();
-    let (from, to) = (holes[0][0].sent, holes[0][1].sent);
+    let holes = holes(&matched);
+    let (from, to) = holes[0];
     assert!(holes.len() == 1 && (killed_at - 10.5..to).contains(&from), "{holes:?}, killed at {killed_at}");
     let reported: f64 = worker_gaps(archive.track("alice", "video").expect("track")).iter().sum();
     assert!((to - from - reported).abs() <= 0.2, "{:.3} s are missing, {reported:.3} s are reported", to - from);
@@ -284,9 +290,9 @@ async fn a_session_on_a_full_disk_goes_on_at_another_machine_which_takes_all_new
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let holes: Vec<_> = matched.frames.windows(2).filter(|w| w[1].sent - w[0].sent > 0.14).collect();
+    let holes = holes(&matched);
     assert_eq!(holes.len(), 1, "{holes:?}");
-    let (from, to) = (holes[0][0].sent, holes[0][1].sent);
+    let (from, to) = holes[0];
     assert!(from > filled_at - 1.0, "the last {:.2} s before the disk was full are missing", filled_at - from);
     // Until the disk is known to stay full, and the next owner has its first keyframe.
     assert!(to - from < 30.0, "{:.2} s are missing", to - from);
