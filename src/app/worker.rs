@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::health;
 use super::services::{Services, ServicesError};
 use super::worker_name::{NameError, give_name_back, take_name};
+use crate::archive::StreamFiles;
 use crate::archive::retention::run_retention;
 use crate::broker::BrokerState;
 use crate::catalog::{ApplicationRow, ArchiveRow, WorkerInstance};
@@ -26,6 +27,7 @@ use crate::job::leftovers::{Underway, run_leftovers};
 use crate::job::scheduler::run_scheduler;
 use crate::job::waiting::run_waiting;
 use crate::job::worker_health::{WorkerHealth, run_probes};
+use crate::media::Pipelines;
 use crate::model::cancellable::Cancellable;
 use crate::model::ids::WorkerId;
 use crate::model::time::Wallclock;
@@ -139,10 +141,25 @@ pub async fn open_and_run(
         Engine::start(engine, Arc::clone(&spool)).map_err(|source| WorkerStartError::Socket { bind, source })?;
     let Cancellable::Done(services) = Services::open(&settings, &stop).await? else { return Ok(()) };
     let name = WorkerInstance { worker: settings.worker_id(), instance: folder.id(), since: Wallclock::now() };
+    let stream_files = Arc::new(Pipelines::new(settings.pipelines.dir.clone(), settings.pipelines.stall.0));
+    run_as(settings, services, Machine { engine, spool, stream_files }, name, stop).await
+}
+
+/// Takes the worker's name, runs the worker until `stop`, and gives the name back.
+///
+/// # Errors
+/// When another process has the name.
+pub async fn run_as(
+    settings: Settings,
+    services: Services,
+    machine: Machine,
+    name: WorkerInstance,
+    stop: CancellationToken,
+) -> Result<(), WorkerStartError> {
     let catalog = services.catalog.clone();
     let taken = take_name(catalog.as_ref(), &name, settings.lease(), &stop).await?;
     let Cancellable::Done(()) = taken else { return Ok(()) };
-    match run(settings, services, engine, spool, name.clone(), stop).await {
+    match run(settings, services, machine, name.clone(), stop).await {
         Stopped::NameLost => return Err(WorkerStartError::NameLost { worker: name.worker }),
         Stopped::HandedOver => give_name_back(catalog.as_ref(), &name).await,
         // The name's lease runs on: until it expires, no other process of this name takes these jobs, and this worker can start again.
@@ -153,7 +170,7 @@ pub async fn open_and_run(
 
 /// How a worker stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
+enum Stopped {
     /// All its jobs are other workers'.
     HandedOver,
     /// It alone can go on with some jobs.
@@ -162,16 +179,26 @@ pub enum Stopped {
     NameLost,
 }
 
+/// What a worker has of its machine.
+pub struct Machine {
+    /// The capture threads.
+    pub engine: Engine,
+    /// The disk.
+    pub spool: Arc<Spool>,
+    /// Makes individual files.
+    pub stream_files: Arc<dyn StreamFiles>,
+}
+
 /// Runs a worker with these services until `stop`, then hands its jobs over.
-pub async fn run(
+async fn run(
     settings: Settings,
     services: Services,
-    engine: Engine,
-    spool: Arc<Spool>,
+    machine: Machine,
     name: WorkerInstance,
     stop: CancellationToken,
 ) -> Stopped {
     let Services { catalog, store, routers, broker } = services;
+    let Machine { engine, spool, stream_files } = machine;
     // The worker also stops when another process has its name.
     let stop = stop.child_token();
     let (name_lost, stop_leases) = (CancellationToken::new(), CancellationToken::new());
@@ -186,6 +213,7 @@ pub async fn run(
         released_slots: AtomicUsize::new(0),
         finalizing: AtomicUsize::new(0),
         builds: Semaphore::new(builds_max()),
+        stream_files,
         keeps_jobs: AtomicBool::new(false),
         clock: CatalogClock::default(),
         health: WorkerHealth::default(),

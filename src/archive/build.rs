@@ -13,7 +13,7 @@ use super::documents::{
 };
 use super::individual::{self, Plan};
 use super::object::{ArchiveDescriptor, Built, Object};
-use super::{ArchiveError, composed, stream_files, zip};
+use super::{ArchiveError, StreamFiles, composed, zip};
 pub use crate::compose::composer::Clip;
 use crate::compose::composer::Composed;
 use crate::media::Pipelines;
@@ -51,6 +51,22 @@ pub fn build(
     reason: &str,
     live_output: Option<Composed>,
     pipelines: &Pipelines,
+    cancel: &CancellationToken,
+) -> Result<Cancellable<Built>, ArchiveError> {
+    build_with(dir, descriptor, reason, live_output, pipelines, pipelines, cancel)
+}
+
+/// The same, where `stream_files` makes the individual files.
+///
+/// # Errors
+/// See [`ArchiveError`].
+pub fn build_with(
+    dir: &Path,
+    descriptor: &ArchiveDescriptor,
+    reason: &str,
+    live_output: Option<Composed>,
+    pipelines: &Pipelines,
+    stream_files: &dyn StreamFiles,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<Built>, ArchiveError> {
     let out = dir.join(spool::BUILT);
@@ -93,7 +109,7 @@ pub fn build(
             if cancel.is_cancelled() {
                 return Ok(Cancellable::Cancelled);
             }
-            let made = stream_files::build_files(plan, &out, descriptor, pipelines, cancel)?;
+            let made = stream_files.build(plan, &out, descriptor, cancel)?;
             let Cancellable::Done(made) = made else { return Ok(Cancellable::Cancelled) };
             files.extend(made);
         }

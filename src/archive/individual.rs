@@ -22,21 +22,27 @@ const LAST_FRAME_MAX: MediaSpan = 100_000_000;
 
 /// The media of one file.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub struct Plan {
+    /// Its stream.
     pub stream: StreamId,
+    /// The file's name.
     pub name: String,
+    /// The picture.
     pub video: Option<Run>,
+    /// The sound.
     pub audio: Option<Run>,
+    /// Start of its first frame, in corrected time.
     pub start: MediaTime,
+    /// End of its last frame.
     pub end: MediaTime,
 }
 
 /// Segments of one track that go into one file, cut to a span of corrected time.
 #[derive(Debug, Clone)]
-pub(super) struct Run {
-    pub index: TrackIndex,
-    pub correction: Correction,
-    pub format: TrackFormat,
+pub struct Run {
+    pub(super) index: TrackIndex,
+    pub(super) correction: Correction,
+    pub(super) format: TrackFormat,
     from: MediaTime,
     to: MediaTime,
     /// Whether a selection cut it: at any frame, not where a format begins.
@@ -74,7 +80,7 @@ impl Run {
     }
 
     /// Its segments, all within the span.
-    pub fn segments(&self) -> std::ops::Range<usize> {
+    pub(super) fn segments(&self) -> std::ops::Range<usize> {
         let segments = &self.index.segments;
         if !self.is_trimmed {
             return 0..segments.len();
@@ -87,7 +93,8 @@ impl Run {
         first..first + segments[first..].iter().take_while(|segment| within(segment)).count()
     }
 
-    fn source(&self) -> impl Iterator<Item = Frame> + Send + use<> {
+    /// Its frames, in decoding order and at corrected times.
+    pub fn source(&self) -> impl Iterator<Item = Frame> + Send + use<> {
         let (correction, from, to) = (self.correction.clone(), self.from, self.to);
         // Frames before the first keyframe of a trimmed span refer to frames that are not in the file.
         let mut decodable = !self.is_trimmed || self.index.track.kind == TrackKind::Audio;
@@ -127,14 +134,14 @@ fn frame_span(mut source: impl Iterator<Item = Frame>) -> Option<FrameSpan> {
 }
 
 impl Plan {
-    pub fn input(&self) -> MuxInput {
+    pub(super) fn input(&self) -> MuxInput {
         let track = |run: &Run| -> MuxTrack { (run.format.clone(), Box::new(run.source())) };
         let track = |run: &Option<Run>| run.as_ref().map(track);
         MuxInput { video: track(&self.video), audio: track(&self.audio), start: self.start }
     }
 
     /// A plan for one of its tracks alone. The file has this plan's name, or that name with the track's kind.
-    pub fn track(&self, kind: TrackKind, keeps_name: bool) -> Self {
+    pub(super) fn track(&self, kind: TrackKind, keeps_name: bool) -> Self {
         let (video, audio) = match kind {
             TrackKind::Video => (self.video.clone(), None),
             TrackKind::Audio => (None, self.audio.clone()),
@@ -152,7 +159,7 @@ impl Plan {
         }
     }
 
-    pub fn codec(run: &Option<Run>) -> Option<Codec> {
+    pub(super) fn codec(run: &Option<Run>) -> Option<Codec> {
         run.as_ref().map(|run| run.format.codec)
     }
 }

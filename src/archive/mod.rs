@@ -20,6 +20,9 @@ pub mod retention;
 mod stream_files;
 mod zip;
 
+pub use individual::{Plan, Run};
+pub use stream_files::StreamFiles;
+
 use crate::compose::verifier::VerifierError;
 use crate::media::MediaError;
 use crate::model::fault::{Fault, FaultKind, HasFault};

@@ -25,6 +25,33 @@ const HALF_SAMPLE: i64 = 1_000_000_000;
 /// A file may be longer or shorter than its frames, and its last frame earlier or later, by this much, in nanoseconds.
 const TOLERANCE: u64 = 20_000_000;
 
+/// Makes the files of streams. A simulation makes others than GStreamer.
+pub trait StreamFiles: Send + Sync {
+    /// Makes the files of a plan in the folder `out`. Blocking.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    fn build(
+        &self,
+        plan: &Plan,
+        out: &Path,
+        descriptor: &ArchiveDescriptor,
+        cancel: &CancellationToken,
+    ) -> Result<Cancellable<Vec<FileEntry>>, ArchiveError>;
+}
+
+impl StreamFiles for Pipelines {
+    fn build(
+        &self,
+        plan: &Plan,
+        out: &Path,
+        descriptor: &ArchiveDescriptor,
+        cancel: &CancellationToken,
+    ) -> Result<Cancellable<Vec<FileEntry>>, ArchiveError> {
+        build_files(plan, out, descriptor, self, cancel)
+    }
+}
+
 /// What building the files of a stream needs.
 struct Builder<'a> {
     out: &'a Path,
@@ -38,7 +65,7 @@ struct Builder<'a> {
 ///
 /// # Errors
 /// See [`ArchiveError`].
-pub(super) fn build_files(
+fn build_files(
     plan: &Plan,
     out: &Path,
     descriptor: &ArchiveDescriptor,

@@ -2,6 +2,7 @@
 //! let go of the local copy. Safe to begin again at any point.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use super::live_composer::Composing;
 use super::stage::{Transition, advance};
 use super::{Ended, Job, JobFailure};
 use crate::archive::ArchiveError;
-use crate::archive::build::build;
+use crate::archive::build::build_with;
 use crate::archive::deliver::Delivery;
 use crate::archive::documents::{Manifest, Report};
 use crate::archive::object::{Built, Object};
@@ -136,7 +137,7 @@ pub(super) async fn finalize(job: &Job, reason: &str, composing: Option<Composin
         delay_ms = delay.as_millis(),
         "archive is available"
     );
-    let (spool, archive) = (std::sync::Arc::clone(&job.context.spool), job.row.archive);
+    let (spool, archive) = (Arc::clone(&job.context.spool), job.row.archive);
     // `upload` has read size and checksum of every object back from the store.
     let removed = tokio::task::spawn_blocking(move || spool.remove(archive, ProvedInStore::after_proof())).await;
     if let Ok(Err(error)) = removed {
@@ -155,14 +156,16 @@ async fn build_or_reuse(
         let (dir, descriptor, reason) = (job.dir.clone(), job.descriptor(), reason.to_owned());
         let section = &job.context.settings.pipelines;
         let pipelines = Pipelines::new(section.dir.clone(), section.stall.0);
-        let (cancel, live_output) = (job.given_up.clone(), live_output.clone());
+        let (cancel, live_output, stream_files) =
+            (job.given_up.clone(), live_output.clone(), Arc::clone(&job.context.stream_files));
         // The semaphore is never closed.
         let Some(Ok(_turn)) = cancel.run_until_cancelled(job.context.builds.acquire()).await else { break };
         let work = move || -> Result<Cancellable<Built>, ArchiveError> {
             if let Some(built) = load_build(&dir) {
                 return Ok(Cancellable::Done(built));
             }
-            let built = build(&dir, &descriptor, &reason, live_output, &pipelines, &cancel)?;
+            let built =
+                build_with(&dir, &descriptor, &reason, live_output, &pipelines, stream_files.as_ref(), &cancel)?;
             let Cancellable::Done(built) = built else { return Ok(Cancellable::Cancelled) };
             save_build(&dir, &built)?;
             Ok(Cancellable::Done(built))

@@ -45,6 +45,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::StreamFiles;
 use crate::archive::object::ArchiveDescriptor;
 use crate::catalog::{ArchiveRow, JobRow, SharedCatalog};
 use crate::config::Settings;
@@ -82,6 +83,8 @@ pub struct Context {
     pub finalizing: AtomicUsize,
     /// Archives that may be made at a time: each takes a processor.
     pub builds: Semaphore,
+    /// Makes the archives' individual files.
+    pub stream_files: Arc<dyn StreamFiles>,
     /// Some jobs were kept at the stop: this worker alone can go on with them.
     pub keeps_jobs: AtomicBool,
     /// The catalog's clock.

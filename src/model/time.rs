@@ -28,7 +28,7 @@ impl Wallclock {
     #[allow(clippy::disallowed_methods)]
     pub fn now() -> Self {
         if let Some(clock) = SIMULATED.get() {
-            return clock.start + clock.since.elapsed();
+            return Self(clock.now().0.saturating_add(clock.skew_us));
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
@@ -100,6 +100,16 @@ impl fmt::Display for Wallclock {
 struct SimulatedClock {
     start: Wallclock,
     since: tokio::time::Instant,
+    /// This machine's clock is so much ahead.
+    skew_us: i64,
+}
+
+impl SimulatedClock {
+    /// The simulation's time. Whole milliseconds, as tokio's timers: runtimes that were made at different moments agree on it.
+    fn now(&self) -> Wallclock {
+        let passed = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.start + Duration::from_millis(passed)
+    }
 }
 
 thread_local! {
@@ -118,8 +128,20 @@ pub struct SimulatedTime {
 impl SimulatedTime {
     /// Sets this thread's wall clock to `start`; from then on it advances with tokio's clock.
     pub fn begin(start: Wallclock) -> Self {
-        SIMULATED.set(Some(SimulatedClock { start, since: tokio::time::Instant::now() }));
+        Self::on_machine(start, tokio::time::Instant::now(), 0)
+    }
+
+    /// The wall clock of one machine of a simulation, in which it was `start` at the moment `since`. The machine's clock is `skew_us`
+    /// microseconds ahead.
+    pub fn on_machine(start: Wallclock, since: tokio::time::Instant, skew_us: i64) -> Self {
+        SIMULATED.set(Some(SimulatedClock { start, since, skew_us }));
         Self { thread: PhantomData }
+    }
+
+    /// The simulation's time, whatever the clock of this machine says. Outside of simulations the machine's time.
+    #[must_use]
+    pub fn time() -> Wallclock {
+        SIMULATED.get().map_or_else(Wallclock::now, |clock| clock.now())
     }
 }
 

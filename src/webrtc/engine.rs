@@ -22,9 +22,28 @@ pub const EVENTS_MAX: usize = 4096;
 /// Batches of frames that may wait for a slow disk: at one batch each 5 ms about 10 s.
 const BATCHES_MAX: usize = 2048;
 
+/// Where an engine's commands go.
+#[derive(Clone)]
+enum CommandQueue {
+    /// To the media thread.
+    Thread(SyncSender<Command>),
+    /// To whoever stands for it, as a simulation does.
+    StandIn(mpsc::Sender<Command>),
+}
+
+impl CommandQueue {
+    // The queue is full only when its reader hangs. Waiting for it would hang the caller, too.
+    fn send(&self, command: Command) -> Result<(), EngineGone> {
+        match self {
+            Self::Thread(queue) => queue.try_send(command).map_err(|_| EngineGone),
+            Self::StandIn(queue) => queue.try_send(command).map_err(|_| EngineGone),
+        }
+    }
+}
+
 /// The capture threads of a worker. Dropping it ends them after everything was written.
 pub struct Engine {
-    commands: SyncSender<Command>,
+    commands: CommandQueue,
     next_key: AtomicU64,
     local: SocketAddr,
     threads: Vec<JoinHandle<()>>,
@@ -52,7 +71,16 @@ impl Engine {
             named("log").spawn(move || log_thread::run_log(&batch_queue, &syncs, &spool))?,
             named("sync").spawn(move || log_thread::run_sync(&sync_queue))?,
         ];
-        Ok(Self { commands, next_key: AtomicU64::new(1), local, threads })
+        Ok(Self { commands: CommandQueue::Thread(commands), next_key: AtomicU64::new(1), local, threads })
+    }
+
+    /// An engine without threads and socket, and the commands that it is given: whoever reads them stands for the threads. For simulations.
+    #[must_use]
+    pub fn stand_in() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let commands = CommandQueue::StandIn(commands);
+        (Self { commands, next_key: AtomicU64::new(1), local, threads: Vec::new() }, queue)
     }
 
     /// The address at which media arrives.
@@ -65,9 +93,8 @@ impl Engine {
         self.next_key.fetch_add(1, Ordering::Relaxed)
     }
 
-    // The queue is full only when the media thread hangs. Waiting for it would hang the caller, too.
     fn send(&self, command: Command) -> Result<(), EngineGone> {
-        self.commands.try_send(command).map_err(|_| EngineGone)
+        self.commands.send(command)
     }
 
     /// Opens a capture. A track's log is recovered and continued when media for it arrives.
@@ -124,7 +151,7 @@ impl Engine {
     pub fn candidate_sink(&self, key: PeerKey) -> Arc<dyn Fn(String) + Send + Sync> {
         let commands = self.commands.clone();
         Arc::new(move |candidate| {
-            if commands.try_send(Command::AddCandidate { key, candidate }).is_err() {
+            if commands.send(Command::AddCandidate { key, candidate }).is_err() {
                 tracing::warn!("a candidate of the media router is lost: the capture threads are busy or have ended");
             }
         })
@@ -177,7 +204,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         // With a full queue the thread ends, too: it sees that the sender is dropped.
-        self.commands.try_send(Command::Shutdown).unwrap_or_default();
+        self.commands.send(Command::Shutdown).unwrap_or_default();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a capture thread panicked");

@@ -104,13 +104,18 @@ pub enum CaptureEvent {
     StorageRecovered { track: TrackId },
 }
 
-pub(super) enum Command {
+/// What a driver asks of its worker's engine. The answers go to `done`.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Command {
+    /// Open a capture.
     Open {
         key: CaptureKey,
         options: Box<CaptureOptions>,
         events: mpsc::Sender<CaptureEvent>,
         done: oneshot::Sender<()>,
     },
+    /// Make a PeerConnection from the router's offer.
     AddPeer {
         key: PeerKey,
         capture: CaptureKey,
@@ -119,33 +124,24 @@ pub(super) enum Command {
         mids: Vec<(String, TrackKind)>,
         done: oneshot::Sender<Result<Answer, PeerError>>,
     },
+    /// Apply a further offer.
     Renegotiate {
         key: PeerKey,
         offer: String,
         mids: Vec<(String, TrackKind)>,
         done: oneshot::Sender<Result<Answer, PeerError>>,
     },
-    AddCandidate {
-        key: PeerKey,
-        candidate: String,
-    },
-    RemovePeer {
-        key: PeerKey,
-        cause: GapCause,
-    },
-    Muted {
-        capture: CaptureKey,
-        track: TrackId,
-        muted: bool,
-    },
-    Selected {
-        capture: CaptureKey,
-        track: TrackId,
-    },
-    Close {
-        key: CaptureKey,
-        done: oneshot::Sender<()>,
-    },
+    /// A candidate of the router, which came after its offer.
+    AddCandidate { key: PeerKey, candidate: String },
+    /// End a PeerConnection.
+    RemovePeer { key: PeerKey, cause: GapCause },
+    /// The publisher switched a track off or on.
+    Muted { capture: CaptureKey, track: TrackId, muted: bool },
+    /// A track is in the archive from now on.
+    Selected { capture: CaptureKey, track: TrackId },
+    /// Seal all tracks of a capture, and end it.
+    Close { key: CaptureKey, done: oneshot::Sender<()> },
+    /// The engine is dropped.
     Shutdown,
 }
 

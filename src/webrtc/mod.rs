@@ -21,7 +21,7 @@ mod test_stream;
 
 pub use engine::{EVENTS_MAX, Engine, EngineGone};
 pub use formats::{Answer, UnsupportedTrack};
-pub use messages::{CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, EngineConfig, PeerKey};
+pub use messages::{CandidateMap, CaptureEvent, CaptureKey, CaptureOptions, Command, EngineConfig, PeerKey};
 pub use test_stream::{TestStream, TestStreamError};
 
 use crate::model::fault::{Fault, FaultKind, HasFault};
