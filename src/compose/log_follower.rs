@@ -182,7 +182,8 @@ impl SessionLog {
                 span.1 = span.1.max(to);
             }
             self.clocks.add(index);
-            index.forget_before(index.segments.len().saturating_sub(1));
+            let last = index.segments.last().map(|segment| segment.n);
+            index.forget_before(last.into_iter());
         }
         let (events, read) = history::read_from(&self.dir, self.events_read)?;
         self.events_read = read;

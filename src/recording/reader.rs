@@ -1,5 +1,6 @@
 //! Reads a capture log: all of it, or while it grows.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use super::{INDEX, LogError, Record, TRACKS, mkv};
 use crate::model::ids::{Epoch, TrackId};
 use crate::model::media::{ClockStart, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
-use crate::model::time::MediaTime;
+use crate::model::time::{MediaSpan, MediaTime};
 use crate::runtime::journal::read_lines;
 
 /// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
@@ -206,14 +207,19 @@ impl TrackIndex {
         }
     }
 
-    /// Drops what only a reader from the beginning needs: the reports, where the clock began, and the parts of segments before `segment`.
-    pub fn forget_before(&mut self, segment: usize) {
+    /// Drops what only a reader from the beginning needs: the reports, where the clock began, and the parts of segments before those that
+    /// are being read.
+    pub fn forget_before(&mut self, reading: impl Iterator<Item = u32>) {
         self.reports.clear();
         self.report_parts.clear();
         self.clock_starts.clear();
         self.gaps.clear();
-        for passed in self.segments.iter_mut().take(segment).rev().take_while(|s| !s.parts.is_empty()) {
-            passed.parts = Vec::new();
+        for n in reading {
+            let at = self.segments.partition_point(|s| s.n < n);
+            let Some(epoch) = self.segments.get(at).map(|segment| segment.epoch) else { continue };
+            let passed =
+                self.segments.iter_mut().take(at).rev().take_while(|s| s.epoch == epoch && !s.parts.is_empty());
+            passed.for_each(|segment| segment.parts = Vec::new());
         }
     }
 
@@ -259,15 +265,24 @@ impl TrackIndex {
     pub fn frames(&self) -> Frames {
         Frames {
             index: self.clone(),
-            segment: 0,
-            part: 0,
+            cursors: BTreeMap::new(),
+            reading: None,
             file: None,
             pending: std::collections::VecDeque::new(),
             format: None,
             last: None,
-            epoch: None,
+            last_bytes: Bytes::new(),
             damaged: 0,
         }
+    }
+
+    /// The epochs that have segments, in order.
+    fn epochs(&self) -> impl Iterator<Item = Epoch> + '_ {
+        let next = |after: Option<Epoch>| {
+            let at = after.map_or(0, |after| self.segments.partition_point(|s| s.epoch <= after));
+            self.segments.get(at).map(|segment| segment.epoch)
+        };
+        std::iter::successors(next(None), move |epoch| next(Some(*epoch)))
     }
 }
 
@@ -291,20 +306,55 @@ pub enum LogItem {
     Frame(Frame),
 }
 
-/// Walks through a track's frames, one part in memory at a time. Parts that cannot be read are counted and
-/// passed over; frames that an earlier epoch had already are left out.
+/// A part of an epoch that begins so long after the one before it, in nanoseconds, does not go on from it.
+const BREAK: MediaSpan = 100_000_000;
+
+/// Two owners' clocks differ by less, in nanoseconds, and frames of sound are further apart: one that comes from the next owner so soon,
+/// with the same bytes, is the same frame.
+const SAME_FRAME: MediaSpan = 10_000_000;
+
+/// How far an epoch was read: up to a part of a segment.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    n: u32,
+    part: usize,
+}
+
+/// Where a part stands in the index.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    segment: usize,
+    part: usize,
+}
+
+/// The epoch that is being read.
+#[derive(Debug, Clone, Copy)]
+struct ReadEpoch {
+    epoch: Epoch,
+    /// The last frame of those that were read before.
+    before: Option<MediaTime>,
+    /// End of its last part.
+    end: MediaTime,
+}
+
+/// Walks through a track's frames, one part in memory at a time. Parts that cannot be read are counted and passed over; frames that another
+/// epoch had already are left out.
+///
+/// Epochs follow each other in time, but not without exception: an owner that stood still goes on writing for a moment after others had
+/// taken its job over, and what it writes lies behind theirs. So an epoch is read as long as it goes on without a break; then comes
+/// whatever begins first.
 #[derive(Debug)]
 pub struct Frames {
     index: TrackIndex,
-    segment: usize,
-    part: usize,
-    file: Option<(usize, File)>,
+    cursors: BTreeMap<Epoch, Cursor>,
+    reading: Option<ReadEpoch>,
+    file: Option<(u32, File)>,
     pending: std::collections::VecDeque<LogItem>,
     format: Option<TrackFormat>,
     /// Start of the frame that is shown last.
     last: Option<MediaTime>,
-    /// The epoch being read, and the last frame of those before it.
-    epoch: Option<(Epoch, Option<MediaTime>)>,
+    /// The bytes of the frame that was read last.
+    last_bytes: Bytes,
     damaged: u64,
 }
 
@@ -320,25 +370,56 @@ impl Frames {
     /// # Errors
     /// When the index cannot be read.
     pub fn refresh(&mut self) -> Result<(), LogError> {
-        self.index.forget_before(self.segment);
+        self.index.forget_before(self.cursors.values().map(|cursor| cursor.n));
         self.index.refresh().map(drop)
     }
 
-    fn read_part(&mut self, segment: usize, part: PartIndex) -> Option<Bytes> {
-        if self.file.as_ref().is_none_or(|(open, _)| *open != segment) {
-            let path = self.index.dir.join(&self.index.segments[segment].file);
-            self.file = Some((segment, File::open(path).ok()?));
+    /// The first part of an epoch that was not read.
+    fn unread(&self, epoch: Epoch) -> Option<Place> {
+        let segments = &self.index.segments;
+        let (mut segment, mut part) = match self.cursors.get(&epoch) {
+            Some(cursor) => (segments.partition_point(|s| s.n < cursor.n), cursor.part),
+            None => (segments.partition_point(|s| s.epoch < epoch), 0),
+        };
+        while part >= segments.get(segment).filter(|found| found.epoch == epoch)?.parts.len() {
+            (segment, part) = (segment + 1, 0);
         }
-        part_bytes(&self.file.as_ref()?.1, part).map(Bytes::from)
+        Some(Place { segment, part })
     }
 
-    fn read_items(&mut self, epoch: Epoch, format: &TrackFormat, bytes: &Bytes) -> Result<(), mkv::BadPart> {
-        if self.epoch.is_none_or(|(reading, _)| reading != epoch) {
-            self.epoch = Some((epoch, self.last));
+    fn part(&self, place: Place) -> PartIndex {
+        self.index.segments[place.segment].parts[place.part]
+    }
+
+    /// The part to read next. None while the log does not grow.
+    fn next_place(&self) -> Option<Place> {
+        let goes_on = self.reading.and_then(|reading| {
+            self.unread(reading.epoch).filter(|place| self.part(*place).from - reading.end < BREAK)
+        });
+        goes_on.or_else(|| {
+            let unread = self.index.epochs().filter_map(|epoch| self.unread(epoch));
+            unread.min_by_key(|place| self.part(*place).from)
+        })
+    }
+
+    fn read_part(&mut self, place: Place) -> Option<Bytes> {
+        let segment = &self.index.segments[place.segment];
+        if self.file.as_ref().is_none_or(|(open, _)| *open != segment.n) {
+            self.file = Some((segment.n, File::open(self.index.dir.join(&segment.file)).ok()?));
         }
-        let before = self.epoch.and_then(|(_, before)| before);
+        part_bytes(&self.file.as_ref()?.1, self.part(place)).map(Bytes::from)
+    }
+
+    fn read_items(
+        &mut self,
+        before: Option<MediaTime>,
+        format: &TrackFormat,
+        bytes: &Bytes,
+    ) -> Result<(), mkv::BadPart> {
         for mkv::Block { pts, keyframe, data } in mkv::read_part(bytes)? {
-            if before.is_some_and(|last| pts <= last) {
+            let data = bytes.slice(data);
+            let is_known = |last: MediaTime| pts <= last || (pts - last < SAME_FRAME && data == self.last_bytes);
+            if before.is_some_and(is_known) {
                 continue;
             }
             if self.format.as_ref() != Some(format) {
@@ -346,7 +427,8 @@ impl Frames {
                 self.pending.push_back(LogItem::Format(format.clone()));
             }
             self.last = self.last.max(Some(pts));
-            self.pending.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data: bytes.slice(data) }));
+            self.last_bytes = data.clone();
+            self.pending.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data }));
         }
         Ok(())
     }
@@ -360,19 +442,17 @@ impl Iterator for Frames {
             if let Some(item) = self.pending.pop_front() {
                 return Some(item);
             }
-            let segment = self.index.segments.get(self.segment)?;
-            let Some(part) = segment.parts.get(self.part).copied() else {
-                if self.segment + 1 >= self.index.segments.len() {
-                    // It may grow.
-                    return None;
-                }
-                (self.segment, self.part) = (self.segment + 1, 0);
-                continue;
+            let place = self.next_place()?;
+            let SegmentIndex { n, epoch, format, .. } = &self.index.segments[place.segment];
+            let (n, epoch, format, end) = (*n, *epoch, format.clone(), self.part(place).to);
+            self.cursors.insert(epoch, Cursor { n, part: place.part + 1 });
+            let before = match self.reading {
+                Some(reading) if reading.epoch == epoch => reading.before,
+                _ => self.last,
             };
-            let (at, epoch, format) = (self.segment, segment.epoch, segment.format.clone());
-            self.part += 1;
-            let read = self.read_part(at, part);
-            if read.is_none_or(|bytes| self.read_items(epoch, &format, &bytes).is_err()) {
+            self.reading = Some(ReadEpoch { epoch, before, end });
+            let read = self.read_part(place);
+            if read.is_none_or(|bytes| self.read_items(before, &format, &bytes).is_err()) {
                 self.damaged += 1;
             }
         }

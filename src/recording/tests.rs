@@ -220,6 +220,26 @@ fn a_later_epoch_goes_on_beside_what_an_earlier_one_left_open() {
 }
 
 #[test]
+fn what_an_owner_that_stood_still_writes_late_hides_nothing_of_its_successors() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (mut first, _) = open(dir.path(), 1);
+    write(&mut first, 0..50);
+    first.seal().expect("seal");
+    let (mut second, _) = open(dir.path(), 2);
+    write(&mut second, 80..150);
+    second.seal().expect("seal");
+    // For a moment, before it hears that others have the job.
+    write(&mut first, 160..170);
+    first.seal().expect("seal");
+    let (mut third, _) = open(dir.path(), 3);
+    write(&mut third, 165..220);
+    third.seal().expect("seal");
+    let (numbers, damaged) = read(dir.path());
+    assert_eq!(damaged, 0);
+    assert_eq!(numbers, (0..50).chain(80..150).chain(160..220).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_full_spool_is_a_gap_of_the_storage_and_writing_goes_on_later() {
     let dir = tempfile::tempdir().expect("dir");
     let spool = Arc::new(Spool::open(dir.path(), 6000, 70).expect("spool"));
