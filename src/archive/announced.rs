@@ -64,11 +64,23 @@ struct Handover {
     until: Option<MediaTime>,
 }
 
+/// A time of which no history is left: the machine that had it is lost, or not back yet.
+#[derive(Debug, Clone, Copy)]
+struct LostHistory {
+    /// The last that is known before it.
+    since: MediaTime,
+    /// The owner after it has announced all that is there by then. Unknown until that owner has joined the room.
+    until: Option<MediaTime>,
+}
+
 /// Reads a session's history, in the order of its times.
 #[derive(Debug, Default)]
 struct Reading {
     streams: BTreeMap<StreamId, Stream>,
     handover: Handover,
+    lost: Option<LostHistory>,
+    /// Times of which no history is left, and in which no stream is known to have been there.
+    unknown: Vec<Interval>,
     /// Older versions do not note that an owner has joined.
     notes_joining: bool,
     router_lost: bool,
@@ -79,22 +91,37 @@ struct Reading {
     found: BTreeMap<TrackId, TrackHistory>,
 }
 
-/// What a session's history says of its tracks. `alive` is when the owner before an epoch was last seen to work. Announcements
-/// that nothing ended end with `end`.
+/// What a session's history says of its tracks. `alive` is when the owner before an epoch, which began at a time, was last seen to work.
+/// Announcements that nothing ended end with `end`.
 pub(super) fn histories(
     events: &[Event],
-    alive: impl Fn(Epoch) -> MediaTime,
+    alive: impl Fn(Epoch, MediaTime) -> MediaTime,
     end: MediaTime,
 ) -> BTreeMap<TrackId, TrackHistory> {
+    read(events, alive, end).found
+}
+
+/// The times of which no history is left, and in which no stream is known to have been there.
+pub(super) fn unknown(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime) -> Vec<Interval> {
+    read(events, alive, MediaTime::ZERO).unknown
+}
+
+fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: MediaTime) -> Reading {
     let notes_joining = events.iter().any(|event| event.kind == EventKind::Joined);
     let mut reading = Reading { notes_joining, ..Reading::default() };
-    let mut ended = false;
+    let (mut ended, mut last) = (false, None);
     for (at, event) in events.iter().enumerate() {
         let before = at.checked_sub(1).map(|before| events[before].at);
         match &event.kind {
             EventKind::EpochBegan { epoch, .. } => {
-                let died = alive(*epoch).max(before.unwrap_or(event.at)).min(event.at);
-                reading.owner_changed(died, event.at);
+                let alive = alive(*epoch, event.at);
+                reading.owner_changed(alive.max(before.unwrap_or(event.at)).min(event.at), event.at);
+                // Events before the first of these are of the first epoch.
+                let before_it = last.unwrap_or(u32::from(at > 0));
+                if epoch.0 > before_it + 1 {
+                    reading.history_lost(alive.max(before.unwrap_or_default()).min(event.at), event.at);
+                }
+                last = Some(epoch.0);
             }
             EventKind::Ended { .. } => {
                 reading.all_gone(event.at);
@@ -106,7 +133,7 @@ pub(super) fn histories(
     if !ended {
         reading.all_gone(end.max(events.last().map_or(end, |event| event.at)));
     }
-    reading.found
+    reading
 }
 
 impl Reading {
@@ -149,7 +176,12 @@ impl Reading {
                 }
                 self.blame(at, *stream);
             }
-            EventKind::Joined => self.handover.until = Some(at + JOIN_MAX),
+            EventKind::Joined => {
+                self.handover.until = Some(at + JOIN_MAX);
+                if let Some(lost) = &mut self.lost {
+                    lost.until = Some(at + JOIN_MAX);
+                }
+            }
             EventKind::RouterLost | EventKind::RouterBack => {
                 self.router_lost = *what == EventKind::RouterLost;
                 self.router_back = (!self.router_lost).then_some(at);
@@ -171,6 +203,13 @@ impl Reading {
 
     fn announced(&mut self, at: MediaTime, stream: StreamId, announced: &BTreeMap<TrackKind, &str>) {
         self.confirm(at, stream);
+        let is_new = !self.streams.contains_key(&stream);
+        // What an owner finds behind a lost history may have been there since that began: nobody knows, so it is told as missing.
+        let lost = self.lost.filter(|lost| is_new && lost.until.is_none_or(|until| at <= until));
+        let since = lost.map_or(at, |lost| lost.since);
+        if lost.is_some() {
+            self.unknown.retain(|unknown| unknown.from != since);
+        }
         // It must be subscribed to first: that is ours to do.
         let known =
             self.streams.entry(stream).or_insert(Stream { missing: Some(GapCause::Worker), ..Stream::default() });
@@ -187,11 +226,14 @@ impl Reading {
             self.absent.entry(TrackId { stream, kind }).or_insert(at);
         }
         for (kind, codec) in announced {
-            known.tracks.entry(*kind).or_insert(Track { since: at, muted: false, missing: None });
+            known.tracks.entry(*kind).or_insert(Track { since, muted: false, missing: None });
             let track = TrackId { stream, kind: *kind };
             let found = self.found.entry(track).or_default();
-            if let Some(left) = self.absent.remove(&track) {
-                found.absent = found.absent.union(&Interval::new(left, at).into());
+            if let Some(left) = self.absent.remove(&track).filter(|left| *left < since) {
+                found.absent = found.absent.union(&Interval::new(left, since).into());
+            }
+            if lost.is_some() {
+                found.blame.push((since, Blame::Cause(GapCause::Worker)));
             }
             (*codec).clone_into(&mut found.codec);
         }
@@ -244,6 +286,15 @@ impl Reading {
         }
     }
 
+    /// Of the time between `since` and `at` no history is left.
+    fn history_lost(&mut self, since: MediaTime, at: MediaTime) {
+        // A job that waited for its first stream goes on at once, and lacks nothing.
+        if at - since >= JOIN_MAX {
+            self.lost = Some(LostHistory { since, until: None });
+            self.unknown.push(Interval::new(since, at));
+        }
+    }
+
     /// What the next owner has not found left while nobody was there.
     fn handed_over(&mut self) {
         let Handover { streams, at, .. } = std::mem::take(&mut self.handover);
@@ -275,6 +326,7 @@ impl Reading {
         }
         self.all_gone(at);
         self.handover = Handover { streams, at, until: None };
+        self.lost = None;
         (self.router_lost, self.router_back) = (false, None);
     }
 }

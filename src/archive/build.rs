@@ -124,6 +124,7 @@ pub fn build_with(
     };
     let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options);
     let mut report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
+    report.add_missing(coverage::of_lost_histories(&log.tracks, &events, &descriptor.options).into_iter());
     report.add_missing(log.tracks.iter().filter(|track| undecodable.contains(&track.track)).filter_map(of_undecodable));
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
     let keys = Keys::new(descriptor.application.clone(), descriptor.archive);

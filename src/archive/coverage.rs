@@ -6,14 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use super::announced::{Blame, TrackHistory, histories};
+use super::announced::{Blame, TrackHistory, histories, unknown};
 use crate::model::archive_options::ArchiveOptions;
-use crate::model::ids::{Epoch, TrackId};
+use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use crate::model::intervals::{Interval, Intervals};
 use crate::model::media::{Gap, GapCause, MissingMedia};
-use crate::model::time::MediaSpan;
+use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::history::Event;
-use crate::recording::reader::TrackIndex;
+use crate::recording::reader::{PartIndex, TrackIndex};
 
 const SECOND: MediaSpan = 1_000_000_000;
 const MILLISECOND: MediaSpan = 1_000_000;
@@ -21,6 +21,8 @@ const MILLISECOND: MediaSpan = 1_000_000;
 const FRAME_MAX: MediaSpan = 2 * SECOND;
 /// What is missing at the beginning or end of an announced track for less than this is the time that signalling takes.
 const EDGE_MAX: MediaSpan = SECOND;
+/// From this on, the time between the last frame of one owner and the first of the next is missing.
+const HANDOVER_MIN: MediaSpan = 100 * MILLISECOND;
 /// A lost router, or a lost connection to it, is noticed within this: three polls that are not answered, or ICE that hears nothing.
 /// A peer's consent to receive expires after this (RFC 7675, section 5.1).
 const NOTICE_MAX: MediaSpan = 30 * SECOND;
@@ -214,22 +216,59 @@ pub(super) struct TrackCoverage {
     pub gaps: Vec<Gap>,
 }
 
+/// The parts of all tracks, with their epochs.
+fn parts(tracks: &[TrackIndex]) -> impl Iterator<Item = (Epoch, &PartIndex)> {
+    tracks.iter().flat_map(|track| &track.segments).flat_map(|s| s.parts.iter().map(|p| (s.epoch, p)))
+}
+
+/// When the owners before an epoch were last seen to work. One that stood still may go on writing after the epoch began.
+fn alive(tracks: &[TrackIndex], epoch: Epoch, began: MediaTime) -> MediaTime {
+    let before = parts(tracks).filter(|(of, part)| *of < epoch && part.from < began);
+    before.map(|(_, part)| part.to.min(began)).max().unwrap_or_default()
+}
+
+/// What an archive lacks of times of which no history is left: nobody knows which streams there were.
+pub(super) fn of_lost_histories(
+    tracks: &[TrackIndex],
+    events: &[Event],
+    options: &ArchiveOptions,
+) -> Vec<MissingMedia> {
+    let unknown = unknown(events, |epoch, began| alive(tracks, epoch, began));
+    let kinds =
+        [TrackKind::Audio, TrackKind::Video].into_iter().filter(|kind| options.has(*kind) && !unknown.is_empty());
+    let seconds = |at: MediaTime| at.as_secs_f64();
+    let detail = |span: &Interval| {
+        format!(
+            "of the time from {:.1} to {:.1} s no history is left, because a machine was lost: who published then is not known",
+            seconds(span.from),
+            seconds(span.to)
+        )
+    };
+    let missing = |kind| MissingMedia {
+        stream_id: StreamId::UNKNOWN,
+        kind,
+        cause: GapCause::Worker,
+        duration_ms: unknown.iter().map(|span| span.len()).sum::<MediaSpan>() / MILLISECOND,
+        details: unknown.iter().map(detail).collect(),
+    };
+    kinds.map(missing).collect()
+}
+
 /// The coverage of all tracks that were announced or captured, of the kinds that the archive has.
 pub(super) fn of_log(
     tracks: &[TrackIndex],
     events: &[Event],
     options: &ArchiveOptions,
 ) -> BTreeMap<TrackId, TrackCoverage> {
-    let parts = || tracks.iter().flat_map(|track| &track.segments).flat_map(|s| s.parts.iter().map(|p| (s.epoch, p)));
-    let alive = |epoch: Epoch| parts().filter(|(of, _)| *of < epoch).map(|(_, p)| p.to).max().unwrap_or_default();
-    let end = parts().map(|(_, part)| part.to).max().unwrap_or_default();
-    let mut found = histories(events, alive, end);
+    let end = parts(tracks).map(|(_, part)| part.to).max().unwrap_or_default();
+    let mut found = histories(events, |epoch, began| alive(tracks, epoch, began), end);
     for track in tracks {
         found.entry(track.track).or_default();
     }
     let log = |id: &TrackId| tracks.iter().find(|track| track.track == *id);
     let covered = |(id, history): (TrackId, TrackHistory)| {
-        let (captured, logged) = log(&id).map(|track| (captured(track), track.missing())).unwrap_or_default();
+        let of_track = |track| (captured(track), [track.missing(), between_owners(track)].concat());
+        let (captured, logged) = log(&id).map(of_track).unwrap_or_default();
         let gaps = history.missing(&captured, &logged);
         (id, TrackCoverage { codec: history.codec, details: history.reasons, gaps })
     };
@@ -254,6 +293,24 @@ fn captured(track: &TrackIndex) -> Intervals {
         None => vec![*part],
     };
     parts.iter().enumerate().flat_map(without_holes).collect()
+}
+
+/// The time between two owners. The later one notes it, unless that owner could not fetch what the earlier one had captured.
+fn between_owners(track: &TrackIndex) -> Vec<Gap> {
+    let parts = track.segments.iter().flat_map(|s| s.parts.iter().map(move |part| (s.epoch, part)));
+    let mut parts: Vec<_> = parts.collect();
+    parts.sort_by_key(|(_, part)| part.from);
+    let (mut gaps, mut last): (Vec<Gap>, Option<(Epoch, MediaTime)>) = (Vec::new(), None);
+    for (epoch, part) in parts {
+        if let Some((before, to)) = last
+            && before != epoch
+            && part.from - to >= HANDOVER_MIN
+        {
+            gaps.push(Gap { from: to, to: part.from, cause: GapCause::Worker });
+        }
+        last = Some(last.filter(|(_, to)| *to > part.to).unwrap_or((epoch, part.to)));
+    }
+    gaps
 }
 
 /// The media that an archive lacks, the longest first.

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::coverage::of_log;
+use super::coverage::{of_log, of_lost_histories};
 use super::coverage_tests::{
     AUDIO, Case, VIDEO, announce, capture, ended, epoch, gone, joined, live, muted, other, router, s, stream,
 };
 use crate::model::archive_options::ArchiveOptions;
-use crate::model::ids::{Epoch, TrackId};
+use crate::model::ids::{Epoch, StreamId, TrackId};
 use crate::model::media::{Codec, Gap, GapCause, TrackFormat, TrackStats};
 use crate::recording::Record;
 use crate::recording::reader::TrackIndex;
@@ -300,6 +300,65 @@ fn a_gap_that_a_lost_source_opened_has_the_causes_that_the_history_knows() {
         },
     ] {
         case.check();
+    }
+}
+
+#[test]
+fn what_an_owner_finds_behind_a_lost_history_is_missing_since_the_last_that_is_known() {
+    use GapCause::Worker;
+    for case in [
+        Case {
+            name: "the first owner's machine is lost",
+            events: vec![epoch(9.0, 2), joined(9.2), announce(9.2, &[VIDEO]), live(9.4), ended(60.0)],
+            captured: &[(9.6, 60.0)],
+            logged: &[],
+            missing: &[(0.0, 9.6, Worker)],
+        },
+        Case {
+            name: "another owner's machine, and a stream that came in its time",
+            events: vec![
+                epoch(0.0, 1),
+                joined(0.1),
+                gone(20.0),
+                epoch(40.0, 3),
+                joined(40.2),
+                announce(40.3, &[VIDEO]),
+                live(40.5),
+                ended(60.0),
+            ],
+            captured: &[(40.6, 60.0)],
+            logged: &[],
+            missing: &[(20.0, 40.6, Worker)],
+        },
+        Case {
+            name: "a stream that comes later",
+            events: vec![epoch(9.0, 2), joined(9.2), announce(20.0, &[VIDEO]), live(20.2), ended(60.0)],
+            captured: &[(20.4, 60.0)],
+            logged: &[],
+            missing: &[],
+        },
+        Case {
+            name: "a job that waited for its first stream",
+            events: vec![epoch(0.6, 2), joined(0.7), announce(0.7, &[VIDEO]), live(0.8), ended(60.0)],
+            captured: &[(1.2, 60.0)],
+            logged: &[],
+            missing: &[],
+        },
+    ] {
+        case.check();
+    }
+}
+
+#[test]
+fn a_lost_history_of_which_no_stream_is_found_again_is_told_without_one() {
+    let lost = vec![epoch(9.0, 2), joined(9.2), ended(60.0)];
+    let told = of_lost_histories(&[], &lost, &ArchiveOptions::default());
+    let what: Vec<_> = told.iter().map(|one| (one.stream_id, one.kind, one.cause, one.duration_ms)).collect();
+    assert_eq!(what, [AUDIO, VIDEO].map(|kind| (StreamId::UNKNOWN, kind, GapCause::Worker, 9_000)));
+    let found = vec![epoch(9.0, 2), joined(9.2), announce(9.2, &[VIDEO]), ended(60.0)];
+    let waited = vec![epoch(0.6, 2), joined(0.7), ended(60.0)];
+    for events in [found, waited, vec![epoch(0.1, 1), joined(0.2), ended(60.0)]] {
+        assert_eq!(of_lost_histories(&[], &events, &ArchiveOptions::default()), [], "{events:?}");
     }
 }
 

@@ -252,6 +252,9 @@ impl InstanceId {
 }
 
 impl StreamId {
+    /// Of what is missing when nobody knows which streams there were.
+    pub const UNKNOWN: Self = Self(Uuid::nil());
+
     /// The stream's id at the router where that is a UUID (as the SDKs need it), else one made from it.
     /// Deterministic within a session, so a stream keeps its id over our restarts.
     #[must_use]
