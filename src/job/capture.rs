@@ -34,6 +34,9 @@ use crate::webrtc::{CaptureKey, CaptureOptions};
 const RESTORE: Duration = Duration::from_secs(3);
 /// The disk opens or seals a log within this time, or it hangs.
 const DISK_MAX: Duration = Duration::from_secs(8);
+/// The end of what an earlier owner has written may lie so far ahead of the clock though that was not set: that owner may still be writing,
+/// and how long its last frame lasts is a guess.
+const AHEAD_MAX: Duration = Duration::from_secs(1);
 /// The best of so many readings of the catalog's clock counts: the first one may have made a connection.
 const CLOCK_READINGS: usize = 3;
 /// The router may be away for long, and the room may be made later than the event.
@@ -155,8 +158,8 @@ async fn media_clock(job: &Job, earlier: &PriorEpochs) -> MediaClock {
     let clock = MediaClock::new(context.clock.anchor(), job.row.origin);
     let (now, end) = (clock.now(), earlier.ends.values().copied().max());
     match end {
-        Some(end) if end > now => {
-            let missing = Duration::from_nanos(u64::try_from(end - now).unwrap_or(0));
+        Some(end) if now.until(end) > AHEAD_MAX => {
+            let missing = now.until(end);
             tracing::warn!(
                 missing_ms = missing.as_millis(),
                 "the catalog's clock is behind the log: media goes on behind its end"
