@@ -25,7 +25,7 @@ BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --loc
 RUST_BACKTRACE := 0
 NEXTEST = RUST_BACKTRACE=$(RUST_BACKTRACE) $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
 
-.PHONY: help setup demo test bench lint audit kills outages hostile soak senders fuzz garage image clean
+.PHONY: help setup demo test bench lint audit kills outages hostile soak senders simulate fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,11 @@ soak: setup ## session after session for an hour (ARCHIVER_SOAK seconds), by one
 senders: setup ## the matrix of senders and what happens to them, in about an hour (SENDERS, EVENTS: parts of names; FRESH=1: all again)
 	@$(BUILD_TESTS)
 	SENDERS="$(SENDERS)" EVENTS="$(EVENTS)" FRESH="$(FRESH)" $(NEXTEST) --profile long --no-capture --run-ignored only -E 'test(/^senders::whole::/)'
+
+simulate: setup ## a fleet in simulated time, under the faults of 10,000 seeds (ARCHIVER_SEEDS; ARCHIVER_SEED: one, with its log)
+	@$(BUILD_TESTS)
+	ARCHIVER_SEEDS=$${ARCHIVER_SEEDS:-10000} ARCHIVER_ROWS=$(CURDIR)/target/simulate.jsonl ARCHIVER_COMMIT="$$(git rev-parse --short HEAD)" \
+	  $(CARGO) nextest run --locked --workspace --profile long --no-capture -E 'test(/^fleet::tests::whatever/)'
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked

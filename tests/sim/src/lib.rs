@@ -17,4 +17,6 @@ pub use router::FakeRouter;
 pub use store::MemoryStore;
 
 #[cfg(test)]
+mod fleet;
+#[cfg(test)]
 mod tests;

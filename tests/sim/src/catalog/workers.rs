@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use archiver::catalog::{CatalogError, NameHolder, NameLease, WorkerCatalog, WorkerInstance};
 use archiver::model::ids::WorkerId;
-use archiver::model::time::Wallclock;
+use archiver::model::time::{SimulatedTime, Wallclock};
 use async_trait::async_trait;
 
 use super::{LEASE_MAX, MemoryCatalog};
@@ -12,7 +12,7 @@ use super::{LEASE_MAX, MemoryCatalog};
 #[async_trait]
 impl WorkerCatalog for MemoryCatalog {
     async fn clock(&self) -> Result<Wallclock, CatalogError> {
-        self.call("clock", |_| Ok(Wallclock::now())).await
+        self.call("clock", |_| Ok(SimulatedTime::time())).await
     }
 
     async fn hold_name(&self, who: &WorkerInstance, now: Wallclock, ttl: Duration) -> Result<NameLease, CatalogError> {

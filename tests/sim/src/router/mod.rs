@@ -11,7 +11,7 @@ use std::time::Duration;
 use archiver::model::ids::{RoomId, RouterName, SessionId};
 use archiver::model::session::RouterRoom;
 use archiver::router::{
-    ListedRoom, MediaRouter, Participant, Publication, Room, RoomEvent, Rooms, RouterError, StreamInfo,
+    ListedRoom, MediaRouter, Participant, Publication, Room, RoomEvent, Rooms, RouterError, StreamInfo, SubscriptionId,
 };
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -143,6 +143,12 @@ impl FakeRouter {
         self.script(|world| {
             world.happen(room, |observer| observer.subscriptions_to(client).into_iter().map(event).collect());
         });
+    }
+
+    /// The room and the stream whose media a subscription brings, while the router sends it.
+    #[must_use]
+    pub fn feed(&self, subscription: SubscriptionId) -> Option<(RoomId, String)> {
+        self.world().feed(subscription)
     }
 
     /// The signalling connections of this process are lost; it reconnects, and its subscriptions live on.

@@ -85,6 +85,12 @@ impl World {
         !self.stopped && !self.cut_off.contains(&process)
     }
 
+    /// The room and the stream of a subscription, while the router sends it.
+    pub fn feed(&self, subscription: SubscriptionId) -> Option<(RoomId, String)> {
+        let mut found = self.observers.values().filter(|_| !self.stopped);
+        found.find_map(|observer| Some((observer.room.clone(), observer.subscriptions.get(&subscription)?.clone())))
+    }
+
     /// Closes the signalling connections of a process, or of all.
     pub fn lose(&mut self, process: Option<Number>) {
         let of = |observer: &&mut Observer| process.is_none_or(|process| process == observer.process);

@@ -1,0 +1,317 @@
+//! What must be true when a simulation has settled.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use archiver::archive::documents::{Manifest, Report};
+use archiver::catalog::{JobRow, JobState};
+use archiver::model::ids::{StreamId, TrackKind};
+use archiver::model::media::{Gap, GapCause};
+use archiver::model::time::{MediaTime, Wallclock};
+use archiver::store::keys::{Keys, Kind};
+
+use super::files::{self, ArchivedFrame};
+use super::publishers::{FrameId, Publication};
+use super::script::Script;
+use super::{Fleet, Millis, session_id};
+
+/// A gap's ends may be wrong by this much: a second of Opus, or two pictures, and the time of a connection.
+const EDGE: Millis = 500;
+/// A worker that works for so long without a break sends what it has: it looks through its spool every 15 s.
+const SHIPPED_WITHIN: Millis = 25_000;
+/// What is missing at the edge of an announcement is put down to signalling.
+const SIGNALLING: Millis = 1_100;
+
+/// A promise that was not kept.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Violation {
+    /// An event was sent and there is no job.
+    NoJob { session: String },
+    /// A job has not become available.
+    NotAvailable { session: String, state: String, detail: String },
+    /// An object of an archive is not in the store, or not right.
+    Object { session: String, what: String },
+    /// Frames are twice in an archive.
+    Twice { session: String, frames: String },
+    /// Frames are not in their order.
+    OutOfOrder { session: String, frames: String },
+    /// Frames were sent, are not in the archive, and no gap tells.
+    Silent { session: String, frames: String },
+    /// Frames were sent, and a gap says that nothing was.
+    SaidNotSent { session: String, frames: String },
+    /// Frames lie elsewhere than they were sent.
+    Displaced { session: String, frames: String },
+    /// An archive lacks media, and says that it is complete.
+    SaidComplete { session: String },
+    /// Frames were on a disk that was not lost, and are not in the archive.
+    Lost { session: String, frames: String },
+    /// Something is left where nothing should be.
+    LeftOver { what: String },
+}
+
+/// An archive as it is in the store.
+struct Archived {
+    manifest: Manifest,
+    report: Report,
+    frames: Vec<ArchivedFrame>,
+}
+
+impl Fleet {
+    /// All that is wrong.
+    pub(super) fn violations(&self, script: &Script) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for session in &script.sessions {
+            self.check_session(session, &mut found);
+        }
+        self.check_left_over(&mut found);
+        found
+    }
+
+    fn check_session(&self, session: &str, found: &mut Vec<Violation>) {
+        let name = || session.to_owned();
+        let Some(job) = self.job(session) else { return found.push(Violation::NoJob { session: name() }) };
+        if matches!(job.state, JobState::Empty | JobState::Waiting) && !self.is_captured(session) {
+            return;
+        }
+        if job.state != JobState::Available {
+            let (state, detail) = (job.state.as_str().to_owned(), format!("{:?}", job.detail));
+            return found.push(Violation::NotAvailable { session: name(), state, detail });
+        }
+        let archived = match self.archived(&job) {
+            Ok(archived) => archived,
+            Err(what) => return found.push(Violation::Object { session: name(), what }),
+        };
+        self.check_order(session, &archived, found);
+        let room = super::room(session);
+        let mut is_complete = true;
+        for publication in self.publishers.all().into_iter().filter(|publication| publication.room == room) {
+            for kind in [TrackKind::Audio, TrackKind::Video] {
+                let track =
+                    Track { fleet: self, session, job: &job, archived: &archived, publication: &publication, kind };
+                is_complete &= track.check(found);
+            }
+        }
+        if !is_complete && archived.manifest.complete != Some(false) {
+            found.push(Violation::SaidComplete { session: name() });
+        }
+    }
+
+    /// Whether anything of a session was ever on a disk.
+    fn is_captured(&self, session: &str) -> bool {
+        let room = super::room(session);
+        let of_it = self.publishers.all().into_iter().filter(|publication| publication.room == room);
+        let frames = of_it.flat_map(|publication| publication.sent(TrackKind::Audio, None, self.now));
+        frames.into_iter().any(|frame| !self.publishers.holders(frame).is_empty())
+    }
+
+    fn check_order(&self, session: &str, archived: &Archived, found: &mut Vec<Violation>) {
+        let mut last: BTreeMap<(u32, TrackKind), u32> = BTreeMap::new();
+        let (mut twice, mut out_of_order) = (Vec::new(), Vec::new());
+        let mut seen: BTreeMap<FrameId, u32> = BTreeMap::new();
+        for ArchivedFrame { frame, .. } in &archived.frames {
+            let times = seen.entry(*frame).or_default();
+            *times += 1;
+            if *times == 2 {
+                twice.push(*frame);
+            }
+            let before = last.insert((frame.publication, frame.kind), frame.n);
+            if before.is_some_and(|before| before > frame.n) {
+                out_of_order.push(*frame);
+            }
+        }
+        let session = session.to_owned();
+        if !twice.is_empty() {
+            found.push(Violation::Twice { session: session.clone(), frames: runs(&twice) });
+        }
+        if !out_of_order.is_empty() {
+            found.push(Violation::OutOfOrder { session, frames: runs(&out_of_order) });
+        }
+    }
+
+    /// Reads an archive from the store.
+    fn archived(&self, job: &JobRow) -> Result<Archived, String> {
+        let keys = Keys::new(job.application.clone(), job.archive);
+        let object = |kind: Kind| {
+            let key = keys.key(kind);
+            self.store.bytes(&key).ok_or_else(|| format!("{key} is missing"))
+        };
+        let manifest: Manifest = serde_json::from_slice(&object(Kind::Manifest)?).map_err(|e| e.to_string())?;
+        let report: Report = serde_json::from_slice(&object(Kind::Report)?).map_err(|e| e.to_string())?;
+        let zip = std::io::Cursor::new(object(Kind::Zip)?);
+        let mut zip = zip::ZipArchive::new(zip).map_err(|e| e.to_string())?;
+        let mut frames = Vec::new();
+        for file in &manifest.files {
+            let mut text = String::new();
+            let mut entry = zip.by_name(&file.name).map_err(|e| e.to_string())?;
+            entry.read_to_string(&mut text).map_err(|e| e.to_string())?;
+            frames.extend(files::read(&text)?);
+        }
+        Ok(Archived { manifest, report, frames })
+    }
+
+    fn check_left_over(&self, found: &mut Vec<Violation>) {
+        let mut left = |what: String| found.push(Violation::LeftOver { what });
+        for machine in &self.machines {
+            for entry in std::fs::read_dir(machine.spool()).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if entry.path().is_dir() && entry.path().join("job.json").exists() {
+                    left(format!("{} in the spool of {}", name, machine.name()));
+                }
+            }
+        }
+        for queue in [format!("started.{}", super::REGION), format!("ended.{}", super::REGION), "dead".to_owned()] {
+            if self.rabbit.waiting(&queue) > 0 {
+                left(format!("messages in {queue}"));
+            }
+        }
+        let pending = self.world.block_on(archiver::store::ObjectStore::pending_uploads(&self.store, ""));
+        let pending = pending.expect("this handle has no faults");
+        if !pending.is_empty() {
+            left(format!("{} uploads", pending.len()));
+        }
+    }
+}
+
+/// One track of one publication.
+struct Track<'a> {
+    fleet: &'a Fleet,
+    session: &'a str,
+    job: &'a JobRow,
+    archived: &'a Archived,
+    publication: &'a Publication,
+    kind: TrackKind,
+}
+
+impl Track<'_> {
+    /// Checks each frame that was sent. Returns whether none is missing.
+    fn check(&self, found: &mut Vec<Violation>) -> bool {
+        let until = self.publication.to.unwrap_or(self.fleet.now);
+        let sent = self.publication.sent(self.kind, None, until);
+        // Before anybody captured it, nobody knew of it.
+        let first = sent.iter().filter_map(|frame| self.fleet.publishers.holders(*frame).first().map(|h| h.at)).min();
+        let Some(first) = first else { return true };
+        let archived: BTreeMap<FrameId, MediaTime> =
+            self.archived.frames.iter().map(|archived| (archived.frame, archived.pts)).collect();
+        let gaps = self.gaps();
+        let (mut silent, mut not_sent, mut lost, mut displaced) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut is_complete = true;
+        for frame in sent {
+            let at = self.publication.sent_at(frame);
+            if let Some(pts) = archived.get(&frame) {
+                let archived_at = pts.to_wallclock(self.job.origin);
+                if distance(archived_at, self.fleet.timeline.wallclock(at)) > EDGE {
+                    displaced.push(frame);
+                }
+                continue;
+            }
+            // The last moments before an end are on the way.
+            if at < first || at + SIGNALLING > until {
+                continue;
+            }
+            if self.must_be_archived(frame) {
+                lost.push(frame);
+            }
+            let within = |edge: i64| {
+                gaps.iter().filter(move |gap| {
+                    self.starts(gap) - edge <= at.cast_signed() && at.cast_signed() <= self.ends(gap) + edge
+                })
+            };
+            let causes: Vec<GapCause> = within(EDGE.cast_signed()).map(|gap| gap.cause).collect();
+            match causes.iter().any(|cause| *cause != GapCause::NotSent) {
+                true => is_complete = false,
+                false if causes.is_empty() && self.is_unknown() => is_complete = false,
+                false if causes.is_empty() => silent.push(frame),
+                // Well inside of it.
+                false if within(-SIGNALLING.cast_signed()).next().is_some() => not_sent.push(frame),
+                false => {}
+            }
+        }
+        let session = || self.session.to_owned();
+        if !silent.is_empty() {
+            found.push(Violation::Silent { session: session(), frames: self.told(&silent) });
+        }
+        if !not_sent.is_empty() {
+            found.push(Violation::SaidNotSent { session: session(), frames: self.told(&not_sent) });
+        }
+        if !lost.is_empty() {
+            found.push(Violation::Lost { session: session(), frames: self.told(&lost) });
+        }
+        if !displaced.is_empty() {
+            found.push(Violation::Displaced { session: session(), frames: self.told(&displaced) });
+        }
+        is_complete
+    }
+
+    fn told(&self, frames: &[FrameId]) -> String {
+        let (first, last) = (frames[0], frames[frames.len() - 1]);
+        let at = |frame| self.publication.sent_at(frame) as f64 / 1e3;
+        let gap = |gap: &Gap| {
+            format!("{:.1}–{:.1} {}", self.starts(gap) as f64 / 1e3, self.ends(gap) as f64 / 1e3, gap.cause.as_str())
+        };
+        let gaps: Vec<String> = self.gaps().iter().map(gap).collect();
+        format!("{}, sent from {:.1} to {:.1} s; gaps: {}", runs(frames), at(first), at(last), gaps.join(", "))
+    }
+
+    fn gaps(&self) -> Vec<Gap> {
+        let stream = StreamId::of_router(&session_id(self.session), &self.publication.router_id);
+        let reports = self.archived.report.streams.iter().filter(|report| report.stream_id == stream);
+        let tracks = reports.flat_map(|report| &report.tracks).filter(|track| track.kind == self.kind);
+        tracks.flat_map(|track| track.gaps.clone()).collect()
+    }
+
+    /// Whether the archive says that it does not know of some stream, and this one may be it.
+    fn is_unknown(&self) -> bool {
+        let stream = StreamId::of_router(&session_id(self.session), &self.publication.router_id);
+        let Archived { manifest, report, .. } = self.archived;
+        manifest.missing.iter().any(|missing| missing.stream_id == StreamId::UNKNOWN)
+            && report.streams.iter().all(|report| report.stream_id != stream)
+    }
+
+    fn millis(&self, at: MediaTime) -> i64 {
+        (at.to_wallclock(self.job.origin).0 - self.fleet.timeline.start.0) / 1_000
+    }
+
+    fn starts(&self, gap: &Gap) -> i64 {
+        self.millis(gap.from)
+    }
+
+    fn ends(&self, gap: &Gap) -> i64 {
+        self.millis(gap.to)
+    }
+
+    /// Whether a worker that has the frame on its disk worked long enough to send it, before the archive was made. What comes later is kept
+    /// in the store.
+    fn must_be_archived(&self, frame: FrameId) -> bool {
+        let made = self.fleet.millis_of(self.job.updated_at);
+        self.fleet
+            .publishers
+            .holders(frame)
+            .iter()
+            .any(|holder| self.fleet.machines[holder.machine].worked_since(holder.at, made) >= SHIPPED_WITHIN)
+    }
+}
+
+fn distance(a: Wallclock, b: Wallclock) -> Millis {
+    Millis::try_from(a.since(b).max(b.since(a)).as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// Frames as runs of numbers.
+fn runs(frames: &[FrameId]) -> String {
+    let mut runs: Vec<(FrameId, u32)> = Vec::new();
+    for frame in frames {
+        match runs.last_mut() {
+            Some((first, last))
+                if first.kind == frame.kind && first.publication == frame.publication && *last + 1 == frame.n =>
+            {
+                *last = frame.n;
+            }
+            _ => runs.push((*frame, frame.n)),
+        }
+    }
+    let run = |(first, last): &(FrameId, u32)| {
+        format!("{} of publication {}: {}–{last}", first.kind.as_str(), first.publication, first.n)
+    };
+    let told: Vec<String> = runs.iter().take(4).map(run).collect();
+    format!("{} frames ({}{})", frames.len(), told.join(", "), if runs.len() > 4 { ", …" } else { "" })
+}

@@ -1,0 +1,150 @@
+//! The promises under faults, seed by seed.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::json;
+
+use super::checks::Violation;
+use super::script::{Action, MACHINES, QUIET_AT, Script};
+use super::{Fleet, Millis};
+
+/// A simulation that has not settled by then never does.
+const SETTLED_BY: Millis = QUIET_AT + 240_000;
+/// Jobs in each worker.
+const CAPACITY: usize = 4;
+
+/// What came of a script.
+struct Outcome {
+    violations: Vec<Violation>,
+    log: Vec<String>,
+    /// The indexes and histories that are in the store, when one seed is run alone.
+    indexes: Vec<String>,
+}
+
+/// The lines of the indexes and histories in the store.
+fn indexes(fleet: &Fleet) -> Vec<String> {
+    let mut lines = Vec::new();
+    for key in fleet.store.keys().into_iter().filter(|key| key.contains("/segments/")) {
+        let bytes = fleet.store.bytes(&key).expect("it is listed");
+        let text = String::from_utf8_lossy(&bytes);
+        lines.push(key);
+        let is_line = |line: &&str| line.contains("{\"is\":") || line.contains("\"what\":");
+        lines.extend(text.lines().filter(is_line).map(|line| format!("  {}", &line[line.find('{').unwrap_or(0)..])));
+    }
+    lines
+}
+
+fn simulate(script: &Script) -> Outcome {
+    let mut fleet = Fleet::new(MACHINES, CAPACITY);
+    fleet.play(script);
+    loop {
+        let next = fleet.now + 10_000;
+        fleet.run_until(next);
+        let violations = fleet.violations(script);
+        if violations.is_empty() || fleet.now >= SETTLED_BY {
+            let indexes = if number("ARCHIVER_SEED").is_some() { indexes(&fleet) } else { Vec::new() };
+            return Outcome { violations, log: std::mem::take(&mut fleet.log), indexes };
+        }
+    }
+}
+
+#[test]
+fn without_a_fault_every_frame_is_in_the_archive() {
+    let mut script = Script { sessions: vec!["s0".to_owned()], ..Script::default() };
+    let session = || "s0".to_owned();
+    script.add(1_000, Action::StartSession { session: session() });
+    script.add(1_500, Action::Publish { session: session(), id: "alice".to_owned() });
+    script.add(4_000, Action::Publish { session: session(), id: "bob".to_owned() });
+    script.add(20_000, Action::Unpublish { session: session(), id: "alice".to_owned() });
+    script.add(30_000, Action::EndSession { session: session() });
+    let outcome = simulate(&script);
+    assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
+}
+
+/// The number of an environment variable.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Seeds in `make test`; `make simulate` runs 10,000 (`ARCHIVER_SEEDS`).
+const SEEDS: u64 = 100;
+
+/// The rows of `make simulate`: a line of JSON for each seed of this commit. A run that was interrupted goes on.
+struct Rows {
+    path: PathBuf,
+    commit: String,
+    done: BTreeSet<u64>,
+}
+
+impl Rows {
+    /// Those of the file that `ARCHIVER_ROWS` names, if any.
+    fn open() -> Option<Self> {
+        let path = PathBuf::from(std::env::var_os("ARCHIVER_ROWS")?);
+        let commit = std::env::var("ARCHIVER_COMMIT").expect("the commit");
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let rows = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let of_it = rows.filter(|row| row["commit"] == commit.as_str() && row["violations"] == json!([]));
+        let done = of_it.filter_map(|row| row["seed"].as_u64()).collect();
+        Some(Self { path, commit, done })
+    }
+
+    fn add(&self, seed: u64, violations: &[Violation]) {
+        let told: Vec<String> = violations.iter().map(|violation| format!("{violation:?}")).collect();
+        let row = json!({ "commit": self.commit, "seed": seed, "violations": told });
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path);
+        // One write, because two threads add rows.
+        file.expect("the file of rows").write_all(format!("{row}\n").as_bytes()).expect("a row");
+    }
+}
+
+/// Runs a seed. Returns whether it kept all promises.
+fn keeps_promises(seed: u64, rows: Option<&Rows>) -> bool {
+    if rows.is_some_and(|rows| rows.done.contains(&seed)) {
+        return true;
+    }
+    let Outcome { violations, log, indexes } = simulate(&Script::of_seed(seed));
+    if let Some(rows) = rows {
+        rows.add(seed, &violations);
+    }
+    indexes.iter().for_each(|line| println!("{line}"));
+    if !violations.is_empty() {
+        println!("seed {seed}:\n  {}", log.join("\n  "));
+        violations.iter().for_each(|violation| println!("  VIOLATION {violation:?}"));
+    }
+    violations.is_empty()
+}
+
+/// `ARCHIVER_SEED` runs one seed and tells what happened; `ARCHIVER_SEEDS` says how many to run.
+#[test]
+fn whatever_happens_to_a_fleet_its_promises_hold() {
+    let seeds = match number("ARCHIVER_SEED") {
+        Some(seed) => {
+            tracing_subscriber::fmt().with_env_filter("info").with_ansi(false).with_writer(std::io::stdout).init();
+            seed..seed + 1
+        }
+        None => 0..number("ARCHIVER_SEEDS").unwrap_or(SEEDS),
+    };
+    let (rows, next, broken) = (Rows::open(), AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    if !keeps_promises(seed, rows.as_ref()) {
+                        broken.lock().expect("no panic").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let mut broken = broken.into_inner().expect("no panic");
+    broken.sort_unstable();
+    assert!(broken.is_empty(), "{} of {} seeds break a promise: {broken:?}", broken.len(), seeds.end - seeds.start);
+}
