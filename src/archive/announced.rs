@@ -1,6 +1,6 @@
 //! What a session's history says of its tracks: when they were announced, and to what missing media is put down. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use crate::model::intervals::{Interval, Intervals};
@@ -109,19 +109,26 @@ pub(super) fn unknown(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> Medi
 fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: MediaTime) -> Reading {
     let notes_joining = events.iter().any(|event| event.kind == EventKind::Joined);
     let mut reading = Reading { notes_joining, ..Reading::default() };
-    let (mut ended, mut last) = (false, None);
+    let began = |event: &Event| match event.kind {
+        EventKind::EpochBegan { epoch, .. } => Some(epoch.0),
+        _ => None,
+    };
+    let epochs: BTreeSet<u32> = events.iter().filter_map(began).collect();
+    let (mut ended, mut newest) = (false, None);
     for (at, event) in events.iter().enumerate() {
         let before = at.checked_sub(1).map(|before| events[before].at);
         match &event.kind {
-            EventKind::EpochBegan { epoch, .. } => {
+            EventKind::EpochBegan { epoch, nothing_before, .. } => {
                 let alive = alive(*epoch, event.at);
                 reading.owner_changed(alive.max(before.unwrap_or(event.at)).min(event.at), event.at);
-                // Events before the first of these are of the first epoch.
-                let before_it = last.unwrap_or(u32::from(at > 0));
-                if epoch.0 > before_it + 1 {
+                // Events before the first of these are of the first epoch. What an archive should be like is noted at the origin.
+                let is_of_owner = |event: &Event| !matches!(event.kind, EventKind::StreamMode { .. });
+                let before_it = newest.unwrap_or_else(|| u32::from(events[..at].iter().any(is_of_owner)));
+                let is_lost = (before_it + 1..epoch.0).any(|missing| !epochs.contains(&missing));
+                if is_lost && !nothing_before {
                     reading.history_lost(alive.max(before.unwrap_or_default()).min(event.at), event.at);
                 }
-                last = Some(epoch.0);
+                newest = newest.max(Some(epoch.0));
             }
             EventKind::Ended { .. } => {
                 reading.all_gone(event.at);
@@ -204,11 +211,16 @@ impl Reading {
     fn announced(&mut self, at: MediaTime, stream: StreamId, announced: &BTreeMap<TrackKind, &str>) {
         self.confirm(at, stream);
         let is_new = !self.streams.contains_key(&stream);
+        if let Some(lost) = &mut self.lost {
+            // An older version did not note that it had joined.
+            lost.until.get_or_insert(at + JOIN_MAX);
+        }
         // What an owner finds behind a lost history may have been there since that began: nobody knows, so it is told as missing.
         let lost = self.lost.filter(|lost| is_new && lost.until.is_none_or(|until| at <= until));
         let since = lost.map_or(at, |lost| lost.since);
-        if lost.is_some() {
-            self.unknown.retain(|unknown| unknown.from != since);
+        // Somebody who was there is found again.
+        if let Some(lost) = self.lost.filter(|lost| lost.until.is_none_or(|until| at <= until)) {
+            self.unknown.retain(|unknown| unknown.from != lost.since);
         }
         // It must be subscribed to first: that is ours to do.
         let known =

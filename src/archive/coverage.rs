@@ -4,7 +4,7 @@
 //! the gaps that its writer saw: between two frames. Nobody writes down a track that never came, nor the end of one that fell
 //! silent. Both follow from the session's history: it has which tracks were announced, and what stood in the way of capturing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::announced::{Blame, TrackHistory, histories, unknown};
 use crate::model::archive_options::ArchiveOptions;
@@ -301,13 +301,16 @@ fn between_owners(track: &TrackIndex) -> Vec<Gap> {
     let mut parts: Vec<_> = parts.collect();
     parts.sort_by_key(|(_, part)| part.from);
     let (mut gaps, mut last): (Vec<Gap>, Option<(Epoch, MediaTime)>) = (Vec::new(), None);
+    let mut begun = BTreeSet::new();
     for (epoch, part) in parts {
-        if let Some((before, to)) = last
-            && before != epoch
+        // Two owners may go on side by side, with pauses of the publisher: what counts is where one begins.
+        if let Some((_, to)) = last
+            && begun.insert(epoch)
             && part.from - to >= HANDOVER_MIN
         {
             gaps.push(Gap { from: to, to: part.from, cause: GapCause::Worker });
         }
+        begun.insert(epoch);
         last = Some(last.filter(|(_, to)| *to > part.to).unwrap_or((epoch, part.to)));
     }
     gaps

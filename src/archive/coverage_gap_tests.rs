@@ -6,10 +6,11 @@ use super::coverage::{of_log, of_lost_histories};
 use super::coverage_tests::{
     AUDIO, Case, VIDEO, announce, capture, ended, epoch, gone, joined, live, muted, other, router, s, stream,
 };
-use crate::model::archive_options::ArchiveOptions;
+use crate::model::archive_options::{ArchiveOptions, StreamMode};
 use crate::model::ids::{Epoch, StreamId, TrackId};
 use crate::model::media::{Codec, Gap, GapCause, TrackFormat, TrackStats};
 use crate::recording::Record;
+use crate::recording::history::{Event, EventKind};
 use crate::recording::reader::TrackIndex;
 
 #[test]
@@ -303,6 +304,14 @@ fn a_gap_that_a_lost_source_opened_has_the_causes_that_the_history_knows() {
     }
 }
 
+fn nothing_before(at: f64, number: u32) -> Event {
+    let mut event = epoch(at, number);
+    if let EventKind::EpochBegan { nothing_before, .. } = &mut event.kind {
+        *nothing_before = true;
+    }
+    event
+}
+
 #[test]
 fn what_an_owner_finds_behind_a_lost_history_is_missing_since_the_last_that_is_known() {
     use GapCause::Worker;
@@ -338,6 +347,41 @@ fn what_an_owner_finds_behind_a_lost_history_is_missing_since_the_last_that_is_k
             missing: &[],
         },
         Case {
+            name: "options that are noted at the origin",
+            events: vec![
+                Event { at: s(0.0), kind: EventKind::StreamMode { mode: StreamMode::Manual } },
+                epoch(9.0, 2),
+                joined(9.2),
+                announce(9.2, &[VIDEO]),
+                live(9.4),
+                ended(60.0),
+            ],
+            captured: &[(9.6, 60.0)],
+            logged: &[],
+            missing: &[(0.0, 9.6, Worker)],
+        },
+        Case {
+            name: "an owner that stood still before it began, and none that is lost",
+            events: vec![
+                epoch(0.0, 1),
+                epoch(15.0, 3),
+                epoch(20.0, 2),
+                epoch(40.0, 4),
+                joined(40.1),
+                announce(40.1, &[VIDEO]),
+            ],
+            captured: &[(40.3, 60.0)],
+            logged: &[],
+            missing: &[],
+        },
+        Case {
+            name: "an owner before whom nobody published, as the catalog says",
+            events: vec![nothing_before(9.0, 2), joined(9.2), announce(9.2, &[VIDEO]), live(9.4), ended(60.0)],
+            captured: &[(9.6, 60.0)],
+            logged: &[],
+            missing: &[],
+        },
+        Case {
             name: "a job that waited for its first stream",
             events: vec![epoch(0.6, 2), joined(0.7), announce(0.7, &[VIDEO]), live(0.8), ended(60.0)],
             captured: &[(1.2, 60.0)],
@@ -357,7 +401,8 @@ fn a_lost_history_of_which_no_stream_is_found_again_is_told_without_one() {
     assert_eq!(what, [AUDIO, VIDEO].map(|kind| (StreamId::UNKNOWN, kind, GapCause::Worker, 9_000)));
     let found = vec![epoch(9.0, 2), joined(9.2), announce(9.2, &[VIDEO]), ended(60.0)];
     let waited = vec![epoch(0.6, 2), joined(0.7), ended(60.0)];
-    for events in [found, waited, vec![epoch(0.1, 1), joined(0.2), ended(60.0)]] {
+    let empty = vec![nothing_before(9.0, 2), joined(9.2), ended(60.0)];
+    for events in [found, waited, empty, vec![epoch(0.1, 1), joined(0.2), ended(60.0)]] {
         assert_eq!(of_lost_histories(&[], &events, &ArchiveOptions::default()), [], "{events:?}");
     }
 }

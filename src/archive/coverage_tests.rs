@@ -53,7 +53,7 @@ pub(super) fn ended(at: f64) -> Event {
 
 pub(super) fn epoch(at: f64, epoch: u32) -> Event {
     let worker: WorkerId = "worker-1".parse().expect("id");
-    Event { at: s(at), kind: EventKind::EpochBegan { epoch: Epoch(epoch), worker } }
+    Event { at: s(at), kind: EventKind::EpochBegan { epoch: Epoch(epoch), worker, nothing_before: false } }
 }
 
 pub(super) fn joined(at: f64) -> Event {

@@ -19,7 +19,7 @@ use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Backoff, FaultKind, chain};
-use crate::model::ids::TrackId;
+use crate::model::ids::{Epoch, TrackId};
 use crate::model::time::{MediaClock, MediaTime};
 use crate::recording::history::{EventKind, History, has_streams};
 use crate::recording::restore::restore;
@@ -32,6 +32,8 @@ use crate::webrtc::{CaptureKey, CaptureOptions};
 
 /// What other machines captured is waited for so long before a capture goes on.
 const RESTORE: Duration = Duration::from_secs(3);
+/// The catalog is asked for so long what there was before; media flows now.
+const NEWS_MAX: Duration = Duration::from_secs(1);
 /// The disk opens or seals a log within this time, or it hangs.
 const DISK_MAX: Duration = Duration::from_secs(8);
 /// The end of what an earlier owner has written may lie so far ahead of the clock though that was not set: that owner may still be writing,
@@ -82,7 +84,8 @@ pub(super) async fn capture(
     }
     let limits = Limits::from(&context.settings.limits);
     let mut presence = Presence::new(limits, job.row.origin, now, earlier.recorded, ever_published);
-    let began = EventKind::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone() };
+    let nothing_before = !ever_published && nothing_before(job).await;
+    let began = EventKind::EpochBegan { epoch: job.row.epoch, worker: context.worker.clone(), nothing_before };
     history.add(clock.now(), began).map_err(|e| JobFailure::of(&e))?;
     let noted = desired::noted(&before);
     if let Some(first) = desired::first(&noted, &job.spec.archive) {
@@ -139,6 +142,15 @@ pub(super) async fn capture(
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
     }
     Ok(ended)
+}
+
+/// Whether no earlier owner of an automatic job can have captured anything: its archive is in the catalog from its first stream on.
+async fn nothing_before(job: &Job) -> bool {
+    if job.row.epoch <= Epoch(1) || !job.is_automatic() {
+        return false;
+    }
+    let known = tokio::time::timeout(NEWS_MAX, job.context.catalog.archive(job.row.archive)).await;
+    matches!(known, Ok(Ok(None)))
 }
 
 fn disk_hangs(what: &str) -> JobFailure {

@@ -41,7 +41,13 @@ pub struct Announced {
 #[allow(missing_docs)]
 pub enum EventKind {
     /// A worker began to own the job.
-    EpochBegan { epoch: Epoch, worker: WorkerId },
+    EpochBegan {
+        epoch: Epoch,
+        worker: WorkerId,
+        /// The catalog says that nobody has published before: there is nothing that an earlier epoch could have captured.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        nothing_before: bool,
+    },
     /// The worker has joined the room. It announces at once what is there. Older versions do not note it, and skip it when they
     /// read.
     Joined,

@@ -341,8 +341,8 @@ struct ReadEpoch {
 /// epoch had already are left out.
 ///
 /// Epochs follow each other in time, but not without exception: an owner that stood still goes on writing for a moment after others had
-/// taken its job over, and what it writes lies behind theirs. So an epoch is read as long as it goes on without a break; then comes
-/// whatever begins first.
+/// taken its job over, and what it writes lies behind theirs. So an epoch is read as long as it goes on without a break in which another
+/// one begins.
 #[derive(Debug)]
 pub struct Frames {
     index: TrackIndex,
@@ -393,13 +393,16 @@ impl Frames {
 
     /// The part to read next. None while the log does not grow.
     fn next_place(&self) -> Option<Place> {
-        let goes_on = self.reading.and_then(|reading| {
-            self.unread(reading.epoch).filter(|place| self.part(*place).from - reading.end < BREAK)
-        });
-        goes_on.or_else(|| {
-            let unread = self.index.epochs().filter_map(|epoch| self.unread(epoch));
-            unread.min_by_key(|place| self.part(*place).from)
-        })
+        let from = |place: Place| self.part(place).from;
+        let first = |of: &dyn Fn(&Place) -> bool| {
+            let unread = self.index.epochs().filter_map(|epoch| self.unread(epoch)).filter(of);
+            unread.min_by_key(|place| from(*place))
+        };
+        let own = self.reading.and_then(|reading| Some((reading.end, self.unread(reading.epoch)?)));
+        let Some((end, own)) = own else { return first(&|_| true) };
+        // Another one lies in a break of this epoch, or it waits: two that go on side by side are not read by turns.
+        let lies_between = |place: &Place| self.part(*place).to > end && from(own) - from(*place) >= BREAK;
+        if from(own) - end < BREAK { Some(own) } else { first(&lies_between).or(Some(own)) }
     }
 
     fn read_part(&mut self, place: Place) -> Option<Bytes> {

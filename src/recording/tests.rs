@@ -240,6 +240,30 @@ fn what_an_owner_that_stood_still_writes_late_hides_nothing_of_its_successors() 
 }
 
 #[test]
+fn two_owners_side_by_side_are_not_read_by_turns() {
+    let dir = tempfile::tempdir().expect("dir");
+    // A frame a second, each a part: both owners have all from the tenth on, the second a moment later.
+    let picture = |number: i64, late: i64| Frame { pts: ms(1_000 * number + late), keyframe: true, ..frame(number) };
+    for (epoch, numbers, late) in [(1, 0..30, 0), (2, 10..40, 30)] {
+        let (mut log, _) = open(dir.path(), epoch);
+        log.format(&vp8(320)).expect("format");
+        for number in numbers {
+            log.frame(&picture(number, late)).expect("frame");
+            log.tick(ms(1_000 * number + 900)).expect("part");
+        }
+        log.seal().expect("seal");
+    }
+    let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
+    let frames = index.frames().filter_map(|item| match item {
+        LogItem::Frame(frame) => Some(i64::from(frame.data[0])),
+        LogItem::Format(_) => None,
+    });
+    let numbers: Vec<i64> = frames.collect();
+    assert!(numbers.windows(2).all(|pair| pair[0] <= pair[1]), "{numbers:?}");
+    assert!(numbers.len() <= 41, "one frame may be twice where the owners change: {numbers:?}");
+}
+
+#[test]
 fn a_full_spool_is_a_gap_of_the_storage_and_writing_goes_on_later() {
     let dir = tempfile::tempdir().expect("dir");
     let spool = Arc::new(Spool::open(dir.path(), 6000, 70).expect("spool"));

@@ -63,7 +63,7 @@ impl Recorder {
     pub fn begin(&mut self, knows_ends: bool) {
         self.epoch += 1;
         let worker: WorkerId = "worker-1".parse().expect("id");
-        self.note(EventKind::EpochBegan { epoch: Epoch(self.epoch), worker });
+        self.note(EventKind::EpochBegan { epoch: Epoch(self.epoch), worker, nothing_before: false });
         self.worker = Some(Worker::new(knows_ends));
     }
 
