@@ -84,7 +84,7 @@ senders: setup ## the matrix of senders and what happens to them, in about an ho
 
 simulate: setup ## a fleet in simulated time, under the faults of 10,000 seeds (ARCHIVER_SEEDS; ARCHIVER_SEED: one, with its log)
 	@$(BUILD_TESTS)
-	ARCHIVER_SEEDS=$${ARCHIVER_SEEDS:-10000} ARCHIVER_ROWS=$(CURDIR)/target/simulate.jsonl ARCHIVER_COMMIT="$$(git rev-parse --short HEAD)" \
+	ARCHIVER_SEEDS=$${ARCHIVER_SEEDS:-10000} ARCHIVER_ROWS=$(CURDIR)/target/simulate.jsonl ARCHIVER_COMMIT="$$(git rev-parse --short HEAD)+$$(git diff HEAD | sha1sum | cut -c1-8)" \
 	  $(CARGO) nextest run --locked --workspace --profile long --no-capture -E 'test(/^fleet::tests::whatever/)'
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)

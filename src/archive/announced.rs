@@ -64,7 +64,7 @@ struct Handover {
     until: Option<MediaTime>,
 }
 
-/// A time of which no history is left: the machine that had it is lost, or not back yet.
+/// A time of which there is no history: the machine that has it is lost, or not back yet.
 #[derive(Debug, Clone, Copy)]
 struct LostHistory {
     /// The last that is known before it.
@@ -215,10 +215,10 @@ impl Reading {
             // An older version did not note that it had joined.
             lost.until.get_or_insert(at + JOIN_MAX);
         }
-        // What an owner finds behind a lost history may have been there since that began: nobody knows, so it is told as missing.
+        // A stream that an owner finds behind a lost history may have been there all that time. Nobody knows, so it is told as missing.
         let lost = self.lost.filter(|lost| is_new && lost.until.is_none_or(|until| at <= until));
         let since = lost.map_or(at, |lost| lost.since);
-        // Somebody who was there is found again.
+        // A stream is found, so the time before is told as missing of that stream.
         if let Some(lost) = self.lost.filter(|lost| lost.until.is_none_or(|until| at <= until)) {
             self.unknown.retain(|unknown| unknown.from != lost.since);
         }

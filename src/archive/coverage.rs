@@ -239,7 +239,7 @@ pub(super) fn of_lost_histories(
     let seconds = |at: MediaTime| at.as_secs_f64();
     let detail = |span: &Interval| {
         format!(
-            "of the time from {:.1} to {:.1} s no history is left, because a machine was lost: who published then is not known",
+            "no history is left of the time from {:.1} to {:.1} s: its worker did not send it, and it is not known who published then",
             seconds(span.from),
             seconds(span.to)
         )

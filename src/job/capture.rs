@@ -178,6 +178,14 @@ async fn media_clock(job: &Job, earlier: &PriorEpochs) -> MediaClock {
             );
             clock.ahead_by(missing)
         }
+        Some(end) if end > now => {
+            let ahead_ms = now.until(end).as_millis();
+            tracing::info!(
+                ahead_ms,
+                "the log's end is ahead of the catalog's clock: an earlier owner may still write it"
+            );
+            clock
+        }
         _ => clock,
     }
 }

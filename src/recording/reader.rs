@@ -309,8 +309,8 @@ pub enum LogItem {
 /// A part of an epoch that begins so long after the one before it, in nanoseconds, does not go on from it.
 const BREAK: MediaSpan = 100_000_000;
 
-/// Two owners' clocks differ by less, in nanoseconds, and frames of sound are further apart: one that comes from the next owner so soon,
-/// with the same bytes, is the same frame.
+/// Two owners' times of one frame differ by less, in nanoseconds, and two frames of sound are further apart. So a frame of the next owner
+/// that comes within this time, with the same bytes, is the one that was read last.
 const SAME_FRAME: MediaSpan = 10_000_000;
 
 /// How far an epoch was read: up to a part of a segment.
@@ -391,7 +391,7 @@ impl Frames {
         self.index.segments[place.segment].parts[place.part]
     }
 
-    /// The part to read next. None while the log does not grow.
+    /// The part to read next; `None` if there is none yet.
     fn next_place(&self) -> Option<Place> {
         let from = |place: Place| self.part(place).from;
         let first = |of: &dyn Fn(&Place) -> bool| {
@@ -400,7 +400,7 @@ impl Frames {
         };
         let own = self.reading.and_then(|reading| Some((reading.end, self.unread(reading.epoch)?)));
         let Some((end, own)) = own else { return first(&|_| true) };
-        // Another one lies in a break of this epoch, or it waits: two that go on side by side are not read by turns.
+        // Another epoch comes first only if it lies in a break of this one: two owners that capture side by side are not read by turns.
         let lies_between = |place: &Place| self.part(*place).to > end && from(own) - from(*place) >= BREAK;
         if from(own) - end < BREAK { Some(own) } else { first(&lies_between).or(Some(own)) }
     }

@@ -160,7 +160,7 @@ async fn thousands_of_odd_requests_find_no_error_of_the_server_and_no_secret_in_
         cases,
     };
     let boundaries = "examples,coverage,fuzzing";
-    // Operators and strangers meet the same parsers: their boundaries are for the long form.
+    // The parsers are the same for operators and strangers: only the long form tries the boundaries with them again.
     let again = if wanted > REQUESTS { boundaries } else { "examples,fuzzing" };
     let operator = format!("Authorization: Bearer {OPERATOR}");
     let runs = [

@@ -158,7 +158,6 @@ impl Script {
                 self.add(until, Action::StartBroker);
             }
             8 => trouble(self, whom, Service::Catalog, Trouble::Cut),
-            13 => trouble(self, one, Service::Broker, Trouble::Cut),
             9 => trouble(self, whom, Service::Catalog, Trouble::LosesAnswers),
             10 => {
                 let slow = Trouble::Slow(Duration::from_millis(random.random_range(50..900)));
@@ -170,6 +169,7 @@ impl Script {
                 let how = if random.random_bool(0.5) { Trouble::Hang } else { Trouble::LosesAnswers };
                 trouble(self, whom, Service::Store, how);
             }
+            13 => trouble(self, one, Service::Broker, Trouble::Cut),
             _ => match random.random_bool(0.5) {
                 true => trouble(self, one, Service::Router, Trouble::Cut),
                 false => self.add(at, Action::Disconnect { machine }),
