@@ -25,7 +25,7 @@ BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --loc
 RUST_BACKTRACE := 0
 NEXTEST = RUST_BACKTRACE=$(RUST_BACKTRACE) $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
 
-.PHONY: help setup demo test bench lint audit kills outages hostile soak senders simulate fuzz garage image clean
+.PHONY: help setup demo test bench guards lint audit kills outages hostile soak senders simulate fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,11 +35,13 @@ setup: ## install what is missing: Debian packages, the tools of lint and test, 
 	@tests/tools/install.sh >/dev/null
 	@tests/sdk/install.sh >/dev/null
 
-lint: setup ## spelling, licences and sources of dependencies, formatting, clippy and documentation, all warnings denied
+guards: setup ## spelling, licences and sources of dependencies, formatting: what needs no build
 	typos
 	cargo-deny --locked --workspace check --allow license-exception-not-encountered licenses bans sources
 	cargo-deny --locked --manifest-path tests/fuzz/Cargo.toml --config deny.toml check licenses bans sources
 	$(CARGO) fmt --all --check
+
+lint: guards ## the guards, clippy and documentation, all warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
 
