@@ -292,7 +292,10 @@ async fn a_camera_that_goes_and_comes_by_renegotiation_costs_no_sound() {
     assert!(matched.missing.len() < 60, "{} of {} pictures are missing", matched.missing.len(), truth.frames.len());
     let last = matched.frames.last().expect("pictures").sent;
     assert!(truth.frames.last().expect("pictures").1 - last < 0.5, "the camera that came last is not in the file");
-    assert!(matched.beeps.len() + 1 >= truth.beeps.len(), "{} of {} beeps", matched.beeps.len(), truth.beeps.len());
+    // The recorder joins while the publisher beeps already; from then on only the last beep may be cut.
+    let first = matched.beeps.first().expect("beeps").sent;
+    let sent = truth.beeps.iter().filter(|(_, at)| *at >= first).count();
+    assert!(matched.beeps.len() + 1 >= sent, "{} of {sent} beeps", matched.beeps.len());
 }
 
 /// After such a change Janus's reports of the picture are wrong for as long as the camera was off, and by as much.
