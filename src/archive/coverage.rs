@@ -307,6 +307,7 @@ fn between_owners(track: &TrackIndex) -> Vec<Gap> {
         if let Some((_, to)) = last
             && begun.insert(epoch)
             && part.from - to >= HANDOVER_MIN
+            && !goes_on(track, epoch, to, part.from)
         {
             gaps.push(Gap { from: to, to: part.from, cause: GapCause::Worker });
         }
@@ -314,6 +315,12 @@ fn between_owners(track: &TrackIndex) -> Vec<Gap> {
         last = Some(last.filter(|(_, to)| *to > part.to).unwrap_or((epoch, part.to)));
     }
     gaps
+}
+
+/// Whether an owner before an epoch captures on when that begins: its frames are no further apart than those of a slow picture.
+fn goes_on(track: &TrackIndex, epoch: Epoch, since: MediaTime, begins: MediaTime) -> bool {
+    let earlier = track.segments.iter().filter(|segment| segment.epoch < epoch).flat_map(|segment| &segment.parts);
+    earlier.filter(|part| part.from >= begins).any(|part| part.from - since < FRAME_MAX)
 }
 
 /// The media that an archive lacks, the longest first.

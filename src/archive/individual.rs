@@ -12,8 +12,9 @@ use crate::model::desired::Selection;
 use crate::model::ids::{StreamId, TrackId, TrackKind};
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::{MediaSpan, MediaTime};
+use crate::recording::frames::LogItem;
 use crate::recording::history::Event;
-use crate::recording::reader::{LogItem, SegmentIndex, TrackIndex};
+use crate::recording::reader::{SegmentIndex, TrackIndex};
 use crate::rtp::clock::Correction;
 use crate::rtp::depacketize::h264;
 

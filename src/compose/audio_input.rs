@@ -12,7 +12,8 @@ use crate::model::fault::chain;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
 use crate::recording::LogError;
-use crate::recording::reader::{LogItem, TrackIndex};
+use crate::recording::frames::LogItem;
+use crate::recording::reader::TrackIndex;
 
 /// Audio further from its place than this many samples (10 ms) is moved there at once. Else it is moved sample by sample,
 /// which is not audible.

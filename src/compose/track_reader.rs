@@ -6,7 +6,8 @@ use super::clock::Clocks;
 use crate::model::ids::TrackId;
 use crate::model::media::Frame;
 use crate::model::time::MediaTime;
-use crate::recording::reader::{Frames, LogItem, TrackIndex};
+use crate::recording::frames::{Frames, LogItem};
+use crate::recording::reader::TrackIndex;
 use crate::rtp::clock::BACK_MAX;
 use crate::rtp::depacketize::h264;
 

@@ -12,7 +12,8 @@ use crate::model::fault::chain;
 use crate::model::media::{Codec, Frame, TrackFormat};
 use crate::model::time::MediaTime;
 use crate::recording::LogError;
-use crate::recording::reader::{LogItem, TrackIndex};
+use crate::recording::frames::LogItem;
+use crate::recording::reader::TrackIndex;
 use crate::rtp::depacketize::h264;
 
 /// Frames of a stream that is not shown are kept up to this many bytes; then it comes back with a keyframe.

@@ -16,6 +16,7 @@
 //!
 //! Every segment plays with ordinary tools; so does a run of them, joined by [`reader::join`].
 
+pub mod frames;
 pub mod history;
 pub mod mkv;
 pub mod reader;

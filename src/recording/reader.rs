@@ -1,20 +1,23 @@
-//! Reads a capture log: all of it, or while it grows.
+//! The indexes of a capture log: all of it, or while it grows.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-
 use super::{INDEX, LogError, Record, TRACKS, mkv};
 use crate::model::ids::{Epoch, TrackId};
-use crate::model::media::{ClockStart, Frame, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
+use crate::model::intervals::{Interval, Intervals};
+use crate::model::media::{ClockStart, Gap, GapCause, SenderReport, TrackFormat, TrackStats};
 use crate::model::time::{MediaSpan, MediaTime};
 use crate::runtime::journal::read_lines;
 
 /// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
 const PART_BYTES_MAX: u64 = 32 << 20;
+
+/// Times of one frame by two clocks whose difference is known differ by less, in nanoseconds.
+pub(super) const ROUNDING: MediaSpan = 1_000_000;
+/// Frames of one owner may be as far apart, in nanoseconds: the earlier one lasts as long.
+pub(super) const PAUSE_MIN: MediaSpan = 2_000_000_000;
 
 /// A part's entry in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,16 +243,30 @@ impl TrackIndex {
         self.segments.iter().flat_map(|s| &s.parts).map(|p| p.to).max()
     }
 
-    /// The gaps, in order. The later of two owners noted a gap between them by what it knew. Media that the earlier owner
-    /// captured on its own disk shortens that gap.
+    /// The gaps, in order. The later of two owners noted a gap between them by what it knew. Of that gap remains what no other owner
+    /// captured.
     #[must_use]
     pub fn missing(&self) -> Vec<Gap> {
-        let mut gaps = self.gaps.clone();
-        for gap in gaps.iter_mut().filter(|gap| gap.cause == GapCause::Worker) {
-            let before = self.segments.iter().flat_map(|s| &s.parts).filter(|p| p.from < gap.to && p.to <= gap.to);
-            gap.from = before.map(|p| p.to).fold(gap.from, MediaTime::max);
-        }
-        gaps.retain(|gap| gap.from < gap.to);
+        let of_epoch = |epoch| {
+            let segments = self.segments.iter().filter(move |segment| segment.epoch == epoch);
+            segments.flat_map(|segment| &segment.parts)
+        };
+        // An owner notes its own pauses.
+        let bridged = |epoch| {
+            let parts = of_epoch(epoch).map(|part| Interval::new(part.from, part.to));
+            (epoch, parts.collect::<Intervals>().bridged(PAUSE_MIN))
+        };
+        let captured: Vec<(Epoch, Intervals)> = self.epochs().map(bridged).collect();
+        let rest = |gap: &Gap| {
+            let mut rest = Intervals::from(Interval::new(gap.from, gap.to));
+            let is_noted_by = |epoch| of_epoch(epoch).any(|part| (part.from - gap.to).abs() <= ROUNDING);
+            let others = captured.iter().filter(|(epoch, _)| gap.cause == GapCause::Worker && !is_noted_by(*epoch));
+            for (_, captured) in others {
+                rest = rest.without(captured);
+            }
+            rest.iter().map(|one| Gap { from: one.from, to: one.to, cause: gap.cause }).collect::<Vec<_>>()
+        };
+        let mut gaps: Vec<Gap> = self.gaps.iter().flat_map(rest).collect();
         gaps.sort_by_key(|gap| gap.from);
         gaps
     }
@@ -260,24 +277,8 @@ impl TrackIndex {
         self.segments.iter().flat_map(|s| &s.parts).map(|p| u64::from(p.frames)).sum()
     }
 
-    /// All frames in decoding order, with the format before the first and where it changes.
-    #[must_use]
-    pub fn frames(&self) -> Frames {
-        Frames {
-            index: self.clone(),
-            cursors: BTreeMap::new(),
-            reading: None,
-            file: None,
-            pending: std::collections::VecDeque::new(),
-            format: None,
-            last: None,
-            last_bytes: Bytes::new(),
-            damaged: 0,
-        }
-    }
-
     /// The epochs that have segments, in order.
-    fn epochs(&self) -> impl Iterator<Item = Epoch> + '_ {
+    pub(super) fn epochs(&self) -> impl Iterator<Item = Epoch> + '_ {
         let next = |after: Option<Epoch>| {
             let at = after.map_or(0, |after| self.segments.partition_point(|s| s.epoch <= after));
             self.segments.get(at).map(|segment| segment.epoch)
@@ -295,171 +296,6 @@ pub(super) fn part_bytes(mut file: &File, part: PartIndex) -> Option<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(part.len).ok()?];
     file.read_exact(&mut bytes).ok()?;
     (crc32fast::hash(&bytes) == part.crc).then_some(bytes)
-}
-
-/// An item of a track's log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogItem {
-    /// The frames that follow have this format.
-    Format(TrackFormat),
-    /// A frame. Its duration is not stored.
-    Frame(Frame),
-}
-
-/// A part of an epoch that begins so long after the one before it, in nanoseconds, does not go on from it.
-const BREAK: MediaSpan = 100_000_000;
-
-/// Two owners' times of one frame differ by less, in nanoseconds, and two frames of sound are further apart. So a frame of the next owner
-/// that comes within this time, with the same bytes, is the one that was read last.
-const SAME_FRAME: MediaSpan = 10_000_000;
-
-/// How far an epoch was read: up to a part of a segment.
-#[derive(Debug, Clone, Copy)]
-struct Cursor {
-    n: u32,
-    part: usize,
-}
-
-/// Where a part stands in the index.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    segment: usize,
-    part: usize,
-}
-
-/// The epoch that is being read.
-#[derive(Debug, Clone, Copy)]
-struct ReadEpoch {
-    epoch: Epoch,
-    /// The last frame of those that were read before.
-    before: Option<MediaTime>,
-    /// End of its last part.
-    end: MediaTime,
-}
-
-/// Walks through a track's frames, one part in memory at a time. Parts that cannot be read are counted and passed over; frames that another
-/// epoch had already are left out.
-///
-/// Epochs follow each other in time, but not without exception: an owner that stood still goes on writing for a moment after others had
-/// taken its job over, and what it writes lies behind theirs. So an epoch is read as long as it goes on without a break in which another
-/// one begins.
-#[derive(Debug)]
-pub struct Frames {
-    index: TrackIndex,
-    cursors: BTreeMap<Epoch, Cursor>,
-    reading: Option<ReadEpoch>,
-    file: Option<(u32, File)>,
-    pending: std::collections::VecDeque<LogItem>,
-    format: Option<TrackFormat>,
-    /// Start of the frame that is shown last.
-    last: Option<MediaTime>,
-    /// The bytes of the frame that was read last.
-    last_bytes: Bytes,
-    damaged: u64,
-}
-
-impl Frames {
-    /// Parts that could not be read so far.
-    #[must_use]
-    pub const fn damaged_parts(&self) -> u64 {
-        self.damaged
-    }
-
-    /// Reads the lines that were added to the log since. The iterator continues after the last frame that it gave.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub fn refresh(&mut self) -> Result<(), LogError> {
-        self.index.forget_before(self.cursors.values().map(|cursor| cursor.n));
-        self.index.refresh().map(drop)
-    }
-
-    /// The first part of an epoch that was not read.
-    fn unread(&self, epoch: Epoch) -> Option<Place> {
-        let segments = &self.index.segments;
-        let (mut segment, mut part) = match self.cursors.get(&epoch) {
-            Some(cursor) => (segments.partition_point(|s| s.n < cursor.n), cursor.part),
-            None => (segments.partition_point(|s| s.epoch < epoch), 0),
-        };
-        while part >= segments.get(segment).filter(|found| found.epoch == epoch)?.parts.len() {
-            (segment, part) = (segment + 1, 0);
-        }
-        Some(Place { segment, part })
-    }
-
-    fn part(&self, place: Place) -> PartIndex {
-        self.index.segments[place.segment].parts[place.part]
-    }
-
-    /// The part to read next; `None` if there is none yet.
-    fn next_place(&self) -> Option<Place> {
-        let from = |place: Place| self.part(place).from;
-        let first = |of: &dyn Fn(&Place) -> bool| {
-            let unread = self.index.epochs().filter_map(|epoch| self.unread(epoch)).filter(of);
-            unread.min_by_key(|place| from(*place))
-        };
-        let own = self.reading.and_then(|reading| Some((reading.end, self.unread(reading.epoch)?)));
-        let Some((end, own)) = own else { return first(&|_| true) };
-        // Another epoch comes first only if it lies in a break of this one: two owners that capture side by side are not read by turns.
-        let lies_between = |place: &Place| self.part(*place).to > end && from(own) - from(*place) >= BREAK;
-        if from(own) - end < BREAK { Some(own) } else { first(&lies_between).or(Some(own)) }
-    }
-
-    fn read_part(&mut self, place: Place) -> Option<Bytes> {
-        let segment = &self.index.segments[place.segment];
-        if self.file.as_ref().is_none_or(|(open, _)| *open != segment.n) {
-            self.file = Some((segment.n, File::open(self.index.dir.join(&segment.file)).ok()?));
-        }
-        part_bytes(&self.file.as_ref()?.1, self.part(place)).map(Bytes::from)
-    }
-
-    fn read_items(
-        &mut self,
-        before: Option<MediaTime>,
-        format: &TrackFormat,
-        bytes: &Bytes,
-    ) -> Result<(), mkv::BadPart> {
-        for mkv::Block { pts, keyframe, data } in mkv::read_part(bytes)? {
-            let data = bytes.slice(data);
-            let is_known = |last: MediaTime| pts <= last || (pts - last < SAME_FRAME && data == self.last_bytes);
-            if before.is_some_and(is_known) {
-                continue;
-            }
-            if self.format.as_ref() != Some(format) {
-                self.format = Some(format.clone());
-                self.pending.push_back(LogItem::Format(format.clone()));
-            }
-            self.last = self.last.max(Some(pts));
-            self.last_bytes = data.clone();
-            self.pending.push_back(LogItem::Frame(Frame { pts, duration: None, keyframe, data }));
-        }
-        Ok(())
-    }
-}
-
-impl Iterator for Frames {
-    type Item = LogItem;
-
-    fn next(&mut self) -> Option<LogItem> {
-        loop {
-            if let Some(item) = self.pending.pop_front() {
-                return Some(item);
-            }
-            let place = self.next_place()?;
-            let SegmentIndex { n, epoch, format, .. } = &self.index.segments[place.segment];
-            let (n, epoch, format, end) = (*n, *epoch, format.clone(), self.part(place).to);
-            self.cursors.insert(epoch, Cursor { n, part: place.part + 1 });
-            let before = match self.reading {
-                Some(reading) if reading.epoch == epoch => reading.before,
-                _ => self.last,
-            };
-            self.reading = Some(ReadEpoch { epoch, before, end });
-            let read = self.read_part(place);
-            if read.is_none_or(|bytes| self.read_items(before, &format, &bytes).is_err()) {
-                self.damaged += 1;
-            }
-        }
-    }
 }
 
 /// An archive's log.

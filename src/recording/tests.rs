@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::reader::{LogItem, LogReader, TrackIndex, join};
+use super::frames::LogItem;
+use super::reader::{LogReader, TrackIndex, join};
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
 use crate::model::media::{ClockStart, Codec, Frame, GapCause, SenderReport};
@@ -259,8 +260,39 @@ fn two_owners_side_by_side_are_not_read_by_turns() {
         LogItem::Format(_) => None,
     });
     let numbers: Vec<i64> = frames.collect();
-    assert!(numbers.windows(2).all(|pair| pair[0] <= pair[1]), "{numbers:?}");
-    assert!(numbers.len() <= 41, "one frame may be twice where the owners change: {numbers:?}");
+    assert_eq!(numbers, (0..40).collect::<Vec<_>>());
+}
+
+#[test]
+fn where_two_owners_overlap_each_frame_is_there_once_however_far_their_clocks_are_apart() {
+    let sound = |number: i64, late: i64| {
+        let data = Bytes::from(number.to_be_bytes().to_vec());
+        Frame { pts: ms(1_000 + 20 * number + late), duration: None, keyframe: true, data }
+    };
+    let opus = TrackFormat { codec: Codec::Opus, width: 0, height: 0, channels: 2, codec_private: Vec::new() };
+    for late in [-80, -59, -30, -5, 0, 5, 30, 80] {
+        for begins in [120, 195] {
+            let dir = tempfile::tempdir().expect("dir");
+            for (epoch, numbers, late) in [(1, 0..200, 0), (2, begins..300, late)] {
+                let (mut log, _) = open(dir.path(), epoch);
+                log.format(&opus).expect("format");
+                for number in numbers {
+                    log.frame(&sound(number, late)).expect("frame");
+                }
+                log.seal().expect("seal");
+            }
+            let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
+            let frames = index.frames().filter_map(|item| match item {
+                LogItem::Frame(frame) => Some(frame),
+                LogItem::Format(_) => None,
+            });
+            let frames: Vec<Frame> = frames.collect();
+            let number = |frame: &Frame| i64::from_be_bytes(frame.data[..].try_into().expect("a number"));
+            let context = format!("{late} ms, from {begins}");
+            assert_eq!(frames.iter().map(number).collect::<Vec<_>>(), (0..300).collect::<Vec<_>>(), "{context}");
+            assert!(frames.windows(2).all(|pair| pair[0].pts < pair[1].pts), "{context}");
+        }
+    }
 }
 
 #[test]

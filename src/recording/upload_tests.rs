@@ -104,8 +104,8 @@ fn seconds(dir: &Path) -> (Vec<i64>, usize) {
     let frames: Vec<_> = index
         .frames()
         .filter_map(|i| match i {
-            crate::recording::reader::LogItem::Frame(f) => Some(f.pts.as_millis() / 1000),
-            crate::recording::reader::LogItem::Format(_) => None,
+            crate::recording::frames::LogItem::Frame(f) => Some(f.pts.as_millis() / 1000),
+            crate::recording::frames::LogItem::Format(_) => None,
         })
         .collect();
     let mut seconds = frames.clone();

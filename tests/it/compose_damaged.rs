@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::support::composed::{begin, fetch_log, finished};
 use archiver::model::ids::{Epoch, StreamId};
 use archiver::model::time::MediaTime;
-use archiver::recording::reader::LogItem;
+use archiver::recording::frames::LogItem;
 use archiver::recording::spool::Spool;
 use archiver::recording::{HISTORY, LogOptions, LogReader, TrackLog};
 use archiver_testkit::content::{Content, Part};

@@ -9,7 +9,8 @@
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use archiver::recording::reader::{LogItem, TrackIndex, join};
+use archiver::recording::frames::LogItem;
+use archiver::recording::reader::{TrackIndex, join};
 use archiver::recording::{INDEX, LogOptions, LogReader, TRACKS, TrackLog};
 use archiver::recording::spool::Spool;
 use archiver::model::media::{Codec, Frame, TrackFormat};
