@@ -37,7 +37,7 @@ use crate::runtime::data_folder::{DataFolder, DataFolderError};
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::webrtc::{Engine, EngineConfig};
 
-/// How long a data folder that another process uses is waited for: a worker that is told to stop needs up to 20 s.
+/// How long a data folder that another process uses is waited for, beside the time of its offer: a worker that is told to stop needs up to 30 s.
 const FOLDER_MAX: Duration = Duration::from_secs(30);
 const FOLDER_LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -100,8 +100,12 @@ impl Status {
 }
 
 /// Opens the data folder. If another process uses it, that process may be about to end: it is waited for.
-async fn open_folder(dir: PathBuf, stop: &CancellationToken) -> Result<Cancellable<DataFolder>, DataFolderError> {
-    let deadline = Instant::now() + FOLDER_MAX;
+async fn open_folder(
+    dir: PathBuf,
+    offer: Duration,
+    stop: &CancellationToken,
+) -> Result<Cancellable<DataFolder>, DataFolderError> {
+    let deadline = Instant::now() + FOLDER_MAX + offer;
     loop {
         let at = dir.clone();
         let opened = tokio::task::spawn_blocking(move || DataFolder::open(&at)).await;
@@ -131,7 +135,7 @@ pub async fn open_and_run(
 ) -> Result<(), WorkerStartError> {
     settings.for_worker()?;
     let data_dir = settings.worker.data_dir.clone();
-    let Cancellable::Done(folder) = open_folder(data_dir, &stop).await? else { return Ok(()) };
+    let Cancellable::Done(folder) = open_folder(data_dir, settings.worker.offer.0, &stop).await? else { return Ok(()) };
     let (dir, quota, percent) = (settings.spool_dir(), settings.spool.quota.0, settings.spool.admission_percent);
     let spool = tokio::task::spawn_blocking(move || Spool::open(&dir, quota, percent)).await;
     let spool = spool.expect("opening the spool does not panic")?.with_free_min(settings.spool.free_min.0);
@@ -214,6 +218,7 @@ async fn run(
         finalizing: AtomicUsize::new(0),
         builds: Semaphore::new(builds_max()),
         stream_files,
+        takes: AtomicBool::new(false),
         keeps_jobs: AtomicBool::new(false),
         clock: CatalogClock::default(),
         health: WorkerHealth::default(),

@@ -75,7 +75,7 @@ pub async fn take_name(
             return Err(NameError::Taken { worker: who.worker.clone(), since: holder.since });
         }
         if now - known.unchanged_since >= lease + beat(lease) {
-            let hold = async || catalog.hold_name(who, catalog.clock().await?, lease).await;
+            let hold = async || catalog.hold_name(who, None, catalog.clock().await?, lease).await;
             match retry_until_cancelled("take a worker's name", CATALOG, stop, hold).await? {
                 Cancellable::Done(NameLease::Held) => return Ok(Cancellable::Done(())),
                 // A lease by a clock that was wrong is waited for.
@@ -110,7 +110,7 @@ async fn look(catalog: &dyn Catalog, who: &WorkerInstance, lease: Duration) -> R
         Some(holder) if holder.instance != who.instance && holder.lease_expires_at != Wallclock(0) => {
             Ok(Look::Others(holder))
         }
-        _ => match catalog.hold_name(who, catalog.clock().await?, lease).await? {
+        _ => match catalog.hold_name(who, None, catalog.clock().await?, lease).await? {
             NameLease::Held => Ok(Look::Held),
             // Somebody was faster.
             NameLease::Others { since } => {

@@ -56,6 +56,12 @@ impl JobState {
         matches!(self, Self::Accepted | Self::Capturing | Self::Finalizing)
     }
 
+    /// Whether its session is recorded, or is about to be.
+    #[must_use]
+    pub const fn is_recorded(self) -> bool {
+        matches!(self, Self::Accepted | Self::Capturing)
+    }
+
     /// Whether its session is recorded, or will be as soon as somebody publishes. A session has one such job for each tag.
     #[must_use]
     pub const fn is_active(self) -> bool {
@@ -176,6 +182,10 @@ pub(super) const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
 pub(super) const ACTIVE: &str = "('accepted', 'capturing', 'waiting')";
 /// The states of which an owner, or the next one, hears what is asked of the job.
 pub(super) const RECORDING: &str = "('accepted', 'capturing')";
+
+/// Whether a job's owner offers it, while it is recorded.
+pub(super) const OFFERED: &str = "(state IN ('accepted', 'capturing') AND EXISTS \
+     (SELECT 1 FROM offers WHERE offers.job_id = jobs.job_id AND offers.epoch = jobs.epoch))";
 
 pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
     let columns = Columns { row, table: "jobs" };

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::job_rows::{COLUMNS, LIVE, history_line, job_row, micros, select_job};
+use super::job_rows::{COLUMNS, LIVE, OFFERED, history_line, job_row, micros, select_job};
 use super::parked::{NewParked, ParkedCatalog};
 use super::{CatalogError, Columns, JobCatalog, JobRow, JobState, SqlCatalog, Statement, statement, storable};
 use crate::model::fault::{HasFault, chain};
@@ -45,7 +45,7 @@ pub(super) fn longest(now: Wallclock) -> i64 {
 /// The leases of jobs in the catalog, and what happens to a job between its acceptance and its archive.
 #[async_trait]
 pub trait LeaseCatalog: Send + Sync {
-    /// Takes a live job that nobody owns, whose lease has expired, or that is ours (of this worker's earlier
+    /// Takes a live job that nobody owns, that its owner offers, whose lease has expired, or that is ours (of this worker's earlier
     /// run). The epoch grows with each owner.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ pub trait LeaseCatalog: Send + Sync {
         ttl: Duration,
     ) -> Result<Option<Claimed>, CatalogError>;
 
-    /// Live jobs that this worker may claim: its own, those without an owner, those with an expired lease. Those whose sessions may
+    /// Live jobs that this worker may claim: its own, those without an owner, offered ones, those with an expired lease. Those whose sessions may
     /// be going on come first: they must not wait behind archives that wait for the store.
     ///
     /// # Errors
@@ -216,7 +216,7 @@ impl LeaseCatalog for SqlCatalog {
         let take = statement(format!(
             "UPDATE jobs SET owner = $1, lease_expires_at = $2, epoch = epoch + 1, updated_at = $3 \
              WHERE job_id = $4 AND epoch = $5 AND state IN {LIVE} \
-             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7 OR lease_expires_at > $8)"
+             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7 OR lease_expires_at > $8 OR {OFFERED})"
         ))
         .bind(worker.to_string())
         .bind(now.0.saturating_add(micros(ttl)))
@@ -254,7 +254,7 @@ impl LeaseCatalog for SqlCatalog {
     ) -> Result<Vec<JobRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM jobs WHERE state IN {LIVE} AND region = $1 \
-             AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3 OR lease_expires_at > $4) \
+             AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3 OR lease_expires_at > $4 OR {OFFERED}) \
              ORDER BY CASE state WHEN 'finalizing' THEN 1 ELSE 0 END, created_at LIMIT {limit}"
         ))
         .bind(region.to_string())

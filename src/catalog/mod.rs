@@ -10,6 +10,7 @@ mod archives;
 mod counts;
 mod derived_archives;
 mod failure;
+mod hand_over;
 mod history;
 mod job_rows;
 mod jobs;
@@ -40,6 +41,7 @@ pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
 pub use archives::{ArchiveCatalog, ArchiveFilter};
 pub use counts::CountCatalog;
 pub use derived_archives::{DerivedArchiveCatalog, DerivedArchiveLimits, DerivedArchiveRow};
+pub use hand_over::{HandOver, HandOverCatalog};
 pub use history::HistoryLine;
 pub use job_rows::{JobRow, JobState, NewJob};
 pub use jobs::{Accepted, JobCatalog};
@@ -143,6 +145,7 @@ pub trait Catalog:
     + SessionCatalog
     + JobCatalog
     + LeaseCatalog
+    + HandOverCatalog
     + WaitingCatalog
     + ArchiveCatalog
     + CountCatalog

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use super::job_rows::micros;
 use super::leases::longest;
 use super::{CatalogError, Columns, SqlCatalog, statement};
-use crate::model::ids::{InstanceId, WorkerId};
+use crate::model::ids::{InstanceId, Region, WorkerId};
 use crate::model::time::Wallclock;
 
 /// A process that wants a worker's name.
@@ -53,11 +53,18 @@ pub trait WorkerCatalog: Send + Sync {
     /// When the catalog is away.
     async fn clock(&self) -> Result<Wallclock, CatalogError>;
 
-    /// Takes a worker's name or keeps it: a name that nobody has, that this data folder had last, or whose lease has expired.
+    /// Takes a worker's name or keeps it: a name that nobody has, that this data folder had last, or whose lease has expired. `takes`: the
+    /// region whose jobs the worker takes, if it takes any.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn hold_name(&self, who: &WorkerInstance, now: Wallclock, ttl: Duration) -> Result<NameLease, CatalogError>;
+    async fn hold_name(
+        &self,
+        who: &WorkerInstance,
+        takes: Option<&Region>,
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<NameLease, CatalogError>;
 
     /// Who had a worker's name last.
     ///
@@ -84,18 +91,25 @@ impl WorkerCatalog for SqlCatalog {
         Columns { row, table: "no table" }.number("now").map(Wallclock)
     }
 
-    async fn hold_name(&self, who: &WorkerInstance, now: Wallclock, ttl: Duration) -> Result<NameLease, CatalogError> {
+    async fn hold_name(
+        &self,
+        who: &WorkerInstance,
+        takes: Option<&Region>,
+        now: Wallclock,
+        ttl: Duration,
+    ) -> Result<NameLease, CatalogError> {
         let hold = statement(
-            "INSERT INTO workers (worker_id, instance_id, since, lease_expires_at) VALUES ($1, $2, $3, $4) \
+            "INSERT INTO workers (worker_id, instance_id, since, lease_expires_at, takes) VALUES ($1, $2, $3, $4, $5) \
              ON CONFLICT (worker_id) DO UPDATE SET instance_id = excluded.instance_id, since = excluded.since, \
-             lease_expires_at = excluded.lease_expires_at \
-             WHERE workers.instance_id = excluded.instance_id OR workers.lease_expires_at <= $5 \
-             OR workers.lease_expires_at > $6 RETURNING worker_id",
+             lease_expires_at = excluded.lease_expires_at, takes = excluded.takes \
+             WHERE workers.instance_id = excluded.instance_id OR workers.lease_expires_at <= $6 \
+             OR workers.lease_expires_at > $7 RETURNING worker_id",
         )
         .bind(who.worker.to_string())
         .bind(who.instance.to_string())
         .bind(who.since.0)
         .bind(now.0.saturating_add(micros(ttl)))
+        .bind(takes.map(ToString::to_string))
         .bind(now.0)
         .bind(longest(now));
         if self.lease_rows("hold a worker's name", hold).await?.len() == 1 {

@@ -73,6 +73,7 @@ pub(super) fn check(settings: &Settings, errors: &mut Vec<String>) {
 fn worker_and_services(settings: &Settings, rules: &mut Rules) {
     rules.number("worker.capacity", settings.worker.capacity as u64, 1..=1000);
     rules.duration("worker.lease", DurationValue(settings.lease()), 2 * SECOND..=2 * MINUTE, "2s to 2m");
+    rules.duration("worker.offer", settings.worker.offer, 0..=HOUR, "0s to 1h");
     rules.require(!settings.worker.data_dir.as_os_str().is_empty(), || "worker.data_dir = \"\": is empty".to_owned());
     if let Some(url) = &settings.broker.url {
         rules.address("broker.url", url.expose_secret(), &["amqp", "amqps"], "");

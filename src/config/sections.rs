@@ -63,6 +63,8 @@ section! {
         data_dir: PathBuf = PathBuf::from("/var/lib/archiver"),
         /// A lease without a heartbeat expires after this time. 3 s by default; 8 s with SQLite, which writes each heartbeat to the disk.
         lease: Option<DurationValue> = None,
+        /// A worker that stops offers its running sessions to other workers, and captures on for so long until one takes them.
+        offer: DurationValue = DurationValue(Duration::from_secs(10)),
     }
 }
 

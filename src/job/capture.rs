@@ -1,6 +1,7 @@
 //! The capturing stage: join the room, subscribe to every stream, note what happens, until the session ends.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::desired;
+use super::hand_over::{self, Earlier};
 use super::live_composer::Composing;
 use super::presence::{EndReason, Limits, Presence};
 use super::room_session::{OpenCapture, Session};
@@ -96,9 +98,8 @@ pub(super) async fn capture(
         JoinOutcome::Ended(captured) => return Ok(captured),
     };
     let complete = watch::Sender::new(MediaTime(i64::MIN));
-    *composing = Composing::start(job, complete.clone());
     let (capture, mut events) =
-        context.engine.open(options(job, clock, earlier.ends, complete)).await.map_err(|e| bug(&e))?;
+        context.engine.open(options(job, clock, earlier.ends, complete.clone())).await.map_err(|e| bug(&e))?;
     let open = OpenCapture { key: capture, clock };
     let mut session = Session::new(job, open, room.control(), history, noted, StreamIds::of_history(&before), presence);
     session.note_at(session.now(), EventKind::Joined);
@@ -115,7 +116,10 @@ pub(super) async fn capture(
     shipping.close();
     // A driver may be dropped, or panic: then the capture ends nevertheless.
     let (_stop_shipping, open) = (stop_shipping.clone().drop_guard(), CloseGuard { context, key: Some(capture) });
-    let ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control).await;
+    let ended = tokio::select! {
+        ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control) => ended,
+        never = compose_behind(job, complete, composing) => match never {},
+    };
     // Streams are announced until now, however long it takes to leave and to ship what is sealed.
     let (ended_at, ended_wallclock) = (session.now(), clock.wallclock());
     room.leave().await;
@@ -142,6 +146,23 @@ pub(super) async fn capture(
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
     }
     Ok(ended)
+}
+
+/// Starts the composer, which follows the log. What an earlier owner still captures comes first: a composer that had passed that time would
+/// have to begin anew when the session has ended.
+async fn compose_behind(
+    job: &Job,
+    complete: watch::Sender<MediaTime>,
+    composing: &mut Option<Composing>,
+) -> Infallible {
+    if hand_over::wait_for_earlier_owners(job).await == Earlier::HaveSent {
+        match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
+            Ok(_) => job.context.spool.mark_stale(),
+            Err(error) => tracing::warn!("what the owner before sent is not fetched for now: {}", chain(&error)),
+        }
+    }
+    *composing = Composing::start(job, complete);
+    std::future::pending().await
 }
 
 /// Whether no earlier owner of an automatic job can have captured anything: its archive is in the catalog from its first stream on.

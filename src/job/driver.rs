@@ -14,7 +14,7 @@ use super::presence::MAX_DURATION_EXCEEDED;
 use super::rollover::roll_over;
 use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance, bug};
 use super::worker_health::is_of_this_worker;
-use super::{Context, Ended, Job, JobFailure, capture, finalize, lease, waiting};
+use super::{Context, Ended, Job, JobFailure, capture, finalize, hand_over, lease, waiting};
 use crate::catalog::{ArchiveRow, CatalogError, Claimed, HeldLease, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::cancellable::Cancellable;
@@ -59,6 +59,13 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
         ended = stages(&job, &status, control, &mut composing) => ended,
         never = give_up_late(&job) => never,
     };
+    // Another worker has taken the job that was offered, and the session has ended meanwhile.
+    let ended = match ended {
+        Ok(Ended::Fenced) if job.is_offered() && !job.fenced.is_cancelled() => {
+            Ok(Ended::HandedOver { captured: false })
+        }
+        ended => ended,
+    };
     if let Some(composing) = composing {
         composing.call_off().await;
     }
@@ -66,6 +73,9 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     let is_left = matches!(&ended, Ok(Ended::HandedOver { .. }))
         || matches!(&ended, Err(failure) if is_of_this_worker(failure.kind));
     let shipped = is_left && ship_log(&job).await;
+    if job.is_offered() && (shipped || !is_left) {
+        hand_over::clear_offers(&job).await;
+    }
     stop.cancel();
     tasks.wait().await;
     let is_captured = job.finalizing.load(Ordering::Relaxed);

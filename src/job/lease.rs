@@ -2,6 +2,7 @@
 //! so that a catalog that is away delays nothing; only the newest status matters.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -77,8 +78,9 @@ struct KeptLease {
     control: ControlSenders,
     /// What was desired when it was heard last.
     asked: Option<StoredDesired>,
-    /// Cancelled when another owner has the job.
+    /// Cancelled when another owner has the job, unless that was offered.
     fenced: CancellationToken,
+    offered: bool,
 }
 
 impl Leases {
@@ -90,9 +92,16 @@ impl Leases {
         control: ControlSenders,
         fenced: CancellationToken,
     ) -> LeaseGuard {
-        let lease = KeptLease { epoch: job.epoch, control, asked: job.desired.clone(), fenced };
+        let lease = KeptLease { epoch: job.epoch, control, asked: job.desired.clone(), fenced, offered: false };
         self.lock().insert(job.job, lease);
         LeaseGuard { leases: Arc::clone(self), held: HeldLease { job: job.job, epoch: job.epoch } }
+    }
+
+    /// The job is offered to other workers: when one has it, this one is not fenced.
+    pub(super) fn offer(&self, job: JobId) {
+        if let Some(kept) = self.lock().get_mut(&job) {
+            kept.offered = true;
+        }
     }
 
     /// The catalog confirmed at a moment that this worker has its name.
@@ -131,6 +140,10 @@ impl Leases {
                 Some(Some(row)) => own.control.heard(row, &mut own.asked),
                 // The lease is kept, though the row cannot be read.
                 Some(None) => {}
+                None if own.offered => {
+                    tracing::info!(job = %lease.job, "another worker has taken the job");
+                    let _taken = kept.remove(&lease.job);
+                }
                 None => {
                     tracing::warn!(job = %lease.job, "another owner has the job");
                     own.fenced.cancel();
@@ -210,7 +223,8 @@ async fn keep_all(context: &Context, name: &WorkerInstance, lost: &CancellationT
         let rows = context.catalog.heartbeat(&held, now, lease).await?;
         context.leases.heard(&held, &rows);
     }
-    match context.catalog.hold_name(name, now, lease).await? {
+    let takes = context.takes.load(Ordering::Relaxed).then_some(&context.settings.worker.region);
+    match context.catalog.hold_name(name, takes, now, lease).await? {
         NameLease::Held => context.leases.confirm_name(asked),
         NameLease::Others { since } if !lost.is_cancelled() => {
             tracing::error!(worker = %name.worker, %since, "another worker has this worker's name: this one stops");

@@ -145,6 +145,9 @@ async fn look_at(
             if !ship(context, &row, stop).await? {
                 return Ok(());
             }
+            // Whoever makes the archive waits for this worker, if the job was handed over.
+            let cleared = context.catalog.clear_offers(row.job, Some(&context.worker)).await;
+            cleared.map_err(|e| JobFailure::of(&e))?;
             done.insert(archive, Done::Shipped(row.epoch));
         }
         Care::Ship | Care::ShipThenRemove => {}

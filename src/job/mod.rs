@@ -20,6 +20,7 @@ mod contact;
 pub mod desired;
 pub mod driver;
 pub mod finalize;
+mod hand_over;
 pub mod intake;
 pub mod lease;
 pub mod leftovers;
@@ -85,6 +86,8 @@ pub struct Context {
     pub builds: Semaphore,
     /// Makes the archives' individual files.
     pub stream_files: Arc<dyn StreamFiles>,
+    /// This worker has a place for a further session.
+    pub takes: AtomicBool,
     /// Some jobs were kept at the stop: this worker alone can go on with them.
     pub keeps_jobs: AtomicBool,
     /// The catalog's clock.
@@ -160,6 +163,10 @@ pub struct Job {
     released_slots: AtomicBool,
     /// It captures nothing any more.
     finalizing: AtomicBool,
+    /// The worker stops, and the job was offered to others.
+    offered: AtomicBool,
+    /// Another worker has taken the offer.
+    taken: AtomicBool,
 }
 
 impl Drop for Job {
@@ -196,6 +203,8 @@ impl Job {
             fenced,
             released_slots: AtomicBool::new(false),
             finalizing: AtomicBool::new(false),
+            offered: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
         })
     }
 
@@ -214,6 +223,16 @@ impl Job {
         if self.released_slots.swap(false, Ordering::Relaxed) {
             self.context.released_slots.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the worker stops, and the job was offered to others.
+    fn is_offered(&self) -> bool {
+        self.offered.load(Ordering::Relaxed)
+    }
+
+    /// Whether another worker has taken the job that was offered, and notes what happens in the room.
+    fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// A successor needs a place of this worker's room: this job's will do.

@@ -23,8 +23,8 @@ use crate::runtime::metrics::metrics;
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// Jobs whose media has ended, and whose archives are made or wait for the store.
 const FINALIZING_MAX: usize = 256;
-/// Handing over takes at most this long.
-const DRAIN_MAX: Duration = Duration::from_secs(20);
+/// A job that was offered is taken, captured by its next owner, shipped and given back within this.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
 
 /// Claims jobs while there is room and waits for their drivers, until `stop`. Reports the free `room`, and the number of `jobs`
 /// that run here. Returns whether all jobs ended in time.
@@ -102,6 +102,7 @@ impl Scheduler {
 
     fn report(&self, room: &watch::Sender<usize>, jobs: &AtomicUsize, free: usize) {
         room.send_if_modified(|known| std::mem::replace(known, free) != free);
+        self.context.takes.store(free > 0, Ordering::Relaxed);
         jobs.store(self.owned.len(), Ordering::Relaxed);
         let m = metrics();
         m.jobs_active.set(i64::try_from(self.owned.len()).unwrap_or(0));
@@ -228,13 +229,16 @@ impl Scheduler {
     /// The worker stops: every driver hands its job over.
     async fn drain(mut self) -> bool {
         tracing::info!(jobs = self.owned.len(), "handing over");
+        // That it takes none any more is told with a heartbeat.
+        self.context.wake();
         self.drain.cancel();
+        let drain_max = self.context.settings.worker.offer.0 + DRAIN_MAX;
         let all = async {
             while let Some(done) = self.drivers.join_next_with_id().await {
                 self.note_end(done);
             }
         };
-        let all_ended = timeout(DRAIN_MAX, all).await.is_ok();
+        let all_ended = timeout(drain_max, all).await.is_ok();
         if !all_ended {
             tracing::error!(
                 jobs = self.owned.len(),

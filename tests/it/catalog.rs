@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
-    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HeldLease,
-    HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow, SharedCatalog,
-    StoredDesired, StoredSpec, WorkerInstance,
+    self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HandOver,
+    HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow,
+    SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
@@ -104,6 +104,8 @@ on_each_catalog! {
     a_worker_takes_its_own_job_back_at_once => own_jobs;
     leases_of_many_jobs_are_kept_together => many_leases;
     a_worker_s_name_is_one_data_folder_s_at_a_time => names;
+    an_offered_job_is_claimed_while_its_owner_keeps_the_lease => hand_over;
+    a_worker_that_takes_jobs_of_a_region_is_found_while_it_lives => takers;
     an_owner_that_was_paused_changes_nothing_any_more => fencing;
     of_two_who_ask_for_something_at_once_the_second_asks_again => desires;
     a_job_whose_event_cannot_be_read_is_claimed_and_parked_like_any_other => unreadable;
@@ -324,7 +326,7 @@ async fn names(backend: Backend) {
     let catalog = backend.open().await;
     let (first, second) = (InstanceId::random(), InstanceId::random());
     let who = |instance, since| WorkerInstance { worker: worker("w"), instance, since };
-    let hold = async |who: WorkerInstance, now| catalog.hold_name(&who, now, TTL).await.unwrap();
+    let hold = async |who: WorkerInstance, now| catalog.hold_name(&who, None, now, TTL).await.unwrap();
     assert_eq!(hold(who(first, NOW), NOW).await, NameLease::Held);
     assert_eq!(hold(who(second, later(1)), later(1)).await, NameLease::Others { since: NOW });
     // Another name is free.
@@ -342,6 +344,91 @@ async fn names(backend: Backend) {
     assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Others { since: later(1) });
     catalog.release_name(&who(second, later(1))).await.unwrap();
     assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Held);
+}
+
+async fn takers(backend: Backend) {
+    let catalog = backend.open().await;
+    let (eu, us) = ("eu".parse().unwrap(), "us".parse().unwrap());
+    let hold = async |name, takes, now| {
+        let who = WorkerInstance { worker: worker(name), instance: InstanceId::random(), since: now };
+        assert_eq!(catalog.hold_name(&who, takes, now, TTL).await.unwrap(), NameLease::Held);
+        who
+    };
+    let takes = async |region, but, now| catalog.has_taker(region, &worker(but), now).await.unwrap();
+    hold("a", Some(&eu), NOW).await;
+    hold("b", None, NOW).await;
+    assert!(!takes(&eu, "a", NOW).await, "one that is about to stop, or starts, takes nothing");
+    assert!(takes(&eu, "b", NOW).await);
+    assert!(!takes(&us, "b", NOW).await, "another region's");
+    assert!(!takes(&eu, "b", later(60)).await, "its lease has expired");
+    let who = hold("c", Some(&eu), NOW).await;
+    assert!(takes(&eu, "a", NOW).await);
+    assert_eq!(catalog.hold_name(&who, None, NOW, TTL).await.unwrap(), NameLease::Held);
+    assert!(!takes(&eu, "a", NOW).await, "it takes nothing any more");
+    assert_eq!(catalog.hold_name(&who, Some(&eu), NOW, TTL).await.unwrap(), NameLease::Held);
+    catalog.release_name(&who).await.unwrap();
+    assert!(!takes(&eu, "a", NOW).await, "its name is given back");
+}
+
+async fn hand_over(backend: Backend) {
+    let catalog = backend.open().await;
+    let job = accepted(&catalog, "s", "e").await;
+    let (job, whose) = (job.job, job);
+    let region = "eu".parse().unwrap();
+    let state = async || catalog.hand_over(job).await.unwrap().unwrap();
+    let offer = async |epoch, who, now| catalog.offer_job(job, epoch, &worker(who), now).await.unwrap();
+    let seen = |epoch, captured_by: Option<u32>, offered_by: Option<u32>| HandOver {
+        epoch: Epoch(epoch),
+        captured_by: captured_by.map(Epoch),
+        offered_by: offered_by.map(Epoch),
+        ends: false,
+    };
+    assert_eq!(state().await, seen(0, None, None));
+    assert!(!offer(Epoch(0), "old", NOW).await, "nobody owns it");
+    let old = claimed(&catalog, job, "old", NOW).await.job.epoch;
+    catalog.report_captured(job, old).await.unwrap();
+    assert!(!offer(Epoch(9), "old", NOW).await);
+    assert!(catalog.claim(job, &worker("new"), NOW, TTL).await.unwrap().is_none());
+    // Its owner keeps the lease, and any worker may have the job.
+    assert!(offer(old, "old", NOW).await);
+    assert!(offer(old, "old", NOW).await);
+    assert!(beat(&catalog, job, old, later(1)).await.is_some());
+    assert_eq!(state().await, seen(1, Some(1), Some(1)));
+    let found = catalog.claimable(&worker("new"), &region, later(1), 9).await.unwrap();
+    assert_eq!(found.iter().map(|found| found.job).collect::<Vec<_>>(), [job]);
+    let new = claimed(&catalog, job, "new", later(1)).await;
+    assert!(new.takeover);
+    assert_eq!(state().await, seen(2, Some(1), Some(1)));
+    // It is taken once, and the old owner has lost the lease.
+    assert!(catalog.claim(job, &worker("other"), later(1), TTL).await.unwrap().is_none());
+    assert!(catalog.claimable(&worker("other"), &region, later(1), 9).await.unwrap().is_empty());
+    assert!(beat(&catalog, job, old, later(1)).await.is_none());
+    catalog.report_captured(job, old).await.unwrap();
+    assert_eq!(state().await, seen(2, Some(1), Some(1)));
+    catalog.report_captured(job, new.job.epoch).await.unwrap();
+    assert_eq!(state().await, seen(2, Some(2), Some(1)));
+    // What the old owner gives back is not its any more.
+    catalog.release(job, old, later(2)).await.unwrap();
+    assert_eq!(beat(&catalog, job, new.job.epoch, later(2)).await.unwrap().owner, Some(worker("new")));
+    // The new one stops, too. Each is waited for until it has sent all.
+    assert!(offer(Epoch(2), "new", later(3)).await);
+    catalog.release(job, Epoch(2), later(3)).await.unwrap();
+    assert_eq!(state().await, seen(2, Some(2), Some(1)));
+    catalog.clear_offers(job, Some(&worker("old"))).await.unwrap();
+    assert_eq!(state().await, seen(2, Some(2), Some(2)));
+    let last = claimed(&catalog, job, "last", later(4)).await.job.epoch;
+    assert_eq!(state().await, seen(3, Some(2), Some(2)));
+    catalog.clear_offers(job, None).await.unwrap();
+    assert_eq!(state().await, seen(3, Some(2), None));
+    // Somebody wants it to end.
+    assert!(catalog.request_end(&whose.application, &whose.session, "session ended", NOW, later(4)).await.unwrap());
+    assert_eq!(state().await, HandOver { ends: true, ..seen(3, Some(2), None) });
+    // What is captured is nobody else's to take.
+    assert!(offer(last, "last", later(4)).await);
+    catalog.advance(job, last, JobState::Capturing, None, later(4)).await.unwrap();
+    catalog.advance(job, last, JobState::Finalizing, None, later(4)).await.unwrap();
+    assert!(catalog.claim(job, &worker("other"), later(4), TTL).await.unwrap().is_none());
+    assert!(!offer(last, "last", later(4)).await);
 }
 
 async fn fencing(backend: Backend) {

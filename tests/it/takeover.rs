@@ -117,6 +117,44 @@ async fn a_machine_that_is_told_to_stop_leaves_all_that_it_captured_to_the_next(
     assert!((to - from - reported).abs() <= 0.1, "{:.3} s are missing, {reported:.3} s are reported", to - from);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_stop_captures_on_until_another_does() {
+    let database = databases::with_tables();
+    let mut world = World::start(BINARY, Some(&database.url()), "").await.expect("world");
+    world.janus.create_room("roll", json!({})).await.expect("room");
+    let started = world.started("roll");
+    world.start_worker().expect("worker");
+    world.publish(&started).expect("publish");
+    let publisher = Publisher::start(Options::new(&world.janus, "roll", "alice")).await.expect("publisher");
+    world.recording(2).await;
+    world.start_another(&Machine::new("worker-2")).expect("worker");
+    says(&world, "worker-2", "consuming").await;
+    // Into the middle of a segment (5 s).
+    publisher.pictures_pass(30 * 7).await;
+    assert!(world.stop_worker(), "{}", world.log());
+    assert!(world.log().contains("another worker captures the session"), "{}", world.log());
+    publisher.pictures_pass(30 * 6).await;
+    let ended = world.ended("roll");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("roll", "available").await;
+    let truth = publisher.crash().timeline();
+    let archive = world.download(&archive).expect("download");
+    let [file] = archive.files("alice").try_into().expect("one file");
+    let content = Content::read(&file).expect("file");
+    assert_eq!(content.errors, Vec::<String>::new());
+    let matched = content.against(&truth);
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{:?}", holes(&matched));
+    let late = matched.sound_after_picture();
+    assert!(!late.is_empty() && late.iter().all(|late| late.abs() < 0.06), "{late:?}");
+    // In the file, pictures are as far apart as they were sent, also where the owners change.
+    for pair in matched.frames.windows(2) {
+        let (sent, shown) = (pair[1].sent - pair[0].sent, pair[1].seen - pair[0].seen);
+        assert!((sent - shown).abs() < 0.1, "{sent:.3} s apart when they were sent, {shown:.3} s in the file");
+    }
+    let epochs = archive.report["epochsMs"].as_array().expect("epochs").len();
+    assert_eq!((epochs, archive.manifest["complete"].as_bool()), (2, Some(true)), "{}", archive.report);
+}
+
 /// Waits until a machine's spool has an epoch of the only archive.
 async fn has_epoch(world: &World, machine: &str, epoch: usize) {
     let began = format!("\"epoch\":{epoch}");

@@ -4,6 +4,7 @@ mod streams;
 mod subscriptions;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::ArchiveRow;
 use crate::job::desired;
+use crate::job::hand_over::WantedTrack;
 use crate::job::link::{Attempts, Link, LinkKey, Live, RESUBSCRIBE, Slot};
 use crate::job::presence::{MAX_DURATION_EXCEEDED, Presence};
 use crate::job::rollover::roll_over;
@@ -22,11 +24,11 @@ use crate::job::stage::{CaptureOutcome, ControlReceivers, Transition};
 use crate::job::stream_ids::StreamIds;
 use crate::job::subscribe::{Made, NotSubscribed};
 use crate::job::track_health::TrackHealth;
-use crate::job::{Job, JobFailure};
+use crate::job::{Job, JobFailure, hand_over};
 use crate::model::archive_options::OutputMode;
 use crate::model::desired::{Desired, Selection};
 use crate::model::fault::{Backoff, chain};
-use crate::model::ids::{StreamId, TrackId, TrackKind};
+use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use crate::model::media::GapCause;
 use crate::model::time::{MediaClock, MediaTime, Wallclock};
 use crate::recording::history::{EventKind, History};
@@ -132,14 +134,18 @@ pub(super) struct Session<'a> {
     streams: BTreeMap<String, Stream>,
     ids: StreamIds,
     peers: HashMap<PeerKey, LinkKey>,
-    /// Peers that are connected, also those whose subscription is still being made.
-    connected: HashSet<PeerKey>,
+    /// Peers that are connected, and since when; also those whose subscription is still being made.
+    connected: HashMap<PeerKey, Instant>,
     health: TrackHealth,
     attempts: Attempts,
     subscribing: JoinSet<Subscribed>,
     /// Requests to the router whose answer nobody waits for.
     chores: TaskTracker,
     first_media_told: bool,
+    /// Tracks that have media.
+    captured: HashSet<TrackId>,
+    /// Since when it is in the room, until it has reported that it captures every track. Only a next owner reports.
+    reports_since: Option<Instant>,
     /// Since when media of some track cannot be written.
     storage_fails_since: Option<Instant>,
 }
@@ -160,6 +166,8 @@ enum RollingOver<'a> {
     Begun(BoxFuture<'a, Result<Transition, JobFailure>>),
     /// The successor joins; ours ends then.
     Until(Instant),
+    /// Another owner has the job, and does it.
+    NextOwner,
 }
 
 impl<'a> Session<'a> {
@@ -184,12 +192,14 @@ impl<'a> Session<'a> {
             streams: BTreeMap::new(),
             ids,
             peers: HashMap::new(),
-            connected: HashSet::new(),
+            connected: HashMap::new(),
             health: TrackHealth::default(),
             attempts: Attempts::default(),
             subscribing: JoinSet::new(),
             chores: TaskTracker::new(),
             first_media_told: false,
+            captured: HashSet::new(),
+            reports_since: (job.row.epoch > Epoch(1)).then(Instant::now),
             storage_fails_since: None,
         }
     }
@@ -216,6 +226,10 @@ impl<'a> Session<'a> {
 
     /// The history is for people and layouts; a disk that cannot take it must not end a capture.
     pub(super) fn note_at(&self, at: MediaTime, kind: EventKind) {
+        // The next owner is in the room, too: what both note would count twice.
+        if self.job.is_taken() {
+            return;
+        }
         if let Err(error) = self.history.add(at, kind) {
             tracing::warn!("the session's history is incomplete: {}", chain(&error));
         }
@@ -260,22 +274,26 @@ impl<'a> Session<'a> {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shown = self.shown();
         let mut rolling_over = RollingOver::No;
+        let mut handed_over = pin!(hand_over::hand_over(self.job));
         loop {
+            // A successor joins within seconds: this archive ends then.
+            let may_let_go = !matches!(rolling_over, RollingOver::Until(_));
             let begun = async {
                 match &mut rolling_over {
                     RollingOver::Begun(rollover) => rollover.await,
-                    RollingOver::No | RollingOver::Until(_) => std::future::pending().await,
+                    _ => std::future::pending().await,
                 }
             };
             tokio::select! {
                 transition = begun => match transition {
                     Ok(Transition::Made) => rolling_over = RollingOver::Until(Instant::now() + OVERLAP),
+                    Ok(Transition::Fenced) if self.job.is_offered() => rolling_over = RollingOver::NextOwner,
                     Ok(Transition::Fenced) => return CaptureOutcome::Fenced,
                     // The driver does it again, and decides.
                     Err(_) => return CaptureOutcome::Ended(MAX_DURATION_EXCEEDED.to_owned()),
                 },
                 () = self.job.fenced.cancelled() => return CaptureOutcome::Fenced,
-                () = self.job.drain.cancelled() => return CaptureOutcome::Drained,
+                () = &mut handed_over, if may_let_go => return CaptureOutcome::Drained,
                 event = room.next_event() => match event {
                     Some(event) => self.room_event(event).await,
                     // Only leaving ends the events; that is ours to do.
@@ -313,6 +331,7 @@ impl<'a> Session<'a> {
                         }
                     }
                     self.retry_subscriptions();
+                    self.report_captured();
                 }
             }
             if std::mem::replace(&mut shown, self.shown()) != shown {
@@ -327,6 +346,33 @@ impl<'a> Session<'a> {
     fn trouble(&self) -> Option<String> {
         let since = self.storage_fails_since?;
         (since.elapsed() >= STORAGE_FAILS_MAX).then(|| self.job.context.health.trouble()).flatten()
+    }
+
+    /// Reports once when a next owner has media of every track: the owner before may still capture, and let go then.
+    fn report_captured(&mut self) {
+        let Some(since) = self.reports_since else { return };
+        let captures = |stream: &&Stream| stream.over_limit.is_none();
+        let tracks: Vec<WantedTrack> =
+            self.streams.values().filter(captures).flat_map(|stream| self.wanted_tracks(stream)).collect();
+        if hand_over::has_every_track(&tracks, since.elapsed()) {
+            self.reports_since = None;
+            self.chores.spawn(hand_over::report_captured(self.job));
+        }
+    }
+
+    /// The tracks of a stream that can be captured.
+    fn wanted_tracks(&self, stream: &Stream) -> Vec<WantedTrack> {
+        let connected = |mid: &String| {
+            let live = stream.lives().find(|live| live.tracks.contains(mid))?;
+            self.connected.get(&live.peer).map(Instant::elapsed)
+        };
+        let is_wanted = |kind: TrackKind| self.job.spec.archive.has(kind) && !stream.unsupported.contains(&kind);
+        let wanted = stream.info.tracks.iter().filter(|track| is_wanted(track.kind));
+        let state = |track: &crate::router::TrackInfo| WantedTrack {
+            has_media: self.captured.contains(&TrackId { stream: stream.id, kind: track.kind }),
+            connected: connected(&track.mid),
+        };
+        wanted.map(state).collect()
     }
 
     fn shown(&self) -> Shown {
@@ -425,7 +471,7 @@ impl<'a> Session<'a> {
     fn capture_event(&mut self, event: CaptureEvent, backlog: &UploadBacklog) {
         match event {
             CaptureEvent::Connected { peer } => {
-                self.connected.insert(peer);
+                self.connected.entry(peer).or_insert_with(Instant::now);
                 if let Some(key) = self.peers.get(&peer).cloned() {
                     self.note_link(&key, None, None);
                 }
@@ -442,6 +488,7 @@ impl<'a> Session<'a> {
                 }
             },
             CaptureEvent::FirstMedia { track } => {
+                self.captured.insert(track);
                 self.presence.captured(self.clock.wallclock());
                 if !std::mem::replace(&mut self.first_media_told, true) && self.job.row.epoch.0 == 1 {
                     let delay = self.clock.wallclock().since(self.job.row.created_at);

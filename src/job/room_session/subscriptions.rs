@@ -245,7 +245,7 @@ impl Session<'_> {
             }
         }
         self.note_unsupported(&key.router_id, &self.kinds_of(key), unsupported);
-        if peer.is_some_and(|peer| self.connected.contains(&peer)) {
+        if peer.is_some_and(|peer| self.connected.contains_key(&peer)) {
             self.note_link(key, None, None);
         }
         // The publisher may have changed its tracks meanwhile.

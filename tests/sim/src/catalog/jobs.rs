@@ -11,7 +11,7 @@ use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, Sessi
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
-use super::{LEASE_MAX, MemoryCatalog, State, conflict, page, storable};
+use super::{MemoryCatalog, State, conflict, is_lease, page, storable};
 
 /// A job with what only the catalog knows of it.
 #[derive(Debug, Clone)]
@@ -21,6 +21,10 @@ pub(super) struct StoredJob {
     conversation_at: Wallclock,
     /// The state in which it was parked.
     parked_from: Option<JobState>,
+    /// The owners that offered it, and have not sent all yet.
+    pub offers: BTreeMap<Epoch, WorkerId>,
+    /// The newest owner that has media of every track.
+    pub captured_by: Option<Epoch>,
 }
 
 impl StoredJob {
@@ -36,7 +40,8 @@ impl StoredJob {
     /// Whether a worker may claim it.
     fn is_free(&self, worker: &WorkerId, now: Wallclock) -> bool {
         let owner = self.row.owner.as_ref();
-        let is_lease = self.row.lease_expires_at > now && self.row.lease_expires_at <= now + LEASE_MAX;
+        let is_offered = self.offers.contains_key(&self.row.epoch) && self.row.state.is_recorded();
+        let is_lease = is_lease(self.row.lease_expires_at, now) && !is_offered;
         self.row.state.is_live() && (owner.is_none_or(|owner| owner == worker) || !is_lease)
     }
 
@@ -81,13 +86,13 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
 }
 
 impl State {
-    fn line(&mut self, job: JobId, what: &str, who: &str, now: Wallclock) {
+    pub(super) fn line(&mut self, job: JobId, what: &str, who: &str, now: Wallclock) {
         let line = HistoryLine { at: now, what: storable(what), who: storable(who) };
         self.history.entry(job).or_default().push(line);
     }
 
     /// The job, if this epoch owns it.
-    fn owned(&mut self, job: JobId, epoch: Epoch) -> Option<&mut StoredJob> {
+    pub(super) fn owned(&mut self, job: JobId, epoch: Epoch) -> Option<&mut StoredJob> {
         self.jobs.get_mut(&job).filter(|found| found.row.epoch == epoch)
     }
 
@@ -100,7 +105,13 @@ impl State {
             |job: &&mut StoredJob| job.is_active() && job.is_of(&new.application, &new.session) && job.row.tag == tag;
         let Some(busy) = self.jobs.values_mut().find(busy) else {
             let row = row_of(new, now);
-            let stored = StoredJob { row: row.clone(), conversation_at: new.started_at, parked_from: None };
+            let stored = StoredJob {
+                row: row.clone(),
+                conversation_at: new.started_at,
+                parked_from: None,
+                offers: BTreeMap::new(),
+                captured_by: None,
+            };
             self.jobs.insert(new.job, stored);
             self.line(new.job, "accepted", "broker", now);
             return Ok(Accepted::New(row));

@@ -3,6 +3,7 @@
 mod applications;
 mod archives;
 mod derived_archives;
+mod hand_over;
 mod jobs;
 mod notices;
 mod parked;
@@ -14,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use archiver::catalog::{
-    ApplicationRow, Catalog, CatalogError, HistoryLine, NameHolder, NoticeRow, NoticeTarget, ParkedRow, SessionRow,
-    SharedCatalog,
+    ApplicationRow, Catalog, CatalogError, HistoryLine, NoticeRow, NoticeTarget, ParkedRow, SessionRow, SharedCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, JobId, ParkedId, SessionId, WorkerId};
+use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
@@ -25,6 +26,7 @@ use crate::faults::{Fault, Faults};
 use archives::StoredArchive;
 use derived_archives::StoredDerivedArchive;
 use jobs::StoredJob;
+use workers::StoredWorker;
 
 /// A longer lease is none.
 const LEASE_MAX: Duration = Duration::from_secs(180);
@@ -44,7 +46,7 @@ struct State {
     notices: BTreeMap<(ArchiveId, NoticeTarget, i64), NoticeRow>,
     parked: BTreeMap<ParkedId, ParkedRow>,
     derived_archives: BTreeMap<ArchiveId, StoredDerivedArchive>,
-    workers: BTreeMap<WorkerId, NameHolder>,
+    workers: BTreeMap<WorkerId, StoredWorker>,
 }
 
 /// A catalog in memory, as one process sees it. Clones belong to the same process.
@@ -103,6 +105,11 @@ impl Catalog for MemoryCatalog {
     async fn probe(&self) -> Result<&'static str, CatalogError> {
         self.call("probe", |_| Ok("memory")).await
     }
+}
+
+/// Whether a lease that expires at a moment counts now.
+fn is_lease(expires_at: Wallclock, now: Wallclock) -> bool {
+    expires_at > now && expires_at <= now + LEASE_MAX
 }
 
 /// Text as the SQL catalogs keep it: PostgreSQL refuses NUL.

@@ -44,6 +44,10 @@ pub enum Violation {
     Displaced { session: String, frames: String },
     /// An archive lacks media, and says that it is complete.
     SaidComplete { session: String },
+    /// An archive has all media, and says that it lacks some.
+    SaidIncomplete { session: String, missing: String },
+    /// A gap says that media was lost where none is missing.
+    FalselyTold { session: String, gaps: String },
     /// Frames were on a disk that was not lost, and are not in the archive.
     Lost { session: String, frames: String },
     /// Something is left where nothing should be.
@@ -84,17 +88,33 @@ impl Fleet {
         };
         self.check_order(session, &archived, found);
         let room = super::room(session);
-        let mut is_complete = true;
+        let mut all = Checked { lacks_nothing_told: true, has_all: true };
         for publication in self.publishers.all().into_iter().filter(|publication| publication.room == room) {
             for kind in [TrackKind::Audio, TrackKind::Video] {
                 let track =
                     Track { fleet: self, session, job: &job, archived: &archived, publication: &publication, kind };
-                is_complete &= track.check(found);
+                let checked = track.check(found);
+                all.lacks_nothing_told &= checked.lacks_nothing_told;
+                all.has_all &= checked.has_all;
             }
         }
-        if !is_complete && archived.manifest.complete != Some(false) {
+        let Manifest { complete, missing, .. } = &archived.manifest;
+        if !all.lacks_nothing_told && *complete != Some(false) {
             found.push(Violation::SaidComplete { session: name() });
         }
+        // Nobody knows what was there in a time of which no history is left.
+        let is_known = missing.iter().all(|one| one.stream_id != StreamId::UNKNOWN);
+        if all.has_all && *complete == Some(false) && is_known {
+            let missing = missing.iter().map(|one| format!("{} {} ms", one.cause.as_str(), one.duration_ms));
+            let missing = missing.collect::<Vec<_>>().join(", ");
+            found.push(Violation::SaidIncomplete { session: name(), missing });
+        }
+    }
+
+    /// Whether a session's archive says that it lacks nothing.
+    pub(super) fn is_complete(&self, session: &str) -> bool {
+        let archived = self.job(session).map(|job| self.archived(&job));
+        matches!(archived, Some(Ok(archived)) if archived.manifest.complete == Some(true))
     }
 
     /// Whether anything of a session was ever on a disk.
@@ -173,6 +193,15 @@ impl Fleet {
     }
 }
 
+/// What a track's frames say.
+#[derive(Clone, Copy)]
+struct Checked {
+    /// No gap tells of a frame that is missing.
+    lacks_nothing_told: bool,
+    /// Every frame that was sent is in the archive.
+    has_all: bool,
+}
+
 /// One track of one publication.
 struct Track<'a> {
     fleet: &'a Fleet,
@@ -184,18 +213,19 @@ struct Track<'a> {
 }
 
 impl Track<'_> {
-    /// Checks each frame that was sent. Returns whether none is missing.
-    fn check(&self, found: &mut Vec<Violation>) -> bool {
+    /// Checks each frame that was sent.
+    fn check(&self, found: &mut Vec<Violation>) -> Checked {
         let until = self.publication.to.unwrap_or(self.fleet.now);
         let sent = self.publication.sent(self.kind, None, until);
         // Before anybody captured it, nobody knew of it.
         let first = sent.iter().filter_map(|frame| self.fleet.publishers.holders(*frame).first().map(|h| h.at)).min();
-        let Some(first) = first else { return true };
+        let Some(first) = first else { return Checked { lacks_nothing_told: true, has_all: false } };
         let archived: BTreeMap<FrameId, MediaTime> =
             self.archived.frames.iter().map(|archived| (archived.frame, archived.pts)).collect();
         let gaps = self.gaps();
         let (mut silent, mut not_sent, mut lost, mut displaced) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut is_complete = true;
+        self.check_gaps(&sent, &archived, &gaps, found);
+        let (mut is_complete, mut has_all) = (true, true);
         for frame in sent {
             let at = self.publication.sent_at(frame);
             if let Some(pts) = archived.get(&frame) {
@@ -205,6 +235,7 @@ impl Track<'_> {
                 }
                 continue;
             }
+            has_all = false;
             // The last moments before an end are on the way.
             if at < first || at + SIGNALLING > until {
                 continue;
@@ -240,16 +271,48 @@ impl Track<'_> {
         if !displaced.is_empty() {
             found.push(Violation::Displaced { session: session(), frames: self.told(&displaced) });
         }
-        is_complete
+        // What is told of the time in which a publisher left while nobody was there is no mistake.
+        let left_unseen = gaps
+            .iter()
+            .filter(|gap| gap.cause.is_loss())
+            .any(|gap| self.publication.to.is_some_and(|left| left.cast_signed() <= self.ends(gap)));
+        Checked { lacks_nothing_told: is_complete, has_all: has_all && !left_unseen }
+    }
+
+    /// Checks that well inside of each gap that tells of a loss frames are missing, and none is there.
+    fn check_gaps(
+        &self,
+        sent: &[FrameId],
+        archived: &BTreeMap<FrameId, MediaTime>,
+        gaps: &[Gap],
+        found: &mut Vec<Violation>,
+    ) {
+        let is_false = |gap: &&Gap| {
+            let (from, to) = (self.starts(gap) + EDGE.cast_signed(), self.ends(gap) - EDGE.cast_signed());
+            let inside = |frame: &&FrameId| (from..to).contains(&self.publication.sent_at(**frame).cast_signed());
+            let mut inside = sent.iter().filter(inside).peekable();
+            let is_long = to - from >= SIGNALLING.cast_signed();
+            // Nobody was there to see when the publisher left.
+            let may_have_left = self.publication.to.is_some_and(|left| left.cast_signed() <= self.ends(gap));
+            let is_nothing = inside.peek().is_none() && !may_have_left;
+            is_long && (is_nothing || inside.any(|frame| archived.contains_key(frame)))
+        };
+        let told: Vec<String> =
+            gaps.iter().filter(|gap| gap.cause.is_loss()).filter(is_false).map(|gap| self.gap(gap)).collect();
+        if !told.is_empty() {
+            let id = format!("{} of publication {}: ", self.kind.as_str(), self.publication.number);
+            found.push(Violation::FalselyTold { session: self.session.to_owned(), gaps: id + &told.join(", ") });
+        }
+    }
+
+    fn gap(&self, gap: &Gap) -> String {
+        format!("{:.1}–{:.1} {}", self.starts(gap) as f64 / 1e3, self.ends(gap) as f64 / 1e3, gap.cause.as_str())
     }
 
     fn told(&self, frames: &[FrameId]) -> String {
         let (first, last) = (frames[0], frames[frames.len() - 1]);
         let at = |frame| self.publication.sent_at(frame) as f64 / 1e3;
-        let gap = |gap: &Gap| {
-            format!("{:.1}–{:.1} {}", self.starts(gap) as f64 / 1e3, self.ends(gap) as f64 / 1e3, gap.cause.as_str())
-        };
-        let gaps: Vec<String> = self.gaps().iter().map(gap).collect();
+        let gaps: Vec<String> = self.gaps().iter().map(|gap| self.gap(gap)).collect();
         format!("{}, sent from {:.1} to {:.1} s; gaps: {}", runs(frames), at(first), at(last), gaps.join(", "))
     }
 

@@ -20,6 +20,8 @@ const CAPACITY: usize = 4;
 /// What came of a script.
 struct Outcome {
     violations: Vec<Violation>,
+    /// Whether every archive says that it lacks nothing. Then, without a violation, every frame is there.
+    is_complete: bool,
     log: Vec<String>,
     /// The indexes and histories that are in the store, when one seed is run alone.
     indexes: Vec<String>,
@@ -47,7 +49,8 @@ fn simulate(script: &Script) -> Outcome {
         let violations = fleet.violations(script);
         if violations.is_empty() || fleet.now >= SETTLED_BY {
             let indexes = if number("ARCHIVER_SEED").is_some() { indexes(&fleet) } else { Vec::new() };
-            return Outcome { violations, log: std::mem::take(&mut fleet.log), indexes };
+            let is_complete = script.sessions.iter().all(|session| fleet.is_complete(session));
+            return Outcome { violations, is_complete, log: std::mem::take(&mut fleet.log), indexes };
         }
     }
 }
@@ -63,6 +66,30 @@ fn without_a_fault_every_frame_is_in_the_archive() {
     script.add(30_000, Action::EndSession { session: session() });
     let outcome = simulate(&script);
     assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
+    assert!(outcome.is_complete);
+}
+
+#[test]
+fn workers_that_are_restarted_one_after_the_other_lose_no_frame() {
+    let mut script = Script::default();
+    for (n, from) in [1_000, 2_300, 3_700].into_iter().enumerate() {
+        let session = format!("s{n}");
+        script.add(from, Action::StartSession { session: session.clone() });
+        script.add(from + 300, Action::Publish { session: session.clone(), id: format!("{session}p0") });
+        script.add(from + 2_000, Action::Publish { session: session.clone(), id: format!("{session}p1") });
+        script.add(60_000, Action::EndSession { session: session.clone() });
+        script.sessions.push(session);
+    }
+    for machine in 0..MACHINES {
+        let at = 12_000 + 15_000 * Millis::try_from(machine).expect("few");
+        script.add(at, Action::Stop { machine });
+        // Its supervisor waits for its end.
+        script.add(at + 12_000, Action::Start { machine });
+    }
+    script.steps.sort_by_key(|step| step.at);
+    let outcome = simulate(&script);
+    assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
+    assert!(outcome.is_complete, "{}", outcome.log.join("\n"));
 }
 
 /// The number of an environment variable.
@@ -107,7 +134,7 @@ fn keeps_promises(seed: u64, rows: Option<&Rows>) -> bool {
     if rows.is_some_and(|rows| rows.done.contains(&seed)) {
         return true;
     }
-    let Outcome { violations, log, indexes } = simulate(&Script::of_seed(seed));
+    let Outcome { violations, log, indexes, .. } = simulate(&Script::of_seed(seed));
     if let Some(rows) = rows {
         rows.add(seed, &violations);
     }

@@ -1,0 +1,243 @@
+//! Hand-over: an owner that stops captures on until another worker has media of every track, so that nothing is lost in between.
+//!
+//! ```text
+//! earlier owner   captures ──► offers ───────────────────────────────► lets go ──► ships ──► clears its offer
+//! next owner                     claims ──► joins ──► has every track ───┘         finalizes ──┘
+//! ```
+//!
+//! Both write their own part of the log, under their own epochs. Whoever reads the log goes from one to the other where the next owner
+//! begins ([`crate::recording::frames`]).
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Job;
+use crate::catalog::{CatalogError, HandOver};
+use crate::model::fault::chain;
+use crate::model::ids::Epoch;
+use crate::runtime::retry::{CATALOG, retry_until_cancelled};
+
+/// How often the catalog is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The catalog answers within this, or is taken to be away.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// A next owner has media of every track within this, or the earlier one lets go.
+const JOIN_MAX: Duration = Duration::from_secs(10);
+/// A next owner learns within this which tracks there are.
+const ANNOUNCED_WITHIN: Duration = Duration::from_millis(500);
+/// A room in which no stream is announced for so long has none.
+const EMPTY_AFTER: Duration = Duration::from_secs(2);
+/// A track that sends nothing for so long over a connection is silent: nobody waits for its media.
+const SILENT_AFTER: Duration = Duration::from_secs(5);
+/// An earlier owner has sent all that it captured within this.
+const SENT_WITHIN: Duration = Duration::from_secs(20);
+
+/// How far another worker is with a job that was offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NextOwner {
+    /// Nobody has taken the job.
+    None,
+    /// The owner of this epoch does not have every track yet.
+    Joins(Epoch),
+    /// It has media of every track.
+    Captures,
+    /// The session ends, which is the next owner's to do.
+    Ends,
+}
+
+/// What the catalog says of the owner after the one with epoch `own`.
+fn next_owner(own: Epoch, seen: HandOver) -> NextOwner {
+    match seen {
+        HandOver { epoch, .. } if epoch <= own => NextOwner::None,
+        HandOver { ends: true, .. } => NextOwner::Ends,
+        HandOver { epoch, captured_by, .. } if captured_by == Some(epoch) => NextOwner::Captures,
+        HandOver { epoch, .. } => NextOwner::Joins(epoch),
+    }
+}
+
+/// A track that a next owner is to capture.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WantedTrack {
+    /// Its first media is on disk.
+    pub has_media: bool,
+    /// For how long its subscription has been connected; `None` if it is not.
+    pub connected: Option<Duration>,
+}
+
+/// Whether a next owner has media of every track, as far as they send any. `joined`: for how long it has been in the room.
+pub(super) fn has_every_track(tracks: &[WantedTrack], joined: Duration) -> bool {
+    let is_silent = |track: &WantedTrack| track.connected.is_some_and(|connected| connected >= SILENT_AFTER);
+    let announced = if tracks.is_empty() { EMPTY_AFTER } else { ANNOUNCED_WITHIN };
+    joined >= announced && tracks.iter().all(|track| track.has_media || is_silent(track))
+}
+
+/// Returns when this worker stops, and the session is another owner's, or nobody takes it.
+pub(super) async fn hand_over(job: &Job) {
+    job.drain.cancelled().await;
+    let (begun, own, offer_max) = (Instant::now(), job.row.epoch, job.context.settings.worker.offer.0);
+    while let Err(error) = offer(job).await {
+        tracing::debug!("the session cannot be offered for now: {error}");
+        if begun.elapsed() >= offer_max {
+            return tracing::warn!("the session is not offered to other workers: {error}");
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    if !job.is_offered() {
+        return;
+    }
+    let (mut next, mut since) = (NextOwner::None, begun);
+    loop {
+        sleep(LOOK_EVERY).await;
+        // While the catalog is away, nothing is known to have changed.
+        if let Ok(Ok(Some(seen))) = timeout(ANSWER_MAX, job.context.catalog.hand_over(job.row.job)).await {
+            let now = next_owner(own, seen);
+            if now != next {
+                (next, since) = (now, Instant::now());
+            }
+        }
+        if next != NextOwner::None {
+            job.taken.store(true, Ordering::Relaxed);
+        }
+        match next {
+            NextOwner::None if since.elapsed() < offer_max => {}
+            NextOwner::Joins(_) if since.elapsed() < JOIN_MAX => {}
+            NextOwner::None => {
+                return tracing::warn!("no other worker has taken the session: it is not captured until one does");
+            }
+            NextOwner::Joins(_) => {
+                return tracing::warn!("the next owner does not capture every track yet: this one stops");
+            }
+            NextOwner::Captures => {
+                return tracing::info!("another worker captures the session: nothing is lost in between");
+            }
+            NextOwner::Ends => return,
+        }
+    }
+}
+
+/// Offers the job, if a worker lives that may take it. The error says why that is not known.
+async fn offer(job: &Job) -> Result<(), String> {
+    let (context, row) = (&job.context, &job.row);
+    let offering = async {
+        let now = context.clock.read(context.catalog.as_ref()).await?.now;
+        if !context.catalog.has_taker(&row.region, &context.worker, now).await? {
+            tracing::info!("no other worker takes sessions of this region: capture ends here until one does");
+            return Ok(());
+        }
+        // From now on another owner is no reason to stop at once.
+        job.offered.store(true, Ordering::Relaxed);
+        context.leases.offer(row.job);
+        if context.catalog.offer_job(row.job, row.epoch, &context.worker, now).await? {
+            tracing::info!("the worker stops, and captures on until another one has the session");
+        }
+        Ok::<_, CatalogError>(())
+    };
+    match timeout(ANSWER_MAX, offering).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err("the catalog does not answer".to_owned()),
+    }
+}
+
+/// Reports that this owner has media of every track: the one before may let go.
+pub(super) fn report_captured(job: &Job) -> impl Future<Output = ()> + Send + use<> {
+    let (catalog, fenced) = (job.context.catalog.clone(), job.fenced.clone());
+    let (id, epoch) = (job.row.job, job.row.epoch);
+    async move {
+        let report = || catalog.report_captured(id, epoch);
+        let reporting = retry_until_cancelled("report that a job is captured", CATALOG, &fenced, report);
+        if let Ok(Err(error)) = timeout(ANSWER_MAX, reporting).await {
+            tracing::warn!("the owner before does not hear that it may let go: {}", chain(&error));
+        }
+    }
+}
+
+/// All that this worker captured is in the store: nobody waits for it any more.
+pub(super) async fn clear_offers(job: &Job) {
+    let (catalog, worker) = (&job.context.catalog, &job.context.worker);
+    if let Ok(Err(error)) = timeout(ANSWER_MAX, catalog.clear_offers(job.row.job, Some(worker))).await {
+        tracing::warn!("the next owner does not hear that all is sent: {}", chain(&error));
+    }
+}
+
+/// Whether the owners before have sent what they captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Earlier {
+    /// They had, when it was looked for first.
+    HadSent,
+    /// They have now.
+    HaveSent,
+    /// They have not, for too long, or the job was given up meanwhile.
+    HaveNot,
+}
+
+/// Waits until the owners that handed the job over have sent what they captured: the archive is to be made of that, too.
+pub(super) async fn wait_for_earlier_owners(job: &Job) -> Earlier {
+    if job.row.epoch <= Epoch(1) {
+        return Earlier::HadSent;
+    }
+    let begun = Instant::now();
+    let mut waited = false;
+    loop {
+        let seen = timeout(ANSWER_MAX, job.context.catalog.hand_over(job.row.job)).await;
+        if let Ok(Ok(seen)) = seen {
+            if seen.and_then(|seen| seen.offered_by).is_none_or(|by| by >= job.row.epoch) {
+                return if waited { Earlier::HaveSent } else { Earlier::HadSent };
+            }
+            if !std::mem::replace(&mut waited, true) {
+                // What an earlier run of this worker captured is on this disk.
+                clear_offers(job).await;
+                continue;
+            }
+        }
+        if begun.elapsed() >= SENT_WITHIN || job.given_up.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
+            return Earlier::HaveNot;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_lets_go_when_the_newest_one_captures_or_the_session_ends() {
+        let cases = [
+            ("nobody has it", 3, Some(3), false, NextOwner::None),
+            ("its own end is heard with the lease", 3, Some(3), true, NextOwner::None),
+            ("somebody took it", 4, Some(3), false, NextOwner::Joins(Epoch(4))),
+            ("and captures", 4, Some(4), false, NextOwner::Captures),
+            ("and died, and another one took it", 5, Some(4), false, NextOwner::Joins(Epoch(5))),
+            ("which captures", 5, Some(5), false, NextOwner::Captures),
+            ("it ends meanwhile", 4, Some(3), true, NextOwner::Ends),
+        ];
+        for (name, epoch, captured_by, ends, expected) in cases {
+            let captured_by = captured_by.map(Epoch);
+            let seen = HandOver { epoch: Epoch(epoch), captured_by, offered_by: Some(Epoch(3)), ends };
+            assert_eq!(next_owner(Epoch(3), seen), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_owner_has_every_track_when_each_has_media_or_sends_none() {
+        let track = |has_media, connected: Option<u64>| WantedTrack {
+            has_media,
+            connected: connected.map(Duration::from_millis),
+        };
+        let (has, sends_none, connects) = (track(true, Some(300)), track(false, Some(5_000)), track(false, None));
+        let cases: [(_, &[WantedTrack], u64, bool); 7] = [
+            ("nobody has said yet which tracks there are", &[], 1_999, false),
+            ("there are none", &[], 2_000, true),
+            ("it has just joined", &[has], 400, false),
+            ("one is not there yet", &[has, track(false, Some(400))], 4_000, false),
+            ("one is not connected", &[has, connects], 60_000, false),
+            ("both have media", &[has, has], 500, true),
+            ("one sends nothing", &[has, sends_none], 5_500, true),
+        ];
+        for (name, tracks, joined, expected) in cases {
+            assert_eq!(has_every_track(tracks, Duration::from_millis(joined)), expected, "{name}");
+        }
+    }
+}
