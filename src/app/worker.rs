@@ -37,8 +37,8 @@ use crate::runtime::data_folder::{DataFolder, DataFolderError};
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::webrtc::{Engine, EngineConfig};
 
-/// How long a data folder that another process uses is waited for, beside the time of its offer: a worker that is told to stop needs up to 30 s.
-const FOLDER_MAX: Duration = Duration::from_secs(30);
+/// How long a data folder that another process uses is waited for, beside the time of its offer: a worker that is told to stop needs up to 40 s.
+const FOLDER_MAX: Duration = Duration::from_secs(45);
 const FOLDER_LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Why a worker cannot start.

@@ -276,23 +276,20 @@ pub(super) fn of_log(
 }
 
 /// The time of a track's frames: that of its parts without the gaps between the frames of a part. The later of two owners notes the
-/// gap between them, and a part of the earlier one may go beyond that: such a gap is none between frames.
+/// gap between them, and a part of the earlier one may go beyond that: such a gap is none between frames. A gap within a part of one owner is
+/// missing though another one has that time: the reader changes owners between parts.
 fn captured(track: &TrackIndex) -> Intervals {
     let mut parts: Vec<Interval> =
         track.segments.iter().flat_map(|s| &s.parts).map(|part| Interval::new(part.from, part.to)).collect();
     parts.sort_by_key(|part| part.from);
-    let mut holes: BTreeMap<usize, Vec<Interval>> = BTreeMap::new();
-    for gap in track.gaps.iter().filter(|gap| gap.cause != GapCause::Worker) {
-        let within = parts.partition_point(|part| part.from < gap.from).checked_sub(1);
-        if let Some(part) = within.filter(|part| gap.to < parts[*part].to) {
-            holes.entry(part).or_default().push(Interval::new(gap.from, gap.to));
-        }
-    }
-    let without_holes = |(number, part): (usize, &Interval)| match holes.get(&number) {
-        Some(holes) => Intervals::from(*part).without(&holes.iter().copied().collect()).iter().collect(),
-        None => vec![*part],
+    let epochs: BTreeSet<Epoch> = track.segments.iter().map(|segment| segment.epoch).collect();
+    let is_within_a_part = |gap: &&Gap| {
+        let begun = &parts[..parts.partition_point(|part| part.from < gap.from)];
+        begun.iter().rev().take(epochs.len()).any(|part| gap.to < part.to)
     };
-    parts.iter().enumerate().flat_map(without_holes).collect()
+    let gaps = track.gaps.iter().filter(|gap| gap.cause != GapCause::Worker).filter(is_within_a_part);
+    let holes: Intervals = gaps.map(|gap| Interval::new(gap.from, gap.to)).collect();
+    parts.iter().copied().collect::<Intervals>().without(&holes)
 }
 
 /// The time between two owners. The later one notes it, unless that owner could not fetch what the earlier one had captured.
@@ -307,7 +304,7 @@ fn between_owners(track: &TrackIndex) -> Vec<Gap> {
         if let Some((_, to)) = last
             && begun.insert(epoch)
             && part.from - to >= HANDOVER_MIN
-            && !goes_on(track, epoch, to, part.from)
+            && !is_still_captured(track, epoch, to, part.from)
         {
             gaps.push(Gap { from: to, to: part.from, cause: GapCause::Worker });
         }
@@ -318,7 +315,7 @@ fn between_owners(track: &TrackIndex) -> Vec<Gap> {
 }
 
 /// Whether an owner before an epoch captures on when that begins: its frames are no further apart than those of a slow picture.
-fn goes_on(track: &TrackIndex, epoch: Epoch, since: MediaTime, begins: MediaTime) -> bool {
+fn is_still_captured(track: &TrackIndex, epoch: Epoch, since: MediaTime, begins: MediaTime) -> bool {
     let earlier = track.segments.iter().filter(|segment| segment.epoch < epoch).flat_map(|segment| &segment.parts);
     earlier.filter(|part| part.from >= begins).any(|part| part.from - since < FRAME_MAX)
 }

@@ -43,11 +43,12 @@ pub trait HandOverCatalog: Send + Sync {
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
 
-    /// A worker has sent all that it captured of a job; without a worker: nobody is waited for any more.
+    /// Deletes the offers of a job that a worker made, or with `None` every worker, up to an epoch: the archive no longer waits for what they
+    /// captured.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn clear_offers(&self, job: JobId, worker: Option<&WorkerId>) -> Result<(), CatalogError>;
+    async fn clear_offers(&self, job: JobId, worker: Option<&WorkerId>, last: Epoch) -> Result<(), CatalogError>;
 
     /// The owner has media of every track.
     ///
@@ -94,12 +95,15 @@ impl HandOverCatalog for SqlCatalog {
         self.change("offer a job", offer, history_line(job, "offered", worker.as_str(), now)).await
     }
 
-    async fn clear_offers(&self, job: JobId, worker: Option<&WorkerId>) -> Result<(), CatalogError> {
+    async fn clear_offers(&self, job: JobId, worker: Option<&WorkerId>, last: Epoch) -> Result<(), CatalogError> {
         let clear = match worker {
-            Some(worker) => statement("DELETE FROM offers WHERE job_id = $1 AND worker_id = $2")
+            Some(worker) => statement("DELETE FROM offers WHERE job_id = $1 AND epoch <= $2 AND worker_id = $3")
                 .bind(job.to_string())
+                .bind(i64::from(last.0))
                 .bind(worker.to_string()),
-            None => statement("DELETE FROM offers WHERE job_id = $1").bind(job.to_string()),
+            None => statement("DELETE FROM offers WHERE job_id = $1 AND epoch <= $2")
+                .bind(job.to_string())
+                .bind(i64::from(last.0)),
         };
         self.execute("clear the offers of a job", clear).await.map(drop)
     }

@@ -63,7 +63,7 @@ section! {
         data_dir: PathBuf = PathBuf::from("/var/lib/archiver"),
         /// A lease without a heartbeat expires after this time. 3 s by default; 8 s with SQLite, which writes each heartbeat to the disk.
         lease: Option<DurationValue> = None,
-        /// A worker that stops offers its running sessions to other workers, and captures on for so long until one takes them.
+        /// How long a worker that stops captures on while no other worker takes its sessions. `0s`: it stops at once, with a gap.
         offer: DurationValue = DurationValue(Duration::from_secs(10)),
     }
 }

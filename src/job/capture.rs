@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::desired;
-use super::hand_over::{self, Earlier};
+use super::hand_over;
 use super::live_composer::Composing;
 use super::presence::{EndReason, Limits, Presence};
 use super::room_session::{OpenCapture, Session};
@@ -120,6 +120,7 @@ pub(super) async fn capture(
         ended = session.run(room.as_mut(), &mut events, &backlog, status, &mut control) => ended,
         never = compose_behind(job, complete, composing) => match never {},
     };
+    session.note_stood_still();
     // Streams are announced until now, however long it takes to leave and to ship what is sealed.
     let (ended_at, ended_wallclock) = (session.now(), clock.wallclock());
     room.leave().await;
@@ -155,7 +156,8 @@ async fn compose_behind(
     complete: watch::Sender<MediaTime>,
     composing: &mut Option<Composing>,
 ) -> Infallible {
-    if hand_over::wait_for_earlier_owners(job).await == Earlier::HaveSent {
+    if job.row.epoch > Epoch(1) {
+        hand_over::wait_for_prior_owners(job).await;
         match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
             Ok(_) => job.context.spool.mark_stale(),
             Err(error) => tracing::warn!("what the owner before sent is not fetched for now: {}", chain(&error)),

@@ -69,12 +69,12 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     if let Some(composing) = composing {
         composing.call_off().await;
     }
-    // The lease is still kept: another owner must not read the log while it is shipped.
+    // Unless another worker took the offer, the lease is kept until the log is shipped.
     let is_left = matches!(&ended, Ok(Ended::HandedOver { .. }))
         || matches!(&ended, Err(failure) if is_of_this_worker(failure.kind));
     let shipped = is_left && ship_log(&job).await;
     if job.is_offered() && (shipped || !is_left) {
-        hand_over::clear_offers(&job).await;
+        hand_over::clear_offers(&job, row.epoch).await;
     }
     stop.cancel();
     tasks.wait().await;

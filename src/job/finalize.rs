@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::hand_over::Earlier;
 use super::live_composer::Composing;
 use super::stage::{Transition, advance};
 use super::{Ended, Job, JobFailure, hand_over};
@@ -61,10 +60,10 @@ pub(super) async fn finalize(job: &Job, reason: &str, composing: Option<Composin
         Some(composing) => composing.end().await,
         None => None,
     };
-    if hand_over::wait_for_earlier_owners(job).await == Earlier::HaveNot && !job.given_up.is_cancelled() {
+    if !hand_over::wait_for_prior_owners(job).await && !job.given_up.is_cancelled() {
         tracing::warn!("an earlier owner does not say that it has sent all: what it has comes later, or is missing");
         // Once is enough.
-        if let Err(error) = job.context.catalog.clear_offers(job.row.job, None).await {
+        if let Err(error) = job.context.catalog.clear_offers(job.row.job, None, job.row.epoch).await {
             tracing::debug!("the offers of the job are not cleared: {}", chain(&error));
         }
     }

@@ -36,24 +36,24 @@ const SENT_WITHIN: Duration = Duration::from_secs(20);
 
 /// How far another worker is with a job that was offered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NextOwner {
+enum Progress {
     /// Nobody has taken the job.
     None,
     /// The owner of this epoch does not have every track yet.
     Joins(Epoch),
     /// It has media of every track.
     Captures,
-    /// The session ends, which is the next owner's to do.
+    /// The session ends, or the job is parked: the next owner decides.
     Ends,
 }
 
 /// What the catalog says of the owner after the one with epoch `own`.
-fn next_owner(own: Epoch, seen: HandOver) -> NextOwner {
+fn progress(own: Epoch, seen: HandOver) -> Progress {
     match seen {
-        HandOver { epoch, .. } if epoch <= own => NextOwner::None,
-        HandOver { ends: true, .. } => NextOwner::Ends,
-        HandOver { epoch, captured_by, .. } if captured_by == Some(epoch) => NextOwner::Captures,
-        HandOver { epoch, .. } => NextOwner::Joins(epoch),
+        HandOver { epoch, .. } if epoch <= own => Progress::None,
+        HandOver { ends: true, .. } => Progress::Ends,
+        HandOver { epoch, captured_by, .. } if captured_by == Some(epoch) => Progress::Captures,
+        HandOver { epoch, .. } => Progress::Joins(epoch),
     }
 }
 
@@ -87,32 +87,32 @@ pub(super) async fn hand_over(job: &Job) {
     if !job.is_offered() {
         return;
     }
-    let (mut next, mut since) = (NextOwner::None, begun);
+    let (mut next, mut since) = (Progress::None, begun);
     loop {
         sleep(LOOK_EVERY).await;
         // While the catalog is away, nothing is known to have changed.
         if let Ok(Ok(Some(seen))) = timeout(ANSWER_MAX, job.context.catalog.hand_over(job.row.job)).await {
-            let now = next_owner(own, seen);
+            let now = progress(own, seen);
             if now != next {
                 (next, since) = (now, Instant::now());
             }
         }
-        if next != NextOwner::None {
+        if next != Progress::None {
             job.taken.store(true, Ordering::Relaxed);
         }
         match next {
-            NextOwner::None if since.elapsed() < offer_max => {}
-            NextOwner::Joins(_) if since.elapsed() < JOIN_MAX => {}
-            NextOwner::None => {
+            Progress::None if since.elapsed() < offer_max => {}
+            Progress::Joins(_) if since.elapsed() < JOIN_MAX => {}
+            Progress::None => {
                 return tracing::warn!("no other worker has taken the session: it is not captured until one does");
             }
-            NextOwner::Joins(_) => {
+            Progress::Joins(_) => {
                 return tracing::warn!("the next owner does not capture every track yet: this one stops");
             }
-            NextOwner::Captures => {
+            Progress::Captures => {
                 return tracing::info!("another worker captures the session: nothing is lost in between");
             }
-            NextOwner::Ends => return,
+            Progress::Ends => return tracing::info!("the next owner has ended the session's capture"),
         }
     }
 }
@@ -154,29 +154,19 @@ pub(super) fn report_captured(job: &Job) -> impl Future<Output = ()> + Send + us
     }
 }
 
-/// All that this worker captured is in the store: nobody waits for it any more.
-pub(super) async fn clear_offers(job: &Job) {
+/// All that this worker captured up to an epoch is in the store, or on this disk: nobody waits for it any more.
+pub(super) async fn clear_offers(job: &Job, last: Epoch) {
     let (catalog, worker) = (&job.context.catalog, &job.context.worker);
-    if let Ok(Err(error)) = timeout(ANSWER_MAX, catalog.clear_offers(job.row.job, Some(worker))).await {
+    if let Ok(Err(error)) = timeout(ANSWER_MAX, catalog.clear_offers(job.row.job, Some(worker), last)).await {
         tracing::warn!("the next owner does not hear that all is sent: {}", chain(&error));
     }
 }
 
-/// Whether the owners before have sent what they captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Earlier {
-    /// They had, when it was looked for first.
-    HadSent,
-    /// They have now.
-    HaveSent,
-    /// They have not, for too long, or the job was given up meanwhile.
-    HaveNot,
-}
-
-/// Waits until the owners that handed the job over have sent what they captured: the archive is to be made of that, too.
-pub(super) async fn wait_for_earlier_owners(job: &Job) -> Earlier {
+/// Waits until the owners that handed the job over have sent what they captured: the archive is to be made of that, too. Returns whether they
+/// have; not if they take too long, or the job is given up meanwhile.
+pub(super) async fn wait_for_prior_owners(job: &Job) -> bool {
     if job.row.epoch <= Epoch(1) {
-        return Earlier::HadSent;
+        return true;
     }
     let begun = Instant::now();
     let mut waited = false;
@@ -184,16 +174,16 @@ pub(super) async fn wait_for_earlier_owners(job: &Job) -> Earlier {
         let seen = timeout(ANSWER_MAX, job.context.catalog.hand_over(job.row.job)).await;
         if let Ok(Ok(seen)) = seen {
             if seen.and_then(|seen| seen.offered_by).is_none_or(|by| by >= job.row.epoch) {
-                return if waited { Earlier::HaveSent } else { Earlier::HadSent };
+                return true;
             }
             if !std::mem::replace(&mut waited, true) {
                 // What an earlier run of this worker captured is on this disk.
-                clear_offers(job).await;
+                clear_offers(job, Epoch(job.row.epoch.0 - 1)).await;
                 continue;
             }
         }
         if begun.elapsed() >= SENT_WITHIN || job.given_up.run_until_cancelled(sleep(LOOK_EVERY)).await.is_none() {
-            return Earlier::HaveNot;
+            return false;
         }
     }
 }
@@ -205,18 +195,18 @@ mod tests {
     #[test]
     fn an_owner_lets_go_when_the_newest_one_captures_or_the_session_ends() {
         let cases = [
-            ("nobody has it", 3, Some(3), false, NextOwner::None),
-            ("its own end is heard with the lease", 3, Some(3), true, NextOwner::None),
-            ("somebody took it", 4, Some(3), false, NextOwner::Joins(Epoch(4))),
-            ("and captures", 4, Some(4), false, NextOwner::Captures),
-            ("and died, and another one took it", 5, Some(4), false, NextOwner::Joins(Epoch(5))),
-            ("which captures", 5, Some(5), false, NextOwner::Captures),
-            ("it ends meanwhile", 4, Some(3), true, NextOwner::Ends),
+            ("nobody has it", 3, Some(3), false, Progress::None),
+            ("its own end is heard with the lease", 3, Some(3), true, Progress::None),
+            ("somebody took it", 4, Some(3), false, Progress::Joins(Epoch(4))),
+            ("and captures", 4, Some(4), false, Progress::Captures),
+            ("and died, and another one took it", 5, Some(4), false, Progress::Joins(Epoch(5))),
+            ("which captures", 5, Some(5), false, Progress::Captures),
+            ("it ends meanwhile", 4, Some(3), true, Progress::Ends),
         ];
         for (name, epoch, captured_by, ends, expected) in cases {
             let captured_by = captured_by.map(Epoch);
             let seen = HandOver { epoch: Epoch(epoch), captured_by, offered_by: Some(Epoch(3)), ends };
-            assert_eq!(next_owner(Epoch(3), seen), expected, "{name}");
+            assert_eq!(progress(Epoch(3), seen), expected, "{name}");
         }
     }
 

@@ -146,7 +146,7 @@ async fn look_at(
                 return Ok(());
             }
             // Whoever makes the archive waits for this worker, if the job was handed over.
-            let cleared = context.catalog.clear_offers(row.job, Some(&context.worker)).await;
+            let cleared = context.catalog.clear_offers(row.job, Some(&context.worker), row.epoch).await;
             cleared.map_err(|e| JobFailure::of(&e))?;
             done.insert(archive, Done::Shipped(row.epoch));
         }

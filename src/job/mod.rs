@@ -155,7 +155,7 @@ pub struct Job {
     keys: Keys,
     /// The worker stops: seal, hand over.
     drain: CancellationToken,
-    /// The lease is lost: stop, and touch nothing.
+    /// Another owner has the job, which was not offered: stop, and touch nothing.
     fenced: CancellationToken,
     /// Cancels what makes the archive: the lease is lost, or the worker stops and leaves the archive to the next owner.
     given_up: CancellationToken,

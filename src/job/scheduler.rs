@@ -23,8 +23,8 @@ use crate::runtime::metrics::metrics;
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// Jobs whose media has ended, and whose archives are made or wait for the store.
 const FINALIZING_MAX: usize = 256;
-/// A job that was offered is taken, captured by its next owner, shipped and given back within this.
-const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// After the time of the offer: the next owner joins, the log is sealed and sent, and the job is given back within this.
+const DRAIN_MAX: Duration = Duration::from_secs(40);
 
 /// Claims jobs while there is room and waits for their drivers, until `stop`. Reports the free `room`, and the number of `jobs`
 /// that run here. Returns whether all jobs ended in time.

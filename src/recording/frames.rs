@@ -43,8 +43,8 @@ fn unique(marks: &[Mark]) -> BTreeMap<&[u8], MediaTime> {
     found.into_iter().filter_map(|(data, pts)| Some((data, pts?))).collect()
 }
 
-/// How much later one owner's times are than those of the next one, by the frames that both have: the difference that most of them have, and
-/// of two such the smaller one.
+/// The difference of two owners' clocks in nanoseconds: a frame's time by the one minus that by the next, by the frames that both have. Counts
+/// the difference that most of them have, and of two such the smaller one.
 fn clock_difference(one: &[Mark], next: &[Mark]) -> Option<MediaSpan> {
     let (one, next) = (unique(one), unique(next));
     let pairs = one.iter().filter_map(|(data, pts)| Some(*pts - *next.get(data)?));
@@ -80,9 +80,10 @@ struct ReadEpoch {
     end: MediaTime,
     /// Its frames up to this time were read before.
     before: Option<MediaTime>,
-    /// It begins where another epoch was left, and by its clock maybe earlier.
+    /// It begins where another epoch was left. Its first frames may have times before the last frame that was read: they are moved behind
+    /// that one.
     begins: bool,
-    /// Who goes on.
+    /// The epoch that is read next.
     next: Option<NextOwner>,
     /// Frames of its last part were left to that owner.
     is_cut: bool,
@@ -95,7 +96,7 @@ struct NextOwner {
     epoch: Epoch,
     /// The time of its first frame by the clock of the epoch that is being read.
     at: MediaTime,
-    /// How much later the times of the epoch are that is being read.
+    /// The clocks' difference in nanoseconds: a frame's time in the epoch that is being read minus that in the next one.
     difference: MediaSpan,
 }
 
@@ -109,7 +110,8 @@ struct NextOwner {
 pub struct Frames {
     index: TrackIndex,
     cursors: BTreeMap<Epoch, Cursor>,
-    /// The epochs that were left for a next owner, and how much later their times are than its own.
+    /// The epochs that were left for a next owner, and the difference of their clocks to that of the newest owner. What is read of them
+    /// later has its times.
     left: BTreeMap<Epoch, MediaSpan>,
     reading: Option<ReadEpoch>,
     file: Option<(u32, File)>,
@@ -158,25 +160,36 @@ impl Frames {
         self.index.segments[place.segment].epoch
     }
 
+    /// How much earlier the times of an epoch are given than its index has them.
+    fn shift(&self, epoch: Epoch) -> MediaSpan {
+        self.left.get(&epoch).copied().unwrap_or_default()
+    }
+
+    /// When a part begins, as its times are given.
+    fn from(&self, place: Place) -> MediaTime {
+        self.part(place).from + -self.shift(self.epoch(place))
+    }
+
     /// The part to read next; `None` if there is none yet.
     fn next_place(&self) -> Option<Place> {
-        let from = |place: Place| self.part(place).from;
         let own = self.reading.and_then(|reading| Some((reading, self.unread(reading.epoch)?)));
         let Some((reading, own)) = own else {
-            return self.index.epochs().filter_map(|epoch| self.unread(epoch)).min_by_key(|place| from(*place));
+            let unread = self.index.epochs().filter_map(|epoch| self.unread(epoch));
+            return unread.min_by_key(|place| self.from(*place));
         };
-        if let Some(next) = reading.next.filter(|next| reading.is_cut || from(own) + ROUNDING > next.at) {
+        let is_others = |next: &NextOwner| reading.is_cut || self.part(own).from + ROUNDING > next.at;
+        if let Some(next) = reading.next.filter(is_others) {
             return self.unread(next.epoch);
         }
-        if from(own) - reading.end < BREAK {
+        let ends = self.from(own);
+        if ends - reading.end < BREAK {
             return Some(own);
         }
         // Another epoch comes first only if it lies in a break of this one: two owners that capture side by side are not read by turns.
-        let lies_between = |place: &Place| from(own) - from(*place) >= BREAK;
+        let lies_between = |place: &Place| ends - self.from(*place) >= BREAK;
         let is_other = |epoch: &Epoch| *epoch != reading.epoch && reading.next.is_none_or(|next| next.epoch != *epoch);
-        let places =
-            self.index.epochs().filter(is_other).filter_map(|epoch| self.in_break(epoch, reading.end, from(own)));
-        places.filter(lies_between).min_by_key(|place| from(*place)).or(Some(own))
+        let places = self.index.epochs().filter(is_other).filter_map(|epoch| self.in_break(epoch, reading.end, ends));
+        places.filter(lies_between).min_by_key(|place| self.from(*place)).or(Some(own))
     }
 
     /// The first part of an epoch that was not read and goes beyond the beginning of another one's break. An epoch that was left has the
@@ -186,6 +199,7 @@ impl Frames {
         if self.left.contains_key(&epoch) && !is_lost() {
             return None;
         }
+        let begins = begins + self.shift(epoch);
         let Place { mut segment, mut part } = self.unread(epoch)?;
         loop {
             let parts = &self.index.segments.get(segment).filter(|found| found.epoch == epoch)?.parts;
@@ -197,7 +211,7 @@ impl Frames {
         }
     }
 
-    /// Looks whether a later epoch begins before or in the part that is read next.
+    /// Looks whether a later epoch begins before, in, or up to [`CLOCKS_MAX`] after the part that is read next.
     fn find_next_owner(&self, own: Place) -> Option<NextOwner> {
         let own_epoch = self.epoch(own);
         let is_new = |epoch: &Epoch| *epoch > own_epoch && !self.cursors.contains_key(epoch);
@@ -211,6 +225,13 @@ impl Frames {
         let until = at + CLOCKS_MAX;
         let difference = clock_difference(&self.marks(own, until), &self.marks(place, until)).unwrap_or_default();
         Some(NextOwner { epoch, at: at + difference, difference })
+    }
+
+    /// Looks whether a later epoch begins where the one that is being read goes on.
+    fn look_for_next_owner(&mut self) {
+        let Some(mut reading) = self.reading.filter(|reading| reading.next.is_none()) else { return };
+        reading.next = self.unread(reading.epoch).and_then(|own| self.find_next_owner(own));
+        self.reading = Some(reading);
     }
 
     /// The frames of an epoch from a part on, until a time.
@@ -243,13 +264,10 @@ impl Frames {
         let is_near = self.last.is_none_or(|last| last - from < CLOCKS_MAX);
         let begins = left.is_some() && is_near && !self.cursors.contains_key(&epoch);
         if let Some((left, next)) = left.filter(|_| begins) {
+            self.left.values_mut().for_each(|difference| *difference += next.difference);
             self.left.insert(left, next.difference);
         }
-        let before = match self.left.get(&epoch) {
-            _ if begins => None,
-            Some(difference) => self.last.map(|last| last + *difference + ROUNDING),
-            None => self.last,
-        };
+        let before = self.last.filter(|_| !begins);
         ReadEpoch { epoch, end: from, before, begins, next: None, is_cut: false }
     }
 
@@ -261,14 +279,17 @@ impl Frames {
         part_bytes(&self.file.as_ref()?.1, self.part(place)).map(Bytes::from)
     }
 
-    /// Reads a part's frames, up to those of the next owner.
+    /// Reads a part's frames, up to those of the next owner. A frame that was read before may seem later by the rounding of times.
     fn read_items(&mut self, reading: &mut ReadEpoch, format: &TrackFormat, bytes: &Bytes) -> Result<(), mkv::BadPart> {
+        let shift = self.shift(reading.epoch);
+        let tolerance = if self.left.is_empty() { 0 } else { ROUNDING };
         for mkv::Block { mut pts, keyframe, data } in mkv::read_part(bytes)? {
             if reading.next.is_some_and(|next| pts + ROUNDING > next.at) {
                 reading.is_cut = true;
                 continue;
             }
-            if reading.before.is_some_and(|before| pts <= before) {
+            pts = pts + -shift;
+            if reading.before.is_some_and(|before| pts <= before + tolerance) {
                 continue;
             }
             if let Some(last) = self.last.filter(|_| reading.begins) {
@@ -294,6 +315,7 @@ impl Iterator for Frames {
             if let Some(item) = self.pending.pop_front() {
                 return Some(item);
             }
+            self.look_for_next_owner();
             let place = self.next_place()?;
             let SegmentIndex { n, epoch, format, .. } = &self.index.segments[place.segment];
             let (n, epoch, format, part) = (*n, *epoch, format.clone(), self.part(place));
@@ -305,7 +327,7 @@ impl Iterator for Frames {
                     continue;
                 }
             }
-            reading.end = part.to;
+            reading.end = part.to + -self.shift(epoch);
             let read = self.read_part(place);
             if read.is_none_or(|bytes| self.read_items(&mut reading, &format, &bytes).is_err()) {
                 self.damaged += 1;

@@ -14,9 +14,11 @@ use crate::runtime::journal::read_lines;
 /// Largest part that is read, in bytes; the largest that is written is one frame larger than its limit.
 const PART_BYTES_MAX: u64 = 32 << 20;
 
-/// Times of one frame by two clocks whose difference is known differ by less, in nanoseconds.
+/// Gaps that a reader needs which follows the log: the newest.
+const GAPS_KEPT: usize = 64;
+/// Tolerance in nanoseconds when one frame's times by two clocks are compared.
 pub(super) const ROUNDING: MediaSpan = 1_000_000;
-/// Frames of one owner may be as far apart, in nanoseconds: the earlier one lasts as long.
+/// The longest distance of two frames, in nanoseconds, that is no gap: `[capture] stall` by default.
 pub(super) const PAUSE_MIN: MediaSpan = 2_000_000_000;
 
 /// A part's entry in the index.
@@ -210,13 +212,13 @@ impl TrackIndex {
         }
     }
 
-    /// Drops what only a reader from the beginning needs: the reports, where the clock began, and the parts of segments before those that
-    /// are being read.
+    /// Drops what only a reader from the beginning needs: the reports, where the clock began, all but the newest gaps, and the parts of segments
+    /// before those that are being read.
     pub fn forget_before(&mut self, reading: impl Iterator<Item = u32>) {
         self.reports.clear();
         self.report_parts.clear();
         self.clock_starts.clear();
-        self.gaps.clear();
+        self.gaps.drain(..self.gaps.len().saturating_sub(GAPS_KEPT));
         for n in reading {
             let at = self.segments.partition_point(|s| s.n < n);
             let Some(epoch) = self.segments.get(at).map(|segment| segment.epoch) else { continue };
@@ -259,8 +261,10 @@ impl TrackIndex {
         let captured: Vec<(Epoch, Intervals)> = self.epochs().map(bridged).collect();
         let rest = |gap: &Gap| {
             let mut rest = Intervals::from(Interval::new(gap.from, gap.to));
-            let is_noted_by = |epoch| of_epoch(epoch).any(|part| (part.from - gap.to).abs() <= ROUNDING);
-            let others = captured.iter().filter(|(epoch, _)| gap.cause == GapCause::Worker && !is_noted_by(*epoch));
+            // Its frame behind the gap shows who noted the gap; a slow picture of another owner may come at the same time.
+            let begins = |epoch: &Epoch| of_epoch(*epoch).any(|part| (part.from - gap.to).abs() <= ROUNDING);
+            let noted_by = captured.iter().map(|(epoch, _)| *epoch).rfind(begins);
+            let others = captured.iter().filter(|(epoch, _)| gap.cause == GapCause::Worker && Some(*epoch) != noted_by);
             for (_, captured) in others {
                 rest = rest.without(captured);
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
@@ -23,8 +24,8 @@ use crate::store::{ObjectStore, StoreError};
 
 /// Largest index slice or small file that is read from a bundle.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
-/// The file of a bundle that is being unpacked.
-const TEMP_NAME: &str = "restore.tar";
+/// Numbers the files of bundles that are being unpacked: one that is not waited for any more may still be.
+static UNPACKED: AtomicU64 = AtomicU64::new(0);
 
 /// Restores an archive's folder from the bundles in the store that this machine has not written or fetched itself. Existing
 /// files are never overwritten; indexes and the history gain the lines that they lack. Returns how many bundles had segments that
@@ -69,13 +70,13 @@ pub async fn restore_reserving(
     }
     let (mut small_files, mut fetched) = (SmallFiles::default(), 0);
     for bundle in missing {
-        let temp = dir.join(TEMP_NAME);
+        let temp = dir.join(format!("restore-{}.tar", UNPACKED.fetch_add(1, Ordering::Relaxed)));
         let fetch = || fetch(store, &bundle.key, &temp);
         let fetching = retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await?;
         let Cancellable::Done(on_disk) = fetching else { return Ok(Cancellable::Cancelled) };
         on_disk.map_err(LogError::io("write", &temp))?;
         let (at, key) = (dir.to_owned(), bundle.key.clone());
-        let unpack = move || unpack(&at, &key, &mut small_files).map(|new| (small_files, new));
+        let unpack = move || unpack(&at, &temp, &key, &mut small_files).map(|new| (small_files, new));
         let unpacked = tokio::task::spawn_blocking(unpack).await.expect("unpacking does not panic")?;
         small_files = unpacked.0;
         fetched += usize::from(unpacked.1 > 0);
@@ -151,22 +152,22 @@ async fn create(path: &Path) -> std::io::Result<tokio::fs::File> {
 }
 
 /// Returns how many segments were not here.
-fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<usize, LogError> {
-    let (temp, mut fetched_segments, mut new) = (dir.join(TEMP_NAME), Vec::new(), 0);
-    let file = std::fs::File::open(&temp).map_err(LogError::io("open", &temp))?;
+fn unpack(dir: &Path, temp: &Path, key: &str, small_files: &mut SmallFiles) -> Result<usize, LogError> {
+    let (mut fetched_segments, mut new) = (Vec::new(), 0);
+    let file = std::fs::File::open(temp).map_err(LogError::io("open", temp))?;
     let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
-    for entry in bundle.entries().map_err(LogError::io("read", &temp))? {
-        let mut entry = entry.map_err(LogError::io("read", &temp))?;
+    for entry in bundle.entries().map_err(LogError::io("read", temp))? {
+        let mut entry = entry.map_err(LogError::io("read", temp))?;
         let Some(name) = entry.path().ok().and_then(|p| p.to_str().map(str::to_owned)) else { continue };
         match name.split('/').collect::<Vec<_>>()[..] {
-            [JOB] => small_files.job = read_text(&mut entry, &temp)?,
-            [HISTORY] => small_files.add(read_text(&mut entry, &temp)?),
+            [JOB] => small_files.job = read_text(&mut entry, temp)?,
+            [HISTORY] => small_files.add(read_text(&mut entry, temp)?),
             [TRACKS, track, file] => {
                 let Ok(id) = track.parse::<TrackId>() else { continue };
                 let folder = dir.join(TRACKS).join(id.to_string());
                 std::fs::create_dir_all(&folder).map_err(LogError::io("create", &folder))?;
                 match file.strip_prefix("index.jsonl.").and_then(|from| from.parse::<u64>().ok()) {
-                    Some(from) => merge_index(&folder, from, &read_text(&mut entry, &temp)?)?,
+                    Some(from) => merge_index(&folder, from, &read_text(&mut entry, temp)?)?,
                     None if file.ends_with(".mkv") => {
                         new += usize::from(write_if_absent(&folder.join(file), &mut entry)?);
                         fetched_segments.push((id, file.to_owned()));
@@ -178,7 +179,7 @@ fn unpack(dir: &Path, key: &str, small_files: &mut SmallFiles) -> Result<usize, 
         }
     }
     record_origins(dir, key, &fetched_segments)?;
-    std::fs::remove_file(&temp).map_err(LogError::io("remove", &temp))?;
+    std::fs::remove_file(temp).map_err(LogError::io("remove", temp))?;
     Ok(new)
 }
 

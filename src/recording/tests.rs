@@ -10,7 +10,7 @@ use super::frames::LogItem;
 use super::reader::{LogReader, TrackIndex, join};
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
-use crate::model::media::{ClockStart, Codec, Frame, GapCause, SenderReport};
+use crate::model::media::{ClockStart, Codec, Frame, Gap, GapCause, SenderReport};
 use crate::model::time::NtpTime;
 use crate::recording::spool::Spool;
 use crate::runtime::journal::{LineFile, read_lines};
@@ -261,6 +261,59 @@ fn two_owners_side_by_side_are_not_read_by_turns() {
     });
     let numbers: Vec<i64> = frames.collect();
     assert_eq!(numbers, (0..40).collect::<Vec<_>>());
+}
+
+#[test]
+fn slow_pictures_of_two_owners_whose_clocks_differ_are_there_once() {
+    let picture = |number: i64, late: i64| Frame { pts: ms(1_000 * number + late), keyframe: true, ..frame(number) };
+    for late in [-290, -120, -30, 0, 30, 120, 290] {
+        let dir = tempfile::tempdir().expect("dir");
+        for (epoch, numbers, late) in [(1, 0..30, 0), (2, 10..40, late)] {
+            let (mut log, _) = open(dir.path(), epoch);
+            log.format(&vp8(320)).expect("format");
+            for number in numbers {
+                log.frame(&picture(number, late)).expect("frame");
+                log.tick(ms(1_000 * number + late + 900)).expect("part");
+            }
+            log.seal().expect("seal");
+        }
+        let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
+        let frames = index.frames().filter_map(|item| match item {
+            LogItem::Frame(frame) => Some(i64::from(frame.data[0])),
+            LogItem::Format(_) => None,
+        });
+        assert_eq!(frames.collect::<Vec<_>>(), (0..40).collect::<Vec<_>>(), "{late} ms");
+    }
+}
+
+#[test]
+fn what_a_next_owner_loses_and_the_one_before_has_is_there_once() {
+    let sound = |number: i64, late: i64| {
+        let data = Bytes::from(number.to_be_bytes().to_vec());
+        Frame { pts: ms(1_000 + 20 * number + late), duration: None, keyframe: true, data }
+    };
+    let opus = TrackFormat { codec: Codec::Opus, width: 0, height: 0, channels: 2, codec_private: Vec::new() };
+    for late in [-60, 0, 60] {
+        let dir = tempfile::tempdir().expect("dir");
+        let (mut first, _) = open(dir.path(), 1);
+        let (mut second, _) = open(dir.path(), 2);
+        for log in [&mut first, &mut second] {
+            log.format(&opus).expect("format");
+        }
+        (0..400).for_each(|number| first.frame(&sound(number, 0)).expect("frame"));
+        (200..250).for_each(|number| second.frame(&sound(number, late)).expect("frame"));
+        let gap = Gap { from: sound(250, late).pts, to: sound(300, late).pts, cause: GapCause::Network };
+        second.gap(gap).expect("gap");
+        (300..500).for_each(|number| second.frame(&sound(number, late)).expect("frame"));
+        first.seal().expect("seal");
+        second.seal().expect("seal");
+        let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
+        let frames = index.frames().filter_map(|item| match item {
+            LogItem::Frame(frame) => Some(i64::from_be_bytes(frame.data[..].try_into().expect("a number"))),
+            LogItem::Format(_) => None,
+        });
+        assert_eq!(frames.collect::<Vec<_>>(), (0..500).collect::<Vec<_>>(), "{late} ms");
+    }
 }
 
 #[test]

@@ -414,11 +414,13 @@ async fn hand_over(backend: Backend) {
     assert!(offer(Epoch(2), "new", later(3)).await);
     catalog.release(job, Epoch(2), later(3)).await.unwrap();
     assert_eq!(state().await, seen(2, Some(2), Some(1)));
-    catalog.clear_offers(job, Some(&worker("old"))).await.unwrap();
+    catalog.clear_offers(job, Some(&worker("old")), Epoch(9)).await.unwrap();
     assert_eq!(state().await, seen(2, Some(2), Some(2)));
     let last = claimed(&catalog, job, "last", later(4)).await.job.epoch;
     assert_eq!(state().await, seen(3, Some(2), Some(2)));
-    catalog.clear_offers(job, None).await.unwrap();
+    catalog.clear_offers(job, None, Epoch(1)).await.unwrap();
+    assert_eq!(state().await, seen(3, Some(2), Some(2)), "only up to an epoch");
+    catalog.clear_offers(job, None, Epoch(2)).await.unwrap();
     assert_eq!(state().await, seen(3, Some(2), None));
     // Somebody wants it to end.
     assert!(catalog.request_end(&whose.application, &whose.session, "session ended", NOW, later(4)).await.unwrap());

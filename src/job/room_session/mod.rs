@@ -39,6 +39,8 @@ use crate::webrtc::{CaptureEvent, CaptureKey, PeerKey};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// A process that does nothing for so long stood still.
+const STILL_MIN: Duration = Duration::from_secs(2);
 /// Between two tries to subscribe to a stream that the router or the negotiation refuses.
 const REFUSED: Backoff = Backoff { first: RESUBSCRIBE, max: Duration::from_secs(60) };
 /// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
@@ -142,6 +144,8 @@ pub(super) struct Session<'a> {
     /// Requests to the router whose answer nobody waits for.
     chores: TaskTracker,
     first_media_told: bool,
+    /// When this task ran last.
+    ran_at: MediaTime,
     /// Tracks that have media.
     captured: HashSet<TrackId>,
     /// Since when it is in the room, until it has reported that it captures every track. Only a next owner reports.
@@ -198,6 +202,7 @@ impl<'a> Session<'a> {
             subscribing: JoinSet::new(),
             chores: TaskTracker::new(),
             first_media_told: false,
+            ran_at: capture.clock.now(),
             captured: HashSet::new(),
             reports_since: (job.row.epoch > Epoch(1)).then(Instant::now),
             storage_fails_since: None,
@@ -311,6 +316,7 @@ impl<'a> Session<'a> {
                     self.apply_desired(&wanted);
                 }
                 _ = tick.tick() => {
+                    self.note_stood_still();
                     if let Some(trouble) = self.trouble() {
                         return CaptureOutcome::Failing(trouble);
                     }
@@ -339,6 +345,22 @@ impl<'a> Session<'a> {
                 let row = self.job.archive_row(now);
                 status.send_replace(Some(if shown == Shown::Paused { row.paused(now) } else { row }));
             }
+        }
+    }
+
+    /// Notes a time in which the process stood still, as by SIGSTOP, or its machine: what is missing of it is not the publishers'.
+    pub(super) fn note_stood_still(&mut self) {
+        let now = self.now();
+        let before = std::mem::replace(&mut self.ran_at, now);
+        let still = before.until(now);
+        if still < STILL_MIN {
+            return;
+        }
+        tracing::warn!(still_ms = still.as_millis(), "the process stood still, and captured nothing meanwhile");
+        for stream in self.streams.values().filter(|stream| stream.noted.cause.is_none()) {
+            let note = |missing| EventKind::Capture { stream: stream.id, kind: None, missing, detail: None };
+            self.note_at(before, note(Some(GapCause::Worker)));
+            self.note_at(now, note(None));
         }
     }
 
@@ -385,6 +407,7 @@ impl<'a> Session<'a> {
     }
 
     async fn room_event(&mut self, event: RoomEvent) {
+        self.note_stood_still();
         match event {
             RoomEvent::StreamPresent(info) => self.present(info),
             RoomEvent::StreamGone { router_id } => self.gone(&router_id),
@@ -469,6 +492,7 @@ impl<'a> Session<'a> {
     }
 
     fn capture_event(&mut self, event: CaptureEvent, backlog: &UploadBacklog) {
+        self.note_stood_still();
         match event {
             CaptureEvent::Connected { peer } => {
                 self.connected.entry(peer).or_insert_with(Instant::now);

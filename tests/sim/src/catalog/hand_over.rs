@@ -38,10 +38,10 @@ impl HandOverCatalog for MemoryCatalog {
         .await
     }
 
-    async fn clear_offers(&self, job: JobId, worker: Option<&WorkerId>) -> Result<(), CatalogError> {
+    async fn clear_offers(&self, job: JobId, worker: Option<&WorkerId>, last: Epoch) -> Result<(), CatalogError> {
         self.call("clear_offers", |state| {
             if let Some(found) = state.jobs.get_mut(&job) {
-                found.offers.retain(|_, by| worker.is_some_and(|worker| by != worker));
+                found.offers.retain(|epoch, by| *epoch > last || worker.is_some_and(|worker| by != worker));
             }
             Ok(())
         })

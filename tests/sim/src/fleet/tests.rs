@@ -70,6 +70,26 @@ fn without_a_fault_every_frame_is_in_the_archive() {
 }
 
 #[test]
+fn a_worker_that_stands_still_while_nobody_takes_over_lacks_that_time() {
+    let mut script = Script { sessions: vec!["s0".to_owned()], ..Script::default() };
+    let session = || "s0".to_owned();
+    for machine in [1, 2] {
+        script.add(500, Action::Kill { machine });
+    }
+    script.add(1_000, Action::StartSession { session: session() });
+    script.add(1_500, Action::Publish { session: session(), id: "alice".to_owned() });
+    script.add(12_000, Action::Pause { machine: 0 });
+    script.add(20_000, Action::GoOn { machine: 0 });
+    script.add(30_000, Action::Pause { machine: 0 });
+    // The publisher leaves meanwhile.
+    script.add(36_000, Action::EndSession { session: session() });
+    script.add(40_000, Action::GoOn { machine: 0 });
+    let outcome = simulate(&script);
+    assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
+    assert!(!outcome.is_complete);
+}
+
+#[test]
 fn workers_that_are_restarted_one_after_the_other_lose_no_frame() {
     let mut script = Script::default();
     for (n, from) in [1_000, 2_300, 3_700].into_iter().enumerate() {
