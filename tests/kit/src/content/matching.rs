@@ -69,6 +69,8 @@ pub struct Matched {
 
 /// The same number comes again only after so many seconds, more or less.
 const WINDOW: f64 = 1.0;
+/// Sound and pictures of a file are no further apart, in seconds. Seconds come again after about a minute.
+const APART_MAX: f64 = 25.0;
 /// A picture without a readable number is taken for the one that belongs there when it is so near, in seconds.
 const SAME_PLACE: f64 = 0.012;
 
@@ -78,7 +80,7 @@ impl Content {
     pub fn against(&self, truth: &Timeline) -> Matched {
         let mut matched = Matched::default();
         let seen: Vec<(u32, f64)> = self.frames.iter().filter_map(|f| Some((u32::from(f.number?), f.pts))).collect();
-        let pairs = match_up(&truth.frames, &seen);
+        let pairs = match_up(&truth.frames, &seen, None);
         matched.strange = self.frames.len() - pairs.len();
         let found: Vec<usize> = pairs.iter().map(|p| p.0).collect();
         if let (Some(first), Some(last)) = (found.first(), found.last()) {
@@ -93,14 +95,17 @@ impl Content {
         matched.frames = pairs.into_iter().map(|p| p.1).collect();
         matched.find_damaged(self);
         let heard: Vec<(u32, f64)> = self.beeps.iter().map(|b| (b.second, b.at)).collect();
-        matched.beeps = match_up(&truth.beeps, &heard).into_iter().map(|p| p.1).collect();
+        // Where many beeps are lost, those that are left may fit an earlier minute as well.
+        let zeros: Vec<f64> = matched.frames.iter().map(Pair::zero).collect();
+        let near = percentile(&zeros, 50.0);
+        matched.beeps = match_up(&truth.beeps, &heard, near).into_iter().map(|p| p.1).collect();
         matched
     }
 }
 
-/// Finds the shift on which most agree, then pairs in order. Returns index in the truth, and pair.
+/// Finds the shift on which most agree, then pairs in order. Returns index in the truth, and pair. `near`: a shift that it is not far from.
 #[allow(clippy::cast_possible_truncation)]
-fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> Vec<(usize, Pair)> {
+fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)], near: Option<f64>) -> Vec<(usize, Pair)> {
     let mut places: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (n, (number, _)) in sent.iter().enumerate() {
         places.entry(*number).or_default().push(n);
@@ -109,7 +114,11 @@ fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)]) -> Vec<(usize, Pair)> {
     let mut votes: BTreeMap<i64, usize> = BTreeMap::new();
     for (number, at) in seen {
         for place in all(number) {
-            let bin = (2.0 * (sent[place].1 - at) / WINDOW).round() as i64;
+            let shift = sent[place].1 - at;
+            if near.is_some_and(|near| (shift - near).abs() > APART_MAX) {
+                continue;
+            }
+            let bin = (2.0 * shift / WINDOW).round() as i64;
             *votes.entry(bin).or_default() += 1;
         }
     }

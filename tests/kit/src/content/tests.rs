@@ -154,6 +154,28 @@ fn a_damaged_file_has_errors() {
 }
 
 #[test]
+fn few_beeps_are_taken_for_those_of_the_pictures_minute() {
+    let frame = |n: u32| SeenFrame {
+        pts: f64::from(n) / 30.0 - 2.0,
+        number: u16::try_from(n % 1920).ok(),
+        code: Some(1),
+        size: (1, 1),
+        keyframe: false,
+    };
+    let truth = Timeline {
+        frames: (0..3000).map(|n| (n % 1920, 50.0 + f64::from(n) / 30.0)).collect(),
+        beeps: (0..100).map(|second| (second % 64, 50.0 + f64::from(second))).collect(),
+    };
+    // Of a hundred beeps only those are heard whose numbers were there before.
+    let beep = |second: u32| SeenBeep { second: second % 64, at: f64::from(second) - 2.0 };
+    let content =
+        Content { frames: (0..3000).map(frame).collect(), beeps: (66..95).map(beep).collect(), ..Content::default() };
+    let late = content.against(&truth).sound_after_picture();
+    assert_eq!(late.len(), 29);
+    assert!(late.iter().all(|late| late.abs() < 0.001), "{late:?}");
+}
+
+#[test]
 fn what_is_missing_doubled_or_displaced_is_told() {
     let frame = |number, pts| SeenFrame { pts, number: Some(number), code: Some(1), size: (1, 1), keyframe: false };
     let truth = Timeline { frames: (0..3000).map(|n| (n % 1920, 50.0 + f64::from(n) / 30.0)).collect(), beeps: vec![] };
