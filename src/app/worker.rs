@@ -37,7 +37,8 @@ use crate::runtime::data_folder::{DataFolder, DataFolderError};
 use crate::runtime::supervise::{panicked, restart_on_panic};
 use crate::webrtc::{Engine, EngineConfig};
 
-/// How long a data folder that another process uses is waited for, beside the time of its offer: a worker that is told to stop needs up to 40 s.
+/// How long a data folder that another process uses is waited for, in addition to `offer`: a worker that is told to stop needs up to 40 s after
+/// its offer.
 const FOLDER_MAX: Duration = Duration::from_secs(45);
 const FOLDER_LOOK_EVERY: Duration = Duration::from_millis(250);
 

@@ -33,13 +33,13 @@ use crate::model::media::GapCause;
 use crate::model::time::{MediaClock, MediaTime, Wallclock};
 use crate::recording::history::{EventKind, History};
 use crate::recording::upload::UploadBacklog;
-use crate::router::{Room, RoomControl, RoomEvent, StreamInfo};
+use crate::router::{Room, RoomControl, RoomEvent, StreamInfo, TrackInfo};
 use crate::runtime::metrics::metrics;
 use crate::webrtc::{CaptureEvent, CaptureKey, PeerKey};
 
 /// How often the session's end is looked at.
 const TICK: Duration = Duration::from_millis(200);
-/// A process that does nothing for so long stood still.
+/// If the session's task does not run for so long, the process stood still.
 const STILL_MIN: Duration = Duration::from_secs(2);
 /// Between two tries to subscribe to a stream that the router or the negotiation refuses.
 const REFUSED: Backoff = Backoff { first: RESUBSCRIBE, max: Duration::from_secs(60) };
@@ -148,7 +148,7 @@ pub(super) struct Session<'a> {
     ran_at: MediaTime,
     /// Tracks that have media.
     captured: HashSet<TrackId>,
-    /// Since when it is in the room, until it has reported that it captures every track. Only a next owner reports.
+    /// When a next owner entered the room; `None` for a first owner, and once it has reported that it captures every track.
     reports_since: Option<Instant>,
     /// Since when media of some track cannot be written.
     storage_fails_since: Option<Instant>,
@@ -170,7 +170,7 @@ enum RollingOver<'a> {
     Begun(BoxFuture<'a, Result<Transition, JobFailure>>),
     /// The successor joins; ours ends then.
     Until(Instant),
-    /// Another owner has the job, and does it.
+    /// Another worker has taken the job, and gives the session to the successor.
     NextOwner,
 }
 
@@ -231,7 +231,7 @@ impl<'a> Session<'a> {
 
     /// The history is for people and layouts; a disk that cannot take it must not end a capture.
     pub(super) fn note_at(&self, at: MediaTime, kind: EventKind) {
-        // The next owner is in the room, too: what both note would count twice.
+        // The next owner says what happens in the room from now on. What this one notes late would contradict it.
         if self.job.is_taken() {
             return;
         }
@@ -348,7 +348,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Notes a time in which the process stood still, as by SIGSTOP, or its machine: what is missing of it is not the publishers'.
+    /// Notes a time in which this task did not run, because the process or its machine stood still (SIGSTOP, a paused virtual machine) or was
+    /// overloaded. Media that is missing from that time is put down to the worker, not to the publishers.
     pub(super) fn note_stood_still(&mut self) {
         let now = self.now();
         let before = std::mem::replace(&mut self.ran_at, now);
@@ -356,7 +357,10 @@ impl<'a> Session<'a> {
         if still < STILL_MIN {
             return;
         }
-        tracing::warn!(still_ms = still.as_millis(), "the process stood still, and captured nothing meanwhile");
+        tracing::warn!(
+            still_ms = still.as_millis(),
+            "the process stood still or was overloaded: media that is missing from this time is put down to this worker"
+        );
         for stream in self.streams.values().filter(|stream| stream.noted.cause.is_none()) {
             let note = |missing| EventKind::Capture { stream: stream.id, kind: None, missing, detail: None };
             self.note_at(before, note(Some(GapCause::Worker)));
@@ -390,7 +394,7 @@ impl<'a> Session<'a> {
         };
         let is_wanted = |kind: TrackKind| self.job.spec.archive.has(kind) && !stream.unsupported.contains(&kind);
         let wanted = stream.info.tracks.iter().filter(|track| is_wanted(track.kind));
-        let state = |track: &crate::router::TrackInfo| WantedTrack {
+        let state = |track: &TrackInfo| WantedTrack {
             has_media: self.captured.contains(&TrackId { stream: stream.id, kind: track.kind }),
             connected: connected(&track.mid),
         };
