@@ -148,8 +148,10 @@ pub(super) fn report_captured(job: &Job) -> impl Future<Output = ()> + Send + us
     async move {
         let report = || catalog.report_captured(id, epoch);
         let reporting = retry_until_cancelled("report that a job is captured", CATALOG, &fenced, report);
-        if let Ok(Err(error)) = timeout(ANSWER_MAX, reporting).await {
-            tracing::warn!("the owner before does not hear that it may let go: {}", chain(&error));
+        match timeout(ANSWER_MAX, reporting).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!("the owner before does not hear that it may let go: {}", chain(&error)),
+            Err(_) => tracing::warn!("the owner before does not hear that it may let go: the catalog does not answer"),
         }
     }
 }
@@ -157,8 +159,10 @@ pub(super) fn report_captured(job: &Job) -> impl Future<Output = ()> + Send + us
 /// All that this worker captured up to an epoch is in the store, or on this disk: nobody waits for it any more.
 pub(super) async fn clear_offers(job: &Job, last: Epoch) {
     let (catalog, worker) = (&job.context.catalog, &job.context.worker);
-    if let Ok(Err(error)) = timeout(ANSWER_MAX, catalog.clear_offers(job.row.job, Some(worker), last)).await {
-        tracing::warn!("the next owner does not hear that all is sent: {}", chain(&error));
+    match timeout(ANSWER_MAX, catalog.clear_offers(job.row.job, Some(worker), last)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!("the next owner does not hear that all is sent: {}", chain(&error)),
+        Err(_) => tracing::warn!("the next owner does not hear that all is sent: the catalog does not answer"),
     }
 }
 
