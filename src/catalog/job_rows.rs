@@ -183,9 +183,9 @@ pub(super) const ACTIVE: &str = "('accepted', 'capturing', 'waiting')";
 /// The states of which an owner, or the next one, hears what is asked of the job.
 pub(super) const RECORDING: &str = "('accepted', 'capturing')";
 
-/// Whether a job's owner offers it, while it is recorded.
-pub(super) const OFFERED: &str = "(state IN ('accepted', 'capturing') AND EXISTS \
-     (SELECT 1 FROM offers WHERE offers.job_id = jobs.job_id AND offers.epoch = jobs.epoch))";
+/// Whether a job's newest owner has offered it.
+pub(super) const OFFERED: &str =
+    "EXISTS (SELECT 1 FROM offers WHERE offers.job_id = jobs.job_id AND offers.epoch = jobs.epoch)";
 
 pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
     let columns = Columns { row, table: "jobs" };

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::job_rows::{COLUMNS, LIVE, OFFERED, history_line, job_row, micros, select_job};
+use super::job_rows::{COLUMNS, LIVE, OFFERED, RECORDING, history_line, job_row, micros, select_job};
 use super::parked::{NewParked, ParkedCatalog};
 use super::{CatalogError, Columns, JobCatalog, JobRow, JobState, SqlCatalog, Statement, statement, storable};
 use crate::model::fault::{HasFault, chain};
@@ -216,7 +216,7 @@ impl LeaseCatalog for SqlCatalog {
         let take = statement(format!(
             "UPDATE jobs SET owner = $1, lease_expires_at = $2, epoch = epoch + 1, updated_at = $3 \
              WHERE job_id = $4 AND epoch = $5 AND state IN {LIVE} \
-             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7 OR lease_expires_at > $8 OR {OFFERED})"
+             AND (owner IS NULL OR owner = $6 OR lease_expires_at <= $7 OR lease_expires_at > $8 OR (state IN {RECORDING} AND {OFFERED}))"
         ))
         .bind(worker.to_string())
         .bind(now.0.saturating_add(micros(ttl)))
@@ -254,7 +254,7 @@ impl LeaseCatalog for SqlCatalog {
     ) -> Result<Vec<JobRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM jobs WHERE state IN {LIVE} AND region = $1 \
-             AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3 OR lease_expires_at > $4 OR {OFFERED}) \
+             AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3 OR lease_expires_at > $4 OR (state IN {RECORDING} AND {OFFERED})) \
              ORDER BY CASE state WHEN 'finalizing' THEN 1 ELSE 0 END, created_at LIMIT {limit}"
         ))
         .bind(region.to_string())
