@@ -237,7 +237,7 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
     let first = captured.first().expect("pictures").1;
     for frame in shown.frames.iter().filter(|f| (first + 0.2..end).contains(&f.pts)) {
         let next = captured.partition_point(|(_, at)| *at <= frame.pts);
-        let due = captured[next.saturating_sub(1)].1;
+        let (due_number, due) = captured[next.saturating_sub(1)];
         let Some(number) = frame.number.filter(|_| frame.code == Some(7)) else {
             // A picture without a successor goes after two seconds.
             assert!(
@@ -249,7 +249,8 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         };
         // The one before and the one after it, too: of two pictures the nearer one is shown.
         let near = captured[next.saturating_sub(2)..].iter().find(|(n, _)| *n == u32::from(number));
-        let taken = near.unwrap_or_else(|| panic!("{number} at {}; {unread:?}", frame.pts)).1;
+        let taken = near.unwrap_or_else(|| panic!("{number} instead of {due_number} at {}; {unread:?}", frame.pts));
+        let taken = taken.1;
         let off = taken - frame.pts;
         assert!(off > -2.1, "{number} is still there at {}; {unread:?}", frame.pts);
         // Of this picture's time, until the next one's: how far it is from there.

@@ -238,15 +238,18 @@ async fn under_loss(loss: f64, wanted: f64) {
         session.subscribe(2).await;
     }
     tokio::time::sleep(LOSSY_SESSION).await;
+    // The archive takes its time on a busy machine. Numbers that come again meanwhile are not in it.
+    let mut sent: Vec<(&str, Timeline)> = Vec::new();
+    for (publisher, name) in publishers {
+        sent.push((name, publisher.leave().await.expect("leave").timeline()));
+    }
     let (built, out, _spool) = session.finish().await;
     let down = proxy.down();
     assert!(down.received > 10_000 && down.dropped > 0, "nothing went through the proxy: {down:?}");
     let (mut found, mut missing, mut zeros) = (0, 0, Vec::new());
-    for (publisher, name) in publishers {
+    for (name, truth) in sent {
         let stream = StreamId::of_router(&"s".parse().expect("id"), name);
-        let truth: Timeline = publisher.leave().await.expect("leave").timeline();
-        let content = read(&built, &out, stream);
-        let matched = content.against(&truth);
+        let matched = read(&built, &out, stream).against(&truth);
         assert_even(name, &matched);
         let sync = matched.sound_after_picture();
         let off = absolute(&sync);
@@ -277,8 +280,11 @@ async fn under_loss(loss: f64, wanted: f64) {
     #[allow(clippy::cast_precision_loss)]
     let share = f64::from(u32::try_from(found).expect("few")) / (found + missing) as f64;
     assert!(share >= wanted, "{found} pictures, {missing} missing: {share}");
-    for other in &zeros[1..] {
-        assert!(millis(&absolute(&apart(other, &zeros[0])), 99.0) < 40.0);
+    for (other, name) in zeros[1..].iter().zip(["b", "c", "d"]) {
+        let distance = apart(other, &zeros[0]);
+        let off = millis(&absolute(&distance), 99.0);
+        println!("{name} against a: p50 {:.1} ms, 99 of 100 within {off:.1} ms", millis(&distance, 50.0));
+        assert!(off < 40.0, "{name} is {off} ms from a");
     }
 }
 

@@ -124,8 +124,11 @@ fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)], near: Option<f64>) -> Vec<
     }
     // A shift near the border of two bins votes for both.
     let weight = |bin: i64| [bin - 1, bin, bin + 1].iter().filter_map(|b| votes.get(b)).sum::<usize>();
-    // Of those that are as good as each other the earliest: the numbers come again when the file has ended.
-    let Some(bin) = votes.keys().rev().copied().max_by_key(|bin| (weight(*bin), votes[bin])) else {
+    // Of those that are as good as each other the earliest: the numbers come again when the file has ended. A misread number votes for any.
+    let best = votes.keys().map(|bin| weight(*bin)).max().unwrap_or_default();
+    let good = || votes.keys().copied().filter(|bin| weight(*bin) * 100 >= best * 99);
+    let Some(first) = good().next() else { return Vec::new() };
+    let Some(bin) = good().filter(|bin| bin - first <= 2).max_by_key(|bin| (weight(*bin), votes[bin])) else {
         return Vec::new();
     };
     #[allow(clippy::cast_precision_loss)]

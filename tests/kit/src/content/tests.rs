@@ -154,6 +154,30 @@ fn a_damaged_file_has_errors() {
 }
 
 #[test]
+fn pictures_that_were_sent_again_later_are_the_first_ones() {
+    // The publisher goes on for two minutes after the file's end. It once left out three numbers for a keyframe, so that each
+    // number comes again a little sooner, and then as even as before.
+    let taken = |n: u32| 50.0 + f64::from(n) / 30.0;
+    let number = |n: u32| (n + if n > 900 { 3 } else { 0 }) % 1920;
+    let truth = Timeline { frames: (0..6600).map(|n| (number(n), taken(n))).collect(), ..Timeline::default() };
+    for tenths in -20..20 {
+        // Every second picture is 4 ms late in the file.
+        let frame = |n: u32| SeenFrame {
+            pts: taken(n) - 50.0 + f64::from(tenths) / 40.0 + f64::from(n % 2) * 0.004,
+            number: u16::try_from(number(n)).ok(),
+            code: Some(1),
+            size: (1, 1),
+            keyframe: false,
+        };
+        let content = Content { frames: (1000..2900).map(frame).collect(), ..Content::default() };
+        let matched = content.against(&truth);
+        assert_eq!((matched.frames.len(), matched.missing.len()), (1900, 0), "{tenths}");
+        let zero = matched.frames[0].zero();
+        assert!((zero - 50.0).abs() < 1.0, "{tenths}: {zero}");
+    }
+}
+
+#[test]
 fn few_beeps_are_taken_for_those_of_the_pictures_minute() {
     let frame = |n: u32| SeenFrame {
         pts: f64::from(n) / 30.0 - 2.0,
