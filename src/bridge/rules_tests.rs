@@ -2,7 +2,7 @@ use super::*;
 use crate::catalog::StoredSpec;
 use crate::event::SessionEvent;
 use crate::model::archive_options::ArchiveOptions;
-use crate::model::ids::{ArchiveId, Epoch};
+use crate::model::ids::ArchiveId;
 use crate::model::session::RouterRoom;
 
 const NOW: Wallclock = Wallclock(1_800_000_000_000_000);
@@ -169,21 +169,13 @@ fn job(state: JobState, reason: Option<&str>, event: &str) -> JobRow {
         job,
         archive: ArchiveId::of_job(job),
         session: session.session,
-        application: session.application,
-        region: session.region,
         event: StoredSpec::read(event.to_owned()),
         state,
         origin: NOW,
-        owner: None,
-        lease_expires_at: NOW,
-        epoch: Epoch(1),
         end_reason: reason.map(str::to_owned),
-        fault: None,
-        detail: None,
         created_at: NOW,
         updated_at: ago(7),
-        desired: None,
-        tag: String::new(),
+        ..JobRow::capturing()
     }
 }
 

@@ -272,8 +272,7 @@ fn options(columns: &Columns<'_>) -> Result<ArchiveOptions, CatalogError> {
 mod tests {
     use super::ArchiveStatus::*;
     use super::*;
-    use crate::catalog::{JobState, StoredSpec};
-    use crate::model::ids::{Epoch, TrackKind};
+    use crate::model::ids::TrackKind;
     use crate::model::media::GapCause;
 
     #[test]
@@ -295,35 +294,10 @@ mod tests {
         }
     }
 
-    fn job() -> JobRow {
-        let session: SessionId = "s".parse().expect("id");
-        let job = JobId::of_event(&session, &"e".parse().expect("id"));
-        JobRow {
-            job,
-            archive: ArchiveId::of_job(job),
-            session,
-            application: "app".parse().expect("id"),
-            region: "eu".parse().expect("region"),
-            event: StoredSpec::read(String::new()),
-            state: JobState::Capturing,
-            origin: Wallclock(1),
-            owner: None,
-            lease_expires_at: Wallclock(0),
-            epoch: Epoch(1),
-            end_reason: None,
-            fault: None,
-            detail: None,
-            created_at: Wallclock(1),
-            updated_at: Wallclock(2),
-            desired: None,
-            tag: String::new(),
-        }
-    }
-
     #[test]
     fn a_change_brings_along_what_belongs_to_its_status() {
         let options = ArchiveOptions { output_mode: OutputMode::Both, ..ArchiveOptions::default() };
-        let started = || ArchiveRow::started(&job(), options.clone(), Wallclock(3));
+        let started = || ArchiveRow::started(&JobRow::capturing(), options.clone(), Wallclock(3));
         let stopped = || started().stopped("session ended", Wallclock(4));
         let file = || ArchiveFile {
             duration_s: 60,
@@ -356,7 +330,9 @@ mod tests {
             details: vec![],
         };
         let file = |missing| ArchiveFile { duration_s: 1, size: 1, sha256: String::new(), object_key: None, missing };
-        let row = || ArchiveRow::started(&job(), ArchiveOptions::default(), Wallclock(3)).stopped("", Wallclock(4));
+        let row = || {
+            ArchiveRow::started(&JobRow::capturing(), ArchiveOptions::default(), Wallclock(3)).stopped("", Wallclock(4))
+        };
         assert_eq!(row().is_complete(), None);
         assert_eq!(row().available(file(vec![]), Wallclock(5)).is_complete(), Some(true));
         let lacks = row().available(file((0..200).map(lack).collect()), Wallclock(5));
@@ -374,7 +350,7 @@ mod tests {
             object_key: Some("key".to_owned()),
             missing: Vec::new(),
         };
-        let source = ArchiveRow::started(&job(), ArchiveOptions::default(), Wallclock(3));
+        let source = ArchiveRow::started(&JobRow::capturing(), ArchiveOptions::default(), Wallclock(3));
         let source = source.stopped("user initiated", Wallclock(4)).available(file, Wallclock(5));
         let new = ArchiveId::random();
         let derived = ArchiveRow::derived(&source, new, source.options.clone(), Wallclock(9));

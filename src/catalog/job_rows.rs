@@ -165,6 +165,33 @@ pub struct JobRow {
 }
 
 impl JobRow {
+    /// A job that is captured in epoch 1, for tests.
+    #[cfg(test)]
+    pub(crate) fn capturing() -> Self {
+        let session: SessionId = "s".parse().expect("id");
+        let job = JobId::of_event(&session, &"e".parse().expect("id"));
+        Self {
+            job,
+            archive: ArchiveId::of_job(job),
+            session,
+            application: "app".parse().expect("id"),
+            region: "eu".parse().expect("region"),
+            event: StoredSpec::read(String::new()),
+            state: JobState::Capturing,
+            origin: Wallclock(1),
+            owner: None,
+            lease_expires_at: Wallclock(0),
+            epoch: Epoch(1),
+            end_reason: None,
+            fault: None,
+            detail: None,
+            created_at: Wallclock(1),
+            updated_at: Wallclock(2),
+            desired: None,
+            tag: String::new(),
+        }
+    }
+
     /// What the job is to do.
     ///
     /// # Errors

@@ -81,6 +81,10 @@ struct KeptLease {
     /// Cancelled when another owner has the job, unless that was offered.
     fenced: CancellationToken,
     offered: bool,
+    /// A driver of this worker works on the job.
+    is_driven: bool,
+    /// Another owner has the job. Until the driver here has ended, the log is being written.
+    is_lost: bool,
 }
 
 impl Leases {
@@ -92,7 +96,15 @@ impl Leases {
         control: ControlSenders,
         fenced: CancellationToken,
     ) -> LeaseGuard {
-        let lease = KeptLease { epoch: job.epoch, control, asked: job.desired.clone(), fenced, offered: false };
+        let lease = KeptLease {
+            epoch: job.epoch,
+            control,
+            asked: job.desired.clone(),
+            fenced,
+            offered: false,
+            is_driven: true,
+            is_lost: false,
+        };
         self.lock().insert(job.job, lease);
         LeaseGuard { leases: Arc::clone(self), held: HeldLease { job: job.job, epoch: job.epoch } }
     }
@@ -122,13 +134,15 @@ impl Leases {
         self.lock().is_empty()
     }
 
-    /// Whether this worker works on a job.
+    /// Whether this worker works on a job, or will: until then nobody else here may touch its log.
     pub(super) fn has(&self, job: JobId) -> bool {
         self.lock().contains_key(&job)
     }
 
     fn held(&self) -> Vec<HeldLease> {
-        self.lock().iter().map(|(job, kept)| HeldLease { job: *job, epoch: kept.epoch }).collect()
+        let kept = self.lock();
+        let held = kept.iter().filter(|(_, kept)| !kept.is_lost);
+        held.map(|(job, kept)| HeldLease { job: *job, epoch: kept.epoch }).collect()
     }
 
     /// What the catalog says of the leases that it was told of.
@@ -140,14 +154,17 @@ impl Leases {
                 Some(Some(row)) => own.control.heard(row, &mut own.asked),
                 // The lease is kept, though the row cannot be read.
                 Some(None) => {}
-                None if own.offered => {
-                    tracing::info!(job = %lease.job, "another worker has taken the job");
-                    let _taken = kept.remove(&lease.job);
-                }
                 None => {
-                    tracing::warn!(job = %lease.job, "another owner has the job");
-                    own.fenced.cancel();
-                    let _fenced = kept.remove(&lease.job);
+                    if own.offered {
+                        tracing::info!(job = %lease.job, "another worker has taken the job");
+                    } else {
+                        tracing::warn!(job = %lease.job, "another owner has the job");
+                        own.fenced.cancel();
+                    }
+                    own.is_lost = true;
+                    if !own.is_driven {
+                        kept.remove(&lease.job);
+                    }
                 }
             }
         }
@@ -168,7 +185,12 @@ pub(super) struct LeaseGuard {
 impl LeaseGuard {
     /// Goes on keeping the lease until this worker drives the job again: nobody else can go on with it.
     pub fn keep_until_driven_again(self) {
-        std::mem::forget(self);
+        let mut kept = self.leases.lock();
+        if let Some(own) = kept.get_mut(&self.held.job).filter(|own| own.epoch == self.held.epoch && !own.is_lost) {
+            own.is_driven = false;
+            drop(kept);
+            std::mem::forget(self);
+        }
     }
 }
 
@@ -268,5 +290,50 @@ pub(super) async fn tell_status(
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(leases: &Arc<Leases>, fenced: &CancellationToken) -> LeaseGuard {
+        let (end_reason, desired) = (watch::Sender::new(None), watch::Sender::new(Desired::default()));
+        leases.keep(&JobRow::capturing(), ControlSenders { end_reason, desired }, fenced.clone())
+    }
+
+    #[test]
+    fn a_log_is_its_driver_s_until_that_has_ended_whoever_has_the_job() {
+        for is_offered in [false, true] {
+            let (leases, fenced, job) =
+                (Arc::new(Leases::default()), CancellationToken::new(), JobRow::capturing().job);
+            let guard = kept(&leases, &fenced);
+            if is_offered {
+                leases.offer(job);
+            }
+            let held = leases.held();
+            assert_eq!(held.len(), 1);
+            leases.heard(&held, &BTreeMap::new());
+            assert_eq!(fenced.is_cancelled(), !is_offered);
+            assert_eq!((leases.held().len(), leases.has(job)), (0, true), "the driver has not ended");
+            drop(guard);
+            assert!(!leases.has(job));
+        }
+    }
+
+    #[test]
+    fn a_lease_without_a_driver_is_kept_until_another_owner_has_the_job() {
+        let (leases, job) = (Arc::new(Leases::default()), JobRow::capturing().job);
+        kept(&leases, &CancellationToken::new()).keep_until_driven_again();
+        let held = leases.held();
+        leases.heard(&held, &BTreeMap::from([(job, Some(JobRow::capturing()))]));
+        assert!(leases.has(job));
+        leases.heard(&held, &BTreeMap::new());
+        assert!(leases.is_empty());
+        // Another owner has it before the driver lets go.
+        let guard = kept(&leases, &CancellationToken::new());
+        leases.heard(&leases.held(), &BTreeMap::new());
+        guard.keep_until_driven_again();
+        assert!(leases.is_empty());
     }
 }
