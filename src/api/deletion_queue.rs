@@ -77,6 +77,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::ArchiveStatus;
+    use crate::catalog::SegmentsDue;
     use crate::model::archive_options::ArchiveOptions;
     use crate::model::ids::{ArchiveId, JobId, SessionId};
     use crate::model::time::Wallclock;
@@ -102,6 +103,8 @@ mod tests {
             size: 1,
             sha256: String::new(),
             object_key: None,
+            revision: 1,
+            log: None,
             missing: None,
             options: ArchiveOptions::default(),
         }
@@ -153,6 +156,7 @@ mod tests {
         tasks.close();
         tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.expect("it stops at once");
         let after = Wallclock(2);
-        assert_eq!(catalog.with_segments(after, after).await.expect("list").len(), rows.len() - 1, "the sweep goes on");
+        let due = SegmentsDue { complete: after, incomplete: after, deleted: after };
+        assert_eq!(catalog.with_segments(&due).await.expect("list").len(), rows.len() - 1, "the sweep goes on");
     }
 }

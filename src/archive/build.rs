@@ -152,8 +152,17 @@ pub fn build_with(
         files,
         streams: streams.iter().map(|(id, stream)| stream_entry(*id, stream)).collect(),
         composed,
+        revision: 1,
     };
     Ok(Cancellable::Done(Built { objects, manifest, report }))
+}
+
+/// The media of a log on this disk, over all tracks, in milliseconds. Blocking.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn captured_ms(dir: &Path) -> Result<i64, ArchiveError> {
+    Ok(coverage::captured_ms(&LogReader::open_present(dir)?.tracks))
 }
 
 /// A track that a composed archive lacks because it cannot be decoded.

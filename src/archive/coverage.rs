@@ -275,6 +275,12 @@ pub(super) fn of_log(
     found.into_iter().filter(|(id, _)| options.has(id.kind)).map(covered).collect()
 }
 
+/// The media of a log, over all tracks, in milliseconds.
+pub fn captured_ms(tracks: &[TrackIndex]) -> i64 {
+    let of_track = |track| captured(track).iter().map(|one| one.to.as_millis() - one.from.as_millis()).sum::<i64>();
+    tracks.iter().map(of_track).sum()
+}
+
 /// The time of a track's frames: that of its parts without the gaps between the frames of a part. The later of two owners notes the
 /// gap between them, and a part of the earlier one may go beyond that: such a gap is none between frames. A gap within a part of one owner is
 /// missing though another one has that time: the reader changes owners between parts.

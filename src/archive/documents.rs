@@ -93,6 +93,13 @@ pub struct Manifest {
     /// The composed file, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<ComposedEntry>,
+    /// Which making of the archive this is, from 1: media that came late was added since the first.
+    #[serde(default = "first_revision")]
+    pub revision: i64,
+}
+
+const fn first_revision() -> i64 {
+    1
 }
 
 /// The composed file.

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState, SharedCatalog};
+use crate::catalog::{ArchiveStatus, Catalog, CatalogError, JobState, SegmentsDue, SharedCatalog};
 use crate::model::fault::chain;
 use crate::model::ids::JobId;
 use crate::model::time::Wallclock;
 use crate::store::keys::Keys;
 use crate::store::{ObjectStore, PendingUpload, SharedStore, StoreError};
 
+/// Media that comes so long after its archive was made is added. So long the store keeps the log of an archive that lacks media.
+pub const REVISED_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Interval of the sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// A younger upload is left alone, whatever its job's state: clocks differ.
@@ -63,7 +65,7 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &dyn Catalog, now: Wallcloc
     Ok(swept)
 }
 
-/// Deletes the segments of archives that were finished longer ago than `keep`, and what is left of those that were deleted
+/// Deletes the segments of archives that were made longer ago than `keep`, or, if they lack media, than it may still come; and what is left of those that were deleted
 /// longer ago than [`REMOVER_MAX`]. Returns of how many archives.
 ///
 /// # Errors
@@ -74,10 +76,14 @@ pub async fn sweep_segments(
     keep: Duration,
     now: Wallclock,
 ) -> Result<usize, SweepError> {
-    let ago = |span: Duration| Wallclock(now.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)));
+    let due = SegmentsDue {
+        complete: now.before(keep),
+        incomplete: now.before(keep.max(REVISED_WITHIN + AGE_MIN)),
+        deleted: now.before(REMOVER_MAX),
+    };
     let mut swept = 0;
     loop {
-        let archives = catalog.with_segments(ago(keep), ago(REMOVER_MAX)).await?;
+        let archives = catalog.with_segments(&due).await?;
         for archive in &archives {
             let keys = Keys::new(archive.application.clone(), archive.archive);
             // What is left of one that was deleted.

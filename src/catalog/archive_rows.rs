@@ -5,6 +5,7 @@ use sqlx::any::AnyRow;
 use super::{CatalogError, Columns, JobRow};
 use crate::model::archive_options::{ArchiveOptions, OutputMode};
 use crate::model::ids::{ApplicationId, ArchiveId, JobId, SessionId};
+use crate::model::log_read::LogRead;
 use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
 
@@ -122,6 +123,16 @@ pub struct ArchiveRow {
     /// The media that it lacks, the longest first; not known until it is made.
     #[serde(default)]
     pub missing: Option<Vec<MissingMedia>>,
+    /// Which making of it the file is, from 1: media that came late was added since the first.
+    #[serde(default = "first_revision")]
+    pub revision: i64,
+    /// How far the log was read of which it was made. Archives of earlier versions, and those that are made of others, do not say.
+    #[serde(skip)]
+    pub log: Option<LogRead>,
+}
+
+const fn first_revision() -> i64 {
+    1
 }
 
 /// The file of an archive, once it is made.
@@ -137,6 +148,10 @@ pub struct ArchiveFile {
     pub object_key: Option<String>,
     /// The media that it lacks.
     pub missing: Vec<MissingMedia>,
+    /// Which making of the archive it is, from 1.
+    pub revision: i64,
+    /// How far the log was read.
+    pub log: Option<LogRead>,
 }
 
 /// How an archive changes. These functions say what a new status brings along. Whether the status may follow the present one
@@ -169,6 +184,8 @@ impl ArchiveRow {
             object_key: None,
             options,
             missing: None,
+            revision: first_revision(),
+            log: None,
         }
     }
 
@@ -187,6 +204,8 @@ impl ArchiveRow {
             object_key: None,
             options,
             missing: None,
+            revision: first_revision(),
+            log: None,
             ..of.clone()
         }
     }
@@ -206,11 +225,20 @@ impl ArchiveRow {
     /// The file can be fetched. The reason stays that of the stop.
     #[must_use]
     pub fn available(self, file: ArchiveFile, now: Wallclock) -> Self {
-        let ArchiveFile { duration_s, size, sha256, object_key, mut missing } = file;
+        let ArchiveFile { duration_s, size, sha256, object_key, mut missing, revision, log } = file;
         missing.sort_by_key(|one| std::cmp::Reverse(one.duration_ms));
         missing.truncate(MISSING_MAX);
         let missing = Some(missing);
-        Self { duration_s, size, sha256, object_key, missing, ..self.changed(ArchiveStatus::Available, now) }
+        Self {
+            duration_s,
+            size,
+            sha256,
+            object_key,
+            missing,
+            revision,
+            log,
+            ..self.changed(ArchiveStatus::Available, now)
+        }
     }
 
     /// The archive cannot be made. A replay of its job can still make it.
@@ -231,7 +259,7 @@ impl ArchiveRow {
 }
 
 pub(super) const COLUMNS: &str = "archive_id, job_id, session_id, application_id, name, status, reason, output_mode, created_at, \
-     updated_at, duration_s, size, sha256, object_key, document, missing";
+     updated_at, duration_s, size, sha256, object_key, document, missing, revision, log";
 
 pub(super) fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
     let columns = Columns { row, table: "archives" };
@@ -252,6 +280,8 @@ pub(super) fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
         object_key: columns.get("object_key")?,
         options: options(&columns)?,
         missing: missing(&columns)?,
+        revision: columns.number("revision")?,
+        log: log(&columns)?,
     })
 }
 
@@ -260,6 +290,12 @@ fn missing(columns: &Columns<'_>) -> Result<Option<Vec<MissingMedia>>, CatalogEr
     let Some(text) = columns.get::<Option<String>>("missing")? else { return Ok(None) };
     let read = serde_json::from_str(&text);
     read.map(Some).map_err(|e| CatalogError::Corrupt { column: "missing", what: e.to_string() })
+}
+
+fn log(columns: &Columns<'_>) -> Result<Option<LogRead>, CatalogError> {
+    let Some(text) = columns.get::<Option<String>>("log")? else { return Ok(None) };
+    let read = serde_json::from_str(&text);
+    read.map(Some).map_err(|e| CatalogError::Corrupt { column: "log", what: e.to_string() })
 }
 
 /// The options in an archive's `document`; rows of earlier versions of this program have none.
@@ -305,6 +341,8 @@ mod tests {
             sha256: "c2hh".to_owned(),
             object_key: Some("app/archive.mp4".to_owned()),
             missing: Vec::new(),
+            revision: 1,
+            log: None,
         };
         for (row, status, reason, at, size) in [
             (started(), Started, "", 3, 0),
@@ -329,7 +367,15 @@ mod tests {
             duration_ms,
             details: vec![],
         };
-        let file = |missing| ArchiveFile { duration_s: 1, size: 1, sha256: String::new(), object_key: None, missing };
+        let file = |missing| ArchiveFile {
+            duration_s: 1,
+            size: 1,
+            sha256: String::new(),
+            object_key: None,
+            missing,
+            revision: 1,
+            log: None,
+        };
         let row = || {
             ArchiveRow::started(&JobRow::capturing(), ArchiveOptions::default(), Wallclock(3)).stopped("", Wallclock(4))
         };
@@ -349,6 +395,8 @@ mod tests {
             sha256: "c2hh".to_owned(),
             object_key: Some("key".to_owned()),
             missing: Vec::new(),
+            revision: 1,
+            log: None,
         };
         let source = ArchiveRow::started(&JobRow::capturing(), ArchiveOptions::default(), Wallclock(3));
         let source = source.stopped("user initiated", Wallclock(4)).available(file, Wallclock(5));

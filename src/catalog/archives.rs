@@ -29,6 +29,17 @@ pub struct ArchiveFilter {
     pub count: u32,
 }
 
+/// Whose segments are not needed any more: of archives that last changed before these moments.
+#[derive(Debug, Clone, Copy)]
+pub struct SegmentsDue {
+    /// Archives that have all that was sent, as far as is known.
+    pub complete: Wallclock,
+    /// Archives that lack something: it may come yet.
+    pub incomplete: Wallclock,
+    /// Deleted archives.
+    pub deleted: Wallclock,
+}
+
 /// By how much a written row changes how many archives there are.
 fn counted(row: &AnyRow) -> Result<Option<i64>, sqlx::Error> {
     let before: Option<String> = sqlx::Row::try_get(row, "status_before")?;
@@ -68,28 +79,32 @@ impl Put {
             .filter(|s| s.may_become(archive.status))
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
+        // A new file is a change to tell, though the status is the same.
+        let is_revised = "excluded.revision > archives.revision";
         let known = if only_new {
             "DO NOTHING".to_owned()
         } else {
             format!(
-                "DO UPDATE SET status_before = archives.status, \
+                "DO UPDATE SET status_before = CASE WHEN {is_revised} THEN NULL ELSE archives.status END, \
                  status = excluded.status, reason = excluded.reason, updated_at = excluded.updated_at, \
                  duration_s = excluded.duration_s, size = excluded.size, \
                  sha256 = excluded.sha256, object_key = excluded.object_key, missing = excluded.missing, \
                  segments_kept = CASE WHEN excluded.status = 'deleted' AND archives.status <> 'deleted' THEN 1 \
                  ELSE archives.segments_kept END, \
-                 changes = archives.changes + CASE WHEN archives.status = excluded.status THEN 0 ELSE 1 END \
+                 changes = archives.changes + CASE WHEN archives.status = excluded.status AND NOT ({is_revised}) THEN 0 ELSE 1 END, \
+                 revision = CASE WHEN {is_revised} THEN excluded.revision ELSE archives.revision END, \
+                 log = COALESCE(excluded.log, archives.log) \
                  WHERE archives.status IN ({})",
                 from.join(", ")
             )
         };
         let fence = match epoch {
-            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $17 AND jobs.epoch = $18)",
+            Some(_) => "EXISTS (SELECT 1 FROM jobs WHERE jobs.job_id = $19 AND jobs.epoch = $20)",
             None => "1 = 1",
         };
         let mut put = statement(format!(
             "INSERT INTO archives ({COLUMNS}, changes) \
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 1 WHERE {fence} \
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 1 WHERE {fence} \
              ON CONFLICT (archive_id) {known} RETURNING {COLUMNS}, status_before, changes"
         ))
         .bind(archive.archive.to_string())
@@ -107,7 +122,9 @@ impl Put {
         .bind(archive.sha256.clone())
         .bind(archive.object_key.clone())
         .bind(storable(&serde_json::to_string(&archive.options).expect("plain data")))
-        .bind(archive.missing.as_ref().map(|missing| storable(&serde_json::to_string(missing).expect("plain data"))));
+        .bind(archive.missing.as_ref().map(|missing| storable(&serde_json::to_string(missing).expect("plain data"))))
+        .bind(archive.revision)
+        .bind(archive.log.as_ref().map(|log| serde_json::to_string(log).expect("plain data")));
         if let Some(epoch) = epoch {
             put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
         }
@@ -159,12 +176,12 @@ pub trait ArchiveCatalog: Send + Sync {
     /// When the catalog is away.
     async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError>;
 
-    /// Archives that were finished before one moment, or deleted before another, and of which something may still be in the
-    /// store: of finished ones their segments, of deleted ones anything. The oldest first, not all at once.
+    /// Archives of which something that is not needed any more may be in the store: of made ones their segments, of deleted ones
+    /// anything. The oldest first, not all at once. None that is being made again.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn with_segments(&self, finished: Wallclock, deleted: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError>;
+    async fn with_segments(&self, due: &SegmentsDue) -> Result<Vec<ArchiveRow>, CatalogError>;
 
     /// Notes that an archive has no segments in the store any more; a deleted one nothing at all.
     ///
@@ -199,13 +216,16 @@ impl ArchiveCatalog for SqlCatalog {
         self.row("find an archive", select).await?.as_ref().map(archive_row).transpose()
     }
 
-    async fn with_segments(&self, finished: Wallclock, deleted: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
+    async fn with_segments(&self, due: &SegmentsDue) -> Result<Vec<ArchiveRow>, CatalogError> {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM archives WHERE segments_kept = 1 AND updated_at < $1 \
-             AND (status IN ('available', 'uploaded') AND updated_at < $2 OR status = 'deleted' AND updated_at < $3) \
-             ORDER BY updated_at LIMIT 100"
+             AND (status IN ('available', 'uploaded') AND updated_at < $2 \
+             AND (COALESCE(missing, '[]') = '[]' OR updated_at < $3) AND NOT EXISTS (SELECT 1 FROM jobs \
+             WHERE jobs.archive_id = archives.archive_id AND jobs.state IN ('finalizing', 'parked')) \
+             OR status = 'deleted' AND updated_at < $4) ORDER BY updated_at LIMIT 100"
         ));
-        let select = select.bind(finished.max(deleted).0).bind(finished.0).bind(deleted.0);
+        let newest = due.complete.max(due.incomplete).max(due.deleted);
+        let select = select.bind(newest.0).bind(due.complete.0).bind(due.incomplete.0).bind(due.deleted.0);
         Ok(readable(&self.rows("list archives with segments", select).await?, archive_row))
     }
 

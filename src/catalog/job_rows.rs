@@ -68,8 +68,8 @@ impl JobState {
         matches!(self, Self::Accepted | Self::Capturing | Self::Waiting)
     }
 
-    /// States only move forward, with two exceptions: a replay takes a parked job back to where its media stands, and a waiting job
-    /// is accepted again.
+    /// States only move forward, with three exceptions: a replay takes a parked job back to where its media stands, a waiting job
+    /// is accepted again, and an archive of which media came late is made again.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
@@ -78,6 +78,7 @@ impl JobState {
                 | (Self::Capturing, Self::Finalizing | Self::Waiting | Self::Empty | Self::Parked)
                 | (Self::Waiting, Self::Accepted | Self::Empty)
                 | (Self::Finalizing, Self::Available | Self::Parked)
+                | (Self::Available, Self::Finalizing)
                 | (Self::Parked, Self::Accepted | Self::Finalizing | Self::Discarded)
         )
     }
@@ -209,6 +210,10 @@ pub(super) const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
 pub(super) const ACTIVE: &str = "('accepted', 'capturing', 'waiting')";
 /// The states of which an owner, or the next one, hears what is asked of the job.
 pub(super) const RECORDING: &str = "('accepted', 'capturing')";
+
+/// Whether a job's archive is made: it is available, and may be made again.
+pub(super) const IS_MADE: &str = "EXISTS (SELECT 1 FROM archives WHERE archives.archive_id = jobs.archive_id \
+     AND archives.status IN ('available', 'uploaded'))";
 
 /// Whether a job's newest owner has offered it.
 pub(super) const OFFERED: &str =

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Connection};
 
-use super::job_rows::{COLUMNS, LIVE, OFFERED, RECORDING, history_line, job_row, micros, select_job};
+use super::job_rows::{COLUMNS, IS_MADE, LIVE, OFFERED, RECORDING, history_line, job_row, micros, select_job};
 use super::parked::{NewParked, ParkedCatalog};
 use super::{CatalogError, Columns, JobCatalog, JobRow, JobState, SqlCatalog, Statement, statement, storable};
 use crate::model::fault::{HasFault, chain};
@@ -59,7 +59,7 @@ pub trait LeaseCatalog: Send + Sync {
     ) -> Result<Option<Claimed>, CatalogError>;
 
     /// Live jobs that this worker may claim: its own, those without an owner, offered ones, those with an expired lease. Those whose sessions may
-    /// be going on come first: they must not wait behind archives that wait for the store.
+    /// be going on come first: they must not wait behind archives that wait for the store. Archives that are made again come last.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -122,7 +122,7 @@ pub trait LeaseCatalog: Send + Sync {
     /// [`CatalogError::Conflict`] while another job of the same session runs; else when the catalog is away.
     async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError>;
 
-    /// A person gives a parked job up.
+    /// A person gives a parked job up. One whose archive was to be made again is available as it was.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -255,7 +255,7 @@ impl LeaseCatalog for SqlCatalog {
         let select = statement(format!(
             "SELECT {COLUMNS} FROM jobs WHERE state IN {LIVE} AND region = $1 \
              AND (owner IS NULL OR owner = $2 OR lease_expires_at <= $3 OR lease_expires_at > $4 OR (state IN {RECORDING} AND {OFFERED})) \
-             ORDER BY CASE state WHEN 'finalizing' THEN 1 ELSE 0 END, created_at LIMIT {limit}"
+             ORDER BY CASE WHEN state <> 'finalizing' THEN 0 WHEN {IS_MADE} THEN 2 ELSE 1 END, created_at LIMIT {limit}"
         ))
         .bind(region.to_string())
         .bind(worker.to_string())
@@ -366,10 +366,12 @@ impl LeaseCatalog for SqlCatalog {
     }
 
     async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
-        let discard =
-            statement("UPDATE jobs SET state = 'discarded', updated_at = $1 WHERE job_id = $2 AND state = 'parked'")
-                .bind(now.0)
-                .bind(job.to_string());
+        let discard = statement(format!(
+            "UPDATE jobs SET state = CASE WHEN {IS_MADE} THEN 'available' ELSE 'discarded' END, updated_at = $1 \
+             WHERE job_id = $2 AND state = 'parked'"
+        ))
+        .bind(now.0)
+        .bind(job.to_string());
         self.change("discard a job", discard, history_line(job, "discarded", who, now)).await
     }
 }

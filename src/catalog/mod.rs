@@ -18,6 +18,7 @@ mod leases;
 mod notice_rows;
 mod notices;
 mod parked;
+mod revisions;
 mod sessions;
 mod stored;
 mod waiting;
@@ -38,7 +39,7 @@ use crate::model::fault::{Fault, FaultKind, HasFault, chain};
 
 pub use applications::{ApplicationCatalog, ApplicationKey, ApplicationKind, ApplicationRow};
 pub use archive_rows::{ArchiveFile, ArchiveRow, ArchiveStatus};
-pub use archives::{ArchiveCatalog, ArchiveFilter};
+pub use archives::{ArchiveCatalog, ArchiveFilter, SegmentsDue};
 pub use counts::CountCatalog;
 pub use derived_archives::{DerivedArchiveCatalog, DerivedArchiveLimits, DerivedArchiveRow};
 pub use hand_over::{HandOver, HandOverCatalog};
@@ -49,6 +50,7 @@ pub use leases::{Claimed, HeldLease, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
 pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
+pub use revisions::RevisionCatalog;
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 pub use waiting::WaitingCatalog;
@@ -146,6 +148,7 @@ pub trait Catalog:
     + JobCatalog
     + LeaseCatalog
     + HandOverCatalog
+    + RevisionCatalog
     + WaitingCatalog
     + ArchiveCatalog
     + CountCatalog

@@ -396,6 +396,9 @@ async fn show(
         row.size,
         row.object_key.as_deref().unwrap_or("-")
     ));
+    if row.revision > 1 {
+        print_line(&format!("revision  {}: media that came late was added", row.revision));
+    }
     print_line(&format!("complete  {}", completeness(&row)));
     for lack in row.missing.iter().flatten() {
         print_line(&format!("  lacks {}", lack_in_words(lack)));

@@ -127,7 +127,8 @@ section! {
         kms_key: Option<String> = None,
         /// Part of a multipart upload; at least 5 MiB.
         part_size: ByteCount = ByteCount(crate::store::upload::PART_BYTES),
-        /// How long segments stay in the store after an archive's end, so that the archive can be recomposed.
+        /// How long segments stay in the store after an archive's end, so that the archive can be recomposed. Those of an archive that lacks
+        /// media stay for 7 days at least: what comes late is added.
         keep_segments: DurationValue = DurationValue(Duration::from_secs(24 * 3600)),
         /// Validity of presigned URLs.
         link_valid: DurationValue = DurationValue(Duration::from_secs(600)),

@@ -14,7 +14,7 @@ use super::presence::MAX_DURATION_EXCEEDED;
 use super::rollover::roll_over;
 use super::stage::{CaptureOutcome, ControlReceivers, Transition, advance, bug};
 use super::worker_health::is_of_this_worker;
-use super::{Context, Ended, Job, JobFailure, capture, finalize, hand_over, lease, waiting};
+use super::{Context, Ended, Job, JobFailure, capture, finalize, hand_over, lease, revision, waiting};
 use crate::catalog::{ArchiveRow, CatalogError, Claimed, HeldLease, JobRow, JobState, NewParked};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::cancellable::Cancellable;
@@ -73,6 +73,9 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     let is_left = matches!(&ended, Ok(Ended::HandedOver { .. }))
         || matches!(&ended, Err(failure) if is_of_this_worker(failure.kind));
     let shipped = is_left && ship_log(&job).await;
+    if shipped {
+        revision::ask_if_made(&job).await;
+    }
     if job.is_offered() && (shipped || !is_left) {
         hand_over::clear_offers(&job, row.epoch).await;
     }
@@ -204,7 +207,9 @@ async fn stages(
     };
     let now = Wallclock::now();
     status.send_replace(Some(job.archive_row(now).stopped(&reason, now)));
-    let transition = match reason == MAX_DURATION_EXCEEDED {
+    let Cancellable::Done(made) = finalize::made_before(job).await? else { return Ok(finalize::given_up(job)) };
+    // The session of an archive that is made again goes on in another one, or is over.
+    let transition = match reason == MAX_DURATION_EXCEEDED && made.is_none() {
         true => roll_over(job, &reason).await?,
         false => advance(job, JobState::Finalizing, Some(&reason)).await?,
     };
@@ -212,7 +217,7 @@ async fn stages(
         return Ok(Ended::Fenced);
     }
     job.captures_no_more();
-    finalize::finalize(job, &reason, composing.take()).await
+    finalize::finalize(job, &reason, composing.take(), made).await
 }
 
 /// Parks a claimed job whose driver fails here each time.

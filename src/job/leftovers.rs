@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::revision::{self, Revision};
 use super::stage::bug;
 use super::{Context, JobFailure};
 use crate::archive::object::ArchiveDescriptor;
@@ -77,6 +78,8 @@ pub async fn run_leftovers(context: Arc<Context>, stop: CancellationToken) {
 enum Done {
     /// Its log is in the store, as it was when the job had this epoch.
     Shipped(Epoch),
+    /// The same, and it came too late for its archive, which was told.
+    Late,
     /// It cannot be cared for, which was told.
     Told,
 }
@@ -132,19 +135,24 @@ async fn look_at(
         }
         return Ok(());
     };
-    if care == Care::Leave || (care == Care::Ship && done.get(&archive) == Some(&Done::Shipped(row.epoch))) {
+    let is_shipped = |row: &JobRow, done: Option<&Done>| match done {
+        Some(Done::Shipped(epoch)) => *epoch == row.epoch,
+        Some(Done::Late) => true,
+        _ => false,
+    };
+    if care == Care::Leave || (care == Care::Ship && is_shipped(&row, done.get(&archive))) {
         return Ok(());
     }
     // From now on nobody here takes the job. Somebody may have before: so its row is read again.
     let _guard = context.leftovers.enter(archive);
     let Some((row, care)) = care_for(context, &descriptor).await? else { return Ok(()) };
+    let mut is_new = false;
     match care {
         Care::Leave => return Ok(()),
-        Care::Ship | Care::ShipThenRemove if done.get(&archive) != Some(&Done::Shipped(row.epoch)) => {
+        Care::Ship | Care::ShipThenRemove if !is_shipped(&row, done.get(&archive)) => {
             is_reachable(context, &row).await?;
-            if !ship(context, &row, stop).await? {
-                return Ok(());
-            }
+            let Cancellable::Done(any) = ship(context, &row, stop).await? else { return Ok(()) };
+            is_new = any;
             // Whoever makes the archive waits for this worker, if the job was handed over.
             let cleared = context.catalog.clear_offers(row.job, Some(&context.worker), row.epoch).await;
             cleared.map_err(|e| JobFailure::of(&e))?;
@@ -154,7 +162,16 @@ async fn look_at(
         Care::Remove | Care::RemoveEmpty => {}
     }
     match care {
-        Care::ShipThenRemove => remove_proved(context, &row, stop).await,
+        Care::ShipThenRemove => match revision::ask(context, &row, &dir, is_new).await? {
+            Revision::Asked => Ok(()),
+            Revision::TooLate => {
+                if done.insert(archive, Done::Late) != Some(Done::Late) {
+                    tracing::warn!(%archive, "media came too late for its archive, and is in none: the store has it until the archive is deleted");
+                }
+                remove_proved(context, &row, stop).await
+            }
+            Revision::NotNeeded => remove_proved(context, &row, stop).await,
+        },
         Care::Remove => {
             tracing::info!(%archive, state = row.state.as_str(), "the log of an archive that a person gave up is removed");
             let spool = Arc::clone(&context.spool);
@@ -188,29 +205,19 @@ async fn is_reachable(context: &Context, row: &JobRow) -> Result<(), JobFailure>
     }
 }
 
-/// Ships what this disk alone has, under the epoch in which it was captured. Returns whether all of the log is in the store.
-async fn ship(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<bool, JobFailure> {
+/// Ships what this disk alone has, under the epoch in which it was captured. Returns whether there was any.
+async fn ship(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<Cancellable<bool>, JobFailure> {
     let (archive, dir) = (row.archive, context.spool.archive_dir(row.archive));
     let (at, spool) = (dir.clone(), Arc::clone(&context.spool));
     let seal = move || upload::seal_open(&at, &spool).and_then(|()| upload::unshipped_epoch(&at));
     let sealed = tokio::task::spawn_blocking(seal).await.map_err(|e| bug(&e))?;
     // What was not captured here came from the store.
-    let Some(epoch) = sealed.map_err(|e| JobFailure::of(&e))? else { return Ok(true) };
+    let Some(epoch) = sealed.map_err(|e| JobFailure::of(&e))? else { return Ok(Cancellable::Done(false)) };
     let keys = Keys::new(row.application.clone(), archive);
     let shipping = upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await;
-    let Cancellable::Done(()) = shipping.map_err(|e| JobFailure::of(&e))? else { return Ok(false) };
-    let now = context.catalog.job(row.job).await.map_err(|e| JobFailure::of(&e))?;
-    match now.map_or(row.state, |now| now.state) {
-        // Nobody looks at the store again by itself.
-        JobState::Available => tracing::warn!(
-            %archive, epoch = epoch.0,
-            "the end of a log may have come too late for its archive: it is in the store, for as long as logs are kept there"
-        ),
-        _ => {
-            tracing::info!(%archive, epoch = epoch.0, "the end of a log that another worker goes on with is in the store now");
-        }
-    }
-    Ok(true)
+    let Cancellable::Done(()) = shipping.map_err(|e| JobFailure::of(&e))? else { return Ok(Cancellable::Cancelled) };
+    tracing::info!(%archive, epoch = epoch.0, "the end of a log that another worker goes on with is in the store now");
+    Ok(Cancellable::Done(true))
 }
 
 /// Removes the log of an archive that is made, once the store is seen to have all of it.
@@ -271,6 +278,8 @@ fn care(
 ) -> Care {
     match (state, archive) {
         (_, Some(ArchiveStatus::Deleted | ArchiveStatus::Expired)) if !state.is_live() => Care::Remove,
+        // Whoever makes it again removes what is left of it.
+        (JobState::Finalizing, Some(ArchiveStatus::Deleted | ArchiveStatus::Expired)) => Care::Leave,
         (JobState::Accepted | JobState::Capturing | JobState::Finalizing, _) => {
             let is_others = owner.is_some_and(|owner| owner != me) && lease >= LEASE_MIN;
             if is_others { Care::Ship } else { Care::Leave }
@@ -310,6 +319,14 @@ mod tests {
             ("available", Available, is, None, 0, Care::ShipThenRemove),
             ("deleted since", Available, Some(ArchiveStatus::Deleted), None, 0, Care::Remove),
             ("deleted while it is recorded", Capturing, Some(ArchiveStatus::Deleted), Some(&me), 8_000, Care::Leave),
+            (
+                "deleted while it is made again",
+                Finalizing,
+                Some(ArchiveStatus::Deleted),
+                Some(&other),
+                8_000,
+                Care::Leave,
+            ),
             ("parked", Parked, Some(ArchiveStatus::Failed), None, 0, Care::Ship),
             ("empty", Empty, None, None, 0, Care::RemoveEmpty),
             ("discarded", Discarded, Some(ArchiveStatus::Failed), None, 0, Care::Remove),

@@ -9,6 +9,7 @@ pub mod ids;
 pub mod intervals;
 pub mod job_spec;
 pub mod layout;
+pub mod log_read;
 pub mod media;
 pub mod network;
 pub mod session;

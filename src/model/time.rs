@@ -69,6 +69,12 @@ impl Wallclock {
         chrono::DateTime::parse_from_rfc3339(text).ok().map(|t| Self(t.timestamp_micros()))
     }
 
+    /// The instant so long before.
+    #[must_use]
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// The time passed since an earlier instant; zero if that is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -72,6 +72,8 @@ pub struct ArchiveStatusData {
     pub sha256: String,
     /// Its object in the store, once it is there.
     pub object_key: Option<String>,
+    /// Which making of the archive its file is, from 1: media that came late was added since the first.
+    pub revision: i64,
     /// Whether it has all that was sent; null until it is made.
     pub complete: Option<bool>,
     /// What it lacks, the longest first, at most 100 entries; the manifest has all.
@@ -101,6 +103,7 @@ impl ArchiveStatusEvent {
             size: row.size,
             sha256: row.sha256,
             object_key: row.object_key,
+            revision: row.revision,
             complete,
             missing: row.missing.unwrap_or_default(),
         };
@@ -153,6 +156,8 @@ mod tests {
             size: 120_345_678,
             sha256: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".to_owned(),
             object_key: Some(format!("{application}/{archive}/archive.mp4")),
+            revision: 1,
+            log: None,
             missing: None,
             options: ArchiveOptions::default(),
         };

@@ -216,7 +216,11 @@ pub async fn ship_rest(
         Some((_, Kind::Bundle(of, n))) if of == epoch => Some(n),
         _ => None,
     };
-    let mut next = there.iter().filter_map(|object| number(&object.key)).max().unwrap_or(0) + 1;
+    let at = dir.to_owned();
+    let named = tokio::task::spawn_blocking(move || named_bundles(&at)).await.expect("reading a log does not panic")?;
+    let named = named.into_iter().filter(|(of, _)| *of == epoch).map(|(_, n)| n);
+    // A number is used once, also when the store keeps its bundle no more.
+    let mut next = there.iter().filter_map(|object| number(&object.key)).chain(named).max().unwrap_or(0) + 1;
     match ship(store, keys, dir, epoch, &mut next, cancel).await {
         Ok(Cancellable::Done(_)) => {}
         Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
@@ -257,6 +261,20 @@ pub fn unshipped_epoch(dir: &Path) -> Result<Option<Epoch>, LogError> {
     let tracks = LogReader::open(dir)?.tracks;
     let epochs = |track: &TrackIndex| track.segments.iter().filter(|s| waits(track, s)).map(|s| s.epoch).max();
     Ok(tracks.iter().filter_map(epochs).max())
+}
+
+/// The bundles that this disk's segments went with, or came from. Blocking.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn named_bundles(dir: &Path) -> Result<BTreeSet<(Epoch, u32)>, LogError> {
+    let tracks = LogReader::open(dir)?.tracks;
+    let keys = tracks.iter().flat_map(|track| track.segments.iter().filter_map(|segment| segment.shipped.as_deref()));
+    let bundle = |key: &str| match Keys::parse(key) {
+        Some((_, Kind::Bundle(epoch, number))) => Some((epoch, number)),
+        _ => None,
+    };
+    Ok(keys.filter_map(bundle).collect())
 }
 
 /// Whether the store has all segments that this disk has.

@@ -138,6 +138,8 @@ pub struct Metrics {
     pub archives_available: Counter,
     /// Of them, archives that lack something that was sent.
     pub archives_incomplete: Counter,
+    /// Archives that were made again, because media of them came late.
+    pub archives_revised: Counter,
     /// What these archives lack, by cause, in seconds of a track.
     pub missing_seconds: Family<GapLabels, Counter<f64, AtomicU64>>,
     /// Jobs parked, by fault.
@@ -238,6 +240,7 @@ fn build() -> (Metrics, Registry) {
         capacity_free: Gauge::default(),
         archives_available: Counter::default(),
         archives_incomplete: Counter::default(),
+        archives_revised: Counter::default(),
         missing_seconds: Family::default(),
         jobs_parked: Family::default(),
         retries: Family::default(),
@@ -271,6 +274,7 @@ fn build() -> (Metrics, Registry) {
         capacity_free, "places for further jobs on this worker";
         archives_available, "archives made available";
         archives_incomplete, "archives made available that lack something that was sent";
+        archives_revised, "archives made again, because media of them came late";
         missing_seconds, "media that archives lack, in seconds of a track, by cause";
         jobs_parked, "jobs parked, by fault kind and blame";
         retries, "faults that were met with a retry, by fault kind and blame";

@@ -56,6 +56,8 @@ async fn archive(catalog: &SharedCatalog, application: &str, session: &str) -> A
         size: 0,
         sha256: String::new(),
         object_key: None,
+        revision: 1,
+        log: None,
         missing: None,
         options: ArchiveOptions::default(),
     };

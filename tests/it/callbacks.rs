@@ -82,6 +82,8 @@ fn archive(application: &str, session: &str, status: ArchiveStatus, at: Wallcloc
         size: 1 << 40,
         sha256: String::new(),
         object_key: None,
+        revision: 1,
+        log: None,
         missing: None,
         options: ArchiveOptions::default(),
     }

@@ -8,13 +8,17 @@ use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HandOver,
-    HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, ParkedState, SessionRow,
-    SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
+    HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, NoticeTarget, ParkedState,
+    SegmentsDue, SessionRow, SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
 use archiver::model::fault::{FaultKind, HasFault, Retry};
-use archiver::model::ids::{ArchiveId, Epoch, EventId, InstanceId, JobId, ParkedId, SessionId, WorkerId};
+use archiver::model::ids::{
+    ArchiveId, Epoch, EventId, InstanceId, JobId, ParkedId, SessionId, StreamId, TrackKind, WorkerId,
+};
+use archiver::model::log_read::LogRead;
+use archiver::model::media::{GapCause, MissingMedia};
 use archiver::model::session::{ArchiveMode, MediaMode, RouterRoom};
 use archiver::model::time::Wallclock;
 use archiver_testkit::postgres::Postgres;
@@ -85,6 +89,8 @@ fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
         size: 1 << 40,
         sha256: "c2hh".to_owned(),
         object_key: None,
+        revision: 1,
+        log: None,
         missing: None,
         options: ArchiveOptions::default(),
     }
@@ -115,6 +121,7 @@ on_each_catalog! {
     an_archive_never_goes_back => statuses;
     archives_are_listed_newest_first_in_pages => listing;
     what_is_left_of_a_deleted_archive_is_known_until_it_is_removed => removal;
+    an_archive_of_which_media_came_late_is_made_again => revisions;
     what_is_to_be_made_of_an_archive_is_kept_with_its_entry_or_not_at_all => remakes;
     what_is_parked_twice_is_one_entry_with_a_count => parking;
     marks_of_people_who_act_at_once_all_stay => marks;
@@ -759,8 +766,9 @@ async fn listing(backend: Backend) {
 async fn removal(backend: Backend) {
     let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
-    let kept = async |finished, deleted| {
-        let rows = catalog.with_segments(finished, deleted).await.unwrap();
+    let kept = async |complete, deleted| {
+        let due = SegmentsDue { complete, incomplete: NOW, deleted };
+        let rows = catalog.with_segments(&due).await.unwrap();
         rows.iter().map(|row| row.status).collect::<Vec<_>>()
     };
     assert!(catalog.put_archive(&archive(&job, ArchiveStatus::Available, NOW)).await.unwrap());
@@ -777,6 +785,86 @@ async fn removal(backend: Backend) {
     // Deleting it once more does not bring it back.
     assert!(catalog.put_archive(&deleted).await.unwrap());
     assert_eq!(kept(later(9), later(9)).await, []);
+}
+
+async fn revisions(backend: Backend) {
+    let catalog = backend.open().await;
+    let job = accepted(&catalog, "s", "e").await;
+    let (id, region) = (job.job, job.region.clone());
+    let reopen = async |since| catalog.reopen_job(id, since, "late", later(9)).await.unwrap();
+    let lack = || MissingMedia {
+        stream_id: StreamId::of_router(&job.session, "a"),
+        kind: TrackKind::Audio,
+        cause: GapCause::Worker,
+        duration_ms: 5,
+        details: Vec::new(),
+    };
+    let read = |last| LogRead::new(Epoch(2), [(Epoch(1), last)].into_iter(), 5_000);
+    let made = |revision, missing, at| ArchiveRow {
+        revision,
+        missing: Some(missing),
+        log: Some(read(7)),
+        ..archive(&job, ArchiveStatus::Available, at)
+    };
+    let segments_due = async |complete, incomplete| {
+        let due = SegmentsDue { complete, incomplete, deleted: NOW };
+        catalog.with_segments(&due).await.unwrap().len()
+    };
+    let finalize = async |who: &str, row: ArchiveRow| {
+        let epoch = claimed(&catalog, id, who, later(1)).await.job.epoch;
+        if epoch == Epoch(1) {
+            catalog.advance(id, epoch, JobState::Capturing, None, later(1)).await.unwrap();
+        }
+        catalog.advance(id, epoch, JobState::Finalizing, None, later(1)).await.unwrap();
+        assert!(catalog.put_own_archive(&row, epoch).await.unwrap());
+        // Its answer was lost.
+        assert!(catalog.put_own_archive(&row, epoch).await.unwrap());
+        catalog.advance(id, epoch, JobState::Available, None, later(1)).await.unwrap();
+    };
+    assert!(!reopen(NOW).await, "it is not made");
+    finalize("first", made(1, vec![lack()], later(2))).await;
+    assert_eq!(segments_due(later(3), later(2)).await, 0, "what it lacks may come yet");
+    assert_eq!(segments_due(later(3), later(3)).await, 1);
+    assert!(!reopen(later(3)).await, "it was made before");
+    assert!(reopen(later(2)).await);
+    assert!(!reopen(later(2)).await, "it is being made");
+    assert_eq!(segments_due(later(3), later(3)).await, 0, "the log is being read");
+    let found = catalog.claimable(&worker("second"), &region, later(9), 9).await.unwrap();
+    assert_eq!(
+        found.iter().map(|found| (found.state, found.owner.clone())).collect::<Vec<_>>(),
+        [(JobState::Finalizing, None)]
+    );
+    // Developers see the first one until the second is there.
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().status, ArchiveStatus::Available);
+    finalize("second", made(2, vec![], later(4))).await;
+    let now = catalog.archive(job.archive).await.unwrap().unwrap();
+    assert_eq!((now.revision, now.is_complete(), now.updated_at), (2, Some(true), later(4)));
+    assert_eq!(now.log, Some(read(7)));
+    // Whoever writes it without saying what was read changes nothing of that.
+    assert!(catalog.put_archive(&ArchiveRow { log: None, ..now.clone() }).await.unwrap());
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap(), now);
+    assert_eq!(segments_due(later(5), NOW).await, 1);
+    let filter = NoticeFilter { target: Some(NoticeTarget::Event), count: 9, ..NoticeFilter::default() };
+    let (mut told, _) = catalog.notices(&filter).await.unwrap();
+    told.sort_by_key(|notice| notice.number);
+    let told: Vec<_> = told.iter().map(|notice| (notice.number, notice.status, notice.told.revision)).collect();
+    assert_eq!(told, [(1, ArchiveStatus::Available, 1), (2, ArchiveStatus::Available, 2)]);
+    // Nobody can make it again: what is there stays.
+    assert!(reopen(NOW).await);
+    let third = claimed(&catalog, id, "third", later(9)).await.job.epoch;
+    catalog.park_job(id, third, "store_refused", "", later(9)).await.unwrap();
+    assert_eq!(segments_due(later(5), later(5)).await, 0, "somebody may replay it");
+    assert!(catalog.discard_job(id, "somebody", later(9)).await.unwrap());
+    assert_eq!(catalog.job(id).await.unwrap().unwrap().state, JobState::Available);
+    // The log is not kept any more, or nobody wants the archive.
+    catalog.segments_deleted(job.archive).await.unwrap();
+    assert!(!reopen(NOW).await);
+    assert!(catalog.put_archive(&archive(&job, ArchiveStatus::Deleted, later(6))).await.unwrap());
+    assert!(!reopen(NOW).await);
+    let lines = catalog.job_history(id).await.unwrap();
+    let again: Vec<&str> =
+        lines.iter().filter(|line| line.what.contains("late")).map(|line| line.who.as_str()).collect();
+    assert_eq!(again, ["late", "late"]);
 }
 
 async fn recount(backend: Backend) {
@@ -800,6 +888,8 @@ async fn recount(backend: Backend) {
             size: 0,
             sha256: String::new(),
             object_key: None,
+            revision: 1,
+            log: None,
             missing: None,
             options: ArchiveOptions::default(),
         }

@@ -97,6 +97,8 @@ impl Service {
             duration_s: 1,
             size: i64::try_from(content.len()).expect("a size"),
             sha256: String::new(),
+            revision: 1,
+            log: None,
             object_key: Some(key.clone()),
             missing: None,
             options: ArchiveOptions { output_mode, ..ArchiveOptions::default() },

@@ -586,6 +586,8 @@ async fn what_could_not_be_removed_of_a_deleted_archive_is_swept() {
         size: 1,
         sha256: String::new(),
         object_key: None,
+        revision: 1,
+        log: None,
         missing: None,
         options: ArchiveOptions::default(),
     };

@@ -205,6 +205,57 @@ async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_mak
     assert!((to - from - reported).abs() <= 0.1, "{:.3} s are missing, {reported:.3} s are reported", to - from);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_the_archive_was_made_is_added_to_it() {
+    let database = databases::with_tables();
+    let mut world = World::start(BINARY, Some(&database.url()), "").await.expect("world");
+    world.janus.create_room("late", json!({})).await.expect("room");
+    let started = world.started("late");
+    world.start_worker().expect("worker");
+    world.publish(&started).expect("publish");
+    let publisher = Publisher::start(Options::new(&world.janus, "late", "alice")).await.expect("publisher");
+    world.recording(2).await;
+    // In the middle of a segment (5 s).
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    let killed_at = unix_seconds(Instant::now());
+    world.kill_worker();
+    world.start_another(&Machine::new("worker-2")).expect("worker");
+    has_epoch(&world, "worker-2", 2).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ended = world.ended("late");
+    world.publish(&ended).expect("publish");
+    let archive = world.archive("late", "available").await;
+    let truth = publisher.crash().timeline();
+    let first = world.download(&archive).expect("download");
+    let matched = Content::read(&first.files("alice")[0]).expect("file").against(&truth);
+    let before = holes(&matched);
+    assert_eq!((before.len(), &first.manifest["revision"], &first.manifest["complete"]), (1, &json!(1), &json!(false)));
+    // The machine comes back when the archive is made.
+    world.start_worker().expect("worker");
+    let second = wait_for("the archive to be made again", || async {
+        let now = world.download(&archive).ok()?;
+        (now.manifest["revision"] == 2).then_some(now)
+    })
+    .await;
+    let matched = Content::read(&second.files("alice")[0]).expect("file").against(&truth);
+    assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
+    let after = holes(&matched);
+    assert_eq!(after.len(), 1, "{after:?}");
+    let (from, to) = after[0];
+    assert!(before[0].0 < killed_at - 1.0, "nothing was on that disk alone: {before:?}, killed at {killed_at}");
+    assert!(from > killed_at - 1.0, "the last {:.2} s before the kill are missing", killed_at - from);
+    let reported: f64 = worker_gaps(second.track("alice", "video").expect("track")).iter().sum();
+    assert!((to - from - reported).abs() <= 0.1, "{:.3} s are missing, {reported:.3} s are reported", to - from);
+    // Developers are told once more, and nothing is left on the disk that came back.
+    let row = world.archive("late", "available").await;
+    assert_eq!(row["revision"], 2, "{row}");
+    wait_for("the spool to be empty", || async {
+        let mut left = std::fs::read_dir(world.data().join("spool")).ok()?.flatten();
+        left.all(|entry| !entry.path().join("job.json").exists()).then_some(())
+    })
+    .await;
+}
+
 /// What the archive of a session has that two machines recorded, one after the other, of which the second one's clock is wrong.
 async fn over_to_a_machine_whose_clock_is_wrong(skew: &str) {
     let database = databases::with_tables();

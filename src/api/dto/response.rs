@@ -89,6 +89,9 @@ pub struct Archive {
     /// Ours, of an archive that is not complete: what it lacks, the longest first, at most 100 entries. The manifest has all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<Vec<MissingMedia>>,
+    /// Ours, of an archive that was made again, because media of it came late: which making of it the file is, from 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<i64>,
     /// With stream mode manual, while it is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streams: Option<Vec<ArchivedStream>>,
@@ -159,6 +162,7 @@ pub fn archive(
         quantization_parameter: options.quantization_parameter,
         complete: row.is_complete(),
         missing: row.missing.clone().filter(|missing| !missing.is_empty()),
+        revision: Some(row.revision).filter(|revision| *revision > 1),
         streams: (manual && !finished).then(|| desired.map(streams).unwrap_or_default()),
     }
 }
@@ -212,6 +216,8 @@ pub(super) mod tests {
             size: 3 << 31,
             sha256: "c2hh".to_owned(),
             object_key: None,
+            revision: 1,
+            log: None,
             missing: None,
             options,
         }

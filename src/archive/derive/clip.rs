@@ -214,6 +214,7 @@ fn build_clip(
         objects: vec![entry_of_file],
         files: Vec::new(),
         composed: Some(entry),
+        revision: 1,
         ..manifest
     };
     let report = Report { archive_id: archive, ..report };

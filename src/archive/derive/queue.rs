@@ -304,6 +304,8 @@ mod tests {
             size: 1,
             sha256: String::new(),
             object_key: None,
+            revision: 1,
+            log: None,
             missing: None,
             options: ArchiveOptions::default(),
         }

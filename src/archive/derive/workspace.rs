@@ -219,6 +219,8 @@ pub(super) async fn publish(
         sha256: built.objects.first().map(|object| object.sha256.clone()).unwrap_or_default(),
         object_key: built.objects.first().map(|object| keys.key(object.kind)),
         missing: manifest.missing.clone(),
+        revision: 1,
+        log: None,
     };
     let now = Wallclock::now();
     let made = ArchiveRow::derived(&of, archive, of.options.clone(), now).available(file, now);

@@ -1,8 +1,9 @@
 //! Archives and their counts.
 
-use archiver::catalog::{ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, CountCatalog};
+use archiver::catalog::{
+    ArchiveCatalog, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, CountCatalog, JobState, SegmentsDue,
+};
 use archiver::model::ids::{ArchiveId, Epoch};
-use archiver::model::time::Wallclock;
 use async_trait::async_trait;
 
 use super::{MemoryCatalog, State, count, page, storable};
@@ -15,7 +16,7 @@ const SWEPT_AT_ONCE: u32 = 100;
 pub(super) struct StoredArchive {
     pub row: ArchiveRow,
     /// The store may still hold its segments, or anything of it once it is deleted.
-    segments_kept: bool,
+    pub(super) segments_kept: bool,
     /// Its changes of status, numbered.
     changes: i64,
 }
@@ -28,6 +29,7 @@ impl State {
             return false;
         }
         let is_deleted = archive.status == ArchiveStatus::Deleted;
+        let mut is_told = true;
         let (before, stored) = match self.archives.get_mut(&archive.archive) {
             None => {
                 let row = ArchiveRow {
@@ -41,11 +43,12 @@ impl State {
             }
             Some(_) if only_new => return false,
             Some(stored) => {
-                let before = stored.row.status;
+                let (before, changes) = (stored.row.status, stored.changes);
                 if !before.may_become(archive.status) {
                     return false;
                 }
                 stored.change(archive);
+                is_told = stored.changes != changes;
                 (Some(before), stored)
             }
         };
@@ -57,7 +60,7 @@ impl State {
         if more != 0 {
             *self.counts.entry(row.application.clone()).or_default() += more;
         }
-        if before != Some(row.status) {
+        if is_told {
             self.add_notices(&row, number);
         }
         true
@@ -68,7 +71,8 @@ impl StoredArchive {
     /// What a later write changes: not what the archive was begun with.
     fn change(&mut self, new: &ArchiveRow) {
         let row = &mut self.row;
-        if row.status != new.status {
+        let is_revised = new.revision > row.revision;
+        if row.status != new.status || is_revised {
             self.changes += 1;
             self.segments_kept |= new.status == ArchiveStatus::Deleted;
         }
@@ -79,6 +83,9 @@ impl StoredArchive {
         row.size = new.size;
         row.sha256.clone_from(&new.sha256);
         row.object_key.clone_from(&new.object_key);
+        row.missing.clone_from(&new.missing);
+        row.revision = row.revision.max(new.revision);
+        row.log = new.log.clone().or(row.log.take());
     }
 }
 
@@ -109,11 +116,21 @@ impl ArchiveCatalog for MemoryCatalog {
         self.call("archive", |state| Ok(state.archives.get(&archive).map(|stored| stored.row.clone()))).await
     }
 
-    async fn with_segments(&self, finished: Wallclock, deleted: Wallclock) -> Result<Vec<ArchiveRow>, CatalogError> {
+    async fn with_segments(&self, due: &SegmentsDue) -> Result<Vec<ArchiveRow>, CatalogError> {
         self.call("with_segments", |state| {
+            let is_finalized = |row: &ArchiveRow| {
+                let job = state.jobs.get(&row.job);
+                job.is_some_and(|job| {
+                    job.row.archive == row.archive && matches!(job.row.state, JobState::Finalizing | JobState::Parked)
+                })
+            };
             let is_due = |row: &ArchiveRow| match row.status {
-                ArchiveStatus::Available | ArchiveStatus::Uploaded => row.updated_at < finished,
-                ArchiveStatus::Deleted => row.updated_at < deleted,
+                ArchiveStatus::Available | ArchiveStatus::Uploaded => {
+                    let since =
+                        if row.is_complete() == Some(false) { due.complete.min(due.incomplete) } else { due.complete };
+                    row.updated_at < since && !is_finalized(row)
+                }
+                ArchiveStatus::Deleted => row.updated_at < due.deleted,
                 _ => false,
             };
             let kept = state.archives.values().filter(|stored| stored.segments_kept && is_due(&stored.row));

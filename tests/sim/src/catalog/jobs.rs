@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use archiver::catalog::{
-    Accepted, CatalogError, Claimed, HeldLease, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog, NewJob,
-    StoredDesired, StoredSpec, WaitingCatalog,
+    Accepted, ArchiveStatus, CatalogError, Claimed, HeldLease, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog,
+    NewJob, StoredDesired, StoredSpec, WaitingCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
@@ -89,6 +89,12 @@ impl State {
     pub(super) fn line(&mut self, job: JobId, what: &str, who: &str, now: Wallclock) {
         let line = HistoryLine { at: now, what: storable(what), who: storable(who) };
         self.history.entry(job).or_default().push(line);
+    }
+
+    /// Whether a job's archive is made.
+    fn is_made(&self, job: &JobRow) -> bool {
+        let archive = self.archives.get(&job.archive);
+        archive.is_some_and(|stored| matches!(stored.row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded))
     }
 
     /// The job, if this epoch owns it.
@@ -351,7 +357,7 @@ impl LeaseCatalog for MemoryCatalog {
     ) -> Result<Vec<JobRow>, CatalogError> {
         self.call("claimable", |state| {
             let mut rows = state.newest_first(|job| job.row.region == *region && job.is_free(worker, now));
-            rows.sort_by_key(|row| (row.state == JobState::Finalizing, row.created_at));
+            rows.sort_by_key(|row| (row.state == JobState::Finalizing, state.is_made(row), row.created_at));
             Ok(page(rows, 0, limit))
         })
         .await
@@ -416,9 +422,12 @@ impl LeaseCatalog for MemoryCatalog {
 
     async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
         self.call("discard_job", |state| {
-            let found = state.jobs.get_mut(&job).filter(|found| found.row.state == JobState::Parked);
-            let Some(found) = found else { return Ok(false) };
-            found.row.state = JobState::Discarded;
+            let Some(found) = state.jobs.get(&job).filter(|found| found.row.state == JobState::Parked) else {
+                return Ok(false);
+            };
+            let next = if state.is_made(&found.row) { JobState::Available } else { JobState::Discarded };
+            let found = state.jobs.get_mut(&job).expect("it was found above");
+            found.row.state = next;
             found.row.updated_at = now;
             state.line(job, "discarded", who, now);
             Ok(true)

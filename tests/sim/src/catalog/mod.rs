@@ -7,6 +7,7 @@ mod hand_over;
 mod jobs;
 mod notices;
 mod parked;
+mod revisions;
 mod sessions;
 mod workers;
 

@@ -117,6 +117,11 @@ impl Fleet {
         matches!(archived, Some(Ok(archived)) if archived.manifest.complete == Some(true))
     }
 
+    /// Which making of a session's archive is in the store.
+    pub(super) fn revision(&self, session: &str) -> Option<i64> {
+        self.archived(&self.job(session)?).ok().map(|archived| archived.manifest.revision)
+    }
+
     /// Whether anything of a session was ever on a disk.
     fn is_captured(&self, session: &str) -> bool {
         let room = super::room(session);
@@ -343,15 +348,14 @@ impl Track<'_> {
         self.millis(gap.to)
     }
 
-    /// Whether a worker that has the frame on its disk worked long enough to send it, before the archive was made. What comes later is kept
-    /// in the store.
+    /// Whether a worker that has the frame on its disk worked long enough to send it. What comes after the archive was made is added to it.
     fn must_be_archived(&self, frame: FrameId) -> bool {
-        let made = self.fleet.millis_of(self.job.updated_at);
+        let now = self.fleet.now;
         self.fleet
             .publishers
             .holders(frame)
             .iter()
-            .any(|holder| self.fleet.machines[holder.machine].worked_since(holder.at, made) >= SHIPPED_WITHIN)
+            .any(|holder| self.fleet.machines[holder.machine].worked_since(holder.at, now) >= SHIPPED_WITHIN)
     }
 }
 

@@ -136,11 +136,6 @@ impl Fleet {
         }
     }
 
-    /// When the wall clock had this time.
-    fn millis_of(&self, at: Wallclock) -> Millis {
-        Millis::try_from(at.since(self.timeline.start).as_millis()).expect("a simulation is short")
-    }
-
     fn catalog(&self) -> SharedCatalog {
         self.catalog.shared()
     }

@@ -23,6 +23,8 @@ struct Outcome {
     /// Whether every archive says that it lacks nothing. Then, without a violation, every frame is there.
     is_complete: bool,
     log: Vec<String>,
+    /// Which making of it each session's archive is.
+    revisions: Vec<i64>,
     /// The indexes and histories that are in the store, when one seed is run alone.
     indexes: Vec<String>,
 }
@@ -49,8 +51,9 @@ fn simulate(script: &Script) -> Outcome {
         let violations = fleet.violations(script);
         if violations.is_empty() || fleet.now >= SETTLED_BY {
             let indexes = if number("ARCHIVER_SEED").is_some() { indexes(&fleet) } else { Vec::new() };
+            let revisions = script.sessions.iter().filter_map(|session| fleet.revision(session)).collect();
             let is_complete = script.sessions.iter().all(|session| fleet.is_complete(session));
-            return Outcome { violations, is_complete, log: std::mem::take(&mut fleet.log), indexes };
+            return Outcome { violations, is_complete, revisions, log: std::mem::take(&mut fleet.log), indexes };
         }
     }
 }
@@ -110,6 +113,27 @@ fn workers_that_are_restarted_one_after_the_other_lose_no_frame() {
     let outcome = simulate(&script);
     assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
     assert!(outcome.is_complete, "{}", outcome.log.join("\n"));
+}
+
+#[test]
+fn what_a_machine_brings_back_after_the_archive_was_made_is_added() {
+    let mut script = Script { sessions: vec!["s0".to_owned()], ..Script::default() };
+    let session = || "s0".to_owned();
+    // Machine 0 alone is there to take the session.
+    for machine in 1..MACHINES {
+        script.add(500, Action::Kill { machine });
+        script.add(10_000, Action::Start { machine });
+    }
+    script.add(1_000, Action::StartSession { session: session() });
+    script.add(1_500, Action::Publish { session: session(), id: "alice".to_owned() });
+    script.add(13_700, Action::Kill { machine: 0 });
+    script.add(30_000, Action::EndSession { session: session() });
+    script.add(60_000, Action::Start { machine: 0 });
+    script.steps.sort_by_key(|step| step.at);
+    // What the machine had on its disk is in the archive.
+    let outcome = simulate(&script);
+    assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
+    assert_eq!(outcome.revisions, [2], "{}", outcome.log.join("\n"));
 }
 
 /// The number of an environment variable.

@@ -1,0 +1,48 @@
+//! Archives that are made again, because media of them came late.
+
+use async_trait::async_trait;
+
+use super::job_rows::history_line;
+use super::{CatalogError, SqlCatalog, statement};
+use crate::model::ids::JobId;
+use crate::model::time::Wallclock;
+
+/// Jobs whose archives are made again.
+#[async_trait]
+pub trait RevisionCatalog: Send + Sync {
+    /// A job whose archive is made is finalized again, by any worker of its region: media came late. Only if the archive was made at
+    /// `made_since` or later, can be fetched, and its log is in the store. Returns whether it was so.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn reopen_job(
+        &self,
+        job: JobId,
+        made_since: Wallclock,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError>;
+}
+
+#[async_trait]
+impl RevisionCatalog for SqlCatalog {
+    async fn reopen_job(
+        &self,
+        job: JobId,
+        made_since: Wallclock,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        let reopen = statement(
+            "UPDATE jobs SET state = 'finalizing', owner = NULL, lease_expires_at = 0, updated_at = $1 \
+             WHERE job_id = $2 AND state = 'available' AND EXISTS (SELECT 1 FROM archives \
+             WHERE archives.archive_id = jobs.archive_id AND archives.status IN ('available', 'uploaded') \
+             AND archives.segments_kept = 1 AND archives.updated_at >= $3)",
+        )
+        .bind(now.0)
+        .bind(job.to_string())
+        .bind(made_since.0);
+        self.change("finalize a job again", reopen, history_line(job, "finalizing again: media came late", who, now))
+            .await
+    }
+}

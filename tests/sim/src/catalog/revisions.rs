@@ -1,0 +1,38 @@
+//! Jobs whose archives are made again.
+
+use archiver::catalog::{ArchiveStatus, CatalogError, JobState, RevisionCatalog};
+use archiver::model::ids::JobId;
+use archiver::model::time::Wallclock;
+use async_trait::async_trait;
+
+use super::MemoryCatalog;
+
+#[async_trait]
+impl RevisionCatalog for MemoryCatalog {
+    async fn reopen_job(
+        &self,
+        job: JobId,
+        made_since: Wallclock,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        self.call("reopen_job", |state| {
+            let Some(found) = state.jobs.get_mut(&job).filter(|found| found.row.state == JobState::Available) else {
+                return Ok(false);
+            };
+            let is_there = state.archives.get(&found.row.archive).is_some_and(|stored| {
+                matches!(stored.row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded)
+                    && stored.segments_kept
+                    && stored.row.updated_at >= made_since
+            });
+            if is_there {
+                let row = &mut found.row;
+                (row.state, row.owner, row.lease_expires_at, row.updated_at) =
+                    (JobState::Finalizing, None, Wallclock(0), now);
+                state.line(job, "finalizing again: media came late", who, now);
+            }
+            Ok(is_there)
+        })
+        .await
+    }
+}
