@@ -263,7 +263,9 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
     }
     println!("{sizes:?}, {pictures} pictures, at most {:.1} ms from where they belong", 1000.0 * worst);
     assert!(pictures > 200, "{pictures}");
-    assert!(worst <= 1.0 / 30.0 + 0.005, "{worst:.4} s");
+    // The nearest picture of thirty a second. The composer followed the log, and knew fewer sender reports than the individual file's clock
+    // has: on a busy machine the two differ by some milliseconds. Another picture would be 33 ms further off.
+    assert!(worst <= 1.0 / 30.0 + 0.012, "{worst:.4} s");
 }
 
 /// The pictures in a stream's own file, each with its number if that can be read, and with its time in the composed file, in
