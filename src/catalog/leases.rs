@@ -122,7 +122,7 @@ pub trait LeaseCatalog: Send + Sync {
     /// [`CatalogError::Conflict`] while another job of the same session runs; else when the catalog is away.
     async fn unpark_job(&self, job: JobId, now: Wallclock) -> Result<bool, CatalogError>;
 
-    /// A person gives a parked job up. One whose archive was to be made again is available as it was.
+    /// A person gives a parked job up. An archive that was to be made again stays as it was.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -366,12 +366,10 @@ impl LeaseCatalog for SqlCatalog {
     }
 
     async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
-        let discard = statement(format!(
-            "UPDATE jobs SET state = CASE WHEN {IS_MADE} THEN 'available' ELSE 'discarded' END, updated_at = $1 \
-             WHERE job_id = $2 AND state = 'parked'"
-        ))
-        .bind(now.0)
-        .bind(job.to_string());
+        let discard =
+            statement("UPDATE jobs SET state = 'discarded', updated_at = $1 WHERE job_id = $2 AND state = 'parked'")
+                .bind(now.0)
+                .bind(job.to_string());
         self.change("discard a job", discard, history_line(job, "discarded", who, now)).await
     }
 }

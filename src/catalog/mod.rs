@@ -50,7 +50,7 @@ pub use leases::{Claimed, HeldLease, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
 pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
 pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
-pub use revisions::RevisionCatalog;
+pub use revisions::{REVISIONS_MAX, RevisionCatalog};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 pub use waiting::WaitingCatalog;

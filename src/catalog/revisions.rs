@@ -7,11 +7,14 @@ use super::{CatalogError, SqlCatalog, statement};
 use crate::model::ids::JobId;
 use crate::model::time::Wallclock;
 
+/// An archive is made so often. An owner that hears nothing of its session's end could send media for hours.
+pub const REVISIONS_MAX: i64 = 10;
+
 /// Jobs whose archives are made again.
 #[async_trait]
 pub trait RevisionCatalog: Send + Sync {
     /// A job whose archive is made is finalized again, by any worker of its region: media came late. Only if the archive was made at
-    /// `made_since` or later, can be fetched, and its log is in the store. Returns whether it was so.
+    /// `made_since` or later, and less than [`REVISIONS_MAX`] times, can be fetched, and its log is in the store. Returns whether it was so.
     ///
     /// # Errors
     /// When the catalog is away.
@@ -37,11 +40,12 @@ impl RevisionCatalog for SqlCatalog {
             "UPDATE jobs SET state = 'finalizing', owner = NULL, lease_expires_at = 0, updated_at = $1 \
              WHERE job_id = $2 AND state = 'available' AND EXISTS (SELECT 1 FROM archives \
              WHERE archives.archive_id = jobs.archive_id AND archives.status IN ('available', 'uploaded') \
-             AND archives.segments_kept = 1 AND archives.updated_at >= $3)",
+             AND archives.segments_kept = 1 AND archives.updated_at >= $3 AND archives.revision < $4)",
         )
         .bind(now.0)
         .bind(job.to_string())
-        .bind(made_since.0);
+        .bind(made_since.0)
+        .bind(REVISIONS_MAX);
         self.change("finalize a job again", reopen, history_line(job, "finalizing again: media came late", who, now))
             .await
     }

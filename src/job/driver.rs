@@ -73,11 +73,11 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     let is_left = matches!(&ended, Ok(Ended::HandedOver { .. }))
         || matches!(&ended, Err(failure) if is_of_this_worker(failure.kind));
     let shipped = is_left && ship_log(&job).await;
-    if shipped {
-        revision::ask_if_made(&job).await;
-    }
     if job.is_offered() && (shipped || !is_left) {
         hand_over::clear_offers(&job, row.epoch).await;
+    }
+    if shipped {
+        revision::ask_if_made(&job).await;
     }
     stop.cancel();
     tasks.wait().await;
@@ -207,9 +207,10 @@ async fn stages(
     };
     let now = Wallclock::now();
     status.send_replace(Some(job.archive_row(now).stopped(&reason, now)));
-    let Cancellable::Done(made) = finalize::made_before(job).await? else { return Ok(finalize::given_up(job)) };
+    let before = if job.row.state == JobState::Finalizing { finalize::made_before(job).await? } else { None };
     // The session of an archive that is made again goes on in another one, or is over.
-    let transition = match reason == MAX_DURATION_EXCEEDED && made.is_none() {
+    let is_made = before.as_ref().is_some_and(finalize::is_made);
+    let transition = match reason == MAX_DURATION_EXCEEDED && !is_made {
         true => roll_over(job, &reason).await?,
         false => advance(job, JobState::Finalizing, Some(&reason)).await?,
     };
@@ -217,7 +218,7 @@ async fn stages(
         return Ok(Ended::Fenced);
     }
     job.captures_no_more();
-    finalize::finalize(job, &reason, composing.take(), made).await
+    finalize::finalize(job, &reason, composing.take(), before).await
 }
 
 /// Parks a claimed job whose driver fails here each time.

@@ -18,21 +18,26 @@ use crate::model::time::Wallclock;
 use crate::recording::spool::ProvedInStore;
 use crate::recording::upload;
 use crate::runtime::metrics::metrics;
-use crate::runtime::retry::{CATALOG, retry_until_cancelled};
+use crate::runtime::retry::{CATALOG, STORE, retry_until_cancelled};
 
 /// How the job ends when the archive is not made here.
-pub(super) fn given_up(job: &Job) -> Ended {
+fn given_up(job: &Job) -> Ended {
     if job.fenced.is_cancelled() { Ended::Fenced } else { Ended::HandedOver { captured: true } }
 }
 
-/// The archive as it was made before, if it was: media came late.
-pub(super) async fn made_before(job: &Job) -> Result<Cancellable<Option<ArchiveRow>>, JobFailure> {
+/// The archive if it was made, or deleted, before: media came late, or its last owner died when it had written the archive.
+pub(super) async fn made_before(job: &Job) -> Result<Option<ArchiveRow>, JobFailure> {
     let read = || job.context.catalog.archive(job.row.archive);
-    let known = retry_until_cancelled("read an archive", CATALOG, &job.given_up, read).await;
-    Ok(known.map_err(|e| JobFailure::of(&e))?.map(|row| row.filter(|row| is_made(row) || is_gone(row))))
+    match retry_until_cancelled("read an archive", CATALOG, &job.given_up, read).await {
+        Ok(Cancellable::Done(row)) => Ok(row.filter(|row| is_made(row) || is_gone(row))),
+        // A damaged row must not keep its archive from being made. One that is given up makes nothing.
+        Ok(Cancellable::Cancelled) | Err(CatalogError::Corrupt { .. }) => Ok(None),
+        Err(error) => Err(JobFailure::of(&error)),
+    }
 }
 
-const fn is_made(row: &ArchiveRow) -> bool {
+/// Whether an archive can be fetched.
+pub(super) const fn is_made(row: &ArchiveRow) -> bool {
     matches!(row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded)
 }
 
@@ -40,12 +45,12 @@ const fn is_gone(row: &ArchiveRow) -> bool {
     matches!(row.status, ArchiveStatus::Deleted | ArchiveStatus::Expired)
 }
 
-/// Makes the archive available, unless the job is given up before. `first`: the archive as it was made before.
+/// Makes the archive available, unless the job is given up before. `before`: the archive as it was made, or deleted, before.
 pub(super) async fn finalize(
     job: &Job,
     reason: &str,
     composing: Option<Composing>,
-    first: Option<ArchiveRow>,
+    before: Option<ArchiveRow>,
 ) -> Result<Ended, JobFailure> {
     let began = Wallclock::now();
     let live_output = match composing {
@@ -59,7 +64,7 @@ pub(super) async fn finalize(
             tracing::debug!("the offers of the job are not cleared: {}", chain(&error));
         }
     }
-    if let Some(gone) = first.as_ref().filter(|first| is_gone(first)) {
+    if let Some(gone) = before.as_ref().filter(|before| is_gone(before)) {
         return remove_gone(job, gone).await;
     }
     // An archive of several owners is made of what the store has, so that whoever makes it again has no less.
@@ -68,9 +73,9 @@ pub(super) async fn finalize(
         let Cancellable::Done(shipped) = ship_own(job).await? else { return Ok(given_up(job)) };
         is_shipped = shipped;
     }
-    let delivered = match make(job, reason, live_output, first.as_ref()).await? {
+    let delivered = match make(job, reason, live_output, before.as_ref()).await? {
         Made::Archive(delivered) => delivered,
-        Made::NothingMore(log) => return leave_as_it_is(job, first, log, is_shipped).await,
+        Made::NothingMore(log) => return leave_as_it_is(job, before, log).await,
         Made::GivenUp => return Ok(given_up(job)),
     };
     if job.row.epoch <= Epoch(1) {
@@ -86,7 +91,7 @@ pub(super) async fn finalize(
     if let Some(ended) = publish(job, &row).await? {
         return Ok(ended);
     }
-    tell_made(&row, &delivered, first.is_some(), began);
+    tell_made(&row, &delivered, before.is_some(), began);
     if job.row.epoch > Epoch(1) {
         revision::ask_behind(job, &delivered.log).await;
     }
@@ -163,13 +168,13 @@ fn tell_made(row: &ArchiveRow, delivered: &Delivered, is_revision: bool, began: 
         metrics().archives_revised.inc();
     } else {
         metrics().available(missing);
+        metrics().archive_delay.observe(delay.as_secs_f64());
     }
     for lack in missing {
         let MissingMedia { stream_id, kind, cause, duration_ms, details } = lack;
         let (kind, cause) = (kind.as_str(), cause.as_str());
         tracing::warn!(%stream_id, kind, cause, duration_ms, "the archive lacks media: {}", details.join("; "));
     }
-    metrics().archive_delay.observe(delay.as_secs_f64());
     tracing::info!(
         size_bytes = row.size,
         duration_s = row.duration_s,
@@ -180,14 +185,9 @@ fn tell_made(row: &ArchiveRow, delivered: &Delivered, is_revision: bool, began: 
 }
 
 /// What came late adds nothing to an archive that was made before: the archive stays, and its row says that this much of the log was read.
-async fn leave_as_it_is(
-    job: &Job,
-    first: Option<ArchiveRow>,
-    log: LogRead,
-    is_shipped: bool,
-) -> Result<Ended, JobFailure> {
-    tracing::info!("the archive has all that is in the store of its log, or more: the archive stays as it is");
-    let row = first.map(|first| ArchiveRow { log: Some(log), ..first });
+async fn leave_as_it_is(job: &Job, before: Option<ArchiveRow>, log: LogRead) -> Result<Ended, JobFailure> {
+    tracing::info!("the archive's log has no more media than the archive was made of: the archive stays as it is");
+    let row = before.map(|before| ArchiveRow { log: Some(log.clone()), ..before });
     // Only an archive that was made before is left as it is.
     let Some(row) = row else {
         return Err(JobFailure { kind: FaultKind::Bug, detail: "no archive is there to be left".to_owned() });
@@ -195,9 +195,8 @@ async fn leave_as_it_is(
     if let Some(ended) = publish(job, &row).await? {
         return Ok(ended);
     }
-    if is_shipped {
-        remove_local(job).await;
-    }
+    revision::ask_behind(job, &log).await;
+    // Whoever looks through the spool removes the local log, once the store is seen to have all of it.
     Ok(Ended::Available)
 }
 
@@ -205,8 +204,9 @@ async fn leave_as_it_is(
 async fn remove_gone(job: &Job, gone: &ArchiveRow) -> Result<Ended, JobFailure> {
     let context = &job.context;
     if gone.status == ArchiveStatus::Deleted {
-        let removed = delete::remove(context.catalog.as_ref(), context.store.as_ref(), gone).await;
-        removed.map_err(|e| JobFailure::of(&e))?;
+        let remove = || delete::remove(context.catalog.as_ref(), context.store.as_ref(), gone);
+        let removed = retry_until_cancelled("remove a deleted archive", STORE, &job.given_up, remove).await;
+        let Cancellable::Done(()) = removed.map_err(|e| JobFailure::of(&e))? else { return Ok(given_up(job)) };
     }
     if advance(job, JobState::Available, None).await? == Transition::Fenced {
         return Ok(Ended::Fenced);

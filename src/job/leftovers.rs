@@ -166,7 +166,7 @@ async fn look_at(
             Revision::Asked => Ok(()),
             Revision::TooLate => {
                 if done.insert(archive, Done::Late) != Some(Done::Late) {
-                    tracing::warn!(%archive, "media came too late for its archive, and is in none: the store has it until the archive is deleted");
+                    tracing::warn!(%archive, "media came after its archive was made, and is not added: the archive is too old, or was made too often");
                 }
                 remove_proved(context, &row, stop).await
             }

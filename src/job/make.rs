@@ -81,12 +81,12 @@ pub(super) enum Made {
     GivenUp,
 }
 
-/// Makes the archive, unless it was made before (`first`), and there is no more of its log.
+/// Makes the archive. If it was made `before`, it is made again only if its log has more media now.
 pub(super) async fn make(
     job: &Job,
     reason: &str,
     mut live_output: Option<Composed>,
-    first: Option<&ArchiveRow>,
+    before: Option<&ArchiveRow>,
 ) -> Result<Made, JobFailure> {
     let Cancellable::Done(mut fetched) = fetch_missing(job).await? else { return Ok(Made::GivenUp) };
     if fetched.new > 0 {
@@ -102,14 +102,20 @@ pub(super) async fn make(
         let captured = tokio::task::spawn_blocking(move || captured_ms(&at)).await.map_err(|e| bug(&e))?;
         let captured_ms = captured.map_err(|e| JobFailure::of(&e))?;
         let log = LogRead::new(job.row.epoch, fetched.bundles.into_iter(), captured_ms);
-        if round == 1
-            && let Some(earlier) = first.and_then(|first| first.log.as_ref())
-            && !log.improves(earlier)
-        {
-            return Ok(Made::NothingMore(log.behind(earlier)));
+        if let Some(before) = before.filter(|_| round == 1) {
+            // Of an archive that an earlier version made it is not known whether there is more.
+            let Some(earlier) = &before.log else { return Ok(Made::NothingMore(log)) };
+            if !log.reaches(earlier) {
+                tracing::warn!(
+                    "the store has less of the log than the archive was made of: the archive stays as it is"
+                );
+            }
+            if !log.improves(earlier) {
+                return Ok(Made::NothingMore(log.behind(earlier)));
+            }
         }
         let Cancellable::Done(mut built) = build_or_reuse(job, reason, live_output.take()).await? else { break };
-        built.manifest.revision = first.map_or(1, |first| first.revision + 1);
+        built.manifest.revision = before.map_or(1, |before| before.revision + 1);
         let (out, part_bytes) = (job.dir.join(spool::BUILT), job.context.settings.store.part_size.0);
         let store = job.context.store.as_ref();
         let delivery = Delivery { store, keys: &job.keys, out: &out, part_bytes, progress: &|_| {} };

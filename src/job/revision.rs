@@ -13,7 +13,7 @@ use crate::model::log_read::LogRead;
 use crate::recording::upload::named_bundles;
 use crate::store::keys::{Keys, Kind};
 
-/// Whoever stops asks within this time.
+/// Whoever has given a job back, or made an archive, waits for an answer for so long.
 const ASK_MAX: Duration = Duration::from_secs(5);
 
 /// What becomes of an archive of which this disk has media.
@@ -27,8 +27,7 @@ pub(super) enum Revision {
     TooLate,
 }
 
-/// Asks for an archive to be made again, if a log that this disk has was not read to its end when the archive was made. The log is in
-/// the store. `is_new`: some of it has just come there.
+/// Asks for an archive to be made again, if a log that this disk has was not read to its end when the archive was made. The caller has shipped the log. `is_new`: some of it has just come to the store.
 pub(super) async fn ask(context: &Context, row: &JobRow, dir: &Path, is_new: bool) -> Result<Revision, JobFailure> {
     let failed = |e| JobFailure::of(&e);
     let archive = context.catalog.archive(row.archive).await.map_err(failed)?;
@@ -61,7 +60,7 @@ pub(super) async fn ask_behind(job: &Job, read: &LogRead) {
             false => reopen(&job.context, &job.row).await,
         }
     };
-    told(asked.await);
+    told_in_time(asked).await;
 }
 
 /// The same for what an owner has sent that gives its job back: its successor may have made the archive meanwhile.
@@ -73,19 +72,18 @@ pub(super) async fn ask_if_made(job: &Job) {
             None => Ok(Revision::NotNeeded),
         }
     };
-    match tokio::time::timeout(ASK_MAX, asked).await {
-        Ok(asked) => told(asked),
-        Err(_) => tracing::warn!("it is not known whether the archive has the end of the log: no answer in time"),
-    }
+    told_in_time(asked).await;
 }
 
-fn told(asked: Result<Revision, JobFailure>) {
-    match asked {
-        Ok(Revision::NotNeeded | Revision::Asked) => {}
-        Ok(Revision::TooLate) => tracing::warn!("the end of the log came too late for the archive"),
-        Err(failure) => {
+/// Waits for an answer, but not for long: a worker may be stopping.
+async fn told_in_time(asked: impl Future<Output = Result<Revision, JobFailure>>) {
+    match tokio::time::timeout(ASK_MAX, asked).await {
+        Ok(Ok(Revision::NotNeeded | Revision::Asked)) => {}
+        Ok(Ok(Revision::TooLate)) => tracing::warn!("the end of the log came too late for the archive"),
+        Ok(Err(failure)) => {
             tracing::warn!("it is not known whether the archive has the end of the log: {}", failure.detail);
         }
+        Err(_) => tracing::warn!("it is not known whether the archive has the end of the log: no answer in time"),
     }
 }
 

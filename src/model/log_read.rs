@@ -39,11 +39,16 @@ impl LogRead {
         epoch == self.by || self.bundles.get(&epoch.0).is_some_and(|last| *last >= number)
     }
 
+    /// Whether all that was there at an earlier reading was there at this one.
+    #[must_use]
+    pub fn reaches(&self, earlier: &Self) -> bool {
+        earlier.bundles.iter().all(|(epoch, last)| self.has(Epoch(*epoch), *last))
+    }
+
     /// Whether an archive that was made of an earlier reading is to be made again: this one reaches at least as far, and has more media.
     #[must_use]
     pub fn improves(&self, earlier: &Self) -> bool {
-        let reaches = earlier.bundles.iter().all(|(epoch, last)| self.has(Epoch(*epoch), *last));
-        reaches && self.captured_ms > earlier.captured_ms + WORTH_MS
+        self.reaches(earlier) && self.captured_ms > earlier.captured_ms + WORTH_MS
     }
 
     /// The archive stays as it was made of an earlier reading, though this much was read since.

@@ -855,12 +855,25 @@ async fn revisions(backend: Backend) {
     catalog.park_job(id, third, "store_refused", "", later(9)).await.unwrap();
     assert_eq!(segments_due(later(5), later(5)).await, 0, "somebody may replay it");
     assert!(catalog.discard_job(id, "somebody", later(9)).await.unwrap());
-    assert_eq!(catalog.job(id).await.unwrap().unwrap().state, JobState::Available);
-    // The log is not kept any more, or nobody wants the archive.
-    catalog.segments_deleted(job.archive).await.unwrap();
-    assert!(!reopen(NOW).await);
-    assert!(catalog.put_archive(&archive(&job, ArchiveStatus::Deleted, later(6))).await.unwrap());
-    assert!(!reopen(NOW).await);
+    assert_eq!(catalog.job(id).await.unwrap().unwrap().state, JobState::Discarded);
+    assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().status, ArchiveStatus::Available);
+    assert!(!reopen(NOW).await, "a person gave it up");
+    for unwanted in ["swept", "deleted", "made-too-often"] {
+        let job = accepted(&catalog, unwanted, "e").await;
+        let epoch = claimed(&catalog, job.job, "first", later(1)).await.job.epoch;
+        for next in [JobState::Capturing, JobState::Finalizing, JobState::Available] {
+            catalog.advance(job.job, epoch, next, None, later(1)).await.unwrap();
+        }
+        let row = |status, revision| ArchiveRow { revision, ..archive(&job, status, later(2)) };
+        let often = if unwanted == "made-too-often" { catalog::REVISIONS_MAX } else { 1 };
+        assert!(catalog.put_archive(&row(ArchiveStatus::Available, often)).await.unwrap());
+        match unwanted {
+            "swept" => catalog.segments_deleted(job.archive).await.unwrap(),
+            "deleted" => assert!(catalog.put_archive(&row(ArchiveStatus::Deleted, 1)).await.unwrap()),
+            _ => {}
+        }
+        assert!(!catalog.reopen_job(job.job, NOW, "late", later(9)).await.unwrap(), "{unwanted}");
+    }
     let lines = catalog.job_history(id).await.unwrap();
     let again: Vec<&str> =
         lines.iter().filter(|line| line.what.contains("late")).map(|line| line.who.as_str()).collect();

@@ -422,12 +422,9 @@ impl LeaseCatalog for MemoryCatalog {
 
     async fn discard_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
         self.call("discard_job", |state| {
-            let Some(found) = state.jobs.get(&job).filter(|found| found.row.state == JobState::Parked) else {
-                return Ok(false);
-            };
-            let next = if state.is_made(&found.row) { JobState::Available } else { JobState::Discarded };
-            let found = state.jobs.get_mut(&job).expect("it was found above");
-            found.row.state = next;
+            let found = state.jobs.get_mut(&job).filter(|found| found.row.state == JobState::Parked);
+            let Some(found) = found else { return Ok(false) };
+            found.row.state = JobState::Discarded;
             found.row.updated_at = now;
             state.line(job, "discarded", who, now);
             Ok(true)

@@ -1,6 +1,6 @@
 //! Jobs whose archives are made again.
 
-use archiver::catalog::{ArchiveStatus, CatalogError, JobState, RevisionCatalog};
+use archiver::catalog::{ArchiveStatus, CatalogError, JobState, REVISIONS_MAX, RevisionCatalog};
 use archiver::model::ids::JobId;
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -24,6 +24,7 @@ impl RevisionCatalog for MemoryCatalog {
                 matches!(stored.row.status, ArchiveStatus::Available | ArchiveStatus::Uploaded)
                     && stored.segments_kept
                     && stored.row.updated_at >= made_since
+                    && stored.row.revision < REVISIONS_MAX
             });
             if is_there {
                 let row = &mut found.row;
