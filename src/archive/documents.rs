@@ -93,7 +93,7 @@ pub struct Manifest {
     /// The composed file, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub composed: Option<ComposedEntry>,
-    /// Which making of the archive this is, from 1: media that came late was added since the first.
+    /// How often the archive was made, from 1. It is made again when more of its media comes.
     #[serde(default = "first_revision")]
     pub revision: i64,
 }

@@ -17,6 +17,8 @@ use crate::store::{ObjectStore, PendingUpload, SharedStore, StoreError};
 
 /// Media that comes so long after its archive was made is added. So long the store keeps the log of an archive that lacks media.
 pub const REVISED_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Nobody asks for a revision so long after that time, whatever the clocks of those who ask and sweep.
+const REVISION_MARGIN: Duration = Duration::from_secs(3600);
 /// Interval of the sweeps.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// A younger upload is left alone, whatever its job's state: clocks differ.
@@ -65,8 +67,8 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &dyn Catalog, now: Wallcloc
     Ok(swept)
 }
 
-/// Deletes the segments of archives that were made longer ago than `keep`, or, if they lack media, than it may still come; and what is left of those that were deleted
-/// longer ago than [`REMOVER_MAX`]. Returns of how many archives.
+/// Deletes the segments of archives that were made longer ago than `keep`; of those that lack media, longer ago than [`REVISED_WITHIN`] as
+/// well. Deletes also what is left of archives that were deleted longer ago than [`REMOVER_MAX`]. Returns of how many archives.
 ///
 /// # Errors
 /// When store or catalog are away; it is tried again at the next time.
@@ -78,7 +80,7 @@ pub async fn sweep_segments(
 ) -> Result<usize, SweepError> {
     let due = SegmentsDue {
         complete: now.before(keep),
-        incomplete: now.before(keep.max(REVISED_WITHIN + AGE_MIN)),
+        incomplete: now.before(keep.max(REVISED_WITHIN + REVISION_MARGIN)),
         deleted: now.before(REMOVER_MAX),
     };
     let mut swept = 0;

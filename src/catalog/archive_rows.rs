@@ -123,12 +123,12 @@ pub struct ArchiveRow {
     /// The media that it lacks, the longest first; not known until it is made.
     #[serde(default)]
     pub missing: Option<Vec<MissingMedia>>,
-    /// Which making of it the file is, from 1: media that came late was added since the first.
+    /// How often the archive was made. It is made again when more of its media comes.
     #[serde(default = "first_revision")]
     pub revision: i64,
-    /// How far the log was read of which it was made. Archives of earlier versions, and those that are made of others, do not say.
+    /// How far its log was read when it was made. Archives of earlier versions of this program, and derived ones, do not say.
     #[serde(skip)]
-    pub log: Option<LogRead>,
+    pub log_read: Option<LogRead>,
 }
 
 const fn first_revision() -> i64 {
@@ -148,10 +148,10 @@ pub struct ArchiveFile {
     pub object_key: Option<String>,
     /// The media that it lacks.
     pub missing: Vec<MissingMedia>,
-    /// Which making of the archive it is, from 1.
+    /// How often the archive was made, this time included.
     pub revision: i64,
-    /// How far the log was read.
-    pub log: Option<LogRead>,
+    /// How far the log was read, unless the archive is a derived one.
+    pub log_read: Option<LogRead>,
 }
 
 /// How an archive changes. These functions say what a new status brings along. Whether the status may follow the present one
@@ -185,7 +185,7 @@ impl ArchiveRow {
             options,
             missing: None,
             revision: first_revision(),
-            log: None,
+            log_read: None,
         }
     }
 
@@ -205,7 +205,7 @@ impl ArchiveRow {
             options,
             missing: None,
             revision: first_revision(),
-            log: None,
+            log_read: None,
             ..of.clone()
         }
     }
@@ -225,7 +225,7 @@ impl ArchiveRow {
     /// The file can be fetched. The reason stays that of the stop.
     #[must_use]
     pub fn available(self, file: ArchiveFile, now: Wallclock) -> Self {
-        let ArchiveFile { duration_s, size, sha256, object_key, mut missing, revision, log } = file;
+        let ArchiveFile { duration_s, size, sha256, object_key, mut missing, revision, log_read } = file;
         missing.sort_by_key(|one| std::cmp::Reverse(one.duration_ms));
         missing.truncate(MISSING_MAX);
         let missing = Some(missing);
@@ -236,7 +236,7 @@ impl ArchiveRow {
             object_key,
             missing,
             revision,
-            log,
+            log_read,
             ..self.changed(ArchiveStatus::Available, now)
         }
     }
@@ -259,7 +259,7 @@ impl ArchiveRow {
 }
 
 pub(super) const COLUMNS: &str = "archive_id, job_id, session_id, application_id, name, status, reason, output_mode, created_at, \
-     updated_at, duration_s, size, sha256, object_key, document, missing, revision, log";
+     updated_at, duration_s, size, sha256, object_key, document, missing, revision, log_read";
 
 pub(super) fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
     let columns = Columns { row, table: "archives" };
@@ -281,7 +281,7 @@ pub(super) fn archive_row(row: &AnyRow) -> Result<ArchiveRow, CatalogError> {
         options: options(&columns)?,
         missing: missing(&columns)?,
         revision: columns.number("revision")?,
-        log: log(&columns)?,
+        log_read: log_read(&columns)?,
     })
 }
 
@@ -292,10 +292,11 @@ fn missing(columns: &Columns<'_>) -> Result<Option<Vec<MissingMedia>>, CatalogEr
     read.map(Some).map_err(|e| CatalogError::Corrupt { column: "missing", what: e.to_string() })
 }
 
-fn log(columns: &Columns<'_>) -> Result<Option<LogRead>, CatalogError> {
-    let Some(text) = columns.get::<Option<String>>("log")? else { return Ok(None) };
+/// How far an archive's log was read; rows of earlier versions of this program do not say.
+fn log_read(columns: &Columns<'_>) -> Result<Option<LogRead>, CatalogError> {
+    let Some(text) = columns.get::<Option<String>>("log_read")? else { return Ok(None) };
     let read = serde_json::from_str(&text);
-    read.map(Some).map_err(|e| CatalogError::Corrupt { column: "log", what: e.to_string() })
+    read.map(Some).map_err(|e| CatalogError::Corrupt { column: "log_read", what: e.to_string() })
 }
 
 /// The options in an archive's `document`; rows of earlier versions of this program have none.
@@ -342,7 +343,7 @@ mod tests {
             object_key: Some("app/archive.mp4".to_owned()),
             missing: Vec::new(),
             revision: 1,
-            log: None,
+            log_read: None,
         };
         for (row, status, reason, at, size) in [
             (started(), Started, "", 3, 0),
@@ -374,7 +375,7 @@ mod tests {
             object_key: None,
             missing,
             revision: 1,
-            log: None,
+            log_read: None,
         };
         let row = || {
             ArchiveRow::started(&JobRow::capturing(), ArchiveOptions::default(), Wallclock(3)).stopped("", Wallclock(4))
@@ -396,7 +397,7 @@ mod tests {
             object_key: Some("key".to_owned()),
             missing: Vec::new(),
             revision: 1,
-            log: None,
+            log_read: None,
         };
         let source = ArchiveRow::started(&JobRow::capturing(), ArchiveOptions::default(), Wallclock(3));
         let source = source.stopped("user initiated", Wallclock(4)).available(file, Wallclock(5));

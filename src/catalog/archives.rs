@@ -93,7 +93,7 @@ impl Put {
                  ELSE archives.segments_kept END, \
                  changes = archives.changes + CASE WHEN archives.status = excluded.status AND NOT ({is_revised}) THEN 0 ELSE 1 END, \
                  revision = CASE WHEN {is_revised} THEN excluded.revision ELSE archives.revision END, \
-                 log = COALESCE(excluded.log, archives.log) \
+                 log_read = COALESCE(excluded.log_read, archives.log_read) \
                  WHERE archives.status IN ({})",
                 from.join(", ")
             )
@@ -124,7 +124,7 @@ impl Put {
         .bind(storable(&serde_json::to_string(&archive.options).expect("plain data")))
         .bind(archive.missing.as_ref().map(|missing| storable(&serde_json::to_string(missing).expect("plain data"))))
         .bind(archive.revision)
-        .bind(archive.log.as_ref().map(|log| serde_json::to_string(log).expect("plain data")));
+        .bind(archive.log_read.as_ref().map(|read| serde_json::to_string(read).expect("plain data")));
         if let Some(epoch) = epoch {
             put = put.bind(archive.job.to_string()).bind(i64::from(epoch.0));
         }
@@ -177,7 +177,7 @@ pub trait ArchiveCatalog: Send + Sync {
     async fn archive(&self, archive: ArchiveId) -> Result<Option<ArchiveRow>, CatalogError>;
 
     /// Archives of which something that is not needed any more may be in the store: of made ones their segments, of deleted ones
-    /// anything. The oldest first, not all at once. None that is being made again.
+    /// anything. The oldest first, not all at once. Archives that are being made again are left out.
     ///
     /// # Errors
     /// When the catalog is away.

@@ -397,7 +397,7 @@ async fn show(
         row.object_key.as_deref().unwrap_or("-")
     ));
     if row.revision > 1 {
-        print_line(&format!("revision  {}: media that came late was added", row.revision));
+        print_line(&format!("revision  {}: made again, because more of its media came", row.revision));
     }
     print_line(&format!("complete  {}", completeness(&row)));
     for lack in row.missing.iter().flatten() {

@@ -39,7 +39,7 @@ pub(super) enum JobsCommand {
     },
     /// Publish parked events again. Any number of replays makes one archive.
     Replay(ParkedArgs),
-    /// Give parked entries up. Captured media of a discarded job stays in the spool until it is removed by hand.
+    /// Give parked entries up. Workers remove the captured media of a discarded job from their spools.
     Discard(ParkedArgs),
 }
 

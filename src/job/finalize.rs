@@ -12,7 +12,6 @@ use crate::catalog::{ArchiveFile, ArchiveRow, ArchiveStatus, CatalogError, JobSt
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::Epoch;
-use crate::model::log_read::LogRead;
 use crate::model::media::MissingMedia;
 use crate::model::time::Wallclock;
 use crate::recording::spool::ProvedInStore;
@@ -67,7 +66,7 @@ pub(super) async fn finalize(
     if let Some(gone) = before.as_ref().filter(|before| is_gone(before)) {
         return remove_gone(job, gone).await;
     }
-    // An archive of several owners is made of what the store has, so that whoever makes it again has no less.
+    // What this disk alone has of an archive of several owners goes to the store first: whoever makes the archive again has no less.
     let mut is_shipped = false;
     if job.row.epoch > Epoch(1) {
         let Cancellable::Done(shipped) = ship_own(job).await? else { return Ok(given_up(job)) };
@@ -75,7 +74,7 @@ pub(super) async fn finalize(
     }
     let delivered = match make(job, reason, live_output, before.as_ref()).await? {
         Made::Archive(delivered) => delivered,
-        Made::NothingMore(log) => return leave_as_it_is(job, before, log).await,
+        Made::NothingMore(row) => return leave_as_it_is(job, &row).await,
         Made::GivenUp => return Ok(given_up(job)),
     };
     if job.row.epoch <= Epoch(1) {
@@ -93,7 +92,7 @@ pub(super) async fn finalize(
     }
     tell_made(&row, &delivered, before.is_some(), began);
     if job.row.epoch > Epoch(1) {
-        revision::ask_behind(job, &delivered.log).await;
+        revision::ask_for_what_came_meanwhile(job, &delivered.log).await;
     }
     if is_shipped {
         remove_local(job).await;
@@ -135,7 +134,7 @@ fn made_row(job: &Job, reason: &str, delivered: &Delivered) -> Result<ArchiveRow
         object_key: Some(job.keys.key(main.kind)),
         missing: manifest.missing.clone(),
         revision: manifest.revision,
-        log: Some(log.clone()),
+        log_read: Some(log.clone()),
     };
     let now = Wallclock::now();
     Ok(job.archive_row(now).stopped(reason, now).available(file, now))
@@ -184,18 +183,15 @@ fn tell_made(row: &ArchiveRow, delivered: &Delivered, is_revision: bool, began: 
     );
 }
 
-/// What came late adds nothing to an archive that was made before: the archive stays, and its row says that this much of the log was read.
-async fn leave_as_it_is(job: &Job, before: Option<ArchiveRow>, log: LogRead) -> Result<Ended, JobFailure> {
-    tracing::info!("the archive's log has no more media than the archive was made of: the archive stays as it is");
-    let row = before.map(|before| ArchiveRow { log: Some(log.clone()), ..before });
-    // Only an archive that was made before is left as it is.
-    let Some(row) = row else {
-        return Err(JobFailure { kind: FaultKind::Bug, detail: "no archive is there to be left".to_owned() });
-    };
-    if let Some(ended) = publish(job, &row).await? {
+/// Publishes an archive that was made before, and stays as it is, with how far its log was read.
+async fn leave_as_it_is(job: &Job, row: &ArchiveRow) -> Result<Ended, JobFailure> {
+    tracing::info!("the log has no more media than the archive was made of: the archive stays as it is");
+    if let Some(ended) = publish(job, row).await? {
         return Ok(ended);
     }
-    revision::ask_behind(job, &log).await;
+    if let Some(read) = &row.log_read {
+        revision::ask_for_what_came_meanwhile(job, read).await;
+    }
     // Whoever looks through the spool removes the local log, once the store is seen to have all of it.
     Ok(Ended::Available)
 }
@@ -222,7 +218,7 @@ async fn remove_gone(job: &Job, gone: &ArchiveRow) -> Result<Ended, JobFailure> 
 /// Removes the local log of an archive that is made.
 async fn remove_local(job: &Job) {
     let (spool, archive) = (Arc::clone(&job.context.spool), job.row.archive);
-    // `upload` has read size and checksum of every object back from the store.
+    // The delivery has read size and checksum of every object back from the store, and the log is there, too.
     let removed = tokio::task::spawn_blocking(move || spool.remove(archive, ProvedInStore::after_proof())).await;
     if let Ok(Err(error)) = removed {
         tracing::warn!("the local copy stays: {}", chain(&error));

@@ -134,7 +134,7 @@ impl Leases {
         self.lock().is_empty()
     }
 
-    /// Whether this worker works on a job, or will: until then nobody else here may touch its log.
+    /// Whether this worker works on a job, or keeps it for its next driver. Then nobody else here may touch the job's log.
     pub(super) fn has(&self, job: JobId) -> bool {
         self.lock().contains_key(&job)
     }

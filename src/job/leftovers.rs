@@ -135,12 +135,12 @@ async fn look_at(
         }
         return Ok(());
     };
-    let is_shipped = |row: &JobRow, done: Option<&Done>| match done {
+    let is_cared_for = |row: &JobRow, done: Option<&Done>| match done {
         Some(Done::Shipped(epoch)) => *epoch == row.epoch,
         Some(Done::Late) => true,
         _ => false,
     };
-    if care == Care::Leave || (care == Care::Ship && is_shipped(&row, done.get(&archive))) {
+    if care == Care::Leave || (care == Care::Ship && is_cared_for(&row, done.get(&archive))) {
         return Ok(());
     }
     // From now on nobody here takes the job. Somebody may have before: so its row is read again.
@@ -149,7 +149,7 @@ async fn look_at(
     let mut is_new = false;
     match care {
         Care::Leave => return Ok(()),
-        Care::Ship | Care::ShipThenRemove if !is_shipped(&row, done.get(&archive)) => {
+        Care::Ship | Care::ShipThenRemove if !is_cared_for(&row, done.get(&archive)) => {
             is_reachable(context, &row).await?;
             let Cancellable::Done(any) = ship(context, &row, stop).await? else { return Ok(()) };
             is_new = any;
@@ -166,7 +166,8 @@ async fn look_at(
             Revision::Asked => Ok(()),
             Revision::TooLate => {
                 if done.insert(archive, Done::Late) != Some(Done::Late) {
-                    tracing::warn!(%archive, "media came after its archive was made, and is not added: the archive is too old, or was made too often");
+                    tracing::warn!(%archive, "media came after its archive was made, and is not added: the archive is too old, was made too often or by an \
+                        earlier version, or the store no longer has its log");
                 }
                 remove_proved(context, &row, stop).await
             }

@@ -25,8 +25,7 @@ use crate::recording::HISTORY;
 use crate::recording::restore::restore;
 use crate::recording::spool;
 use crate::runtime::retry::{STORE, retry_until_cancelled};
-use crate::store::ObjectInfo;
-use crate::store::keys::{Keys, Kind};
+use crate::store::keys::Keys;
 
 /// Making the files is tried so often; then a person must look.
 const BUILD_TRIES: u32 = 5;
@@ -75,8 +74,8 @@ pub(super) struct Delivered {
 pub(super) enum Made {
     /// An archive.
     Archive(Box<Delivered>),
-    /// Nothing: the archive that was made before is as good. This much of the log was read.
-    NothingMore(LogRead),
+    /// Nothing: the archive that was made before is as good. Its row says now how far the log was read.
+    NothingMore(Box<ArchiveRow>),
     /// Nothing: the job is given up.
     GivenUp,
 }
@@ -103,15 +102,10 @@ pub(super) async fn make(
         let captured_ms = captured.map_err(|e| JobFailure::of(&e))?;
         let log = LogRead::new(job.row.epoch, fetched.bundles.into_iter(), captured_ms);
         if let Some(before) = before.filter(|_| round == 1) {
-            // Of an archive that an earlier version made it is not known whether there is more.
-            let Some(earlier) = &before.log else { return Ok(Made::NothingMore(log)) };
-            if !log.reaches(earlier) {
-                tracing::warn!(
-                    "the store has less of the log than the archive was made of: the archive stays as it is"
-                );
-            }
-            if !log.improves(earlier) {
-                return Ok(Made::NothingMore(log.behind(earlier)));
+            // An archive that an earlier version made does not say what was read: whether there is more is not known.
+            let improves = before.log_read.as_ref().is_some_and(|earlier| log.improves(earlier));
+            if !improves {
+                return Ok(Made::NothingMore(Box::new(unchanged(before, log))));
             }
         }
         let Cancellable::Done(mut built) = build_or_reuse(job, reason, live_output.take()).await? else { break };
@@ -130,6 +124,22 @@ pub(super) async fn make(
         forget_build(&job.dir)?;
     }
     Ok(Made::GivenUp)
+}
+
+/// The row of an archive that stays as it is though its log was read up to `log`.
+fn unchanged(before: &ArchiveRow, log: LogRead) -> ArchiveRow {
+    let log = match &before.log_read {
+        Some(earlier) => {
+            if !log.reaches(earlier) {
+                tracing::warn!(
+                    "the store has less of the log than the archive was made of: the archive stays as it is"
+                );
+            }
+            log.behind(earlier)
+        }
+        None => log,
+    };
+    ArchiveRow { log_read: Some(log), ..before.clone() }
 }
 
 /// Builds an archive's files, or takes those of an earlier attempt. Cancelled when the job is given up.
@@ -193,11 +203,7 @@ async fn fetch_missing(job: &Job) -> Result<Cancellable<Fetched>, JobFailure> {
     let list = || store.list(&prefix);
     let there = retry_until_cancelled("list bundles", STORE, &job.given_up, list).await;
     let Cancellable::Done(there) = there.map_err(|e| JobFailure::of(&e))? else { return Ok(Cancellable::Cancelled) };
-    let bundle = |object: &ObjectInfo| match Keys::parse(&object.key) {
-        Some((_, Kind::Bundle(epoch, number))) => Some((epoch, number)),
-        _ => None,
-    };
-    let bundles = there.iter().filter_map(bundle).collect();
+    let bundles = there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).collect();
     let restored = restore(store, &job.keys, &job.dir, &job.given_up).await.map_err(|e| JobFailure::of(&e))?;
     if let Cancellable::Done(new @ 1..) = restored {
         tracing::info!(bundles = new, "further segments were fetched from the store");

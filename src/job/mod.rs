@@ -5,6 +5,8 @@
 //!     │            │              │
 //!     └────────────┴──────────────┴──► parked ──(replay)──► back to where its media stands
 //!
+//! available ──(more of its media comes)──► finalizing
+//!
 //! capturing ──(nobody publishes)──► waiting ──(a stream comes)──► accepted
 //!     └──(the session ends)──► empty ◄──┘
 //! ```

@@ -11,7 +11,7 @@ use crate::catalog::{JobRow, JobState};
 use crate::model::ids::Epoch;
 use crate::model::log_read::LogRead;
 use crate::recording::upload::named_bundles;
-use crate::store::keys::{Keys, Kind};
+use crate::store::keys::Keys;
 
 /// Whoever has given a job back, or made an archive, waits for an answer for so long.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -19,20 +19,22 @@ const ASK_MAX: Duration = Duration::from_secs(5);
 /// What becomes of an archive of which this disk has media.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Revision {
-    /// What this disk has was there when the archive was made, or the archive is being made.
+    /// All that this disk has was read when the archive was made, or the archive is being made.
     NotNeeded,
     /// The archive is to be made again.
     Asked,
-    /// The archive is too old, the log is not in the store any more, or the archive was made by a version that does not say what it read.
+    /// The archive is too old, was made too often, or was made by a version that does not say what it read; or the store no longer has
+    /// the log.
     TooLate,
 }
 
-/// Asks for an archive to be made again, if a log that this disk has was not read to its end when the archive was made. The caller has shipped the log. `is_new`: some of it has just come to the store.
+/// Asks for an archive to be made again if the log on this disk was not read to its end when the archive was made. The caller has shipped
+/// that log. `is_new`: some of it came to the store just now.
 pub(super) async fn ask(context: &Context, row: &JobRow, dir: &Path, is_new: bool) -> Result<Revision, JobFailure> {
     let failed = |e| JobFailure::of(&e);
     let archive = context.catalog.archive(row.archive).await.map_err(failed)?;
     let (JobState::Available, Some(archive)) = (row.state, archive) else { return Ok(Revision::NotNeeded) };
-    let Some(read) = archive.log else {
+    let Some(read) = archive.log_read else {
         return Ok(if is_new { Revision::TooLate } else { Revision::NotNeeded });
     };
     let at = dir.to_owned();
@@ -50,9 +52,9 @@ pub(super) async fn ask(context: &Context, row: &JobRow, dir: &Path, is_new: boo
     reopen(context, row).await
 }
 
-/// Asks for an archive that this worker has just made to be made again, if more of its log has come meanwhile. Whoever sent it may have seen
-/// that the archive was being made, and be gone.
-pub(super) async fn ask_behind(job: &Job, read: &LogRead) {
+/// Asks for an archive that this worker has just made to be made again, if more of its log has come to the store meanwhile. Whoever sent that
+/// saw the archive being made, did not ask, and may be gone.
+pub(super) async fn ask_for_what_came_meanwhile(job: &Job, read: &LogRead) {
     let asked = async {
         let there = bundles(&job.context, &job.keys).await?;
         match there.iter().all(|(epoch, number)| read.has(*epoch, *number)) {
@@ -63,7 +65,7 @@ pub(super) async fn ask_behind(job: &Job, read: &LogRead) {
     told_in_time(asked).await;
 }
 
-/// The same for what an owner has sent that gives its job back: its successor may have made the archive meanwhile.
+/// The same for an owner that has given its job back and sent its log: the next owner may have made the archive meanwhile.
 pub(super) async fn ask_if_made(job: &Job) {
     let asked = async {
         let row = job.context.catalog.job(job.row.job).await.map_err(|e| JobFailure::of(&e))?;
@@ -90,11 +92,7 @@ async fn told_in_time(asked: impl Future<Output = Result<Revision, JobFailure>>)
 /// The bundles that are in the store.
 async fn bundles(context: &Context, keys: &Keys) -> Result<BTreeSet<(Epoch, u32)>, JobFailure> {
     let there = context.store.list(&keys.segments()).await.map_err(|e| JobFailure::of(&e))?;
-    let bundle = |key: &str| match Keys::parse(key) {
-        Some((_, Kind::Bundle(epoch, number))) => Some((epoch, number)),
-        _ => None,
-    };
-    Ok(there.iter().filter_map(|object| bundle(&object.key)).collect())
+    Ok(there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).collect())
 }
 
 async fn reopen(context: &Context, row: &JobRow) -> Result<Revision, JobFailure> {

@@ -72,7 +72,7 @@ pub struct ArchiveStatusData {
     pub sha256: String,
     /// Its object in the store, once it is there.
     pub object_key: Option<String>,
-    /// Which making of the archive its file is, from 1: media that came late was added since the first.
+    /// How often the archive was made, from 1. It is made again when more of its media comes.
     pub revision: i64,
     /// Whether it has all that was sent; null until it is made.
     pub complete: Option<bool>,
@@ -157,7 +157,7 @@ mod tests {
             sha256: "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=".to_owned(),
             object_key: Some(format!("{application}/{archive}/archive.mp4")),
             revision: 1,
-            log: None,
+            log_read: None,
             missing: None,
             options: ArchiveOptions::default(),
         };

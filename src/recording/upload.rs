@@ -212,15 +212,11 @@ pub async fn ship_rest(
     let list = || store.list(&prefix);
     let there = retry_until_cancelled("list bundles", STORE, cancel, list).await?;
     let Cancellable::Done(there) = there else { return Ok(Cancellable::Cancelled) };
-    let number = |key: &str| match Keys::parse(key) {
-        Some((_, Kind::Bundle(of, n))) if of == epoch => Some(n),
-        _ => None,
-    };
     let at = dir.to_owned();
     let named = tokio::task::spawn_blocking(move || named_bundles(&at)).await.expect("reading a log does not panic")?;
-    let named = named.into_iter().filter(|(of, _)| *of == epoch).map(|(_, n)| n);
-    // A number is used once, also when the store keeps its bundle no more.
-    let mut next = there.iter().filter_map(|object| number(&object.key)).chain(named).max().unwrap_or(0) + 1;
+    // A number is used once, also when the store no longer has its bundle.
+    let used = there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).chain(named);
+    let mut next = used.filter(|(of, _)| *of == epoch).map(|(_, number)| number).max().unwrap_or(0) + 1;
     match ship(store, keys, dir, epoch, &mut next, cancel).await {
         Ok(Cancellable::Done(_)) => {}
         Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
@@ -270,11 +266,7 @@ pub fn unshipped_epoch(dir: &Path) -> Result<Option<Epoch>, LogError> {
 pub fn named_bundles(dir: &Path) -> Result<BTreeSet<(Epoch, u32)>, LogError> {
     let tracks = LogReader::open(dir)?.tracks;
     let keys = tracks.iter().flat_map(|track| track.segments.iter().filter_map(|segment| segment.shipped.as_deref()));
-    let bundle = |key: &str| match Keys::parse(key) {
-        Some((_, Kind::Bundle(epoch, number))) => Some((epoch, number)),
-        _ => None,
-    };
-    Ok(keys.filter_map(bundle).collect())
+    Ok(keys.filter_map(Keys::parse_bundle).collect())
 }
 
 /// Whether the store has all segments that this disk has.

@@ -138,10 +138,10 @@ pub struct Metrics {
     pub archives_available: Counter,
     /// Of them, archives that lack something that was sent.
     pub archives_incomplete: Counter,
-    /// Archives that were made again, because media of them came late.
-    pub archives_revised: Counter,
     /// What these archives lack, by cause, in seconds of a track.
     pub missing_seconds: Family<GapLabels, Counter<f64, AtomicU64>>,
+    /// How often archives were made again, because more of their media came.
+    pub archives_revised: Counter,
     /// Jobs parked, by fault.
     pub jobs_parked: Family<FaultLabels, Counter>,
     /// Retries, by fault.
@@ -227,9 +227,13 @@ pub fn metrics() -> &'static Metrics {
 /// All metrics in Prometheus' text form (OpenMetrics).
 #[must_use]
 pub fn render() -> String {
+    text_of(&ALL.1)
+}
+
+fn text_of(registry: &Registry) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
-    prometheus_client::encoding::text::encode(&mut text, &ALL.1).unwrap_or_default();
+    prometheus_client::encoding::text::encode(&mut text, registry).unwrap_or_default();
     text
 }
 
@@ -274,7 +278,7 @@ fn build() -> (Metrics, Registry) {
         capacity_free, "places for further jobs on this worker";
         archives_available, "archives made available";
         archives_incomplete, "archives made available that lack something that was sent";
-        archives_revised, "archives made again, because media of them came late";
+        archives_revised, "how often archives were made again, because more of their media came";
         missing_seconds, "media that archives lack, in seconds of a track, by cause";
         jobs_parked, "jobs parked, by fault kind and blame";
         retries, "faults that were met with a retry, by fault kind and blame";
@@ -307,12 +311,14 @@ mod tests {
 
     #[test]
     fn every_metric_is_rendered_with_its_prefix() {
-        metrics().events.get_or_create(&EventLabels { outcome: EventOutcome::Accepted }).inc();
+        // Not those of the process: other tests count with them.
+        let (metrics, registry) = build();
+        metrics.events.get_or_create(&EventLabels { outcome: EventOutcome::Accepted }).inc();
         let stats = TrackStats { packets: 3, lost: 1, ..TrackStats::default() };
-        metrics().received(TrackKind::Video, &stats);
+        metrics.received(TrackKind::Video, &stats);
         let (from, to) = (MediaTime::from_millis(500), MediaTime::from_millis(750));
-        metrics().missing(&Gap { from, to, cause: GapCause::Network });
-        let text = render();
+        metrics.missing(&Gap { from, to, cause: GapCause::Network });
+        let text = text_of(&registry);
         assert!(text.contains("archiver_packets_total{kind=\"video\",fate=\"lost\"} 1"), "{text}");
         assert!(text.contains("archiver_gap_seconds_total{cause=\"network\"} 0.25"), "{text}");
         assert!(text.contains("archiver_events_total{outcome=\"Accepted\"}"), "{text}");

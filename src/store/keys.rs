@@ -109,6 +109,15 @@ impl Keys {
         (keys.key(kind) == key).then_some((keys, kind))
     }
 
+    /// The owner and the number of the bundle with a key; `None` if the key is not a bundle's.
+    #[must_use]
+    pub fn parse_bundle(key: &str) -> Option<(Epoch, u32)> {
+        match Self::parse(key)?.1 {
+            Kind::Bundle(epoch, number) => Some((epoch, number)),
+            _ => None,
+        }
+    }
+
     /// The archive.
     #[must_use]
     pub const fn archive(&self) -> ArchiveId {

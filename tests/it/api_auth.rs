@@ -57,7 +57,7 @@ async fn archive(catalog: &SharedCatalog, application: &str, session: &str) -> A
         sha256: String::new(),
         object_key: None,
         revision: 1,
-        log: None,
+        log_read: None,
         missing: None,
         options: ArchiveOptions::default(),
     };

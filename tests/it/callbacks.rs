@@ -83,7 +83,7 @@ fn archive(application: &str, session: &str, status: ArchiveStatus, at: Wallcloc
         sha256: String::new(),
         object_key: None,
         revision: 1,
-        log: None,
+        log_read: None,
         missing: None,
         options: ArchiveOptions::default(),
     }

@@ -90,7 +90,7 @@ fn archive(job: &JobRow, status: ArchiveStatus, at: Wallclock) -> ArchiveRow {
         sha256: "c2hh".to_owned(),
         object_key: None,
         revision: 1,
-        log: None,
+        log_read: None,
         missing: None,
         options: ArchiveOptions::default(),
     }
@@ -803,7 +803,7 @@ async fn revisions(backend: Backend) {
     let made = |revision, missing, at| ArchiveRow {
         revision,
         missing: Some(missing),
-        log: Some(read(7)),
+        log_read: Some(read(7)),
         ..archive(&job, ArchiveStatus::Available, at)
     };
     let segments_due = async |complete, incomplete| {
@@ -839,9 +839,9 @@ async fn revisions(backend: Backend) {
     finalize("second", made(2, vec![], later(4))).await;
     let now = catalog.archive(job.archive).await.unwrap().unwrap();
     assert_eq!((now.revision, now.is_complete(), now.updated_at), (2, Some(true), later(4)));
-    assert_eq!(now.log, Some(read(7)));
+    assert_eq!(now.log_read, Some(read(7)));
     // Whoever writes it without saying what was read changes nothing of that.
-    assert!(catalog.put_archive(&ArchiveRow { log: None, ..now.clone() }).await.unwrap());
+    assert!(catalog.put_archive(&ArchiveRow { log_read: None, ..now.clone() }).await.unwrap());
     assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap(), now);
     assert_eq!(segments_due(later(5), NOW).await, 1);
     let filter = NoticeFilter { target: Some(NoticeTarget::Event), count: 9, ..NoticeFilter::default() };
@@ -902,7 +902,7 @@ async fn recount(backend: Backend) {
             sha256: String::new(),
             object_key: None,
             revision: 1,
-            log: None,
+            log_read: None,
             missing: None,
             options: ArchiveOptions::default(),
         }

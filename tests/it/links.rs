@@ -98,7 +98,7 @@ impl Service {
             size: i64::try_from(content.len()).expect("a size"),
             sha256: String::new(),
             revision: 1,
-            log: None,
+            log_read: None,
             object_key: Some(key.clone()),
             missing: None,
             options: ArchiveOptions { output_mode, ..ArchiveOptions::default() },

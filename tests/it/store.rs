@@ -587,7 +587,7 @@ async fn what_could_not_be_removed_of_a_deleted_archive_is_swept() {
         sha256: String::new(),
         object_key: None,
         revision: 1,
-        log: None,
+        log_read: None,
         missing: None,
         options: ArchiveOptions::default(),
     };

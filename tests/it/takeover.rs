@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::databases;
 use archiver_testkit::content::{Content, Matched};
+use archiver_testkit::postgres::Database;
 use archiver_testkit::publisher::{Options, Publisher, unix_seconds};
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::{Machine, World};
@@ -166,23 +167,39 @@ async fn has_epoch(world: &World, machine: &str, epoch: usize) {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_makes() {
+/// A session whose worker was killed, and which another worker records now.
+struct Killed {
+    world: World,
+    publisher: Publisher,
+    /// When it was killed.
+    killed_at: f64,
+    /// It ends with its handle.
+    database: Database,
+}
+
+/// A session whose worker is killed in the middle of a segment, and which another worker has taken over for two seconds.
+async fn killed_and_taken_over(session: &str) -> Killed {
     let database = databases::with_tables();
     let mut world = World::start(BINARY, Some(&database.url()), "").await.expect("world");
-    world.janus.create_room("back", json!({})).await.expect("room");
-    let started = world.started("back");
+    world.janus.create_room(session, json!({})).await.expect("room");
+    let started = world.started(session);
     world.start_worker().expect("worker");
     world.publish(&started).expect("publish");
-    let publisher = Publisher::start(Options::new(&world.janus, "back", "alice")).await.expect("publisher");
+    let publisher = Publisher::start(Options::new(&world.janus, session, "alice")).await.expect("publisher");
     world.recording(2).await;
-    // In the middle of a segment (5 s).
-    tokio::time::sleep(Duration::from_secs(9)).await;
+    // A segment is 5 s long.
+    publisher.pictures_pass(30 * 9).await;
     let killed_at = unix_seconds(Instant::now());
     world.kill_worker();
     world.start_another(&Machine::new("worker-2")).expect("worker");
     has_epoch(&world, "worker-2", 2).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    publisher.pictures_pass(30 * 2).await;
+    Killed { world, publisher, killed_at, database }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_makes() {
+    let Killed { mut world, publisher, killed_at, database: _database } = killed_and_taken_over("back").await;
     // Its job is another's by now. What it had is not.
     world.start_worker().expect("worker");
     wait_for("the end of the log to be shipped", || async {
@@ -207,21 +224,7 @@ async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_mak
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_after_the_archive_was_made_is_added_to_it() {
-    let database = databases::with_tables();
-    let mut world = World::start(BINARY, Some(&database.url()), "").await.expect("world");
-    world.janus.create_room("late", json!({})).await.expect("room");
-    let started = world.started("late");
-    world.start_worker().expect("worker");
-    world.publish(&started).expect("publish");
-    let publisher = Publisher::start(Options::new(&world.janus, "late", "alice")).await.expect("publisher");
-    world.recording(2).await;
-    // In the middle of a segment (5 s).
-    tokio::time::sleep(Duration::from_secs(9)).await;
-    let killed_at = unix_seconds(Instant::now());
-    world.kill_worker();
-    world.start_another(&Machine::new("worker-2")).expect("worker");
-    has_epoch(&world, "worker-2", 2).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let Killed { mut world, publisher, killed_at, database: _database } = killed_and_taken_over("late").await;
     let ended = world.ended("late");
     world.publish(&ended).expect("publish");
     let archive = world.archive("late", "available").await;

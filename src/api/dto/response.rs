@@ -89,7 +89,7 @@ pub struct Archive {
     /// Ours, of an archive that is not complete: what it lacks, the longest first, at most 100 entries. The manifest has all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<Vec<MissingMedia>>,
-    /// Ours, of an archive that was made again, because media of it came late: which making of it the file is, from 2.
+    /// Ours, of an archive that was made again because more of its media came: how often it was made, from 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
     /// With stream mode manual, while it is recorded.
@@ -217,7 +217,7 @@ pub(super) mod tests {
             sha256: "c2hh".to_owned(),
             object_key: None,
             revision: 1,
-            log: None,
+            log_read: None,
             missing: None,
             options,
         }

@@ -305,7 +305,7 @@ mod tests {
             sha256: String::new(),
             object_key: None,
             revision: 1,
-            log: None,
+            log_read: None,
             missing: None,
             options: ArchiveOptions::default(),
         }

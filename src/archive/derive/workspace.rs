@@ -220,7 +220,7 @@ pub(super) async fn publish(
         object_key: built.objects.first().map(|object| keys.key(object.kind)),
         missing: manifest.missing.clone(),
         revision: 1,
-        log: None,
+        log_read: None,
     };
     let now = Wallclock::now();
     let made = ArchiveRow::derived(&of, archive, of.options.clone(), now).available(file, now);

@@ -85,7 +85,7 @@ impl StoredArchive {
         row.object_key.clone_from(&new.object_key);
         row.missing.clone_from(&new.missing);
         row.revision = row.revision.max(new.revision);
-        row.log = new.log.clone().or(row.log.take());
+        row.log_read = new.log_read.clone().or(row.log_read.take());
     }
 }
 
