@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault};
 use crate::model::time::MediaTime;
 use crate::runtime::metrics::metrics;
+use crate::runtime::stall::StallTimer;
 
 /// Starts of a composer that follows a session, when it dies again and again over the same log.
 const STARTS_MAX: u32 = 20;
@@ -140,7 +141,8 @@ pub fn run(
         let mut progress_pipe =
             live_log.zip(input).map(|(log, input)| ProgressPipe { watermark: log.watermark.clone(), input });
         let stall = pipelines.stall + GRACE_PERIOD;
-        let result = wait_for_result(&lines, &mut progress_pipe, options.rate, stall, cancel)?;
+        let stall_timer = StallTimer::of_process(child.0.id(), stall);
+        let result = wait_for_result(&lines, &mut progress_pipe, options.rate, stall_timer, cancel)?;
         let Cancellable::Done(result) = result else { return Ok(Cancellable::Cancelled) };
         match result {
             Some(ComposerMessage::Composed(composed)) => return Ok(Cancellable::Done(composed)),
@@ -190,10 +192,10 @@ fn wait_for_result(
     lines: &Receiver<ComposerMessage>,
     progress_pipe: &mut Option<ProgressPipe>,
     rate: u32,
-    stall: Duration,
+    mut stall_timer: StallTimer,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<Option<ComposerMessage>>, ChildError> {
-    let (mut last_progress, mut frames_made, follows) = (Instant::now(), 0, progress_pipe.is_some());
+    let (mut frames_made, follows) = (0, progress_pipe.is_some());
     progress_pipe.iter_mut().for_each(ProgressPipe::send);
     let behind = |pictures: u64| {
         if follows {
@@ -206,11 +208,12 @@ fn wait_for_result(
         match lines.recv_timeout(POLL_INTERVAL) {
             Ok(ComposerMessage::Progress(made, of)) if made > frames_made => {
                 behind(of.saturating_sub(made));
-                (last_progress, frames_made) = (Instant::now(), made);
+                frames_made = made;
+                stall_timer.progressed();
             }
             Ok(ComposerMessage::Waiting) => {
                 behind(0);
-                last_progress = Instant::now();
+                stall_timer.progressed();
             }
             Ok(ComposerMessage::Progress(..)) | Err(RecvTimeoutError::Timeout) => {}
             Ok(last) => return Ok(Cancellable::Done(Some(last))),
@@ -219,8 +222,8 @@ fn wait_for_result(
         if cancel.is_cancelled() {
             return Ok(Cancellable::Cancelled);
         }
-        if last_progress.elapsed() > stall {
-            return Err(ChildError::Stalled(stall.as_secs()));
+        if stall_timer.has_stalled() {
+            return Err(ChildError::Stalled(stall_timer.deadline().as_secs()));
         }
     }
 }

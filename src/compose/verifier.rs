@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,7 @@ use crate::media::verify::{self, Counts, Inspection};
 use crate::media::{MediaError, Pipelines};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, FaultKind, HasFault, chain};
+use crate::runtime::stall::StallTimer;
 
 /// A verifier stalls on a machine that is busy, and its process may be ended by others: a file is given up only after so many times.
 const TRIES: u32 = 3;
@@ -173,7 +174,8 @@ fn run(
     // A pipeline that decodes slowly is ended here, and one that stands still by its own deadline.
     let size = std::fs::metadata(path).map_or(0, |file| file.len());
     let reading = Duration::from_secs(size / BYTES_A_SECOND_MIN);
-    let (began, longest) = (Instant::now(), 2 * pipelines.stall + GRACE_PERIOD + reading);
+    let longest = 2 * pipelines.stall + GRACE_PERIOD + reading;
+    let mut stall_timer = StallTimer::of_process(child.0.id(), longest);
     loop {
         match lines.recv_timeout(POLL_INTERVAL) {
             Ok(VerifierMessage::BadFile(what)) => return Err(VerifierError::BadFile(what)),
@@ -184,7 +186,7 @@ fn run(
                 return Err(VerifierError::Died(child.end()));
             }
             Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Ok(Cancellable::Cancelled),
-            Err(RecvTimeoutError::Timeout) if began.elapsed() > longest => {
+            Err(RecvTimeoutError::Timeout) if stall_timer.has_stalled() => {
                 return Err(VerifierError::Stalled(format!("it did not end within {} s", longest.as_secs())));
             }
             Err(RecvTimeoutError::Timeout) => {}

@@ -1,6 +1,6 @@
 //! Running one pipeline to its end: state changes with deadlines, errors from the bus, always back to Null.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::MediaError;
 use crate::model::cancellable::Cancellable;
+use crate::runtime::stall::StallTimer;
 
 /// A state change takes at most this long.
 const STATE_MAX: Duration = Duration::from_secs(15);
@@ -66,7 +67,7 @@ impl Pipeline {
         if self.pipeline.set_state(gst::State::Paused).is_err() {
             return Err(self.bus_error().unwrap_or_else(stalled));
         }
-        let begun = Instant::now();
+        let mut stall_timer = StallTimer::of_this_process(stall);
         loop {
             let kinds = [gst::MessageType::Error, gst::MessageType::AsyncDone];
             let message = bus.timed_pop_filtered(gst::ClockTime::from_mseconds(POLL.as_millis() as u64), &kinds);
@@ -76,7 +77,7 @@ impl Pipeline {
             if cancel.is_cancelled() {
                 return Ok(Cancellable::Cancelled);
             }
-            if begun.elapsed() > stall {
+            if stall_timer.has_stalled() {
                 return Err(stalled());
             }
         }
@@ -96,7 +97,7 @@ impl Pipeline {
         progress: impl Fn(&gst::Pipeline) -> u64,
     ) -> Result<Cancellable<()>, MediaError> {
         let bus = self.pipeline.bus().expect("a pipeline has a bus");
-        let (mut last, mut moved) = (0, Instant::now());
+        let (mut last, mut stall_timer) = (0, StallTimer::of_this_process(stall));
         loop {
             let kinds = [gst::MessageType::Error, gst::MessageType::Eos];
             let message = bus.timed_pop_filtered(gst::ClockTime::from_mseconds(POLL.as_millis() as u64), &kinds);
@@ -108,8 +109,9 @@ impl Pipeline {
             }
             let now = progress(&self.pipeline);
             if now > last {
-                (last, moved) = (now, Instant::now());
-            } else if moved.elapsed() > stall {
+                last = now;
+                stall_timer.progressed();
+            } else if stall_timer.has_stalled() {
                 return Err(MediaError::Stalled { doing: "go on", seconds: stall.as_secs() });
             }
         }
