@@ -50,7 +50,7 @@ audit: setup ## known vulnerabilities of dependencies; needs a network for the a
 	cargo-deny --locked --workspace check advisories
 	cargo-deny --locked --manifest-path tests/fuzz/Cargo.toml --config deny.toml check advisories
 
-test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium; times in target/nextest/default/junit.xml
+test: setup ## all tests, with real RabbitMQ, Janus, PostgreSQL, S3 servers and Chromium; times in target/nextest/*/junit.xml
 	@[ -x "$(GARAGE)" ] || [ -n "$${ARCHIVER_GARAGE:-}" ] || echo "note: the S3 contract runs without garage; 'make garage' builds it once (some minutes)"
 	@$(BUILD_TESTS)
 	$(NEXTEST) $(TEST_ARGS)

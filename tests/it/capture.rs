@@ -17,7 +17,7 @@ use archiver::webrtc::{CaptureEvent, CaptureKey, CaptureOptions, Engine, EngineC
 use archiver_testkit::content::Content;
 use archiver_testkit::janus::{API_SECRET, Janus};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec, unix_seconds};
-use archiver_testkit::wait::DEADLINE;
+use archiver_testkit::wait::deadline;
 
 fn router(janus: &Janus) -> JanusRouter {
     let mut config = JanusConfig::new("test", &janus.url());
@@ -33,7 +33,7 @@ async fn next_stream(room: &mut dyn Room) -> StreamInfo {
             }
         }
     };
-    tokio::time::timeout(DEADLINE, next).await.expect("a stream")
+    tokio::time::timeout(deadline(), next).await.expect("a stream")
 }
 
 /// An engine that captures one session.
@@ -82,7 +82,7 @@ impl Recorder {
     async fn tracks_begin(&mut self, count: usize) {
         let mut first = std::collections::BTreeSet::new();
         while first.len() < count {
-            let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
+            let event = tokio::time::timeout(deadline(), self.events.recv()).await;
             match event.unwrap_or_else(|_| panic!("only {first:?} have media")).expect("event") {
                 CaptureEvent::FirstMedia { track } => {
                     first.insert(track);

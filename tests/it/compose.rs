@@ -17,7 +17,7 @@ use archiver::store::keys::Kind;
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::content::{Content, Part, SeenFrame, Timeline, percentile};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec, unix_seconds};
-use archiver_testkit::wait::{DEADLINE, wait_for};
+use archiver_testkit::wait::{deadline, wait_for};
 use archiver_testkit::world::{Downloaded, World};
 use serde_json::json;
 
@@ -209,6 +209,11 @@ async fn becomes(world: &World, whole: bool) {
     .await;
 }
 
+/// Half of a composed frame, in seconds.
+const HALF_FRAME: f64 = 1.0 / 60.0;
+/// How far outside of its time a picture may be seen, in seconds: the clock of a composer that follows is not that of the finished file.
+const OFF_MAX: f64 = HALF_FRAME + 0.005;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
     let mut world = World::start(BINARY, None, "").await.expect("world");
@@ -251,21 +256,19 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         let near = captured[next.saturating_sub(2)..].iter().find(|(n, _)| *n == u32::from(number));
         let taken = near.unwrap_or_else(|| panic!("{number} instead of {due_number} at {}; {unread:?}", frame.pts));
         let taken = taken.1;
-        let off = taken - frame.pts;
-        assert!(off > -2.1, "{number} is still there at {}; {unread:?}", frame.pts);
-        // Of this picture's time, until the next one's: how far it is from there.
-        let until = captured.iter().map(|(_, at)| at - frame.pts).find(|at| *at > off).unwrap_or(off);
-        if off.max(-until) > 0.1 {
-            println!("{number} is shown at {:.3}: captured at {taken:.3}, the next one {until:.3} s later", frame.pts);
+        assert!(taken - frame.pts > -2.1, "{number} is still there at {}; {unread:?}", frame.pts);
+        // A frame shows what is due until half a frame behind it.
+        let next = captured.iter().map(|(_, at)| *at).find(|at| *at > taken).unwrap_or(f64::INFINITY);
+        let off = (taken - HALF_FRAME - frame.pts).max(frame.pts + HALF_FRAME - next);
+        if off > OFF_MAX {
+            println!("{number} is shown at {:.3}: captured at {taken:.3}, the next one at {next:.3}", frame.pts);
         }
-        worst = worst.max(off).max(-until);
+        worst = worst.max(off);
         pictures += 1;
     }
-    println!("{sizes:?}, {pictures} pictures, at most {:.1} ms from where they belong", 1000.0 * worst);
+    println!("{sizes:?}, {pictures} pictures, at most {:.1} ms outside of their times", 1000.0 * worst);
     assert!(pictures > 200, "{pictures}");
-    // The nearest picture of thirty a second. The composer followed the log, and knew fewer sender reports than the individual file's clock
-    // has: on a busy machine the two differ by some milliseconds. Another picture would be 33 ms further off.
-    assert!(worst <= 1.0 / 30.0 + 0.012, "{worst:.4} s");
+    assert!(worst <= OFF_MAX, "{worst:.4} s");
 }
 
 /// The pictures in a stream's own file, each with its number if that can be read, and with its time in the composed file, in
@@ -503,7 +506,7 @@ async fn a_composer_that_is_killed_again_and_again_makes_the_same_archive() {
             world.start_worker().expect("worker");
         }
         let worker = world.worker_pid().expect("a worker");
-        let limit = Instant::now() + DEADLINE;
+        let limit = Instant::now() + deadline();
         let composer = loop {
             match composers(worker).first() {
                 Some(composer) => break *composer,

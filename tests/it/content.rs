@@ -19,7 +19,7 @@ use archiver_testkit::content::{Content, Matched, Timeline, apart, percentile};
 use archiver_testkit::janus::{API_SECRET, Janus};
 use archiver_testkit::proxy::{Conditions, UdpProxy};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
-use archiver_testkit::wait::DEADLINE;
+use archiver_testkit::wait::deadline;
 use tokio::sync::mpsc::Receiver;
 
 /// One session's capture without a job: what comes up in the room is subscribed to.
@@ -91,7 +91,7 @@ impl Session {
                 }
             }
         };
-        let stream = tokio::time::timeout(DEADLINE, next).await.expect("a stream");
+        let stream = tokio::time::timeout(deadline(), next).await.expect("a stream");
         let control = self.room.control();
         let offer = control.subscribe(&stream.router_id, &stream.mids()).await.expect("subscribe");
         let id = StreamId::of_router(&self.descriptor.session, &stream.router_id);
@@ -99,7 +99,7 @@ impl Session {
         control.answer(offer.subscription, peer.expect("offer").1.sdp).await.expect("answer");
         let mut media = 0;
         while media < tracks {
-            let event = tokio::time::timeout(DEADLINE, self.events.recv()).await;
+            let event = tokio::time::timeout(deadline(), self.events.recv()).await;
             match event.expect("media in time").expect("event") {
                 CaptureEvent::FirstMedia { track } if track.stream == id => media += 1,
                 CaptureEvent::PeerLost { reason, .. } => panic!("{reason}"),
@@ -173,7 +173,7 @@ async fn every_picture_is_there_once_in_order_and_in_sync() {
     }
     let mut browser = ChromiumPublisher::start(&ChromiumOptions::new(&janus, "r", "browser")).await.expect("browser");
     let browser_stream = session.subscribe(2).await;
-    let until = tokio::time::Instant::now() + DEADLINE;
+    let until = tokio::time::Instant::now() + deadline();
     tokio::time::sleep(Duration::from_secs(20)).await;
     // On a busy machine a browser sends few pictures a second.
     while !browser.stats().await.expect("stats").iter().any(|layer| layer.width == 640 && layer.frames > 480) {

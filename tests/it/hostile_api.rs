@@ -12,6 +12,7 @@ use archiver_testkit::s3::SECRET_KEY;
 use archiver_testkit::sdk;
 use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 /// Requests in all, at least, in `make test`; `make hostile` sends 10,000 (`ARCHIVER_REQUESTS`).
@@ -174,8 +175,10 @@ async fn thousands_of_odd_requests_find_no_error_of_the_server_and_no_secret_in_
     let operations = document["paths"].as_object().expect("paths").values();
     let operations: usize = operations.map(|path| path.as_object().map_or(0, serde_json::Map::len)).sum();
     let operations = u64::try_from(operations).expect("some");
+    // Each takes a processor, and the service takes as much: two are enough, and the other tests go on.
     let sent = runs.iter().map(|run| hostile(&world, &program, &known, operations, run));
-    let sent: u64 = futures_util::future::join_all(sent).await.iter().sum();
+    let sent: Vec<u64> = futures_util::stream::iter(sent).buffer_unordered(2).collect().await;
+    let sent: u64 = sent.iter().sum();
     println!("{sent} requests");
     assert!(sent >= wanted, "{sent} requests of {wanted}");
 

@@ -20,7 +20,7 @@ use archiver::recording::frames::{Frames, LogItem};
 use archiver::recording::reader::TrackIndex;
 use archiver::recording::spool::Spool;
 use archiver::recording::{LogOptions, TrackLog};
-use archiver_testkit::wait::DEADLINE;
+use archiver_testkit::wait::deadline;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::coded::{VIDEO, coded, coded_by};
@@ -142,9 +142,9 @@ fn a_file_is_made_while_its_log_grows() {
             log.tick(now).expect("tick");
         }
         let before = waited.load(Ordering::SeqCst);
-        let deadline = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         while waited.load(Ordering::SeqCst) == before {
-            assert!(Instant::now() < deadline, "the muxer does not wait for the log at {now:?}");
+            assert!(Instant::now() < until, "the muxer does not wait for the log at {now:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

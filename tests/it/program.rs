@@ -7,7 +7,7 @@ use std::time::Duration;
 use archiver_testkit::api::{self, Application};
 use archiver_testkit::chromium::{ChromiumOptions, ChromiumPublisher};
 use archiver_testkit::sdk::{Account, Driver, Sdk};
-use archiver_testkit::wait::DEADLINE;
+use archiver_testkit::wait::deadline;
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
 
@@ -68,7 +68,7 @@ async fn a_program_that_only_creates_its_session_finds_an_archive_that_plays() {
         browser.leave().await.expect("leave");
     }
 
-    let until = tokio::time::Instant::now() + DEADLINE;
+    let until = tokio::time::Instant::now() + deadline();
     let found = loop {
         let list = ok(&mut video, "listArchives", json!({})).await;
         if list["items"][0]["status"] == "available" {

@@ -13,7 +13,7 @@ use archiver_testkit::child::Server;
 use archiver_testkit::net::free_port;
 use archiver_testkit::publisher::{Options, Publisher};
 use archiver_testkit::sdk::{Account, Driver, Sdk, SdkError};
-use archiver_testkit::wait::DEADLINE;
+use archiver_testkit::wait::deadline;
 use archiver_testkit::world::World;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ impl User {
 
     /// An archive, once it has this status.
     async fn archive(&mut self, id: &str, status: &str) -> Result<Value> {
-        let until = tokio::time::Instant::now() + DEADLINE;
+        let until = tokio::time::Instant::now() + deadline();
         loop {
             let archive = self.ok("getArchive", json!({ "archiveId": id })).await?;
             if archive["status"] == status {
@@ -69,7 +69,7 @@ impl User {
 
     /// The streams of a session, once there are so many.
     async fn streams(&mut self, session: &str, count: usize) -> Result<Vec<Value>> {
-        let until = tokio::time::Instant::now() + DEADLINE;
+        let until = tokio::time::Instant::now() + deadline();
         loop {
             let streams = self.ok("listStreams", json!({ "sessionId": session })).await?;
             let streams = streams.as_array().cloned().context("not a list")?;

@@ -12,7 +12,7 @@ use archiver::media::{MediaError, Pipelines};
 use archiver::model::cancellable::Cancellable;
 use archiver::model::media::{Codec, Frame, TrackFormat};
 use archiver::model::time::MediaTime;
-use archiver_testkit::wait::DEADLINE;
+use archiver_testkit::wait::deadline;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -110,7 +110,7 @@ fn kill_verifier(pipelines: &Pipelines, but: Option<u32>) -> u32 {
             assert!(killed.success());
             return pid;
         }
-        assert!(began.elapsed() < DEADLINE, "no verifier is started");
+        assert!(began.elapsed() < deadline(), "no verifier is started");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -195,7 +195,7 @@ fn a_verifier_ends_when_it_is_cancelled_and_leaves_no_process() {
         let inspecting = scope.spawn(|| verifier::inspect(&path, BEGINNING, &pipelines, &cancel).expect("cancelled"));
         let began = Instant::now();
         while verifier_with(&pipelines).is_none() {
-            assert!(began.elapsed() < DEADLINE, "no verifier is started");
+            assert!(began.elapsed() < deadline(), "no verifier is started");
             std::thread::sleep(Duration::from_millis(2));
         }
         cancel.cancel();
@@ -226,7 +226,7 @@ fn hostile_files_are_refused_or_read_and_nothing_else() {
             ),
             "file {n}: {result:?}"
         );
-        assert!(began.elapsed() < DEADLINE, "file {n} took {:?}", began.elapsed());
+        assert!(began.elapsed() < deadline(), "file {n} took {:?}", began.elapsed());
     }
 }
 

@@ -1,11 +1,7 @@
 //! Waiting for what a room tells.
 
-use archiver_testkit::wait::DEADLINE;
-use std::time::Duration;
-
 use archiver::router::{Room, RoomEvent, StreamInfo, SubscriptionId};
-
-const LIMIT: Duration = DEADLINE;
+use archiver_testkit::wait::deadline;
 
 /// Reads events until one fits; `what` is in the message if none comes. Events before it are returned too.
 pub async fn until<T>(
@@ -25,7 +21,7 @@ pub async fn until<T>(
             }
         }
     };
-    match tokio::time::timeout(LIMIT, reading).await {
+    match tokio::time::timeout(deadline(), reading).await {
         Ok(found) => (found, before),
         Err(_) => panic!("waited for: {what}; there was {before:?}"),
     }

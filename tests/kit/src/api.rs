@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::wait::{DEADLINE, wait_for};
+use crate::wait::{deadline, wait_for};
 use crate::world::World;
 
 /// An application that the API knows.
@@ -195,7 +195,7 @@ impl Answer {
 /// # Errors
 /// When there is no answer, or none that is HTTP.
 pub async fn exchange(address: SocketAddr, request: &[u8]) -> Result<Answer> {
-    tokio::time::timeout(DEADLINE, async {
+    tokio::time::timeout(deadline(), async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(request).await?;
         let mut bytes = Vec::new();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::wait::DEADLINE;
+use crate::wait::deadline;
 use crate::warden;
 
 /// A server process. Dropping it kills it; so does the end of this process, however it ends.
@@ -101,13 +101,13 @@ impl Server {
     /// # Errors
     /// When it ends or takes too long; the end of its log is in the error.
     pub fn wait_ready(&mut self, mut ready: impl FnMut() -> bool) -> Result<()> {
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         while !ready() {
             if !self.runs() {
                 bail!("{} ended: {}", self.name, self.log_tail());
             }
             if Instant::now() > until {
-                bail!("{} was not ready in {DEADLINE:?}: {}", self.name, self.log_tail());
+                bail!("{} was not ready in {:?}: {}", self.name, deadline(), self.log_tail());
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -1,6 +1,6 @@
 //! Janus with VideoRoom and WebSocket only: the one that all tests share, or a private one.
 
-use crate::wait::DEADLINE;
+use crate::wait::deadline;
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
@@ -461,7 +461,7 @@ impl Client {
             let texts = lines.iter().filter_map(|line| line["candidate"].as_str());
             Ok(texts.map(|text| format!("a={text}\r\n")).collect())
         };
-        tokio::time::timeout(DEADLINE, candidates).await.context("Janus's candidates do not end")?
+        tokio::time::timeout(deadline(), candidates).await.context("Janus's candidates do not end")?
     }
 
     /// Keeps the session.
@@ -507,6 +507,6 @@ impl Client {
             }
             bail!("Janus closed the connection")
         };
-        tokio::time::timeout(DEADLINE, answer).await.context("Janus does not answer")?
+        tokio::time::timeout(deadline(), answer).await.context("Janus does not answer")?
     }
 }

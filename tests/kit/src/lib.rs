@@ -8,6 +8,7 @@ pub mod child;
 pub mod chromium;
 pub mod content;
 pub mod janus;
+pub mod machine;
 pub mod net;
 pub mod postgres;
 pub mod proxy;

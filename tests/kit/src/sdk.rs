@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-use crate::wait::DEADLINE;
+use crate::wait::deadline;
 
 /// An SDK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Driver {
     #[allow(clippy::needless_pass_by_value)]
     pub async fn call(&mut self, call: &str, args: Value) -> Result<Result<Value, SdkError>> {
         self.stdin.write_all(format!("{}\n", json!({ "call": call, "args": args })).as_bytes()).await?;
-        let line = tokio::time::timeout(DEADLINE, self.answers.next_line()).await;
+        let line = tokio::time::timeout(deadline(), self.answers.next_line()).await;
         let line = line.with_context(|| format!("{call} {args} hangs"))??;
         let line = line.with_context(|| format!("{call} {args} ended the program: {}", self.log()))?;
         let mut answer: Value = serde_json::from_str(&line)?;

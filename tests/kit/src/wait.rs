@@ -1,27 +1,40 @@
 //! Waiting for a state with a deadline.
 
 use std::future::Future;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// Deadline of all waiting. Only failing tests reach it, so it is far above what the slowest machine needs. Speed is measured by the
-/// benchmarks.
-pub const DEADLINE: Duration = Duration::from_secs(400);
+use crate::machine::{SLOWNESS, SLOWNESS_MAX};
+
+/// The deadline on a machine that is not slow.
+const DEADLINE: Duration = Duration::from_secs(400);
 
 /// Shortest time between two checks.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// Deadline of all waiting: 400 s, and as much longer as `with-servers` found this machine slow. Only failing tests reach it. Speed is
+/// measured by the benchmarks.
+#[must_use]
+pub fn deadline() -> Duration {
+    static FOUND: LazyLock<Duration> = LazyLock::new(|| {
+        let slowness = std::env::var(SLOWNESS).ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
+        DEADLINE.mul_f64(f64::clamp(slowness, 1.0, SLOWNESS_MAX))
+    });
+    *FOUND
+}
+
 /// Calls `check` every 20 ms until it returns `Some`; less often if a call takes long, to leave the processor to the awaited work.
 ///
 /// # Panics
-/// When it takes longer than [`DEADLINE`]; `condition` names what was waited for.
+/// When it takes longer than [`deadline`]; `condition` names what was waited for.
 pub async fn wait_for<T, F: Future<Output = Option<T>>>(condition: &str, mut check: impl FnMut() -> F) -> T {
-    let until = Instant::now() + DEADLINE;
+    let until = Instant::now() + deadline();
     loop {
         let checked_at = Instant::now();
         if let Some(answer) = check().await {
             return answer;
         }
-        assert!(Instant::now() < until, "{condition}: not within {DEADLINE:?}");
+        assert!(Instant::now() < until, "{condition}: not within {:?}", deadline());
         tokio::time::sleep(PAUSE.max(3 * checked_at.elapsed())).await;
     }
 }

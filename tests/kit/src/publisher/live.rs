@@ -6,7 +6,7 @@ use gstreamer::prelude::*;
 use gstreamer_app::{AppSink, AppSrc};
 
 use super::media::{VideoCoding, picture};
-use crate::wait::DEADLINE;
+use crate::wait::deadline;
 
 /// A running encoder.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl LiveEncoder {
     /// Encodes the picture with a number.
     ///
     /// # Errors
-    /// When the encoder gives nothing within [`DEADLINE`].
+    /// When the encoder gives nothing within [`deadline`].
     pub fn encode(&mut self, number: u32, keyframe: bool) -> Result<Vec<u8>> {
         if keyframe {
             // What gst-video's `ForceKeyUnit` event is made of.
@@ -56,8 +56,8 @@ impl LiveEncoder {
         }
         self.pictures += 1;
         self.source.push_buffer(buffer)?;
-        let Some(sample) = self.sink.try_pull_sample(gst::ClockTime::from_seconds(DEADLINE.as_secs())) else {
-            bail!("the encoder gives no picture within {DEADLINE:?}");
+        let Some(sample) = self.sink.try_pull_sample(gst::ClockTime::from_seconds(deadline().as_secs())) else {
+            bail!("the encoder gives no picture within {:?}", deadline());
         };
         Ok(sample.buffer().context("no buffer")?.map_readable()?.to_vec())
     }

@@ -12,7 +12,7 @@ mod pool;
 mod rtc;
 mod track;
 
-use crate::wait::{DEADLINE, wait_for};
+use crate::wait::{deadline, wait_for};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -280,10 +280,10 @@ impl Publisher {
         #[allow(clippy::disallowed_methods)]
         let signalling = tokio::spawn(signal(client, leaving, offered, Arc::clone(&switches), options.encrypted));
         let publisher = Self { switches, truth, signalling: Some(signalling), leave };
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         while !publisher.switches.connected.load(Ordering::Relaxed) {
             if Instant::now() > until {
-                bail!("no connection to Janus within {DEADLINE:?}");
+                bail!("no connection to Janus within {:?}", deadline());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -309,7 +309,7 @@ impl Publisher {
     /// Takes the picture out of the connection, or adds it again, by a renegotiation: what a browser does that ends the camera's track.
     ///
     /// # Panics
-    /// When it takes longer than [`DEADLINE`].
+    /// When it takes longer than [`deadline`].
     pub async fn add_video(&self, added: bool) {
         self.change(Change { kind: MediaKind::Video, added }).await;
     }
@@ -317,7 +317,7 @@ impl Publisher {
     /// The same for the sound.
     ///
     /// # Panics
-    /// When it takes longer than [`DEADLINE`].
+    /// When it takes longer than [`deadline`].
     pub async fn add_audio(&self, added: bool) {
         self.change(Change { kind: MediaKind::Audio, added }).await;
     }
@@ -358,7 +358,7 @@ impl Publisher {
     /// Waits until so many further pictures were due: sent, or left out because the picture is off.
     ///
     /// # Panics
-    /// When it takes longer than [`DEADLINE`].
+    /// When it takes longer than [`deadline`].
     pub async fn pictures_pass(&self, further: usize) {
         let due = || self.frames_sent() + self.frames_left_out();
         let until = due() + further;

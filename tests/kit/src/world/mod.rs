@@ -379,7 +379,7 @@ impl World {
     /// Waits until a session has an archive with a status, and it is the only one.
     ///
     /// # Panics
-    /// When it takes longer than [`crate::wait::DEADLINE`].
+    /// When it takes longer than [`crate::wait::deadline`].
     pub async fn archive(&self, session: &str, status: &str) -> Value {
         let condition = format!("an archive of {session} that is {status}");
         let found = wait_for(&condition, || async {
@@ -395,7 +395,7 @@ impl World {
     /// Waits until media of a session is being recorded.
     ///
     /// # Panics
-    /// When it takes longer than [`crate::wait::DEADLINE`].
+    /// When it takes longer than [`crate::wait::deadline`].
     pub async fn recording(&self, tracks: usize) {
         wait_for(&format!("{tracks} tracks in the spool\n{}", self.log()), || async {
             let mut found = 0;
