@@ -43,6 +43,8 @@ struct Life {
     told: Told,
     /// A killed browser does not tell its last pictures.
     unknown_after: Option<f64>,
+    /// Whether it left by a request.
+    has_left: bool,
 }
 
 /// What a publisher tells of what it sent.
@@ -94,10 +96,11 @@ impl Live {
     }
 
     async fn leave(self) -> Result<Life> {
-        Ok(match self {
+        let life = match self {
             Self::Kit(kit) => Life::of(kit.leave().await?),
             Self::Browser(browser) => Life::of_browser(browser.leave_coded().await?),
-        })
+        };
+        Ok(Life { has_left: true, ..life })
     }
 
     async fn crash(self) -> Result<Life> {
@@ -115,11 +118,11 @@ impl Live {
 
 impl Life {
     const fn of(truth: Truth) -> Self {
-        Self { told: Told::Kit(truth), unknown_after: None }
+        Self { told: Told::Kit(truth), unknown_after: None, has_left: false }
     }
 
     const fn of_browser(sent: SentByBrowser) -> Self {
-        Self { told: Told::Browser(sent), unknown_after: None }
+        Self { told: Told::Browser(sent), unknown_after: None, has_left: false }
     }
 
     const fn audio_packets(&self) -> u64 {
@@ -149,6 +152,7 @@ impl Life {
         let marks = |list: &[(u32, f64)]| -> Vec<Mark> {
             list.iter().map(|(number, at)| Mark { life, number: *number, at: *at }).collect()
         };
+        evidence.left.extend(self.has_left.then_some(life));
         evidence.unknown_after = self.unknown_after.or(evidence.unknown_after);
         match &self.told {
             Told::Kit(truth) => {

@@ -42,7 +42,7 @@ type Excused = &'static [(&'static str, usize)];
 
 #[test]
 fn what_is_whole_or_excused_passes() {
-    let cases: [(&str, Fault, Excused); 12] = [
+    let cases: [(&str, Fault, Excused); 13] = [
         ("whole", |_| (), &[]),
         (
             "the time to be told of it and to subscribe",
@@ -53,6 +53,14 @@ fn what_is_whole_or_excused_passes() {
             &[("lead", 44)],
         ),
         ("the time to subscribe", |e| without(e, 0..12), &[("lead", 12)]),
+        (
+            "the picture that was on its way when its publisher left",
+            |e| {
+                without(e, 119..120);
+                e.left.insert(1);
+            },
+            &[("left", 1)],
+        ),
         (
             "a gap with a cause",
             |e| {
@@ -134,9 +142,17 @@ fn what_is_whole_or_excused_passes() {
 
 #[test]
 fn each_fault_is_found() {
-    let cases: [(&str, Fault, &str); 21] = [
+    let cases: [(&str, Fault, &str); 22] = [
         ("a picture less", |e| without(e, 40..41), "1 pictures missing without a gap"),
         ("the last one", |e| without(e, 119..120), "1 pictures missing without a gap"),
+        (
+            "the last two of a publisher that left",
+            |e| {
+                without(e, 118..120);
+                e.left.insert(1);
+            },
+            "1 pictures missing without a gap",
+        ),
         ("no picture at all", |e| without(e, 0..120), "pictures missing without a gap"),
         (
             "a gap elsewhere",
