@@ -68,7 +68,7 @@ pub async fn sweep(store: &dyn ObjectStore, catalog: &dyn Catalog, now: Wallcloc
 }
 
 /// Deletes the segments of archives that were made longer ago than `keep`; of those that lack media, longer ago than [`REVISED_WITHIN`] as
-/// well. Deletes also what is left of archives that were deleted longer ago than [`REMOVER_MAX`]. Returns of how many archives.
+/// well. Deletes also what is left of archives that were deleted longer ago than [`REMOVER_MAX`]. Returns the number of archives.
 ///
 /// # Errors
 /// When store or catalog are away; it is tried again at the next time.

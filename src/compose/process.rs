@@ -223,7 +223,7 @@ fn wait_for_result(
             return Ok(Cancellable::Cancelled);
         }
         if stall_timer.has_stalled() {
-            return Err(ChildError::Stalled(stall_timer.deadline().as_secs()));
+            return Err(ChildError::Stalled(stall_timer.elapsed().as_secs()));
         }
     }
 }

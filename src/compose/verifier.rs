@@ -187,7 +187,10 @@ fn run(
             }
             Err(RecvTimeoutError::Timeout) if cancel.is_cancelled() => return Ok(Cancellable::Cancelled),
             Err(RecvTimeoutError::Timeout) if stall_timer.has_stalled() => {
-                return Err(VerifierError::Stalled(format!("it did not end within {} s", longest.as_secs())));
+                return Err(VerifierError::Stalled(format!(
+                    "it did not end within {} s",
+                    stall_timer.elapsed().as_secs()
+                )));
             }
             Err(RecvTimeoutError::Timeout) => {}
         }

@@ -369,7 +369,8 @@ section! {
     PipelinesSection {
         /// A folder with pipeline fragments of the operator; each replaces the built-in one of the same name.
         dir: Option<PathBuf> = None,
-        /// A pipeline without progress for this time has stalled, and is started again. Waiting for a processor does not count.
+        /// A pipeline without progress for this time has stalled, and is started again. Waiting for a processor does not count, up to four
+        /// times as long.
         stall: DurationValue = DurationValue(Duration::from_secs(30)),
     }
 }

@@ -66,7 +66,7 @@ pub(super) async fn finalize(
     if let Some(gone) = before.as_ref().filter(|before| is_gone(before)) {
         return remove_gone(job, gone).await;
     }
-    // What this disk alone has of an archive of several owners goes to the store first: whoever makes the archive again has no less.
+    // What this disk alone has of an archive of several owners goes to the store first: a later revision then reads at least as much.
     let mut is_shipped = false;
     if job.row.epoch > Epoch(1) {
         let Cancellable::Done(shipped) = ship_own(job).await? else { return Ok(given_up(job)) };
@@ -183,7 +183,7 @@ fn tell_made(row: &ArchiveRow, delivered: &Delivered, is_revision: bool, began: 
     );
 }
 
-/// Publishes an archive that was made before, and stays as it is, with how far its log was read.
+/// Publishes the unchanged row of an archive that was made before, with its new `log_read`.
 async fn leave_as_it_is(job: &Job, row: &ArchiveRow) -> Result<Ended, JobFailure> {
     tracing::info!("the log has no more media than the archive was made of: the archive stays as it is");
     if let Some(ended) = publish(job, row).await? {

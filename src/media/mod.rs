@@ -56,7 +56,7 @@ pub enum MediaError {
     Stalled {
         /// What it should have done.
         doing: &'static str,
-        /// The deadline.
+        /// Time without progress.
         seconds: u64,
     },
 }

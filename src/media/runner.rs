@@ -62,10 +62,10 @@ impl Pipeline {
 
     /// Pauses it, and waits until each sink has its first buffer, which does not pass it. What is behind waits.
     pub fn preroll(&self, stall: Duration, cancel: &CancellationToken) -> Result<Cancellable<()>, MediaError> {
-        let stalled = || MediaError::Stalled { doing: "begin", seconds: stall.as_secs() };
+        let stalled = |seconds| MediaError::Stalled { doing: "begin", seconds };
         let bus = self.pipeline.bus().expect("a pipeline has a bus");
         if self.pipeline.set_state(gst::State::Paused).is_err() {
-            return Err(self.bus_error().unwrap_or_else(stalled));
+            return Err(self.bus_error().unwrap_or_else(|| stalled(stall.as_secs())));
         }
         let mut stall_timer = StallTimer::of_this_process(stall);
         loop {
@@ -78,7 +78,7 @@ impl Pipeline {
                 return Ok(Cancellable::Cancelled);
             }
             if stall_timer.has_stalled() {
-                return Err(stalled());
+                return Err(stalled(stall_timer.elapsed().as_secs()));
             }
         }
     }
@@ -112,7 +112,7 @@ impl Pipeline {
                 last = now;
                 stall_timer.progressed();
             } else if stall_timer.has_stalled() {
-                return Err(MediaError::Stalled { doing: "go on", seconds: stall.as_secs() });
+                return Err(MediaError::Stalled { doing: "go on", seconds: stall_timer.elapsed().as_secs() });
             }
         }
     }

@@ -43,8 +43,6 @@ struct Life {
     told: Told,
     /// A killed browser does not tell its last pictures.
     unknown_after: Option<f64>,
-    /// Whether it left by a request.
-    has_left: bool,
 }
 
 /// What a publisher tells of what it sent.
@@ -96,11 +94,10 @@ impl Live {
     }
 
     async fn leave(self) -> Result<Life> {
-        let life = match self {
+        Ok(match self {
             Self::Kit(kit) => Life::of(kit.leave().await?),
             Self::Browser(browser) => Life::of_browser(browser.leave_coded().await?),
-        };
-        Ok(Life { has_left: true, ..life })
+        })
     }
 
     async fn crash(self) -> Result<Life> {
@@ -118,11 +115,11 @@ impl Live {
 
 impl Life {
     const fn of(truth: Truth) -> Self {
-        Self { told: Told::Kit(truth), unknown_after: None, has_left: false }
+        Self { told: Told::Kit(truth), unknown_after: None }
     }
 
     const fn of_browser(sent: SentByBrowser) -> Self {
-        Self { told: Told::Browser(sent), unknown_after: None, has_left: false }
+        Self { told: Told::Browser(sent), unknown_after: None }
     }
 
     const fn audio_packets(&self) -> u64 {
@@ -152,7 +149,6 @@ impl Life {
         let marks = |list: &[(u32, f64)]| -> Vec<Mark> {
             list.iter().map(|(number, at)| Mark { life, number: *number, at: *at }).collect()
         };
-        evidence.left.extend(self.has_left.then_some(life));
         evidence.unknown_after = self.unknown_after.or(evidence.unknown_after);
         match &self.told {
             Told::Kit(truth) => {

@@ -85,8 +85,6 @@ pub struct Evidence {
     pub sound: Option<(f64, f64)>,
     /// Pictures that are in some layers of a simulcast only: which layer comes is the router's choice.
     pub partial: Vec<Mark>,
-    /// Lives that ended with a request to leave. The router ends a publisher's connection at once, whatever its socket still holds.
-    pub left: BTreeSet<u16>,
     /// What decoders complained about.
     pub errors: Vec<String>,
 }
@@ -277,11 +275,7 @@ fn excuse(
         return Some("cut".to_owned());
     }
     let is_partial = evidence.partial.iter().any(|one| (one.life, one.number) == (mark.life, mark.number));
-    if !is_beep && is_partial {
-        return Some("layer".to_owned());
-    }
-    let is_last = !flow.sent[place + 1..].iter().any(|later| later.life == mark.life);
-    (!is_beep && is_last && evidence.left.contains(&mark.life)).then(|| "left".to_owned())
+    (!is_beep && is_partial).then(|| "layer".to_owned())
 }
 
 #[cfg(test)]
