@@ -26,6 +26,9 @@ use crate::proxy::UdpProxy;
 pub use media::{AudioCodec, H264Kind, VideoCodec};
 use str0m::media::MediaKind;
 
+/// From a publisher's last packet to its request to leave.
+const LEAVES_AFTER: Duration = Duration::from_millis(100);
+
 /// What to publish, and where.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -392,6 +395,8 @@ impl Publisher {
     /// When Janus is away.
     pub async fn leave(mut self) -> Result<Truth> {
         let truth = self.stop_media().await;
+        // The router ends a publisher's connection with its request to leave, whatever its socket still holds.
+        tokio::time::sleep(LEAVES_AFTER).await;
         self.leave.send(true).unwrap_or_default();
         if let Some(signalling) = self.signalling.take() {
             signalling.await?.message(json!({ "request": "leave" }), None).await?;
