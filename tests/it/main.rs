@@ -33,6 +33,7 @@ mod parked;
 mod pipelines;
 mod program;
 mod readme;
+mod rolling;
 mod router;
 mod router_inputs;
 mod sdk_quirks;

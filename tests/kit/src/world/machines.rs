@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{LOOPBACK, World};
+use super::{LOOPBACK, STOP_MAX, World};
 use crate::child::Server;
 use crate::net::free_port;
 
@@ -70,6 +70,11 @@ impl World {
         let server = Server::start(machine.name, self.dir.path(), &mut command)?;
         self.others.insert(machine.name.to_owned(), server);
         Ok(())
+    }
+
+    /// `SIGTERM` for the worker of another machine; returns whether it ended by itself with success, within 15 s.
+    pub fn stop_another(&mut self, machine: &str) -> bool {
+        self.others.remove(machine).is_some_and(|mut worker| worker.stop(STOP_MAX))
     }
 
     /// Whether the worker of another machine runs.
