@@ -211,8 +211,9 @@ async fn becomes(world: &World, whole: bool) {
 
 /// Half of a composed frame, in seconds.
 const HALF_FRAME: f64 = 1.0 / 60.0;
-/// How far outside of its time a picture may be seen, in seconds: the clock of a composer that follows is not that of the finished file.
-const OFF_MAX: f64 = HALF_FRAME + 0.005;
+/// How far outside of its time a picture may be seen, in seconds. Individual files have the clock of all sender reports. A composer that follows
+/// the log knows fewer: on a busy machine its clock was 6 ms away.
+const OFF_MAX: f64 = HALF_FRAME + 0.012;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
@@ -257,11 +258,11 @@ async fn a_browser_s_layers_change_and_its_cell_shows_its_pictures() {
         let taken = near.unwrap_or_else(|| panic!("{number} instead of {due_number} at {}; {unread:?}", frame.pts));
         let taken = taken.1;
         assert!(taken - frame.pts > -2.1, "{number} is still there at {}; {unread:?}", frame.pts);
-        // A frame shows what is due until half a frame behind it.
-        let next = captured.iter().map(|(_, at)| *at).find(|at| *at > taken).unwrap_or(f64::INFINITY);
-        let off = (taken - HALF_FRAME - frame.pts).max(frame.pts + HALF_FRAME - next);
+        // A frame at t shows the newest picture of at most t + half a frame.
+        let successor = captured.iter().map(|(_, at)| *at).find(|at| *at > taken).unwrap_or(f64::INFINITY);
+        let off = (taken - HALF_FRAME - frame.pts).max(frame.pts + HALF_FRAME - successor);
         if off > OFF_MAX {
-            println!("{number} is shown at {:.3}: captured at {taken:.3}, the next one at {next:.3}", frame.pts);
+            println!("{number} is shown at {:.3}: captured at {taken:.3}, the next one at {successor:.3}", frame.pts);
         }
         worst = worst.max(off);
         pictures += 1;

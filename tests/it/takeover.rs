@@ -173,7 +173,7 @@ struct Killed {
     publisher: Publisher,
     /// When it was killed.
     killed_at: f64,
-    /// It ends with its handle.
+    /// The catalog's database, which is dropped with this handle.
     database: Database,
 }
 
@@ -199,7 +199,7 @@ async fn killed_and_taken_over(session: &str) -> Killed {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_makes() {
-    let Killed { mut world, publisher, killed_at, database: _database } = killed_and_taken_over("back").await;
+    let Killed { database: _database, mut world, publisher, killed_at } = killed_and_taken_over("back").await;
     // Its job is another's by now. What it had is not.
     world.start_worker().expect("worker");
     wait_for("the end of the log to be shipped", || async {
@@ -224,7 +224,7 @@ async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_mak
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_after_the_archive_was_made_is_added_to_it() {
-    let Killed { mut world, publisher, killed_at, database: _database } = killed_and_taken_over("late").await;
+    let Killed { database: _database, mut world, publisher, killed_at } = killed_and_taken_over("late").await;
     let ended = world.ended("late");
     world.publish(&ended).expect("publish");
     let archive = world.archive("late", "available").await;

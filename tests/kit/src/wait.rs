@@ -1,10 +1,9 @@
 //! Waiting for a state with a deadline.
 
 use std::future::Future;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crate::machine::{SLOWNESS, SLOWNESS_MAX};
+use crate::machine::known_slowness;
 
 /// The deadline on a machine that is not slow.
 const DEADLINE: Duration = Duration::from_secs(400);
@@ -16,11 +15,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// measured by the benchmarks.
 #[must_use]
 pub fn deadline() -> Duration {
-    static FOUND: LazyLock<Duration> = LazyLock::new(|| {
-        let slowness = std::env::var(SLOWNESS).ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
-        DEADLINE.mul_f64(f64::clamp(slowness, 1.0, SLOWNESS_MAX))
-    });
-    *FOUND
+    DEADLINE.mul_f64(known_slowness())
 }
 
 /// Calls `check` every 20 ms until it returns `Some`; less often if a call takes long, to leave the processor to the awaited work.

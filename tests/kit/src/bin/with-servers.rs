@@ -3,7 +3,7 @@
 //! Starts RabbitMQ, PostgreSQL and Janus once, names the file with their addresses to the command
 //! (`ARCHIVER_TEST_SERVERS`), and stops them by their process ids when the command has ended.
 //!
-//! Measures first how slow the machine is, and tells the command (`ARCHIVER_TEST_SLOWNESS`). On a slow machine nextest takes its profile
+//! First measures how slow the machine is. On a slow machine the command is told so (`ARCHIVER_TEST_SLOWNESS`), and nextest takes its profile
 //! `slow`, with fewer tests at a time and longer limits, unless the command names another profile.
 
 use std::process::{Command, ExitCode};
@@ -14,7 +14,7 @@ use archiver_testkit::machine::{SLOWNESS, slowness};
 use archiver_testkit::shared::{ADDRESSES, Lease};
 
 /// From here on the machine is slow.
-const SLOW_FROM: f64 = 2.0;
+const SLOW_FROM: f64 = 1.5;
 
 fn main() -> Result<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
@@ -26,10 +26,11 @@ fn main() -> Result<ExitCode> {
     let lease = Lease::take()?;
     eprintln!("… ready after {:.1} s", began.elapsed().as_secs_f64());
     let mut command = Command::new(&program);
-    command.args(arguments).env(ADDRESSES, lease.file()).env(SLOWNESS, format!("{slowness:.2}"));
+    command.args(arguments).env(ADDRESSES, lease.file());
+    // Longer deadlines need nextest's longer limits.
     if slowness >= SLOW_FROM && std::env::var_os("NEXTEST_PROFILE").is_none() {
-        eprintln!("fewer tests at a time, and longer limits: nextest's profile 'slow'");
-        command.env("NEXTEST_PROFILE", "slow");
+        eprintln!("longer limits, and fewer tests at a time unless the command names a profile of nextest");
+        command.env("NEXTEST_PROFILE", "slow").env(SLOWNESS, format!("{slowness:.2}"));
     }
     let status = command.status();
     let status = status.with_context(|| format!("{} cannot be run", program.to_string_lossy()));
