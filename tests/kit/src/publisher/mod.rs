@@ -26,6 +26,8 @@ use crate::proxy::UdpProxy;
 pub use media::{AudioCodec, H264Kind, VideoCodec};
 use str0m::media::MediaKind;
 
+/// A connection is tried so often.
+const CONNECT_TRIES: u32 = 8;
 /// From a publisher's last packet to its request to leave.
 const LEAVES_AFTER: Duration = Duration::from_millis(100);
 
@@ -220,11 +222,25 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Joins the room and publishes; returns when media flows.
+    /// Joins the room and publishes; returns when media flows. A connection that does not come up is tried again, as people do: on a busy
+    /// machine a connection of str0m to Janus was seen that got no answer to its checks, and that neither side gave up.
     ///
     /// # Errors
-    /// When Janus refuses, or no connection comes up within 10 s.
+    /// When Janus refuses, or no connection comes up within [`deadline`].
     pub async fn start(options: Options) -> Result<Self> {
+        for attempt in 1..=CONNECT_TRIES {
+            let publisher = Self::publish(&options).await?;
+            if publisher.connects().await {
+                return Ok(publisher);
+            }
+            eprintln!("{}: no connection to Janus, attempt {attempt} of {CONNECT_TRIES}", options.id);
+            publisher.leave().await?;
+        }
+        bail!("no connection to Janus within {:?}", deadline())
+    }
+
+    /// Joins a room and asks for a connection.
+    async fn publish(options: &Options) -> Result<Self> {
         let mut client = match &options.token {
             Some(token) => Client::connect_with_token(&options.url, token).await?,
             None => Client::connect(&options.url).await?,
@@ -283,14 +299,19 @@ impl Publisher {
         #[allow(clippy::disallowed_methods)]
         let signalling = tokio::spawn(signal(client, leaving, offered, Arc::clone(&switches), options.encrypted));
         let publisher = Self { switches, truth, signalling: Some(signalling), leave };
-        let until = Instant::now() + deadline();
-        while !publisher.switches.connected.load(Ordering::Relaxed) {
-            if Instant::now() > until {
-                bail!("no connection to Janus within {:?}", deadline());
+        Ok(publisher)
+    }
+
+    /// Whether its connection comes up in time.
+    async fn connects(&self) -> bool {
+        let until = Instant::now() + deadline() / CONNECT_TRIES;
+        while !self.switches.connected.load(Ordering::Relaxed) {
+            if Instant::now() > until || self.switches.ended.load(Ordering::Relaxed) {
+                return false;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(publisher)
+        true
     }
 
     /// What was sent so far.
