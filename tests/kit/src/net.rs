@@ -125,8 +125,8 @@ impl Drop for TestNet {
 }
 
 /// Ports below the range that the kernel gives to outgoing connections: one that is free now is not taken by
-/// chance before a server binds it.
-const PORTS: std::ops::Range<u16> = 10_000..30_000;
+/// chance before a server binds it. Browsers refuse to load from port 10080 (the Fetch standard's bad ports), and from none above it.
+const PORTS: std::ops::Range<u16> = 10_081..30_000;
 
 /// Locks on the ports that this process was given. A server may bind its port seconds later, and a stopped one
 /// must find it again, so that a look whether a port is free is not enough: with the forty ports of a few
