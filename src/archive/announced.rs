@@ -91,22 +91,31 @@ struct Reading {
     found: BTreeMap<TrackId, TrackHistory>,
 }
 
+/// Where a log ends whose history does not say that the archive ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Ends {
+    /// The last captured frame's end.
+    pub log: MediaTime,
+    /// When the capture had ended, as far as the catalog knows. The machine that captured until then is lost with the end of the log, or not
+    /// back yet.
+    pub capture: Option<MediaTime>,
+}
+
 /// What a session's history says of its tracks. `alive` is when the owner before an epoch, which began at a time, was last seen to work.
-/// Announcements that nothing ended end with `end`.
 pub(super) fn histories(
     events: &[Event],
     alive: impl Fn(Epoch, MediaTime) -> MediaTime,
-    end: MediaTime,
+    end: Ends,
 ) -> BTreeMap<TrackId, TrackHistory> {
     read(events, alive, end).found
 }
 
 /// The times of which no history is left, and in which no stream is known to have been there.
 pub(super) fn unknown(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime) -> Vec<Interval> {
-    read(events, alive, MediaTime::ZERO).unknown
+    read(events, alive, Ends::default()).unknown
 }
 
-fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: MediaTime) -> Reading {
+fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: Ends) -> Reading {
     let notes_joining = events.iter().any(|event| event.kind == EventKind::Joined);
     let mut reading = Reading { notes_joining, ..Reading::default() };
     let began = |event: &Event| match event.kind {
@@ -138,7 +147,13 @@ fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: Me
         }
     }
     if !ended {
-        reading.all_gone(end.max(events.last().map_or(end, |event| event.at)));
+        let known = events.last().map_or(end.log, |event| event.at.max(end.log));
+        let ended_at = end.capture.map_or(known, |capture| capture.max(known));
+        if ended_at > known {
+            // Nobody knows when its streams left.
+            reading.owner_changed(known, ended_at);
+        }
+        reading.all_gone(ended_at);
     }
     reading
 }

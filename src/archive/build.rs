@@ -122,7 +122,8 @@ pub fn build_with(
         Some(composed) => (MediaTime::from_millis(composed.start_ms), composed.duration_s()),
         None => (begin, begin.until(end).as_secs_f64()),
     };
-    let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options);
+    let ended_at = descriptor.ended_at.map(|at| MediaTime::from_wallclock(at, descriptor.origin));
+    let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options, ended_at);
     let mut report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
     report.add_missing(coverage::of_lost_histories(&log.tracks, &events, &descriptor.options).into_iter());
     report.add_missing(log.tracks.iter().filter(|track| undecodable.contains(&track.track)).filter_map(of_undecodable));

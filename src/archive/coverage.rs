@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::announced::{Blame, TrackHistory, histories, unknown};
+use super::announced::{Blame, Ends, TrackHistory, histories, unknown};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use crate::model::intervals::{Interval, Intervals};
@@ -254,14 +254,16 @@ pub(super) fn of_lost_histories(
     kinds.map(missing).collect()
 }
 
-/// The coverage of all tracks that were announced or captured, of the kinds that the archive has.
+/// The coverage of all tracks that were announced or captured, of the kinds that the archive has. `ended_at`: when the capture had ended,
+/// as far as the catalog knows.
 pub(super) fn of_log(
     tracks: &[TrackIndex],
     events: &[Event],
     options: &ArchiveOptions,
+    ended_at: Option<MediaTime>,
 ) -> BTreeMap<TrackId, TrackCoverage> {
     let end = parts(tracks).map(|(_, part)| part.to).max().unwrap_or_default();
-    let mut found = histories(events, |epoch, began| alive(tracks, epoch, began), end);
+    let mut found = histories(events, |epoch, began| alive(tracks, epoch, began), Ends { log: end, capture: ended_at });
     for track in tracks {
         found.entry(track.track).or_default();
     }

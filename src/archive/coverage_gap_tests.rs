@@ -565,6 +565,28 @@ fn a_gap_between_the_frames_of_one_part_is_no_part_of_the_log() {
     let id = TrackId { stream: stream(), kind: AUDIO };
     let tracks = [TrackIndex::of_records(id, Path::new("log"), records)];
     let events = [announce(0.0, &[AUDIO]), live(0.1), ended(60.0)];
-    let coverage = of_log(&tracks, &events, &ArchiveOptions::default());
+    let coverage = of_log(&tracks, &events, &ArchiveOptions::default(), None);
     assert_eq!(coverage[&id].gaps, [lost]);
+}
+
+#[test]
+fn the_end_of_a_log_that_its_machine_has_taken_along_is_missing_until_the_capture_had_ended() {
+    let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: Vec::new() };
+    let records = vec![
+        Record::Segment { n: 1, epoch: Epoch(1), file: "e.mkv".to_owned(), header: 0, format },
+        part(0, 0.1, 20.0),
+        part(1, 20.0, 42.0),
+    ];
+    let id = TrackId { stream: stream(), kind: AUDIO };
+    let tracks = [TrackIndex::of_records(id, Path::new("log"), records)];
+    let lost = [announce(0.0, &[AUDIO]), live(0.1)];
+    let there = [announce(0.0, &[AUDIO]), live(0.1), ended(42.3)];
+    for (name, events, ended_at, gaps) in [
+        ("the catalog knows when it had ended", &lost[..], Some(s(60.0)), vec![gap(42.0, 60.0, GapCause::Worker)]),
+        ("an earlier version did not note that", &lost, None, Vec::new()),
+        ("nothing is lost: the catalog was told later", &there, Some(s(43.0)), Vec::new()),
+    ] {
+        let coverage = of_log(&tracks, events, &ArchiveOptions::default(), ended_at);
+        assert_eq!(coverage[&id].gaps, gaps, "{name}");
+    }
 }

@@ -102,7 +102,7 @@ fn check(seed: u64, counts: &mut Counts) {
     world.recorder.session_ended();
     let tracks = world.recorder.tracks();
     let history = &world.recorder.history;
-    let coverage = of_log(&tracks, history, &ArchiveOptions::default());
+    let coverage = of_log(&tracks, history, &ArchiveOptions::default(), None);
     for (kind, log) in tracks.iter().enumerate() {
         let id = track(KINDS[kind]);
         let gaps: &[Gap] = coverage.get(&id).map_or(&[], |covered| &covered.gaps);

@@ -1,6 +1,6 @@
 //! Tables of histories, and what is missing by them.
 
-use super::announced::histories;
+use super::announced::{Ends, histories};
 use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind, WorkerId};
 use crate::model::intervals::{Interval, Intervals};
 use crate::model::media::{Gap, GapCause};
@@ -81,7 +81,7 @@ impl Case {
         let Self { name, events, captured, logged, missing } = self;
         let captured = intervals(captured);
         let last = captured.iter().map(|one| one.to).filter(|to| *to <= s(20.0)).max().unwrap_or(MediaTime::ZERO);
-        let found = histories(&events, |_, _| last, s(60.0));
+        let found = histories(&events, |_, _| last, Ends { log: s(60.0), capture: None });
         let history = found.get(&TrackId { stream: stream(), kind: VIDEO }).cloned().unwrap_or_default();
         let gap = |(from, to, cause): &(f64, f64, GapCause)| Gap { from: s(*from), to: s(*to), cause: *cause };
         let logged: Vec<Gap> = logged.iter().map(gap).collect();
@@ -293,7 +293,7 @@ fn a_reason_is_kept_once() {
         capture(3.0, Some(VIDEO), Some(GapCause::Unsupported)),
         ended(60.0),
     ];
-    let found = histories(&events, |_, _| MediaTime::ZERO, s(60.0));
+    let found = histories(&events, |_, _| MediaTime::ZERO, Ends { log: s(60.0), capture: None });
     let reasons = |kind| found[&TrackId { stream: stream(), kind }].reasons.join(", ");
     assert_eq!(reasons(AUDIO), "because of refused");
     assert_eq!(reasons(VIDEO), "because of refused, because of unsupported");

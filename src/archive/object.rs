@@ -27,6 +27,9 @@ pub struct ArchiveDescriptor {
     pub name: Option<String>,
     /// Media time zero.
     pub origin: Wallclock,
+    /// When its capture had ended, if an earlier owner noted that in the catalog.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Wallclock>,
     /// The requested options.
     #[serde(default)]
     pub options: ArchiveOptions,

@@ -151,6 +151,8 @@ pub struct JobRow {
     pub epoch: Epoch,
     /// Somebody wants it to end: Vonage's reason.
     pub end_reason: Option<String>,
+    /// When its capture had ended, by the catalog's clock. Jobs whose capture goes on, and those of earlier versions, do not say.
+    pub ended_at: Option<Wallclock>,
     /// The last fault.
     pub fault: Option<String>,
     /// The fault in words.
@@ -184,6 +186,7 @@ impl JobRow {
             lease_expires_at: Wallclock(0),
             epoch: Epoch(1),
             end_reason: None,
+            ended_at: None,
             fault: None,
             detail: None,
             created_at: Wallclock(1),
@@ -203,7 +206,7 @@ impl JobRow {
 }
 
 pub(super) const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, event, state, origin, owner, \
-     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired, tag";
+     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired, tag, ended_at";
 
 pub(super) const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
 /// The states of [`JobState::is_active`]; the index `jobs_active_session` holds that there is one for each tag.
@@ -244,6 +247,7 @@ pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
         updated_at: Wallclock(columns.number("updated_at")?),
         desired: columns.get::<Option<String>>("desired")?.map(StoredDesired::read),
         tag: columns.text("tag")?,
+        ended_at: columns.get::<Option<i64>>("ended_at")?.map(Wallclock),
     })
 }
 

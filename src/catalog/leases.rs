@@ -307,7 +307,8 @@ impl LeaseCatalog for SqlCatalog {
             .map(|s| format!("'{}'", s.as_str()))
             .collect();
         let moving = statement(format!(
-            "UPDATE jobs SET state = $1, updated_at = $2, end_reason = COALESCE($3, end_reason) \
+            "UPDATE jobs SET state = $1, updated_at = $2, end_reason = COALESCE($3, end_reason), \
+             ended_at = CASE WHEN $1 = 'finalizing' THEN COALESCE(ended_at, $2) ELSE ended_at END \
              WHERE job_id = $4 AND epoch = $5 AND state IN ({})",
             if from.is_empty() { "''".to_owned() } else { from.join(", ") }
         ))

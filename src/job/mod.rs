@@ -266,6 +266,7 @@ impl Job {
             application: self.row.application.clone(),
             name: self.spec.archive.name.clone(),
             origin: self.row.origin,
+            ended_at: self.row.ended_at,
             options: self.spec.archive.clone(),
             clip: None,
             ignore_layout_history: false,

@@ -7,7 +7,6 @@ use crate::catalog::{CatalogError, JobState};
 use crate::model::cancellable::Cancellable;
 use crate::model::desired::Desired;
 use crate::model::fault::{FaultKind, chain};
-use crate::model::time::Wallclock;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// What somebody wants of a job, as it hears it.
@@ -41,7 +40,9 @@ pub(super) enum Transition {
 
 /// Moves the job in the catalog, however long that is away.
 pub(super) async fn advance(job: &Job, next: JobState, reason: Option<&str>) -> Result<Transition, JobFailure> {
-    let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, Wallclock::now());
+    // By the clock that all owners share: the next one may have to know when the capture had ended.
+    let now = job.context.clock.anchor().wallclock(tokio::time::Instant::now().into_std());
+    let act = || job.context.catalog.advance(job.row.job, job.row.epoch, next, reason, now);
     match retry_until_cancelled("move a job in the catalog", CATALOG, &job.fenced, act).await {
         Ok(Cancellable::Done(())) => Ok(Transition::Made),
         Ok(Cancellable::Cancelled) | Err(CatalogError::Fenced { .. }) => Ok(Transition::Fenced),

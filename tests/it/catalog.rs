@@ -460,6 +460,9 @@ async fn fencing(backend: Backend) {
     // The new owner's writes pass.
     assert!(catalog.put_own_archive(&archive(&job, ArchiveStatus::Stopped, later(62)), new.epoch).await.unwrap());
     catalog.advance(job.job, new.epoch, JobState::Finalizing, Some("session ended"), later(62)).await.unwrap();
+    // The next owner may have to know when the capture had ended, whatever is told again.
+    catalog.advance(job.job, new.epoch, JobState::Finalizing, None, later(70)).await.unwrap();
+    assert_eq!(catalog.job(job.job).await.unwrap().unwrap().ended_at, Some(later(62)));
     let none = JobId::of_event(&job.session, &"none".parse().unwrap());
     assert!(beat(&catalog, none, Epoch(1), NOW).await.is_none());
 }

@@ -75,6 +75,7 @@ impl Session {
             application,
             name: None,
             origin,
+            ended_at: None,
             options,
             clip: None,
             ignore_layout_history: false,

@@ -107,6 +107,7 @@ fn sound_that_the_router_says_is_encrypted_is_in_no_composed_file() {
         }
         let session = "s".parse().expect("id");
         let descriptor = ArchiveDescriptor {
+            ended_at: None,
             options: ArchiveOptions { output_mode: OutputMode::Composed, ..ArchiveOptions::default() },
             ..individual("00000000-0000-4000-8000-000000000002".parse().expect("id"), session)
         };

@@ -21,6 +21,7 @@ pub fn individual(archive: ArchiveId, session: SessionId) -> ArchiveDescriptor {
         application: "app".parse().expect("id"),
         name: None,
         origin: Wallclock::now(),
+        ended_at: None,
         options: ArchiveOptions { output_mode: OutputMode::Individual, ..ArchiveOptions::default() },
         clip: None,
         ignore_layout_history: false,

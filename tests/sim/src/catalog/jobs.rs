@@ -76,6 +76,7 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
         lease_expires_at: Wallclock(0),
         epoch: Epoch(0),
         end_reason: None,
+        ended_at: None,
         fault: None,
         detail: None,
         created_at: now,
@@ -161,6 +162,9 @@ impl State {
         found.row.updated_at = now;
         if let Some(reason) = reason {
             found.row.end_reason = Some(storable(reason));
+        }
+        if next == JobState::Finalizing {
+            found.row.ended_at.get_or_insert(now);
         }
         self.line(job, next.as_str(), "worker", now);
         Ok(())
