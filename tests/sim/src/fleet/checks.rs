@@ -12,7 +12,7 @@ use archiver::store::keys::{Keys, Kind};
 
 use super::files::{self, ArchivedFrame};
 use super::publishers::{FrameId, Publication};
-use super::script::Script;
+use super::script::{Disturbs, MACHINES, Script};
 use super::{Fleet, Millis, session_id};
 
 /// A gap's ends may be wrong by this much: a second of Opus, or two pictures, and the time of a connection.
@@ -21,6 +21,9 @@ const EDGE: Millis = 500;
 const SHIPPED_WITHIN: Millis = 25_000;
 /// What is missing at the edge of an announcement is put down to signalling.
 const SIGNALLING: Millis = 1_100;
+
+/// A session of which a place is free is captured so soon after somebody publishes in it.
+const CAPTURED_WITHIN: Millis = 8_000;
 
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +53,10 @@ pub enum Violation {
     FalselyTold { session: String, gaps: String },
     /// Frames were on a disk that was not lost, and are not in the archive.
     Lost { session: String, frames: String },
+    /// A session was captured late or not at all, though a worker had a place for it.
+    Late { session: String, what: String },
+    /// A session changed its owner for no reason.
+    Stolen { session: String, epochs: u32 },
     /// Something is left where nothing should be.
     LeftOver { what: String },
 }
@@ -67,6 +74,8 @@ impl Fleet {
         let mut found = Vec::new();
         for session in &script.sessions {
             self.check_session(session, &mut found);
+            self.check_place(session, script, &mut found);
+            self.check_owner(session, script, &mut found);
         }
         self.check_left_over(&mut found);
         found
@@ -108,6 +117,35 @@ impl Fleet {
             let missing = missing.iter().map(|one| format!("{} {} ms", one.cause.as_str(), one.duration_ms));
             let missing = missing.collect::<Vec<_>>().join(", ");
             found.push(Violation::SaidIncomplete { session: name(), missing });
+        }
+    }
+
+    /// A session that a worker had a place for was captured soon, whether the store was there or not.
+    fn check_place(&self, session: &str, script: &Script, found: &mut Vec<Violation>) {
+        let room = super::room(session);
+        let (all, start) = (self.publishers.all(), script.span(session).map(|(start, _)| start));
+        let published = all.iter().filter(|publication| publication.room == room).min_by_key(|one| one.from);
+        let (Some(published), Some(start)) = (published, start) else { return };
+        let (from, until) = (published.from.max(start), published.from.max(start) + CAPTURED_WITHIN);
+        let has_left = published.to.is_some_and(|left| left < until);
+        let is_calm = script.has_only(&[Disturbs::Delivery, Disturbs::Nothing], from, until);
+        if has_left || !is_calm || script.running(from, until) > MACHINES * script.capacity {
+            return;
+        }
+        let frames = published.sent(TrackKind::Audio, None, until);
+        let first =
+            frames.iter().filter_map(|frame| self.publishers.holders(*frame).first().map(|holder| holder.at)).min();
+        if first.is_none_or(|first| first > until) {
+            let what = format!("published at {from}, captured at {first:?} ms");
+            found.push(Violation::Late { session: session.to_owned(), what });
+        }
+    }
+
+    /// Neither wrong clocks nor a broker that is away take a session from its worker.
+    fn check_owner(&self, session: &str, script: &Script, found: &mut Vec<Violation>) {
+        let epochs = self.job(session).map_or(0, |job| job.epoch.0);
+        if script.keeps_owners() && epochs > 1 {
+            found.push(Violation::Stolen { session: session.to_owned(), epochs });
         }
     }
 
@@ -348,14 +386,14 @@ impl Track<'_> {
         self.millis(gap.to)
     }
 
-    /// Whether a worker that has the frame on its disk worked long enough to send it. What comes after the archive was made is added to it.
+    /// Whether a worker that has the frame on its disk worked long enough to send it, or ended as it should. What comes after the archive was
+    /// made is added to it.
     fn must_be_archived(&self, frame: FrameId) -> bool {
         let now = self.fleet.now;
-        self.fleet
-            .publishers
-            .holders(frame)
-            .iter()
-            .any(|holder| self.fleet.machines[holder.machine].worked_since(holder.at, now) >= SHIPPED_WITHIN)
+        self.fleet.publishers.holders(frame).iter().any(|holder| {
+            let machine = &self.fleet.machines[holder.machine];
+            machine.worked_since(holder.at, now) >= SHIPPED_WITHIN || machine.has_left_nothing_since(holder.at)
+        })
     }
 }
 

@@ -26,6 +26,9 @@ use super::publishers::Publishers;
 use super::{Millis, REGION, ROUTER, Timeline};
 use crate::{Calls, Chance, FakeRouter, Fault, MemoryBroker, MemoryCatalog, MemoryStore};
 
+/// A worker that works for so long without a break has sent what it had of other workers' jobs: it looks through its spool every 15 s.
+const WORKED_MIN: Millis = 20_000;
+
 /// A service as one machine reaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
@@ -83,6 +86,9 @@ pub struct Machine {
     troubles: BTreeMap<Service, Trouble>,
     /// When it last began or ceased to work without a break, and whether its disk was lost then.
     breaks: Vec<Break>,
+    told_to_stop_at: Option<Millis>,
+    /// When a process ended that was told to stop, and that had worked without a break for long: all that it had is in the store.
+    clean_ends: Vec<Millis>,
 }
 
 /// A change that keeps a machine from its work, or lets it work again.
@@ -127,7 +133,16 @@ impl Machine {
             router,
             troubles: BTreeMap::new(),
             breaks: Vec::new(),
+            told_to_stop_at: None,
+            clean_ends: Vec::new(),
         }
+    }
+
+    /// Whether a process has ended as it should since a moment, with the disk of that moment.
+    #[must_use]
+    pub fn has_left_nothing_since(&self, at: Millis) -> bool {
+        let lost = self.breaks.iter().filter(|one| one.disk_lost && one.at >= at).map(|one| one.at).min();
+        self.clean_ends.iter().any(|end| *end >= at && lost.is_none_or(|lost| *end < lost))
     }
 
     /// How long it worked without a break, of the time between two moments. Nothing counts from before its disk was lost.
@@ -255,6 +270,9 @@ impl Machine {
         let process = self.process.take()?;
         let ended = process.runtime.block_on(process.task).expect("a worker does not panic");
         drop((process.runtime, clock));
+        let told = self.told_to_stop_at.take().filter(|_| ended.is_ok());
+        let has_worked = |told: &Millis| !self.breaks.iter().any(|one| one.at + WORKED_MIN >= *told);
+        self.clean_ends.extend(told.filter(has_worked).map(|_| at));
         self.note(at, false);
         Some(ended)
     }
@@ -262,6 +280,7 @@ impl Machine {
     /// The process dies at once.
     pub(super) fn kill(&mut self, now: Millis) {
         let clock = self.clock();
+        self.told_to_stop_at = None;
         // What its tasks hold is dropped with them.
         drop(self.process.take());
         drop(clock);
@@ -277,8 +296,9 @@ impl Machine {
     }
 
     /// The process is told to stop.
-    pub(super) fn stop(&self) {
+    pub(super) fn stop(&mut self, now: Millis) {
         if let Some(process) = &self.process {
+            self.told_to_stop_at = Some(now);
             process.stop.cancel();
         }
     }

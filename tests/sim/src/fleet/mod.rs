@@ -251,7 +251,7 @@ impl Fleet {
                     self.machines[*machine].start(now);
                 }
             }
-            Action::Stop { machine } => self.machines[*machine].stop(),
+            Action::Stop { machine } => self.machines[*machine].stop(now),
             Action::Pause { machine } => self.machines[*machine].pause(true, now),
             Action::GoOn { machine } => self.machines[*machine].pause(false, now),
             Action::Trouble { machine, service, trouble } => {

@@ -8,6 +8,10 @@ use rand::{Rng, SeedableRng};
 use super::Millis;
 use super::machine::{Service, Trouble};
 
+/// Sessions that a worker has places for, unless the script is a crowded one.
+const CAPACITY: usize = 4;
+/// A fault has effects for so long after its end.
+const EFFECT: Millis = 20_000;
 /// Machines of a fleet.
 pub const MACHINES: usize = 3;
 /// All faults are over at this time at the latest.
@@ -84,13 +88,47 @@ pub struct Step {
     pub action: Action,
 }
 
+/// What a fault may keep workers from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disturbs {
+    /// Archives are made later: the store.
+    Delivery,
+    /// Nothing: a machine's clock.
+    Nothing,
+    /// Events come later: the broker.
+    Events,
+    /// Sessions may change their owner.
+    Ownership,
+}
+
+/// A fault, and how long it lasts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultSpan {
+    /// What it keeps workers from.
+    pub disturbs: Disturbs,
+    /// When it begins.
+    pub from: Millis,
+    /// When it is over.
+    pub until: Millis,
+}
+
 /// All that happens, in order.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Script {
     /// The names of its sessions.
     pub sessions: Vec<String>,
     /// In order.
     pub steps: Vec<Step>,
+    /// Its faults.
+    pub faults: Vec<FaultSpan>,
+    /// Sessions that each worker has places for.
+    pub capacity: usize,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self { sessions: Vec::new(), steps: Vec::new(), faults: Vec::new(), capacity: CAPACITY }
+    }
 }
 
 impl Script {
@@ -99,10 +137,48 @@ impl Script {
         self.steps.push(Step { at, action });
     }
 
+    /// When a session starts and ends, as the platform says.
+    #[must_use]
+    pub fn span(&self, name: &str) -> Option<(Millis, Millis)> {
+        let at = |fits: &dyn Fn(&Action) -> bool| Some(self.steps.iter().find(|step| fits(&step.action))?.at);
+        let start = at(&|action| matches!(action, Action::StartSession { session } if session == name))?;
+        let end = at(&|action| matches!(action, Action::EndSession { session } if session == name))?;
+        Some((start, end))
+    }
+
+    /// How many sessions run at some moment of a span, or ended within five seconds before.
+    #[must_use]
+    pub fn running(&self, from: Millis, to: Millis) -> usize {
+        let spans = self.sessions.iter().filter_map(|session| self.span(session));
+        spans.filter(|(start, end)| *start <= to && end + 5_000 >= from).count()
+    }
+
+    /// Whether no fault but those of some kinds may have an effect in a span.
+    #[must_use]
+    pub fn has_only(&self, harmless: &[Disturbs], from: Millis, to: Millis) -> bool {
+        let is_harmless = |fault: &FaultSpan| harmless.contains(&fault.disturbs);
+        self.faults.iter().all(|fault| is_harmless(fault) || fault.from > to || fault.until + EFFECT < from)
+    }
+
+    /// Whether nothing happens that may take a session from its worker.
+    #[must_use]
+    pub fn keeps_owners(&self) -> bool {
+        self.steps.iter().all(|step| match step.action {
+            Action::Kill { .. } | Action::LoseMachine { .. } | Action::Stop { .. } => false,
+            Action::Pause { .. } | Action::Disconnect { .. } => false,
+            Action::Trouble { service, .. } | Action::Heal { service, .. } => service == Service::Broker,
+            _ => true,
+        })
+    }
+
     /// A session with publishers that come and go.
     fn add_session(&mut self, random: &mut StdRng) {
-        let session = format!("s{}", self.sessions.len());
         let (from, length) = (random.random_range(1..100) * 100, random.random_range(150..500) * 100);
+        self.add_session_of(random, from, length);
+    }
+
+    fn add_session_of(&mut self, random: &mut StdRng, from: Millis, length: Millis) {
+        let session = format!("s{}", self.sessions.len());
         let to = from + length;
         self.add(from, Action::StartSession { session: session.clone() });
         for n in 0..random.random_range(1..=2) {
@@ -122,7 +198,7 @@ impl Script {
     fn add_fault(&mut self, random: &mut StdRng) {
         let machine = random.random_range(0..MACHINES);
         let (at, lasts) = (random.random_range(20..550) * 100, random.random_range(5..200) * 100);
-        let until = (at + lasts).min(QUIET_AT - 1_000);
+        let mut until = (at + lasts).min(QUIET_AT - 1_000);
         let trouble = |this: &mut Self, machines: &[usize], service: Service, trouble: Trouble| {
             for machine in machines.iter().copied() {
                 this.add(at, Action::Trouble { machine, service, trouble });
@@ -131,7 +207,14 @@ impl Script {
         };
         let (one, all): (&[usize], &[usize]) = (&[machine], &[0, 1, 2]);
         let whom = if random.random_bool(0.5) { one } else { all };
-        match random.random_range(0..15) {
+        let kind = random.random_range(0..15);
+        let mut disturbs = match kind {
+            6 => Disturbs::Nothing,
+            7 | 13 => Disturbs::Events,
+            11 | 12 => Disturbs::Delivery,
+            _ => Disturbs::Ownership,
+        };
+        match kind {
             0 | 1 => {
                 self.add(at, Action::Kill { machine });
                 self.add(until, Action::Start { machine });
@@ -142,7 +225,8 @@ impl Script {
             }
             3 | 4 => {
                 self.add(at, Action::Stop { machine });
-                self.add(until.max(at + 30_000).min(QUIET_AT - 500), Action::Start { machine });
+                until = until.max(at + 30_000).min(QUIET_AT - 500);
+                self.add(until, Action::Start { machine });
             }
             5 => {
                 self.add(at, Action::Pause { machine });
@@ -162,6 +246,9 @@ impl Script {
             10 => {
                 let slow = Trouble::Slow(Duration::from_millis(random.random_range(50..900)));
                 let service = if random.random_bool(0.5) { Service::Catalog } else { Service::Store };
+                if service == Service::Store {
+                    disturbs = Disturbs::Delivery;
+                }
                 trouble(self, whom, service, slow);
             }
             11 => trouble(self, whom, Service::Store, Trouble::Cut),
@@ -175,17 +262,57 @@ impl Script {
                 false => self.add(at, Action::Disconnect { machine }),
             },
         }
+        self.faults.push(FaultSpan { disturbs, from: at, until });
     }
 
-    /// The script of a seed: one to three sessions, and up to four faults.
+    /// The store is away for long, for all.
+    fn add_store_outage(&mut self, random: &mut StdRng) {
+        let (from, lasts) = (random.random_range(50..300) * 100, random.random_range(150..400) * 100);
+        let trouble = if random.random_bool(0.5) { Trouble::Cut } else { Trouble::Hang };
+        for machine in 0..MACHINES {
+            self.add(from, Action::Trouble { machine, service: Service::Store, trouble });
+            self.add(from + lasts, Action::Heal { machine, service: Service::Store });
+        }
+        self.faults.push(FaultSpan { disturbs: Disturbs::Delivery, from, until: from + lasts });
+    }
+
+    /// Of machines that are told to stop, none comes back with its disk.
+    fn lose_stopped_machines(&mut self) {
+        let stops = self.steps.iter().filter_map(|step| match step.action {
+            Action::Stop { machine } => Some((step.at, machine)),
+            _ => None,
+        });
+        // A worker that is told to stop has ended within 25 s.
+        let lost: Vec<Step> =
+            stops.map(|(at, machine)| Step { at: at + 29_000, action: Action::LoseMachine { machine } }).collect();
+        self.steps.extend(lost.into_iter().filter(|step| step.at < QUIET_AT - 500));
+    }
+
+    /// The script of a seed: one to three sessions, and up to four faults. Of five seeds one is crowded: more sessions, workers with one place
+    /// each, and a store that is away for long. In another one, machines that were told to stop do not come back with their disks.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let (mut script, mut random) = (Self::default(), StdRng::seed_from_u64(seed));
-        for _ in 0..random.random_range(1..=3) {
-            script.add_session(&mut random);
+        if seed % 5 == 4 {
+            script.capacity = 1;
+            for _ in 0..random.random_range(4..=7) {
+                let (from, length) = (random.random_range(1..450) * 100, random.random_range(80..200) * 100);
+                script.add_session_of(&mut random, from, length);
+            }
+            script.add_store_outage(&mut random);
+            if random.random_bool(0.3) {
+                script.add_fault(&mut random);
+            }
+        } else {
+            for _ in 0..random.random_range(1..=3) {
+                script.add_session(&mut random);
+            }
+            for _ in 0..random.random_range(1..=4) {
+                script.add_fault(&mut random);
+            }
         }
-        for _ in 0..random.random_range(1..=4) {
-            script.add_fault(&mut random);
+        if seed % 5 == 3 {
+            script.lose_stopped_machines();
         }
         for machine in 0..MACHINES {
             script.add(QUIET_AT, Action::GoOn { machine });

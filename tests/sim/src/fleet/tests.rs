@@ -14,9 +14,6 @@ use super::{Fleet, Millis};
 
 /// A simulation that has not settled by then never does.
 const SETTLED_BY: Millis = QUIET_AT + 240_000;
-/// Jobs in each worker.
-const CAPACITY: usize = 4;
-
 /// What came of a script.
 struct Outcome {
     violations: Vec<Violation>,
@@ -43,7 +40,7 @@ fn indexes(fleet: &Fleet) -> Vec<String> {
 }
 
 fn simulate(script: &Script) -> Outcome {
-    let mut fleet = Fleet::new(MACHINES, CAPACITY);
+    let mut fleet = Fleet::new(MACHINES, script.capacity);
     fleet.play(script);
     loop {
         let next = fleet.now + 10_000;
@@ -202,13 +199,16 @@ fn whatever_happens_to_a_fleet_its_promises_hold() {
     };
     // A seed that is run alone runs, whatever a row says of it.
     let rows = Rows::open().filter(|_| number("ARCHIVER_SEED").is_none());
+    // A bug that was planted is found by the first seed that breaks a promise.
+    let stops_at_first = std::env::var_os("ARCHIVER_STOP_AT_FIRST").is_some();
     let (next, broken) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
+                    let is_over = stops_at_first && !broken.lock().expect("no panic").is_empty();
+                    if seed >= seeds.end || is_over {
                         return;
                     }
                     if !keeps_promises(seed, rows.as_ref()) {
