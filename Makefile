@@ -25,7 +25,7 @@ BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --loc
 RUST_BACKTRACE := 0
 NEXTEST = RUST_BACKTRACE=$(RUST_BACKTRACE) $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
 
-.PHONY: help setup demo test bench guards lint audit kills outages hostile soak senders simulate fuzz garage image clean
+.PHONY: help setup demo test bench guards lint audit kills outages hostile soak senders simulate planted fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,9 @@ simulate: setup ## a fleet in simulated time, under the faults of 10,000 seeds (
 	@$(BUILD_TESTS)
 	ARCHIVER_SEEDS=$${ARCHIVER_SEEDS:-10000} ARCHIVER_ROWS=$(CURDIR)/target/simulate.jsonl ARCHIVER_COMMIT="$$(git rev-parse --short HEAD)+$$(git diff HEAD | sha1sum | cut -c1-8)" \
 	  $(CARGO) nextest run --locked --workspace --profile long --no-capture -E 'test(/^fleet::tests::whatever/)'
+
+planted: setup ## six bugs, planted one by one: the fleet in simulated time must find each within 1,000 seeds (BUGS: some of them)
+	tests/tools/planted.sh $(BUGS)
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)
 	command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
