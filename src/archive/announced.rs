@@ -138,6 +138,8 @@ fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: En
                     reading.history_lost(alive.max(before.unwrap_or_default()).min(event.at), event.at);
                 }
                 newest = newest.max(Some(epoch.0));
+                // An owner before had noted an end, and died before it told the catalog.
+                ended = false;
             }
             EventKind::Ended { .. } => {
                 reading.all_gone(event.at);

@@ -23,12 +23,16 @@ for bug in "${bugs[@]}"; do
   git -C "$folder/tree" apply "$PWD/tests/sim/planted/$bug.patch"
   log=$folder/$bug.log
   echo "$bug: building, then up to $seeds seeds; log in $log"
+  export CARGO_TARGET_DIR="$folder/build"
+  # A planted bug may leave something unused.
+  unset RUSTC_WORKSPACE_WRAPPER
+  if ! (cd "$folder/tree" && cargo test --locked --quiet -p archiver-sim --lib --no-run) >"$log" 2>&1; then
+    echo "$bug: does not build; the end of $log:" >&2
+    tail -20 "$log" >&2
+    exit 1
+  fi
   (
     cd "$folder/tree"
-    export CARGO_TARGET_DIR="$folder/build"
-    # A planted bug may leave something unused.
-    unset RUSTC_WORKSPACE_WRAPPER
-    cargo test --locked --quiet -p archiver-sim --lib --no-run
     ARCHIVER_SEEDS=$seeds ARCHIVER_STOP_AT_FIRST=1 cargo test --locked --quiet -p archiver-sim --lib -- --exact --nocapture \
       fleet::tests::whatever_happens_to_a_fleet_its_promises_hold
   ) >"$log" 2>&1 && status=0 || status=$?

@@ -78,6 +78,9 @@ pub async fn recompose(
             return Err(RecomposeError::NotKept(archive));
         };
         descriptor.archive = new;
+        // The descriptor was written when the capture began.
+        let job = catalog.job(row.job).await.map_err(DeriveError::from)?;
+        descriptor.ended_at = job.and_then(|job| job.ended_at);
         descriptor.clip = overrides.clip;
         descriptor.options.output_mode = OutputMode::Composed;
         descriptor.ignore_layout_history = overrides.layout.is_some();

@@ -271,7 +271,8 @@ impl Machine {
         let ended = process.runtime.block_on(process.task).expect("a worker does not panic");
         drop((process.runtime, clock));
         let told = self.told_to_stop_at.take().filter(|_| ended.is_ok());
-        let has_worked = |told: &Millis| !self.breaks.iter().any(|one| one.at + WORKED_MIN >= *told);
+        let works = self.breaks.last().is_some_and(|one| one.works);
+        let has_worked = |told: &Millis| works && !self.breaks.iter().any(|one| one.at + WORKED_MIN >= *told);
         self.clean_ends.extend(told.filter(has_worked).map(|_| at));
         self.note(at, false);
         Some(ended)

@@ -276,20 +276,37 @@ impl Script {
         self.faults.push(FaultSpan { disturbs: Disturbs::Delivery, from, until: from + lasts });
     }
 
-    /// Of machines that are told to stop, none comes back with its disk.
+    /// Workers die while they take the event of the first session: the catalog is slow.
+    fn add_crashes_at_start(&mut self, random: &mut StdRng) {
+        let Some((start, _)) = self.sessions.first().and_then(|session| self.span(session)) else { return };
+        let (from, until) = (start.saturating_sub(100), start + 2_000);
+        for machine in 0..MACHINES {
+            let slow = Trouble::Slow(Duration::from_millis(random.random_range(100..600)));
+            self.add(from, Action::Trouble { machine, service: Service::Catalog, trouble: slow });
+            self.add(until, Action::Heal { machine, service: Service::Catalog });
+            if random.random_bool(0.7) {
+                self.add(start + random.random_range(1..80) * 20, Action::Kill { machine });
+                self.add(start + random.random_range(200..500) * 10, Action::Start { machine });
+            }
+        }
+        self.faults.push(FaultSpan { disturbs: Disturbs::Ownership, from, until: start + 5_000 });
+    }
+
+    /// Of machines that are told to stop, hardly any comes back with its disk.
     fn lose_stopped_machines(&mut self) {
         let stops = self.steps.iter().filter_map(|step| match step.action {
             Action::Stop { machine } => Some((step.at, machine)),
             _ => None,
         });
-        // A worker that is told to stop has ended within 25 s.
+        // Most workers that are told to stop have ended within 25 s.
         let lost: Vec<Step> =
             stops.map(|(at, machine)| Step { at: at + 29_000, action: Action::LoseMachine { machine } }).collect();
         self.steps.extend(lost.into_iter().filter(|step| step.at < QUIET_AT - 500));
     }
 
     /// The script of a seed: one to three sessions, and up to four faults. Of five seeds one is crowded: more sessions, workers with one place
-    /// each, and a store that is away for long. In another one, machines that were told to stop do not come back with their disks.
+    /// each, and a store that is away for long. In another one, hardly any machine that was told to stop comes back with its disk; in a third,
+    /// workers die while they take an event.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let (mut script, mut random) = (Self::default(), StdRng::seed_from_u64(seed));
@@ -311,8 +328,10 @@ impl Script {
                 script.add_fault(&mut random);
             }
         }
-        if seed % 5 == 3 {
-            script.lose_stopped_machines();
+        match seed % 5 {
+            2 => script.add_crashes_at_start(&mut random),
+            3 => script.lose_stopped_machines(),
+            _ => {}
         }
         for machine in 0..MACHINES {
             script.add(QUIET_AT, Action::GoOn { machine });
