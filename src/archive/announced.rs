@@ -91,13 +91,12 @@ struct Reading {
     found: BTreeMap<TrackId, TrackHistory>,
 }
 
-/// Where a log ends whose history does not say that the archive ended.
+/// The known ends of a log. They count if its history has no end.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Ends {
     /// The last captured frame's end.
     pub log: MediaTime,
-    /// When the capture had ended, as far as the catalog knows. The machine that captured until then is lost with the end of the log, or not
-    /// back yet.
+    /// When the catalog says that the capture had ended. The machine with the rest of the log is lost, or is not back yet.
     pub capture: Option<MediaTime>,
 }
 
@@ -138,7 +137,7 @@ fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: En
                     reading.history_lost(alive.max(before.unwrap_or_default()).min(event.at), event.at);
                 }
                 newest = newest.max(Some(epoch.0));
-                // An owner before had noted an end, and died before it told the catalog.
+                // An earlier owner may note an end and die before it tells the catalog. Then this owner captures on.
                 ended = false;
             }
             EventKind::Ended { .. } => {

@@ -109,7 +109,7 @@ impl Keys {
         (keys.key(kind) == key).then_some((keys, kind))
     }
 
-    /// The owner and the number of the bundle with a key; `None` if the key is not a bundle's.
+    /// The epoch and the number in a bundle's key; `None` for other keys.
     #[must_use]
     pub fn parse_bundle(key: &str) -> Option<(Epoch, u32)> {
         match Self::parse(key)?.1 {

@@ -22,7 +22,7 @@ const SHIPPED_WITHIN: Millis = 25_000;
 /// What is missing at the edge of an announcement is put down to signalling.
 const SIGNALLING: Millis = 1_100;
 
-/// A session of which a place is free is captured so soon after somebody publishes in it.
+/// A session for which a worker has a place is captured within this, once somebody publishes in it.
 const CAPTURED_WITHIN: Millis = 8_000;
 
 /// A promise that was not kept.
@@ -53,7 +53,7 @@ pub enum Violation {
     FalselyTold { session: String, gaps: String },
     /// Frames were on a disk that was not lost, and are not in the archive.
     Lost { session: String, frames: String },
-    /// A session was captured late or not at all, though a worker had a place for it.
+    /// A session was captured late or not at all, although a worker had a place for it.
     Late { session: String, what: String },
     /// A session changed its owner for no reason.
     Stolen { session: String, epochs: u32 },
@@ -120,7 +120,7 @@ impl Fleet {
         }
     }
 
-    /// A session that a worker had a place for was captured soon, whether the store was there or not.
+    /// A session for which a worker had a place was captured soon, whether the store was there or not.
     fn check_place(&self, session: &str, script: &Script, found: &mut Vec<Violation>) {
         let room = super::room(session);
         let (all, start) = (self.publishers.all(), script.span(session).map(|(start, _)| start));
