@@ -6,6 +6,7 @@ mod api;
 mod capture;
 mod compose;
 mod ends;
+mod log;
 mod process;
 mod times;
 
@@ -56,6 +57,12 @@ struct Arguments {
     /// Seconds that each question to the API is asked for.
     #[arg(long, env = "BENCH_API_SECONDS", default_value_t = 15)]
     api_seconds: u64,
+    /// Lengths of capture logs that are shipped and restored, in minutes; 0: none.
+    #[arg(long, env = "BENCH_LOGS", value_delimiter = ',', default_value = "1,240")]
+    logs: Vec<usize>,
+    /// Only the shipping and restoring of capture logs is measured.
+    #[arg(long)]
+    logs_only: bool,
     /// Only the API is measured.
     #[arg(long)]
     api_only: bool,
@@ -144,11 +151,15 @@ async fn main() -> Result<()> {
     if arguments.compose_only {
         return write("bench-compose.json", &composing(&arguments, &archiver)?);
     }
+    if arguments.logs_only {
+        return write("bench-logs.json", &json!(log::measure(&arguments.logs).await?));
+    }
     if arguments.api_only {
         return write("bench-api.json", &json!(api::measure(&archiver, arguments.api_seconds)?));
     }
     let asked = if arguments.ends_only { Vec::new() } else { api::measure(&archiver, arguments.api_seconds)? };
     let compose = if arguments.ends_only { json!(null) } else { composing(&arguments, &archiver)? };
+    let logs = if arguments.ends_only { Vec::new() } else { log::measure(&arguments.logs).await? };
     let archiver = archiver.to_str().context("a path in UTF-8")?;
     let composed_ends = ends::composed(archiver, &arguments.ends).await?;
     if arguments.ends_only {
@@ -190,6 +201,7 @@ async fn main() -> Result<()> {
         "compose": compose,
         "api": asked,
         "composed_sessions": composed_ends,
+        "logs": logs,
     });
     write("bench.json", &figures)
 }

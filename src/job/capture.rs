@@ -26,7 +26,7 @@ use crate::model::time::{MediaClock, MediaTime};
 use crate::recording::history::{EventKind, History, has_streams};
 use crate::recording::restore::restore;
 use crate::recording::upload;
-use crate::recording::upload::UploadBacklog;
+use crate::recording::upload::{Shipper, UploadBacklog};
 use crate::recording::{LogOptions, LogReader, TrackLog};
 use crate::router::{Room, RouterError};
 use crate::rtp::track::TrackOptions;
@@ -358,13 +358,13 @@ async fn ship_behind(
     backlog: Arc<UploadBacklog>,
     stop: CancellationToken,
 ) {
-    let mut next = 1;
+    let mut shipper = Shipper::new(keys, dir, epoch);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = backlog.more() => {}
         }
-        match upload::ship(context.store.as_ref(), &keys, &dir, epoch, &mut next, &stop).await {
+        match shipper.ship(context.store.as_ref(), &stop).await {
             Ok(Cancellable::Done(bytes)) => backlog.shipped(bytes),
             Ok(Cancellable::Cancelled) => {}
             Err(error) => tracing::warn!("segments are not shipped for now: {}", chain(&error)),

@@ -22,6 +22,7 @@ pub mod mkv;
 pub mod reader;
 pub mod restore;
 pub mod spool;
+mod unshipped;
 pub mod upload;
 mod writer;
 

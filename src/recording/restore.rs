@@ -1,8 +1,9 @@
 //! Restores an archive's capture log from the bundles of [`super::upload`], on a machine that did not write all of it.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
@@ -10,13 +11,13 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
-use super::reader::SegmentIndex;
 use super::spool::check_free_space;
+use super::unshipped::{UnshippedSegment, UnshippedTrack};
 use super::upload::{JOB, ShipError};
 use super::{HISTORY, INDEX, LogError, LogReader, Record, TRACKS};
 use crate::model::cancellable::Cancellable;
 use crate::model::ids::TrackId;
-use crate::runtime::journal::{LineFile, to_line};
+use crate::runtime::journal::{MergedFile, to_line};
 use crate::runtime::retry::{STORE, retry_until_cancelled};
 use crate::store::checksum::hex;
 use crate::store::keys::Keys;
@@ -68,22 +69,21 @@ pub async fn restore_reserving(
             .await
             .expect("looking at a disk does not panic")?;
     }
-    let (mut small_files, mut fetched) = (SmallFiles::default(), 0);
+    let (mut unpacking, mut fetched) = (Unpacking::new(dir), 0);
     for bundle in missing {
         let temp = dir.join(format!("restore-{}.tar", UNPACKED.fetch_add(1, Ordering::Relaxed)));
         let fetch = || fetch(store, &bundle.key, &temp);
         let fetching = retry_until_cancelled("fetch a bundle", STORE, cancel, fetch).await?;
         let Cancellable::Done(on_disk) = fetching else { return Ok(Cancellable::Cancelled) };
         on_disk.map_err(LogError::io("write", &temp))?;
-        let (at, key) = (dir.to_owned(), bundle.key.clone());
-        let unpack = move || unpack(&at, &temp, &key, &mut small_files).map(|new| (small_files, new));
+        let key = bundle.key.clone();
+        let unpack = move || unpacking.bundle(&temp, &key).map(|new| (unpacking, new));
         let unpacked = tokio::task::spawn_blocking(unpack).await.expect("unpacking does not panic")?;
-        small_files = unpacked.0;
+        unpacking = unpacked.0;
         fetched += usize::from(unpacked.1 > 0);
     }
-    let at = dir.to_owned();
     // The history last: if it is there, so are the tracks.
-    tokio::task::spawn_blocking(move || small_files.write(&at)).await.expect("writing does not panic")?;
+    tokio::task::spawn_blocking(move || unpacking.end()).await.expect("writing does not panic")?;
     Ok(Cancellable::Done(fetched))
 }
 
@@ -122,8 +122,8 @@ impl SmallFiles {
             write_if_absent(&job, &mut self.job.as_slice())?;
         }
         for history in self.histories {
-            let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&dir.join(HISTORY))?;
-            file.merge(0, whole_lines(&history), |_, line| Some(line.to_vec()))?;
+            let mut file = MergedFile::open(&dir.join(HISTORY))?;
+            file.merge(whole_lines(&history), |_, line| Some(line.to_vec()))?;
         }
         Ok(())
     }
@@ -151,59 +151,94 @@ async fn create(path: &Path) -> std::io::Result<tokio::fs::File> {
     tokio::fs::File::create(path).await
 }
 
-/// Returns how many segments were not here.
-fn unpack(dir: &Path, temp: &Path, key: &str, small_files: &mut SmallFiles) -> Result<usize, LogError> {
-    let (mut fetched_segments, mut new) = (Vec::new(), 0);
-    let file = std::fs::File::open(temp).map_err(LogError::io("open", temp))?;
-    let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
-    for entry in bundle.entries().map_err(LogError::io("read", temp))? {
-        let mut entry = entry.map_err(LogError::io("read", temp))?;
-        let Some(name) = entry.path().ok().and_then(|p| p.to_str().map(str::to_owned)) else { continue };
-        match name.split('/').collect::<Vec<_>>()[..] {
-            [JOB] => small_files.job = read_text(&mut entry, temp)?,
-            [HISTORY] => small_files.add(read_text(&mut entry, temp)?),
-            [TRACKS, track, file] => {
-                let Ok(id) = track.parse::<TrackId>() else { continue };
-                let folder = dir.join(TRACKS).join(id.to_string());
-                std::fs::create_dir_all(&folder).map_err(LogError::io("create", &folder))?;
-                match file.strip_prefix("index.jsonl.").and_then(|from| from.parse::<u64>().ok()) {
-                    Some(from) => merge_index(&folder, from, &read_text(&mut entry, temp)?)?,
-                    None if file.ends_with(".mkv") => {
-                        new += usize::from(write_if_absent(&folder.join(file), &mut entry)?);
-                        fetched_segments.push((id, file.to_owned()));
-                    }
-                    None => {}
-                }
-            }
-            _ => {}
-        }
-    }
-    record_origins(dir, key, &fetched_segments)?;
-    std::fs::remove_file(temp).map_err(LogError::io("remove", temp))?;
-    Ok(new)
+/// A track that bundles are unpacked to.
+struct UnpackedTrack {
+    index: MergedFile,
+    log: UnshippedTrack,
 }
 
-/// Notes in the indexes which bundle has each segment. The bundle's own slice of the index ends before that line.
-fn record_origins(dir: &Path, key: &str, fetched_segments: &[(TrackId, String)]) -> Result<(), LogError> {
-    for track in LogReader::open(dir)?.tracks {
-        let file = LineFile::open_for_append(&track.dir.join(INDEX))?;
-        let is_new =
-            |s: &&SegmentIndex| s.shipped.is_none() && fetched_segments.contains(&(track.track, s.file.clone()));
-        for segment in track.segments.iter().filter(is_new) {
-            let path = track.dir.join(&segment.file);
-            if !is_whole(segment, &path)? {
-                tracing::error!(path = %path.display(), key, "a segment from the store is not what was sent; it is left out");
-                std::fs::remove_file(&path).map_err(LogError::io("remove", &path))?;
-                continue;
+/// Unpacks bundles into an archive's folder, one after the other. An index is read once, however many bundles there are.
+struct Unpacking {
+    dir: PathBuf,
+    small_files: SmallFiles,
+    tracks: BTreeMap<TrackId, UnpackedTrack>,
+}
+
+impl Unpacking {
+    fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), small_files: SmallFiles::default(), tracks: BTreeMap::new() }
+    }
+
+    /// Returns how many segments were not here.
+    fn bundle(&mut self, temp: &Path, key: &str) -> Result<usize, LogError> {
+        let (mut fetched, mut new) = (BTreeMap::<TrackId, BTreeSet<String>>::new(), 0);
+        let file = std::fs::File::open(temp).map_err(LogError::io("open", temp))?;
+        let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
+        for entry in bundle.entries().map_err(LogError::io("read", temp))? {
+            let mut entry = entry.map_err(LogError::io("read", temp))?;
+            let Some(name) = entry.path().ok().and_then(|p| p.to_str().map(str::to_owned)) else { continue };
+            match name.split('/').collect::<Vec<_>>()[..] {
+                [JOB] => self.small_files.job = read_text(&mut entry, temp)?,
+                [HISTORY] => self.small_files.add(read_text(&mut entry, temp)?),
+                [TRACKS, track, file] => {
+                    let Ok(id) = track.parse::<TrackId>() else { continue };
+                    let track = self.track(id)?;
+                    match file.strip_prefix("index.jsonl.") {
+                        Some(_) => merge_index(&mut track.index, &read_text(&mut entry, temp)?)?,
+                        None if file.ends_with(".mkv") => {
+                            new += usize::from(write_if_absent(&track.log.dir.join(file), &mut entry)?);
+                            fetched.entry(id).or_default().insert(file.to_owned());
+                        }
+                        None => {}
+                    }
+                }
+                _ => {}
             }
-            file.append(&Record::Shipped { n: segment.n, key: key.to_owned(), index: 0 })?;
+        }
+        for (id, files) in fetched {
+            record_origins(self.track(id)?, key, &files)?;
+        }
+        std::fs::remove_file(temp).map_err(LogError::io("remove", temp))?;
+        Ok(new)
+    }
+
+    fn track(&mut self, id: TrackId) -> Result<&mut UnpackedTrack, LogError> {
+        match self.tracks.entry(id) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(new) => {
+                let dir = self.dir.join(TRACKS).join(id.to_string());
+                std::fs::create_dir_all(&dir).map_err(LogError::io("create", &dir))?;
+                let index = MergedFile::open(&dir.join(INDEX))?;
+                Ok(new.insert(UnpackedTrack { index, log: UnshippedTrack::new(&dir) }))
+            }
+        }
+    }
+
+    fn end(self) -> Result<(), LogError> {
+        self.small_files.write(&self.dir)
+    }
+}
+
+/// Notes in an index which bundle has each segment. The bundle's own slice of the index ends before that line.
+fn record_origins(track: &mut UnpackedTrack, key: &str, fetched: &BTreeSet<String>) -> Result<(), LogError> {
+    track.log.refresh()?;
+    for (n, segment) in &track.log.segments {
+        if !fetched.contains(&segment.file) {
+            continue;
+        }
+        let path = track.log.dir.join(&segment.file);
+        if is_whole(segment, &path)? {
+            track.index.append(&Record::Shipped { n: *n, key: key.to_owned(), index: 0 })?;
+        } else {
+            tracing::error!(path = %path.display(), key, "a segment from the store is not what was sent; it is left out");
+            std::fs::remove_file(&path).map_err(LogError::io("remove", &path))?;
         }
     }
     Ok(())
 }
 
 /// Whether a file has the bytes that its machine sealed.
-fn is_whole(segment: &SegmentIndex, path: &Path) -> Result<bool, LogError> {
+fn is_whole(segment: &UnshippedSegment, path: &Path) -> Result<bool, LogError> {
     let Some(seal) = &segment.sealed else { return Ok(true) };
     let mut file = std::fs::File::open(path).map_err(LogError::io("open", path))?;
     let mut hasher = Sha256::new();
@@ -225,9 +260,8 @@ fn whole_lines(bytes: &[u8]) -> &[u8] {
 
 /// Merges a slice into an index. If this machine has written lines of its own since, the slice's lines are appended: a
 /// segment number belongs to one epoch, so the lines do not conflict.
-fn merge_index(folder: &Path, from: u64, slice: &[u8]) -> Result<(), LogError> {
-    let (file, _) = LineFile::open::<serde::de::IgnoredAny>(&folder.join(INDEX))?;
-    let merged = file.merge(from, whole_lines(slice), |json, line| match serde_json::from_slice(json).ok()? {
+fn merge_index(index: &mut MergedFile, slice: &[u8]) -> Result<(), LogError> {
+    let merged = index.merge(whole_lines(slice), |json, line| match serde_json::from_slice(json).ok()? {
         // The length of another machine's index that was shipped does not apply to this one.
         Record::Shipped { n, key, .. } => Some(to_line(&Record::Shipped { n, key, index: 0 })),
         _ => Some(line.to_vec()),

@@ -4,7 +4,7 @@
 //! the segments, the lines that the indexes gained, and the session's small files. All bundles of an archive together are
 //! its capture log; [`super::restore`] restores it on another machine.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::{SegmentIndex, TrackIndex};
 use super::spool::Spool;
+use super::unshipped::{UnshippedLog, UnshippedSegment};
 use super::{HISTORY, INDEX, LogError, LogOptions, LogReader, Record, SealedSegment, TRACKS, TrackLog};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{Fault, HasFault};
-use crate::model::ids::Epoch;
+use crate::model::ids::{Epoch, TrackId};
 use crate::runtime::journal::LineFile;
 use crate::runtime::metrics::metrics;
 use crate::runtime::retry::{STORE, retry_until_cancelled};
@@ -95,6 +96,7 @@ struct Bundle {
 
 /// A track's share of a bundle.
 struct BundledTrack {
+    track: TrackId,
     /// The track's folder.
     dir: PathBuf,
     /// Numbers of the segments.
@@ -121,45 +123,133 @@ fn add(body: &mut Body, path: &str, piece: Piece, size: u64) -> Result<(), LogEr
     Ok(())
 }
 
-/// Gathers the sealed segments that are not in the store, oldest first; with `last` also the rest of the indexes. `None` if
-/// there is nothing to ship. Blocking.
-fn gather_bundle(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
+/// Ships an archive's log under one epoch, one bundle after the other. It reads each line of the indexes once.
+#[derive(Debug)]
+pub struct Shipper {
+    keys: Keys,
+    dir: PathBuf,
+    epoch: Epoch,
+    /// The number of the next bundle.
+    next: u32,
+    log: UnshippedLog,
+}
+
+impl Shipper {
+    /// Ships what is in an archive's folder, from the first bundle of an epoch on.
+    #[must_use]
+    pub fn new(keys: Keys, dir: PathBuf, epoch: Epoch) -> Self {
+        Self { keys, dir, epoch, next: 1, log: UnshippedLog::default() }
+    }
+
+    /// Ships all sealed segments. Retries until it succeeds. Returns the bytes of the segments.
+    ///
+    /// # Errors
+    /// See [`ShipError`]; also when the store refuses for good.
+    pub async fn ship(
+        &mut self,
+        store: &dyn ObjectStore,
+        cancel: &CancellationToken,
+    ) -> Result<Cancellable<u64>, ShipError> {
+        let mut shipped = 0;
+        while let Some(bundle) = self.gather(false).await? {
+            let Cancellable::Done(key) = self.put(store, &bundle.body, cancel).await? else {
+                return Ok(Cancellable::Cancelled);
+            };
+            shipped += bundle.bytes;
+            // Only a segment's note says how much of an index is in the store. Of a track without one in this bundle, this run knows.
+            for track in &bundle.tracks {
+                if let Some(known) = self.log.tracks.get_mut(&track.track) {
+                    known.index_shipped = track.index_bytes;
+                }
+            }
+            let note = move || record_shipped(&bundle.tracks, &key);
+            tokio::task::spawn_blocking(note).await.expect("noting does not panic")?;
+        }
+        Ok(Cancellable::Done(shipped))
+    }
+
+    /// Ships what is left when all sealed segments are shipped: the rest of the indexes, and the history.
+    async fn ship_last(
+        &mut self,
+        store: &dyn ObjectStore,
+        cancel: &CancellationToken,
+    ) -> Result<Cancellable<()>, ShipError> {
+        let Some(bundle) = self.gather(true).await? else { return Ok(Cancellable::Done(())) };
+        Ok(self.put(store, &bundle.body, cancel).await?.map(drop))
+    }
+
+    async fn gather(&mut self, last: bool) -> Result<Option<Bundle>, LogError> {
+        let (mut log, dir) = (std::mem::take(&mut self.log), self.dir.clone());
+        let gather = move || {
+            let bundle = gather_bundle(&dir, &mut log, last);
+            (log, bundle)
+        };
+        let (log, bundle) = tokio::task::spawn_blocking(gather).await.expect("gathering does not panic");
+        self.log = log;
+        bundle
+    }
+
+    /// Puts the next bundle into the store, however long that takes. Returns its key.
+    async fn put(
+        &mut self,
+        store: &dyn ObjectStore,
+        body: &Body,
+        cancel: &CancellationToken,
+    ) -> Result<Cancellable<String>, ShipError> {
+        let key = self.keys.key(Kind::Bundle(self.epoch, self.next));
+        let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
+        let put = || store.put(&key, body.clone(), options());
+        let Cancellable::Done(_) = retry_until_cancelled("ship segments", STORE, cancel, put).await? else {
+            return Ok(Cancellable::Cancelled);
+        };
+        self.next += 1;
+        Ok(Cancellable::Done(key))
+    }
+}
+
+/// Gathers the sealed segments that are not in the store, oldest first; with `last` also the rest of all indexes. `None` if there is
+/// nothing to ship. Blocking.
+fn gather_bundle(dir: &Path, log: &mut UnshippedLog, last: bool) -> Result<Option<Bundle>, LogError> {
+    // The history first: all that was captured until its last line is in the indexes of the same bundle.
+    let small_files = [JOB, HISTORY].map(|name| (name, std::fs::read(dir.join(name))));
+    log.refresh(dir)?;
     let mut bundle = Bundle { body: Body::default(), bytes: 0, tracks: Vec::new() };
     let mut room = SEGMENTS_MAX;
-    for track in LogReader::open(dir)?.tracks {
-        // An index from the store may name segments that never came to this disk.
-        let waits = |s: &&SegmentIndex| s.sealed.is_some() && s.shipped.is_none() && track.dir.join(&s.file).exists();
-        let waiting: Vec<_> = track.segments.iter().filter(waits).take(room).collect();
-        let more = last && track.index_shipped < track.read_bytes();
-        if waiting.is_empty() && !more {
+    let mut chosen = BTreeMap::new();
+    for (id, track) in &log.tracks {
+        let waiting = track.present().filter(|(_, segment)| segment.sealed.is_some()).take(room);
+        let waiting: Vec<(u32, &UnshippedSegment)> = waiting.collect();
+        room -= waiting.len();
+        chosen.insert(*id, waiting);
+    }
+    if !last && room == SEGMENTS_MAX {
+        return Ok(None);
+    }
+    for (id, track) in &log.tracks {
+        let (waiting, slice) = (&chosen[id], track.index_slice());
+        // The index names segments that travel later, or are still written: if this machine is lost, they are known to be missing.
+        let names_more = || last || track.present().next().is_some();
+        if waiting.is_empty() && (slice.is_empty() || !names_more()) {
             continue;
         }
-        room -= waiting.len();
-        for segment in &waiting {
+        for (_, segment) in waiting {
             let path = track.dir.join(&segment.file);
             let size = std::fs::metadata(&path).map_err(LogError::io("read", &path))?.len();
-            let name = format!("{TRACKS}/{}/{}", track.track, segment.file);
+            let name = format!("{TRACKS}/{id}/{}", segment.file);
             add(&mut bundle.body, &name, Piece::File { path, offset: 0, len: size }, size)?;
             bundle.bytes += size;
         }
         // Whole lines only, from where the last bundle ended.
-        let to = track.read_bytes();
-        // An index that a dying machine cut short is sent again.
-        let from = if track.index_shipped > to { 0 } else { track.index_shipped };
-        let name = format!("{TRACKS}/{}/{INDEX}.{from:012}", track.track);
-        let piece = Piece::File { path: track.dir.join(INDEX), offset: from, len: to - from };
-        add(&mut bundle.body, &name, piece, to - from)?;
-        let segments = waiting.iter().map(|s| s.n).collect();
-        bundle.tracks.push(BundledTrack { dir: track.dir.clone(), segments, index_bytes: to });
-        if room == 0 {
-            break;
+        if !slice.is_empty() {
+            let (name, len) = (format!("{TRACKS}/{id}/{INDEX}.{:012}", slice.start), slice.end - slice.start);
+            let piece = Piece::File { path: track.dir.join(INDEX), offset: slice.start, len };
+            add(&mut bundle.body, &name, piece, len)?;
         }
+        let segments = waiting.iter().map(|(n, _)| *n).collect();
+        bundle.tracks.push(BundledTrack { track: *id, dir: track.dir.clone(), segments, index_bytes: slice.end });
     }
-    if bundle.tracks.is_empty() && !last {
-        return Ok(None);
-    }
-    for name in [JOB, HISTORY] {
-        if let Ok(bytes) = std::fs::read(dir.join(name)) {
+    for (name, bytes) in small_files {
+        if let Ok(bytes) = bytes {
             let size = bytes.len() as u64;
             add(&mut bundle.body, name, Piece::Bytes(bytes.into()), size)?;
         }
@@ -168,39 +258,11 @@ fn gather_bundle(dir: &Path, last: bool) -> Result<Option<Bundle>, LogError> {
     Ok(Some(bundle))
 }
 
-/// Ships all sealed segments, one bundle after the other. Retries until it succeeds. Returns the bytes of the segments.
-///
-/// # Errors
-/// See [`ShipError`]; also when the store refuses for good.
-pub async fn ship(
-    store: &dyn ObjectStore,
-    keys: &Keys,
-    dir: &Path,
-    epoch: Epoch,
-    next: &mut u32,
-    cancel: &CancellationToken,
-) -> Result<Cancellable<u64>, ShipError> {
-    let mut shipped = 0;
-    loop {
-        let at = dir.to_owned();
-        let bundle =
-            tokio::task::spawn_blocking(move || gather_bundle(&at, false)).await.expect("gathering does not panic")?;
-        let Some(bundle) = bundle else { return Ok(Cancellable::Done(shipped)) };
-        let key = keys.key(Kind::Bundle(epoch, *next));
-        let put = put_bundle(store, &key, &bundle, cancel).await?;
-        let Cancellable::Done(()) = put else { return Ok(Cancellable::Cancelled) };
-        *next += 1;
-        shipped += bundle.bytes;
-        let tracks = bundle.tracks;
-        tokio::task::spawn_blocking(move || record_shipped(&tracks, &key)).await.expect("noting does not panic")?;
-    }
-}
-
 /// Ships the rest when a session has ended: the remaining segments, the rest of the indexes, and the whole history. With it
 /// the store has all that is needed to make the archive again.
 ///
 /// # Errors
-/// See [`ship`].
+/// See [`Shipper::ship`].
 pub async fn ship_rest(
     store: &dyn ObjectStore,
     keys: &Keys,
@@ -216,8 +278,9 @@ pub async fn ship_rest(
     let named = tokio::task::spawn_blocking(move || named_bundles(&at)).await.expect("reading a log does not panic")?;
     // A number is used once, also when the store no longer has its bundle.
     let used = there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).chain(named);
-    let mut next = used.filter(|(of, _)| *of == epoch).map(|(_, number)| number).max().unwrap_or(0) + 1;
-    match ship(store, keys, dir, epoch, &mut next, cancel).await {
+    let mut shipper = Shipper::new(keys.clone(), dir.to_owned(), epoch);
+    shipper.next = used.filter(|(of, _)| *of == epoch).map(|(_, number)| number).max().unwrap_or(0) + 1;
+    match shipper.ship(store, cancel).await {
         Ok(Cancellable::Done(_)) => {}
         Ok(Cancellable::Cancelled) => return Ok(Cancellable::Cancelled),
         // A disk that takes no note may be readable: the last bundle has all segments of which nothing is noted.
@@ -226,12 +289,7 @@ pub async fn ship_rest(
         }
         Err(error) => return Err(error),
     }
-    let at = dir.to_owned();
-    let bundle =
-        tokio::task::spawn_blocking(move || gather_bundle(&at, true)).await.expect("gathering does not panic")?;
-    let Some(bundle) = bundle else { return Ok(Cancellable::Done(())) };
-    let key = keys.key(Kind::Bundle(epoch, next));
-    put_bundle(store, &key, &bundle, cancel).await
+    shipper.ship_last(store, cancel).await
 }
 
 /// Seals what a crash, or a disk that was full, left open in a log that nobody writes any more. Blocking.
@@ -293,18 +351,6 @@ pub async fn is_in_store(
     };
     let all = tokio::task::spawn_blocking(look).await.expect("reading a log does not panic")?;
     Ok(Cancellable::Done(all))
-}
-
-/// Puts a bundle into the store, however long that takes.
-async fn put_bundle(
-    store: &dyn ObjectStore,
-    key: &str,
-    bundle: &Bundle,
-    cancel: &CancellationToken,
-) -> Result<Cancellable<()>, ShipError> {
-    let options = || PutOptions { content_type: Some("application/x-tar"), ..PutOptions::default() };
-    let put = || store.put(key, bundle.body.clone(), options());
-    Ok(retry_until_cancelled("ship segments", STORE, cancel, put).await?.map(drop))
 }
 
 /// Notes in the indexes which bundle has each segment.

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -116,40 +117,72 @@ impl LineFile {
         })
     }
 
-    /// Appends lines of another copy of this file, where they begin at offset `from`. If this file ends there, all lines are appended
-    /// as they are. Otherwise only missing lines are, each as `convert` returns it for its JSON and its bytes.
-    ///
-    /// # Errors
-    /// When the file cannot be read or written.
-    pub(crate) fn merge(
-        &self,
-        from: u64,
-        lines: &[u8],
-        convert: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>,
-    ) -> Result<(), FileError> {
-        let path = &self.path;
-        if self.file.metadata().map_err(FileError::new("read", path))?.len() == from {
-            return self.append_bytes(lines);
-        }
-        let mut have = Vec::new();
-        File::open(path).and_then(|mut f| f.read_to_end(&mut have)).map_err(FileError::new("read", path))?;
-        let have: HashSet<&[u8]> = have.split_inclusive(|b| *b == b'\n').collect();
-        let missing: Vec<u8> = lines
-            .split_inclusive(|b| *b == b'\n')
-            .filter(|line| !have.contains(line))
-            .filter_map(|line| convert(json_of_line(line)?, line))
-            .filter(|line| !have.contains(line.as_slice()))
-            .flatten()
-            .collect();
-        if missing.is_empty() { Ok(()) } else { self.append_bytes(&missing) }
-    }
-
     /// Syncs the file, so that its lines survive a crash of the machine.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn sync(&self) -> Result<(), FileError> {
         self.file.sync_data().map_err(FileError::new("sync", &self.path))
+    }
+}
+
+/// A journal file that gains the lines of other copies of it. It is read once, however many copies there are.
+#[derive(Debug)]
+pub(crate) struct MergedFile {
+    path: PathBuf,
+    /// What its lines are known by: a hash that nobody can foresee.
+    have: HashSet<u64>,
+    hasher: RandomState,
+}
+
+impl MergedFile {
+    /// Opens or creates the file, and truncates a torn last line.
+    ///
+    /// # Errors
+    /// When the file cannot be used.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        LineFile::open::<serde::de::IgnoredAny>(path)?;
+        let mut reader = BufReader::new(File::open(path).map_err(FileError::new("open", path))?);
+        let mut this = Self { path: path.to_owned(), have: HashSet::new(), hasher: RandomState::new() };
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line).map_err(FileError::new("read", path))? > 0 {
+            this.have.insert(this.hasher.hash_one(line.as_slice()));
+            line.clear();
+        }
+        Ok(this)
+    }
+
+    /// Appends the lines of another copy that are not here, each as `convert` returns it for its JSON and its bytes. Damaged lines are left
+    /// out.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn merge(&mut self, lines: &[u8], convert: impl Fn(&[u8], &[u8]) -> Option<Vec<u8>>) -> Result<(), FileError> {
+        let (mut missing, mut added) = (Vec::new(), HashSet::new());
+        for line in lines.split_inclusive(|b| *b == b'\n') {
+            let Some(line) = json_of_line(line).and_then(|json| convert(json, line)) else { continue };
+            let hash = self.hasher.hash_one(line.as_slice());
+            if !self.have.contains(&hash) && added.insert(hash) {
+                missing.extend(line);
+            }
+        }
+        if !missing.is_empty() {
+            // Not held open: an archive may have many tracks.
+            LineFile::open_for_append(&self.path)?.append_bytes(&missing)?;
+        }
+        self.have.extend(added);
+        Ok(())
+    }
+
+    /// Appends a line of this copy.
+    ///
+    /// # Errors
+    /// See [`LineFile::append`].
+    pub fn append<T: Serialize>(&mut self, value: &T) -> Result<(), FileError> {
+        let line = to_line(value);
+        LineFile::open_for_append(&self.path)?.append_bytes(&line)?;
+        self.have.insert(self.hasher.hash_one(line.as_slice()));
+        Ok(())
     }
 }
 
