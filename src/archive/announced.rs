@@ -11,6 +11,13 @@ use crate::recording::history::{Event, EventKind};
 /// An owner announces all streams that are in the room within this after it has joined. So it does when the router is back.
 const JOIN_MAX: MediaSpan = 2_000_000_000;
 
+/// From this on, time at the end of a capture of which no history is left is told.
+const UNKNOWN_MIN: MediaSpan = 1_000_000_000;
+/// From this on, time in which no owner was in the room is told though the next one found no stream: most sessions have none at first.
+const UNSEEN_MIN: MediaSpan = 10_000_000_000;
+/// From this on, time in which the router could not be reached is told though nobody came. A session at the router outlives a shorter one.
+const UNREACHED_MIN: MediaSpan = 30_000_000_000;
+
 /// What stands in the way of capturing a track, from a moment on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blame {
@@ -64,12 +71,41 @@ struct Handover {
     until: Option<MediaTime>,
 }
 
-/// A time of which there is no history: the machine that has it is lost, or not back yet.
+/// A time in which nobody knows who published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UnknownTime {
+    /// When.
+    pub span: Interval,
+    /// Why.
+    pub why: Unknown,
+}
+
+/// Why nobody knows who published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unknown {
+    /// The machine that has the history is lost, or not back yet.
+    HistoryLost,
+    /// No owner had joined the room: what kept them away.
+    Unseen(GapCause),
+}
+
+impl Unknown {
+    /// To what missing media is put down.
+    pub const fn cause(self) -> GapCause {
+        match self {
+            Self::HistoryLost => GapCause::Worker,
+            Self::Unseen(cause) => cause,
+        }
+    }
+}
+
+/// A time in which nobody noted who published. What is found behind it may have been there all that time.
 #[derive(Debug, Clone, Copy)]
-struct LostHistory {
+struct Blind {
     /// The last that is known before it.
     since: MediaTime,
-    /// The owner after it has announced all that is there by then. Unknown until that owner has joined the room.
+    why: Unknown,
+    /// All that is there is announced by then. Unknown until an owner has joined the room.
     until: Option<MediaTime>,
 }
 
@@ -78,12 +114,19 @@ struct LostHistory {
 struct Reading {
     streams: BTreeMap<StreamId, Stream>,
     handover: Handover,
-    lost: Option<LostHistory>,
-    /// Times of which no history is left, and in which no stream is known to have been there.
-    unknown: Vec<Interval>,
+    blind: Option<Blind>,
+    /// Times of which there is no history, and in which no stream is known to have been there.
+    unknown: Vec<UnknownTime>,
+    /// Until when an owner is known to have been in the room, if one was.
+    seen_until: Option<MediaTime>,
+    /// The present owner has joined.
+    has_joined: bool,
+    /// The owner before it had joined, and was there to the end.
+    was_joined: bool,
     /// Older versions do not note that an owner has joined.
     notes_joining: bool,
-    router_lost: bool,
+    /// Since when the router cannot be reached.
+    router_lost: Option<MediaTime>,
     /// When the router was back last.
     router_back: Option<MediaTime>,
     /// Tracks that left the room, and when.
@@ -109,9 +152,9 @@ pub(super) fn histories(
     read(events, alive, end).found
 }
 
-/// The times of which no history is left, and in which no stream is known to have been there.
-pub(super) fn unknown(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime) -> Vec<Interval> {
-    read(events, alive, Ends::default()).unknown
+/// The times of which there is no history, and in which no stream is known to have been there.
+pub(super) fn unknown(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: Ends) -> Vec<UnknownTime> {
+    read(events, alive, end).unknown
 }
 
 fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: Ends) -> Reading {
@@ -141,6 +184,7 @@ fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: En
                 ended = false;
             }
             EventKind::Ended { .. } => {
+                reading.router_was_away(event.at);
                 reading.all_gone(event.at);
                 ended = true;
             }
@@ -151,8 +195,12 @@ fn read(events: &[Event], alive: impl Fn(Epoch, MediaTime) -> MediaTime, end: En
         let known = events.last().map_or(end.log, |event| event.at.max(end.log));
         let ended_at = end.capture.map_or(known, |capture| capture.max(known));
         if ended_at > known {
-            // Nobody knows when its streams left.
+            // Nobody knows when its streams left, and whether others came.
             reading.owner_changed(known, ended_at);
+            if reading.handover.streams.is_empty() && ended_at - known >= UNKNOWN_MIN {
+                let span = Interval::new(known, ended_at);
+                reading.unknown.push(UnknownTime { span, why: Unknown::HistoryLost });
+            }
         }
         reading.all_gone(ended_at);
     }
@@ -164,6 +212,7 @@ impl Reading {
         if self.handover.until.is_some_and(|until| until < at) {
             self.handed_over();
         }
+        self.blind = self.blind.filter(|blind| blind.until.is_none_or(|until| at <= until));
         match what {
             EventKind::Tracks { stream, tracks } => {
                 let announced: BTreeMap<TrackKind, &str> =
@@ -171,7 +220,9 @@ impl Reading {
                 self.announced(at, *stream, &announced);
             }
             EventKind::StreamGone { stream } => {
-                let forgotten = self.router_lost || self.router_back.is_some_and(|back| at - back <= JOIN_MAX);
+                self.seen(at);
+                let forgotten =
+                    self.router_lost.is_some() || self.router_back.is_some_and(|back| at - back <= JOIN_MAX);
                 if let Some(gone) = self.streams.remove(stream) {
                     for kind in gone.tracks.keys().filter(|_| !forgotten) {
                         self.absent.insert(TrackId { stream: *stream, kind: *kind }, at);
@@ -199,15 +250,28 @@ impl Reading {
                 }
                 self.blame(at, *stream);
             }
+            EventKind::Unseen { since, cause, owner_seen } => {
+                let owner_seen = owner_seen.filter(|_| self.was_joined);
+                let since = owner_seen.map_or(*since, |seen| seen.max(*since));
+                self.was_blind(since, at, *cause, UNSEEN_MIN);
+            }
+            EventKind::Left => self.seen(at),
             EventKind::Joined => {
+                self.seen(at);
+                self.has_joined = true;
                 self.handover.until = Some(at + JOIN_MAX);
-                if let Some(lost) = &mut self.lost {
-                    lost.until = Some(at + JOIN_MAX);
+                if let Some(blind) = &mut self.blind {
+                    blind.until = Some(at + JOIN_MAX);
                 }
             }
             EventKind::RouterLost | EventKind::RouterBack => {
-                self.router_lost = *what == EventKind::RouterLost;
-                self.router_back = (!self.router_lost).then_some(at);
+                if *what == EventKind::RouterLost {
+                    self.router_lost.get_or_insert(at);
+                    self.router_back = None;
+                } else {
+                    self.router_was_away(at);
+                    self.router_back = Some(at);
+                }
                 for stream in self.streams.keys().copied().collect::<Vec<_>>() {
                     self.blame(at, stream);
                 }
@@ -225,19 +289,18 @@ impl Reading {
     }
 
     fn announced(&mut self, at: MediaTime, stream: StreamId, announced: &BTreeMap<TrackKind, &str>) {
+        self.seen(at);
         self.confirm(at, stream);
         let is_new = !self.streams.contains_key(&stream);
-        if let Some(lost) = &mut self.lost {
+        if let Some(blind) = &mut self.blind {
             // An older version did not note that it had joined.
-            lost.until.get_or_insert(at + JOIN_MAX);
+            blind.until.get_or_insert(at + JOIN_MAX);
+            // A stream is found, so the time before is told as missing of that stream.
+            self.unknown.retain(|unknown| unknown.span.from != blind.since);
         }
-        // A stream that an owner finds behind a lost history may have been there all that time. Nobody knows, so it is told as missing.
-        let lost = self.lost.filter(|lost| is_new && lost.until.is_none_or(|until| at <= until));
-        let since = lost.map_or(at, |lost| lost.since);
-        // A stream is found, so the time before is told as missing of that stream.
-        if let Some(lost) = self.lost.filter(|lost| lost.until.is_none_or(|until| at <= until)) {
-            self.unknown.retain(|unknown| unknown.from != lost.since);
-        }
+        // Nobody knows since when it is there, so all that time is told as missing.
+        let blind = self.blind.filter(|_| is_new);
+        let since = blind.map_or(at, |blind| blind.since);
         // It must be subscribed to first: that is ours to do.
         let known =
             self.streams.entry(stream).or_insert(Stream { missing: Some(GapCause::Worker), ..Stream::default() });
@@ -260,8 +323,8 @@ impl Reading {
             if let Some(left) = self.absent.remove(&track).filter(|left| *left < since) {
                 found.absent = found.absent.union(&Interval::new(left, since).into());
             }
-            if lost.is_some() {
-                found.blame.push((since, Blame::Cause(GapCause::Worker)));
+            if let Some(blind) = blind {
+                found.blame.push((since, Blame::Cause(blind.why.cause())));
             }
             (*codec).clone_into(&mut found.codec);
         }
@@ -274,7 +337,7 @@ impl Reading {
         for (kind, track) in &known.tracks {
             // Without a subscription, what is wrong with a track's media does not count.
             let missing = known.missing.or(track.missing);
-            let now = match (missing, self.router_lost) {
+            let now = match (missing, self.router_lost.is_some()) {
                 _ if track.muted => Blame::Cause(GapCause::NotSent),
                 (Some(_), true) => Blame::Cause(GapCause::Router),
                 (None, true) => Blame::Signalling,
@@ -318,9 +381,40 @@ impl Reading {
     fn history_lost(&mut self, since: MediaTime, at: MediaTime) {
         // A job that waited for its first stream goes on at once, and lacks nothing.
         if at - since >= JOIN_MAX {
-            self.lost = Some(LostHistory { since, until: None });
-            self.unknown.push(Interval::new(since, at));
+            self.blind = Some(Blind { since, why: Unknown::HistoryLost, until: None });
+            self.unknown.push(UnknownTime { span: Interval::new(since, at), why: Unknown::HistoryLost });
         }
+    }
+
+    /// An owner is in the room.
+    fn seen(&mut self, at: MediaTime) {
+        self.seen_until = self.seen_until.max(Some(at));
+    }
+
+    /// Nobody was in the room since some time, as far as an owner knows that is there now. The history of one that was may have come later.
+    /// `told_from`: from how long on it is told though nobody came.
+    fn was_blind(&mut self, since: MediaTime, at: MediaTime, cause: GapCause, told_from: MediaSpan) {
+        let since = self.seen_until.map_or(since, |seen| seen.max(since));
+        let is_longer = self.blind.is_none_or(|blind| since < blind.since);
+        if at - since < JOIN_MAX || !is_longer {
+            return;
+        }
+        let why = Unknown::Unseen(cause);
+        self.unknown.retain(|unknown| unknown.span.from < since);
+        self.blind = Some(Blind { since, why, until: None });
+        if at - since >= told_from {
+            self.unknown.push(UnknownTime { span: Interval::new(since, at), why });
+        }
+    }
+
+    /// The router is reached again, or is given up. Who came meanwhile was not seen.
+    fn router_was_away(&mut self, at: MediaTime) {
+        let Some(lost) = self.router_lost.take() else { return };
+        self.was_blind(lost, at, GapCause::Router, UNREACHED_MIN);
+        if let Some(blind) = &mut self.blind {
+            blind.until.get_or_insert(at + JOIN_MAX);
+        }
+        self.seen(at);
     }
 
     /// What the next owner has not found left while nobody was there.
@@ -352,9 +446,15 @@ impl Reading {
         if !said_all {
             streams.append(&mut self.handover.streams);
         }
+        // While the router was away, its owner saw nothing though it was alive.
+        self.was_joined = self.router_lost.is_none() && (self.has_joined || !self.notes_joining);
+        if self.was_joined {
+            self.seen(died);
+        }
+        self.has_joined = false;
         self.all_gone(at);
         self.handover = Handover { streams, at, until: None };
-        self.lost = None;
-        (self.router_lost, self.router_back) = (false, None);
+        self.blind = None;
+        (self.router_lost, self.router_back) = (None, None);
     }
 }

@@ -125,7 +125,7 @@ pub fn build_with(
     let ended_at = descriptor.ended_at.map(|at| MediaTime::from_wallclock(at, descriptor.origin));
     let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options, ended_at);
     let mut report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
-    report.add_missing(coverage::of_lost_histories(&log.tracks, &events, &descriptor.options).into_iter());
+    report.add_missing(coverage::of_lost_histories(&log.tracks, &events, &descriptor.options, ended_at).into_iter());
     report.add_missing(log.tracks.iter().filter(|track| undecodable.contains(&track.track)).filter_map(of_undecodable));
     let epochs = report.epochs_ms.iter().map(|(epoch, _)| epoch.0).max().unwrap_or(0);
     let keys = Keys::new(descriptor.application.clone(), descriptor.archive);
@@ -247,6 +247,8 @@ fn streams_from_history(events: &[history::Event]) -> BTreeMap<StreamId, StreamH
             }
             EventKind::EpochBegan { .. }
             | EventKind::Joined
+            | EventKind::Left
+            | EventKind::Unseen { .. }
             | EventKind::Tracks { .. }
             | EventKind::Capture { .. }
             | EventKind::Encrypted { .. }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::announced::{Blame, Ends, TrackHistory, histories, unknown};
+use super::announced::{Blame, Ends, TrackHistory, Unknown, UnknownTime, histories, unknown};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{Epoch, StreamId, TrackId, TrackKind};
 use crate::model::intervals::{Interval, Intervals};
@@ -173,10 +173,12 @@ impl TrackHistory {
     }
 
     /// All that is missing of the track, in order and without overlap. `captured` is the time of its frames, `logged` the gaps
-    /// that the log has.
-    pub(super) fn missing(&self, captured: &Intervals, logged: &[Gap]) -> Vec<Gap> {
-        let mut known = captured.clone();
-        let mut gaps = Vec::new();
+    /// that the log has. `lost` is the time of frames that the log names and that are gone.
+    pub(super) fn missing(&self, captured: &Intervals, lost: &Intervals, logged: &[Gap]) -> Vec<Gap> {
+        let lost = lost.without(captured);
+        let mut known = captured.union(&lost);
+        let mut gaps: Vec<Gap> =
+            lost.iter().map(|one| Gap { from: one.from, to: one.to, cause: GapCause::Worker }).collect();
         // Within a gap of the storage, the rules of the track noted when no frames came that could have been written.
         let (storage, others): (Vec<Gap>, Vec<Gap>) = logged.iter().partition(|gap| gap.cause == GapCause::Storage);
         for gap in others.iter().chain(&storage) {
@@ -216,42 +218,58 @@ pub(super) struct TrackCoverage {
     pub gaps: Vec<Gap>,
 }
 
-/// The parts of all tracks, with their epochs.
-fn parts(tracks: &[TrackIndex]) -> impl Iterator<Item = (Epoch, &PartIndex)> {
-    tracks.iter().flat_map(|track| &track.segments).flat_map(|s| s.parts.iter().map(|p| (s.epoch, p)))
+/// The parts that the indexes of all tracks name, with their epochs: lost ones, too.
+fn named_parts(tracks: &[TrackIndex]) -> impl Iterator<Item = (Epoch, &PartIndex)> {
+    let segments = tracks.iter().flat_map(|track| &track.segments);
+    segments.flat_map(|segment| segment.parts.iter().chain(&segment.lost).map(|part| (segment.epoch, part)))
+}
+
+/// The last that is known of a session: of its log, and of when its capture had ended. `ended_at` is the catalog's.
+fn ends(tracks: &[TrackIndex], ended_at: Option<MediaTime>) -> Ends {
+    Ends { log: named_parts(tracks).map(|(_, part)| part.to).max().unwrap_or_default(), capture: ended_at }
 }
 
 /// When the owners before an epoch were last seen to work. One that stood still may go on writing after the epoch began.
 fn alive(tracks: &[TrackIndex], epoch: Epoch, began: MediaTime) -> MediaTime {
-    let before = parts(tracks).filter(|(of, part)| *of < epoch && part.from < began);
+    let before = named_parts(tracks).filter(|(of, part)| *of < epoch && part.from < began);
     before.map(|(_, part)| part.to.min(began)).max().unwrap_or_default()
 }
 
-/// What an archive lacks of times of which no history is left: nobody knows which streams there were.
+/// What an archive lacks of times of which there is no history: nobody knows which streams there were. `ended_at`: see [`of_log`].
 pub(super) fn of_lost_histories(
     tracks: &[TrackIndex],
     events: &[Event],
     options: &ArchiveOptions,
+    ended_at: Option<MediaTime>,
 ) -> Vec<MissingMedia> {
-    let unknown = unknown(events, |epoch, began| alive(tracks, epoch, began));
-    let kinds =
-        [TrackKind::Audio, TrackKind::Video].into_iter().filter(|kind| options.has(*kind) && !unknown.is_empty());
-    let seconds = |at: MediaTime| at.as_secs_f64();
-    let detail = |span: &Interval| {
-        format!(
-            "no history is left of the time from {:.1} to {:.1} s: its worker did not send it, and it is not known who published then",
-            seconds(span.from),
-            seconds(span.to)
-        )
+    let unknown = unknown(events, |epoch, began| alive(tracks, epoch, began), ends(tracks, ended_at));
+    let kinds = [TrackKind::Audio, TrackKind::Video].into_iter().filter(|kind| options.has(*kind));
+    let causes: BTreeSet<GapCause> = unknown.iter().map(|one| one.why.cause()).collect();
+    let missing = |kind, cause: GapCause| {
+        let times: Vec<&UnknownTime> = unknown.iter().filter(|one| one.why.cause() == cause).collect();
+        MissingMedia {
+            stream_id: StreamId::UNKNOWN,
+            kind,
+            cause,
+            duration_ms: times.iter().map(|one| one.span.len()).sum::<MediaSpan>() / MILLISECOND,
+            details: times.iter().map(|one| told(one)).collect(),
+        }
     };
-    let missing = |kind| MissingMedia {
-        stream_id: StreamId::UNKNOWN,
-        kind,
-        cause: GapCause::Worker,
-        duration_ms: unknown.iter().map(|span| span.len()).sum::<MediaSpan>() / MILLISECOND,
-        details: unknown.iter().map(detail).collect(),
+    kinds
+        .flat_map(|kind| causes.iter().map(move |cause| (kind, *cause)))
+        .map(|(kind, cause)| missing(kind, cause))
+        .collect()
+}
+
+/// Why it is not known who published in a time.
+fn told(unknown: &UnknownTime) -> String {
+    let (from, to) = (unknown.span.from.as_secs_f64(), unknown.span.to.as_secs_f64());
+    let (lack, why) = match unknown.why {
+        Unknown::HistoryLost => ("no history is left of the time", "its worker did not send it"),
+        Unknown::Unseen(GapCause::Router) => ("no worker was in the room", "the router could not be reached"),
+        Unknown::Unseen(_) => ("no worker was in the room", "the event came late, or no worker had a place"),
     };
-    kinds.map(missing).collect()
+    format!("{lack} from {from:.1} to {to:.1} s: {why}, and it is not known who published then")
 }
 
 /// The coverage of all tracks that were announced or captured, of the kinds that the archive has. `ended_at`: when the capture had ended,
@@ -262,16 +280,15 @@ pub(super) fn of_log(
     options: &ArchiveOptions,
     ended_at: Option<MediaTime>,
 ) -> BTreeMap<TrackId, TrackCoverage> {
-    let end = parts(tracks).map(|(_, part)| part.to).max().unwrap_or_default();
-    let mut found = histories(events, |epoch, began| alive(tracks, epoch, began), Ends { log: end, capture: ended_at });
+    let mut found = histories(events, |epoch, began| alive(tracks, epoch, began), ends(tracks, ended_at));
     for track in tracks {
         found.entry(track.track).or_default();
     }
     let log = |id: &TrackId| tracks.iter().find(|track| track.track == *id);
     let covered = |(id, history): (TrackId, TrackHistory)| {
-        let of_track = |track| (captured(track), [track.missing(), between_owners(track)].concat());
-        let (captured, logged) = log(&id).map(of_track).unwrap_or_default();
-        let gaps = history.missing(&captured, &logged);
+        let of_track = |track| (captured(track), lost(track), [track.missing(), between_owners(track)].concat());
+        let (captured, lost, logged) = log(&id).map(of_track).unwrap_or_default();
+        let gaps = history.missing(&captured, &lost, &logged);
         (id, TrackCoverage { codec: history.codec, details: history.reasons, gaps })
     };
     found.into_iter().filter(|(id, _)| options.has(id.kind)).map(covered).collect()
@@ -298,6 +315,11 @@ fn captured(track: &TrackIndex) -> Intervals {
     let gaps = track.gaps.iter().filter(|gap| gap.cause != GapCause::Worker).filter(is_within_a_part);
     let holes: Intervals = gaps.map(|gap| Interval::new(gap.from, gap.to)).collect();
     parts.iter().copied().collect::<Intervals>().without(&holes)
+}
+
+/// The time of the frames that a track's index names and whose bytes are gone.
+fn lost(track: &TrackIndex) -> Intervals {
+    track.segments.iter().flat_map(|s| &s.lost).map(|part| Interval::new(part.from, part.to)).collect()
 }
 
 /// The time between two owners. The later one notes it, unless that owner could not fetch what the earlier one had captured.

@@ -1,17 +1,13 @@
-//! Tables of gaps that the history splits, of streams between two owners, and of gaps between the frames of one part.
+//! Tables of gaps that the history splits, and of streams between two owners.
 
-use std::path::Path;
-
-use super::coverage::{of_log, of_lost_histories};
+use super::coverage::of_lost_histories;
 use super::coverage_tests::{
-    AUDIO, Case, VIDEO, announce, capture, ended, epoch, gone, joined, live, muted, other, router, s, stream,
+    AUDIO, Case, VIDEO, announce, capture, ended, epoch, gone, joined, live, muted, other, router, s,
 };
 use crate::model::archive_options::{ArchiveOptions, StreamMode};
-use crate::model::ids::{Epoch, StreamId, TrackId};
-use crate::model::media::{Codec, Gap, GapCause, TrackFormat, TrackStats};
-use crate::recording::Record;
+use crate::model::ids::StreamId;
+use crate::model::media::GapCause;
 use crate::recording::history::{Event, EventKind};
-use crate::recording::reader::TrackIndex;
 
 #[test]
 fn a_gap_that_a_lost_source_opened_has_the_causes_that_the_history_knows() {
@@ -396,14 +392,14 @@ fn what_an_owner_finds_behind_a_lost_history_is_missing_since_the_last_that_is_k
 #[test]
 fn a_lost_history_of_which_no_stream_is_found_again_is_told_without_one() {
     let lost = vec![epoch(9.0, 2), joined(9.2), ended(60.0)];
-    let told = of_lost_histories(&[], &lost, &ArchiveOptions::default());
+    let told = of_lost_histories(&[], &lost, &ArchiveOptions::default(), None);
     let what: Vec<_> = told.iter().map(|one| (one.stream_id, one.kind, one.cause, one.duration_ms)).collect();
     assert_eq!(what, [AUDIO, VIDEO].map(|kind| (StreamId::UNKNOWN, kind, GapCause::Worker, 9_000)));
     let found = vec![epoch(9.0, 2), joined(9.2), announce(9.2, &[VIDEO]), ended(60.0)];
     let waited = vec![epoch(0.6, 2), joined(0.7), ended(60.0)];
     let empty = vec![nothing_before(9.0, 2), joined(9.2), ended(60.0)];
     for events in [found, waited, empty, vec![epoch(0.1, 1), joined(0.2), ended(60.0)]] {
-        assert_eq!(of_lost_histories(&[], &events, &ArchiveOptions::default()), [], "{events:?}");
+        assert_eq!(of_lost_histories(&[], &events, &ArchiveOptions::default(), None), [], "{events:?}");
     }
 }
 
@@ -525,68 +521,5 @@ fn a_stream_was_present_all_the_time_if_the_next_owner_finds_it_when_it_joins() 
         },
     ] {
         case.check();
-    }
-}
-
-fn part(at: u64, from: f64, to: f64) -> Record {
-    let (stats, reports) = (TrackStats::default(), Vec::new());
-    Record::Part {
-        n: 1,
-        at,
-        len: 1,
-        from: s(from),
-        to: s(to),
-        frames: 9,
-        key: None,
-        crc: 0,
-        stats,
-        reports,
-        clock: None,
-    }
-}
-
-fn gap(from: f64, to: f64, cause: GapCause) -> Gap {
-    Gap { from: s(from), to: s(to), cause }
-}
-
-#[test]
-fn a_gap_between_the_frames_of_one_part_is_no_part_of_the_log() {
-    let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: Vec::new() };
-    let (lost, between) = (gap(1.1, 1.3, GapCause::Network), gap(2.2, 2.4, GapCause::Worker));
-    let records = vec![
-        Record::Segment { n: 1, epoch: Epoch(1), file: "e.mkv".to_owned(), header: 0, format },
-        part(0, 0.1, 1.0),
-        part(1, 1.0, 2.0),
-        part(2, 2.0, 59.9),
-        Record::Gap(lost),
-        // The next owner did not know how far the part goes.
-        Record::Gap(between),
-    ];
-    let id = TrackId { stream: stream(), kind: AUDIO };
-    let tracks = [TrackIndex::of_records(id, Path::new("log"), records)];
-    let events = [announce(0.0, &[AUDIO]), live(0.1), ended(60.0)];
-    let coverage = of_log(&tracks, &events, &ArchiveOptions::default(), None);
-    assert_eq!(coverage[&id].gaps, [lost]);
-}
-
-#[test]
-fn the_end_of_a_log_that_its_machine_has_taken_along_is_missing_until_the_capture_had_ended() {
-    let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: Vec::new() };
-    let records = vec![
-        Record::Segment { n: 1, epoch: Epoch(1), file: "e.mkv".to_owned(), header: 0, format },
-        part(0, 0.1, 20.0),
-        part(1, 20.0, 42.0),
-    ];
-    let id = TrackId { stream: stream(), kind: AUDIO };
-    let tracks = [TrackIndex::of_records(id, Path::new("log"), records)];
-    let lost = [announce(0.0, &[AUDIO]), live(0.1)];
-    let there = [announce(0.0, &[AUDIO]), live(0.1), ended(42.3)];
-    for (name, events, ended_at, gaps) in [
-        ("the catalog knows when it had ended", &lost[..], Some(s(60.0)), vec![gap(42.0, 60.0, GapCause::Worker)]),
-        ("an earlier version did not note that", &lost, None, Vec::new()),
-        ("nothing is lost: the catalog was told later", &there, Some(s(43.0)), Vec::new()),
-    ] {
-        let coverage = of_log(&tracks, events, &ArchiveOptions::default(), ended_at);
-        assert_eq!(coverage[&id].gaps, gaps, "{name}");
     }
 }

@@ -9,6 +9,8 @@ mod coverage_gap_tests;
 #[cfg(test)]
 mod coverage_histories;
 #[cfg(test)]
+mod coverage_log_tests;
+#[cfg(test)]
 mod coverage_tests;
 pub mod delete;
 pub mod deliver;

@@ -39,6 +39,8 @@ enum ScanError {
 #[derive(Debug, Default)]
 struct Throttle {
     conversation: i64,
+    /// When the first attempt was made.
+    began: Option<Wallclock>,
     attempts: u32,
     not_before: Option<Instant>,
 }
@@ -295,7 +297,10 @@ impl RouterWatcher {
         if throttle.not_before.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let published = self.outbox.publish(rules::start_event(session, conversation, occupied_since)).await;
+        // A further conversation begins when it is decided on, however long its room was occupied before. An event says for how long it waited.
+        let began = *throttle.began.get_or_insert_with(Wallclock::now);
+        let started_at = if conversation > 0 { began } else { occupied_since };
+        let published = self.outbox.publish(rules::start_event(session, conversation, started_at)).await;
         let wait = if published.is_ok() { REPUBLISH } else { REPUBLISH_AFTER_FAILURE };
         throttle.not_before = Some(Instant::now() + wait.delay(throttle.attempts, rand::random()));
         let is_first = throttle.attempts == 0;

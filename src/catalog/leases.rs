@@ -21,6 +21,18 @@ pub struct Claimed {
     pub job: JobRow,
     /// Whether somebody owned it before.
     pub takeover: bool,
+    /// When the catalog heard from the owner before for the last time, if that did not give the job back.
+    pub owner_seen: Option<Wallclock>,
+}
+
+impl Claimed {
+    /// The job as it is claimed at a time, and as it was `before`. `ttl` is how long leases last.
+    #[must_use]
+    pub fn new(job: JobRow, before: &JobRow, now: Wallclock, ttl: Duration) -> Self {
+        let seen = Wallclock(before.lease_expires_at.0.saturating_sub(micros(ttl)));
+        let is_credible = before.owner.is_some() && before.lease_expires_at.0 <= longest(now);
+        Self { job, takeover: before.epoch.0 > 0, owner_seen: is_credible.then_some(seen.min(now)) }
+    }
 }
 
 /// A lease that its owner keeps.
@@ -242,7 +254,7 @@ impl LeaseCatalog for SqlCatalog {
             })
         });
         let Some(row) = taken.await? else { return Ok(None) };
-        Ok(Some(Claimed { job: job_row(&row)?, takeover: before.epoch.0 > 0 }))
+        Ok(Some(Claimed::new(job_row(&row)?, &before, now, ttl)))
     }
 
     async fn claimable(

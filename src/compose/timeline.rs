@@ -190,6 +190,8 @@ fn apply_event(streams: &mut BTreeMap<StreamId, Stream>, event: &Event) {
         // While a router is unavailable, the media tells which streams are present.
         EventKind::EpochBegan { .. }
         | EventKind::Joined
+        | EventKind::Left
+        | EventKind::Unseen { .. }
         | EventKind::Muted { .. }
         | EventKind::Layer { .. }
         | EventKind::Layout { .. }

@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::absence::Absence;
 use super::desired;
+use super::enter::{Entered, Entry};
 use super::hand_over;
 use super::live_composer::Composing;
 use super::presence::{EndReason, Limits, Presence};
@@ -20,7 +22,7 @@ use super::stream_ids::StreamIds;
 use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
 use crate::model::cancellable::Cancellable;
-use crate::model::fault::{Backoff, FaultKind, chain};
+use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{Epoch, TrackId};
 use crate::model::time::{MediaClock, MediaTime};
 use crate::recording::history::{EventKind, History, has_streams};
@@ -28,7 +30,6 @@ use crate::recording::restore::restore;
 use crate::recording::upload;
 use crate::recording::upload::{Shipper, UploadBacklog};
 use crate::recording::{LogOptions, LogReader, TrackLog};
-use crate::router::{Room, RouterError};
 use crate::rtp::track::TrackOptions;
 use crate::webrtc::{CaptureKey, CaptureOptions};
 
@@ -43,8 +44,6 @@ const DISK_MAX: Duration = Duration::from_secs(8);
 const AHEAD_MAX: Duration = Duration::from_secs(1);
 /// The best of so many readings of the catalog's clock counts: the first one may have made a connection.
 const CLOCK_READINGS: usize = 3;
-/// The router may be away for long, and the room may be made later than the event.
-const JOIN: Backoff = Backoff { first: Duration::from_millis(250), max: Duration::from_secs(5) };
 
 /// What an earlier epoch left: where each track ends, and how long was recorded.
 struct PriorEpochs {
@@ -93,9 +92,10 @@ pub(super) async fn capture(
     if let Some(first) = desired::first(&noted, &job.spec.archive) {
         history.add(first.at, first.kind).map_err(|e| JobFailure::of(&e))?;
     }
-    let mut room = match enter(job, &clock, &mut presence, &mut control.end_reason).await? {
-        JoinOutcome::Room(room) => room,
-        JoinOutcome::Ended(captured) => return Ok(captured),
+    let entry = Entry { job, clock: &clock, history: &history, presence: &mut presence, absence: Absence::of(job) };
+    let mut room = match entry.enter(&mut control.end_reason).await? {
+        Entered::Room(room) => room,
+        Entered::Ended(ended) => return Ok(ended),
     };
     let complete = watch::Sender::new(MediaTime(i64::MIN));
     let (capture, mut events) =
@@ -145,6 +145,8 @@ pub(super) async fn capture(
         && (matches!(ended, CaptureOutcome::Ended(_)) || reason != EndReason::NeverPublished.vonage())
     {
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });
+    } else {
+        session.note_at(ended_at, EventKind::Left);
     }
     Ok(ended)
 }
@@ -284,69 +286,6 @@ fn options(
         prior_ends: earlier,
         watermark: complete,
     }
-}
-
-enum JoinOutcome {
-    Room(Box<dyn Room>),
-    Ended(CaptureOutcome),
-}
-
-/// Joins the room. A router that is away is waited for until the session ends or has become too old; a room that
-/// is not there is waited for as long as a session without streams would last.
-async fn enter(
-    job: &Job,
-    clock: &MediaClock,
-    presence: &mut Presence,
-    end_reason: &mut watch::Receiver<Option<String>>,
-) -> Result<JoinOutcome, JobFailure> {
-    let Some(place) = &job.spec.router else {
-        return Err(JobFailure { kind: FaultKind::EventInvalid, detail: "the event names no router".to_owned() });
-    };
-    let Some(router) = job.context.routers.get(&place.name) else {
-        let detail = format!("the configuration of this worker has no media router called {}", place.name);
-        return Err(JobFailure { kind: FaultKind::RouterUnknown, detail });
-    };
-    let mut told = false;
-    for attempt in 0.. {
-        let error = tokio::select! {
-            () = job.fenced.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Fenced)),
-            () = job.drain.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Drained)),
-            joined = router.join(place) => match joined {
-                Ok(room) => {
-                    presence.router_back(clock.wallclock());
-                    return Ok(JoinOutcome::Room(room));
-                }
-                Err(error) => error,
-            },
-        };
-        let now = clock.wallclock();
-        match &error {
-            RouterError::Refused { .. } => return Err(JobFailure::of(&error)),
-            // Nobody can be there, so the session's own rules say how long to wait.
-            RouterError::RoomNotFound { .. } => presence.router_back(now),
-            // Somebody may be there.
-            _ => presence.router_lost(now),
-        }
-        let asked = end_reason.borrow().clone();
-        if let Some(reason) = asked.or_else(|| presence.ended(now).map(|r| r.vonage().to_owned())) {
-            let recorded = presence.recorded(now) > Duration::ZERO;
-            return if recorded {
-                Ok(JoinOutcome::Ended(CaptureOutcome::Ended(reason)))
-            } else {
-                Err(JobFailure::of(&error))
-            };
-        }
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!("the room cannot be entered, trying again: {}", chain(&error));
-        }
-        tokio::select! {
-            () = job.fenced.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Fenced)),
-            () = job.drain.cancelled() => return Ok(JoinOutcome::Ended(CaptureOutcome::Drained)),
-            Ok(()) = end_reason.changed() => {}
-            () = tokio::time::sleep(JOIN.delay(attempt, rand::random())) => {}
-        }
-    }
-    Ok(JoinOutcome::Ended(CaptureOutcome::Fenced))
 }
 
 /// Sends sealed segments to the store while the session runs. An outage delays it, and nothing else.

@@ -40,7 +40,7 @@ pub async fn run(context: Arc<Context>, claimed: Claimed, drain: CancellationTok
     }
     let row = claimed.job;
     tracing::info!(state = row.state.as_str(), takeover = claimed.takeover, "job begins");
-    let job = match Job::new(Arc::clone(&context), row.clone(), drain) {
+    let job = match Job::new(Arc::clone(&context), row.clone(), claimed.owner_seen, drain) {
         Ok(job) => job,
         Err(failure) => return park(&context, &row, failure, &CancellationToken::new()).await,
     };

@@ -14,6 +14,7 @@
 //! [`presence`] is pure; one driver task owns each job. Captures wait for nobody: what must be told to
 //! the catalog goes through the [`lease`], what must go to the store is shipped beside.
 
+mod absence;
 pub mod accept;
 pub mod capture;
 pub mod catalog_clock;
@@ -21,6 +22,7 @@ pub mod change;
 mod contact;
 pub mod desired;
 pub mod driver;
+mod enter;
 pub mod finalize;
 mod hand_over;
 pub mod intake;
@@ -154,6 +156,8 @@ pub enum Ended {
 pub struct Job {
     context: Arc<Context>,
     row: JobRow,
+    /// When the catalog heard from the owner before for the last time, if that did not give the job back.
+    owner_seen: Option<Wallclock>,
     spec: JobSpec,
     dir: PathBuf,
     keys: Keys,
@@ -191,7 +195,12 @@ impl Job {
     ///
     /// # Errors
     /// When the catalog's copy of the event cannot be read.
-    pub fn new(context: Arc<Context>, row: JobRow, drain: CancellationToken) -> Result<Self, JobFailure> {
+    pub fn new(
+        context: Arc<Context>,
+        row: JobRow,
+        owner_seen: Option<Wallclock>,
+        drain: CancellationToken,
+    ) -> Result<Self, JobFailure> {
         let spec = row.spec().map_err(JobFailure::of)?.clone();
         let dir = context.spool.archive_dir(row.archive);
         let keys = Keys::new(row.application.clone(), row.archive);
@@ -199,6 +208,7 @@ impl Job {
         Ok(Self {
             context,
             row,
+            owner_seen,
             spec,
             dir,
             keys,

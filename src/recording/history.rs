@@ -51,6 +51,18 @@ pub enum EventKind {
     /// The worker has joined the room. It announces at once what is there. Older versions do not note it, and skip it when they
     /// read.
     Joined,
+    /// The owner joins the room now. As far as it knows, no owner was there since `since`: streams that it finds may have been published all that
+    /// time. `cause` is what kept owners away. Older versions do not note it, and skip it when they read.
+    Unseen {
+        since: MediaTime,
+        cause: GapCause,
+        /// When the catalog heard from the owner before for the last time. It counts if the history of that owner comes later, and says that it had
+        /// joined.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner_seen: Option<MediaTime>,
+    },
+    /// The worker has left the room, or leaves it now. Older versions do not note it, and skip it when they read.
+    Left,
     /// A stream is present, or has other properties than before.
     Stream {
         stream: StreamId,

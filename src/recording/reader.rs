@@ -55,10 +55,20 @@ pub struct SegmentIndex {
     pub format: TrackFormat,
     /// Its parts.
     pub parts: Vec<PartIndex>,
+    /// Parts that the index names and whose bytes are gone: their machine died before they were on its disk, or was lost before it sent them.
+    pub lost: Vec<PartIndex>,
     /// Its seal, once it has one.
     pub sealed: Option<Seal>,
     /// The object that holds it.
     pub shipped: Option<String>,
+}
+
+impl SegmentIndex {
+    /// Of the file there are `len` bytes: parts that go beyond are lost.
+    fn lose_behind(&mut self, len: u64) {
+        let is_there = |part: &mut PartIndex| part.at.checked_add(part.len).is_some_and(|end| end <= len);
+        self.lost.extend(self.parts.extract_if(.., |part| !is_there(part)));
+    }
 }
 
 /// Size and checksum of a segment that is complete.
@@ -160,8 +170,9 @@ impl TrackIndex {
                 self.n_max = self.n_max.max(n);
                 // Lines that came from the store later may be of an earlier epoch.
                 if let (true, Err(at)) = (is_segment, self.segments.binary_search_by_key(&n, |s| s.n)) {
-                    let (parts, sealed, shipped) = (Vec::new(), None, None);
-                    self.segments.insert(at, SegmentIndex { n, epoch, file, header, format, parts, sealed, shipped });
+                    let (parts, lost, sealed, shipped) = (Vec::new(), Vec::new(), None, None);
+                    let segment = SegmentIndex { n, epoch, file, header, format, parts, lost, sealed, shipped };
+                    self.segments.insert(at, segment);
                 }
             }
             Record::Part { n, at, len, from, to, frames, key, crc, stats, reports, clock } => {
@@ -190,7 +201,7 @@ impl TrackIndex {
             Record::Stats { stats } => self.stats.add(&stats),
             Record::Sealed { n, size, sha256 } => {
                 if let Some(segment) = self.segment_mut(n) {
-                    segment.parts.retain(|p| p.at.checked_add(p.len).is_some_and(|end| end <= size));
+                    segment.lose_behind(size);
                     segment.sealed = Some(Seal { size, sha256 });
                 }
             }
@@ -203,12 +214,11 @@ impl TrackIndex {
         }
     }
 
-    /// Leaves out the parts whose bytes are not on this disk. An index names them when its machine died, or was lost before it sent them:
-    /// what they held is missing, and a gap must say so.
+    /// Takes the parts whose bytes are not on this disk for lost: what they held is missing, and a gap must say so.
     pub fn retain_present(&mut self) {
         for segment in &mut self.segments {
             let len = std::fs::metadata(self.dir.join(&segment.file)).map_or(0, |found| found.len());
-            segment.parts.retain(|part| part.at.checked_add(part.len).is_some_and(|end| end <= len));
+            segment.lose_behind(len);
         }
     }
 

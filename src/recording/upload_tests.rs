@@ -27,7 +27,7 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
     let (mut log, _) = TrackLog::open(here.path(), track, Epoch(1), LogOptions::default(), spool).expect("open");
     let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: vec![] };
     let cancel = CancellationToken::new();
-    let mut next = 1;
+    let mut shipper = Shipper::new(keys.clone(), here.path().to_owned(), Epoch(1));
     for round in 0..3 {
         log.format(&format).expect("format");
         for n in 0..100 {
@@ -35,9 +35,9 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
             log.frame(&Frame { pts, duration: None, keyframe: true, data: vec![7; 160].into() }).expect("frame");
         }
         log.seal().expect("seal").expect("segment").sync().expect("sync");
-        let shipped = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
+        let shipped = shipper.ship(&store, &cancel).await.expect("ship");
         assert!(matches!(shipped, Cancellable::Done(16_001..)), "{shipped:?}");
-        let shipped = ship(&store, &keys, here.path(), Epoch(1), &mut next, &cancel).await.expect("ship");
+        let shipped = shipper.ship(&store, &cancel).await.expect("ship");
         assert_eq!(shipped, Cancellable::Done(0));
     }
     // Nothing is fetched to a disk that has no room for it.
@@ -53,7 +53,7 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
     assert_eq!(read(there.path()).0.len(), 301);
     // Again over what is there: nothing is fetched, nothing changes, and nothing waits to be sent once more.
     assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), Cancellable::Done(0));
-    let shipped = ship(&store, &keys, there.path(), Epoch(2), &mut 1, &cancel).await.expect("ship");
+    let shipped = Shipper::new(keys, there.path().to_owned(), Epoch(2)).ship(&store, &cancel).await.expect("ship");
     assert_eq!(shipped, Cancellable::Done(0));
     assert_eq!(read(here.path()), read(there.path()));
 }
@@ -61,8 +61,7 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
 struct Place {
     dir: tempfile::TempDir,
     log: TrackLog,
-    next: u32,
-    epoch: Epoch,
+    shipper: Shipper,
 }
 
 impl Place {
@@ -72,7 +71,8 @@ impl Place {
         let spool = Arc::new(Spool::open(dir.path(), 1 << 30, 70).expect("spool"));
         let epoch = Epoch(epoch);
         let (log, _) = TrackLog::open(dir.path(), track, epoch, LogOptions::default(), spool).expect("open");
-        Self { dir, log, next: 1, epoch }
+        let shipper = Shipper::new(keys(), dir.path().to_owned(), epoch);
+        Self { dir, log, shipper }
     }
 
     /// A second of sound, sealed.
@@ -81,7 +81,7 @@ impl Place {
         self.log.format(&format).expect("format");
         for n in 0..50 {
             let pts = MediaTime::from_millis(second * 1000 + n * 20);
-            let data = vec![u8::try_from(second).expect("small"); 160].into();
+            let data = vec![u8::try_from(second % 256).expect("small"); 160].into();
             self.log.frame(&Frame { pts, duration: None, keyframe: true, data }).expect("frame");
         }
         self.log.seal().expect("seal").expect("segment").sync().expect("sync");
@@ -89,7 +89,7 @@ impl Place {
 
     async fn ship(&mut self, store: &DirStore) {
         let cancel = CancellationToken::new();
-        let shipped = ship(store, &keys(), self.dir.path(), self.epoch, &mut self.next, &cancel).await;
+        let shipped = self.shipper.ship(store, &cancel).await;
         assert!(matches!(shipped, Ok(Cancellable::Done(_))), "{shipped:?}");
     }
 }
@@ -124,6 +124,7 @@ async fn a_bundle_whose_shipping_was_not_noted_does_not_break_the_chain() {
     here.ship(&store).await;
     // The worker dies between the store's answer and its own note of it.
     std::fs::write(&path, before).expect("index");
+    here.shipper = Shipper { next: 2, ..Shipper::new(keys(), here.dir.path().to_owned(), Epoch(1)) };
     for second in 1..4 {
         here.second(second);
         here.ship(&store).await;
@@ -168,4 +169,69 @@ async fn a_worker_that_gets_its_job_back_gains_what_another_one_captured_meanwhi
     // What is here is not fetched again, and nothing is there twice.
     assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), Cancellable::Done(0));
     assert_eq!(seconds(third.dir.path()).1, 250);
+}
+
+/// A track of a second, sealed or still written.
+fn track(dir: &Path, name: &str, is_sealed: bool) -> TrackId {
+    let session: SessionId = "s".parse().expect("id");
+    let track = TrackId { stream: StreamId::of_router(&session, name), kind: TrackKind::Audio };
+    let spool = Arc::new(Spool::open(dir, 1 << 30, 70).expect("spool"));
+    let (mut log, _) = TrackLog::open(dir, track, Epoch(1), LogOptions::default(), spool).expect("open");
+    let format = TrackFormat { codec: Codec::Pcmu, width: 0, height: 0, channels: 1, codec_private: vec![] };
+    log.format(&format).expect("format");
+    for n in 0..100 {
+        let pts = MediaTime::from_millis(n * 20);
+        log.frame(&Frame { pts, duration: None, keyframe: true, data: vec![7; 160].into() }).expect("frame");
+    }
+    if is_sealed {
+        log.seal().expect("seal").expect("segment").sync().expect("sync");
+    } else {
+        log.tick(MediaTime::from_millis(10_000)).expect("part");
+    }
+    track
+}
+
+#[tokio::test]
+async fn a_bundle_names_all_that_its_machine_takes_along_if_that_is_lost() {
+    let bucket = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(bucket.path()).expect("store");
+    let (here, there) = (tempfile::tempdir().expect("dir"), tempfile::tempdir().expect("dir"));
+    let (sealed, written) = (track(here.path(), "sealed", true), track(here.path(), "written", false));
+    let cancel = CancellationToken::new();
+    let mut shipper = Shipper::new(keys(), here.path().to_owned(), Epoch(1));
+    assert!(matches!(shipper.ship(&store, &cancel).await, Ok(Cancellable::Done(1..))));
+    assert!(matches!(restore(&store, &keys(), there.path(), &cancel).await, Ok(Cancellable::Done(1))));
+    let log = LogReader::open_present(there.path()).expect("reader");
+    let parts = |id: TrackId| {
+        let track = log.tracks.iter().find(|track| track.track == id).expect("the bundle names the track");
+        (track.segments[0].parts.len(), track.segments[0].lost.len())
+    };
+    let (sealed, written) = (parts(sealed), parts(written));
+    assert!(sealed.0 > 0 && sealed.1 == 0, "{sealed:?}");
+    assert!(written.0 == 0 && written.1 > 0, "{written:?}");
+}
+
+#[tokio::test]
+async fn the_segments_of_a_long_outage_travel_in_several_bundles_and_each_line_of_an_index_once() {
+    let bucket = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(bucket.path()).expect("store");
+    let (mut here, there) = (Place::open(tempfile::tempdir().expect("dir"), 1), tempfile::tempdir().expect("dir"));
+    let other = track(here.dir.path(), "b", true);
+    let seconds_all = i64::try_from(SEGMENTS_MAX).expect("small") + 100;
+    (0..seconds_all).for_each(|second| here.second(second));
+    here.ship(&store).await;
+    here.ship(&store).await;
+    let cancel = CancellationToken::new();
+    assert_eq!(restore(&store, &keys(), there.path(), &cancel).await.expect("restore"), Cancellable::Done(2));
+    let read = |dir: &Path| {
+        let log = LogReader::open_present(dir).expect("reader");
+        log.tracks.iter().map(|track| (track.track, track.frames_total(), track.segments.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(read(here.dir.path()), read(there.path()));
+    assert!(read(there.path()).iter().any(|(id, frames, _)| *id == other && *frames == 100));
+    let lines = |dir: &Path| {
+        let text = std::fs::read_to_string(dir.join(TRACKS).join(other.to_string()).join(INDEX)).expect("index");
+        text.lines().filter(|line| !line.contains("shipped")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(here.dir.path()), lines(there.path()));
 }

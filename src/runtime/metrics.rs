@@ -168,6 +168,9 @@ pub struct Metrics {
     pub compose_behind: Histogram,
     /// From receiving an event to the first media on disk, in seconds.
     pub start_delay: Histogram,
+    /// Seconds from a session's event to the moment when its first worker is in the room. Events that are at most 10 s old when they come
+    /// count from then on.
+    pub join_delay: Histogram,
     /// Requests to the API, by route and outcome.
     pub api_requests: Family<RequestLabels, Counter>,
     /// The API's response time, in seconds.
@@ -259,6 +262,7 @@ fn build() -> (Metrics, Registry) {
         archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
         compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
+        join_delay: Histogram::new(exponential_buckets(0.05, 2.0, 16)),
         api_requests: Family::default(),
         api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
         notices: Family::default(),
@@ -293,6 +297,7 @@ fn build() -> (Metrics, Registry) {
         archive_delay, "seconds from a session's end to its archive being available";
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
+        join_delay, "seconds from a session's event to its first worker being in the room";
         api_requests, "requests to the API, by route and outcome";
         api_seconds, "seconds that the API takes to answer";
         notices, "callbacks and events of archives' changes, by target and outcome";

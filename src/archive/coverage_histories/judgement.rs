@@ -16,7 +16,7 @@ impl World {
         let told = worker.stream.and_then(|tracks| tracks[kind]);
         let muted = self.now() < self.sources[kind].muted_until;
         match told {
-            None if !offered && self.forgot => Truth::Forgotten,
+            None if !offered && (self.forgot || worker.router_lost) => Truth::Forgotten,
             None if !offered => Truth::Absent,
             // A router that is restarted has forgotten it.
             Some(true) if !self.published && self.forgot && worker.router_lost => Truth::Missing(NotSent),

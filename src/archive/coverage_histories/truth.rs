@@ -11,7 +11,7 @@ pub(super) enum Truth {
     Arrives,
     /// It is not in the room, and the worker knows that.
     Absent,
-    /// The router was away. The publisher that it had before is not back, or was not for a while.
+    /// The router is or was away. The publisher that it had before is not back, or was not for a while; or nobody sees whether it is there.
     Forgotten,
     /// It is announced and not captured.
     Missing(GapCause),

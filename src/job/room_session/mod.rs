@@ -44,7 +44,7 @@ const STILL_MIN: Duration = Duration::from_secs(2);
 /// Between two tries to subscribe to a stream that the router or the negotiation refuses.
 const REFUSED: Backoff = Backoff { first: RESUBSCRIBE, max: Duration::from_secs(60) };
 /// An archive that is as long as one may be goes on for so long beside its successor, which joins meanwhile.
-const OVERLAP: Duration = Duration::from_secs(5);
+pub(super) const OVERLAP: Duration = Duration::from_secs(5);
 /// A disk that takes no media for so long, and no other file either, ends the capture here: another machine goes on.
 const STORAGE_FAILS_MAX: Duration = Duration::from_secs(3);
 

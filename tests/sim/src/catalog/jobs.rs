@@ -134,15 +134,14 @@ impl State {
 
     fn claim(&mut self, job: JobId, worker: &WorkerId, now: Wallclock, ttl: Duration) -> Option<Claimed> {
         let found = self.jobs.get_mut(&job).filter(|found| found.is_free(worker, now))?;
-        let takeover = found.row.epoch.0 > 0;
-        let row = &mut found.row;
+        let (before, row) = (found.row.clone(), &mut found.row);
         row.owner = Some(worker.clone());
         row.lease_expires_at = now + ttl;
         row.epoch = Epoch(row.epoch.0 + 1);
         row.updated_at = now;
         let row = row.clone();
         self.line(job, &format!("claimed, epoch {}", row.epoch.0), worker.as_str(), now);
-        Some(Claimed { job: row, takeover })
+        Some(Claimed::new(row, &before, now, ttl))
     }
 
     fn advance(

@@ -21,6 +21,10 @@ const EDGE: Millis = 500;
 const SHIPPED_WITHIN: Millis = 25_000;
 /// What is missing at the edge of an announcement is put down to signalling.
 const SIGNALLING: Millis = 1_100;
+/// An event that is 10 s old is not late, nor is a worker that joins two seconds after that.
+const UNTOLD: Millis = 12_500;
+/// Somebody who publishes for so long is captured, or told of: a router that could not be reached is told of from 30 s on.
+const NEVER_UNTOLD: Millis = 34_000;
 
 /// A session for which a worker has a place is captured within this, once somebody publishes in it.
 const CAPTURED_WITHIN: Millis = 8_000;
@@ -260,9 +264,8 @@ impl Track<'_> {
     fn check(&self, found: &mut Vec<Violation>) -> Checked {
         let until = self.publication.to.unwrap_or(self.fleet.now);
         let sent = self.publication.sent(self.kind, None, until);
-        // Before anybody captured it, nobody knew of it.
         let first = sent.iter().filter_map(|frame| self.fleet.publishers.holders(*frame).first().map(|h| h.at)).min();
-        let Some(first) = first else { return Checked { lacks_nothing_told: true, has_all: false } };
+        let Some(first) = first else { return self.check_never_captured(&sent, found) };
         let archived: BTreeMap<FrameId, MediaTime> =
             self.archived.frames.iter().map(|archived| (archived.frame, archived.pts)).collect();
         let gaps = self.gaps();
@@ -280,7 +283,7 @@ impl Track<'_> {
             }
             has_all = false;
             // The last moments before an end are on the way.
-            if at < first || at + SIGNALLING > until {
+            if (at < first && first <= at + UNTOLD) || at + SIGNALLING > until {
                 continue;
             }
             if self.must_be_archived(frame) {
@@ -314,12 +317,20 @@ impl Track<'_> {
         if !displaced.is_empty() {
             found.push(Violation::Displaced { session: session(), frames: self.told(&displaced) });
         }
-        // What is told of the time in which a publisher left while nobody was there is no mistake.
-        let left_unseen = gaps
-            .iter()
-            .filter(|gap| gap.cause.is_loss())
-            .any(|gap| self.publication.to.is_some_and(|left| left.cast_signed() <= self.ends(gap)));
-        Checked { lacks_nothing_told: is_complete, has_all: has_all && !left_unseen }
+        // What is told of the time in which a publisher came or left while nobody was there is no mistake.
+        let is_unseen = gaps.iter().filter(|gap| gap.cause.is_loss()).any(|gap| self.comes_or_leaves_unseen(gap));
+        Checked { lacks_nothing_told: is_complete, has_all: has_all && !is_unseen }
+    }
+
+    /// Checks a track of which no worker has anything: a gap tells of it, unless it was short.
+    fn check_never_captured(&self, sent: &[FrameId], found: &mut Vec<Violation>) -> Checked {
+        let until = self.publication.to.unwrap_or(self.fleet.now);
+        let is_told = self.gaps().iter().any(|gap| gap.cause.is_loss()) || self.is_unknown();
+        let is_long = until >= self.publication.from + NEVER_UNTOLD;
+        if is_long && !is_told {
+            found.push(Violation::Silent { session: self.session.to_owned(), frames: self.told(sent) });
+        }
+        Checked { lacks_nothing_told: !is_told, has_all: false }
     }
 
     /// Checks that well inside of each gap that tells of a loss frames are missing, and none is there.
@@ -335,10 +346,10 @@ impl Track<'_> {
             let inside = |frame: &&FrameId| (from..to).contains(&self.publication.sent_at(**frame).cast_signed());
             let mut inside = sent.iter().filter(inside).peekable();
             let is_long = to - from >= SIGNALLING.cast_signed();
-            // Nobody was there to see when the publisher left.
-            let may_have_left = self.publication.to.is_some_and(|left| left.cast_signed() <= self.ends(gap));
-            let is_nothing = inside.peek().is_none() && !may_have_left;
-            is_long && (is_nothing || inside.any(|frame| archived.contains_key(frame)))
+            let is_nothing = inside.peek().is_none() && !self.comes_or_leaves_unseen(gap);
+            // Nothing is missing of the time before the session started.
+            let is_before = self.starts(gap) + EDGE.cast_signed() < self.started();
+            is_before || is_long && (is_nothing || inside.any(|frame| archived.contains_key(frame)))
         };
         let told: Vec<String> =
             gaps.iter().filter(|gap| gap.cause.is_loss()).filter(is_false).map(|gap| self.gap(gap)).collect();
@@ -346,6 +357,18 @@ impl Track<'_> {
             let id = format!("{} of publication {}: ", self.kind.as_str(), self.publication.number);
             found.push(Violation::FalselyTold { session: self.session.to_owned(), gaps: id + &told.join(", ") });
         }
+    }
+
+    /// When the session started, by its event.
+    fn started(&self) -> i64 {
+        let started_at = self.job.spec().ok().and_then(|spec| spec.started_at);
+        started_at.map_or(i64::MIN, |at| (at.0 - self.fleet.timeline.start.0) / 1_000)
+    }
+
+    /// Whether the publisher may have come or left in a gap: if nobody was there, nobody saw when.
+    fn comes_or_leaves_unseen(&self, gap: &Gap) -> bool {
+        let came = (self.starts(gap)..=self.ends(gap)).contains(&self.publication.from.cast_signed());
+        came || self.publication.to.is_some_and(|left| left.cast_signed() <= self.ends(gap))
     }
 
     fn gap(&self, gap: &Gap) -> String {
