@@ -41,6 +41,7 @@ mod sdks;
 mod senders;
 mod session;
 mod soak;
+mod standstill;
 mod store;
 mod support;
 mod takeover;
