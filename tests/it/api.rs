@@ -84,7 +84,8 @@ async fn an_archive_is_started_changed_stopped_fetched_and_deleted() {
     let one = app.send("GET", &app.path(&format!("session/{session}/stream/{stream}")), None).await;
     assert_eq!(one.json()["layoutClassList"], json!(["full"]));
 
-    // A running one cannot be deleted; both are stopped.
+    // A running one cannot be deleted; both are stopped. Vonage's duration is in whole seconds.
+    alice.pictures_pass(30).await;
     let early = app.send("DELETE", &archive, None).await;
     assert_eq!((early.status, early.json()["code"].as_i64()), (409, Some(15004)), "{early:?}");
     for path in [&archive, &manual_path] {
