@@ -89,7 +89,7 @@ simulate: setup ## a fleet in simulated time, under the faults of 10,000 seeds (
 	ARCHIVER_SEEDS=$${ARCHIVER_SEEDS:-10000} ARCHIVER_ROWS=$(CURDIR)/target/simulate.jsonl ARCHIVER_COMMIT="$$(git rev-parse --short HEAD)+$$(git diff HEAD | sha1sum | cut -c1-8)" \
 	  $(CARGO) nextest run --locked --workspace --profile long --no-capture -E 'test(/^fleet::tests::whatever/)'
 
-planted: setup ## six bugs, planted one by one: the fleet in simulated time must find each within 1,000 seeds (BUGS: some of them)
+planted: setup ## seven bugs, planted one by one: the fleet in simulated time must find each within 1,000 seeds (BUGS: some of them)
 	tests/tools/planted.sh $(BUGS)
 
 fuzz: setup ## each fuzz target for ten minutes (FUZZ_SECONDS)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Plants each bug of tests/sim/planted in a copy of the last commit, and runs the fleet's seeds until one breaks a promise. Each bug must be found
-# within a thousand seeds. A line of JSON for each bug in target/planted.jsonl; bugs that were found on this commit are not planted again.
+# within a thousand seeds, as a violation that its patch names. A line of JSON for each bug in target/planted.jsonl; bugs that were found on this
+# commit are not planted again.
 # Usage: planted.sh [BUG...]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -38,11 +39,12 @@ for bug in "${bugs[@]}"; do
   ) >"$log" 2>&1 && status=0 || status=$?
   seed=$(sed -n 's/^seed \([0-9]*\):$/\1/p' "$log" | head -1)
   violation=$(sed -n 's/^  VIOLATION \([A-Za-z]*\).*/\1/p' "$log" | head -1)
-  if [ $status != 0 ] && [ -n "$seed" ]; then
+  expected=$(sed -n 's/^Found as: //p' "tests/sim/planted/$bug.patch")
+  if [ $status != 0 ] && [ -n "$seed" ] && [[ " $expected " == *" $violation "* ]]; then
     echo "$bug: found with seed $seed: $violation"
     echo "{\"commit\":\"$commit\",\"bug\":\"$bug\",\"found\":true,\"seed\":$seed,\"violation\":\"$violation\"}" >>"$rows"
   else
-    echo "$bug: NOT found; the end of its log:" >&2
+    echo "$bug: NOT found as one of: $expected${violation:+ (but $violation with seed $seed)}; the end of its log:" >&2
     tail -5 "$log" >&2
     echo "{\"commit\":\"$commit\",\"bug\":\"$bug\",\"found\":false}" >>"$rows"
     missed=$((missed + 1))

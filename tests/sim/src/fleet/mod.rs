@@ -10,6 +10,7 @@ mod capture;
 mod checks;
 mod files;
 mod machine;
+mod outages;
 mod publishers;
 mod script;
 mod tests;
