@@ -49,7 +49,7 @@ pub use jobs::{Accepted, JobCatalog};
 pub use leases::{Claimed, HeldLease, LeaseCatalog};
 pub use notice_rows::{NoticeRow, NoticeState, NoticeTarget};
 pub use notices::{Claim, Disposition, NoticeCatalog, NoticeFilter};
-pub use parked::{NewParked, ParkedCatalog, ParkedRow, ParkedState};
+pub use parked::{NewParked, ParkedCatalog, ParkedFilter, ParkedMark, ParkedPlace, ParkedRow, ParkedState};
 pub use revisions::{REVISIONS_MAX, RevisionCatalog};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};

@@ -114,6 +114,76 @@ pub struct NewParked<'a> {
     pub body: &'a [u8],
 }
 
+/// Which parked entries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ParkedFilter {
+    /// Those in this state.
+    pub state: Option<ParkedState>,
+    /// Those with this fault.
+    pub fault: Option<FaultKind>,
+    /// Those that came for the last time at this moment, or later.
+    pub since: Option<Wallclock>,
+    /// Those that came for the last time before this moment.
+    pub before: Option<Wallclock>,
+    /// Those behind this place of the list.
+    pub behind: Option<ParkedPlace>,
+}
+
+/// An entry's place in the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ParkedPlace {
+    /// When it came for the last time.
+    pub last_at: Wallclock,
+    /// Its id: entries of one moment are in the order of their ids.
+    pub parked: ParkedId,
+}
+
+impl ParkedRow {
+    /// Its place in the list.
+    #[must_use]
+    pub const fn place(&self) -> ParkedPlace {
+        ParkedPlace { last_at: self.last_at, parked: self.parked }
+    }
+}
+
+impl ParkedFilter {
+    /// The condition on a row, in SQL. Numbers, ids and names of the program's own need no quoting.
+    fn condition(&self) -> String {
+        let mut conditions = vec!["1 = 1".to_owned()];
+        conditions.extend(self.state.map(|state| format!("state = '{}'", state.as_str())));
+        conditions.extend(self.fault.map(|fault| format!("fault = '{}'", fault.as_str())));
+        conditions.extend(self.since.map(|at| format!("last_at >= {}", at.0)));
+        conditions.extend(self.before.map(|at| format!("last_at < {}", at.0)));
+        conditions.extend(self.behind.map(|ParkedPlace { last_at: Wallclock(at), parked }| {
+            format!("(last_at < {at} OR (last_at = {at} AND parked_id < '{parked}'))")
+        }));
+        conditions.join(" AND ")
+    }
+}
+
+/// What somebody does with a parked entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParkedMark<'a> {
+    /// Where it stands from now on.
+    pub state: ParkedState,
+    /// Who does it.
+    pub who: &'a str,
+    /// Why, in that person's words.
+    pub why: Option<&'a str>,
+}
+
+impl ParkedMark<'_> {
+    /// The line of the entry's history.
+    #[must_use]
+    pub fn line(&self, now: Wallclock) -> HistoryLine {
+        let what = match self.why {
+            Some(why) => format!("{}: {}", self.state.as_str(), storable(why)),
+            None => self.state.as_str().to_owned(),
+        };
+        HistoryLine { at: now, what, who: storable(self.who) }
+    }
+}
+
 /// Parked jobs in the catalog.
 #[async_trait]
 pub trait ParkedCatalog: Send + Sync {
@@ -124,16 +194,11 @@ pub trait ParkedCatalog: Send + Sync {
     /// When the catalog is away.
     async fn park(&self, new: &NewParked<'_>, now: Wallclock) -> Result<ParkedId, CatalogError>;
 
-    /// Parked entries, newest first.
+    /// Parked entries, newest first. The next page are those behind the last one's place.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn parked(
-        &self,
-        state: Option<ParkedState>,
-        fault: Option<FaultKind>,
-        limit: u32,
-    ) -> Result<Vec<ParkedRow>, CatalogError>;
+    async fn parked(&self, filter: &ParkedFilter, limit: u32) -> Result<Vec<ParkedRow>, CatalogError>;
 
     /// A parked entry.
     ///
@@ -141,17 +206,11 @@ pub trait ParkedCatalog: Send + Sync {
     /// When the catalog is away.
     async fn parked_entry(&self, id: ParkedId) -> Result<Option<ParkedRow>, CatalogError>;
 
-    /// Changes an entry's state, and notes who did it.
+    /// Changes an entry's state, and notes who did it, and why.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn mark_parked(
-        &self,
-        id: ParkedId,
-        state: ParkedState,
-        who: &str,
-        now: Wallclock,
-    ) -> Result<(), CatalogError>;
+    async fn mark_parked(&self, id: ParkedId, mark: &ParkedMark<'_>, now: Wallclock) -> Result<(), CatalogError>;
 
     /// A job made its archive: its entries need nobody any more.
     ///
@@ -182,18 +241,10 @@ impl ParkedCatalog for SqlCatalog {
         Ok(id)
     }
 
-    async fn parked(
-        &self,
-        state: Option<ParkedState>,
-        fault: Option<FaultKind>,
-        limit: u32,
-    ) -> Result<Vec<ParkedRow>, CatalogError> {
-        let mut conditions = vec!["1 = 1".to_owned()];
-        conditions.extend(state.map(|s| format!("state = '{}'", s.as_str())));
-        conditions.extend(fault.map(|f| format!("fault = '{}'", f.as_str())));
+    async fn parked(&self, filter: &ParkedFilter, limit: u32) -> Result<Vec<ParkedRow>, CatalogError> {
         let select = format!(
-            "SELECT {COLUMNS} FROM parked WHERE {} ORDER BY last_at DESC LIMIT {limit}",
-            conditions.join(" AND ")
+            "SELECT {COLUMNS} FROM parked WHERE {} ORDER BY last_at DESC, parked_id DESC LIMIT {limit}",
+            filter.condition()
         );
         Ok(readable(&self.rows("list parked jobs", statement(select)).await?, parked_row))
     }
@@ -203,18 +254,13 @@ impl ParkedCatalog for SqlCatalog {
         self.row("find a parked job", select).await?.as_ref().map(parked_row).transpose()
     }
 
-    async fn mark_parked(
-        &self,
-        id: ParkedId,
-        state: ParkedState,
-        who: &str,
-        now: Wallclock,
-    ) -> Result<(), CatalogError> {
+    async fn mark_parked(&self, id: ParkedId, mark: &ParkedMark<'_>, now: Wallclock) -> Result<(), CatalogError> {
         // The first statement locks the row, so that two people who act at once both stay in the history.
-        let lock =
-            statement("UPDATE parked SET state = $1 WHERE parked_id = $2").bind(state.as_str()).bind(id.to_string());
+        let lock = statement("UPDATE parked SET state = $1 WHERE parked_id = $2")
+            .bind(mark.state.as_str())
+            .bind(id.to_string());
         let read = statement("SELECT history FROM parked WHERE parked_id = $1").bind(id.to_string());
-        let line = HistoryLine { at: now, what: state.as_str().to_owned(), who: storable(who) };
+        let line = mark.line(now);
         let marked = self.run("mark a parked job", |c: &mut AnyConnection| {
             Box::pin(async move {
                 let mut transaction = c.begin().await?;

@@ -5,6 +5,7 @@ mod archives;
 mod callbacks;
 pub mod compose;
 mod jobs;
+mod parked;
 mod verify_file;
 
 use std::collections::BTreeMap;

@@ -31,6 +31,7 @@ pub mod leftovers;
 mod link;
 mod live_composer;
 mod make;
+pub mod parked;
 pub mod presence;
 pub mod replay;
 mod revision;

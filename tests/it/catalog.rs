@@ -8,8 +8,8 @@ use crate::support::catalogs::{Backend, on_each_catalog};
 use crate::support::databases;
 use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HandOver,
-    HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, NoticeTarget, ParkedState,
-    SegmentsDue, SessionRow, SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
+    HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, NoticeTarget, ParkedFilter,
+    ParkedMark, ParkedState, SegmentsDue, SessionRow, SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
@@ -125,6 +125,7 @@ on_each_catalog! {
     what_is_to_be_made_of_an_archive_is_kept_with_its_entry_or_not_at_all => remakes;
     what_is_parked_twice_is_one_entry_with_a_count => parking;
     marks_of_people_who_act_at_once_all_stay => marks;
+    parked_jobs_are_listed_in_pages => pages_of_parked;
     text_of_any_kind_can_be_stored => hostile_text;
     [databases only]
     archives_are_counted_anew_while_others_are_written => recount;
@@ -546,7 +547,7 @@ async fn corrupt_rows(backend: Backend) {
     assert_eq!(catalog.job(held.job).await.unwrap().unwrap().state, JobState::Parked);
     assert_eq!(catalog.job_history(held.job).await.unwrap().last().unwrap().what, "parked: catalog_corrupt");
     // A person sees it, and a replay takes it on.
-    let entries = catalog.parked(None, Some(FaultKind::CatalogCorrupt), 10).await.unwrap();
+    let entries = catalog.parked(&of_fault(FaultKind::CatalogCorrupt), 10).await.unwrap();
     assert!(entries.iter().any(|entry| entry.job == Some(held.job)), "{entries:?}");
     assert!(catalog.unpark_job(held.job, over).await.unwrap());
     let found: BTreeSet<JobId> = claimable(over).await.into_iter().collect();
@@ -1025,14 +1026,14 @@ async fn parking(backend: Backend) {
     }
     let other = NewParked { job: Some(job), ..entry(FaultKind::EventInvalid, b"x") };
     let other = catalog.park(&other, later(100)).await.unwrap();
-    assert_eq!(catalog.parked(None, None, 10).await.unwrap().len(), 2);
-    assert_eq!(catalog.parked(None, Some(FaultKind::EventInvalid), 10).await.unwrap()[0].parked, other);
-    assert_eq!(catalog.parked(None, None, 1).await.unwrap()[0].parked, other, "newest first");
+    assert_eq!(catalog.parked(&ParkedFilter::default(), 10).await.unwrap().len(), 2);
+    assert_eq!(catalog.parked(&of_fault(FaultKind::EventInvalid), 10).await.unwrap()[0].parked, other);
+    assert_eq!(catalog.parked(&ParkedFilter::default(), 1).await.unwrap()[0].parked, other, "newest first");
     // Replayed, and refused again: it waits again. Its job done: it needs nobody.
-    catalog.mark_parked(other, ParkedState::Replayed, "ann", later(101)).await.unwrap();
-    assert_eq!(catalog.parked(Some(ParkedState::Replayed), None, 10).await.unwrap().len(), 1);
+    catalog.mark_parked(other, &mark(ParkedState::Replayed, "ann"), later(101)).await.unwrap();
+    assert_eq!(catalog.parked(&in_state(ParkedState::Replayed), 10).await.unwrap().len(), 1);
     catalog.park(&NewParked { job: Some(job), ..entry(FaultKind::EventInvalid, b"x") }, later(102)).await.unwrap();
-    assert_eq!(catalog.parked(Some(ParkedState::Parked), None, 10).await.unwrap().len(), 2);
+    assert_eq!(catalog.parked(&in_state(ParkedState::Parked), 10).await.unwrap().len(), 2);
     catalog.resolve_parked(job).await.unwrap();
     let found = catalog.parked_entry(other).await.unwrap().unwrap();
     assert_eq!(
@@ -1041,11 +1042,56 @@ async fn parking(backend: Backend) {
     );
     assert_eq!(found.history, [line(later(101), "replayed", "ann")]);
     // What a person gave up stays given up, however often it comes.
-    catalog.mark_parked(ids[0], ParkedState::Discarded, "bob", later(103)).await.unwrap();
+    catalog.mark_parked(ids[0], &mark(ParkedState::Discarded, "bob"), later(103)).await.unwrap();
     catalog.park(&entry(FaultKind::EventMalformed, body), later(104)).await.unwrap();
     assert_eq!(catalog.parked_entry(ids[0]).await.unwrap().unwrap().state, ParkedState::Discarded);
     // An id that nobody knows is no error.
-    catalog.mark_parked(ParkedId::of_content("no", b""), ParkedState::Replayed, "bob", NOW).await.unwrap();
+    catalog.mark_parked(ParkedId::of_content("no", b""), &mark(ParkedState::Replayed, "bob"), NOW).await.unwrap();
+}
+
+fn of_fault(fault: FaultKind) -> ParkedFilter {
+    ParkedFilter { fault: Some(fault), ..ParkedFilter::default() }
+}
+
+fn in_state(state: ParkedState) -> ParkedFilter {
+    ParkedFilter { state: Some(state), ..ParkedFilter::default() }
+}
+
+fn mark(state: ParkedState, who: &str) -> ParkedMark<'_> {
+    ParkedMark { state, who, why: None }
+}
+
+async fn pages_of_parked(backend: Backend) {
+    let catalog = backend.open().await;
+    let mut parked = Vec::new();
+    for n in 0..7_u8 {
+        let body = [n];
+        let entry = NewParked { job: None, fault: FaultKind::Bug, detail: "", routing_key: "", body: &body };
+        // Three moments: entries of one moment are in the order of their ids.
+        let at = later(u64::from(n / 3));
+        parked.push((at, catalog.park(&entry, at).await.unwrap()));
+    }
+    parked.sort_unstable();
+    parked.reverse();
+    let (mut seen, mut filter) = (Vec::new(), ParkedFilter::default());
+    loop {
+        let page = catalog.parked(&filter, 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        filter.behind = Some(last.place());
+        seen.extend(page.iter().map(|row| (row.last_at, row.parked)));
+    }
+    assert_eq!(seen, parked);
+    let count = async |since, before| {
+        let filter = ParkedFilter { since, before, ..ParkedFilter::default() };
+        catalog.parked(&filter, 10).await.unwrap().len()
+    };
+    assert_eq!(count(Some(later(1)), None).await, 4);
+    assert_eq!(count(None, Some(later(1))).await, 3);
+    assert_eq!(count(Some(later(1)), Some(later(2))).await, 3);
+    let why = ParkedMark { state: ParkedState::Replayed, who: "ann", why: Some("the router is back") };
+    catalog.mark_parked(parked[0].1, &why, later(9)).await.unwrap();
+    let found = catalog.parked_entry(parked[0].1).await.unwrap().unwrap();
+    assert_eq!(found.history, [line(later(9), "replayed: the router is back", "ann")]);
 }
 
 async fn marks(backend: Backend) {
@@ -1056,7 +1102,7 @@ async fn marks(backend: Backend) {
     for n in 0..20 {
         let catalog = catalog.clone();
         tasks.spawn(async move {
-            catalog.mark_parked(id, ParkedState::Replayed, &format!("person {n}"), NOW).await.unwrap();
+            catalog.mark_parked(id, &mark(ParkedState::Replayed, &format!("person {n}")), NOW).await.unwrap();
         });
     }
     tasks.join_all().await;
@@ -1079,7 +1125,7 @@ async fn hostile_text(backend: Backend) {
     assert_eq!(catalog.archive(job.archive).await.unwrap().unwrap().name, Some(stored.clone()));
     let entry = NewParked { job: None, fault: FaultKind::Bug, detail: text, routing_key: text, body: &[0, 255, 0] };
     let id = catalog.park(&entry, NOW).await.unwrap();
-    catalog.mark_parked(id, ParkedState::Discarded, text, NOW).await.unwrap();
+    catalog.mark_parked(id, &mark(ParkedState::Discarded, text), NOW).await.unwrap();
     let found = catalog.parked_entry(id).await.unwrap().unwrap();
     assert_eq!((found.detail, found.history[0].who.clone()), (stored.clone(), stored.clone()));
     catalog.request_end(&job.application, &job.session, text, NOW, NOW).await.unwrap();

@@ -267,6 +267,69 @@ async fn a_parked_job_of_each_reason_is_listed_shown_and_replayed_ten_times_for_
     assert_eq!((matched.missing.len(), matched.strange), (0, 0), "captured before it was parked");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_parked_jobs_are_listed_filtered_and_replayed_with_progress() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.start_worker().expect("worker");
+    // Of ten sessions, of two applications; the router is one that no worker knows.
+    for n in 0..1000 {
+        let mut event = world.started(&format!("s{}", n % 10));
+        event["id"] = json!(format!("e{n}"));
+        event["data"]["applicationId"] = json!(format!("app-{}", n % 2));
+        event["data"]["router"]["name"] = json!("janus-9");
+        world.publish(&event).expect("publish");
+    }
+    let all = parked(&world, 1000).await;
+    let count = |args: &[&str]| {
+        let list = world.json(&[&["jobs", "list", "--json"], args].concat()).expect("list");
+        list["parked"].as_array().expect("entries").len()
+    };
+    assert_eq!(count(&["--session", "s3"]), 100);
+    assert_eq!(count(&["--application", "app-1"]), 500);
+    assert_eq!(count(&["--session", "s3", "--application", "app-0"]), 0);
+    assert_eq!((count(&["--region", "eu"]), count(&["--region", "us"])), (1000, 0));
+    assert_eq!((count(&["--newer-than", "1h"]), count(&["--older-than", "1h"])), (1000, 0));
+    assert_eq!((count(&["--fault", "router_unknown"]), count(&["--fault", "event_unknown"])), (1000, 0));
+    // Nobody replays everything by mistake.
+    for args in [&["jobs", "replay"][..], &["jobs", "replay", "--all", "--session", "s3"]] {
+        let refused = world.command(args).expect("replay");
+        assert!(
+            !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("say which"),
+            "{refused:?}"
+        );
+    }
+    let replayed = world.command(&["jobs", "replay", "--all", "--why", "the router is back"]).expect("replay");
+    let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
+    for line in ["replayed 100 of 1000\n", "replayed 900 of 1000\n", "replayed 1000\n"] {
+        assert!(said.contains(line), "{line} is not in the last of {}", &said[said.len().saturating_sub(300)..]);
+    }
+    wait_for("all to come again", || async {
+        let list = world.json(&["jobs", "list", "--json"]).ok()?;
+        let entries = list["parked"].as_array()?.clone();
+        (entries.len() == 1000 && entries.iter().all(|entry| entry["times"] == 2)).then_some(())
+    })
+    .await;
+    // One is mended by hand: its event names the router that there is.
+    let id = all[0]["parked"].as_str().expect("id").to_owned();
+    let shown = world.json(&["jobs", "show", &id, "--json"]).expect("entry");
+    assert_eq!(shown["parked"]["history"][0]["what"], "replayed: the router is back");
+    let mut event: Value =
+        serde_json::from_slice(&STANDARD.decode(all[0]["body"].as_str().expect("body")).expect("base64"))
+            .expect("event");
+    let session = event["data"]["sessionId"].as_str().expect("session").to_owned();
+    event["data"]["router"] = world.started(&session)["data"]["router"].clone();
+    world.janus.create_room(&session, json!({})).await.expect("room");
+    let _alice = Publisher::start(Options::new(&world.janus, &session, "alice")).await.expect("publisher");
+    let path = world.data().join("mended.json");
+    std::fs::write(&path, event.to_string()).expect("file");
+    let mended = world.command(&["jobs", "replay", &id, "--event", path.to_str().expect("path")]).expect("replay");
+    assert!(mended.status.success(), "{mended:?}");
+    world.archive(&session, "started").await;
+    let discarded = world.command(&["jobs", "discard", "--session", "s3", "--why", "a test"]).expect("discard");
+    assert!(String::from_utf8_lossy(&discarded.stdout).contains("discarded 100"), "{discarded:?}");
+    assert_eq!(count(&["--session", "s3"]), 0);
+}
+
 /// Puts an event where RabbitMQ puts those that it gave up.
 async fn publish_dead(world: &World, event: &Value) {
     let url = world.rabbit.url();

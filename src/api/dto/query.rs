@@ -6,6 +6,7 @@ use utoipa::IntoParams;
 
 use super::lenient::{QueryRequest, parse_text, parsed_option};
 use crate::catalog::{ArchiveFilter, ArchiveStatus, JobState, NoticeState, ParkedState};
+use crate::model::fault::FaultKind;
 use crate::model::ids::{ApplicationId, SessionId};
 use crate::model::time::Wallclock;
 
@@ -103,6 +104,19 @@ pub struct ParkedQuery {
     #[serde(default, deserialize_with = "parsed_option")]
     #[param(value_type = Option<String>)]
     pub state: Option<ParkedState>,
+    /// Only those with this fault.
+    #[serde(default, deserialize_with = "parsed_option")]
+    #[param(value_type = Option<String>)]
+    pub fault: Option<FaultKind>,
+    /// Only those of this session.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// Only those of this application.
+    #[serde(default)]
+    pub application: Option<String>,
+    /// Only those of this region.
+    #[serde(default)]
+    pub region: Option<String>,
 }
 
 /// Which callbacks, for operators.

@@ -9,7 +9,8 @@ use crate::api::dto::query::{CallbacksQuery, JobsQuery, ParkedQuery};
 use crate::api::error::{ApiError, ErrorBody};
 use crate::api::extract::{Operator, OperatorQuery, PathParams};
 use crate::api::state::Shared;
-use crate::catalog::{JobState, NoticeFilter, NoticeTarget, ParkedState};
+use crate::catalog::{JobState, NoticeFilter, NoticeTarget, ParkedFilter, ParkedState};
+use crate::job::parked::Criteria;
 use crate::model::time::Wallclock;
 
 /// Most rows of an answer.
@@ -41,8 +42,10 @@ pub async fn parked(
     _: Operator,
     OperatorQuery(query): OperatorQuery<ParkedQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let state = query.state.unwrap_or(ParkedState::Parked);
-    Ok(Json(json!({ "items": api.catalog.parked(Some(state), None, ROWS_MAX).await? })))
+    let state = Some(query.state.unwrap_or(ParkedState::Parked));
+    let filter = ParkedFilter { state, fault: query.fault, ..ParkedFilter::default() };
+    let criteria = Criteria { filter, session: query.session, application: query.application, region: query.region };
+    Ok(Json(json!({ "items": criteria.select(api.catalog.as_ref(), ROWS_MAX as usize).await? })))
 }
 
 /// `GET /operator/callbacks`

@@ -1,7 +1,6 @@
 //! Parked jobs.
 
-use archiver::catalog::{CatalogError, HistoryLine, NewParked, ParkedCatalog, ParkedRow, ParkedState};
-use archiver::model::fault::FaultKind;
+use archiver::catalog::{CatalogError, NewParked, ParkedCatalog, ParkedFilter, ParkedMark, ParkedRow, ParkedState};
 use archiver::model::ids::{JobId, ParkedId};
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -46,19 +45,18 @@ impl ParkedCatalog for MemoryCatalog {
         .await
     }
 
-    async fn parked(
-        &self,
-        state: Option<ParkedState>,
-        fault: Option<FaultKind>,
-        limit: u32,
-    ) -> Result<Vec<ParkedRow>, CatalogError> {
+    async fn parked(&self, filter: &ParkedFilter, limit: u32) -> Result<Vec<ParkedRow>, CatalogError> {
+        let ParkedFilter { state, fault, since, before, behind } = *filter;
         self.call("parked", |all| {
             let is_listed = |row: &&ParkedRow| {
                 state.is_none_or(|wanted| row.state == wanted)
                     && fault.is_none_or(|wanted| row.fault == wanted.as_str())
+                    && since.is_none_or(|since| row.last_at >= since)
+                    && before.is_none_or(|before| row.last_at < before)
+                    && behind.is_none_or(|behind| row.place() < behind)
             };
             let mut rows: Vec<ParkedRow> = all.parked.values().filter(is_listed).cloned().collect();
-            rows.sort_by_key(|row| std::cmp::Reverse(row.last_at));
+            rows.sort_by_key(|row| std::cmp::Reverse(row.place()));
             Ok(page(rows, 0, limit))
         })
         .await
@@ -68,17 +66,11 @@ impl ParkedCatalog for MemoryCatalog {
         self.call("parked_entry", |state| Ok(state.parked.get(&id).cloned())).await
     }
 
-    async fn mark_parked(
-        &self,
-        id: ParkedId,
-        state: ParkedState,
-        who: &str,
-        now: Wallclock,
-    ) -> Result<(), CatalogError> {
+    async fn mark_parked(&self, id: ParkedId, mark: &ParkedMark<'_>, now: Wallclock) -> Result<(), CatalogError> {
         self.call("mark_parked", |all| {
             if let Some(row) = all.parked.get_mut(&id) {
-                row.state = state;
-                row.history.push(HistoryLine { at: now, what: state.as_str().to_owned(), who: storable(who) });
+                row.state = mark.state;
+                row.history.push(mark.line(now));
             }
             Ok(())
         })
