@@ -90,9 +90,12 @@ impl Status {
     /// Whether this worker takes events, as text.
     ///
     /// # Errors
-    /// The reason why it does not.
-    pub fn ready(&self) -> Result<String, String> {
+    /// The reason why it does not. `drains`: somebody told it so.
+    pub fn ready(&self, drains: bool) -> Result<String, String> {
         let jobs = self.jobs.load(Ordering::Relaxed);
+        if drains {
+            return Err(format!("drained, {jobs} jobs go on; `archiver workers resume` ends that"));
+        }
         match *self.broker.borrow() {
             BrokerState::Connected => Ok(format!("ready, {jobs} jobs")),
             BrokerState::Disconnected => Err(format!("no broker, {jobs} jobs go on")),
@@ -220,6 +223,7 @@ async fn run(
         builds: Semaphore::new(builds_max()),
         stream_files,
         takes: AtomicBool::new(false),
+        drains: watch::channel(false).0,
         keeps_jobs: AtomicBool::new(false),
         clock: CatalogClock::default(),
         health: WorkerHealth::default(),
@@ -260,8 +264,10 @@ async fn run(
     let ready: health::Readiness = Arc::new({
         let context = Arc::downgrade(&context);
         move || {
-            let trouble = context.upgrade().and_then(|context| context.health.trouble());
-            Box::pin(std::future::ready(trouble.map_or_else(|| status.ready(), Err)))
+            let context = context.upgrade();
+            let trouble = context.as_ref().and_then(|context| context.health.trouble());
+            let drains = context.is_some_and(|context| *context.drains.borrow());
+            Box::pin(std::future::ready(trouble.map_or_else(|| status.ready(drains), Err)))
         }
     });
     tasks.spawn(health::serve(context.settings.http.bind, ready, stop_http.clone()));

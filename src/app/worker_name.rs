@@ -77,7 +77,7 @@ pub async fn take_name(
         if now - known.unchanged_since >= lease + beat(lease) {
             let hold = async || catalog.hold_name(who, None, catalog.clock().await?, lease).await;
             match retry_until_cancelled("take a worker's name", CATALOG, stop, hold).await? {
-                Cancellable::Done(NameLease::Held) => return Ok(Cancellable::Done(())),
+                Cancellable::Done(NameLease::Held { .. }) => return Ok(Cancellable::Done(())),
                 // A lease by a clock that was wrong is waited for.
                 Cancellable::Done(NameLease::Others { .. }) => {}
                 Cancellable::Cancelled => return Ok(Cancellable::Cancelled),
@@ -111,7 +111,7 @@ async fn look(catalog: &dyn Catalog, who: &WorkerInstance, lease: Duration) -> R
             Ok(Look::Others(holder))
         }
         _ => match catalog.hold_name(who, None, catalog.clock().await?, lease).await? {
-            NameLease::Held => Ok(Look::Held),
+            NameLease::Held { .. } => Ok(Look::Held),
             // Somebody was faster.
             NameLease::Others { since } => {
                 let now = catalog.clock().await?;

@@ -54,7 +54,7 @@ pub use revisions::{REVISIONS_MAX, RevisionCatalog};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
 pub use waiting::WaitingCatalog;
-pub use workers::{NameHolder, NameLease, WorkerCatalog, WorkerInstance};
+pub use workers::{NameHolder, NameLease, WorkerCatalog, WorkerInstance, WorkerRow};
 
 /// A statement that takes longer has failed.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);

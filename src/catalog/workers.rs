@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::Serialize;
 
 use super::job_rows::micros;
 use super::leases::longest;
-use super::{CatalogError, Columns, SqlCatalog, statement};
+use super::{CatalogError, Columns, SqlCatalog, readable, statement, storable};
 use crate::model::ids::{InstanceId, Region, WorkerId};
 use crate::model::time::Wallclock;
 
@@ -36,12 +37,33 @@ pub struct NameHolder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NameLease {
     /// The process that asked.
-    Held,
+    Held {
+        /// Somebody told the worker to hand its sessions over, and to take none.
+        drains: bool,
+    },
     /// Another one.
     Others {
         /// When that one started.
         since: Wallclock,
     },
+}
+
+/// A worker as the catalog knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerRow {
+    /// Its name.
+    pub worker: WorkerId,
+    /// When the process started that had the name last.
+    pub since: Wallclock,
+    /// Until when that has the name, without a heartbeat; 0 when it gave the name back.
+    pub lease_expires_at: Wallclock,
+    /// The region whose jobs it takes, while it takes any.
+    pub takes: Option<String>,
+    /// When somebody told it to drain, if it is to.
+    pub drain_at: Option<Wallclock>,
+    /// Who did.
+    pub drain_by: Option<String>,
 }
 
 /// The workers in the catalog.
@@ -71,6 +93,19 @@ pub trait WorkerCatalog: Send + Sync {
     /// # Errors
     /// When the catalog is away.
     async fn name_holder(&self, worker: &WorkerId) -> Result<Option<NameHolder>, CatalogError>;
+
+    /// All workers, by name.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn workers(&self) -> Result<Vec<WorkerRow>, CatalogError>;
+
+    /// Tells a worker to hand its sessions over and to take none, or with `by` absent to take some again. The worker hears of it with its next
+    /// heartbeat, or when it starts. Returns whether the catalog knows the worker.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn drain_worker(&self, worker: &WorkerId, by: Option<&str>, now: Wallclock) -> Result<bool, CatalogError>;
 
     /// Gives a name back, so that another data folder may have it at once. A name that was lost is not an error.
     ///
@@ -103,7 +138,7 @@ impl WorkerCatalog for SqlCatalog {
              ON CONFLICT (worker_id) DO UPDATE SET instance_id = excluded.instance_id, since = excluded.since, \
              lease_expires_at = excluded.lease_expires_at, takes = excluded.takes \
              WHERE workers.instance_id = excluded.instance_id OR workers.lease_expires_at <= $6 \
-             OR workers.lease_expires_at > $7 RETURNING worker_id",
+             OR workers.lease_expires_at > $7 RETURNING worker_id, drain_at",
         )
         .bind(who.worker.to_string())
         .bind(who.instance.to_string())
@@ -112,11 +147,13 @@ impl WorkerCatalog for SqlCatalog {
         .bind(takes.map(ToString::to_string))
         .bind(now.0)
         .bind(longest(now));
-        if self.lease_rows("hold a worker's name", hold).await?.len() == 1 {
-            return Ok(NameLease::Held);
+        if let [row] = self.lease_rows("hold a worker's name", hold).await?.as_slice() {
+            let drain_at = Columns { row, table: "workers" }.get::<Option<i64>>("drain_at")?;
+            return Ok(NameLease::Held { drains: drain_at.is_some() });
         }
         Ok(match self.name_holder(&who.worker).await? {
-            Some(holder) if holder.instance == who.instance => NameLease::Held,
+            // The next heartbeat hears what it is to do.
+            Some(holder) if holder.instance == who.instance => NameLease::Held { drains: false },
             Some(holder) => NameLease::Others { since: holder.since },
             // Nobody removes names.
             None => NameLease::Others { since: now },
@@ -134,6 +171,31 @@ impl WorkerCatalog for SqlCatalog {
             since: Wallclock(columns.number("since")?),
             lease_expires_at: Wallclock(columns.number("lease_expires_at")?),
         }))
+    }
+
+    async fn workers(&self) -> Result<Vec<WorkerRow>, CatalogError> {
+        let read =
+            "SELECT worker_id, since, lease_expires_at, takes, drain_at, drain_by FROM workers ORDER BY worker_id";
+        let rows = self.rows("list workers", statement(read)).await?;
+        Ok(readable(&rows, |row| {
+            let columns = Columns { row, table: "workers" };
+            Ok(WorkerRow {
+                worker: columns.parsed("worker_id")?,
+                since: Wallclock(columns.number("since")?),
+                lease_expires_at: Wallclock(columns.number("lease_expires_at")?),
+                takes: columns.get("takes")?,
+                drain_at: columns.get::<Option<i64>>("drain_at")?.map(Wallclock),
+                drain_by: columns.get("drain_by")?,
+            })
+        }))
+    }
+
+    async fn drain_worker(&self, worker: &WorkerId, by: Option<&str>, now: Wallclock) -> Result<bool, CatalogError> {
+        let drain = statement("UPDATE workers SET drain_at = $1, drain_by = $2 WHERE worker_id = $3")
+            .bind(by.map(|_| now.0))
+            .bind(by.map(storable))
+            .bind(worker.to_string());
+        Ok(self.execute("drain a worker", drain).await? == 1)
     }
 
     async fn release_name(&self, who: &WorkerInstance) -> Result<(), CatalogError> {

@@ -7,6 +7,7 @@ pub mod compose;
 mod jobs;
 mod parked;
 mod verify_file;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -65,6 +66,9 @@ enum Command {
     /// List, show, replay and discard jobs.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
+    /// List the workers; make one hand its sessions over.
+    #[command(subcommand)]
+    Workers(workers::WorkersCommand),
     /// List callbacks and send them once more; check where they may go.
     #[command(subcommand)]
     Callbacks(callbacks::CallbacksCommand),
@@ -116,6 +120,13 @@ fn print_error(text: &str) {
     writeln!(std::io::stderr(), "{text}").unwrap_or_default();
 }
 
+/// Who runs the command, for histories.
+fn operator() -> String {
+    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
+    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    format!("{user}@{}", host.trim())
+}
+
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print_line(&serde_json::to_string_pretty(value)?);
     Ok(())
@@ -142,6 +153,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Compose(args) => tokio::task::spawn_blocking(move || compose::run(&args)).await??,
         Command::VerifyFile(args) => tokio::task::spawn_blocking(move || verify_file::run(&args)).await?,
         Command::Callbacks(command) => return callbacks::run(&load()?, command).await,
+        Command::Workers(command) => workers::run(&load()?, command).await?,
         Command::Jobs(command) => jobs::run(&load()?, command).await?,
     }
     Ok(ExitCode::SUCCESS)

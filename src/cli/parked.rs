@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 
-use super::print_line;
+use super::{operator, print_line};
 use crate::broker::STARTED_KEY;
 use crate::catalog::{Catalog, ParkedFilter, ParkedMark, ParkedRow, ParkedState};
 use crate::config::{DurationValue, Settings};
@@ -136,12 +136,6 @@ async fn named(catalog: &dyn Catalog, ids: &[uuid::Uuid]) -> Result<Vec<ParkedRo
         bail!("no parked job has such an id; see `archiver jobs list`");
     }
     Ok(rows)
-}
-
-fn operator() -> String {
-    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
-    let host = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
-    format!("{user}@{}", host.trim())
 }
 
 fn print_plan(action: &str, rows: &[ParkedRow]) {

@@ -21,6 +21,8 @@ use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// How often the catalog is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A drained worker that knows no other one looks for one again.
+const OFFER_EVERY: Duration = Duration::from_secs(2);
 /// The catalog answers within this, or is taken to be away.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// A next owner has media of every track within this, or the earlier one lets go.
@@ -73,25 +75,96 @@ pub(super) fn has_every_track(tracks: &[WantedTrack], joined: Duration) -> bool 
     joined >= announced && tracks.iter().all(|track| track.has_media || is_silent(track))
 }
 
-/// Returns when this worker stops, and the session is another owner's, or nobody takes it.
+/// What is asked of a job's owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// To go on.
+    None,
+    /// To hand the session over, as soon as somebody takes it.
+    Drain,
+    /// To hand the session over, and to let it go if nobody takes it in time.
+    Stop,
+}
+
+fn wish(job: &Job) -> Wish {
+    match (job.drain.is_cancelled(), *job.context.drains.borrow()) {
+        (true, _) => Wish::Stop,
+        (false, true) => Wish::Drain,
+        (false, false) => Wish::None,
+    }
+}
+
+/// Returns when the session is another owner's, or this worker stops and nobody takes it. A worker that is drained, and does not stop, captures on
+/// until somebody does.
 pub(super) async fn hand_over(job: &Job) {
-    job.drain.cancelled().await;
-    let (begun, own, offer_max) = (Instant::now(), job.row.epoch, job.context.settings.worker.offer.0);
-    while let Err(error) = offer(job).await {
-        tracing::debug!("the session cannot be offered for now: {error}");
-        if begun.elapsed() >= offer_max {
-            return tracing::warn!("the session is not offered to other workers: {error}");
+    loop {
+        until_wished(job).await;
+        if offered(job).await && wait_for_taker(job).await == Taker::Has {
+            return;
         }
-        sleep(LOOK_EVERY).await;
+        if job.drain.is_cancelled() {
+            return;
+        }
     }
-    if !job.is_offered() {
-        return;
+}
+
+/// Waits until the owner is to hand the session over.
+async fn until_wished(job: &Job) {
+    let mut drains = job.context.drains.subscribe();
+    while wish(job) == Wish::None {
+        tokio::select! {
+            () = job.drain.cancelled() => {}
+            // The sender is in the context, which lives.
+            Ok(()) = drains.changed() => {}
+        }
     }
-    let (mut next, mut since) = (Progress::None, begun);
+}
+
+/// Offers the job. Returns whether it is offered: not if nobody may take it, or if the catalog does not answer in time.
+async fn offered(job: &Job) -> bool {
+    let (offer_max, mut stops) = (job.context.settings.worker.offer.0, None);
+    loop {
+        let wish = wish(job);
+        if wish == Wish::None {
+            return false;
+        }
+        let stops_since = (wish == Wish::Stop).then(|| *stops.get_or_insert_with(Instant::now));
+        let problem = match offer(job).await {
+            Ok(()) if job.is_offered() => return true,
+            Ok(()) => "no other worker takes sessions of this region".to_owned(),
+            Err(error) => error,
+        };
+        match stops_since {
+            // The end of a process is not put off for nothing.
+            Some(since) if since.elapsed() >= offer_max || problem.starts_with("no other") => {
+                tracing::warn!("capture ends here until another worker has the session: {problem}");
+                return false;
+            }
+            Some(_) => sleep(LOOK_EVERY).await,
+            None => {
+                tracing::debug!("the session is not offered for now: {problem}");
+                job.drain.run_until_cancelled(sleep(OFFER_EVERY)).await.unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// What came of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taker {
+    /// This owner may let go.
+    Has,
+    /// The offer was taken back.
+    TakenBack,
+}
+
+/// Waits until another worker has the session that was offered. One that stops waits for a limited time.
+async fn wait_for_taker(job: &Job) -> Taker {
+    let (own, offer_max) = (job.row.epoch, job.context.settings.worker.offer.0);
+    let (mut next, mut since, mut stops) = (Progress::None, Instant::now(), None);
     loop {
         sleep(LOOK_EVERY).await;
-        // While the catalog is away, nothing is known to have changed.
-        if let Ok(Ok(Some(seen))) = timeout(ANSWER_MAX, job.context.catalog.hand_over(job.row.job)).await {
+        if let Some(seen) = look(job).await {
             let now = progress(own, seen);
             if now != next {
                 (next, since) = (now, Instant::now());
@@ -100,21 +173,52 @@ pub(super) async fn hand_over(job: &Job) {
         if next != Progress::None {
             job.taken.store(true, Ordering::Relaxed);
         }
+        let wish = wish(job);
+        let waited = (wish == Wish::Stop).then(|| since.max(*stops.get_or_insert_with(Instant::now)).elapsed());
         match next {
-            Progress::None if since.elapsed() < offer_max => {}
-            Progress::Joins(_) if since.elapsed() < JOIN_MAX => {}
+            Progress::None if wish == Wish::None && take_back(job).await => return Taker::TakenBack,
+            Progress::None if waited.is_none_or(|waited| waited < offer_max) => {}
+            Progress::Joins(_) if waited.is_none_or(|waited| waited < JOIN_MAX) => {}
             Progress::None => {
-                return tracing::warn!("no other worker has taken the session: it is not captured until one does");
+                tracing::warn!("no other worker has taken the session: it is not captured until one does");
+                return Taker::Has;
             }
             Progress::Joins(_) => {
-                return tracing::warn!("the next owner does not capture every track yet: this one stops");
+                tracing::warn!("the next owner does not capture every track yet: this one stops");
+                return Taker::Has;
             }
             Progress::Captures => {
-                return tracing::info!("another worker captures the session: nothing is lost in between");
+                tracing::info!("another worker captures the session: nothing is lost in between");
+                return Taker::Has;
             }
-            Progress::Ends => return tracing::info!("the next owner has ended the session's capture"),
+            Progress::Ends => {
+                tracing::info!("the next owner has ended the session's capture");
+                return Taker::Has;
+            }
         }
     }
+}
+
+/// How far the hand-over is. While the catalog is away, nothing is known to have changed.
+async fn look(job: &Job) -> Option<HandOver> {
+    timeout(ANSWER_MAX, job.context.catalog.hand_over(job.row.job)).await.ok()?.ok()?
+}
+
+/// Takes an offer back. Returns whether nobody has taken it before.
+async fn take_back(job: &Job) -> bool {
+    let (context, row) = (&job.context, &job.row);
+    let cleared = timeout(ANSWER_MAX, context.catalog.clear_offers(row.job, Some(&context.worker), row.epoch)).await;
+    if !matches!(cleared, Ok(Ok(()))) {
+        return false;
+    }
+    // From now on nobody can take it. Somebody may have before.
+    let is_taken = look(job).await.is_none_or(|seen| progress(row.epoch, seen) != Progress::None);
+    if !is_taken {
+        job.offered.store(false, Ordering::Relaxed);
+        context.leases.take_back(row.job);
+        tracing::info!("the session is not offered any more: this worker is to go on");
+    }
+    !is_taken
 }
 
 /// Offers the job, if a worker lives that may take it. The error says why that is not known.
@@ -123,14 +227,13 @@ async fn offer(job: &Job) -> Result<(), String> {
     let offering = async {
         let now = context.clock.read(context.catalog.as_ref()).await?.now;
         if !context.catalog.has_taker(&row.region, &context.worker, now).await? {
-            tracing::info!("no other worker takes sessions of this region: capture ends here until one does");
             return Ok(());
         }
         // From now on another owner is no reason to stop at once.
         job.offered.store(true, Ordering::Relaxed);
         context.leases.offer(row.job);
         if context.catalog.offer_job(row.job, row.epoch, &context.worker, now).await? {
-            tracing::info!("the worker stops, and captures on until another one has the session");
+            tracing::info!("the session is offered to other workers, and captured until one has it");
         }
         Ok::<_, CatalogError>(())
     };

@@ -116,6 +116,13 @@ impl Leases {
         }
     }
 
+    /// The job is not offered any more.
+    pub(super) fn take_back(&self, job: JobId) {
+        if let Some(kept) = self.lock().get_mut(&job) {
+            kept.offered = false;
+        }
+    }
+
     /// The catalog confirmed at a moment that this worker has its name.
     pub fn confirm_name(&self, at: Instant) {
         *self.name_confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
@@ -247,7 +254,10 @@ async fn keep_all(context: &Context, name: &WorkerInstance, lost: &CancellationT
     }
     let takes = context.takes.load(Ordering::Relaxed).then_some(&context.settings.worker.region);
     match context.catalog.hold_name(name, takes, now, lease).await? {
-        NameLease::Held => context.leases.confirm_name(asked),
+        NameLease::Held { drains } => {
+            context.leases.confirm_name(asked);
+            context.drains.send_if_modified(|known| std::mem::replace(known, drains) != drains);
+        }
         NameLease::Others { since } if !lost.is_cancelled() => {
             tracing::error!(worker = %name.worker, %since, "another worker has this worker's name: this one stops");
             lost.cancel();

@@ -95,6 +95,8 @@ pub struct Context {
     pub stream_files: Arc<dyn StreamFiles>,
     /// This worker has a place for a further session.
     pub takes: AtomicBool,
+    /// Somebody told this worker to hand its sessions over, and to take none.
+    pub drains: watch::Sender<bool>,
     /// Some jobs were kept at the stop: this worker alone can go on with them.
     pub keeps_jobs: AtomicBool,
     /// The catalog's clock.

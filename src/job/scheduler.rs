@@ -36,13 +36,29 @@ pub async fn run_scheduler(
     stop: &CancellationToken,
 ) -> bool {
     let mut scheduler = Scheduler::new(Arc::clone(context));
+    let mut drains = context.drains.subscribe();
+    let mut drained = false;
     while !stop.is_cancelled() {
-        scheduler.claim().await;
-        let free = if context.spool.admits() && !context.health.is_sick() { scheduler.free_for_events() } else { 0 };
+        let drain = *drains.borrow_and_update();
+        if std::mem::replace(&mut drained, drain) != drain {
+            let jobs = scheduler.owned.len();
+            match drain {
+                true => tracing::info!(jobs, "told to drain: sessions are handed over, and none is taken"),
+                false => tracing::info!(jobs, "told to resume: sessions are taken again"),
+            }
+            context.wake();
+        }
+        if !drain {
+            scheduler.claim().await;
+        }
+        let takes = context.spool.admits() && !context.health.is_sick() && !drain;
+        let free = if takes { scheduler.free_for_events() } else { 0 };
         scheduler.report(room, jobs, free);
         tokio::select! {
             Some(done) = scheduler.drivers.join_next_with_id() => scheduler.note_end(done),
             () = nudge.notified() => {}
+            // The sender is in the context, which lives.
+            Ok(()) = drains.changed() => {}
             () = sleep(CLAIM_EVERY) => {}
             () = stop.cancelled() => {}
         }

@@ -10,6 +10,7 @@ use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HandOver,
     HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, NoticeTarget, ParkedFilter,
     ParkedMark, ParkedState, SegmentsDue, SessionRow, SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
+    WorkerRow,
 };
 use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
@@ -27,6 +28,7 @@ use archiver_testkit::wait::wait_for;
 use tokio::task::JoinSet;
 
 const TTL: Duration = Duration::from_secs(8);
+const HELD: NameLease = NameLease::Held { drains: false };
 const NOW: Wallclock = Wallclock(1_800_000_000_000_000);
 
 fn later(seconds: u64) -> Wallclock {
@@ -126,6 +128,7 @@ on_each_catalog! {
     what_is_parked_twice_is_one_entry_with_a_count => parking;
     marks_of_people_who_act_at_once_all_stay => marks;
     parked_jobs_are_listed_in_pages => pages_of_parked;
+    a_worker_hears_that_it_is_to_drain_until_it_is_to_resume => drains;
     text_of_any_kind_can_be_stored => hostile_text;
     [databases only]
     archives_are_counted_anew_while_others_are_written => recount;
@@ -335,23 +338,23 @@ async fn names(backend: Backend) {
     let (first, second) = (InstanceId::random(), InstanceId::random());
     let who = |instance, since| WorkerInstance { worker: worker("w"), instance, since };
     let hold = async |who: WorkerInstance, now| catalog.hold_name(&who, None, now, TTL).await.unwrap();
-    assert_eq!(hold(who(first, NOW), NOW).await, NameLease::Held);
+    assert_eq!(hold(who(first, NOW), NOW).await, HELD);
     assert_eq!(hold(who(second, later(1)), later(1)).await, NameLease::Others { since: NOW });
     // Another name is free.
     let other = WorkerInstance { worker: worker("v"), ..who(second, later(1)) };
-    assert_eq!(hold(other, later(1)).await, NameLease::Held);
+    assert_eq!(hold(other, later(1)).await, HELD);
     // The holder keeps it, and has it again at once when it starts anew.
-    assert_eq!(hold(who(first, NOW), later(7)).await, NameLease::Held);
-    assert_eq!(hold(who(first, later(8)), later(8)).await, NameLease::Held);
+    assert_eq!(hold(who(first, NOW), later(7)).await, HELD);
+    assert_eq!(hold(who(first, later(8)), later(8)).await, HELD);
     assert_eq!(hold(who(second, later(1)), later(9)).await, NameLease::Others { since: later(8) });
     // Whoever does not keep it loses it.
-    assert_eq!(hold(who(second, later(1)), later(60)).await, NameLease::Held);
+    assert_eq!(hold(who(second, later(1)), later(60)).await, HELD);
     assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Others { since: later(1) });
     // It can be given back, by the holder alone.
     catalog.release_name(&who(first, later(8))).await.unwrap();
     assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Others { since: later(1) });
     catalog.release_name(&who(second, later(1))).await.unwrap();
-    assert_eq!(hold(who(first, later(8)), later(61)).await, NameLease::Held);
+    assert_eq!(hold(who(first, later(8)), later(61)).await, HELD);
 }
 
 async fn takers(backend: Backend) {
@@ -359,7 +362,7 @@ async fn takers(backend: Backend) {
     let (eu, us) = ("eu".parse().unwrap(), "us".parse().unwrap());
     let hold = async |name, takes, now| {
         let who = WorkerInstance { worker: worker(name), instance: InstanceId::random(), since: now };
-        assert_eq!(catalog.hold_name(&who, takes, now, TTL).await.unwrap(), NameLease::Held);
+        assert_eq!(catalog.hold_name(&who, takes, now, TTL).await.unwrap(), HELD);
         who
     };
     let takes = async |region, but, now| catalog.has_taker(region, &worker(but), now).await.unwrap();
@@ -371,9 +374,9 @@ async fn takers(backend: Backend) {
     assert!(!takes(&eu, "b", later(60)).await, "its lease has expired");
     let who = hold("c", Some(&eu), NOW).await;
     assert!(takes(&eu, "a", NOW).await);
-    assert_eq!(catalog.hold_name(&who, None, NOW, TTL).await.unwrap(), NameLease::Held);
+    assert_eq!(catalog.hold_name(&who, None, NOW, TTL).await.unwrap(), HELD);
     assert!(!takes(&eu, "a", NOW).await, "it takes nothing any more");
-    assert_eq!(catalog.hold_name(&who, Some(&eu), NOW, TTL).await.unwrap(), NameLease::Held);
+    assert_eq!(catalog.hold_name(&who, Some(&eu), NOW, TTL).await.unwrap(), HELD);
     catalog.release_name(&who).await.unwrap();
     assert!(!takes(&eu, "a", NOW).await, "its name is given back");
 }
@@ -1059,6 +1062,33 @@ fn in_state(state: ParkedState) -> ParkedFilter {
 
 fn mark(state: ParkedState, who: &str) -> ParkedMark<'_> {
     ParkedMark { state, who, why: None }
+}
+
+async fn drains(backend: Backend) {
+    let catalog = backend.open().await;
+    let (worker, eu): (WorkerId, Region) = ("w".parse().expect("id"), "eu".parse().expect("region"));
+    let who = WorkerInstance { worker: worker.clone(), instance: InstanceId::random(), since: NOW };
+    assert!(!catalog.drain_worker(&worker, Some("ann"), NOW).await.unwrap(), "nobody knows it yet");
+    assert_eq!(catalog.hold_name(&who, Some(&eu), NOW, TTL).await.unwrap(), HELD);
+    assert!(catalog.drain_worker(&worker, Some("ann"), later(1)).await.unwrap());
+    let drained = NameLease::Held { drains: true };
+    assert_eq!(catalog.hold_name(&who, None, later(2), TTL).await.unwrap(), drained);
+    // So it is when it has started again, until somebody tells it to resume.
+    let again = WorkerInstance { since: later(3), ..who.clone() };
+    assert_eq!(catalog.hold_name(&again, None, later(3), TTL).await.unwrap(), drained);
+    let rows = catalog.workers().await.unwrap();
+    let row = WorkerRow {
+        worker: worker.clone(),
+        since: later(3),
+        lease_expires_at: later(3) + TTL,
+        takes: None,
+        drain_at: Some(later(1)),
+        drain_by: Some("ann".to_owned()),
+    };
+    assert_eq!(rows, [row]);
+    assert!(catalog.drain_worker(&worker, None, later(4)).await.unwrap());
+    assert_eq!(catalog.hold_name(&again, Some(&eu), later(5), TTL).await.unwrap(), HELD);
+    assert_eq!(catalog.workers().await.unwrap()[0].drain_at, None);
 }
 
 async fn pages_of_parked(backend: Backend) {

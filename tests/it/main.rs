@@ -20,6 +20,7 @@ mod commands;
 mod compose;
 mod compose_damaged;
 mod content;
+mod drain;
 mod encrypted;
 mod faults;
 mod hostile;
