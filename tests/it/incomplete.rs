@@ -1,5 +1,6 @@
 //! Archives that lack something say so: in manifest, report, API object, event, command line and metrics.
 
+use archiver::model::time::Wallclock;
 use archiver_testkit::content::{Content, SeenFrame, Timeline};
 use archiver_testkit::publisher::{AudioCodec, Options, Publisher, VideoCodec};
 use archiver_testkit::wait::wait_for;
@@ -330,4 +331,35 @@ async fn a_camera_that_was_off_for_long_is_in_step_with_its_sound() {
         assert!(late.len() > 12, "{} beeps have pictures beside them", late.len());
         assert!(late.iter().all(|late| late.abs() < 0.06), "{}: {late:?}", file.display());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_while_the_event_waited_is_missing() {
+    let mut world = World::start(BINARY, None, "").await.expect("world");
+    world.janus.create_room("late", json!({})).await.expect("room");
+    // The first worker makes the queue. Then there is none.
+    world.start_worker().expect("worker");
+    wait_for("the queue", || async { world.log().contains("source=Events").then_some(()) }).await;
+    assert!(world.stop_worker(), "{}", world.log());
+    let mut started = world.started("late");
+    started["time"] = json!(Wallclock::now().to_rfc3339());
+    world.publish(&started).expect("publish");
+    let publisher = Publisher::start(Options::new(&world.janus, "late", "alice")).await.expect("publisher");
+    publisher.pictures_pass(30 * 12).await;
+    world.start_worker().expect("worker");
+    world.recording(2).await;
+    publisher.pictures_pass(60).await;
+    let truth = publisher.crash().timeline();
+    let (row, files) = ended(&mut world, "late").await;
+    assert_eq!(files.manifest["complete"], false, "{}", files.report);
+    assert_eq!(lacks(&files), [pair("audio", "worker"), pair("video", "worker")], "{row}");
+    let matched = Content::read(&files.files("alice")[0]).expect("file").against(&truth);
+    let sent = truth.frames.len();
+    let (before, told) = (matched.missing.len() as f64 / 30.0, gap(&files, "alice", "video", "worker"));
+    println!("{before:.1} s of {sent} pictures are missing, {told:.1} s are told");
+    // The publisher takes a moment to connect: nobody knows that it was not there with the event.
+    assert!(
+        before > 11.0 && told >= before - 0.1 && told < before + 4.0,
+        "{before:.1} s are missing, {told:.1} s are told"
+    );
 }
