@@ -61,6 +61,11 @@ async fn what_a_worker_captured_before_it_stood_still_is_in_the_archive_beside_w
     signal(&world, "-STOP");
     publisher.pictures_pass(30 * 20).await;
     signal(&world, "-CONT");
+    // It looks through its spool from time to time.
+    wait_for("the first worker's log to be sent", || async {
+        world.log().contains("the end of a log that another worker goes on with is in the store now").then_some(())
+    })
+    .await;
     publisher.pictures_pass(30 * 4).await;
     let ended = world.ended("paused");
     world.publish(&ended).expect("publish");

@@ -142,7 +142,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Seeds in `make test`; `make simulate` runs 10,000 (`ARCHIVER_SEEDS`).
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 500;
 
 /// The rows of `make simulate`: a line of JSON for each seed of this commit, and of what was changed since. A run that was interrupted
 /// goes on.
