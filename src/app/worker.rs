@@ -166,8 +166,8 @@ pub async fn run_as(
 ) -> Result<(), WorkerStartError> {
     let catalog = services.catalog.clone();
     let taken = take_name(catalog.as_ref(), &name, settings.lease(), &stop).await?;
-    let Cancellable::Done(()) = taken else { return Ok(()) };
-    match run(settings, services, machine, name.clone(), stop).await {
+    let Cancellable::Done(drains) = taken else { return Ok(()) };
+    match run(settings, services, machine, name.clone(), drains, stop).await {
         Stopped::NameLost => return Err(WorkerStartError::NameLost { worker: name.worker }),
         Stopped::HandedOver => give_name_back(catalog.as_ref(), &name).await,
         // The name's lease runs on: until it expires, no other process of this name takes these jobs, and this worker can start again.
@@ -203,6 +203,7 @@ async fn run(
     services: Services,
     machine: Machine,
     name: WorkerInstance,
+    drains: bool,
     stop: CancellationToken,
 ) -> Stopped {
     let Services { catalog, store, routers, broker } = services;
@@ -223,7 +224,7 @@ async fn run(
         builds: Semaphore::new(builds_max()),
         stream_files,
         takes: AtomicBool::new(false),
-        drains: watch::channel(false).0,
+        drains: watch::channel(drains).0,
         keeps_jobs: AtomicBool::new(false),
         clock: CatalogClock::default(),
         health: WorkerHealth::default(),

@@ -39,7 +39,7 @@ pub enum NameError {
 }
 
 /// Takes a worker's name. One that another process had last is taken when that process does not keep it for a lease and a beat, in which
-/// the catalog answers without a break: after an outage of the catalog every process has its turn first.
+/// the catalog answers without a break: after an outage of the catalog every process has its turn first. Returns whether the worker is drained.
 ///
 /// # Errors
 /// When another process keeps the name.
@@ -48,13 +48,13 @@ pub async fn take_name(
     who: &WorkerInstance,
     lease: Duration,
     stop: &CancellationToken,
-) -> Result<Cancellable<()>, NameError> {
+) -> Result<Cancellable<bool>, NameError> {
     let mut watched: Option<Watched> = None;
     loop {
         let look = || look(catalog, who, lease);
         let looked = retry_until_cancelled("take a worker's name", CATALOG, stop, look).await?;
         let holder = match looked {
-            Cancellable::Done(Look::Held) => return Ok(Cancellable::Done(())),
+            Cancellable::Done(Look::Held { drains }) => return Ok(Cancellable::Done(drains)),
             Cancellable::Done(Look::Others(holder)) => holder,
             Cancellable::Cancelled => return Ok(Cancellable::Cancelled),
         };
@@ -77,7 +77,7 @@ pub async fn take_name(
         if now - known.unchanged_since >= lease + beat(lease) {
             let hold = async || catalog.hold_name(who, None, catalog.clock().await?, lease).await;
             match retry_until_cancelled("take a worker's name", CATALOG, stop, hold).await? {
-                Cancellable::Done(NameLease::Held { .. }) => return Ok(Cancellable::Done(())),
+                Cancellable::Done(NameLease::Held { drains }) => return Ok(Cancellable::Done(drains)),
                 // A lease by a clock that was wrong is waited for.
                 Cancellable::Done(NameLease::Others { .. }) => {}
                 Cancellable::Cancelled => return Ok(Cancellable::Cancelled),
@@ -100,7 +100,7 @@ struct Watched {
 }
 
 enum Look {
-    Held,
+    Held { drains: bool },
     Others(NameHolder),
 }
 
@@ -111,7 +111,7 @@ async fn look(catalog: &dyn Catalog, who: &WorkerInstance, lease: Duration) -> R
             Ok(Look::Others(holder))
         }
         _ => match catalog.hold_name(who, None, catalog.clock().await?, lease).await? {
-            NameLease::Held { .. } => Ok(Look::Held),
+            NameLease::Held { drains } => Ok(Look::Held { drains }),
             // Somebody was faster.
             NameLease::Others { since } => {
                 let now = catalog.clock().await?;

@@ -65,6 +65,8 @@ struct Track {
 #[derive(Debug, Default)]
 struct Handover {
     streams: BTreeMap<StreamId, Stream>,
+    /// The last that is known of the owner before.
+    died: MediaTime,
     /// When the next owner began.
     at: MediaTime,
     /// The next owner has announced all that is there by then. Unknown until it has joined the room.
@@ -252,6 +254,7 @@ impl Reading {
             }
             EventKind::Unseen { since, cause, owner_seen } => {
                 let owner_seen = owner_seen.filter(|_| self.was_joined);
+                owner_seen.into_iter().for_each(|seen| self.owner_lived(seen.min(at)));
                 let since = owner_seen.map_or(*since, |seen| seen.max(*since));
                 self.was_blind(since, at, *cause, UNSEEN_MIN);
             }
@@ -407,6 +410,20 @@ impl Reading {
         }
     }
 
+    /// The owner before lived until a time, and wrote nothing of tracks that were switched off: they were so until then.
+    fn owner_lived(&mut self, until: MediaTime) {
+        let Handover { streams, died, .. } = &self.handover;
+        for (stream, known) in streams {
+            for (kind, _) in known.tracks.iter().filter(|(_, track)| track.muted) {
+                let track = TrackId { stream: *stream, kind: *kind };
+                let last = self.found.get_mut(&track).and_then(|found| found.blame.last_mut());
+                if let Some((at, Blame::Cause(GapCause::Worker))) = last.filter(|(at, _)| at == died) {
+                    *at = until.max(*died);
+                }
+            }
+        }
+    }
+
     /// The router is reached again, or is given up. Who came meanwhile was not seen.
     fn router_was_away(&mut self, at: MediaTime) {
         let Some(lost) = self.router_lost.take() else { return };
@@ -453,7 +470,7 @@ impl Reading {
         }
         self.has_joined = false;
         self.all_gone(at);
-        self.handover = Handover { streams, at, until: None };
+        self.handover = Handover { streams, died, at, until: None };
         self.blind = None;
         (self.router_lost, self.router_back) = (None, None);
     }

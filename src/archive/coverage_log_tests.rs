@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::coverage::{of_log, of_lost_histories};
-use super::coverage_tests::{AUDIO, VIDEO, announce, ended, epoch, gone, joined, live, router, s, stream};
+use super::coverage_tests::{AUDIO, VIDEO, announce, ended, epoch, gone, joined, live, muted, router, s, stream};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{Epoch, StreamId, TrackId};
 use crate::model::media::{Codec, Gap, GapCause, TrackFormat, TrackStats};
@@ -157,4 +157,29 @@ fn what_an_owner_finds_when_it_joins_is_missing_since_the_last_that_anybody_saw(
         let wanted = unknown.into_iter().flat_map(|(ms, cause)| [AUDIO, VIDEO].map(|kind| (kind, ms, cause)));
         assert_eq!(told, wanted.collect::<Vec<_>>(), "{name}");
     }
+}
+
+#[test]
+fn a_track_that_was_switched_off_when_its_owner_died_is_missing_since_that_was_seen_last() {
+    let seen = |at, seen| {
+        let kind = EventKind::Unseen { since: s(0.0), cause: GapCause::Worker, owner_seen: Some(s(seen)) };
+        Event { at: s(at), kind }
+    };
+    let events = [
+        epoch(0.0, 1),
+        joined(0.1),
+        announce(0.1, &[AUDIO]),
+        live(0.2),
+        muted(1.0, AUDIO, true),
+        epoch(50.0, 2),
+        seen(50.1, 46.0),
+        joined(50.1),
+        announce(50.2, &[AUDIO]),
+        muted(50.2, AUDIO, true),
+        live(50.4),
+        ended(60.0),
+    ];
+    let gaps = &of_log(&[], &events, &ArchiveOptions::default(), None)[&TrackId { stream: stream(), kind: AUDIO }].gaps;
+    let lost: Vec<_> = gaps.iter().filter(|gap| gap.cause.is_loss()).map(|gap| (gap.from, gap.to)).collect();
+    assert_eq!(lost, [(s(46.0), s(50.2))], "{gaps:?}");
 }

@@ -121,6 +121,8 @@ pub struct ParkedFilter {
     pub state: Option<ParkedState>,
     /// Those with this fault.
     pub fault: Option<FaultKind>,
+    /// Those of this job.
+    pub job: Option<JobId>,
     /// Those that came for the last time at this moment, or later.
     pub since: Option<Wallclock>,
     /// Those that came for the last time before this moment.
@@ -152,6 +154,7 @@ impl ParkedFilter {
         let mut conditions = vec!["1 = 1".to_owned()];
         conditions.extend(self.state.map(|state| format!("state = '{}'", state.as_str())));
         conditions.extend(self.fault.map(|fault| format!("fault = '{}'", fault.as_str())));
+        conditions.extend(self.job.map(|job| format!("job_id = '{job}'")));
         conditions.extend(self.since.map(|at| format!("last_at >= {}", at.0)));
         conditions.extend(self.before.map(|at| format!("last_at < {}", at.0)));
         conditions.extend(self.behind.map(|ParkedPlace { last_at: Wallclock(at), parked }| {

@@ -152,8 +152,11 @@ impl WorkerCatalog for SqlCatalog {
             return Ok(NameLease::Held { drains: drain_at.is_some() });
         }
         Ok(match self.name_holder(&who.worker).await? {
-            // The next heartbeat hears what it is to do.
-            Some(holder) if holder.instance == who.instance => NameLease::Held { drains: false },
+            // It was heard, and its answer was lost.
+            Some(holder) if holder.instance == who.instance => {
+                let rows = self.workers().await?;
+                NameLease::Held { drains: rows.iter().any(|row| row.worker == who.worker && row.drain_at.is_some()) }
+            }
             Some(holder) => NameLease::Others { since: holder.since },
             // Nobody removes names.
             None => NameLease::Others { since: now },

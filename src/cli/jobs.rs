@@ -54,10 +54,8 @@ pub(super) async fn run(settings: &Settings, command: JobsCommand) -> Result<()>
 }
 
 async fn list(catalog: &dyn Catalog, criteria: &CriteriaArgs, all: bool, json: bool) -> Result<()> {
-    let jobs = match criteria.is_empty() {
-        true => catalog.jobs(if all { &[] } else { &JobState::OPEN }, JOBS_MAX).await?,
-        false => Vec::new(),
-    };
+    let mut jobs = catalog.jobs(if all { &[] } else { &JobState::OPEN }, JOBS_MAX).await?;
+    jobs.retain(|job| criteria.fits_job(job));
     let state = if all { None } else { Some(ParkedState::Parked) };
     let parked = criteria.criteria(state, Wallclock::now()).select(catalog, PARKED_MAX).await?;
     if json {

@@ -1,5 +1,6 @@
 //! Parked entries on the command line: which are meant, and what becomes of them.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
@@ -9,17 +10,19 @@ use indicatif::ProgressBar;
 
 use super::{operator, print_line};
 use crate::broker::STARTED_KEY;
-use crate::catalog::{Catalog, ParkedFilter, ParkedMark, ParkedRow, ParkedState};
+use crate::catalog::{Catalog, JobRow, ParkedFilter, ParkedMark, ParkedRow, ParkedState};
 use crate::config::{DurationValue, Settings};
 use crate::event::{self, SessionEvent};
 use crate::job::parked::Criteria;
 use crate::job::replay::{MendedEvent, Replayer, replay};
 use crate::model::fault::FaultKind;
-use crate::model::ids::ParkedId;
+use crate::model::ids::{JobId, ParkedId};
 use crate::model::time::Wallclock;
 
 /// Entries that one command processes, at most: their events are in memory.
 const ENTRIES_MAX: usize = 10_000;
+/// Entries of one job, at most: one for each fault.
+const ENTRIES_OF_JOB: u32 = 100;
 /// Where no terminal shows a bar, progress is a line each so many entries.
 const LINE_EVERY: usize = 100;
 
@@ -54,6 +57,16 @@ impl CriteriaArgs {
         !says && fault.is_none() && older_than.is_none() && newer_than.is_none()
     }
 
+    /// Whether a job is meant, which has neither fault nor age of an entry.
+    pub fn fits_job(&self, job: &JobRow) -> bool {
+        let is = |wanted: &Option<String>, what: &str| wanted.as_ref().is_none_or(|wanted| wanted == what);
+        let is_of_entries = self.fault.is_some() || self.older_than.is_some() || self.newer_than.is_some();
+        !is_of_entries
+            && is(&self.session, job.session.as_str())
+            && is(&self.application, job.application.as_str())
+            && is(&self.region, job.region.as_str())
+    }
+
     /// The criteria at a time, for entries in a state.
     pub fn criteria(&self, state: Option<ParkedState>, now: Wallclock) -> Criteria {
         let ago =
@@ -61,6 +74,7 @@ impl CriteriaArgs {
         let filter = ParkedFilter {
             state,
             fault: self.fault,
+            job: None,
             since: self.newer_than.map(ago),
             before: self.older_than.map(ago),
             behind: None,
@@ -121,21 +135,19 @@ async fn selected(catalog: &dyn Catalog, args: &ParkedSelection) -> Result<Vec<P
 
 /// The entries that are named by their ids, or by the ids of their jobs.
 async fn named(catalog: &dyn Catalog, ids: &[uuid::Uuid]) -> Result<Vec<ParkedRow>> {
-    let (mut rows, mut jobs) = (Vec::new(), Vec::new());
+    let mut rows: BTreeMap<ParkedId, ParkedRow> = BTreeMap::new();
     for id in ids {
-        match catalog.parked_entry(ParkedId::from_uuid(*id)).await? {
-            Some(row) => rows.push(row),
-            None => jobs.push(*id),
-        }
+        let found = match catalog.parked_entry(ParkedId::from_uuid(*id)).await? {
+            Some(row) => vec![row],
+            None => {
+                let of_job = ParkedFilter { job: Some(JobId::from_uuid(*id)), ..ParkedFilter::default() };
+                catalog.parked(&of_job, ENTRIES_OF_JOB).await?
+            }
+        };
+        ensure!(!found.is_empty(), "no parked job has the id {id}; see `archiver jobs list`");
+        rows.extend(found.into_iter().map(|row| (row.parked, row)));
     }
-    if !jobs.is_empty() {
-        let of_jobs = Criteria::default().select(catalog, ENTRIES_MAX).await?;
-        rows.extend(of_jobs.into_iter().filter(|row| row.job.is_some_and(|job| jobs.contains(job.as_uuid()))));
-    }
-    if rows.is_empty() {
-        bail!("no parked job has such an id; see `archiver jobs list`");
-    }
-    Ok(rows)
+    Ok(rows.into_values().collect())
 }
 
 fn print_plan(action: &str, rows: &[ParkedRow]) {
@@ -234,12 +246,12 @@ pub(super) async fn discard_parked(catalog: &dyn Catalog, args: &ParkedArgs) -> 
     for row in &rows {
         let now = Wallclock::now();
         let discard = async {
-            let mark = ParkedMark { state: ParkedState::Discarded, who: &operator, why: args.why.as_deref() };
-            catalog.mark_parked(row.parked, &mark, now).await?;
-            match row.job {
-                Some(job) => catalog.discard_job(job, &operator, now).await.map(drop),
-                None => Ok(()),
+            // The entry last: if this fails in between, the entry is still selected when the command is run again.
+            if let Some(job) = row.job {
+                catalog.discard_job(job, &operator, now).await?;
             }
+            let mark = ParkedMark { state: ParkedState::Discarded, who: &operator, why: args.why.as_deref() };
+            catalog.mark_parked(row.parked, &mark, now).await
         };
         discard.await.with_context(|| progress.failed(row))?;
         progress.step();

@@ -4,10 +4,13 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 
 use super::{operator, print_json, print_line};
-use crate::catalog::{Catalog, WorkerRow};
+use crate::catalog::{Catalog, JobState, WorkerRow};
 use crate::config::Settings;
 use crate::model::ids::WorkerId;
 use crate::model::time::Wallclock;
+
+/// Running jobs that are counted, at most.
+const JOBS_MAX: u32 = 10_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum WorkersCommand {
@@ -59,7 +62,10 @@ fn doing(row: &WorkerRow, now: Wallclock) -> &'static str {
     match (row.lease_expires_at > now, row.drain_at.is_some(), row.takes.is_some()) {
         (false, false, _) => "away",
         (false, true, _) => "away, drained",
-        (true, true, _) => "drained",
+        (true, true, false) => "drained",
+        (true, true, true) => {
+            "told to drain, and takes sessions: it has not heard of it yet, or is of an earlier version"
+        }
         (true, false, true) => "takes sessions",
         (true, false, false) => "takes none: full, sick, or it stops",
     }
@@ -70,9 +76,11 @@ async fn list(catalog: &dyn Catalog, json: bool) -> Result<()> {
     if json {
         return print_json(&serde_json::json!({ "workers": rows, "now": now }));
     }
+    let jobs = catalog.jobs(&JobState::OPEN, JOBS_MAX).await?;
     for row in &rows {
         let by = row.drain_by.as_ref().zip(row.drain_at).map_or(String::new(), |(by, at)| format!(", by {by} at {at}"));
-        print_line(&format!("{}  since {}  {}{by}", row.worker, row.since, doing(row, now)));
+        let own = jobs.iter().filter(|job| job.owner.as_ref() == Some(&row.worker)).count();
+        print_line(&format!("{}  since {}  {own} jobs  {}{by}", row.worker, row.since, doing(row, now)));
     }
     print_line(&format!("{} workers", rows.len()));
     Ok(())

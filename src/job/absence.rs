@@ -12,6 +12,8 @@ use crate::recording::history::EventKind;
 
 /// An owner that joins within this lacks nothing: so long a publisher takes to join.
 const PROMPT: MediaSpan = 2_000_000_000;
+/// In an absence of so long, somebody may have come and gone.
+const LONG: MediaSpan = 10_000_000_000;
 /// An event may be this much older than its job: the clocks of senders differ.
 const EVENT_AGE_MIN: Duration = Duration::from_secs(10);
 /// No event waits longer at a broker. One that seems to is of a clock that is wrong.
@@ -41,9 +43,11 @@ impl Absence {
         Self { since, cause: GapCause::Worker, owner_seen }
     }
 
-    /// The router says that there is no room: nobody is in it.
-    pub const fn room_is_missing(&mut self, now: MediaTime) {
-        (self.since, self.cause) = (now, GapCause::Worker);
+    /// The router says that there is no room: nobody is in it. Before a long absence there may have been one, which a restarted router forgot.
+    pub fn room_is_missing(&mut self, now: MediaTime) {
+        if now - self.since < LONG {
+            (self.since, self.cause) = (now, GapCause::Worker);
+        }
     }
 
     /// The router cannot be asked, which was tried at a time. What is missing is put down to it, unless the owner came late itself.
@@ -59,10 +63,15 @@ impl Absence {
         self.since.until(now)
     }
 
-    /// What the history has to note of it, if it was long.
+    /// Whether somebody may have come and gone meanwhile.
+    pub fn is_long(&self, now: MediaTime) -> bool {
+        now - self.since >= LONG
+    }
+
+    /// What the history has to note of it: that it was not short, and when the owner before was seen.
     pub fn to_note(self, now: MediaTime) -> Option<EventKind> {
         let Self { since, cause, owner_seen } = self;
-        (now - since >= PROMPT).then_some(EventKind::Unseen { since, cause, owner_seen })
+        (now - since >= PROMPT || owner_seen.is_some()).then_some(EventKind::Unseen { since, cause, owner_seen })
     }
 }
 
@@ -95,8 +104,9 @@ mod tests {
             ("a clock that is wrong", ago(1_800_000_000), None, None, 1, None),
             ("the router is away", ago(0), Some(1), None, 30, Some((s(0), router))),
             ("the router is away, too", ago(0), Some(20), None, 30, Some((s(0), worker))),
-            ("the room is made late", ago(600), None, Some(29), 30, None),
-            ("the room is made, and cannot be joined", ago(600), Some(30), Some(29), 60, Some((s(29), router))),
+            ("the room is made late", ago(0), None, Some(9), 10, None),
+            ("the event waited, and the room is gone", ago(600), None, Some(29), 30, Some((s(-600), worker))),
+            ("the room is made, and cannot be joined", ago(0), Some(10), Some(9), 60, Some((s(9), router))),
         ] {
             let mut absence = Absence { since: begin(started_at, origin), cause: worker, owner_seen: None };
             missing_at.into_iter().for_each(|at| absence.room_is_missing(s(at)));

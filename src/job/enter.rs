@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::absence::Absence;
+use super::hand_over;
 use super::presence::Presence;
 use super::stage::CaptureOutcome;
 use super::{Job, JobFailure};
@@ -58,7 +59,7 @@ impl Entry<'_> {
             let tried_at = self.clock.now();
             let error = tokio::select! {
                 () = job.fenced.cancelled() => return Ok(Entered::Ended(CaptureOutcome::Fenced)),
-                () = job.drain.cancelled() => return Ok(Entered::Ended(CaptureOutcome::Drained)),
+                () = hand_over::is_to_leave(job) => return Ok(Entered::Ended(CaptureOutcome::Drained)),
                 joined = router.join(place) => match joined {
                     Ok(room) => return self.joined(room),
                     Err(error) => error,
@@ -74,7 +75,7 @@ impl Entry<'_> {
             let backoff = if matches!(error, RouterError::RoomNotFound { .. }) { ROOM_IS_MADE } else { JOIN };
             tokio::select! {
                 () = job.fenced.cancelled() => return Ok(Entered::Ended(CaptureOutcome::Fenced)),
-                () = job.drain.cancelled() => return Ok(Entered::Ended(CaptureOutcome::Drained)),
+                () = hand_over::is_to_leave(job) => return Ok(Entered::Ended(CaptureOutcome::Drained)),
                 Ok(()) = end_reason.changed() => {}
                 () = tokio::time::sleep(backoff.delay(attempt, rand::random())) => {}
             }
@@ -128,7 +129,9 @@ impl Entry<'_> {
             metrics().join_delay.observe(lasted.as_secs_f64());
         }
         let Some(noted) = self.absence.to_note(now) else { return Ok(()) };
-        if is_first {
+        if is_first && self.absence.is_long(now) {
+            // A session that is over by now leaves no archive, which says nothing: so the log and a metric do.
+            metrics().late_joins.inc();
             let late_ms = lasted.as_millis();
             tracing::warn!(
                 late_ms,

@@ -21,6 +21,8 @@ use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// How often the catalog is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A claim that has begun is over within this.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// A drained worker that knows no other one looks for one again.
 const OFFER_EVERY: Duration = Duration::from_secs(2);
 /// The catalog answers within this, or is taken to be away.
@@ -120,6 +122,24 @@ async fn until_wished(job: &Job) {
     }
 }
 
+/// Returns when an owner that is not in the room is to give the job back: its worker stops, or is drained and another one takes sessions.
+pub(super) async fn is_to_leave(job: &Job) {
+    loop {
+        until_wished(job).await;
+        if wish(job) == Wish::Stop || matches!(timeout(ANSWER_MAX, has_taker(job)).await, Ok(Ok(true))) {
+            return;
+        }
+        job.drain.run_until_cancelled(sleep(OFFER_EVERY)).await.unwrap_or_default();
+    }
+}
+
+/// Whether another worker lives that takes sessions of the job's region.
+async fn has_taker(job: &Job) -> Result<bool, CatalogError> {
+    let (context, row) = (&job.context, &job.row);
+    let now = context.clock.read(context.catalog.as_ref()).await?.now;
+    context.catalog.has_taker(&row.region, &context.worker, now).await
+}
+
 /// Offers the job. Returns whether it is offered: not if nobody may take it, or if the catalog does not answer in time.
 async fn offered(job: &Job) -> bool {
     let (offer_max, mut stops) = (job.context.settings.worker.offer.0, None);
@@ -162,6 +182,7 @@ enum Taker {
 async fn wait_for_taker(job: &Job) -> Taker {
     let (own, offer_max) = (job.row.epoch, job.context.settings.worker.offer.0);
     let (mut next, mut since, mut stops) = (Progress::None, Instant::now(), None);
+    let mut offered_at = Instant::now();
     loop {
         sleep(LOOK_EVERY).await;
         if let Some(seen) = look(job).await {
@@ -175,10 +196,17 @@ async fn wait_for_taker(job: &Job) -> Taker {
         }
         let wish = wish(job);
         let waited = (wish == Wish::Stop).then(|| since.max(*stops.get_or_insert_with(Instant::now)).elapsed());
+        // An offer whose answer was lost may not be there.
+        if next == Progress::None && wish != Wish::None && offered_at.elapsed() >= OFFER_EVERY {
+            offered_at = Instant::now();
+            offer(job)
+                .await
+                .unwrap_or_else(|error| tracing::debug!("the session is not offered again for now: {error}"));
+        }
         match next {
             Progress::None if wish == Wish::None && take_back(job).await => return Taker::TakenBack,
             Progress::None if waited.is_none_or(|waited| waited < offer_max) => {}
-            Progress::Joins(_) if waited.is_none_or(|waited| waited < JOIN_MAX) => {}
+            Progress::Joins(_) if since.elapsed() < JOIN_MAX => {}
             Progress::None => {
                 tracing::warn!("no other worker has taken the session: it is not captured until one does");
                 return Taker::Has;
@@ -211,7 +239,8 @@ async fn take_back(job: &Job) -> bool {
     if !matches!(cleared, Ok(Ok(()))) {
         return false;
     }
-    // From now on nobody can take it. Somebody may have before.
+    // From now on nobody can take it. Whoever is taking it just now has it soon.
+    sleep(TAKEN_WITHIN).await;
     let is_taken = look(job).await.is_none_or(|seen| progress(row.epoch, seen) != Progress::None);
     if !is_taken {
         job.offered.store(false, Ordering::Relaxed);
@@ -225,10 +254,10 @@ async fn take_back(job: &Job) -> bool {
 async fn offer(job: &Job) -> Result<(), String> {
     let (context, row) = (&job.context, &job.row);
     let offering = async {
-        let now = context.clock.read(context.catalog.as_ref()).await?.now;
-        if !context.catalog.has_taker(&row.region, &context.worker, now).await? {
+        if !has_taker(job).await? {
             return Ok(());
         }
+        let now = context.clock.read(context.catalog.as_ref()).await?.now;
         // From now on another owner is no reason to stop at once.
         job.offered.store(true, Ordering::Relaxed);
         context.leases.offer(row.job);

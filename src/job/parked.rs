@@ -9,6 +9,8 @@ use crate::catalog::{Catalog, CatalogError, ParkedFilter, ParkedRow};
 
 /// Entries that are read from the catalog at a time: each may have an event of 64 KiB.
 const PAGE: u32 = 200;
+/// Pages that are read for one answer: events are searched one after the other.
+const PAGES_MAX: usize = 500;
 
 /// What entries have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,15 +42,15 @@ impl Criteria {
         says("/data/sessionId", &self.session) && says("/data/applicationId", &self.application) && is_of_region
     }
 
-    /// The entries that are meant, newest first, `max` of them at most.
+    /// The entries that are meant, newest first, `max` of them at most. Of more than 100,000 entries only the newest are looked at.
     ///
     /// # Errors
     /// When the catalog is away.
     pub async fn select(&self, catalog: &dyn Catalog, max: usize) -> Result<Vec<ParkedRow>, CatalogError> {
         let (mut filter, mut selected) = (self.filter, Vec::new());
-        while selected.len() < max {
+        for _ in 0..PAGES_MAX {
             let page = catalog.parked(&filter, PAGE).await?;
-            let Some(last) = page.last() else { break };
+            let Some(last) = page.last().filter(|_| selected.len() < max) else { break };
             filter.behind = Some(last.place());
             selected.extend(page.into_iter().filter(|row| self.fits(row)).take(max - selected.len()));
         }

@@ -37,10 +37,9 @@ pub async fn run_scheduler(
 ) -> bool {
     let mut scheduler = Scheduler::new(Arc::clone(context));
     let mut drains = context.drains.subscribe();
-    let mut drained = false;
     while !stop.is_cancelled() {
         let drain = *drains.borrow_and_update();
-        if std::mem::replace(&mut drained, drain) != drain {
+        if std::mem::replace(&mut scheduler.drains, drain) != drain {
             let jobs = scheduler.owned.len();
             match drain {
                 true => tracing::info!(jobs, "told to drain: sessions are handed over, and none is taken"),
@@ -48,9 +47,7 @@ pub async fn run_scheduler(
             }
             context.wake();
         }
-        if !drain {
-            scheduler.claim().await;
-        }
+        scheduler.claim().await;
         let takes = context.spool.admits() && !context.health.is_sick() && !drain;
         let free = if takes { scheduler.free_for_events() } else { 0 };
         scheduler.report(room, jobs, free);
@@ -80,6 +77,8 @@ struct Scheduler {
     owned: HashMap<tokio::task::Id, JobId>,
     setbacks: Setbacks,
     contact: Contact,
+    /// Somebody told the worker to take no sessions.
+    drains: bool,
     drain: CancellationToken,
 }
 
@@ -91,6 +90,7 @@ impl Scheduler {
             owned: HashMap::new(),
             setbacks: Setbacks::default(),
             contact: Contact::default(),
+            drains: false,
             drain: CancellationToken::new(),
         }
     }
@@ -195,8 +195,11 @@ impl Scheduler {
         let is_new = job.state == JobState::Accepted && job.epoch == Epoch(0) && !is_successor(job);
         let admits = context.spool.admits();
         let is_foreign = job.owner.as_ref().is_some_and(|owner| *owner != context.worker);
+        // A drained worker goes on with its own until another one has them.
+        let goes_on = job.owner.as_ref() == Some(&context.worker) || is_successor(job);
         let may_take_over = self.contact.has_lasted(lease + lease::beat(lease), now);
         (admits || !is_new)
+            && (!self.drains || goes_on)
             && (may_take_over || !is_foreign)
             && self.setbacks.attempt(job.job, now) != Attempt::Wait
             && !context.leftovers.contains(job.archive)

@@ -168,6 +168,8 @@ pub struct Metrics {
     pub compose_behind: Histogram,
     /// From receiving an event to the first media on disk, in seconds.
     pub start_delay: Histogram,
+    /// Jobs whose first worker joined the room 10 s and more after the session's event: what was published before is not recorded.
+    pub late_joins: Counter,
     /// Seconds from a session's event to the moment when its first worker is in the room. Events that are at most 10 s old when they come
     /// count from then on.
     pub join_delay: Histogram,
@@ -262,6 +264,7 @@ fn build() -> (Metrics, Registry) {
         archive_delay: Histogram::new(exponential_buckets(0.1, 2.0, 14)),
         compose_behind: Histogram::new(exponential_buckets(0.25, 2.0, 16)),
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
+        late_joins: Counter::default(),
         join_delay: Histogram::new(exponential_buckets(0.05, 2.0, 16)),
         api_requests: Family::default(),
         api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
@@ -297,6 +300,7 @@ fn build() -> (Metrics, Registry) {
         archive_delay, "seconds from a session's end to its archive being available";
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
+        late_joins, "jobs whose first worker joined the room 10 s and more after the session's event";
         join_delay, "seconds from a session's event to its first worker being in the room";
         api_requests, "requests to the API, by route and outcome";
         api_seconds, "seconds that the API takes to answer";

@@ -49,10 +49,7 @@ async fn a_drained_worker_hands_its_session_over_and_may_get_it_back_when_it_res
     publisher.pictures_pass(60).await;
     // And back again.
     workers(&world, &["resume", &first]);
-    wait_for("the worker to take sessions", || async {
-        workers(&world, &["list"]).contains("takes sessions").then_some(())
-    })
-    .await;
+    wait_for("the worker to hear of it", || async { world.log().contains("told to resume").then_some(()) }).await;
     workers(&world, &["drain", "worker-2"]);
     owned_by(&world, &first, 3).await;
     publisher.pictures_pass(60).await;

@@ -46,11 +46,12 @@ impl ParkedCatalog for MemoryCatalog {
     }
 
     async fn parked(&self, filter: &ParkedFilter, limit: u32) -> Result<Vec<ParkedRow>, CatalogError> {
-        let ParkedFilter { state, fault, since, before, behind } = *filter;
+        let ParkedFilter { state, fault, job, since, before, behind } = *filter;
         self.call("parked", |all| {
             let is_listed = |row: &&ParkedRow| {
                 state.is_none_or(|wanted| row.state == wanted)
                     && fault.is_none_or(|wanted| row.fault == wanted.as_str())
+                    && (job.is_none() || row.job == job)
                     && since.is_none_or(|since| row.last_at >= since)
                     && before.is_none_or(|before| row.last_at < before)
                     && behind.is_none_or(|behind| row.place() < behind)

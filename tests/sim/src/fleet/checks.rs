@@ -367,8 +367,9 @@ impl Track<'_> {
 
     /// Whether the publisher may have come or left in a gap: if nobody was there, nobody saw when.
     fn comes_or_leaves_unseen(&self, gap: &Gap) -> bool {
-        let came = (self.starts(gap)..=self.ends(gap)).contains(&self.publication.from.cast_signed());
-        came || self.publication.to.is_some_and(|left| left.cast_signed() <= self.ends(gap))
+        let within = self.starts(gap) - EDGE.cast_signed()..=self.ends(gap);
+        let came_and_left = [Some(self.publication.from), self.publication.to];
+        came_and_left.into_iter().flatten().any(|at| within.contains(&at.cast_signed()))
     }
 
     fn gap(&self, gap: &Gap) -> String {

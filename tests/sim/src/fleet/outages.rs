@@ -2,7 +2,7 @@
 
 use super::Millis;
 use super::machine::{Service, Trouble};
-use super::script::{Action, MACHINES, Script};
+use super::script::{Action, Disturbs, FaultSpan, MACHINES, Script};
 use super::tests::simulate;
 
 const MINUTE: Millis = 60_000;
@@ -30,18 +30,23 @@ fn sessions_around(until: Millis) -> Script {
     script
 }
 
-/// The sessions whose archives say that they lack nothing. All promises hold.
-fn complete_after(mut script: Script) -> Vec<String> {
+/// The sessions that have an archive, and those whose archives say that they lack nothing. All promises hold.
+fn made_and_complete(mut script: Script) -> (Vec<String>, Vec<String>) {
     script.steps.sort_by_key(|step| step.at);
     let outcome = simulate(&script);
     assert_eq!(outcome.violations, [], "{}", outcome.log.join("\n"));
-    outcome.complete
+    (outcome.made, outcome.complete)
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 /// A service is away for all machines.
-fn away(service: Service, trouble: Trouble, minutes: Millis) -> Script {
+fn away(service: Service, trouble: Trouble, disturbs: Disturbs, minutes: Millis) -> Script {
     let until = FROM + minutes * MINUTE;
     let mut script = sessions_around(until);
+    script.faults.push(FaultSpan { disturbs, from: FROM, until });
     for machine in 0..MACHINES {
         script.add(FROM, Action::Trouble { machine, service, trouble });
         script.add(until, Action::Heal { machine, service });
@@ -52,22 +57,27 @@ fn away(service: Service, trouble: Trouble, minutes: Millis) -> Script {
 #[test]
 fn a_store_that_is_away_for_half_an_hour_keeps_no_session_from_being_recorded() {
     for trouble in [Trouble::Cut, Trouble::Hang] {
-        let complete = complete_after(away(Service::Store, trouble, 30));
-        assert_eq!(complete, ["through", "ends", "within", "begins"], "{trouble:?}");
+        let all = names(&["through", "ends", "within", "begins"]);
+        let script = away(Service::Store, trouble, Disturbs::Delivery, 30);
+        assert_eq!(made_and_complete(script), (all.clone(), all), "{trouble:?}");
     }
 }
 
 #[test]
 fn a_catalog_that_is_away_for_ten_minutes_costs_no_running_session_anything() {
-    let complete = complete_after(away(Service::Catalog, Trouble::Cut, 10));
-    assert_eq!(complete, ["through", "ends"], "nobody can take a new session, and its archive says so");
+    let script = away(Service::Catalog, Trouble::Cut, Disturbs::Ownership, 10);
+    // Nobody can take a new session meanwhile, and its archive says so. One that is over by then leaves none.
+    let made = names(&["through", "ends", "begins"]);
+    assert_eq!(made_and_complete(script), (made, names(&["through", "ends"])));
 }
 
 #[test]
 fn a_broker_that_is_away_for_ten_minutes_costs_no_running_session_anything() {
     let until = FROM + 10 * MINUTE;
     let mut script = sessions_around(until);
+    script.faults.push(FaultSpan { disturbs: Disturbs::Events, from: FROM, until });
     script.add(FROM, Action::StopBroker);
     script.add(until, Action::StartBroker);
-    assert_eq!(complete_after(script), ["through", "ends"], "nobody hears of a new session, and its archive says so");
+    let made = names(&["through", "ends", "begins"]);
+    assert_eq!(made_and_complete(script), (made, names(&["through", "ends"])));
 }

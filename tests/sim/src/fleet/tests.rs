@@ -18,6 +18,8 @@ const SETTLED_WITHIN: Millis = 240_000;
 /// What came of a script.
 pub(super) struct Outcome {
     pub violations: Vec<Violation>,
+    /// The sessions that have an archive.
+    pub made: Vec<String>,
     /// The sessions whose archives say that they lack nothing. Without a violation, every frame of them is there.
     pub complete: Vec<String>,
     pub log: Vec<String>,
@@ -53,7 +55,8 @@ pub(super) fn simulate(script: &Script) -> Outcome {
             let indexes = if number("ARCHIVER_SEED").is_some() { indexes(&fleet) } else { Vec::new() };
             let revisions = script.sessions.iter().filter_map(|session| fleet.revision(session)).collect();
             let complete = script.sessions.iter().filter(|session| fleet.is_complete(session)).cloned().collect();
-            return Outcome { violations, complete, revisions, log: std::mem::take(&mut fleet.log), indexes };
+            let made = script.sessions.iter().filter(|session| fleet.revision(session).is_some()).cloned().collect();
+            return Outcome { violations, made, complete, revisions, log: std::mem::take(&mut fleet.log), indexes };
         }
     }
 }
