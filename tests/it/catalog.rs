@@ -16,7 +16,7 @@ use archiver::model::archive_options::ArchiveOptions;
 use archiver::model::desired::Desired;
 use archiver::model::fault::{FaultKind, HasFault, Retry};
 use archiver::model::ids::{
-    ArchiveId, Epoch, EventId, InstanceId, JobId, ParkedId, SessionId, StreamId, TrackKind, WorkerId,
+    ArchiveId, Epoch, EventId, InstanceId, JobId, ParkedId, Region, SessionId, StreamId, TrackKind, WorkerId,
 };
 use archiver::model::log_read::LogRead;
 use archiver::model::media::{GapCause, MissingMedia};

@@ -355,7 +355,7 @@ async fn what_was_published_while_the_event_waited_is_missing() {
     assert_eq!(lacks(&files), [pair("audio", "worker"), pair("video", "worker")], "{row}");
     let matched = Content::read(&files.files("alice")[0]).expect("file").against(&truth);
     let sent = truth.frames.len();
-    let (before, told) = (matched.missing.len() as f64 / 30.0, gap(&files, "alice", "video", "worker"));
+    let (before, told) = (matched.before as f64 / 30.0, gap(&files, "alice", "video", "worker"));
     println!("{before:.1} s of {sent} pictures are missing, {told:.1} s are told");
     // The publisher takes a moment to connect: nobody knows that it was not there with the event.
     assert!(

@@ -64,9 +64,11 @@ impl Rows {
         Self { path, commit, rows: Mutex::new(rows) }
     }
 
+    /// Whether a cell is done: one that failed is run again.
     fn has(&self, sender: &Sender, event: Event) -> bool {
         let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.contains_key(&(sender.name.to_owned(), event.name().to_owned()))
+        let row = rows.get(&(sender.name.to_owned(), event.name().to_owned()));
+        row.is_some_and(|row| row["verdict"] != "failed")
     }
 
     fn add(&self, mut row: Value) {
