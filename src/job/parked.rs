@@ -95,7 +95,7 @@ mod tests {
             ("its region", Criteria { region: named("us"), ..all.clone() }, true, false),
             ("the region that it was published to", Criteria { region: named("eu"), ..all.clone() }, true, true),
             ("another region", Criteria { region: named("asia"), ..all.clone() }, false, false),
-            ("both", Criteria { session: named("s1"), application: named("a2"), ..all.clone() }, false, false),
+            ("both", Criteria { session: named("s1"), application: named("a2"), ..all }, false, false),
         ] {
             assert_eq!((criteria.fits(&event), criteria.fits(&damaged)), (fits_event, fits_damaged), "{name}");
         }
