@@ -39,7 +39,12 @@ pub(super) async fn run(settings: &Settings, command: WorkersCommand) -> Result<
         WorkersCommand::List { json } => list(catalog.as_ref(), json).await,
         WorkersCommand::Drain { worker } => {
             tell(catalog.as_ref(), &worker, Some(&operator())).await?;
-            print_line(&format!("{worker} hands its sessions over; `archiver jobs list` shows who has each"));
+            let (rows, now) = (catalog.workers().await?, catalog.clock().await?);
+            let lives = rows.iter().any(|row| row.worker == worker && row.lease_expires_at > now);
+            print_line(&match lives {
+                true => format!("{worker} hands its sessions over; `archiver jobs list` shows who has each"),
+                false => format!("{worker} is away: it takes no sessions when it starts again"),
+            });
             Ok(())
         }
         WorkersCommand::Resume { worker } => {

@@ -43,7 +43,8 @@ impl Absence {
         Self { since, cause: GapCause::Worker, owner_seen }
     }
 
-    /// The router says that there is no room: nobody is in it. Before a long absence there may have been one, which a restarted router forgot.
+    /// The router says that there is no room: nobody is in it. If the absence is long, there may have been one, which a restarted router has
+    /// forgotten.
     pub fn room_is_missing(&mut self, now: MediaTime) {
         if now - self.since < LONG {
             (self.since, self.cause) = (now, GapCause::Worker);

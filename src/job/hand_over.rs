@@ -77,22 +77,22 @@ pub(super) fn has_every_track(tracks: &[WantedTrack], joined: Duration) -> bool 
     joined >= announced && tracks.iter().all(|track| track.has_media || is_silent(track))
 }
 
-/// What is asked of a job's owner.
+/// What an owner does with its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    /// To go on.
-    None,
-    /// To hand the session over, as soon as somebody takes it.
-    Drain,
-    /// To hand the session over, and to let it go if nobody takes it in time.
-    Stop,
+enum OwnerState {
+    /// It keeps the session.
+    Keeps,
+    /// Its worker is drained: it hands the session over as soon as another worker takes it.
+    Drains,
+    /// Its worker stops: it hands the session over, and lets it go if no worker takes it in time.
+    Stops,
 }
 
-fn wish(job: &Job) -> Wish {
+fn owner_state(job: &Job) -> OwnerState {
     match (job.drain.is_cancelled(), *job.context.drains.borrow()) {
-        (true, _) => Wish::Stop,
-        (false, true) => Wish::Drain,
-        (false, false) => Wish::None,
+        (true, _) => OwnerState::Stops,
+        (false, true) => OwnerState::Drains,
+        (false, false) => OwnerState::Keeps,
     }
 }
 
@@ -100,7 +100,7 @@ fn wish(job: &Job) -> Wish {
 /// until somebody does.
 pub(super) async fn hand_over(job: &Job) {
     loop {
-        until_wished(job).await;
+        until_drained(job).await;
         if offered(job).await && wait_for_taker(job).await == Taker::Has {
             return;
         }
@@ -111,9 +111,9 @@ pub(super) async fn hand_over(job: &Job) {
 }
 
 /// Waits until the owner is to hand the session over.
-async fn until_wished(job: &Job) {
+async fn until_drained(job: &Job) {
     let mut drains = job.context.drains.subscribe();
-    while wish(job) == Wish::None {
+    while owner_state(job) == OwnerState::Keeps {
         tokio::select! {
             () = job.drain.cancelled() => {}
             // The sender is in the context, which lives.
@@ -125,8 +125,8 @@ async fn until_wished(job: &Job) {
 /// Returns when an owner that is not in the room is to give the job back: its worker stops, or is drained and another one takes sessions.
 pub(super) async fn is_to_leave(job: &Job) {
     loop {
-        until_wished(job).await;
-        if wish(job) == Wish::Stop || matches!(timeout(ANSWER_MAX, has_taker(job)).await, Ok(Ok(true))) {
+        until_drained(job).await;
+        if owner_state(job) == OwnerState::Stops || matches!(timeout(ANSWER_MAX, has_taker(job)).await, Ok(Ok(true))) {
             return;
         }
         job.drain.run_until_cancelled(sleep(OFFER_EVERY)).await.unwrap_or_default();
@@ -144,19 +144,19 @@ async fn has_taker(job: &Job) -> Result<bool, CatalogError> {
 async fn offered(job: &Job) -> bool {
     let (offer_max, mut stops) = (job.context.settings.worker.offer.0, None);
     loop {
-        let wish = wish(job);
-        if wish == Wish::None {
+        let state = owner_state(job);
+        if state == OwnerState::Keeps {
             return false;
         }
-        let stops_since = (wish == Wish::Stop).then(|| *stops.get_or_insert_with(Instant::now));
-        let problem = match offer(job).await {
-            Ok(()) if job.is_offered() => return true,
-            Ok(()) => "no other worker takes sessions of this region".to_owned(),
-            Err(error) => error,
+        let stops_since = (state == OwnerState::Stops).then(|| *stops.get_or_insert_with(Instant::now));
+        let (has_taker, problem) = match offer(job).await {
+            Ok(Offer::Made) => return true,
+            Ok(Offer::NoTaker) => (false, "no other worker takes sessions of this region".to_owned()),
+            Err(error) => (true, error),
         };
         match stops_since {
             // The end of a process is not put off for nothing.
-            Some(since) if since.elapsed() >= offer_max || problem.starts_with("no other") => {
+            Some(since) if since.elapsed() >= offer_max || !has_taker => {
                 tracing::warn!("capture ends here until another worker has the session: {problem}");
                 return false;
             }
@@ -194,17 +194,17 @@ async fn wait_for_taker(job: &Job) -> Taker {
         if next != Progress::None {
             job.taken.store(true, Ordering::Relaxed);
         }
-        let wish = wish(job);
-        let waited = (wish == Wish::Stop).then(|| since.max(*stops.get_or_insert_with(Instant::now)).elapsed());
+        let state = owner_state(job);
+        let waited = (state == OwnerState::Stops).then(|| since.max(*stops.get_or_insert_with(Instant::now)).elapsed());
         // An offer whose answer was lost may not be there.
-        if next == Progress::None && wish != Wish::None && offered_at.elapsed() >= OFFER_EVERY {
+        if next == Progress::None && state != OwnerState::Keeps && offered_at.elapsed() >= OFFER_EVERY {
             offered_at = Instant::now();
-            offer(job)
-                .await
-                .unwrap_or_else(|error| tracing::debug!("the session is not offered again for now: {error}"));
+            if let Err(error) = offer(job).await {
+                tracing::debug!("the session is not offered again for now: {error}");
+            }
         }
         match next {
-            Progress::None if wish == Wish::None && take_back(job).await => return Taker::TakenBack,
+            Progress::None if state == OwnerState::Keeps && take_back(job).await => return Taker::TakenBack,
             Progress::None if waited.is_none_or(|waited| waited < offer_max) => {}
             Progress::Joins(_) if since.elapsed() < JOIN_MAX => {}
             Progress::None => {
@@ -239,7 +239,7 @@ async fn take_back(job: &Job) -> bool {
     if !matches!(cleared, Ok(Ok(()))) {
         return false;
     }
-    // From now on nobody can take it. Whoever is taking it just now has it soon.
+    // From now on no worker can claim it. A claim that had begun is over soon.
     sleep(TAKEN_WITHIN).await;
     let is_taken = look(job).await.is_none_or(|seen| progress(row.epoch, seen) != Progress::None);
     if !is_taken {
@@ -250,12 +250,21 @@ async fn take_back(job: &Job) -> bool {
     !is_taken
 }
 
+/// What came of a try to offer a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offer {
+    /// Other workers may claim it.
+    Made,
+    /// No other worker lives that takes sessions of its region.
+    NoTaker,
+}
+
 /// Offers the job, if a worker lives that may take it. The error says why that is not known.
-async fn offer(job: &Job) -> Result<(), String> {
+async fn offer(job: &Job) -> Result<Offer, String> {
     let (context, row) = (&job.context, &job.row);
     let offering = async {
         if !has_taker(job).await? {
-            return Ok(());
+            return Ok(Offer::NoTaker);
         }
         let now = context.clock.read(context.catalog.as_ref()).await?.now;
         // From now on another owner is no reason to stop at once.
@@ -264,11 +273,10 @@ async fn offer(job: &Job) -> Result<(), String> {
         if context.catalog.offer_job(row.job, row.epoch, &context.worker, now).await? {
             tracing::info!("the session is offered to other workers, and captured until one has it");
         }
-        Ok::<_, CatalogError>(())
+        Ok::<_, CatalogError>(Offer::Made)
     };
     match timeout(ANSWER_MAX, offering).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(chain(&error)),
+        Ok(offered) => offered.map_err(|error| chain(&error)),
         Err(_) => Err("the catalog does not answer".to_owned()),
     }
 }

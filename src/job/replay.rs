@@ -53,7 +53,7 @@ pub struct MendedEvent {
 /// archive: the event names the job.
 ///
 /// # Errors
-/// See [`ReplayError`]. Nothing is marked unless the broker has confirmed the event.
+/// See [`ReplayError`]. An entry whose event the broker has not confirmed waits for a person again.
 pub async fn replay(
     publisher: &dyn Publisher,
     catalog: &dyn Catalog,

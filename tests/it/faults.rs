@@ -14,9 +14,6 @@ use archiver_testkit::wait::wait_for;
 use archiver_testkit::world::World;
 use serde_json::{Value, json};
 
-/// Pictures come each 33 ms; what is missing for 100 ms is a gap.
-const HOLE_MIN: f64 = 0.14;
-
 /// A number from the environment, for the long versions.
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
@@ -79,12 +76,7 @@ async fn a_worker_that_is_killed_again_and_again_makes_one_archive() {
     let matched = content.against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
     // Where pictures are missing in the file, by the times of sending, and when the worker was killed.
-    let holes: Vec<(f64, f64)> = matched
-        .frames
-        .windows(2)
-        .filter(|w| w[1].sent - w[0].sent > HOLE_MIN)
-        .map(|w| (w[0].sent, w[1].sent))
-        .collect();
+    let holes = matched.holes();
     let kill_times: Vec<f64> = killed.iter().map(|at| archiver_testkit::publisher::unix_seconds(*at)).collect();
     for (from, to) in &holes {
         let at = kill_times.iter().find(|at| (from - 0.1..=to + 0.1).contains(at));
@@ -293,8 +285,7 @@ async fn an_archive_that_takes_long_to_make_is_handed_to_another_machine_when_it
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0);
-    let hole = matched.frames.windows(2).find(|w| w[1].sent - w[0].sent > HOLE_MIN);
-    assert!(hole.is_none(), "{hole:?}");
+    assert_eq!(matched.holes(), []);
     let last = matched.frames.last().expect("pictures").sent;
     assert!(last > ended_at - 0.5, "the last {:.2} s are on the other machine's disk alone", ended_at - last);
 }

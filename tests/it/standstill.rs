@@ -5,15 +5,13 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::support::databases;
-use archiver_testkit::content::{Content, Matched};
+use archiver_testkit::content::Content;
 use archiver_testkit::postgres::Postgres;
 use archiver_testkit::publisher::{Options, Publisher, unix_seconds};
 use archiver_testkit::wait::wait_for;
-use archiver_testkit::world::{Downloaded, Machine, World};
+use archiver_testkit::world::{Machine, World, gap_lengths};
 use serde_json::json;
 
-/// Pictures come each 33 ms; what is missing for longer is a hole.
-const HOLE_MIN: f64 = 0.14;
 /// Until another worker has the session: a lease, a beat of the taker's own contact with the catalog, its way to a keyframe, and a second.
 const TAKEOVER_MAX: f64 = 3.0 + 0.75 + 3.0 + 1.0;
 
@@ -35,20 +33,6 @@ async fn recorded_by_the_first_of_two(catalog: &str, session: &str) -> (World, P
 fn signal(world: &World, signal: &str) {
     let pid = world.worker_pid().expect("a worker").to_string();
     assert!(Command::new("kill").args([signal, &pid]).status().expect("kill").success(), "{signal}");
-}
-
-/// Where pictures are missing in a file, by the publisher's clock: from, to.
-fn holes(matched: &Matched) -> Vec<(f64, f64)> {
-    let pairs = matched.frames.windows(2).map(|pair| (pair[0].sent, pair[1].sent));
-    pairs.filter(|(from, to)| to - from > HOLE_MIN).collect()
-}
-
-/// The lengths of the gaps of a cause in the report, in seconds.
-fn gaps(archive: &Downloaded, cause: &str) -> Vec<f64> {
-    let video = archive.track("alice", "video").expect("track");
-    let second = |value: &serde_json::Value| value.as_f64().expect("a number") / 1e9;
-    let gaps = video["gaps"].as_array().expect("gaps").iter().filter(|gap| gap["cause"] == cause);
-    gaps.map(|gap| second(&gap["to"]) - second(&gap["from"])).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +61,7 @@ async fn what_a_worker_captured_before_it_stood_still_is_in_the_archive_beside_w
     assert_eq!(content.errors, Vec::<String>::new());
     let matched = content.against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let (holes, reported) = (holes(&matched), gaps(&archive, "worker"));
+    let (holes, reported) = (matched.holes(), gap_lengths(archive.track("alice", "video").expect("track"), "worker"));
     println!("paused at {paused_at:.3}: {holes:?}, reported {reported:?}");
     let missing: f64 = holes.iter().map(|(from, to)| to - from).sum();
     assert!(missing <= TAKEOVER_MAX, "{missing:.2} s are missing: {holes:?}");
@@ -107,7 +91,7 @@ async fn a_catalog_that_comes_back_finds_each_session_with_the_worker_that_had_i
     let truth = publisher.crash().timeline();
     let archive = world.download(&row).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
-    assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{:?}", holes(&matched));
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{:?}", matched.holes());
     assert_eq!(archive.report["epochsMs"].as_array().expect("epochs").len(), 1, "{}", archive.report);
     assert_eq!(archive.manifest["complete"], true, "{}", archive.report);
 }

@@ -4,11 +4,11 @@ use crate::BINARY;
 use std::time::{Duration, Instant};
 
 use crate::support::databases;
-use archiver_testkit::content::{Content, Matched};
+use archiver_testkit::content::Content;
 use archiver_testkit::postgres::Database;
 use archiver_testkit::publisher::{Options, Publisher, unix_seconds};
 use archiver_testkit::wait::wait_for;
-use archiver_testkit::world::{Machine, World};
+use archiver_testkit::world::{Machine, World, gap_lengths};
 use serde_json::{Value, json};
 
 /// How a machine goes. Its disk stays untouched.
@@ -63,28 +63,16 @@ async fn over(machines: &[(&str, u64)], goes: Goes) -> Recorded {
     assert!(content.errors.is_empty(), "{:?}", content.errors);
     let matched = content.against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let holes = holes(&matched);
+    let holes = matched.holes();
     let epochs = archive.report["epochsMs"].as_array().expect("epochs").len();
     assert_eq!(epochs, machines.len());
     Recorded { video: archive.track("alice", "video").expect("track").clone(), holes, gone }
 }
 
-/// Where pictures are missing in a file, by the publisher's clock: from, to.
-fn holes(matched: &Matched) -> Vec<(f64, f64)> {
-    let pairs = matched.frames.windows(2).map(|pair| (pair[0].sent, pair[1].sent));
-    pairs.filter(|(from, to)| to - from > 0.14).collect()
-}
-
-fn worker_gaps(video: &Value) -> Vec<f64> {
-    let gaps = video["gaps"].as_array().expect("gaps");
-    let second = |v: &Value| v.as_f64().expect("a number") / 1e9;
-    gaps.iter().filter(|g| g["cause"] == "worker").map(|g| second(&g["to"]) - second(&g["from"])).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_machine_is_lost_goes_on_at_another_with_all_that_was_sealed() {
     let Recorded { video, holes, .. } = over(&[("worker-1", 13), ("worker-2", 6)], Goes::Lost).await;
-    let reported = worker_gaps(&video);
+    let reported = gap_lengths(&video, "worker");
     println!("{holes:?} {reported:?}");
     assert_eq!((holes.len(), reported.len()), (1, 1), "{video}");
     let missing = holes[0].1 - holes[0].0;
@@ -96,7 +84,7 @@ async fn a_session_whose_machine_is_lost_goes_on_at_another_with_all_that_was_se
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_gets_its_session_back_gains_what_the_other_captured() {
     let Recorded { video, holes, .. } = over(&[("worker-1", 7), ("worker-2", 12), ("worker-1", 6)], Goes::Lost).await;
-    let reported = worker_gaps(&video);
+    let reported = gap_lengths(&video, "worker");
     println!("{holes:?} {reported:?}");
     assert_eq!((holes.len(), reported.len()), (2, 2), "{video}");
     for (hole, reported) in holes.iter().zip(reported) {
@@ -114,7 +102,7 @@ async fn a_machine_that_is_told_to_stop_leaves_all_that_it_captured_to_the_next(
     assert!(holes.len() <= 1, "{video}");
     let Some((from, to)) = holes.first() else { return };
     assert!(*from > gone[0] - 0.5, "the last {:.2} s are on the other machine's disk alone", gone[0] - from);
-    let reported: f64 = worker_gaps(&video).iter().sum();
+    let reported: f64 = gap_lengths(&video, "worker").iter().sum();
     assert!((to - from - reported).abs() <= 0.1, "{:.3} s are missing, {reported:.3} s are reported", to - from);
 }
 
@@ -144,7 +132,7 @@ async fn a_worker_that_is_told_to_stop_captures_on_until_another_does() {
     let content = Content::read(&file).expect("file");
     assert_eq!(content.errors, Vec::<String>::new());
     let matched = content.against(&truth);
-    assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{:?}", holes(&matched));
+    assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{:?}", matched.holes());
     let late = matched.sound_after_picture();
     assert!(!late.is_empty() && late.iter().all(|late| late.abs() < 0.06), "{late:?}");
     // In the file, pictures are as far apart as they were sent, also where the owners change.
@@ -213,12 +201,12 @@ async fn what_a_killed_worker_had_on_its_disk_is_in_the_archive_that_another_mak
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let holes = holes(&matched);
+    let holes = matched.holes();
     assert_eq!(holes.len(), 1, "{holes:?}");
     let (from, to) = holes[0];
     // The last part of half a second was not on the disk.
     assert!(from > killed_at - 1.0, "the last {:.2} s before the kill are missing", killed_at - from);
-    let reported: f64 = worker_gaps(archive.track("alice", "video").expect("track")).iter().sum();
+    let reported: f64 = gap_lengths(archive.track("alice", "video").expect("track"), "worker").iter().sum();
     assert!((to - from - reported).abs() <= 0.1, "{:.3} s are missing, {reported:.3} s are reported", to - from);
 }
 
@@ -231,7 +219,7 @@ async fn what_comes_after_the_archive_was_made_is_added_to_it() {
     let truth = publisher.crash().timeline();
     let first = world.download(&archive).expect("download");
     let matched = Content::read(&first.files("alice")[0]).expect("file").against(&truth);
-    let before = holes(&matched);
+    let before = matched.holes();
     assert_eq!((before.len(), &first.manifest["revision"], &first.manifest["complete"]), (1, &json!(1), &json!(false)));
     // The machine comes back when the archive is made.
     world.start_worker().expect("worker");
@@ -242,12 +230,12 @@ async fn what_comes_after_the_archive_was_made_is_added_to_it() {
     .await;
     let matched = Content::read(&second.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let after = holes(&matched);
+    let after = matched.holes();
     assert_eq!(after.len(), 1, "{after:?}");
     let (from, to) = after[0];
     assert!(before[0].0 < killed_at - 1.0, "nothing was on that disk alone: {before:?}, killed at {killed_at}");
     assert!(from > killed_at - 1.0, "the last {:.2} s before the kill are missing", killed_at - from);
-    let reported: f64 = worker_gaps(second.track("alice", "video").expect("track")).iter().sum();
+    let reported: f64 = gap_lengths(second.track("alice", "video").expect("track"), "worker").iter().sum();
     assert!((to - from - reported).abs() <= 0.1, "{:.3} s are missing, {reported:.3} s are reported", to - from);
     // Developers are told once more, and nothing is left on the disk that came back.
     let row = world.archive("late", "available").await;
@@ -296,10 +284,10 @@ async fn over_to_a_machine_whose_clock_is_wrong(skew: &str) {
         let (sent, shown) = (pair[1].sent - pair[0].sent, pair[1].seen - pair[0].seen);
         assert!((sent - shown).abs() < 0.2, "{sent:.3} s apart when they were sent, {shown:.3} s in the file");
     }
-    let holes = holes(&matched);
+    let holes = matched.holes();
     let (from, to) = holes[0];
     assert!(holes.len() == 1 && (killed_at - 10.5..to).contains(&from), "{holes:?}, killed at {killed_at}");
-    let reported: f64 = worker_gaps(archive.track("alice", "video").expect("track")).iter().sum();
+    let reported: f64 = gap_lengths(archive.track("alice", "video").expect("track"), "worker").iter().sum();
     assert!((to - from - reported).abs() <= 0.2, "{:.3} s are missing, {reported:.3} s are reported", to - from);
 }
 
@@ -382,7 +370,7 @@ async fn a_session_on_a_full_disk_goes_on_at_another_machine_which_takes_all_new
     let archive = world.download(&archive).expect("download");
     let matched = Content::read(&archive.files("alice")[0]).expect("file").against(&truth);
     assert_eq!(matched.strange, 0, "pictures that were never sent, come twice, or out of order");
-    let holes = holes(&matched);
+    let holes = matched.holes();
     assert_eq!(holes.len(), 1, "{holes:?}");
     let (from, to) = holes[0];
     assert!(from > filled_at - 1.0, "the last {:.2} s before the disk was full are missing", filled_at - from);

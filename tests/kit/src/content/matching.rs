@@ -30,6 +30,9 @@ impl Timeline {
     }
 }
 
+/// Pictures come each 33 ms: what is missing for longer than this, in seconds, is a hole.
+const HOLE_MIN: f64 = 0.14;
+
 /// The same picture or beep in the truth and in the file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pair {
@@ -145,6 +148,13 @@ fn match_up(sent: &[(u32, f64)], seen: &[(u32, f64)], near: Option<f64>) -> Vec<
 }
 
 impl Matched {
+    /// Where pictures are missing in the file, in seconds since 1970: from, to.
+    #[must_use]
+    pub fn holes(&self) -> Vec<(f64, f64)> {
+        let pairs = self.frames.windows(2).map(|pair| (pair[0].sent, pair[1].sent));
+        pairs.filter(|(from, to)| to - from > HOLE_MIN).collect()
+    }
+
     /// Moves missing pictures whose place in the file is taken by a strange one to the damaged ones.
     fn find_damaged(&mut self, content: &Content) {
         let zeros: Vec<f64> = self.frames.iter().map(Pair::zero).collect();

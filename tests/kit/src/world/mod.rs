@@ -468,3 +468,14 @@ impl Downloaded {
         self.stream(router_id)?["tracks"].as_array()?.iter().find(|t| t["kind"] == kind)
     }
 }
+
+/// The lengths of the gaps that the report has of a track with a cause, in seconds.
+///
+/// # Panics
+/// When the track has no list of gaps.
+#[must_use]
+pub fn gap_lengths(track: &Value, cause: &str) -> Vec<f64> {
+    let second = |value: &Value| value.as_f64().expect("a number") / 1e9;
+    let gaps = track["gaps"].as_array().expect("gaps").iter().filter(|gap| gap["cause"] == cause);
+    gaps.map(|gap| second(&gap["to"]) - second(&gap["from"])).collect()
+}
