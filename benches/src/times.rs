@@ -108,7 +108,7 @@ pub async fn first_media(world: &mut World, sessions: usize) -> Result<Vec<f64>>
         publish(events.as_ref(), &world.ended(&session), ENDED_KEY).await?;
         world.archive(&session, "available").await;
     }
-    events.close().await?;
+    events.close().await;
     ensure!(world.stop_worker(), "{}", world.log());
     Ok(times)
 }
@@ -142,7 +142,7 @@ pub async fn end_to_available(world: &mut World, lengths: &[Duration]) -> Result
     for (n, length) in order {
         times.push((length, end(world, events.as_ref(), &catalog, &format!("ends-{n}")).await?.0));
     }
-    events.close().await?;
+    events.close().await;
     ensure!(world.stop_worker(), "{}", world.log());
     Ok(times)
 }

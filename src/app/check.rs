@@ -1,10 +1,15 @@
 //! `archiver check`: checks each service and setting that a configuration names, with advice for those that cannot be used.
 
+use std::time::Duration;
+
 use super::check_text::result_text;
 use super::services;
 use crate::config::Settings;
 use crate::job::catalog_clock::SKEW_TOLD;
 use crate::model::time::Wallclock;
+
+/// Time limit of one check. Requests to services have shorter ones.
+const CHECK_MAX: Duration = Duration::from_secs(60);
 
 /// The result of one check.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -18,6 +23,12 @@ pub struct CheckResult {
     pub text: String,
 }
 
+/// Runs one check. A service that answers each request and still does not come to an end is reported, too.
+async fn limited(check: impl Future<Output = Result<String, String>>) -> Result<String, String> {
+    let late = |_| format!("no result within {} s: look at its log", CHECK_MAX.as_secs());
+    tokio::time::timeout(CHECK_MAX, check).await.map_err(late)?
+}
+
 fn check_result(subject: &str, result: Result<String, String>) -> CheckResult {
     let ok = result.is_ok();
     CheckResult { subject: subject.to_owned(), ok, text: result.unwrap_or_else(|e| e) }
@@ -27,22 +38,18 @@ fn check_result(subject: &str, result: Result<String, String>) -> CheckResult {
 pub async fn check(settings: &Settings) -> Vec<CheckResult> {
     let mut lines = vec![check_result("configuration", result_text(settings.for_worker(), |()| "valid".to_owned()))];
     lines.extend(elements(settings).await);
-    let broker = match services::broker(settings) {
-        Ok(broker) => result_text(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
-        Err(error) => Err(error.to_string()),
-    };
-    lines.push(check_result("broker", broker));
-    lines.push(check_result("catalog", catalog(settings).await));
-    lines.push(check_result("store", store(settings).await));
+    lines.push(check_result("broker", limited(broker(settings)).await));
+    lines.push(check_result("catalog", limited(catalog(settings)).await));
+    lines.push(check_result("store", limited(store(settings)).await));
     let routers = services::routers(settings);
     for section in &settings.routers {
         if let Some(router) = routers.get(&section.name) {
-            let checked = super::router_check::check(settings, section, router.as_ref()).await;
+            let checked = limited(super::router_check::check(settings, section, router.as_ref())).await;
             lines.push(check_result(&format!("router {}", section.name), checked));
         }
     }
-    lines.push(check_result("spool", spool(settings).await));
-    lines.push(check_result("api", api(settings).await));
+    lines.push(check_result("spool", limited(spool(settings)).await));
+    lines.push(check_result("api", limited(api(settings)).await));
     lines
 }
 
@@ -80,6 +87,13 @@ async fn elements(settings: &Settings) -> Vec<CheckResult> {
         }
         Ok(Err(error)) => vec![check_result("GStreamer", result_text(Err::<(), _>(error), |()| String::new()))],
         Err(panic) => vec![check_result("GStreamer", Err(panic.to_string()))],
+    }
+}
+
+async fn broker(settings: &Settings) -> Result<String, String> {
+    match services::broker(settings) {
+        Ok(broker) => result_text(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -60,10 +60,8 @@ pub(super) async fn run(broker: &dyn Broker, queue: &mut OutboxQueue, cancel: &C
         // The watcher stops waiting only when the bridge ends.
         entry.result.send(sent).unwrap_or_default();
     }
-    if let Some(publisher) = connection
-        && let Err(error) = publisher.close().await
-    {
-        tracing::debug!("{}", crate::model::fault::chain(&error));
+    if let Some(publisher) = connection {
+        publisher.close().await;
     }
 }
 

@@ -1,6 +1,5 @@
 //! Consumes events until cancelled. After any failure, connection, channel, topology and consumers are created again.
 
-use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -9,11 +8,11 @@ use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, B
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::publisher::publish;
-use super::{BrokerConfig, BrokerError, DeliveryHandler, Headers, failed, open};
+use super::{BrokerConfig, BrokerError, DeliveryHandler, Headers, failed, limits, open};
 use crate::model::fault::{Backoff, chain};
 use crate::runtime::metrics::metrics;
 
@@ -23,8 +22,6 @@ const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Dur
 const PREFETCH: u16 = 1;
 /// Between two checks that the connection is alive.
 const LIVENESS_EVERY: Duration = Duration::from_secs(2);
-/// A connection on which an operation takes longer is dead.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// After a connection that lasted this long, the back-off starts at its first step again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// After each accepted job the worker reports its free capacity. No further started event is taken before, for this time at most.
@@ -191,7 +188,7 @@ async fn run_connection(
     connected: impl Fn() + Send,
 ) -> Result<(), BrokerError> {
     let (connection, channel) = open(config).await?;
-    within_time_limit("limit deliveries", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+    limits::request("limit deliveries", channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
     let is_dead = source == Source::DeadLetters;
     let unconditional = if is_dead { config.name("dead") } else { config.regional("ended") };
     let mut unconditional = start_consumer(&channel, &unconditional).await?;
@@ -210,7 +207,8 @@ async fn run_connection(
         }
         let delivery = tokio::select! {
             () = cancel.cancelled() => {
-                return within_time_limit("close", connection.close(200, "stopping".into())).await;
+                limits::close(connection, "stopping").await;
+                return Ok(());
             }
             delivery = unconditional.next() => delivery,
             delivery = next_delivery(started.as_mut()) => delivery,
@@ -256,14 +254,14 @@ async fn run_connection(
 /// ends.
 async fn cancel_consumer(channel: &Channel, mut consumer: Consumer) -> Result<(), BrokerError> {
     let stop = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
-    within_time_limit("stop a consumer", stop).await?;
+    limits::request("stop a consumer", stop).await?;
     let rest = async {
         while let Some(delivery) = consumer.next().await {
             requeue(&delivery?).await?;
         }
         Ok(())
     };
-    within_time_limit("take events back", rest).await
+    limits::request("take events back", rest).await
 }
 
 async fn requeue(delivery: &lapin::message::Delivery) -> lapin::Result<()> {
@@ -284,17 +282,7 @@ async fn next_delivery(consumer: Option<&mut Consumer>) -> Option<lapin::Result<
 async fn start_consumer(channel: &Channel, queue: &str) -> Result<Consumer, BrokerError> {
     let consuming =
         channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
-    within_time_limit("start a consumer", consuming).await
-}
-
-async fn within_time_limit<T>(
-    doing: &'static str,
-    operation: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, BrokerError> {
-    timeout(ANSWER_MAX, operation)
-        .await
-        .map_err(|_| BrokerError::Timeout { doing, seconds: ANSWER_MAX.as_secs() })?
-        .map_err(failed(doing))
+    limits::request("start a consumer", consuming).await
 }
 
 /// A delivery that is not acked yet.
@@ -357,10 +345,10 @@ impl PendingDelivery<'_> {
     }
 
     async fn requeue(&self) -> Result<(), BrokerError> {
-        within_time_limit("take an event back", requeue(&self.delivery)).await
+        limits::request("take an event back", requeue(&self.delivery)).await
     }
 
     async fn ack(&self) -> Result<(), BrokerError> {
-        within_time_limit("take an ack", self.delivery.acker.ack(BasicAckOptions::default())).await.map(drop)
+        limits::request("take an ack", self.delivery.acker.ack(BasicAckOptions::default())).await.map(drop)
     }
 }

@@ -6,11 +6,11 @@ use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection};
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::topology::{number, table, text};
-use super::{BrokerConfig, BrokerError, connect, failed, with_connect_timeout};
+use super::{BrokerConfig, BrokerError, connect, failed, limits};
 use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
@@ -20,8 +20,6 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 const LIVENESS_EVERY: Duration = Duration::from_secs(2);
 /// Unacked messages.
 const PREFETCH: u16 = 20;
-/// A connection on which an operation takes longer is dead.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Length of the queue; the oldest messages are dropped.
 const MESSAGES_MAX: i32 = 10_000;
 /// Older hints are of no use.
@@ -65,7 +63,7 @@ pub(super) async fn consume_hints(
 
 async fn run_connection(config: &BrokerConfig, queue: &str, handle: HintHandler<'_>) -> Result<(), BrokerError> {
     const DOING: &str = "consume hints";
-    let (connection, channel, mut consumer) = with_connect_timeout(async {
+    let (connection, channel, mut consumer) = limits::connecting(DOING, async {
         let connection = connect(config).await?;
         let channel = open_channel_with_queue(&connection, queue).await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(failed(DOING))?;
@@ -83,8 +81,7 @@ async fn run_connection(config: &BrokerConfig, queue: &str, handle: HintHandler<
             delivery = consumer.next() => {
                 let delivery = delivery.ok_or_else(connection_lost)?.map_err(failed(DOING))?;
                 handle(&delivery.data);
-                let acked = timeout(ANSWER_MAX, delivery.acker.ack(BasicAckOptions::default()));
-                acked.await.map_err(|_| connection_lost())?.map_err(failed(DOING))?;
+                limits::request(DOING, delivery.acker.ack(BasicAckOptions::default())).await?;
             }
             _ = watchdog.tick() => {
                 if !connection.status().connected() || !channel.status().connected() {

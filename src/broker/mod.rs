@@ -18,6 +18,7 @@
 
 mod consumer;
 mod hints;
+mod limits;
 mod publisher;
 mod rabbit;
 mod topology;
@@ -130,11 +131,8 @@ pub trait Publisher: Send + Sync {
     /// When no queue takes the event, or the broker does not confirm it.
     async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError>;
 
-    /// Closes the connection.
-    ///
-    /// # Errors
-    /// When the connection is lost already.
-    async fn close(self: Box<Self>) -> Result<(), BrokerError>;
+    /// Closes the connection. Each published message is confirmed before, so that nothing can fail here.
+    async fn close(self: Box<Self>);
 }
 
 /// A connection that publishes archive events with confirms.
@@ -147,11 +145,8 @@ pub trait ArchivePublisher: Send + Sync {
     /// When the broker does not confirm the event.
     async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError>;
 
-    /// Closes the connection.
-    ///
-    /// # Errors
-    /// When the connection is lost already.
-    async fn close(self: Box<Self>) -> Result<(), BrokerError>;
+    /// Closes the connection. Each published message is confirmed before, so that nothing can fail here.
+    async fn close(self: Box<Self>);
 }
 
 /// Largest frame, in bytes: RabbitMQ offers 128 KiB, and `lapin` (4.12, `io_loop.rs`) holds buffers of 64 frames for each connection: at
@@ -273,14 +268,6 @@ async fn connect(config: &BrokerConfig) -> Result<lapin::Connection, BrokerError
     lapin::Connection::connect(&config.uri(), properties).await.map_err(failed(CONNECT))
 }
 
-/// Limits the time of connecting, for a host that does not answer at all.
-async fn with_connect_timeout<T>(opening: impl Future<Output = Result<T, BrokerError>>) -> Result<T, BrokerError> {
-    const SECONDS: u64 = 10;
-    tokio::time::timeout(Duration::from_secs(SECONDS), opening)
-        .await
-        .map_err(|_| BrokerError::Timeout { doing: CONNECT, seconds: SECONDS })?
-}
-
 /// Connects, declares everything and asks for confirms.
 async fn open(config: &BrokerConfig) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
     open_with(config, Topology::All).await
@@ -290,7 +277,7 @@ async fn open_with(
     config: &BrokerConfig,
     topology: Topology,
 ) -> Result<(lapin::Connection, lapin::Channel), BrokerError> {
-    with_connect_timeout(async {
+    limits::connecting(CONNECT, async {
         let connection = connect(config).await?;
         let channel = connection.create_channel().await.map_err(failed("open a channel"))?;
         match topology {

@@ -8,7 +8,9 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::time::timeout;
 
-use super::{ArchivePublisher, BrokerConfig, BrokerError, Headers, Publisher, Topology, failed, open, open_with};
+use super::{
+    ArchivePublisher, BrokerConfig, BrokerError, Headers, Publisher, Topology, failed, limits, open, open_with,
+};
 
 /// When the broker dies, a pending confirm may never arrive.
 const CONFIRM_SECONDS: u64 = 10;
@@ -36,8 +38,8 @@ impl Publisher for RabbitPublisher {
         publish(&self.channel, &exchange, routing_key, body, headers).await
     }
 
-    async fn close(self: Box<Self>) -> Result<(), BrokerError> {
-        self.connection.close(200, "done".into()).await.map_err(failed("close a connection"))
+    async fn close(self: Box<Self>) {
+        limits::close(self.connection, "done").await;
     }
 }
 
@@ -66,8 +68,8 @@ impl ArchivePublisher for RabbitArchivePublisher {
         }
     }
 
-    async fn close(self: Box<Self>) -> Result<(), BrokerError> {
-        self.connection.close(200, "done".into()).await.map_err(failed("close a connection"))
+    async fn close(self: Box<Self>) {
+        limits::close(self.connection, "done").await;
     }
 }
 

@@ -6,8 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::publisher::{RabbitArchivePublisher, RabbitPublisher};
 use super::{
-    ArchivePublisher, Broker, BrokerConfig, BrokerError, BrokerState, DeliveryHandler, Publisher, consumer, failed,
-    hints, open, wakeup,
+    ArchivePublisher, Broker, BrokerConfig, BrokerError, BrokerState, DeliveryHandler, Publisher, consumer, hints,
+    limits, open, wakeup,
 };
 
 /// A RabbitMQ. Connects only when it is used.
@@ -28,7 +28,8 @@ impl RabbitBroker {
 impl Broker for RabbitBroker {
     async fn probe(&self) -> Result<(), BrokerError> {
         let (connection, _) = open(&self.config).await?;
-        connection.close(200, "checked".into()).await.map_err(failed("close a connection"))
+        limits::close(connection, "checked").await;
+        Ok(())
     }
 
     async fn publisher(&self) -> Result<Box<dyn Publisher>, BrokerError> {

@@ -13,12 +13,10 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{BrokerConfig, BrokerError, failed};
+use super::{BrokerConfig, BrokerError, failed, limits};
 use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
-/// Time limit of connecting and of each message.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Between two wake-ups.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Between two checks that a connection without messages is alive.
@@ -26,7 +24,7 @@ const LIVENESS_EVERY: Duration = Duration::from_secs(2);
 
 async fn open(config: &BrokerConfig, exchange: &str) -> Result<(Connection, Channel), BrokerError> {
     const DOING: &str = "open a channel for wake-ups";
-    let opening = async {
+    limits::connecting(DOING, async {
         let properties = ConnectionProperties::default().with_connection_name("archiver nudges".into());
         let connection = Connection::connect(&config.uri(), properties).await.map_err(failed(DOING))?;
         let channel = connection.create_channel().await.map_err(failed(DOING))?;
@@ -34,9 +32,8 @@ async fn open(config: &BrokerConfig, exchange: &str) -> Result<(Connection, Chan
         let declared = channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, options, FieldTable::default());
         declared.await.map_err(failed(DOING))?;
         Ok((connection, channel))
-    };
-    let late = |_| BrokerError::Timeout { doing: DOING, seconds: ANSWER_MAX.as_secs() };
-    timeout(ANSWER_MAX, opening).await.map_err(late)?
+    })
+    .await
 }
 
 /// Runs `run_connection` repeatedly, with back-off, until `cancel`.
@@ -69,12 +66,9 @@ pub(super) async fn publish_wakeups(config: &BrokerConfig, requested: &Notify, c
         let (_connection, channel) = open(config, &exchange).await?;
         loop {
             requested.notified().await;
-            let late = |_| BrokerError::Timeout { doing: DOING, seconds: ANSWER_MAX.as_secs() };
             let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
             let sent = channel.basic_publish(exchange.as_str().into(), "".into(), options, b"", properties);
-            if let Err(error) =
-                timeout(ANSWER_MAX, sent).await.map_err(late).and_then(|sent| sent.map_err(failed(DOING)))
-            {
+            if let Err(error) = limits::request(DOING, sent).await {
                 // Sent again on the next connection.
                 requested.notify_one();
                 return Err(error);
@@ -97,16 +91,14 @@ pub(super) async fn consume_wakeups(
     let run_connection = || async {
         let (_connection, channel) = open(config, &exchange).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        let queue = channel.queue_declare("".into(), options, FieldTable::default()).await.map_err(failed(DOING))?;
+        let queue = limits::request(DOING, channel.queue_declare("".into(), options, FieldTable::default())).await?;
         let name = queue.name().clone();
         let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel
-            .queue_bind(name.clone(), exchange.as_str().into(), "".into(), bind, none)
-            .await
-            .map_err(failed(DOING))?;
+        let bound = channel.queue_bind(name.clone(), exchange.as_str().into(), "".into(), bind, none);
+        limits::request(DOING, bound).await?;
         let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
         let consuming = channel.basic_consume(name, "".into(), options, FieldTable::default());
-        let mut consumer = consuming.await.map_err(failed(DOING))?;
+        let mut consumer = limits::request(DOING, consuming).await?;
         // For wake-ups that were sent before the queue existed.
         on_wakeup();
         loop {

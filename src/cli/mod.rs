@@ -288,7 +288,7 @@ async fn publish(settings: &Settings, file: &std::path::Path, force: bool, regio
     };
     let publisher = crate::app::services::broker(settings)?.publisher().await?;
     publisher.publish(&routing_key, &body, &Headers::new()).await?;
-    publisher.close().await?;
+    publisher.close().await;
     print_line(&format!("published to {routing_key}"));
     Ok(())
 }

@@ -212,7 +212,7 @@ pub(super) async fn replay_parked(settings: &Settings, catalog: &dyn Catalog, ar
         progress.step();
     }
     progress.end();
-    publisher.close().await?;
+    publisher.close().await;
     Ok(())
 }
 

@@ -83,7 +83,8 @@ async fn run_connection(
             }
         }
     }
-    publisher.close().await.map_err(|e| chain(&e))
+    publisher.close().await;
+    Ok(())
 }
 
 /// Publishes one event and records the result. An error means that the connection cannot be used any more.

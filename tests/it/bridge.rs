@@ -367,7 +367,7 @@ async fn unused_rooms_are_removed_and_a_region_without_workers_is_told_again() {
     // A worker's first deed is to declare its region's queues.
     let mut mars = broker_config(&ground.settings).expect("broker");
     mars.region = "mars".parse().expect("region");
-    RabbitBroker::new(mars).publisher().await.expect("broker").close().await.expect("close");
+    RabbitBroker::new(mars).publisher().await.expect("broker").close().await;
     let (_connection, channel) = channel(&ground.world).await;
     let event = wait_for("the start", || async {
         let got = channel.basic_get("archiver.started.mars".into(), Default::default()).await.expect("get")?;

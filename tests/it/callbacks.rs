@@ -742,7 +742,7 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
     // Nobody listens: it is published all the same.
     put("unheard", Started).await;
     delivered(1).await;
-    RabbitBroker::new(config.clone()).archive_publisher().await.unwrap().close().await.unwrap();
+    RabbitBroker::new(config.clone()).archive_publisher().await.unwrap().close().await;
     listen_to_archives(&node, "all", "archive.#").await;
     listen_to_archives(&node, "available", "archive.available.*").await;
     let one = archive("a", "one", Started, NOW);

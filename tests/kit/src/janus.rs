@@ -422,7 +422,8 @@ impl Client {
     }
 
     async fn connect_with(url: &str, key: (&'static str, String)) -> Result<Self> {
-        let stream = connected(url).await?;
+        let connecting = tokio::time::timeout(deadline(), connected(url));
+        let stream = connecting.await.context("Janus takes no connection")??;
         let mut client = Self { stream, session: 0, handle: 0, transaction: 0, key, trickled: Vec::new() };
         let id =
             |answer: &Value| answer["data"]["id"].as_u64().with_context(|| format!("no id in the answer: {answer}"));

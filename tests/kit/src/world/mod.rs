@@ -33,6 +33,11 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Time limit of a worker's shutdown: it hands its jobs over, and does not wait for the ends of sessions.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
+/// Time limit of a command of the program. Only one that hangs reaches it.
+const COMMAND_MAX: Duration = Duration::from_secs(180);
+/// What `timeout` returns for a command that it ended.
+const TIMED_OUT: i32 = 124;
+
 /// A deployment.
 #[derive(Debug)]
 pub struct World {
@@ -306,7 +311,11 @@ impl World {
     /// # Errors
     /// When it cannot be started.
     pub fn command(&self, arguments: &[&str]) -> Result<Output> {
-        Ok(Command::new(&self.binary).args(arguments).env("ARCHIVER_CONFIG", &self.config).output()?)
+        let mut command = Command::new("timeout");
+        command.arg(COMMAND_MAX.as_secs().to_string()).arg(&self.binary).args(arguments);
+        let out = command.env("ARCHIVER_CONFIG", &self.config).output()?;
+        ensure!(out.status.code() != Some(TIMED_OUT), "archiver {arguments:?} did not end in {COMMAND_MAX:?}: {out:?}");
+        Ok(out)
     }
 
     /// Runs an `archiver` command that must succeed, and reads its output as JSON.
