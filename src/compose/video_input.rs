@@ -34,6 +34,10 @@ pub struct VideoInput {
     /// Whether its frames may be shown before others that come earlier.
     may_reorder: bool,
     decoder: Option<VideoDecoder>,
+    /// The frames since the last keyframe that went into a decoder, where it may give them in another order: another decoder can go on with them.
+    group: FrameGroup,
+    /// Up to there the pictures of a decoder that goes on were given by the one before.
+    given: Option<MediaTime>,
     /// Up to where frames were read.
     to: MediaTime,
     /// Whether no later frame needs the decoder's state.
@@ -57,6 +61,36 @@ pub struct VideoInput {
     has_failed: bool,
 }
 
+/// Frames from a keyframe on, in decoding order. None if they have too many bytes.
+#[derive(Default)]
+struct FrameGroup {
+    frames: Vec<Frame>,
+    bytes: usize,
+}
+
+impl FrameGroup {
+    /// Adds the next frame. A keyframe begins a group.
+    fn add(&mut self, frame: &Frame) {
+        if frame.keyframe {
+            *self = Self::default();
+        } else if self.frames.is_empty() {
+            return;
+        }
+        self.bytes += frame.data.len();
+        match self.bytes <= PENDING_BYTES_MAX {
+            true => self.frames.push(frame.clone()),
+            false => *self = Self::default(),
+        }
+    }
+
+    /// Brings a new decoder to the end of the group. Its pictures were shown: what fails here shows when the decoder goes on.
+    fn decode(&self, decoder: &mut VideoDecoder) {
+        for frame in &self.frames {
+            decoder.decode(frame).map(drop).unwrap_or_default();
+        }
+    }
+}
+
 /// An item that waits to be decoded.
 enum Pending {
     Format(TrackFormat),
@@ -78,6 +112,8 @@ impl VideoInput {
             format: None,
             may_reorder: false,
             decoder: None,
+            group: FrameGroup::default(),
+            given: None,
             to: MediaTime(i64::MIN),
             nothing_follows: false,
             fed: Vec::new(),
@@ -178,7 +214,8 @@ impl VideoInput {
         let mut frames = 0;
         while self.is_held_back() && frames < REORDERED_MAX {
             let Some((item, torn)) = self.source.take_next() else {
-                if self.nothing_follows {
+                // The log is complete for a while behind this moment. So the publisher pauses.
+                if self.nothing_follows || !self.group.frames.is_empty() {
                     self.finish_decoder();
                 }
                 break;
@@ -204,6 +241,10 @@ impl VideoInput {
         self.frame_number += 1;
     }
 
+    fn drop_decoder(&mut self) {
+        (self.decoder, self.group) = (None, FrameGroup::default());
+    }
+
     /// Takes the pictures that the decoder still has, before it goes.
     fn finish_decoder(&mut self) {
         let Some(mut decoder) = self.decoder.take() else { return };
@@ -217,10 +258,11 @@ impl VideoInput {
         self.pending_bytes = 0;
         for pending in std::mem::take(&mut self.pending) {
             match pending {
-                Pending::Torn => self.decoder = None,
+                Pending::Torn => self.drop_decoder(),
                 Pending::Format(format) => {
                     if self.format.as_ref().is_none_or(|known| !same_decoder(known, &format)) {
                         self.finish_decoder();
+                        self.group = FrameGroup::default();
                     }
                     self.may_reorder = h264::may_reorder(&format);
                     self.format = Some(format);
@@ -234,15 +276,24 @@ impl VideoInput {
     fn decode_frame(&mut self, frame: &Frame) -> Result<(), MediaError> {
         let Some(format) = &self.format else { return Ok(()) };
         if self.decoder.is_none() {
-            if !frame.keyframe {
+            if !frame.keyframe && self.group.frames.is_empty() {
                 self.skip();
                 return Ok(());
             }
-            self.decoder = Some(VideoDecoder::new(format, self.pipelines.as_deref())?);
+            let mut decoder = VideoDecoder::new(format, self.pipelines.as_deref())?;
+            if !frame.keyframe {
+                self.group.decode(&mut decoder);
+                self.given = self.coming.back().or(self.newest_frame.as_ref()).map(DecodedFrame::pts);
+            }
+            self.decoder = Some(decoder);
         }
         let Some(decoder) = &mut self.decoder else { return Ok(()) };
+        if frame.keyframe {
+            self.given = None;
+        }
         if self.may_reorder {
             self.fed.push(frame.pts);
+            self.group.add(frame);
         }
         let mut decoded = decoder.decode(frame);
         if let (Err(error), true) = (&decoded, frame.keyframe) {
@@ -250,6 +301,9 @@ impl VideoInput {
             tracing::warn!(at = ?frame.pts, "a keyframe cannot be decoded, trying anew: {}", chain(error));
             self.counts.decoder += 1;
             decoded = self.decoder.insert(VideoDecoder::new(format, self.pipelines.as_deref())?).decode(frame);
+        }
+        if let (Ok(pictures), Some(given)) = (&mut decoded, self.given) {
+            pictures.retain(|picture| picture.pts() > given);
         }
         let pictures = decoded.as_ref().map_or(0, |pictures| pictures.len() as u64);
         self.counts.decoded += pictures;
@@ -266,7 +320,8 @@ impl VideoInput {
                     tracing::warn!(at = ?frame.pts, "a picture cannot be decoded: {}", chain(&error));
                 }
                 self.counts.decoder += 1;
-                (self.decoder, self.needs_keyframe, self.has_failed) = (None, true, true);
+                self.drop_decoder();
+                (self.needs_keyframe, self.has_failed) = (true, true);
             }
         }
         Ok(())

@@ -149,3 +149,37 @@ fn a_stream_that_comes_again_is_not_in_the_picture_in_between() {
     note_presence(&log, last + STEP, Some(again));
     assert_eq!(finished(&log), [first.clone(), vec![None], first].concat());
 }
+
+/// A publisher with B-frames is silent for some seconds, without leaving, and goes on without a keyframe.
+#[test]
+fn the_last_pictures_before_a_pause_are_shown_and_those_behind_the_pause_too() {
+    let video = depacketized(&published_units(2, 40));
+    let expected = numbers(&video);
+    let is_whole = |n: &usize| numbers(&video[..*n].to_vec()) == expected[..*n] && !video[*n].1.keyframe;
+    let cut = (1..=25).rev().find(is_whole).expect("a place without a keyframe");
+    let (before, behind) = video.split_at(cut);
+    assert!(behind.iter().take(3).all(|(_, frame)| !frame.keyframe), "{cut}");
+    let log = Log::of(before, usize::MAX);
+    add_sound(&log);
+    let pause = MediaTime::from_millis(5000);
+    let later = |frame: &Frame| Frame { pts: pause + frame.pts.0, ..frame.clone() };
+    let mut behind: Video = behind.iter().map(|(_, frame)| (None, later(frame))).collect();
+    // The log is opened again for it.
+    behind[0].0.clone_from(&before[0].0);
+    let (sender, receiver) = ProgressReceiver::channel();
+    sender.send(LogProgress::Watermark(MediaTime::from_millis(12_500)));
+    let rest = Mutex::new(Some((sender, behind)));
+    // The sound ends after four seconds: the composer waits, and the log goes on.
+    let go_on = |made| {
+        let rest = (made > 100).then(|| rest.lock().expect("not poisoned").take()).flatten();
+        if let Some((sender, behind)) = rest {
+            let track = TrackId { stream: STREAM.parse().expect("id"), kind: TrackKind::Video };
+            add_track(log.dir.path(), track, &behind, usize::MAX);
+            sender.send(LogProgress::Ended);
+            // Dropped, it would end the composition.
+            std::mem::forget(sender);
+        }
+    };
+    let shown = shown(&log.composed_with(FPS, receiver, &go_on).0);
+    assert_eq!(shown.into_iter().flatten().collect::<Vec<_>>(), expected.into_iter().flatten().collect::<Vec<_>>());
+}
