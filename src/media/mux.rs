@@ -20,6 +20,8 @@ use crate::rtp::depacketize::LayerHider;
 
 /// A pause of sound longer than this is told to the muxer, which otherwise waits for both inputs.
 const FRAME_SPAN_MAX_NS: u64 = 1_000_000_000;
+/// The step of times in Matroska.
+const TIME_STEP_NS: i64 = 1_000_000;
 
 /// Frames of a track whose pictures may be reordered that are read ahead, at most.
 const AHEAD_MAX: usize = 256;
@@ -170,6 +172,8 @@ struct Feed {
     /// Times of frames that were pushed, and are shown after one that was not.
     pushed: Vec<MediaTime>,
     last_span: u64,
+    /// The time of the frame that was pushed last: its own, and the one that it has in the file.
+    last: Option<(MediaTime, MediaTime)>,
     fed: MuxedTrack,
 }
 
@@ -194,6 +198,7 @@ impl Feed {
             layers: (format.codec == Codec::Vp9).then(LayerHider::default),
             pushed: Vec::new(),
             last_span: 20_000_000,
+            last: None,
             fed: MuxedTrack::default(),
         }
     }
@@ -219,12 +224,27 @@ impl Feed {
         true
     }
 
+    /// The time of the next frame, or the next one that the file can tell from the frame's before. A router that changes to another layer gives
+    /// two pictures nearly the same time.
+    fn distinct(&mut self, at: MediaTime) -> MediaTime {
+        let distinct = match self.last {
+            Some((last, in_file)) if self.is_video && last <= at => at.max(in_file + TIME_STEP_NS),
+            _ => at,
+        };
+        self.last = Some((at, distinct));
+        distinct
+    }
+
     /// Pushes the next frame; `None` when the pipeline takes no more, or there is none.
     fn push(&mut self, start: MediaTime) -> Option<()> {
-        let frame = self.ahead.pop_front()?;
+        let mut frame = self.ahead.pop_front()?;
+        frame.pts = self.distinct(frame.pts);
         let in_file = |at: MediaTime| gst::ClockTime::from_nseconds(u64::try_from((at - start).max(0)).unwrap_or(0));
         // A frame is decoded no later than it, or one behind it, is shown.
-        let decoded = self.ahead.iter().map(|later| later.pts).fold(frame.pts, MediaTime::min);
+        let decoded = match self.may_reorder {
+            true => self.ahead.iter().map(|later| later.pts).fold(frame.pts, MediaTime::min),
+            false => frame.pts,
+        };
         let until_next = if self.may_reorder {
             self.pushed.retain(|pushed| *pushed > decoded);
             let others = self.ahead.iter().map(|later| later.pts).chain(self.pushed.iter().copied());

@@ -149,6 +149,24 @@ fn pictures_that_come_slowly_are_a_file_that_plays() {
     Archive::of(&video[..1], &audio).one_file(1, audio.len());
 }
 
+/// A router that changes to another layer gives the first picture of the new one the time of the last of the old one, or nearly.
+#[test]
+fn pictures_that_come_at_the_same_time_have_times_of_their_own_in_the_file() {
+    for codec in [Codec::Vp8, Codec::H264] {
+        let mut video = items(coded(codec));
+        for (n, (_, frame)) in video.iter_mut().enumerate().take(24).skip(20) {
+            frame.pts = MediaTime(20 * 40 * MS + i64::try_from(n - 20).expect("few") / 2 * MS / 5);
+        }
+        let archive = Archive::of(&video, &[]);
+        let file = archive.one_file(video.len(), 0);
+        let times = probe(&file, "v", "packet=pts_time");
+        let times: Vec<f64> = times.lines().filter_map(|line| line.trim_end_matches(',').parse().ok()).collect();
+        assert_eq!(times.len(), video.len());
+        assert!(times.is_sorted_by(|a, b| a < b), "{codec:?}: {times:?}");
+        assert_eq!(times[19..25], [0.76, 0.8, 0.801, 0.802, 0.803, 0.96], "{codec:?}");
+    }
+}
+
 /// 4 s of H.264 of such a size, a keyframe a second, from `begins` on.
 fn baseline(width: u32, height: u32, begins: i64) -> Vec<AccessUnit> {
     let source =
