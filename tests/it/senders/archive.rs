@@ -17,6 +17,8 @@ use super::verdict::{Evidence, GapSpan, Mark};
 
 /// A beep belongs to the one that was sent with its pitch this near to it, in seconds.
 const SAME_BEEP: f64 = 2.0;
+/// Two layers of one picture come within this, in seconds: before the next picture.
+const SAME_PICTURE: f64 = 0.03;
 
 /// A cell's archive on this machine.
 pub struct Archive {
@@ -89,12 +91,12 @@ impl Archive {
 
     /// The pictures of a life, and those that cannot be read, by their times.
     pub fn pictures(&self, life: u16) -> Vec<Seen> {
-        let all =
-            self.individual.iter().flat_map(|(_, begins, content)| content.frames.iter().map(move |f| (begins, f)));
+        let all = self.individual.iter().flat_map(|(_, begins, content)| viewed(content).map(move |f| (begins, f)));
         let of_life = all.filter(|(_, frame)| frame.code.is_none_or(|code| code == life));
         let number = |frame: &SeenFrame| frame.code.and(frame.number).map(u32::from);
-        let mut seen: Vec<Seen> =
-            of_life.map(|(begins, frame)| Seen { at: begins + frame.pts, number: number(frame) }).collect();
+        let mut seen: Vec<Seen> = of_life
+            .map(|(begins, frame)| Seen { at: begins + frame.pts, number: number(frame), size: frame.size })
+            .collect();
         seen.sort_by(|a, b| a.at.total_cmp(&b.at));
         seen
     }
@@ -139,7 +141,7 @@ impl Archive {
             if !content.in_order() {
                 evidence.errors.push(format!("{name}: times of pictures go back"));
             }
-            for frame in &content.frames {
+            for frame in viewed(content) {
                 let at = begins + frame.pts;
                 match frame.code.filter(|code| usize::from(*code) <= lives).zip(frame.number) {
                     Some((life, number)) => pictures.push(Mark { life, number: u32::from(number), at }),
@@ -163,6 +165,20 @@ impl Archive {
         }
         Ok(())
     }
+}
+
+/// The pictures of a file. Where the router changes to another layer of a simulcast, the file may have one picture of both layers, one right behind
+/// the other: a viewer sees one.
+fn viewed(content: &Content) -> impl Iterator<Item = &SeenFrame> {
+    let is_again = |before: &SeenFrame, frame: &SeenFrame| {
+        frame.number.is_some()
+            && (frame.number, frame.code) == (before.number, before.code)
+            && frame.size != before.size
+            && frame.pts - before.pts < SAME_PICTURE
+    };
+    let before = std::iter::once(None).chain(content.frames.iter().map(Some));
+    let frames = before.zip(&content.frames);
+    frames.filter(move |(before, frame)| !before.is_some_and(|before| is_again(before, frame))).map(|(_, frame)| frame)
 }
 
 /// What a decoder complained about: the first one of many.

@@ -1,6 +1,8 @@
 //! Which pictures a browser sent. Its page knows which pictures it drew, by their numbers, and which pictures were coded, by their
 //! times. A decoded picture has both: so the coded ones that are in the file get their numbers, and the others are missing. Pure.
 
+use std::collections::BTreeMap;
+
 use archiver_testkit::chromium::SentByBrowser;
 use archiver_testkit::content::percentile;
 
@@ -17,11 +19,12 @@ const CODED_AFTER: std::ops::Range<f64> = -0.005..0.028;
 /// Numbers of pictures that are not in the file.
 const UNKNOWN: u32 = 1_000_000;
 
-/// A picture of the individual files: when it is shown, and its number if that can be read.
+/// A picture of the individual files: when it is shown, its number if that can be read, and its size, which tells the layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
     pub at: f64,
     pub number: Option<u32>,
+    pub size: (u32, u32),
 }
 
 /// What a browser sent, numbered.
@@ -36,9 +39,34 @@ pub struct Numbered {
     pub strange: Vec<Mark>,
 }
 
+/// How much later the file has pictures than they were drawn, in the middle.
+fn lateness(browser: &SentByBrowser, seen: &[Seen]) -> Option<f64> {
+    let drawn: BTreeMap<u32, f64> = browser.drawn.frames.iter().copied().collect();
+    let late: Vec<f64> = seen.iter().filter_map(|one| Some(one.at - drawn.get(&one.number?)?)).collect();
+    percentile(&late, 50.0)
+}
+
+/// The pictures at the times that they would have if the router had not changed to another layer: where it does, times jump by less than a
+/// picture, or by as much as one.
+fn aligned(browser: &SentByBrowser, seen: &[Seen]) -> Vec<Seen> {
+    let of_layer = || seen.chunk_by(|a, b| a.size == b.size);
+    let longest = of_layer().max_by_key(|run| run.len());
+    let Some(late) = longest.and_then(|longest| lateness(browser, longest)) else { return seen.to_vec() };
+    let align = |run: &[Seen]| -> Vec<Seen> {
+        let jump = lateness(browser, run).map_or(0.0, |own| own - late);
+        run.iter().map(|one| Seen { at: one.at - jump, ..*one }).collect()
+    };
+    of_layer().flat_map(align).collect()
+}
+
 /// Gives each coded picture the number of the decoded one at its time.
-pub fn number(life: u16, browser: &SentByBrowser, seen: &[Seen]) -> Numbered {
+pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered {
     let mut numbered = Numbered::default();
+    let mut pictures: Vec<(Seen, f64)> =
+        aligned(browser, in_file).into_iter().zip(in_file.iter().map(|one| one.at)).collect();
+    pictures.sort_by(|(a, _), (b, _)| a.at.total_cmp(&b.at));
+    let (seen, times): (Vec<Seen>, Vec<f64>) = pictures.into_iter().unzip();
+    let seen = seen.as_slice();
     let mut is_used = vec![false; seen.len()];
     for piece in browser.coded.chunk_by(|a, b| b.at - a.at < PAUSE) {
         let (first, last) = (piece[0].at - 0.2, piece[piece.len() - 1].at + 0.2);
@@ -67,7 +95,7 @@ pub fn number(life: u16, browser: &SentByBrowser, seen: &[Seen]) -> Numbered {
                 match seen[place].number {
                     Some(number) => mark.number = number,
                     None if is_muted() => {
-                        numbered.blank.push(seen[place].at);
+                        numbered.blank.push(times[place]);
                         continue;
                     }
                     None => {}
@@ -124,6 +152,8 @@ mod tests {
     use archiver_testkit::chromium::CodedPicture;
     use archiver_testkit::content::Timeline;
 
+    const SIZE: (u32, u32) = (640, 480);
+
     /// Thirty pictures are drawn; the encoder leaves two out, and codes each 8 ms late and a little unevenly. The file has them 50 ms
     /// later, but for one.
     #[test]
@@ -134,7 +164,8 @@ mod tests {
         let coded: Vec<CodedPicture> =
             coded.map(|(n, at)| CodedPicture { at: time(*n, *at), partial: *n == 3 }).collect();
         let seen = drawn.iter().filter(|(n, _)| ![9, 10, 20].contains(n));
-        let seen: Vec<Seen> = seen.map(|(n, at)| Seen { at: time(*n, *at) + 0.05, number: Some(*n) }).collect();
+        let seen: Vec<Seen> =
+            seen.map(|(n, at)| Seen { at: time(*n, *at) + 0.05, number: Some(*n), size: SIZE }).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
         let numbered = number(1, &browser, &seen);
         let numbers: Vec<u32> = numbered.sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect();
@@ -151,7 +182,8 @@ mod tests {
         let coded: Vec<CodedPicture> =
             drawn.iter().map(|(n, at)| CodedPicture { at: at + 0.008, partial: *n < 3 }).collect();
         let late = |n: u32| if n < 3 { 0.07 } else { 0.05 };
-        let mut seen: Vec<Seen> = drawn.iter().map(|(n, at)| Seen { at: at + late(*n), number: Some(*n) }).collect();
+        let mut seen: Vec<Seen> =
+            drawn.iter().map(|(n, at)| Seen { at: at + late(*n), number: Some(*n), size: SIZE }).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
         let numbers = |seen: &[Seen]| -> Vec<u32> {
             number(1, &browser, seen).sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect()
@@ -162,13 +194,30 @@ mod tests {
         assert_eq!(numbers(&seen), std::iter::once(0).chain(2..30).collect::<Vec<u32>>());
     }
 
+    /// The first five come from a lower layer, whose times in the file are later by nearly as much as a picture lasts: without their sizes, each would
+    /// be taken for the one behind it.
+    #[test]
+    fn a_change_of_layers_by_nearly_a_picture_takes_none_for_another() {
+        let drawn: Vec<(u32, f64)> = (0..30).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let coded: Vec<CodedPicture> =
+            drawn.iter().map(|(n, at)| CodedPicture { at: at + 0.008, partial: *n < 5 }).collect();
+        let picture = |(n, at): &(u32, f64)| match *n {
+            n @ 0..5 => Seen { at: at + 0.076, number: Some(n), size: (320, 240) },
+            n => Seen { at: at + 0.05, number: Some(n), size: SIZE },
+        };
+        let seen: Vec<Seen> = drawn.iter().map(picture).collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
+        assert_eq!(numbers, (0..30).collect::<Vec<u32>>());
+    }
+
     /// A black picture is no picture that is lost, where nothing was drawn.
     #[test]
     fn a_picture_without_a_number_is_blank_only_where_none_was_drawn() {
         // The first black one comes when the next one would have been drawn.
         let coded = [100.0, 100.033, 100.070, 100.3].map(|at| CodedPicture { at, partial: false }).to_vec();
         let seen = [Some(0), None, None, None].into_iter().zip(&coded);
-        let seen: Vec<Seen> = seen.map(|(number, picture)| Seen { at: picture.at, number }).collect();
+        let seen: Vec<Seen> = seen.map(|(number, picture)| Seen { at: picture.at, number, size: SIZE }).collect();
         let drawn = Timeline { frames: vec![(0, 100.0), (1, 100.033)], beeps: vec![] };
         let numbered = number(1, &SentByBrowser { drawn, coded, audio_packets: 0 }, &seen);
         assert_eq!(numbered.blank, [100.070, 100.3]);
