@@ -403,9 +403,9 @@ impl Reading {
             return;
         }
         let why = Unknown::Unseen(cause);
-        self.unknown.retain(|unknown| unknown.span.from < since);
+        let told = self.unknown.extract_if(.., |unknown| unknown.span.from >= since).count();
         self.blind = Some(Blind { since, why, until: None });
-        if at - since >= told_from {
+        if told > 0 || at - since >= told_from {
             self.unknown.push(UnknownTime { span: Interval::new(since, at), why });
         }
     }

@@ -135,6 +135,7 @@ fn what_an_owner_finds_when_it_joins_is_missing_since_the_last_that_anybody_saw(
     let between = [epoch(0.1, 1), joined(0.2), epoch(29.0, 2), unseen(30.0, 12.0, Worker, Some(12.0)), joined(30.0)];
     let away = [epoch(0.1, 1), joined(0.2), router(12.0, true), router(30.0, false)];
     let lost_before = [epoch(29.0, 2), unseen(30.0, 0.0, Worker, None), joined(30.0)];
+    let lost_soon = [epoch(5.0, 2), unseen(5.0, -0.001, Worker, Some(2.5)), joined(5.0)];
     for (name, events, known, unknown) in [
         ("it finds a stream", with(late(Worker), &found), Some((-600.0, Worker)), None),
         ("the router could not be reached", with(late(Router), &found), Some((-600.0, Router)), None),
@@ -144,6 +145,7 @@ fn what_an_owner_finds_when_it_joins_is_missing_since_the_last_that_anybody_saw(
         ("nobody came between two owners", with(between.to_vec(), &comes), None, Some((18_000, Worker))),
         ("somebody came while the router was away", with(away.to_vec(), &found), Some((12.0, Router)), None),
         ("an owner before was lost", with(lost_before.to_vec(), &found), Some((0.0, Worker)), None),
+        ("one was lost soon, and nobody is there", with(lost_soon.to_vec(), &comes), None, Some((5_001, Worker))),
     ] {
         let coverage = of_log(&[], &events, &ArchiveOptions::default(), None);
         let gaps = &coverage[&TrackId { stream: stream(), kind: VIDEO }].gaps;

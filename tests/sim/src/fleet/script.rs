@@ -292,6 +292,23 @@ impl Script {
         self.faults.push(FaultSpan { disturbs: Disturbs::Ownership, from, until: start + 5_000 });
     }
 
+    /// A worker stands still for long while it ends the capture of a session and makes its archive, with a statement to a slow catalog on its way.
+    fn add_pause_at_end(&mut self, random: &mut StdRng) {
+        let session = random.random_range(0..self.sessions.len());
+        let Some((_, end)) = self.span(&self.sessions[session]) else { return };
+        let (from, until) = (end.saturating_sub(300), end + 6_000);
+        for machine in 0..MACHINES {
+            let slow = Trouble::Slow(Duration::from_millis(random.random_range(100..700)));
+            self.add(from, Action::Trouble { machine, service: Service::Catalog, trouble: slow });
+            self.add(until, Action::Heal { machine, service: Service::Catalog });
+        }
+        let (machine, at) = (random.random_range(0..MACHINES), end + random.random_range(0..200) * 20);
+        let on = (at + random.random_range(60..150) * 100).min(QUIET_AT - 500);
+        self.add(at, Action::Pause { machine });
+        self.add(on, Action::GoOn { machine });
+        self.faults.push(FaultSpan { disturbs: Disturbs::Ownership, from, until: on });
+    }
+
     /// Of machines that are told to stop, hardly any comes back with its disk.
     fn lose_stopped_machines(&mut self) {
         let stops = self.steps.iter().filter_map(|step| match step.action {
@@ -306,7 +323,7 @@ impl Script {
 
     /// The script of a seed: one to three sessions, and up to four faults. Of five seeds one is crowded: more sessions, workers with one place
     /// each, and a store that is away for long. In another one, hardly any machine that was told to stop comes back with its disk; in a third,
-    /// workers die while they take an event.
+    /// workers die while they take an event; in a fourth, one stands still while a session ends.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let (mut script, mut random) = (Self::default(), StdRng::seed_from_u64(seed));
@@ -329,6 +346,7 @@ impl Script {
             }
         }
         match seed % 5 {
+            1 => script.add_pause_at_end(&mut random),
             2 => script.add_crashes_at_start(&mut random),
             3 => script.lose_stopped_machines(),
             _ => {}
