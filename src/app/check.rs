@@ -25,7 +25,7 @@ pub struct CheckResult {
 
 /// Runs one check. A service that answers each request and still does not come to an end is reported, too.
 async fn limited(check: impl Future<Output = Result<String, String>>) -> Result<String, String> {
-    let late = |_| format!("no result within {} s: look at its log", CHECK_MAX.as_secs());
+    let late = |_| format!("no result within {} s", CHECK_MAX.as_secs());
     tokio::time::timeout(CHECK_MAX, check).await.map_err(late)?
 }
 

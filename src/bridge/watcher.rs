@@ -53,6 +53,8 @@ struct WatchedRoom {
     unknown_since: Option<Instant>,
     state: RoomState,
     throttle: Throttle,
+    /// When the room was last seen without a stream.
+    without_stream_at: Option<Instant>,
     /// Since when the router lists the room as empty.
     unused_since: Option<Instant>,
     /// Participants when the room was last listed, archivers included.
@@ -66,8 +68,8 @@ pub(super) struct RouterWatcher {
     outbox: Outbox,
     settings: BridgeSection,
     rooms: BTreeMap<RoomId, WatchedRoom>,
-    /// All rooms have been scanned once: a room that appears later was empty before.
-    scanned_all: bool,
+    /// When all rooms were last scanned: a room that appears later was empty then.
+    scanned_all: Option<Instant>,
     /// Router or catalog are unavailable, and this has been logged.
     unavailable: bool,
 }
@@ -80,13 +82,13 @@ impl RouterWatcher {
         outbox: Outbox,
         settings: BridgeSection,
     ) -> Self {
-        Self { catalog, name, router, outbox, settings, rooms: BTreeMap::new(), scanned_all: false, unavailable: false }
+        Self { catalog, name, router, outbox, settings, rooms: BTreeMap::new(), scanned_all: None, unavailable: false }
     }
 
     /// Forgets all rooms, as after a restart.
     pub fn reset(&mut self) {
         self.rooms.clear();
-        self.scanned_all = false;
+        self.scanned_all = None;
     }
 
     /// Scans rooms until dropped, or until all senders of hints are.
@@ -144,6 +146,7 @@ impl RouterWatcher {
     }
 
     async fn scan_all_rooms(&mut self) -> Result<(), ScanError> {
+        let began = Instant::now();
         let listed = self.router.list_rooms().await?;
         let recorded = self.catalog.recorded_sessions(&self.name).await?;
         let listed_ids: BTreeSet<&RoomId> = listed.iter().map(|room| &room.room).collect();
@@ -159,11 +162,12 @@ impl RouterWatcher {
                 self.scan(&room.room).await
             } else {
                 watched.state.mark_empty();
+                watched.without_stream_at = Some(began);
                 self.remove_if_unused(room, &recorded_ids).await
             };
             keep_first_error(&mut first_error, scanned)?;
         }
-        self.scanned_all = true;
+        self.scanned_all = Some(began);
         first_error
     }
 
@@ -212,9 +216,10 @@ impl RouterWatcher {
 
     /// The watcher's entry of a room, new if need be.
     fn watched_room(&mut self, room: &RoomId) -> &mut WatchedRoom {
-        let was_empty = self.scanned_all;
+        let was_empty_at = self.scanned_all;
         self.rooms.entry(room.clone()).or_insert_with(|| WatchedRoom {
-            state: if was_empty { RoomState::of_empty_room() } else { RoomState::default() },
+            state: if was_empty_at.is_some() { RoomState::of_empty_room() } else { RoomState::default() },
+            without_stream_at: was_empty_at,
             ..WatchedRoom::default()
         })
     }
@@ -237,11 +242,15 @@ impl RouterWatcher {
         self.load_session_of_room(room).await?;
         let Some(watched) = self.rooms.get_mut(room) else { return Ok(()) };
         let Some(session) = watched.session.clone().filter(rules::is_automatic) else { return Ok(()) };
+        let asked_at = Instant::now();
         let snapshot = match self.router.participants(room).await {
             Ok(list) => RoomSnapshot::of(&list),
             Err(RouterError::RoomNotFound { .. }) => RoomSnapshot::default(),
             Err(error) => return Err(error.into()),
         };
+        if snapshot.publishing.is_empty() {
+            watched.without_stream_at = Some(asked_at);
+        }
         if snapshot.clients.is_empty() {
             watched.state.mark_empty();
             return Ok(());
@@ -255,10 +264,13 @@ impl RouterWatcher {
         let Some(watched) = self.rooms.get_mut(room) else { return Ok(()) };
         watched.state.observe(&snapshot, newest, now);
         let occupied_since = watched.state.occupied_since().unwrap_or(now);
+        let since_without_stream = watched.without_stream_at.map(|at| at.elapsed());
         match rules::decide(SessionState { conversation, has_job, newest }, &watched.state, &snapshot, now) {
             Action::None => {}
             Action::Resume(job) => {
-                if self.catalog.resume_job(job, "bridge", self.catalog.clock().await?).await? {
+                let now = self.catalog.clock().await?;
+                let without_stream_at = since_without_stream.map(|since| now.before(since));
+                if self.catalog.resume_job(job, "bridge", without_stream_at, now).await? {
                     tracing::info!(router = %self.name, session = %session.session, %job, "somebody publishes, the waiting job is resumed");
                 }
             }

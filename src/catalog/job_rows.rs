@@ -153,6 +153,9 @@ pub struct JobRow {
     pub end_reason: Option<String>,
     /// When its capture had ended, by the catalog's clock. Jobs whose capture goes on, and those of earlier versions, do not say.
     pub ended_at: Option<Wallclock>,
+    /// When its room was last seen without a stream, if it waits for its first one or has waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_stream_at: Option<Wallclock>,
     /// The last fault.
     pub fault: Option<String>,
     /// The fault in words.
@@ -187,6 +190,7 @@ impl JobRow {
             epoch: Epoch(1),
             end_reason: None,
             ended_at: None,
+            without_stream_at: None,
             fault: None,
             detail: None,
             created_at: Wallclock(1),
@@ -206,7 +210,7 @@ impl JobRow {
 }
 
 pub(super) const COLUMNS: &str = "job_id, archive_id, session_id, application_id, region, event, state, origin, owner, \
-     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired, tag, ended_at";
+     lease_expires_at, epoch, end_reason, fault, detail, created_at, updated_at, desired, tag, ended_at, without_stream_at";
 
 pub(super) const LIVE: &str = "('accepted', 'capturing', 'finalizing')";
 /// The states of [`JobState::is_active`]; the index `jobs_active_session` holds that there is one for each tag.
@@ -248,6 +252,7 @@ pub(super) fn job_row(row: &AnyRow) -> Result<JobRow, CatalogError> {
         desired: columns.get::<Option<String>>("desired")?.map(StoredDesired::read),
         tag: columns.text("tag")?,
         ended_at: columns.get::<Option<i64>>("ended_at")?.map(Wallclock),
+        without_stream_at: columns.get::<Option<i64>>("without_stream_at")?.map(Wallclock),
     })
 }
 

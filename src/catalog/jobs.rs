@@ -28,7 +28,7 @@ pub enum Accepted {
 fn insert_job(new: &NewJob, now: Wallclock) -> Statement {
     statement(format!(
         "INSERT INTO jobs ({COLUMNS}, conversation_at) VALUES \
-         ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10, NULL, $11) \
+         ($1, $2, $3, $4, $5, $6, 'accepted', $7, NULL, 0, 0, NULL, NULL, NULL, $8, $9, NULL, $10, NULL, NULL, $11) \
          ON CONFLICT DO NOTHING"
     ))
     .bind(new.job.to_string())

@@ -53,7 +53,7 @@ pub use parked::{NewParked, ParkedCatalog, ParkedFilter, ParkedMark, ParkedPlace
 pub use revisions::{REVISIONS_MAX, RevisionCatalog};
 pub use sessions::{Classes, SessionCatalog, SessionRow};
 pub use stored::{DesiredError, EventOrigin, SpecError, Stored, StoredDesired, StoredSpec};
-pub use waiting::WaitingCatalog;
+pub use waiting::{Wait, WaitingCatalog};
 pub use workers::{NameHolder, NameLease, WorkerCatalog, WorkerInstance, WorkerRow};
 
 /// A statement that takes longer has failed.

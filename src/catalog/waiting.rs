@@ -9,21 +9,24 @@ use super::{CatalogError, JobCatalog, JobRow, JobState, SqlCatalog, Statement, s
 use crate::model::ids::{Epoch, JobId, Region};
 use crate::model::time::Wallclock;
 
+/// What is known of the room of a job that begins to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait {
+    /// When the job's owner last saw that nobody publishes.
+    pub without_stream_at: Wallclock,
+    /// When the room is looked at first.
+    pub look_at: Wallclock,
+}
+
 /// Jobs that wait for their session's first stream.
 #[async_trait]
 pub trait WaitingCatalog: Send + Sync {
-    /// A job that we own gives its place back and waits. Its room is looked at first at `look_at`. A job that was asked to end in the
-    /// meantime is empty instead. Repeating it is harmless.
+    /// A job that we own gives its place back and waits. A job that was asked to end in the meantime is empty instead. Repeating it is
+    /// harmless.
     ///
     /// # Errors
     /// [`CatalogError::Fenced`] when another owner has it; else when the catalog is away.
-    async fn wait_for_stream(
-        &self,
-        job: JobId,
-        epoch: Epoch,
-        look_at: Wallclock,
-        now: Wallclock,
-    ) -> Result<(), CatalogError>;
+    async fn wait_for_stream(&self, job: JobId, epoch: Epoch, wait: Wait, now: Wallclock) -> Result<(), CatalogError>;
 
     /// Waiting jobs of a region whose look is due, those that are due longest first.
     ///
@@ -38,12 +41,24 @@ pub trait WaitingCatalog: Send + Sync {
     /// When the catalog is away.
     async fn take_look(&self, job: &JobRow, next: Wallclock) -> Result<bool, CatalogError>;
 
-    /// Somebody publishes in a waiting job's session: the job is accepted again, and its media time begins now. Returns whether it
-    /// waited.
+    /// A look at a waiting job's room at `at` has shown that nobody publishes.
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn resume_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError>;
+    async fn note_no_stream(&self, job: JobId, at: Wallclock) -> Result<(), CatalogError>;
+
+    /// Somebody publishes in a waiting job's session: the job is accepted again, and its media time begins now. `without_stream_at`: when the
+    /// caller saw that nobody publishes, if it did. Returns whether the job waited.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn resume_job(
+        &self,
+        job: JobId,
+        who: &str,
+        without_stream_at: Option<Wallclock>,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError>;
 
     /// A waiting job's session is over, and nobody has published. Returns whether it waited.
     ///
@@ -92,19 +107,16 @@ impl SqlCatalog {
 
 #[async_trait]
 impl WaitingCatalog for SqlCatalog {
-    async fn wait_for_stream(
-        &self,
-        job: JobId,
-        epoch: Epoch,
-        look_at: Wallclock,
-        now: Wallclock,
-    ) -> Result<(), CatalogError> {
+    async fn wait_for_stream(&self, job: JobId, epoch: Epoch, wait: Wait, now: Wallclock) -> Result<(), CatalogError> {
+        let Wait { without_stream_at, look_at } = wait;
         let wait = statement(
             "UPDATE jobs SET state = CASE WHEN end_reason IS NULL THEN 'waiting' ELSE 'empty' END, owner = NULL, \
-             lease_expires_at = $1, updated_at = $2 WHERE job_id = $3 AND epoch = $4 AND state = 'capturing'",
+             lease_expires_at = $1, updated_at = $2, without_stream_at = $3 \
+             WHERE job_id = $4 AND epoch = $5 AND state = 'capturing'",
         )
         .bind(look_at.0)
         .bind(now.0)
+        .bind(without_stream_at.0)
         .bind(job.to_string())
         .bind(i64::from(epoch.0));
         if self.change("let a job wait", wait, history_line(job, "waiting: nobody publishes", "worker", now)).await? {
@@ -138,13 +150,30 @@ impl WaitingCatalog for SqlCatalog {
         Ok(self.execute("take a look at a waiting job", take).await? == 1)
     }
 
-    async fn resume_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn note_no_stream(&self, job: JobId, at: Wallclock) -> Result<(), CatalogError> {
+        let note = statement("UPDATE jobs SET without_stream_at = $1 WHERE job_id = $2 AND state = 'waiting'")
+            .bind(at.0)
+            .bind(job.to_string());
+        self.execute("note a look at a waiting job", note).await.map(drop)
+    }
+
+    async fn resume_job(
+        &self,
+        job: JobId,
+        who: &str,
+        without_stream_at: Option<Wallclock>,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        let seen = without_stream_at.map_or(0, |at| at.0);
         let resume = statement(
-            "UPDATE jobs SET state = 'accepted', origin = $1, lease_expires_at = 0, updated_at = $2 \
-             WHERE job_id = $3 AND state = 'waiting'",
+            "UPDATE jobs SET state = 'accepted', origin = $1, lease_expires_at = 0, updated_at = $2, \
+             without_stream_at = CASE WHEN without_stream_at > $3 THEN without_stream_at ELSE $4 END \
+             WHERE job_id = $5 AND state = 'waiting'",
         )
         .bind(now.0)
         .bind(now.0)
+        .bind(seen)
+        .bind(without_stream_at.map(|at| at.0))
         .bind(job.to_string());
         self.change("resume a job", resume, history_line(job, "resumed: somebody publishes", who, now)).await
     }

@@ -5,12 +5,15 @@ use std::collections::VecDeque;
 use super::clock::Clocks;
 use crate::model::ids::TrackId;
 use crate::model::media::Frame;
-use crate::model::time::MediaTime;
+use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::frames::{Frames, LogItem};
 use crate::recording::reader::TrackIndex;
 use crate::rtp::clock::BACK_MAX;
 use crate::rtp::depacketize::h264;
 
+/// Frames that are read ahead where frames are reordered: as far as the log is complete behind what is composed. A decoder that holds pictures
+/// back gets as many of them as it needs.
+const AHEAD_SPAN: MediaSpan = 3 * BACK_MAX;
 /// Items that are read ahead where frames are reordered, at most.
 const AHEAD_MAX: usize = 128;
 
@@ -94,7 +97,7 @@ impl TrackReader {
         while match self.ahead.back() {
             None => true,
             Some(_) if !self.may_reorder => false,
-            Some(last) => matches!(last.item, LogItem::Format(_)) || last.at <= to + BACK_MAX,
+            Some(last) => matches!(last.item, LogItem::Format(_)) || last.at <= to + AHEAD_SPAN,
         } && self.ahead.len() < AHEAD_MAX
         {
             let Some(item) = self.frames.next() else { return };

@@ -61,12 +61,15 @@ pub struct VideoInput {
     has_failed: bool,
 }
 
-/// Frames from a keyframe on, in decoding order. None if they have too many bytes.
+/// Frames from a keyframe on, in decoding order. None if they are too many.
 #[derive(Default)]
 struct FrameGroup {
     frames: Vec<Frame>,
     bytes: usize,
 }
+
+/// Frames of a group, at most: a decoder that goes on decodes them all again.
+const GROUP_FRAMES_MAX: usize = 300;
 
 impl FrameGroup {
     /// Adds the next frame. A keyframe begins a group.
@@ -77,13 +80,13 @@ impl FrameGroup {
             return;
         }
         self.bytes += frame.data.len();
-        match self.bytes <= PENDING_BYTES_MAX {
+        match self.bytes <= PENDING_BYTES_MAX && self.frames.len() < GROUP_FRAMES_MAX {
             true => self.frames.push(frame.clone()),
             false => *self = Self::default(),
         }
     }
 
-    /// Brings a new decoder to the end of the group. Its pictures were shown: what fails here shows when the decoder goes on.
+    /// Brings a new decoder to the end of the group. Its pictures were given before. What fails here shows when the decoder goes on.
     fn decode(&self, decoder: &mut VideoDecoder) {
         for frame in &self.frames {
             decoder.decode(frame).map(drop).unwrap_or_default();
@@ -214,7 +217,7 @@ impl VideoInput {
         let mut frames = 0;
         while self.is_held_back() && frames < REORDERED_MAX {
             let Some((item, torn)) = self.source.take_next() else {
-                // The log is complete for a while behind this moment. So the publisher pauses.
+                // Nothing follows within the time that is read ahead: the publisher pauses, or sends very few pictures.
                 if self.nothing_follows || !self.group.frames.is_empty() {
                     self.finish_decoder();
                 }
@@ -250,7 +253,11 @@ impl VideoInput {
         let Some(mut decoder) = self.decoder.take() else { return };
         match decoder.finish() {
             Ok(pictures) => self.coming.extend(pictures),
-            Err(error) => tracing::debug!("a decoder does not end: {}", chain(&error)),
+            Err(error) => {
+                tracing::debug!("a decoder does not end: {}", chain(&error));
+                self.counts.decoder += 1;
+                self.group = FrameGroup::default();
+            }
         }
     }
 

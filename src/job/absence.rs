@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use super::room_session::OVERLAP;
 use super::{Job, rollover};
+use crate::catalog::JobState;
+use crate::model::ids::Epoch;
 use crate::model::media::GapCause;
 use crate::model::time::{MediaSpan, MediaTime, Wallclock};
 use crate::recording::history::EventKind;
 
 /// An owner that joins within this lacks nothing: so long a publisher takes to join.
 const PROMPT: MediaSpan = 2_000_000_000;
+/// From one look at a waiting job's room to the next is no delay, up to this.
+const LOOK: MediaSpan = 3_000_000_000;
 /// In an absence of so long, somebody may have come and gone.
 const LONG: MediaSpan = 10_000_000_000;
 /// An event may be this much older than its job: the clocks of senders differ.
-const EVENT_AGE_MIN: Duration = Duration::from_secs(10);
+pub(super) const EVENT_AGE_MIN: Duration = Duration::from_secs(10);
 /// No event waits longer at a broker. One that seems to is of a clock that is wrong.
 const EVENT_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -23,24 +27,53 @@ const EVENT_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Absence {
     since: MediaTime,
+    /// When its event was sent, at most the job's own time: where an owner joins late, what is missing began there.
+    event_at: MediaTime,
     cause: GapCause,
     /// When the catalog heard from the owner before for the last time.
     owner_seen: Option<MediaTime>,
+    /// No owner was in the room before.
+    is_first: bool,
+    /// What is not longer is not told.
+    told_from: MediaSpan,
 }
 
 impl Absence {
     /// Until the job's present owner joins. Whether an owner before was in the room says its history.
     pub fn of(job: &Job) -> Self {
-        let origin = job.row.origin;
-        let owner_seen = job.owner_seen.map(|seen| MediaTime::from_wallclock(seen, origin));
+        let row = &job.row;
         // A job that waited for its first stream begins anew when that is there. Somebody who starts an archive waits for the answer.
-        let waited_at_a_broker = job.is_automatic() && origin <= job.row.created_at;
-        let since = match rollover::is_successor(&job.spec.event) {
+        let waited_at_a_broker = job.is_automatic() && row.origin <= row.created_at;
+        let started_at = job.spec.started_at.filter(|_| waited_at_a_broker);
+        let mut absence = Self::begin(row.origin, started_at, row.without_stream_at);
+        if rollover::is_successor(&job.spec.event) {
             // The archive before has the beginning, too.
-            true => MediaTime(i64::try_from(OVERLAP.as_nanos()).expect("some seconds")),
-            false => begin(job.spec.started_at.filter(|_| waited_at_a_broker), origin),
+            absence.since = MediaTime(i64::try_from(OVERLAP.as_nanos()).expect("some seconds"));
+        }
+        absence.owner_seen = job.owner_seen.map(|seen| MediaTime::from_wallclock(seen, row.origin));
+        let is_resumed = row.without_stream_at.is_some() && row.state == JobState::Accepted;
+        absence.is_first = row.epoch <= Epoch(1) || (is_resumed && job.owner_seen.is_none());
+        absence
+    }
+
+    /// That of a first owner, of a job that begins at `origin`: since its event, if that is much older than the job; of a job that waited for its
+    /// first stream, since the room was last seen without one.
+    fn begin(origin: Wallclock, started_at: Option<Wallclock>, without_stream_at: Option<Wallclock>) -> Self {
+        let media_time = |at: Wallclock| MediaTime::from_wallclock(at, origin).min(MediaTime::ZERO);
+        let age = started_at.map(|at| origin.since(at)).filter(|age| *age < EVENT_AGE_MAX);
+        let event_at = started_at.filter(|_| age.is_some()).map_or(MediaTime::ZERO, media_time);
+        let since = match (without_stream_at, age) {
+            (Some(seen), _) => media_time(seen),
+            (None, Some(age)) if age >= EVENT_AGE_MIN => event_at,
+            (None, _) => MediaTime::ZERO,
         };
-        Self { since, cause: GapCause::Worker, owner_seen }
+        let told_from = if without_stream_at.is_some() { PROMPT + LOOK } else { PROMPT };
+        Self { since, event_at, cause: GapCause::Worker, owner_seen: None, is_first: true, told_from }
+    }
+
+    /// Whether no owner was in the room before.
+    pub const fn is_first(&self) -> bool {
+        self.is_first
     }
 
     /// The router says that there is no room: nobody is in it. If the absence is long, there may have been one, which a restarted router has
@@ -71,15 +104,12 @@ impl Absence {
 
     /// What the history has to note of it: that it was not short, and when the owner before was seen.
     pub fn to_note(self, now: MediaTime) -> Option<EventKind> {
-        let Self { since, cause, owner_seen } = self;
-        (now - since >= PROMPT || owner_seen.is_some()).then_some(EventKind::Unseen { since, cause, owner_seen })
+        let Self { since, event_at, cause, owner_seen, .. } = self;
+        let is_noted = now - since >= self.told_from || owner_seen.is_some();
+        // Beside a long absence, the difference of two clocks does not matter.
+        let since = if since == MediaTime::ZERO && self.is_long(now) { event_at } else { since };
+        is_noted.then_some(EventKind::Unseen { since, cause, owner_seen })
     }
-}
-
-/// When a job should have begun: with its event, if that is much older than the job; else with the job.
-fn begin(started_at: Option<Wallclock>, origin: Wallclock) -> MediaTime {
-    let is_late = |at: &Wallclock| (EVENT_AGE_MIN..EVENT_AGE_MAX).contains(&origin.since(*at));
-    started_at.filter(is_late).map_or(MediaTime::ZERO, |at| MediaTime::from_wallclock(at, origin))
 }
 
 #[cfg(test)]
@@ -98,7 +128,9 @@ mod tests {
         for (name, started_at, fails_at, missing_at, joined, noted) in [
             ("in time", ago(0), None, None, 1, None),
             ("no place was free", ago(0), None, None, 30, Some((s(0), worker))),
+            ("the event came a little late, and no place was free", ago(3), None, None, 30, Some((s(-3), worker))),
             ("a sender's clock is behind", ago(9), None, None, 1, None),
+            ("a sender's clock is behind, and the owner a little late", ago(9), None, None, 3, Some((s(0), worker))),
             ("a sender's clock is ahead", ago(-60), None, None, 1, None),
             ("the event waited", ago(600), None, None, 1, Some((s(-600), worker))),
             ("the sender does not say when", None, None, None, 3, Some((s(0), worker))),
@@ -109,10 +141,27 @@ mod tests {
             ("the event waited, and the room is gone", ago(600), None, Some(29), 30, Some((s(-600), worker))),
             ("the room is made, and cannot be joined", ago(0), Some(10), Some(9), 60, Some((s(9), router))),
         ] {
-            let mut absence = Absence { since: begin(started_at, origin), cause: worker, owner_seen: None };
+            let mut absence = Absence::begin(origin, started_at, None);
             missing_at.into_iter().for_each(|at| absence.room_is_missing(s(at)));
             fails_at.into_iter().for_each(|at| absence.router_fails(s(at)));
             let wanted = noted.map(|(since, cause)| EventKind::Unseen { since, cause, owner_seen: None });
+            assert_eq!(absence.to_note(s(joined)), wanted, "{name}");
+        }
+    }
+    #[test]
+    fn the_owner_of_a_job_that_waited_notes_since_when_nobody_looked() {
+        let origin = Wallclock(1_800_000_000_000_000);
+        let ago = |seconds: i64| Some(Wallclock(origin.0 - seconds * 1_000_000));
+        for (name, without_stream_at, joined, since) in [
+            ("the bridge has just seen that nobody publishes", ago(0), 1, None),
+            ("a worker's last look, soon after the job began to wait", ago(2), 1, None),
+            ("a worker's last look, long after that", ago(7), 1, Some(s(-7))),
+            ("nobody looked for long", ago(300), 1, Some(s(-300))),
+            ("a look by a clock that is ahead", ago(-3), 1, None),
+        ] {
+            // Its first event was long before.
+            let absence = Absence::begin(origin, None, without_stream_at);
+            let wanted = since.map(|since| EventKind::Unseen { since, cause: GapCause::Worker, owner_seen: None });
             assert_eq!(absence.to_note(s(joined)), wanted, "{name}");
         }
     }

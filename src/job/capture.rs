@@ -136,12 +136,12 @@ pub(super) async fn capture(
     }
     let ended = match ended {
         CaptureOutcome::Ended(reason) if job.is_automatic() && session.is_empty(&reason, ended_wallclock) => {
-            CaptureOutcome::Empty(reason)
+            CaptureOutcome::Empty { reason, left_at: ended_wallclock }
         }
         ended => ended,
     };
     // A job that goes on to wait for its first stream has not ended.
-    if let CaptureOutcome::Ended(reason) | CaptureOutcome::Empty(reason) = &ended
+    if let CaptureOutcome::Ended(reason) | CaptureOutcome::Empty { reason, .. } = &ended
         && (matches!(ended, CaptureOutcome::Ended(_)) || reason != EndReason::NeverPublished.vonage())
     {
         session.note_at(ended_at, EventKind::Ended { reason: reason.clone() });

@@ -195,11 +195,13 @@ async fn stages(
         }
         match capture::capture(job, status, control, composing).await? {
             CaptureOutcome::Ended(reason) => reason,
-            CaptureOutcome::Empty(reason) => match waiting::leave_empty(job, &reason, composing).await? {
-                Some(ended) => return Ok(ended),
-                // An earlier owner captured something, or tried to.
-                None => reason,
-            },
+            CaptureOutcome::Empty { reason, left_at } => {
+                match waiting::leave_empty(job, &reason, left_at, composing).await? {
+                    Some(ended) => return Ok(ended),
+                    // An earlier owner captured something, or tried to.
+                    None => reason,
+                }
+            }
             CaptureOutcome::Fenced => return Ok(Ended::Fenced),
             CaptureOutcome::Drained => return Ok(Ended::HandedOver { captured: false }),
             CaptureOutcome::Failing(detail) => return Err(JobFailure { kind: FaultKind::SpoolIo, detail }),

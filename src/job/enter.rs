@@ -10,7 +10,6 @@ use super::presence::Presence;
 use super::stage::CaptureOutcome;
 use super::{Job, JobFailure};
 use crate::model::fault::{Backoff, FaultKind, chain};
-use crate::model::ids::Epoch;
 use crate::model::time::{MediaClock, MediaTime};
 use crate::recording::history::{EventKind, History};
 use crate::router::{Room, RouterError};
@@ -123,7 +122,7 @@ impl Entry<'_> {
     }
 
     fn note_absence(&self) -> Result<(), JobFailure> {
-        let (now, is_first) = (self.clock.now(), self.job.row.epoch <= Epoch(1));
+        let (now, is_first) = (self.clock.now(), self.absence.is_first());
         let lasted = self.absence.lasted(now);
         if is_first {
             metrics().join_delay.observe(lasted.as_secs_f64());

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Context;
+use super::absence::EVENT_AGE_MIN;
 use super::accept::{self, accept};
 use crate::broker::{Delivery, Outcome};
 use crate::catalog::{Accepted, CatalogError, JobRow, JobState, NewJob, NewParked, StoredSpec};
@@ -93,7 +94,11 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
                 Accepted::SessionBusy(job) => {
                     // Another conversation of a session in which nobody had published so far.
                     if job.state == JobState::Waiting {
-                        context.catalog.resume_job(job.job, "broker", context.catalog.clock().await?).await?;
+                        let now = context.catalog.clock().await?;
+                        // The conversation begins with its event. One that has waited does not.
+                        let age = now.since(new.started_at);
+                        let begun = if age < EVENT_AGE_MIN { now } else { new.started_at };
+                        context.catalog.resume_job(job.job, "broker", Some(begun), now).await?;
                     }
                     EventOutcome::SessionBusy
                 }

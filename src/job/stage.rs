@@ -7,6 +7,7 @@ use crate::catalog::{CatalogError, JobState};
 use crate::model::cancellable::Cancellable;
 use crate::model::desired::Desired;
 use crate::model::fault::{FaultKind, chain};
+use crate::model::time::Wallclock;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
 /// What somebody wants of a job, as it hears it.
@@ -20,7 +21,12 @@ pub(super) enum CaptureOutcome {
     /// The session ended: one of Vonage's reasons.
     Ended(String),
     /// The session ended, or its first minute did, and nobody had published.
-    Empty(String),
+    Empty {
+        /// One of Vonage's reasons.
+        reason: String,
+        /// Until then it was seen that nobody publishes.
+        left_at: Wallclock,
+    },
     /// Another owner has the job.
     Fenced,
     /// The worker stops; all is sealed.

@@ -1,6 +1,6 @@
 //! Automatic jobs in whose first minute nobody publishes. Such a job gives its place back and waits in the catalog. The bridge resumes it
 //! when somebody publishes. Where no bridge runs, the workers look at its room from time to time. It ends with its room, or with its
-//! session.
+//! session. What is published between the last look that has shown nobody and the job's owner is not recorded, which its archive says.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use super::live_composer::Composing;
 use super::presence::EndReason;
 use super::stage::{Transition, advance};
 use super::{Context, Ended, Job, JobFailure};
-use crate::catalog::{CatalogError, JobRow, JobState};
+use crate::catalog::{CatalogError, JobRow, JobState, Wait};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::{JobId, RouterName};
+use crate::model::time::Wallclock;
 use crate::router::RouterError;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
@@ -29,7 +30,7 @@ const LOOKS_MAX: u32 = 64;
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 /// Between two looks at one room: at first, and after hours.
 const INTERVAL_MIN: Duration = Duration::from_secs(2);
-const INTERVAL_MAX: Duration = Duration::from_secs(10);
+const INTERVAL_MAX: Duration = Duration::from_secs(7);
 
 /// The time between two looks at the room of a job that has waited so long: a hundredth of that, within limits.
 fn look_interval(waited: Duration) -> Duration {
@@ -37,10 +38,11 @@ fn look_interval(waited: Duration) -> Duration {
 }
 
 /// Ends the capture of a job for whose session nobody has published: it waits for a stream, or is empty if its session has ended. Returns
-/// nothing if it has an archive all the same, which an earlier owner began.
+/// nothing if it has an archive all the same, which an earlier owner began. `left_at`: until then the job's owner saw that nobody publishes.
 pub(super) async fn leave_empty(
     job: &Job,
     reason: &str,
+    left_at: Wallclock,
     composing: &mut Option<Composing>,
 ) -> Result<Option<Ended>, JobFailure> {
     let context = &job.context;
@@ -77,7 +79,8 @@ pub(super) async fn leave_empty(
     }
     let wait = async || {
         let now = context.catalog.clock().await?;
-        context.catalog.wait_for_stream(job.row.job, job.row.epoch, now + INTERVAL_MIN, now).await
+        let wait = Wait { without_stream_at: left_at.min(now), look_at: now + INTERVAL_MIN };
+        context.catalog.wait_for_stream(job.row.job, job.row.epoch, wait, now).await
     };
     match retry_until_cancelled("let a job wait", CATALOG, &job.fenced, wait).await {
         Ok(Cancellable::Done(())) => {
@@ -178,17 +181,20 @@ async fn look_at_due(
 ) -> Result<(), CatalogError> {
     let (catalog, region) = (&context.catalog, &context.settings.worker.region);
     for job in catalog.due_looks(region, catalog.clock().await?, LOOKS_MAX).await? {
-        let now = catalog.clock().await?;
-        if !catalog.take_look(&job, now + look_interval(now.since(job.updated_at))).await? {
+        let looked_at = catalog.clock().await?;
+        if !catalog.take_look(&job, looked_at + look_interval(looked_at.since(job.updated_at))).await? {
             continue;
         }
         let look = look(context, &job, outages).await;
         let missing_max = context.settings.limits.never_published.0;
         let (who, now) = (context.worker.as_str(), catalog.clock().await?);
+        if matches!(look, Look::NobodyPublishes | Look::RoomMissing) {
+            catalog.note_no_stream(job.job, looked_at).await?;
+        }
         match missing.judge(job.job, look, Instant::now(), missing_max) {
             Verdict::Waits => {}
             Verdict::Resumed => {
-                if catalog.resume_job(job.job, who, now).await? {
+                if catalog.resume_job(job.job, who, None, now).await? {
                     tracing::info!(job = %job.job, session = %job.session, "somebody publishes: the waiting job goes on");
                     nudge.notify_one();
                 }
@@ -226,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_room_is_looked_at_less_often_the_longer_its_job_waits() {
-        for (waited, interval) in [(0, 2.0), (60, 2.0), (200, 2.0), (500, 5.0), (1000, 10.0), (86_400, 10.0)] {
+        for (waited, interval) in [(0, 2.0), (60, 2.0), (200, 2.0), (500, 5.0), (1000, 7.0), (86_400, 7.0)] {
             assert_eq!(look_interval(Duration::from_secs(waited)).as_secs_f64(), interval, "{waited} s");
         }
     }

@@ -300,8 +300,8 @@ fn build() -> (Metrics, Registry) {
         archive_delay, "seconds from a session's end to its archive being available";
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
-        late_joins, "jobs whose first worker joined the room 10 s and more after the session's event";
-        join_delay, "seconds from a session's event to its first worker being in the room";
+        late_joins, "jobs whose first worker joined the room 10 s and more after the session's event, or after the last look at a waiting session's room";
+        join_delay, "seconds from a session's event, or from the last look at a waiting session's room, to its first worker being in the room";
         api_requests, "requests to the API, by route and outcome";
         api_seconds, "seconds that the API takes to answer";
         notices, "callbacks and events of archives' changes, by target and outcome";

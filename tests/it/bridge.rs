@@ -340,6 +340,10 @@ async fn a_client_who_begins_to_publish_late_is_recorded_by_the_job_of_the_first
     drop((alice.leave().await.expect("leave"), viewer));
     ground.available(&row, 1).await;
     assert_eq!((ground.jobs(&row).await, ground.conversation(&row).await), (1, 1));
+    // The bridge saw at once that somebody publishes: nothing is missing.
+    let archive = ground.world.archive(row.session.as_str(), "available").await;
+    let report = ground.world.download(&archive).expect("download").report;
+    assert_eq!(report["complete"], true, "{report:#}");
     running.stop().await;
 }
 

@@ -9,7 +9,7 @@ use crate::support::databases;
 use archiver::catalog::{
     self, Accepted, ArchiveFilter, ArchiveRow, ArchiveStatus, CatalogError, Claimed, DerivedArchiveLimits, HandOver,
     HeldLease, HistoryLine, JobRow, JobState, NameLease, NewJob, NewParked, NoticeFilter, NoticeTarget, ParkedFilter,
-    ParkedMark, ParkedState, SegmentsDue, SessionRow, SharedCatalog, StoredDesired, StoredSpec, WorkerInstance,
+    ParkedMark, ParkedState, SegmentsDue, SessionRow, SharedCatalog, StoredDesired, StoredSpec, Wait, WorkerInstance,
     WorkerRow,
 };
 use archiver::model::archive_options::ArchiveOptions;
@@ -521,7 +521,7 @@ async fn corrupt_rows(backend: Backend) {
     claimed(&catalog, held.job, "v", NOW).await;
     let epoch = claimed(&catalog, waiting.job, "v", NOW).await.job.epoch;
     catalog.advance(waiting.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
-    assert!(catalog.wait_for_stream(waiting.job, epoch, later(1), NOW).await.is_ok());
+    assert!(catalog.wait_for_stream(waiting.job, epoch, wait(later(1), NOW), NOW).await.is_ok());
     let spoil = |job: JobId| format!("UPDATE jobs SET archive_id = 'no id {job}' WHERE job_id = '{job}'");
     let mend = |job: &JobRow| format!("UPDATE jobs SET archive_id = '{}' WHERE job_id = '{}'", job.archive, job.job);
     for job in [&broken, &held, &waiting] {
@@ -584,16 +584,21 @@ async fn states(backend: Backend) {
     );
 }
 
+/// A job whose owner left at `left`.
+fn wait(look_at: Wallclock, left: Wallclock) -> Wait {
+    Wait { without_stream_at: left, look_at }
+}
+
 async fn waiting(backend: Backend) {
     let catalog = backend.open().await;
     let job = accepted(&catalog, "s", "e").await;
     let region = job.region.clone();
     let epoch = claimed(&catalog, job.job, "w", NOW).await.job.epoch;
-    fenced(catalog.wait_for_stream(job.job, epoch, later(2), NOW).await);
+    fenced(catalog.wait_for_stream(job.job, epoch, wait(later(2), NOW), NOW).await);
     catalog.advance(job.job, epoch, JobState::Capturing, None, NOW).await.unwrap();
-    fenced(catalog.wait_for_stream(job.job, Epoch(epoch.0 + 1), later(2), NOW).await);
+    fenced(catalog.wait_for_stream(job.job, Epoch(epoch.0 + 1), wait(later(2), NOW), NOW).await);
     for _ in 0..2 {
-        catalog.wait_for_stream(job.job, epoch, later(2), NOW).await.unwrap();
+        catalog.wait_for_stream(job.job, epoch, wait(later(2), NOW), NOW).await.unwrap();
     }
     let waits = catalog.job(job.job).await.unwrap().unwrap();
     assert_eq!((waits.state, waits.owner.as_ref(), waits.lease_expires_at), (JobState::Waiting, None, later(2)));
@@ -615,14 +620,19 @@ async fn waiting(backend: Backend) {
     }
     assert_eq!(tasks.join_all().await.into_iter().filter(|taken| *taken).count(), 1);
     assert!(catalog.due_looks(&region, later(4), 10).await.unwrap().is_empty());
+    // When nobody published is known by the last look.
+    assert_eq!(waits.without_stream_at, Some(NOW));
+    catalog.note_no_stream(job.job, later(5)).await.unwrap();
     // A stream comes: its media time begins then.
-    assert!(catalog.resume_job(job.job, "bridge", later(7)).await.unwrap());
-    assert!(!catalog.resume_job(job.job, "bridge", later(8)).await.unwrap());
+    assert!(catalog.resume_job(job.job, "w", None, later(7)).await.unwrap());
+    assert!(!catalog.resume_job(job.job, "bridge", Some(later(8)), later(8)).await.unwrap());
+    catalog.note_no_stream(job.job, later(8)).await.unwrap();
     let again = claimed(&catalog, job.job, "w", later(8)).await.job;
     assert_eq!((again.state, again.origin, again.created_at), (JobState::Accepted, later(7), NOW));
+    assert_eq!(again.without_stream_at, Some(later(5)));
     // It waits again, and its session ends. An end of an earlier conversation does not end it.
     catalog.advance(job.job, again.epoch, JobState::Capturing, None, later(8)).await.unwrap();
-    catalog.wait_for_stream(job.job, again.epoch, later(9), later(8)).await.unwrap();
+    catalog.wait_for_stream(job.job, again.epoch, wait(later(9), later(8)), later(8)).await.unwrap();
     let earlier = Wallclock(NOW.0 - 1);
     let end = |at, now| catalog.request_end(&job.application, &job.session, "session ended", at, now);
     assert!(!end(earlier, later(9)).await.unwrap());
@@ -630,7 +640,17 @@ async fn waiting(backend: Backend) {
     assert!(!end(later(9), later(10)).await.unwrap());
     let found = catalog.job(job.job).await.unwrap().unwrap();
     assert_eq!((found.state, found.end_reason.as_deref()), (JobState::Empty, Some("session ended")));
-    assert!(!catalog.resume_job(job.job, "bridge", later(11)).await.unwrap());
+    assert!(!catalog.resume_job(job.job, "bridge", None, later(11)).await.unwrap());
+    // Who resumes a job may have looked later than the worker, or earlier.
+    for (seen, noted) in [(Some(later(3)), later(3)), (Some(later(1)), later(2)), (None, later(2))] {
+        let job = accepted(&catalog, &format!("seen-{}", noted.0 - seen.map_or(0, |seen| seen.0)), "e").await.job;
+        let epoch = claimed(&catalog, job, "w", NOW).await.job.epoch;
+        catalog.advance(job, epoch, JobState::Capturing, None, NOW).await.unwrap();
+        catalog.wait_for_stream(job, epoch, wait(later(9), later(2)), later(2)).await.unwrap();
+        assert!(catalog.resume_job(job, "bridge", seen, later(4)).await.unwrap());
+        let resumed = catalog.job(job).await.unwrap().unwrap();
+        assert_eq!(resumed.without_stream_at, Some(noted), "{seen:?}");
+    }
     assert!(!catalog.end_waiting(job.job, "x", "w", later(11)).await.unwrap());
     let history = catalog.job_history(job.job).await.unwrap();
     let told: Vec<&str> = history.iter().map(|line| line.what.as_str()).collect();
@@ -644,7 +664,7 @@ async fn waiting(backend: Backend) {
         if stop_first {
             assert!(catalog.request_stop(job, "user initiated", NOW).await.unwrap());
         }
-        catalog.wait_for_stream(job, epoch, later(1), NOW).await.unwrap();
+        catalog.wait_for_stream(job, epoch, wait(later(1), NOW), NOW).await.unwrap();
         if !stop_first {
             assert!(catalog.request_stop(job, "user initiated", NOW).await.unwrap());
         }

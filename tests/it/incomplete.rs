@@ -47,11 +47,13 @@ async fn history(world: &World, text: &str) {
     .await;
 }
 
-/// What an archive lacks: kind and cause of each entry, in order.
+/// What an archive lacks: kind and cause of each entry, in the order of their names. In the manifest, the longest gap comes first.
 fn lacks(files: &Downloaded) -> Vec<(String, String)> {
     let text = |v: &Value| v.as_str().expect("text").to_owned();
     let all = files.manifest["missing"].as_array().expect("missing");
-    all.iter().map(|one| (text(&one["kind"]), text(&one["cause"]))).collect()
+    let mut lacks: Vec<_> = all.iter().map(|one| (text(&one["kind"]), text(&one["cause"]))).collect();
+    lacks.sort();
+    lacks
 }
 
 fn pair(kind: &str, cause: &str) -> (String, String) {
@@ -169,8 +171,7 @@ async fn a_stream_that_the_router_refuses_is_named_and_recorded_as_soon_as_it_al
     let log = world.log();
     let (_, files) = ended(&mut world, "refused").await;
     // The longest comes first, and they are almost equal.
-    let mut missing = lacks(&files);
-    missing.sort();
+    let missing = lacks(&files);
     assert_eq!(missing, [pair("audio", "refused"), pair("video", "refused")]);
     for kind in ["audio", "video"] {
         let refused = gap(&files, "bob", kind, "refused");

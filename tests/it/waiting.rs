@@ -119,3 +119,28 @@ async fn a_session_that_ends_before_anybody_publishes_leaves_no_archive() {
     drop(alice.leave().await.expect("leave"));
     world.archive("ended", "available").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_while_nobody_looks_at_the_room_is_told() {
+    let mut world = World::start(BINARY, None, LIMITS).await.expect("world");
+    world.start_worker().expect("worker");
+    world.janus.create_room("unseen", json!({})).await.expect("room");
+    let started = world.started("unseen");
+    world.publish(&started).expect("publish");
+    job_in(&world, "unseen", "waiting").await;
+    world.kill_worker();
+    let alice = Publisher::start(Options::new(&world.janus, "unseen", "alice")).await.expect("alice");
+    alice.pictures_pass(150).await;
+    world.start_worker().expect("worker");
+    world.recording(2).await;
+    alice.pictures_pass(60).await;
+    drop(alice.leave().await.expect("leave"));
+    let downloaded = world.download(&world.archive("unseen", "available").await).expect("download");
+    assert_eq!(downloaded.report["complete"], false, "{:#}", downloaded.report);
+    for kind in ["audio", "video"] {
+        let track = downloaded.track("alice", kind).expect("track");
+        let gap = &track["gaps"][0];
+        let seconds = (gap["to"].as_f64().expect("time") - gap["from"].as_f64().expect("time")) / 1e9;
+        assert!(gap["cause"] == "worker" && seconds > 4.9, "{kind}: {track:#}");
+    }
+}

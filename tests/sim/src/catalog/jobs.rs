@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use archiver::catalog::{
     Accepted, ArchiveStatus, CatalogError, Claimed, HeldLease, HistoryLine, JobCatalog, JobRow, JobState, LeaseCatalog,
-    NewJob, StoredDesired, StoredSpec, WaitingCatalog,
+    NewJob, StoredDesired, StoredSpec, Wait, WaitingCatalog,
 };
 use archiver::model::ids::{ApplicationId, ArchiveId, Epoch, JobId, Region, SessionId, WorkerId};
 use archiver::model::time::Wallclock;
@@ -77,6 +77,7 @@ fn row_of(new: &NewJob, now: Wallclock) -> JobRow {
         epoch: Epoch(0),
         end_reason: None,
         ended_at: None,
+        without_stream_at: None,
         fault: None,
         detail: None,
         created_at: now,
@@ -438,13 +439,7 @@ impl LeaseCatalog for MemoryCatalog {
 
 #[async_trait]
 impl WaitingCatalog for MemoryCatalog {
-    async fn wait_for_stream(
-        &self,
-        job: JobId,
-        epoch: Epoch,
-        look_at: Wallclock,
-        now: Wallclock,
-    ) -> Result<(), CatalogError> {
+    async fn wait_for_stream(&self, job: JobId, epoch: Epoch, wait: Wait, now: Wallclock) -> Result<(), CatalogError> {
         self.call("wait_for_stream", |state| {
             let found = state.owned(job, epoch).ok_or(CatalogError::Fenced { job })?;
             match found.row.state {
@@ -455,8 +450,9 @@ impl WaitingCatalog for MemoryCatalog {
             let row = &mut found.row;
             row.state = if row.end_reason.is_none() { JobState::Waiting } else { JobState::Empty };
             row.owner = None;
-            row.lease_expires_at = look_at;
+            row.lease_expires_at = wait.look_at;
             row.updated_at = now;
+            row.without_stream_at = Some(wait.without_stream_at);
             state.line(job, "waiting: nobody publishes", "worker", now);
             Ok(())
         })
@@ -485,13 +481,31 @@ impl WaitingCatalog for MemoryCatalog {
         .await
     }
 
-    async fn resume_job(&self, job: JobId, who: &str, now: Wallclock) -> Result<bool, CatalogError> {
+    async fn note_no_stream(&self, job: JobId, at: Wallclock) -> Result<(), CatalogError> {
+        self.call("note_no_stream", |state| {
+            let waits = |found: &&mut StoredJob| found.row.state == JobState::Waiting;
+            if let Some(found) = state.jobs.get_mut(&job).filter(waits) {
+                found.row.without_stream_at = Some(at);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn resume_job(
+        &self,
+        job: JobId,
+        who: &str,
+        without_stream_at: Option<Wallclock>,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
         self.call("resume_job", |state| {
             let waits = |found: &&mut StoredJob| found.row.state == JobState::Waiting;
             let Some(found) = state.jobs.get_mut(&job).filter(waits) else { return Ok(false) };
             let row = &mut found.row;
             row.state = JobState::Accepted;
             (row.origin, row.lease_expires_at, row.updated_at) = (now, Wallclock(0), now);
+            row.without_stream_at = row.without_stream_at.max(without_stream_at);
             state.line(job, "resumed: somebody publishes", who, now);
             Ok(true)
         })
