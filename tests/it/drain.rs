@@ -40,7 +40,9 @@ async fn a_drained_worker_hands_its_session_over_and_may_get_it_back_when_it_res
     assert!(workers(&world, &["drain", &first]).contains("hands its sessions over"));
     assert!(!world.command(&["workers", "drain", "nobody"]).expect("command").status.success());
     wait_for("the worker to hear of it", || async { world.log().contains("told to drain").then_some(()) }).await;
-    assert!(workers(&world, &["list"]).contains("drained, by"));
+    // Its next beat says so.
+    wait_for("the worker to be drained", || async { workers(&world, &["list"]).contains("drained, by").then_some(()) })
+        .await;
     publisher.pictures_pass(60).await;
     owned_by(&world, &first, 1).await;
     // As soon as another one lives, it has the session.
