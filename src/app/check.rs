@@ -23,9 +23,9 @@ pub struct CheckResult {
     pub text: String,
 }
 
-/// Runs one check. A service that answers each request and still does not come to an end is reported, too.
-async fn limited(check: impl Future<Output = Result<String, String>>) -> Result<String, String> {
-    let late = |_| format!("no result within {} s", CHECK_MAX.as_secs());
+/// Runs one check with a time limit: each request has its own, but a check may make many.
+async fn with_time_limit(check: impl Future<Output = Result<String, String>>) -> Result<String, String> {
+    let late = |_| format!("no result within {} s; run it again, and look at the logs of the service", CHECK_MAX.as_secs());
     tokio::time::timeout(CHECK_MAX, check).await.map_err(late)?
 }
 
@@ -38,18 +38,18 @@ fn check_result(subject: &str, result: Result<String, String>) -> CheckResult {
 pub async fn check(settings: &Settings) -> Vec<CheckResult> {
     let mut lines = vec![check_result("configuration", result_text(settings.for_worker(), |()| "valid".to_owned()))];
     lines.extend(elements(settings).await);
-    lines.push(check_result("broker", limited(broker(settings)).await));
-    lines.push(check_result("catalog", limited(catalog(settings)).await));
-    lines.push(check_result("store", limited(store(settings)).await));
+    lines.push(check_result("broker", with_time_limit(broker(settings)).await));
+    lines.push(check_result("catalog", with_time_limit(catalog(settings)).await));
+    lines.push(check_result("store", with_time_limit(store(settings)).await));
     let routers = services::routers(settings);
     for section in &settings.routers {
         if let Some(router) = routers.get(&section.name) {
-            let checked = limited(super::router_check::check(settings, section, router.as_ref())).await;
+            let checked = with_time_limit(super::router_check::check(settings, section, router.as_ref())).await;
             lines.push(check_result(&format!("router {}", section.name), checked));
         }
     }
-    lines.push(check_result("spool", limited(spool(settings)).await));
-    lines.push(check_result("api", limited(api(settings)).await));
+    lines.push(check_result("spool", with_time_limit(spool(settings)).await));
+    lines.push(check_result("api", with_time_limit(api(settings)).await));
     lines
 }
 

@@ -403,9 +403,10 @@ impl Reading {
             return;
         }
         let why = Unknown::Unseen(cause);
-        let told = self.unknown.extract_if(.., |unknown| unknown.span.from >= since).count();
+        // What was told before of this time stays told.
+        let was_told = self.unknown.extract_if(.., |unknown| unknown.span.from >= since).count() > 0;
         self.blind = Some(Blind { since, why, until: None });
-        if told > 0 || at - since >= told_from {
+        if was_told || at - since >= told_from {
             self.unknown.push(UnknownTime { span: Interval::new(since, at), why });
         }
     }

@@ -26,6 +26,18 @@ const REPUBLISH: Backoff = Backoff { first: Duration::from_secs(10), max: Durati
 /// Before a start is published again after the broker failed.
 const REPUBLISH_AFTER_FAILURE: Backoff = Backoff { first: Duration::from_secs(2), max: Duration::from_secs(60) };
 
+/// A hint comes within this after what it tells of.
+const HINTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why a room is scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trigger {
+    /// It is time.
+    Poll,
+    /// The router says that something has changed there.
+    Hint,
+}
+
 /// Why a scan was not finished.
 #[derive(Debug, thiserror::Error)]
 enum ScanError {
@@ -138,7 +150,7 @@ impl RouterWatcher {
         let mut first_error = Ok(());
         for hint in hints {
             if let Hint::Room(room) = hint {
-                let scanned = self.scan(&room).await;
+                let scanned = self.scan(&room, Trigger::Hint).await;
                 keep_first_error(&mut first_error, scanned)?;
             }
         }
@@ -159,7 +171,7 @@ impl RouterWatcher {
             watched.participants = room.participants;
             let scanned = if room.participants > 0 {
                 watched.unused_since = None;
-                self.scan(&room.room).await
+                self.scan(&room.room, Trigger::Poll).await
             } else {
                 watched.state.mark_empty();
                 watched.without_stream_at = Some(began);
@@ -238,7 +250,7 @@ impl RouterWatcher {
     }
 
     /// Lists the clients in a room, and does what the rules decide.
-    async fn scan(&mut self, room: &RoomId) -> Result<(), ScanError> {
+    async fn scan(&mut self, room: &RoomId, trigger: Trigger) -> Result<(), ScanError> {
         self.load_session_of_room(room).await?;
         let Some(watched) = self.rooms.get_mut(room) else { return Ok(()) };
         let Some(session) = watched.session.clone().filter(rules::is_automatic) else { return Ok(()) };
@@ -264,12 +276,14 @@ impl RouterWatcher {
         let Some(watched) = self.rooms.get_mut(room) else { return Ok(()) };
         watched.state.observe(&snapshot, newest, now);
         let occupied_since = watched.state.occupied_since().unwrap_or(now);
-        let since_without_stream = watched.without_stream_at.map(|at| at.elapsed());
+        // What a hint tells of has just happened, unless scans have failed since.
+        let is_prompt = |at: &Instant| trigger == Trigger::Hint && at.elapsed() < self.settings.poll.0 + HINTED_WITHIN;
+        let without_stream_at = watched.without_stream_at.map(|at| if is_prompt(&at) { asked_at } else { at });
         match rules::decide(SessionState { conversation, has_job, newest }, &watched.state, &snapshot, now) {
             Action::None => {}
             Action::Resume(job) => {
                 let now = self.catalog.clock().await?;
-                let without_stream_at = since_without_stream.map(|since| now.before(since));
+                let without_stream_at = without_stream_at.map(|at| now.before(at.elapsed()));
                 if self.catalog.resume_job(job, "bridge", without_stream_at, now).await? {
                     tracing::info!(router = %self.name, session = %session.session, %job, "somebody publishes, the waiting job is resumed");
                 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::topology::{number, table, text};
-use super::{BrokerConfig, BrokerError, connect, failed, limits};
+use super::{BrokerConfig, BrokerError, CONNECT, connect, failed, limits};
 use crate::model::fault::{Backoff, chain};
 
 const RECONNECT: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(15) };
@@ -63,7 +63,7 @@ pub(super) async fn consume_hints(
 
 async fn run_connection(config: &BrokerConfig, queue: &str, handle: HintHandler<'_>) -> Result<(), BrokerError> {
     const DOING: &str = "consume hints";
-    let (connection, channel, mut consumer) = limits::connecting(DOING, async {
+    let (connection, channel, mut consumer) = limits::connecting(CONNECT, async {
         let connection = connect(config).await?;
         let channel = open_channel_with_queue(&connection, queue).await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(failed(DOING))?;
@@ -81,7 +81,7 @@ async fn run_connection(config: &BrokerConfig, queue: &str, handle: HintHandler<
             delivery = consumer.next() => {
                 let delivery = delivery.ok_or_else(connection_lost)?.map_err(failed(DOING))?;
                 handle(&delivery.data);
-                limits::request(DOING, delivery.acker.ack(BasicAckOptions::default())).await?;
+                limits::request("take an ack", delivery.acker.ack(BasicAckOptions::default())).await?;
             }
             _ = watchdog.tick() => {
                 if !connection.status().connected() || !channel.status().connected() {

@@ -91,14 +91,14 @@ pub(super) async fn consume_wakeups(
     let run_connection = || async {
         let (_connection, channel) = open(config, &exchange).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        let queue = limits::request(DOING, channel.queue_declare("".into(), options, FieldTable::default())).await?;
+        let queue = limits::request("declare a queue", channel.queue_declare("".into(), options, FieldTable::default())).await?;
         let name = queue.name().clone();
         let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
         let bound = channel.queue_bind(name.clone(), exchange.as_str().into(), "".into(), bind, none);
-        limits::request(DOING, bound).await?;
+        limits::request("bind a queue", bound).await?;
         let options = BasicConsumeOptions { no_ack: true, exclusive: true, ..BasicConsumeOptions::default() };
         let consuming = channel.basic_consume(name, "".into(), options, FieldTable::default());
-        let mut consumer = limits::request(DOING, consuming).await?;
+        let mut consumer = limits::request("start a consumer", consuming).await?;
         // For wake-ups that were sent before the queue existed.
         on_wakeup();
         loop {

@@ -151,9 +151,14 @@ impl WaitingCatalog for SqlCatalog {
     }
 
     async fn note_no_stream(&self, job: JobId, at: Wallclock) -> Result<(), CatalogError> {
-        let note = statement("UPDATE jobs SET without_stream_at = $1 WHERE job_id = $2 AND state = 'waiting'")
-            .bind(at.0)
-            .bind(job.to_string());
+        // Of two workers that look, the one that looked later may be the first to say so.
+        let note = statement(
+            "UPDATE jobs SET without_stream_at = $1 WHERE job_id = $2 AND state = 'waiting' \
+             AND (without_stream_at IS NULL OR without_stream_at < $3)",
+        )
+        .bind(at.0)
+        .bind(job.to_string())
+        .bind(at.0);
         self.execute("note a look at a waiting job", note).await.map(drop)
     }
 

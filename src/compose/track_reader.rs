@@ -11,16 +11,16 @@ use crate::recording::reader::TrackIndex;
 use crate::rtp::clock::BACK_MAX;
 use crate::rtp::depacketize::h264;
 
-/// Frames that are read ahead where frames are reordered: as far as the log is complete behind what is composed. A decoder that holds pictures
-/// back gets as many of them as it needs.
+/// How far frames are read ahead where they are reordered: farther than a frame can be displaced, so that a decoder that holds pictures back gets
+/// enough frames. The log may not be complete there.
 const AHEAD_SPAN: MediaSpan = 3 * BACK_MAX;
 /// Items that are read ahead where frames are reordered, at most.
 const AHEAD_MAX: usize = 128;
 
 /// A track's frames in decoding order, with corrected times.
 ///
-/// Where frames are reordered, one that is due may stand behind others that are shown later. So the reader looks ahead, as far in the log as such a
-/// frame can be: not further than the log has grown, so that nothing is waited for.
+/// Where frames are reordered, one that is due may stand behind others that are shown later. So the reader looks ahead, farther than such a frame
+/// can be, but not further than the log has grown, so that nothing is waited for.
 pub(super) struct TrackReader {
     track: TrackId,
     pub frames: Frames,
@@ -87,7 +87,7 @@ impl TrackReader {
         frames.map(|ahead| ahead.at).min()
     }
 
-    /// Reads the next item, and where frames are reordered all behind which there may be one for the moment `to`.
+    /// Reads the next item, and where frames are reordered those of [`AHEAD_SPAN`] behind the moment `to`.
     fn read_ahead(&mut self, to: MediaTime, clocks: &Clocks) {
         for ahead in &mut self.ahead {
             if let LogItem::Frame(frame) = &ahead.item {

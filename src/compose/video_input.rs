@@ -252,9 +252,14 @@ impl VideoInput {
     fn finish_decoder(&mut self) {
         let Some(mut decoder) = self.decoder.take() else { return };
         match decoder.finish() {
-            Ok(pictures) => self.coming.extend(pictures),
+            Ok(pictures) => {
+                self.counts.decoded += pictures.len() as u64;
+                self.coming.extend(pictures);
+            }
             Err(error) => {
-                tracing::debug!("a decoder does not end: {}", chain(&error));
+                if self.counts.decoder == 0 {
+                    tracing::warn!("the last pictures cannot be decoded: {}", chain(&error));
+                }
                 self.counts.decoder += 1;
                 self.group = FrameGroup::default();
             }

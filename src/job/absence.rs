@@ -14,20 +14,32 @@ use crate::recording::history::EventKind;
 
 /// An owner that joins within this lacks nothing: so long a publisher takes to join.
 const PROMPT: MediaSpan = 2_000_000_000;
-/// From one look at a waiting job's room to the next is no delay, up to this.
+/// Between a look that shows nobody and the resumption of a waiting job, so much is not counted as a delay.
 const LOOK: MediaSpan = 3_000_000_000;
 /// In an absence of so long, somebody may have come and gone.
 const LONG: MediaSpan = 10_000_000_000;
 /// An event may be this much older than its job: the clocks of senders differ.
-pub(super) const EVENT_AGE_MIN: Duration = Duration::from_secs(10);
+const EVENT_AGE_MIN: Duration = Duration::from_secs(10);
 /// No event waits longer at a broker. One that seems to is of a clock that is wrong.
 const EVENT_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// When a job begins.
+#[derive(Debug, Clone, Copy)]
+struct Begin {
+    origin: Wallclock,
+    /// When its event was sent, if that may have waited.
+    started_at: Option<Wallclock>,
+    /// When its room was last seen without a stream, if it has waited for its first one.
+    without_stream_at: Option<Wallclock>,
+    /// It goes on where another archive ends.
+    is_successor: bool,
+}
 
 /// The time in which no owner is in the room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Absence {
     since: MediaTime,
-    /// When its event was sent, at most the job's own time: where an owner joins late, what is missing began there.
+    /// When its event was sent, not later than the job's origin. Where an owner joins late, what is missing began there.
     event_at: MediaTime,
     cause: GapCause,
     /// When the catalog heard from the owner before for the last time.
@@ -44,26 +56,30 @@ impl Absence {
         let row = &job.row;
         // A job that waited for its first stream begins anew when that is there. Somebody who starts an archive waits for the answer.
         let waited_at_a_broker = job.is_automatic() && row.origin <= row.created_at;
-        let started_at = job.spec.started_at.filter(|_| waited_at_a_broker);
-        let mut absence = Self::begin(row.origin, started_at, row.without_stream_at);
-        if rollover::is_successor(&job.spec.event) {
-            // The archive before has the beginning, too.
-            absence.since = MediaTime(i64::try_from(OVERLAP.as_nanos()).expect("some seconds"));
-        }
-        absence.owner_seen = job.owner_seen.map(|seen| MediaTime::from_wallclock(seen, row.origin));
+        let begin = Begin {
+            origin: row.origin,
+            started_at: job.spec.started_at.filter(|_| waited_at_a_broker),
+            without_stream_at: row.without_stream_at,
+            is_successor: rollover::is_successor(&job.spec.event),
+        };
         let is_resumed = row.without_stream_at.is_some() && row.state == JobState::Accepted;
-        absence.is_first = row.epoch <= Epoch(1) || (is_resumed && job.owner_seen.is_none());
-        absence
+        Self {
+            owner_seen: job.owner_seen.map(|seen| MediaTime::from_wallclock(seen, row.origin)),
+            is_first: row.epoch <= Epoch(1) || (is_resumed && job.owner_seen.is_none()),
+            ..Self::since_begin(begin)
+        }
     }
 
-    /// That of a first owner, of a job that begins at `origin`: since its event, if that is much older than the job; of a job that waited for its
-    /// first stream, since the room was last seen without one.
-    fn begin(origin: Wallclock, started_at: Option<Wallclock>, without_stream_at: Option<Wallclock>) -> Self {
+    /// That of a first owner.
+    fn since_begin(begin: Begin) -> Self {
+        let Begin { origin, started_at, without_stream_at, is_successor } = begin;
         let media_time = |at: Wallclock| MediaTime::from_wallclock(at, origin).min(MediaTime::ZERO);
         let age = started_at.map(|at| origin.since(at)).filter(|age| *age < EVENT_AGE_MAX);
         let event_at = started_at.filter(|_| age.is_some()).map_or(MediaTime::ZERO, media_time);
         let since = match (without_stream_at, age) {
             (Some(seen), _) => media_time(seen),
+            // The archive before has the beginning, too.
+            (None, _) if is_successor => MediaTime(i64::try_from(OVERLAP.as_nanos()).expect("some seconds")),
             (None, Some(age)) if age >= EVENT_AGE_MIN => event_at,
             (None, _) => MediaTime::ZERO,
         };
@@ -141,7 +157,7 @@ mod tests {
             ("the event waited, and the room is gone", ago(600), None, Some(29), 30, Some((s(-600), worker))),
             ("the room is made, and cannot be joined", ago(0), Some(10), Some(9), 60, Some((s(9), router))),
         ] {
-            let mut absence = Absence::begin(origin, started_at, None);
+            let mut absence = Absence::since_begin(Begin { origin, started_at, without_stream_at: None, is_successor: false });
             missing_at.into_iter().for_each(|at| absence.room_is_missing(s(at)));
             fails_at.into_iter().for_each(|at| absence.router_fails(s(at)));
             let wanted = noted.map(|(since, cause)| EventKind::Unseen { since, cause, owner_seen: None });
@@ -152,15 +168,17 @@ mod tests {
     fn the_owner_of_a_job_that_waited_notes_since_when_nobody_looked() {
         let origin = Wallclock(1_800_000_000_000_000);
         let ago = |seconds: i64| Some(Wallclock(origin.0 - seconds * 1_000_000));
-        for (name, without_stream_at, joined, since) in [
-            ("the bridge has just seen that nobody publishes", ago(0), 1, None),
-            ("a worker's last look, soon after the job began to wait", ago(2), 1, None),
-            ("a worker's last look, long after that", ago(7), 1, Some(s(-7))),
-            ("nobody looked for long", ago(300), 1, Some(s(-300))),
-            ("a look by a clock that is ahead", ago(-3), 1, None),
+        for (name, without_stream_at, is_successor, joined, since) in [
+            ("the bridge has just seen that nobody publishes", ago(0), false, 1, None),
+            ("a worker's last look, soon after the job began to wait", ago(2), false, 1, None),
+            ("a worker's last look, long after that", ago(7), false, 1, Some(s(-7))),
+            ("nobody looked for long", ago(300), false, 1, Some(s(-300))),
+            ("a look by a clock that is ahead", ago(-3), false, 1, None),
+            ("a successor", None, true, 1, None),
+            ("a successor in whose first minute nobody published", ago(300), true, 1, Some(s(-300))),
         ] {
-            // Its first event was long before.
-            let absence = Absence::begin(origin, None, without_stream_at);
+            let absence =
+                Absence::since_begin(Begin { origin, started_at: None, without_stream_at, is_successor });
             let wanted = since.map(|since| EventKind::Unseen { since, cause: GapCause::Worker, owner_seen: None });
             assert_eq!(absence.to_note(s(joined)), wanted, "{name}");
         }

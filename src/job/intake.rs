@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Context;
-use super::absence::EVENT_AGE_MIN;
 use super::accept::{self, accept};
 use crate::broker::{Delivery, Outcome};
 use crate::catalog::{Accepted, CatalogError, JobRow, JobState, NewJob, NewParked, StoredSpec};
@@ -95,10 +94,9 @@ async fn process_event(context: &Context, nudge: &Notify, delivery: &Delivery) -
                     // Another conversation of a session in which nobody had published so far.
                     if job.state == JobState::Waiting {
                         let now = context.catalog.clock().await?;
-                        // The conversation begins with its event. One that has waited does not.
-                        let age = now.since(new.started_at);
-                        let begun = if age < EVENT_AGE_MIN { now } else { new.started_at };
-                        context.catalog.resume_job(job.job, "broker", Some(begun), now).await?;
+                        // Before the conversation nobody published. A look that came later knows it better.
+                        let without_stream_at = Some(new.started_at.min(now));
+                        context.catalog.resume_job(job.job, "broker", without_stream_at, now).await?;
                     }
                     EventOutcome::SessionBusy
                 }

@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_MAX: u32 = 64;
 /// A router that answers later is looked at again.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// Between two looks at one room: at first, and after hours.
+/// Between two looks at one room: at first, and after twelve minutes.
 const INTERVAL_MIN: Duration = Duration::from_secs(2);
 const INTERVAL_MAX: Duration = Duration::from_secs(7);
 

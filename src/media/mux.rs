@@ -224,7 +224,7 @@ impl Feed {
         true
     }
 
-    /// The time of the next frame, or the next one that the file can tell from the frame's before. A router that changes to another layer gives
+    /// The time of the next frame, or the earliest later one that differs in the file from that of the frame before. A router that changes to another layer gives
     /// two pictures nearly the same time.
     fn distinct(&mut self, at: MediaTime) -> MediaTime {
         let distinct = match self.last {

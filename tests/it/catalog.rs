@@ -623,6 +623,7 @@ async fn waiting(backend: Backend) {
     // When nobody published is known by the last look.
     assert_eq!(waits.without_stream_at, Some(NOW));
     catalog.note_no_stream(job.job, later(5)).await.unwrap();
+    catalog.note_no_stream(job.job, later(4)).await.unwrap();
     // A stream comes: its media time begins then.
     assert!(catalog.resume_job(job.job, "w", None, later(7)).await.unwrap());
     assert!(!catalog.resume_job(job.job, "bridge", Some(later(8)), later(8)).await.unwrap());

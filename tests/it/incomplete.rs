@@ -170,7 +170,6 @@ async fn a_stream_that_the_router_refuses_is_named_and_recorded_as_soon_as_it_al
     drop(bob.leave().await.expect("left"));
     let log = world.log();
     let (_, files) = ended(&mut world, "refused").await;
-    // The longest comes first, and they are almost equal.
     let missing = lacks(&files);
     assert_eq!(missing, [pair("audio", "refused"), pair("video", "refused")]);
     for kind in ["audio", "video"] {

@@ -485,7 +485,7 @@ impl WaitingCatalog for MemoryCatalog {
         self.call("note_no_stream", |state| {
             let waits = |found: &&mut StoredJob| found.row.state == JobState::Waiting;
             if let Some(found) = state.jobs.get_mut(&job).filter(waits) {
-                found.row.without_stream_at = Some(at);
+                found.row.without_stream_at = found.row.without_stream_at.max(Some(at));
             }
             Ok(())
         })
