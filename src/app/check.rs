@@ -25,7 +25,8 @@ pub struct CheckResult {
 
 /// Runs one check with a time limit: each request has its own, but a check may make many.
 async fn with_time_limit(check: impl Future<Output = Result<String, String>>) -> Result<String, String> {
-    let late = |_| format!("no result within {} s; run it again, and look at the logs of the service", CHECK_MAX.as_secs());
+    let late =
+        |_| format!("no result within {} s; run it again, and look at the logs of the service", CHECK_MAX.as_secs());
     tokio::time::timeout(CHECK_MAX, check).await.map_err(late)?
 }
 

@@ -91,7 +91,9 @@ pub(super) async fn consume_wakeups(
     let run_connection = || async {
         let (_connection, channel) = open(config, &exchange).await?;
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-        let queue = limits::request("declare a queue", channel.queue_declare("".into(), options, FieldTable::default())).await?;
+        let queue =
+            limits::request("declare a queue", channel.queue_declare("".into(), options, FieldTable::default()))
+                .await?;
         let name = queue.name().clone();
         let (bind, none) = (QueueBindOptions::default(), FieldTable::default());
         let bound = channel.queue_bind(name.clone(), exchange.as_str().into(), "".into(), bind, none);

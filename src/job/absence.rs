@@ -157,7 +157,8 @@ mod tests {
             ("the event waited, and the room is gone", ago(600), None, Some(29), 30, Some((s(-600), worker))),
             ("the room is made, and cannot be joined", ago(0), Some(10), Some(9), 60, Some((s(9), router))),
         ] {
-            let mut absence = Absence::since_begin(Begin { origin, started_at, without_stream_at: None, is_successor: false });
+            let mut absence =
+                Absence::since_begin(Begin { origin, started_at, without_stream_at: None, is_successor: false });
             missing_at.into_iter().for_each(|at| absence.room_is_missing(s(at)));
             fails_at.into_iter().for_each(|at| absence.router_fails(s(at)));
             let wanted = noted.map(|(since, cause)| EventKind::Unseen { since, cause, owner_seen: None });
@@ -177,8 +178,7 @@ mod tests {
             ("a successor", None, true, 1, None),
             ("a successor in whose first minute nobody published", ago(300), true, 1, Some(s(-300))),
         ] {
-            let absence =
-                Absence::since_begin(Begin { origin, started_at: None, without_stream_at, is_successor });
+            let absence = Absence::since_begin(Begin { origin, started_at: None, without_stream_at, is_successor });
             let wanted = since.map(|since| EventKind::Unseen { since, cause: GapCause::Worker, owner_seen: None });
             assert_eq!(absence.to_note(s(joined)), wanted, "{name}");
         }

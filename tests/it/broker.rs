@@ -13,7 +13,7 @@ use archiver_sim::MemoryRabbit;
 use archiver_testkit::proxy::{TcpMode, TcpProxy};
 use archiver_testkit::rabbitmq::RabbitMq;
 use archiver_testkit::wait::wait_for;
-use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -227,6 +227,8 @@ async fn channel(config: &BrokerConfig) -> (lapin::Connection, lapin::Channel) {
     let properties = lapin::ConnectionProperties::default();
     let connection = lapin::Connection::connect(config.url.expose_secret(), properties).await.expect("connection");
     let channel = connection.create_channel().await.expect("channel");
+    // What a connection that is dropped has not sent yet is lost: what is published here is confirmed.
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
     (connection, channel)
 }
 

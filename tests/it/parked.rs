@@ -19,7 +19,7 @@ use archiver_testkit::world::World;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lapin::BasicProperties;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use serde_json::{Value, json};
 
 async fn parked(world: &World, count: usize) -> Vec<Value> {
@@ -344,11 +344,12 @@ async fn publish_dead(world: &World, event: &Value) {
     publish_to(world, "archiver.dead", std::slice::from_ref(event)).await;
 }
 
-/// Publishes events to an exchange over one connection.
+/// Publishes events to an exchange over one connection. All are confirmed: what a connection that is dropped has not sent yet is lost.
 async fn publish_to(world: &World, exchange: &str, events: &[Value]) {
     let url = world.rabbit.url();
     let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await;
     let channel = connection.expect("connection").create_channel().await.expect("channel");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
     for event in events {
         let (body, options) = (event.to_string().into_bytes(), BasicPublishOptions::default());
         let key = "session.started.eu".into();
