@@ -1,7 +1,7 @@
 //! Which pictures a browser sent. Its page knows which pictures it drew, by their numbers, and which pictures were coded, by their
 //! times. A decoded picture has both: so the coded ones that are in the file get their numbers, and the others are missing. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use archiver_testkit::chromium::SentByBrowser;
 use archiver_testkit::content::percentile;
@@ -59,11 +59,21 @@ fn aligned(browser: &SentByBrowser, seen: &[Seen]) -> Vec<Seen> {
     of_layer().flat_map(align).collect()
 }
 
-/// Gives each coded picture the number of the decoded one at its time.
+/// Gives each coded picture the number of the decoded one at its time. Where that leaves doubts, the times of the file are tried without the jumps
+/// between its layers: what gives more pictures their numbers counts.
 pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered {
+    let plain = number_by(life, browser, in_file, in_file);
+    if plain.doubts(in_file) == 0 {
+        return plain;
+    }
+    let without_jumps = number_by(life, browser, &aligned(browser, in_file), in_file);
+    if without_jumps.doubts(in_file) < plain.doubts(in_file) { without_jumps } else { plain }
+}
+
+/// The same by these times of the pictures in the file, each at the place of the one in `in_file`.
+fn number_by(life: u16, browser: &SentByBrowser, times: &[Seen], in_file: &[Seen]) -> Numbered {
     let mut numbered = Numbered::default();
-    let mut pictures: Vec<(Seen, f64)> =
-        aligned(browser, in_file).into_iter().zip(in_file.iter().map(|one| one.at)).collect();
+    let mut pictures: Vec<(Seen, f64)> = times.iter().copied().zip(in_file.iter().map(|one| one.at)).collect();
     pictures.sort_by(|(a, _), (b, _)| a.at.total_cmp(&b.at));
     let (seen, times): (Vec<Seen>, Vec<f64>) = pictures.into_iter().unzip();
     let seen = seen.as_slice();
@@ -116,6 +126,13 @@ pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered 
 }
 
 impl Numbered {
+    /// Pictures that were sent and have no number, and those of the file that were not sent.
+    fn doubts(&self, in_file: &[Seen]) -> usize {
+        let sent: BTreeSet<u32> = self.sent.iter().map(|mark| mark.number).collect();
+        let strange = in_file.iter().filter_map(|one| one.number).filter(|number| !sent.contains(number));
+        sent.iter().filter(|number| **number >= UNKNOWN).count() + strange.count()
+    }
+
     /// Gives the pictures that are not found by their times the numbers of the decoded ones that were drawn then: where the router
     /// changes to another layer, times in the file may jump by some milliseconds.
     fn by_drawing(&mut self, browser: &SentByBrowser, seen: &[Seen], is_used: &[bool]) {
