@@ -122,6 +122,7 @@ fn number_by(life: u16, browser: &SentByBrowser, times: &[Seen], in_file: &[Seen
         }
     }
     numbered.by_drawing(browser, seen, &is_used);
+    numbered.by_order(seen);
     numbered
 }
 
@@ -144,6 +145,30 @@ impl Numbered {
                 partial.number = one;
             }
             mark.number = one;
+        }
+    }
+
+    /// Gives pictures that are not found by their times the numbers of those of the file between the same two neighbours, if they are as
+    /// many: what was coded in an order is in the file in that order.
+    fn by_order(&mut self, seen: &[Seen]) {
+        let known: BTreeSet<u32> =
+            self.sent.iter().map(|mark| mark.number).filter(|number| *number < UNKNOWN).collect();
+        let left: BTreeSet<u32> = seen.iter().filter_map(|one| one.number).filter(|n| !known.contains(n)).collect();
+        let mut before = None;
+        for run in self.sent.chunk_by_mut(|a, b| (a.number < UNKNOWN) == (b.number < UNKNOWN)) {
+            if run[0].number < UNKNOWN {
+                before = run.last().map(|mark| mark.number);
+                continue;
+            }
+            let after = known.range(before.map_or(0, |before| before + 1)..).next().copied().unwrap_or(UNKNOWN);
+            let between: Vec<u32> = left.range(before.map_or(0, |before| before + 1)..after).copied().collect();
+            if between.len() != run.len() {
+                continue;
+            }
+            for (mark, number) in run.iter_mut().zip(between) {
+                let unknown = std::mem::replace(&mut mark.number, number);
+                self.partial.iter_mut().filter(|partial| partial.number == unknown).for_each(|one| one.number = number);
+            }
         }
     }
 }
@@ -226,6 +251,25 @@ mod tests {
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
         let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
         assert_eq!(numbers, (0..30).collect::<Vec<u32>>());
+    }
+
+    /// Two pictures come 15 ms late into the file. They are between the same two as in the sender; a third one is not in the file.
+    #[test]
+    fn pictures_at_no_time_of_their_own_are_numbered_by_their_order() {
+        let drawn: Vec<(u32, f64)> = (0..30).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let coded: Vec<CodedPicture> =
+            drawn.iter().map(|(_, at)| CodedPicture { at: at + 0.04, partial: false }).collect();
+        let late = |n: u32| if [10, 11].contains(&n) { 0.065 } else { 0.05 };
+        let in_file = drawn.iter().filter(|(n, _)| *n != 20);
+        let seen: Vec<Seen> =
+            in_file.map(|(n, at)| Seen { at: at + 0.04 + late(*n), number: Some(*n), size: SIZE }).collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
+        assert_eq!(numbers.iter().filter(|n| **n >= UNKNOWN).count(), 1);
+        assert_eq!(
+            numbers.into_iter().filter(|n| *n < UNKNOWN).collect::<Vec<_>>(),
+            (0..30).filter(|n| *n != 20).collect::<Vec<_>>()
+        );
     }
 
     /// A black picture is no picture that is lost, where nothing was drawn.
