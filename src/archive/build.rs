@@ -123,7 +123,8 @@ pub fn build_with(
         None => (begin, begin.until(end).as_secs_f64()),
     };
     let ended_at = descriptor.ended_at.map(|at| MediaTime::from_wallclock(at, descriptor.origin));
-    let coverage = coverage::of_log(&log.tracks, &events, &descriptor.options, ended_at);
+    let mut coverage = coverage::of_log(&log.tracks, &events, &descriptor.options, ended_at);
+    coverage::correct(&mut coverage, &corrections);
     let mut report = build_report(descriptor, &log.tracks, &corrections, &streams, &events, &coverage);
     report.add_missing(coverage::of_lost_histories(&log.tracks, &events, &descriptor.options, ended_at).into_iter());
     report.add_missing(log.tracks.iter().filter(|track| undecodable.contains(&track.track)).filter_map(of_undecodable));
@@ -352,7 +353,7 @@ fn track_report(track: &TrackIndex, corrections: &BTreeMap<TrackId, Correction>)
         if codecs.last() != Some(&format.codec) {
             codecs.push(format.codec);
         }
-        let at = segment.parts.first().map_or(0, |p| p.from.as_millis());
+        let at = segment.parts.first().map_or(0, |p| correction.apply(p.from).as_millis());
         if format.width > 0 && sizes.last().is_none_or(|(_, w, h)| (*w, *h) != (format.width, format.height)) {
             sizes.push((at, format.width, format.height));
         }

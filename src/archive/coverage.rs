@@ -14,6 +14,7 @@ use crate::model::media::{Gap, GapCause, MissingMedia};
 use crate::model::time::{MediaSpan, MediaTime};
 use crate::recording::history::Event;
 use crate::recording::reader::{PartIndex, TrackIndex};
+use crate::rtp::clock::Correction;
 
 const SECOND: MediaSpan = 1_000_000_000;
 const MILLISECOND: MediaSpan = 1_000_000;
@@ -292,6 +293,17 @@ pub(super) fn of_log(
         (id, TrackCoverage { codec: history.codec, details: history.reasons, gaps })
     };
     found.into_iter().filter(|(id, _)| options.has(id.kind)).map(covered).collect()
+}
+
+/// Moves gaps from the provisional times of the log to the times that the archive's files have. A correction never turns time back: gaps
+/// stay in order and do not overlap.
+pub(super) fn correct(coverage: &mut BTreeMap<TrackId, TrackCoverage>, corrections: &BTreeMap<TrackId, Correction>) {
+    for (track, covered) in coverage {
+        if let Some(correction) = corrections.get(track) {
+            let at = |time| correction.apply(time);
+            covered.gaps.iter_mut().for_each(|gap| (gap.from, gap.to) = (at(gap.from), at(gap.to)));
+        }
+    }
 }
 
 /// The media of a log, over all tracks, in milliseconds.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::coverage::{of_log, of_lost_histories};
+use super::coverage::{TrackCoverage, correct, of_log, of_lost_histories};
 use super::coverage_tests::{AUDIO, VIDEO, announce, ended, epoch, gone, joined, live, muted, router, s, stream};
 use crate::model::archive_options::ArchiveOptions;
 use crate::model::ids::{Epoch, StreamId, TrackId};
@@ -10,6 +10,7 @@ use crate::model::media::{Codec, Gap, GapCause, TrackFormat, TrackStats};
 use crate::recording::Record;
 use crate::recording::history::{Event, EventKind};
 use crate::recording::reader::TrackIndex;
+use crate::rtp::clock::Correction;
 
 fn part(at: u64, from: f64, to: f64) -> Record {
     let (stats, reports) = (TrackStats::default(), Vec::new());
@@ -50,6 +51,21 @@ fn a_gap_between_the_frames_of_one_part_is_no_part_of_the_log() {
     let events = [announce(0.0, &[AUDIO]), live(0.1), ended(60.0)];
     let coverage = of_log(&tracks, &events, &ArchiveOptions::default(), None);
     assert_eq!(coverage[&id].gaps, [lost]);
+}
+
+#[test]
+fn gaps_come_at_the_times_that_the_files_have() {
+    // The sender's reports come behind 20 s, and move the clock: by 0.1 s before, and 0.3 s later.
+    let knots = vec![(s(1.0), -100_000_000), (s(20.0), -100_000_000), (s(21.0), 300_000_000)];
+    let id = |kind| TrackId { stream: stream(), kind };
+    let corrections = [(id(VIDEO), Correction { knots, used: 9, refused: 0 })].into();
+    let gaps =
+        vec![gap(0.0, 1.0, GapCause::Worker), gap(1.0, 1.2, GapCause::Network), gap(5.0, 25.0, GapCause::Router)];
+    let covered = TrackCoverage { gaps, ..TrackCoverage::default() };
+    let mut coverage = [(id(AUDIO), covered.clone()), (id(VIDEO), covered.clone())].into();
+    correct(&mut coverage, &corrections);
+    let wanted = [gap(-0.1, 0.9, GapCause::Worker), gap(0.9, 1.1, GapCause::Network), gap(4.9, 25.3, GapCause::Router)];
+    assert_eq!((&*coverage[&id(AUDIO)].gaps, &*coverage[&id(VIDEO)].gaps), (&*covered.gaps, &wanted[..]));
 }
 
 #[test]

@@ -9,6 +9,8 @@ use archiver_testkit::content::percentile;
 
 /// A gap covers what was sent this long before it begins or after it ends, in seconds: a frame's way to the log.
 const GAP_EDGE: f64 = 0.15;
+/// Nothing is sent for longer than this, in seconds: a pause.
+const PAUSE_MIN: f64 = 1.0;
 /// A recorder subscribes to a track that has begun within this; the archive's own rule (`EDGE_MAX` in `src/archive/coverage.rs`).
 const LEAD_MAX: f64 = 1.0;
 /// The room tells a recorder of a sender within this, in seconds. What is sent before is nothing that a recorder can know of.
@@ -38,6 +40,19 @@ pub struct GapSpan {
     pub from: f64,
     pub to: f64,
     pub cause: String,
+}
+
+impl GapSpan {
+    fn is_at(&self, at: f64) -> bool {
+        (self.from - GAP_EDGE..=self.to + GAP_EDGE).contains(&at)
+    }
+
+    /// Sequence numbers tell a recorder, behind a pause, how many packets it lacks, and not on which side of the pause these were sent.
+    fn is_behind_the_pause_after(&self, mark: &Mark, sent: &[Mark]) -> bool {
+        let of_life: Vec<f64> = sent.iter().filter(|one| one.life == mark.life).map(|one| one.at).collect();
+        let is_pause = |pair: &&[f64]| pair[1] - pair[0] > PAUSE_MIN && (0.0..=GAP_EDGE).contains(&(pair[0] - mark.at));
+        self.cause == "network" && of_life.windows(2).filter(is_pause).any(|pair| self.is_at(pair[1]))
+    }
 }
 
 /// One kind of track: what was sent, what is in the files.
@@ -258,7 +273,7 @@ fn excuse(
     evidence: &Evidence,
     is_beep: bool,
 ) -> Option<String> {
-    let covers = |gap: &&GapSpan| (gap.from - GAP_EDGE..=gap.to + GAP_EDGE).contains(&mark.at);
+    let covers = |gap: &&GapSpan| gap.is_at(mark.at) || gap.is_behind_the_pause_after(mark, &flow.sent);
     if let Some(gap) = flow.gaps.iter().find(covers) {
         return Some(gap.cause.clone());
     }

@@ -25,6 +25,13 @@ fn whole() -> Evidence {
     }
 }
 
+/// The sender pauses for three seconds behind a picture.
+fn pause_after(evidence: &mut Evidence, number: u32) {
+    for list in [&mut evidence.pictures.sent, &mut evidence.pictures.decoded, &mut evidence.pictures.shown] {
+        list.iter_mut().filter(|mark| mark.number > number).for_each(|mark| mark.at += 3.0);
+    }
+}
+
 fn gap(from: f64, to: f64, cause: &str) -> GapSpan {
     GapSpan { from: BEGIN + from, to: BEGIN + to, cause: cause.to_owned() }
 }
@@ -42,7 +49,7 @@ type Excused = &'static [(&'static str, usize)];
 
 #[test]
 fn what_is_whole_or_excused_passes() {
-    let cases: [(&str, Fault, Excused); 12] = [
+    let cases: [(&str, Fault, Excused); 13] = [
         ("whole", |_| (), &[]),
         (
             "the time to be told of it and to subscribe",
@@ -60,6 +67,15 @@ fn what_is_whole_or_excused_passes() {
                 e.pictures.gaps.push(gap(1.0, 2.0, "network"));
             },
             &[("network", 30)],
+        ),
+        (
+            "the last pictures before a pause, and the gap behind the pause",
+            |e| {
+                pause_after(e, 59);
+                without(e, 57..59);
+                e.pictures.gaps.push(gap(4.94, 5.0, "network"));
+            },
+            &[("network", 2)],
         ),
         (
             "every second of 60 pictures a second",
@@ -134,7 +150,7 @@ fn what_is_whole_or_excused_passes() {
 
 #[test]
 fn each_fault_is_found() {
-    let cases: [(&str, Fault, &str); 21] = [
+    let cases: [(&str, Fault, &str); 23] = [
         ("a picture less", |e| without(e, 40..41), "1 pictures missing without a gap"),
         ("the last one", |e| without(e, 119..120), "1 pictures missing without a gap"),
         ("no picture at all", |e| without(e, 0..120), "pictures missing without a gap"),
@@ -145,6 +161,24 @@ fn each_fault_is_found() {
                 e.pictures.gaps.push(gap(2.5, 3.0, "network"));
             },
             "30 pictures missing without a gap",
+        ),
+        (
+            "pictures long before a pause, and the gap behind the pause",
+            |e| {
+                pause_after(e, 59);
+                without(e, 47..49);
+                e.pictures.gaps.push(gap(4.94, 5.0, "network"));
+            },
+            "2 pictures missing without a gap",
+        ),
+        (
+            "the last pictures before a pause, and nothing that tells of a loss",
+            |e| {
+                pause_after(e, 59);
+                without(e, 57..59);
+                e.pictures.gaps.push(gap(4.94, 5.0, "not_sent"));
+            },
+            "2 pictures missing without a gap",
         ),
         (
             "a gap of the sound",
