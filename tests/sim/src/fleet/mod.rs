@@ -12,6 +12,7 @@ mod files;
 mod machine;
 mod outages;
 mod publishers;
+mod randomness;
 mod script;
 mod tests;
 

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
+use tracing_subscriber::EnvFilter;
 
 use super::checks::Violation;
 use super::script::{Action, MACHINES, QUIET_AT, Script};
-use super::{Fleet, Millis};
+use super::{Fleet, Millis, randomness};
 
 /// A simulation that has not settled so long after the last that happens never does.
 const SETTLED_WITHIN: Millis = 240_000;
@@ -167,64 +169,94 @@ impl Rows {
         Some(Self { path, commit, done })
     }
 
-    fn add(&self, seed: u64, violations: &[Violation]) {
-        let told: Vec<String> = violations.iter().map(|violation| format!("{violation:?}")).collect();
-        let row = json!({ "commit": self.commit, "seed": seed, "violations": told });
+    fn add(&self, seed: u64, violations: &[String]) {
+        let row = json!({ "commit": self.commit, "seed": seed, "violations": violations });
         let file = std::fs::OpenOptions::new().append(true).create(true).open(&self.path);
         // One write, because two threads add rows.
         file.expect("the file of rows").write_all(format!("{row}\n").as_bytes()).expect("a row");
     }
 }
 
-/// Runs a seed. Returns whether it kept all promises.
-fn keeps_promises(seed: u64, rows: Option<&Rows>) -> bool {
-    if rows.is_some_and(|rows| rows.done.contains(&seed)) {
-        return true;
-    }
-    let Outcome { violations, log, indexes, .. } = simulate(&Script::of_seed(seed));
-    if let Some(rows) = rows {
-        rows.add(seed, &violations);
-    }
-    indexes.iter().for_each(|line| println!("{line}"));
-    if !violations.is_empty() {
-        println!("seed {seed}:\n  {}", log.join("\n  "));
-        violations.iter().for_each(|violation| println!("  VIOLATION {violation:?}"));
-    }
-    violations.is_empty()
+/// What a process of its own came to that ran a seed.
+struct Ran {
+    /// What it wrote: what happened, what is in the store, and which promises were broken.
+    told: String,
+    violations: Vec<String>,
 }
 
-/// `ARCHIVER_SEED` runs one seed and tells what happened; `ARCHIVER_SEEDS` says how many to run.
+impl Ran {
+    fn of_seed(seed: u64) -> Self {
+        let test = "fleet::tests::whatever_happens_to_a_fleet_its_promises_hold";
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.args([test, "--exact", "--nocapture"]).env("ARCHIVER_SEED", seed.to_string()).env("RUST_LOG", "off");
+        let output = command.output().expect("this program runs");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        let broken = told.lines().filter_map(|line| line.trim_start().strip_prefix(VIOLATION));
+        let mut violations: Vec<String> = broken.map(str::to_owned).collect();
+        if violations.is_empty() && !output.status.success() {
+            violations.push(format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
+        }
+        Self { told, violations }
+    }
+}
+
+/// Before each promise that was broken.
+const VIOLATION: &str = "VIOLATION ";
+
+/// Runs a seed in this process, and tells what happens.
+fn run_alone(seed: u64) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stdout).init();
+    let outcome = randomness::with_seed(seed, || simulate(&Script::of_seed(seed)));
+    outcome.indexes.iter().for_each(|line| println!("{line}"));
+    println!("seed {seed}:\n  {}", outcome.log.join("\n  "));
+    outcome.violations.iter().for_each(|violation| println!("  {VIOLATION}{violation:?}"));
+    assert!(outcome.violations.is_empty(), "seed {seed} breaks a promise");
+}
+
+#[test]
+fn a_seed_repeats() {
+    for seed in [1, 2, 4] {
+        let [first, second] = [(); 2].map(|()| Ran::of_seed(seed).told);
+        let is_result = |line: &&str| !line.starts_with("test result");
+        let lines = |told: &str| told.lines().filter(is_result).map(str::to_owned).collect::<Vec<_>>();
+        assert!(first.contains("/segments/"), "{first}");
+        assert_eq!(lines(&first), lines(&second), "seed {seed}");
+    }
+}
+
+/// `ARCHIVER_SEED` runs one seed and tells what happened; `ARCHIVER_SEEDS` says how many to run, each in a process of its own.
 #[test]
 fn whatever_happens_to_a_fleet_its_promises_hold() {
-    let seeds = match number("ARCHIVER_SEED") {
-        Some(seed) => {
-            tracing_subscriber::fmt().with_env_filter("info").with_ansi(false).with_writer(std::io::stdout).init();
-            seed..seed + 1
-        }
-        None => 0..number("ARCHIVER_SEEDS").unwrap_or(SEEDS),
-    };
-    // A seed that is run alone runs, whatever a row says of it.
-    let rows = Rows::open().filter(|_| number("ARCHIVER_SEED").is_none());
+    if let Some(seed) = number("ARCHIVER_SEED") {
+        return run_alone(seed);
+    }
+    let (rows, seeds) = (Rows::open(), number("ARCHIVER_SEEDS").unwrap_or(SEEDS));
     // A bug that was planted is found by the first seed that breaks a promise.
     let stops_at_first = std::env::var_os("ARCHIVER_STOP_AT_FIRST").is_some();
-    let (next, broken) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let is_over = stops_at_first && !broken.lock().expect("no panic").is_empty();
-                    if seed >= seeds.end || is_over {
-                        return;
-                    }
-                    if !keeps_promises(seed, rows.as_ref()) {
-                        broken.lock().expect("no panic").push(seed);
-                    }
-                }
-            });
+    let (next, broken) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    let run_some = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let is_over = stops_at_first && !broken.lock().expect("no panic").is_empty();
+            if seed >= seeds || is_over {
+                return;
+            }
+            if rows.as_ref().is_some_and(|rows| rows.done.contains(&seed)) {
+                continue;
+            }
+            let ran = Ran::of_seed(seed);
+            if let Some(rows) = &rows {
+                rows.add(seed, &ran.violations);
+            }
+            if !ran.violations.is_empty() {
+                println!("{}{}", ran.told, ran.violations.join("\n"));
+                broken.lock().expect("no panic").push(seed);
+            }
         }
-    });
+    };
+    std::thread::scope(|scope| (0..2).for_each(|_| drop(scope.spawn(run_some))));
     let mut broken = broken.into_inner().expect("no panic");
     broken.sort_unstable();
-    assert!(broken.is_empty(), "{} of {} seeds break a promise: {broken:?}", broken.len(), seeds.end - seeds.start);
+    assert!(broken.is_empty(), "{} of {seeds} seeds break a promise: {broken:?}", broken.len());
 }
