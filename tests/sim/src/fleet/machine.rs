@@ -200,8 +200,8 @@ impl Machine {
     /// Starts a process at a moment.
     pub(super) fn start(&mut self, now: Millis) {
         assert!(self.process.is_none(), "a process runs on w{}", self.number);
-        let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime");
         let (target, stop) = (Instant::from_std(self.timeline.instant(now)), CancellationToken::new());
+        let runtime = runtime(target);
         let clock = self.clock();
         // All runtimes agree on the time.
         runtime.block_on(async { advance(target - Instant::now()).await });
@@ -360,4 +360,21 @@ fn instance(machine: usize, life: u32) -> InstanceId {
 
 fn router_name() -> RouterName {
     ROUTER.parse().expect("a name")
+}
+
+/// A runtime's timers have a resolution of a millisecond, since its beginning: those of two runtimes differ by less than this.
+const PHASE_MAX: Duration = Duration::from_micros(20);
+
+/// A runtime for a process that begins at a moment. Files are written and read one after the other, and what they wake runs behind what is
+/// ready: the order does not depend on how fast the machine is.
+fn runtime(begin: Instant) -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().start_paused(true).max_blocking_threads(1).global_queue_interval(u32::MAX);
+    loop {
+        let runtime = builder.build().expect("a runtime");
+        let until = begin - runtime.block_on(async { Instant::now() });
+        if Duration::from_nanos(u64::from(until.subsec_nanos() % 1_000_000)) < PHASE_MAX {
+            return runtime;
+        }
+    }
 }
