@@ -179,4 +179,6 @@ impl HasFault for LogError {
 }
 
 #[cfg(test)]
+mod owner_tests;
+#[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use super::frames::LogItem;
 use super::reader::{LogReader, TrackIndex, join};
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackKind};
-use crate::model::media::{ClockStart, Codec, Frame, Gap, GapCause, SenderReport};
+use crate::model::media::{ClockStart, Codec, Frame, GapCause, SenderReport};
 use crate::model::time::NtpTime;
 use crate::recording::spool::Spool;
 use crate::runtime::journal::{LineFile, read_lines};
@@ -20,11 +20,11 @@ fn track(kind: TrackKind) -> TrackId {
     TrackId { stream: StreamId::of_router(&session, "a"), kind }
 }
 
-fn vp8(width: u32) -> TrackFormat {
+pub(super) fn vp8(width: u32) -> TrackFormat {
     TrackFormat { codec: Codec::Vp8, width, height: 240, channels: 0, codec_private: Vec::new() }
 }
 
-fn frame(number: i64) -> Frame {
+pub(super) fn frame(number: i64) -> Frame {
     Frame {
         pts: MediaTime::from_millis(1000 + number * 40),
         duration: None,
@@ -33,23 +33,23 @@ fn frame(number: i64) -> Frame {
     }
 }
 
-const fn ms(ms: i64) -> MediaTime {
+pub(super) const fn ms(ms: i64) -> MediaTime {
     MediaTime::from_millis(ms)
 }
 
-fn open(dir: &Path, epoch: u32) -> (TrackLog, Opened) {
+pub(super) fn open(dir: &Path, epoch: u32) -> (TrackLog, Opened) {
     let spool = Arc::new(Spool::open(dir, 1 << 30, 70).expect("spool"));
     TrackLog::open(dir, track(TrackKind::Video), Epoch(epoch), LogOptions::default(), spool).expect("open")
 }
 
-fn write(log: &mut TrackLog, numbers: std::ops::Range<i64>) {
+pub(super) fn write(log: &mut TrackLog, numbers: std::ops::Range<i64>) {
     log.format(&vp8(320)).expect("format");
     for number in numbers {
         log.frame(&frame(number)).expect("frame");
     }
 }
 
-fn read(dir: &Path) -> (Vec<i64>, u64) {
+pub(super) fn read(dir: &Path) -> (Vec<i64>, u64) {
     let index = LogReader::open(dir).expect("reader").tracks.remove(0);
     let mut frames = index.frames();
     let mut numbers = Vec::new();
@@ -218,134 +218,6 @@ fn a_later_epoch_goes_on_beside_what_an_earlier_one_left_open() {
     assert_eq!(damaged, 0);
     assert!(numbers.windows(2).all(|w| w[0] < w[1]), "{numbers:?}");
     assert_eq!(numbers.last(), Some(&79));
-}
-
-#[test]
-fn what_an_owner_that_stood_still_writes_late_hides_nothing_of_its_successors() {
-    let dir = tempfile::tempdir().expect("dir");
-    let (mut first, _) = open(dir.path(), 1);
-    write(&mut first, 0..50);
-    first.seal().expect("seal");
-    let (mut second, _) = open(dir.path(), 2);
-    write(&mut second, 80..150);
-    second.seal().expect("seal");
-    // For a moment, before it hears that others have the job.
-    write(&mut first, 160..170);
-    first.seal().expect("seal");
-    let (mut third, _) = open(dir.path(), 3);
-    write(&mut third, 165..220);
-    third.seal().expect("seal");
-    let (numbers, damaged) = read(dir.path());
-    assert_eq!(damaged, 0);
-    assert_eq!(numbers, (0..50).chain(80..150).chain(160..220).collect::<Vec<_>>());
-}
-
-#[test]
-fn two_owners_side_by_side_are_not_read_by_turns() {
-    let dir = tempfile::tempdir().expect("dir");
-    // A frame a second, each a part: both owners have all from the tenth on, the second a moment later.
-    let picture = |number: i64, late: i64| Frame { pts: ms(1_000 * number + late), keyframe: true, ..frame(number) };
-    for (epoch, numbers, late) in [(1, 0..30, 0), (2, 10..40, 30)] {
-        let (mut log, _) = open(dir.path(), epoch);
-        log.format(&vp8(320)).expect("format");
-        for number in numbers {
-            log.frame(&picture(number, late)).expect("frame");
-            log.tick(ms(1_000 * number + 900)).expect("part");
-        }
-        log.seal().expect("seal");
-    }
-    let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
-    let frames = index.frames().filter_map(|item| match item {
-        LogItem::Frame(frame) => Some(i64::from(frame.data[0])),
-        LogItem::Format(_) => None,
-    });
-    let numbers: Vec<i64> = frames.collect();
-    assert_eq!(numbers, (0..40).collect::<Vec<_>>());
-}
-
-#[test]
-fn slow_pictures_of_two_owners_whose_clocks_differ_are_there_once() {
-    let picture = |number: i64, late: i64| Frame { pts: ms(1_000 * number + late), keyframe: true, ..frame(number) };
-    for late in [-290, -120, -30, 0, 30, 120, 290] {
-        let dir = tempfile::tempdir().expect("dir");
-        for (epoch, numbers, late) in [(1, 0..30, 0), (2, 10..40, late)] {
-            let (mut log, _) = open(dir.path(), epoch);
-            log.format(&vp8(320)).expect("format");
-            for number in numbers {
-                log.frame(&picture(number, late)).expect("frame");
-                log.tick(ms(1_000 * number + late + 900)).expect("part");
-            }
-            log.seal().expect("seal");
-        }
-        let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
-        let frames = index.frames().filter_map(|item| match item {
-            LogItem::Frame(frame) => Some(i64::from(frame.data[0])),
-            LogItem::Format(_) => None,
-        });
-        assert_eq!(frames.collect::<Vec<_>>(), (0..40).collect::<Vec<_>>(), "{late} ms");
-    }
-}
-
-#[test]
-fn what_a_next_owner_loses_and_the_one_before_has_is_there_once() {
-    let sound = |number: i64, late: i64| {
-        let data = Bytes::from(number.to_be_bytes().to_vec());
-        Frame { pts: ms(1_000 + 20 * number + late), duration: None, keyframe: true, data }
-    };
-    let opus = TrackFormat { codec: Codec::Opus, width: 0, height: 0, channels: 2, codec_private: Vec::new() };
-    for late in [-60, 0, 60] {
-        let dir = tempfile::tempdir().expect("dir");
-        let (mut first, _) = open(dir.path(), 1);
-        let (mut second, _) = open(dir.path(), 2);
-        for log in [&mut first, &mut second] {
-            log.format(&opus).expect("format");
-        }
-        (0..400).for_each(|number| first.frame(&sound(number, 0)).expect("frame"));
-        (200..250).for_each(|number| second.frame(&sound(number, late)).expect("frame"));
-        let gap = Gap { from: sound(250, late).pts, to: sound(300, late).pts, cause: GapCause::Network };
-        second.gap(gap).expect("gap");
-        (300..500).for_each(|number| second.frame(&sound(number, late)).expect("frame"));
-        first.seal().expect("seal");
-        second.seal().expect("seal");
-        let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
-        let frames = index.frames().filter_map(|item| match item {
-            LogItem::Frame(frame) => Some(i64::from_be_bytes(frame.data[..].try_into().expect("a number"))),
-            LogItem::Format(_) => None,
-        });
-        assert_eq!(frames.collect::<Vec<_>>(), (0..500).collect::<Vec<_>>(), "{late} ms");
-    }
-}
-
-#[test]
-fn where_two_owners_overlap_each_frame_is_there_once_however_far_their_clocks_are_apart() {
-    let sound = |number: i64, late: i64| {
-        let data = Bytes::from(number.to_be_bytes().to_vec());
-        Frame { pts: ms(1_000 + 20 * number + late), duration: None, keyframe: true, data }
-    };
-    let opus = TrackFormat { codec: Codec::Opus, width: 0, height: 0, channels: 2, codec_private: Vec::new() };
-    for late in [-80, -59, -30, -5, 0, 5, 30, 80] {
-        for begins in [120, 195] {
-            let dir = tempfile::tempdir().expect("dir");
-            for (epoch, numbers, late) in [(1, 0..200, 0), (2, begins..300, late)] {
-                let (mut log, _) = open(dir.path(), epoch);
-                log.format(&opus).expect("format");
-                for number in numbers {
-                    log.frame(&sound(number, late)).expect("frame");
-                }
-                log.seal().expect("seal");
-            }
-            let index = LogReader::open(dir.path()).expect("reader").tracks.remove(0);
-            let frames = index.frames().filter_map(|item| match item {
-                LogItem::Frame(frame) => Some(frame),
-                LogItem::Format(_) => None,
-            });
-            let frames: Vec<Frame> = frames.collect();
-            let number = |frame: &Frame| i64::from_be_bytes(frame.data[..].try_into().expect("a number"));
-            let context = format!("{late} ms, from {begins}");
-            assert_eq!(frames.iter().map(number).collect::<Vec<_>>(), (0..300).collect::<Vec<_>>(), "{context}");
-            assert!(frames.windows(2).all(|pair| pair[0].pts < pair[1].pts), "{context}");
-        }
-    }
 }
 
 #[test]
