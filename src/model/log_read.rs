@@ -48,7 +48,7 @@ impl LogRead {
     /// Whether an archive that was made of an earlier reading is to be made again: this one reaches at least as far, and has more media.
     #[must_use]
     pub fn improves(&self, earlier: &Self) -> bool {
-        self.reaches(earlier) && self.captured_ms > earlier.captured_ms + WORTH_MS
+        self.reaches(earlier) && self.captured_ms >= earlier.captured_ms + WORTH_MS
     }
 
     /// The archive stays as it was made of an earlier reading, though this much was read since.
@@ -80,6 +80,7 @@ mod tests {
         let first = read(2, &[(1, 3), (2, 4)], 60_000);
         for (what, now, improves) in [
             ("more came", read(3, &[(1, 4), (2, 4)], 65_000), true),
+            ("a little came", read(3, &[(1, 4), (2, 4)], 60_100), true),
             ("what came was there", read(3, &[(1, 4), (2, 4)], 60_080), false),
             ("the store lost some", read(3, &[(1, 4), (2, 3)], 65_000), false),
             ("the store lost an owner's", read(3, &[(1, 4)], 65_000), false),
