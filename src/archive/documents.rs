@@ -260,7 +260,7 @@ pub struct TrackReport {
     pub details: Vec<String>,
     /// Its codecs, in order; none of a track that never came.
     pub codecs: Vec<Codec>,
-    /// Sizes of the picture: time in milliseconds from the origin, width, height.
+    /// Sizes of the picture: corrected time in milliseconds from the origin, width, height.
     pub sizes: Vec<(i64, u32, u32)>,
     /// Milliseconds from the origin.
     pub start_ms: i64,
@@ -268,7 +268,7 @@ pub struct TrackReport {
     pub end_ms: i64,
     /// What happened to its packets.
     pub stats: TrackStats,
-    /// What is missing. Times are in nanoseconds from the origin.
+    /// What is missing. Times are in nanoseconds from the origin, corrected as those of the files are.
     pub gaps: Vec<Gap>,
     /// How far the provisional clock was off at its beginning and end, in milliseconds.
     pub correction_ms: (f64, f64),

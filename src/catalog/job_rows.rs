@@ -68,8 +68,8 @@ impl JobState {
         matches!(self, Self::Accepted | Self::Capturing | Self::Waiting)
     }
 
-    /// States only move forward, with three exceptions: a replay takes a parked job back to where its media stands, a waiting job
-    /// is accepted again, and an archive of which media came late is made again.
+    /// States only move forward, with four exceptions: a replay takes a parked job back to where its media stands, a waiting job
+    /// is accepted again, an archive of which media came late is made again, and that of an empty job after all.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
@@ -78,7 +78,7 @@ impl JobState {
                 | (Self::Capturing, Self::Finalizing | Self::Waiting | Self::Empty | Self::Parked)
                 | (Self::Waiting, Self::Accepted | Self::Empty)
                 | (Self::Finalizing, Self::Available | Self::Parked)
-                | (Self::Available, Self::Finalizing)
+                | (Self::Available | Self::Empty, Self::Finalizing)
                 | (Self::Parked, Self::Accepted | Self::Finalizing | Self::Discarded)
         )
     }

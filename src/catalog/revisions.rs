@@ -1,4 +1,4 @@
-//! Archives that are made again, because media of them came late.
+//! Archives that are made again, or after all, because media of them came late.
 
 use async_trait::async_trait;
 
@@ -25,6 +25,14 @@ pub trait RevisionCatalog: Send + Sync {
         who: &str,
         now: Wallclock,
     ) -> Result<bool, CatalogError>;
+
+    /// Media came late of a session in which nobody seemed to have published: an archive of the empty job is made after all. Its capture had
+    /// ended when the job became empty. Only if the job's media time began at `origin`, as that of the media did. Returns whether it was so.
+    ///
+    /// # Errors
+    /// When the catalog is away.
+    async fn take_up_job(&self, job: JobId, origin: Wallclock, who: &str, now: Wallclock)
+    -> Result<bool, CatalogError>;
 }
 
 #[async_trait]
@@ -48,5 +56,22 @@ impl RevisionCatalog for SqlCatalog {
         .bind(REVISIONS_MAX);
         self.change("finalize a job again", reopen, history_line(job, "finalizing again: media came late", who, now))
             .await
+    }
+
+    async fn take_up_job(
+        &self,
+        job: JobId,
+        origin: Wallclock,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        let take_up = statement(
+            "UPDATE jobs SET state = 'finalizing', owner = NULL, lease_expires_at = 0, ended_at = COALESCE(ended_at, updated_at), \
+             updated_at = $1 WHERE job_id = $2 AND state = 'empty' AND origin = $3",
+        )
+        .bind(now.0)
+        .bind(job.to_string())
+        .bind(origin.0);
+        self.change("take up a job", take_up, history_line(job, "taken up: media came late", who, now)).await
     }
 }

@@ -19,7 +19,7 @@ use super::presence::{EndReason, Limits, Presence};
 use super::room_session::{OpenCapture, Session};
 use super::stage::{CaptureOutcome, ControlReceivers, bug};
 use super::stream_ids::StreamIds;
-use super::{Job, JobFailure};
+use super::{Job, JobFailure, waiting};
 use crate::catalog::ArchiveRow;
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
@@ -60,6 +60,7 @@ pub(super) async fn capture(
     composing: &mut Option<Composing>,
 ) -> Result<CaptureOutcome, JobFailure> {
     let context = &job.context;
+    waiting::forget_before_wait(job).await?;
     if !job.has_all_before().await? {
         // How far others came is good to know, but media flows now: what is not here in time comes at the end.
         match tokio::time::timeout(RESTORE, restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced)).await {

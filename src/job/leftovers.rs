@@ -179,7 +179,10 @@ async fn look_at(
             let removed = tokio::task::spawn_blocking(move || spool.remove_discarded(archive)).await;
             removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
         }
-        Care::RemoveEmpty => remove_empty(context, archive, done).await,
+        Care::RemoveEmpty => match remove_of_nothing(context, archive).await? {
+            false if row.state != JobState::Waiting => take_up(context, &row, &descriptor, done, stop).await,
+            _ => Ok(()),
+        },
         Care::Ship | Care::Leave => Ok(()),
     }
 }
@@ -191,7 +194,11 @@ async fn care_for(context: &Context, descriptor: &ArchiveDescriptor) -> Result<O
     let made = context.catalog.archive(row.archive).await.map_err(failed)?;
     let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
     let status = made.as_ref().map(|made| made.status);
-    let care = care(row.state, status, row.owner.as_ref(), row.lease_expires_at.since(now), &context.worker);
+    let care = match care(row.state, status, row.owner.as_ref(), row.lease_expires_at.since(now), &context.worker) {
+        // The job has waited since, and its media time began again: this log is of a time in which nobody seemed to publish.
+        Care::Ship | Care::ShipThenRemove if descriptor.origin != row.origin => Care::RemoveEmpty,
+        care => care,
+    };
     Ok(Some((row, care)))
 }
 
@@ -217,7 +224,7 @@ async fn ship(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) ->
     let keys = Keys::new(row.application.clone(), archive);
     let shipping = upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await;
     let Cancellable::Done(()) = shipping.map_err(|e| JobFailure::of(&e))? else { return Ok(Cancellable::Cancelled) };
-    tracing::info!(%archive, epoch = epoch.0, "the end of a log that another worker goes on with is in the store now");
+    tracing::info!(%archive, epoch = epoch.0, "the end of a log is in the store now");
     Ok(Cancellable::Done(true))
 }
 
@@ -239,17 +246,38 @@ async fn remove_proved(context: &Arc<Context>, row: &JobRow, stop: &Cancellation
     Ok(())
 }
 
-/// Removes the folder of a session of which there is no archive, unless it has media.
-async fn remove_empty(
-    context: &Arc<Context>,
-    archive: ArchiveId,
-    done: &mut HashMap<ArchiveId, Done>,
-) -> Result<(), JobFailure> {
+/// Removes a folder that says nothing of a session: it has no media, and no streams. Returns whether it is gone.
+async fn remove_of_nothing(context: &Arc<Context>, archive: ArchiveId) -> Result<bool, JobFailure> {
     let spool = Arc::clone(&context.spool);
-    let removed = tokio::task::spawn_blocking(move || spool.remove_without_media(archive)).await;
-    let is_gone = removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))?;
-    if !is_gone && done.insert(archive, Done::Told).is_none() {
-        tracing::warn!(%archive, "the spool has media of a session that is taken for one in which nobody published: it stays, and takes room");
+    let removed = tokio::task::spawn_blocking(move || spool.remove_of_nothing(archive)).await;
+    removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
+}
+
+/// An owner that was lost or stood still knows of streams, and those after it saw that nobody publishes: what it has goes to the store, and an
+/// archive of the empty job is made.
+async fn take_up(
+    context: &Arc<Context>,
+    row: &JobRow,
+    descriptor: &ArchiveDescriptor,
+    done: &mut HashMap<ArchiveId, Done>,
+    stop: &CancellationToken,
+) -> Result<(), JobFailure> {
+    let (archive, failed) = (row.archive, |e| JobFailure::of(&e));
+    if descriptor.origin == row.origin {
+        is_reachable(context, row).await?;
+        let Cancellable::Done(_) = ship(context, row, stop).await? else { return Ok(()) };
+        let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
+        // Another machine that has some of it, too, may have been first.
+        if context.catalog.take_up_job(row.job, row.origin, context.worker.as_str(), now).await.map_err(failed)? {
+            tracing::warn!(%archive, job = %row.job, session = %row.session,
+                "media came of a session in which nobody seemed to have published: its archive is made");
+        }
+        return Ok(());
+    }
+    if done.insert(archive, Done::Told) != Some(Done::Told) {
+        tracing::error!(%archive, job = %row.job, session = %row.session, path = %context.spool.archive_dir(archive).display(),
+            "the spool has media of a time before the session's first stream, as far as the catalog knows: it is in no archive, it stays, and takes \
+             room");
     }
     Ok(())
 }
@@ -265,7 +293,7 @@ enum Care {
     ShipThenRemove,
     /// A person gave it up.
     Remove,
-    /// Nobody published.
+    /// Nobody has published, as far as is known.
     RemoveEmpty,
 }
 
@@ -289,13 +317,12 @@ fn care(
         (JobState::Parked, _) => Care::Ship,
         (JobState::Available, _) => Care::ShipThenRemove,
         (JobState::Discarded, _) => Care::Remove,
-        (JobState::Empty, _) => Care::RemoveEmpty,
-        (JobState::Waiting, _) => Care::Leave,
+        (JobState::Empty | JobState::Waiting, _) => Care::RemoveEmpty,
     }
 }
 
 /// What a folder's archive is to be; `None` if the folder is none of ours.
-fn read_descriptor(dir: &Path) -> Option<ArchiveDescriptor> {
+pub(super) fn read_descriptor(dir: &Path) -> Option<ArchiveDescriptor> {
     let bytes = std::fs::read(dir.join(upload::JOB)).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
@@ -316,7 +343,7 @@ mod tests {
             ("another's for a moment", Capturing, None, Some(&other), 900, Care::Leave),
             ("another's that was lost", Capturing, None, Some(&other), 0, Care::Leave),
             ("nobody's yet", Capturing, None, None, 0, Care::Leave),
-            ("waits for a stream", Waiting, None, None, 0, Care::Leave),
+            ("waits for a stream", Waiting, None, None, 0, Care::RemoveEmpty),
             ("available", Available, is, None, 0, Care::ShipThenRemove),
             ("deleted since", Available, Some(ArchiveStatus::Deleted), None, 0, Care::Remove),
             ("deleted while it is recorded", Capturing, Some(ArchiveStatus::Deleted), Some(&me), 8_000, Care::Leave),

@@ -9,6 +9,7 @@
 //!
 //! capturing ──(nobody publishes)──► waiting ──(a stream comes)──► accepted
 //!     └──(the session ends)──► empty ◄──┘
+//! empty ──(media of it comes)──► finalizing
 //! ```
 //!
 //! [`presence`] is pure; one driver task owns each job. Captures wait for nobody: what must be told to

@@ -3,6 +3,7 @@
 //! session. What is published between the last look that has shown nobody and the job's owner is not recorded, which its archive says.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::live_composer::Composing;
 use super::presence::EndReason;
-use super::stage::{Transition, advance};
-use super::{Context, Ended, Job, JobFailure};
+use super::stage::{Transition, advance, bug};
+use super::{Context, Ended, Job, JobFailure, leftovers};
 use crate::catalog::{CatalogError, JobRow, JobState, Wait};
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::chain;
 use crate::model::ids::{JobId, RouterName};
 use crate::model::time::Wallclock;
+use crate::recording::LogError;
 use crate::router::RouterError;
 use crate::runtime::retry::{CATALOG, retry_until_cancelled};
 
@@ -90,6 +92,28 @@ pub(super) async fn leave_empty(
         Ok(Cancellable::Cancelled) | Err(CatalogError::Fenced { .. }) => Ok(Some(Ended::Fenced)),
         Err(error) => Err(JobFailure::of(&error)),
     }
+}
+
+/// Removes what was noted here before the job waited: its media time began again when it was resumed, and what an earlier owner saw of an
+/// empty room says nothing of that. A log with streams is set aside: here its media would have a wrong time.
+pub(super) async fn forget_before_wait(job: &Job) -> Result<(), JobFailure> {
+    let (spool, dir, row) = (Arc::clone(&job.context.spool), job.dir.clone(), job.row.clone());
+    let forget = move || -> Result<Option<PathBuf>, LogError> {
+        let before = leftovers::read_descriptor(&dir).filter(|before| before.origin != row.origin);
+        let Some(before) = before else { return Ok(None) };
+        if spool.remove_of_nothing(row.archive)? {
+            return Ok(None);
+        }
+        let aside = dir.with_extension(format!("before-{}", before.origin.0));
+        std::fs::rename(&dir, &aside).map_err(LogError::io("rename", &dir))?;
+        Ok(Some(aside))
+    };
+    let set_aside = tokio::task::spawn_blocking(forget).await.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))?;
+    if let Some(path) = set_aside {
+        tracing::error!(path = %path.display(),
+            "the spool has media of a time before the session's first stream, as far as the catalog knows: it is in no archive, it stays, and takes room");
+    }
+    Ok(())
 }
 
 /// What a look at a waiting job's room has shown.

@@ -207,6 +207,16 @@ impl Spool {
         self.remove_folder(archive).map(|()| true)
     }
 
+    /// Removes the folder of an archive of which nothing was captured, and in whose session no stream was seen. Returns whether it is gone.
+    /// Safe to repeat.
+    ///
+    /// # Errors
+    /// When it cannot be read or removed.
+    pub fn remove_of_nothing(&self, archive: ArchiveId) -> Result<bool, LogError> {
+        let events = super::history::read(&self.archive_dir(archive))?;
+        if super::history::has_streams(&events) { Ok(false) } else { self.remove_without_media(archive) }
+    }
+
     /// Removes an archive's folder. Safe to repeat.
     ///
     /// # Errors

@@ -902,6 +902,22 @@ async fn revisions(backend: Backend) {
         }
         assert!(!catalog.reopen_job(job.job, NOW, "late", later(9)).await.unwrap(), "{unwanted}");
     }
+    // Media comes of a session in which nobody seemed to have published.
+    let job = accepted(&catalog, "empty", "e").await;
+    let epoch = claimed(&catalog, job.job, "first", later(1)).await.job.epoch;
+    let take_up = async |origin| catalog.take_up_job(job.job, origin, "late", later(9)).await.unwrap();
+    catalog.advance(job.job, epoch, JobState::Capturing, None, later(1)).await.unwrap();
+    assert!(!take_up(job.origin).await, "it is captured");
+    catalog.wait_for_stream(job.job, epoch, wait(later(3), later(2)), later(2)).await.unwrap();
+    assert!(!take_up(job.origin).await, "it waits");
+    assert!(catalog.end_waiting(job.job, "session ended", "platform", later(4)).await.unwrap());
+    assert!(!take_up(later(1)).await, "its media time began at another moment");
+    assert!(take_up(job.origin).await);
+    assert!(!take_up(job.origin).await, "it is finalized");
+    let now = catalog.job(job.job).await.unwrap().unwrap();
+    assert_eq!((now.state, now.owner, now.ended_at), (JobState::Finalizing, None, Some(later(4))));
+    assert_eq!((now.origin, now.end_reason.as_deref()), (job.origin, Some("session ended")));
+    assert_eq!(claimed(&catalog, job.job, "second", later(9)).await.job.epoch, Epoch(2));
     let lines = catalog.job_history(id).await.unwrap();
     let again: Vec<&str> =
         lines.iter().filter(|line| line.what.contains("late")).map(|line| line.who.as_str()).collect();

@@ -1,6 +1,6 @@
-//! Jobs whose archives are made again.
+//! Jobs whose archives are made again, or after all.
 
-use archiver::catalog::{ArchiveStatus, CatalogError, JobState, REVISIONS_MAX, RevisionCatalog};
+use archiver::catalog::{ArchiveStatus, CatalogError, JobRow, JobState, REVISIONS_MAX, RevisionCatalog};
 use archiver::model::ids::JobId;
 use archiver::model::time::Wallclock;
 use async_trait::async_trait;
@@ -33,6 +33,26 @@ impl RevisionCatalog for MemoryCatalog {
                 state.line(job, "finalizing again: media came late", who, now);
             }
             Ok(is_there)
+        })
+        .await
+    }
+
+    async fn take_up_job(
+        &self,
+        job: JobId,
+        origin: Wallclock,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError> {
+        self.call("take_up_job", |state| {
+            let is_it = |row: &JobRow| row.state == JobState::Empty && row.origin == origin;
+            let Some(found) = state.jobs.get_mut(&job).filter(|found| is_it(&found.row)) else { return Ok(false) };
+            let row = &mut found.row;
+            row.ended_at.get_or_insert(row.updated_at);
+            (row.state, row.owner, row.lease_expires_at, row.updated_at) =
+                (JobState::Finalizing, None, Wallclock(0), now);
+            state.line(job, "taken up: media came late", who, now);
+            Ok(true)
         })
         .await
     }

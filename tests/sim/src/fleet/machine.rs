@@ -23,6 +23,7 @@ use tracing::Instrument;
 use super::capture::StandIn;
 use super::files::TextFiles;
 use super::publishers::Publishers;
+use super::randomness::seed_pool_thread;
 use super::{Millis, REGION, ROUTER, Timeline};
 use crate::{Calls, Chance, FakeRouter, Fault, MemoryBroker, MemoryCatalog, MemoryStore};
 
@@ -370,6 +371,7 @@ const PHASE_MAX: Duration = Duration::from_micros(20);
 fn runtime(begin: Instant) -> Runtime {
     let mut builder = Builder::new_current_thread();
     builder.enable_all().start_paused(true).max_blocking_threads(1).global_queue_interval(u32::MAX);
+    builder.on_thread_start(seed_pool_thread);
     loop {
         let runtime = builder.build().expect("a runtime");
         let until = begin - runtime.block_on(async { Instant::now() });

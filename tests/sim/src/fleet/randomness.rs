@@ -2,7 +2,7 @@
 //! which spreads retries. All of them ask the system function `getrandom` for their first bytes, once a thread. This program has a
 //! function of that name: on a thread that has a seed the bytes follow from it, on others the kernel gives them.
 //!
-//! Tokio counts the runtimes of a process, too, and mixes their number in: a seed repeats where each run of it is a process of its own.
+//! Threads of the blocking pool have a seed of their own: [`seed_pool_thread`]. Tokio counts the runtimes of a process, too, and mixes their number in: a seed repeats where each run of it is a process of its own.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -24,6 +24,13 @@ pub(super) fn with_seed<T: Send>(seed: u64, work: impl FnOnce() -> T + Send) -> 
         });
         seeded.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Gives a thread of a blocking pool its seed.
+pub(super) fn seed_pool_thread() {
+    RANDOM.with_borrow_mut(|random| {
+        random.get_or_insert_with(|| StdRng::seed_from_u64(0));
+    });
 }
 
 /// Stands for the system's function of this name: see its manual page, `getrandom(2)`. `build.rs` makes it known to libraries that look for it by its name.

@@ -292,21 +292,24 @@ impl Script {
         self.faults.push(FaultSpan { disturbs: Disturbs::Ownership, from, until: start + 5_000 });
     }
 
-    /// A worker stands still for long while it ends the capture of a session and makes its archive, with a statement to a slow catalog on its way.
-    fn add_pause_at_end(&mut self, random: &mut StdRng) {
-        let session = random.random_range(0..self.sessions.len());
-        let Some((_, end)) = self.span(&self.sessions[session]) else { return };
-        let (from, until) = (end.saturating_sub(300), end + 6_000);
-        for machine in 0..MACHINES {
-            let slow = Trouble::Slow(Duration::from_millis(random.random_range(100..700)));
-            self.add(from, Action::Trouble { machine, service: Service::Catalog, trouble: slow });
-            self.add(until, Action::Heal { machine, service: Service::Catalog });
+    /// Workers stand still for long while they end the capture of a session and make its archive, with a statement to a slow catalog or an
+    /// upload to a slow store on its way: one of them at the end of each session.
+    fn add_pauses_at_end(&mut self, random: &mut StdRng) {
+        for session in self.sessions.clone() {
+            let Some((_, end)) = self.span(&session) else { continue };
+            let (from, until) = (end.saturating_sub(300), end + 6_000);
+            let service = if random.random_bool(0.5) { Service::Catalog } else { Service::Store };
+            for machine in 0..MACHINES {
+                let trouble = Trouble::Slow(Duration::from_millis(random.random_range(100..700)));
+                self.add(from, Action::Trouble { machine, service, trouble });
+                self.add(until, Action::Heal { machine, service });
+            }
+            let (machine, at) = (random.random_range(0..MACHINES), end + random.random_range(0..200) * 20);
+            let on = (at + random.random_range(60..150) * 100).min(QUIET_AT - 500);
+            self.add(at, Action::Pause { machine });
+            self.add(on, Action::GoOn { machine });
+            self.faults.push(FaultSpan { disturbs: Disturbs::Ownership, from, until: on });
         }
-        let (machine, at) = (random.random_range(0..MACHINES), end + random.random_range(0..200) * 20);
-        let on = (at + random.random_range(60..150) * 100).min(QUIET_AT - 500);
-        self.add(at, Action::Pause { machine });
-        self.add(on, Action::GoOn { machine });
-        self.faults.push(FaultSpan { disturbs: Disturbs::Ownership, from, until: on });
     }
 
     /// Of machines that are told to stop, hardly any comes back with its disk.
@@ -323,7 +326,8 @@ impl Script {
 
     /// The script of a seed: one to three sessions, and up to four faults. Of five seeds one is crowded: more sessions, workers with one place
     /// each, and a store that is away for long. In another one, hardly any machine that was told to stop comes back with its disk; in a third,
-    /// workers die while they take an event; in a fourth, one stands still while a session ends.
+    /// workers die while they take an event; in a fourth, one stands still at the end of
+    /// each session.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let (mut script, mut random) = (Self::default(), StdRng::seed_from_u64(seed));
@@ -346,7 +350,7 @@ impl Script {
             }
         }
         match seed % 5 {
-            1 => script.add_pause_at_end(&mut random),
+            1 => script.add_pauses_at_end(&mut random),
             2 => script.add_crashes_at_start(&mut random),
             3 => script.lose_stopped_machines(),
             _ => {}
