@@ -39,6 +39,7 @@ enum Live {
 }
 
 /// What a publisher sent.
+#[derive(Debug)]
 struct Life {
     told: Told,
     /// A killed browser does not tell its last pictures.
@@ -46,6 +47,7 @@ struct Life {
 }
 
 /// What a publisher tells of what it sent.
+#[derive(Debug)]
 enum Told {
     Kit(Truth),
     Browser(SentByBrowser),
@@ -223,7 +225,7 @@ impl Cell {
         let archive = Archive::fetch(world, &row)?;
         let tones: u64 = script.lives.iter().map(Life::tones).sum();
         let late = script.lives.iter().map(Life::late).fold(0.0, f64::max);
-        let evidence = self.evidence(script, &archive)?;
+        let evidence = self.evidence(&script, &archive)?;
         let verdict = judge(&evidence);
         let judged = match verdict.problems.is_empty() {
             true => "ok",
@@ -232,7 +234,10 @@ impl Cell {
             false => "failed",
         };
         match kept.filter(|_| !verdict.problems.is_empty()) {
-            Some(kept) => archive.keep(kept)?,
+            Some(kept) => {
+                archive.keep(kept)?;
+                std::fs::write(kept.join("sent.txt"), format!("{:#?}", script.lives))?;
+            }
             None => archive.remove()?,
         }
         world.janus.destroy_room(&self.session).await?;
@@ -351,10 +356,10 @@ impl Cell {
     }
 
     /// What was sent and what is in the archive, on one clock.
-    fn evidence(&self, script: Script, archive: &Archive) -> Result<Evidence> {
+    fn evidence(&self, script: &Script, archive: &Archive) -> Result<Evidence> {
         let Script { lives, begins, cuts } = script;
-        let mut evidence = Evidence { cuts, ..Evidence::default() };
-        for (number, life) in (1..).zip(&lives) {
+        let mut evidence = Evidence { cuts: cuts.clone(), ..Evidence::default() };
+        for (number, life) in (1..).zip(lives) {
             life.add_to(&mut evidence, number, archive);
         }
         ensure!(!evidence.beeps.sent.is_empty(), "the sender sent no sound");
@@ -369,7 +374,7 @@ impl Cell {
             let told = announced.iter().copied().filter(|told| *told > at - 0.5).min_by(f64::total_cmp);
             Begin { at, announced: told.unwrap_or(at) }
         };
-        evidence.begins = begins.into_iter().map(|at| begin(first(at))).collect();
+        evidence.begins = begins.iter().map(|at| begin(first(*at))).collect();
         archive.read_into(&mut evidence, &self.sender, lives.len())?;
         #[allow(clippy::cast_precision_loss)]
         let sound = lives.iter().map(Life::audio_packets).sum::<u64>() as f64 * PACKET;

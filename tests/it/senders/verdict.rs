@@ -9,8 +9,10 @@ use archiver_testkit::content::percentile;
 
 /// A gap covers what was sent this long before it begins or after it ends, in seconds: a frame's way to the log.
 const GAP_EDGE: f64 = 0.15;
-/// Nothing is sent for longer than this, in seconds: a pause.
-const PAUSE_MIN: f64 = 1.0;
+/// No picture is sent for longer than this, in seconds: a pause. Beeps come each second.
+const PAUSE_MIN: f64 = 1.5;
+/// Two pictures before a pause are at most so far apart, in seconds.
+const STEP_MAX: f64 = 0.04;
 /// A recorder subscribes to a track that has begun within this; the archive's own rule (`EDGE_MAX` in `src/archive/coverage.rs`).
 const LEAD_MAX: f64 = 1.0;
 /// The room tells a recorder of a sender within this, in seconds. What is sent before is nothing that a recorder can know of.
@@ -47,10 +49,12 @@ impl GapSpan {
         (self.from - GAP_EDGE..=self.to + GAP_EDGE).contains(&at)
     }
 
-    /// Sequence numbers tell a recorder, behind a pause, how many packets it lacks, and not on which side of the pause these were sent.
+    /// Sequence numbers tell a recorder, behind a pause, how many packets it lacks, and not on which side of the pause these were sent. The gap
+    /// is as long as what is missing.
     fn is_behind_the_pause_after(&self, mark: &Mark, sent: &[Mark]) -> bool {
         let of_life: Vec<f64> = sent.iter().filter(|one| one.life == mark.life).map(|one| one.at).collect();
-        let is_pause = |pair: &&[f64]| pair[1] - pair[0] > PAUSE_MIN && (0.0..=GAP_EDGE).contains(&(pair[0] - mark.at));
+        let before = 0.0..=(self.to - self.from + STEP_MAX).min(GAP_EDGE);
+        let is_pause = |pair: &&[f64]| pair[1] - pair[0] > PAUSE_MIN && before.contains(&(pair[0] - mark.at));
         self.cause == "network" && of_life.windows(2).filter(is_pause).any(|pair| self.is_at(pair[1]))
     }
 }
@@ -273,7 +277,7 @@ fn excuse(
     evidence: &Evidence,
     is_beep: bool,
 ) -> Option<String> {
-    let covers = |gap: &&GapSpan| gap.is_at(mark.at) || gap.is_behind_the_pause_after(mark, &flow.sent);
+    let covers = |gap: &&GapSpan| gap.is_at(mark.at) || (!is_beep && gap.is_behind_the_pause_after(mark, &flow.sent));
     if let Some(gap) = flow.gaps.iter().find(covers) {
         return Some(gap.cause.clone());
     }

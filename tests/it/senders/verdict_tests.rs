@@ -150,7 +150,7 @@ fn what_is_whole_or_excused_passes() {
 
 #[test]
 fn each_fault_is_found() {
-    let cases: [(&str, Fault, &str); 23] = [
+    let cases: [(&str, Fault, &str); 24] = [
         ("a picture less", |e| without(e, 40..41), "1 pictures missing without a gap"),
         ("the last one", |e| without(e, 119..120), "1 pictures missing without a gap"),
         ("no picture at all", |e| without(e, 0..120), "pictures missing without a gap"),
@@ -163,13 +163,25 @@ fn each_fault_is_found() {
             "30 pictures missing without a gap",
         ),
         (
-            "pictures long before a pause, and the gap behind the pause",
+            "a picture that is no part of the gap behind the pause",
             |e| {
                 pause_after(e, 59);
-                without(e, 47..49);
+                without(e, 55..56);
                 e.pictures.gaps.push(gap(4.94, 5.0, "network"));
             },
-            "2 pictures missing without a gap",
+            "1 pictures missing without a gap",
+        ),
+        (
+            "a beep, and a gap at the next one",
+            |e| {
+                e.beeps.decoded.remove(2);
+                e.beeps.shown.remove(2);
+                for list in [&mut e.beeps.sent, &mut e.beeps.decoded, &mut e.beeps.shown] {
+                    list.iter_mut().for_each(|mark| mark.at += f64::from(mark.number));
+                }
+                e.beeps.gaps.push(gap(6.0, 6.1, "network"));
+            },
+            "1 beeps missing without a gap",
         ),
         (
             "the last pictures before a pause, and nothing that tells of a loss",

@@ -60,16 +60,18 @@ pub(super) fn read(value: Value) -> Result<SentByBrowser> {
         list.push((before + ticks / CLOCK, at));
     }
     let layers = sources.len();
-    let mut all: Vec<f64> = sources.into_values().flat_map(times).collect();
-    all.sort_by(f64::total_cmp);
-    let mut pictures: Vec<(f64, usize)> = Vec::new();
-    for at in all {
+    let of_source = |(source, list)| times(list).into_iter().map(move |at| (at, source));
+    let mut all: Vec<(f64, u32)> = sources.into_iter().flat_map(of_source).collect();
+    all.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    // Two pictures of one source are two, however near to each other.
+    let mut pictures: Vec<(f64, Vec<u32>)> = Vec::new();
+    for (at, source) in all {
         match pictures.last_mut() {
-            Some((first, count)) if at - *first < SAME_PICTURE => *count += 1,
-            _ => pictures.push((at, 1)),
+            Some((first, of)) if at - *first < SAME_PICTURE && !of.contains(&source) => of.push(source),
+            _ => pictures.push((at, vec![source])),
         }
     }
-    let coded = pictures.into_iter().map(|(at, count)| CodedPicture { at, partial: count < layers }).collect();
+    let coded = pictures.into_iter().map(|(at, of)| CodedPicture { at, partial: of.len() < layers }).collect();
     Ok(SentByBrowser { drawn: Timeline { frames, beeps }, coded, audio_packets: packets })
 }
 
@@ -111,5 +113,13 @@ mod tests {
             assert!((picture.at - at(n) - 0.004).abs() < 0.001, "{n}: {}", picture.at);
         }
         assert_eq!((all.drawn.beeps, all.audio_packets), (vec![(1, 1000.5)], 7));
+    }
+
+    /// The first picture of a camera may come right before the second one.
+    #[test]
+    fn two_pictures_of_one_source_are_two_however_near_to_each_other() {
+        let coded = [(7, 90_000, 1.0), (7, 90_990, 1.011), (7, 94_000, 1.045)];
+        let all = read(json!({ "frames": [], "beeps": [], "coded": coded, "packets": 0 })).expect("pictures");
+        assert_eq!(all.coded.iter().map(|picture| picture.partial).collect::<Vec<_>>(), [false; 3]);
     }
 }
