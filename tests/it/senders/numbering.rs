@@ -2,8 +2,9 @@
 //! times. A decoded picture has both: so the coded ones that are in the file get their numbers, and the others are missing. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use archiver_testkit::chromium::SentByBrowser;
+use archiver_testkit::chromium::{CodedPicture, SentByBrowser};
 use archiver_testkit::content::percentile;
 
 use super::verdict::Mark;
@@ -16,6 +17,10 @@ const SAME_PLACE: f64 = 0.010;
 const CODED_WITHIN: f64 = 1.5;
 /// The browser's time of a picture is so much after it was drawn, in seconds: less than the time between two pictures.
 const CODED_AFTER: std::ops::Range<f64> = -0.005..0.028;
+/// The same in milliseconds, as it is found for all pictures together.
+const CODED_LATE: RangeInclusive<i32> = -5..=28;
+/// Where no picture was coded at once, all of them seem to be coded earlier than they were.
+const CODED_EARLY: RangeInclusive<i32> = -20..=-5;
 /// Numbers of pictures that are not in the file.
 const UNKNOWN: u32 = 1_000_000;
 
@@ -59,19 +64,38 @@ fn aligned(browser: &SentByBrowser, seen: &[Seen]) -> Vec<Seen> {
     of_layer().flat_map(align).collect()
 }
 
-/// Gives each coded picture the number of the decoded one at its time. Where that leaves doubts, the times of the file are tried without the jumps
-/// between its layers: what gives more pictures their numbers counts.
+/// Gives each coded picture the number of the decoded one at its time. Where that leaves doubts, the browser's times are taken for too early, and
+/// the times of the file are tried without the jumps between its layers: what gives more pictures their numbers counts.
 pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered {
-    let plain = number_by(life, browser, in_file, in_file);
-    if plain.doubts(in_file) == 0 {
-        return plain;
+    let aligned = || aligned(browser, in_file);
+    let tries: [&dyn Fn() -> Numbered; 4] = [
+        &|| number_by(life, browser, in_file, in_file, CODED_LATE),
+        &|| number_by(life, browser, &aligned(), in_file, CODED_LATE),
+        &|| number_by(life, browser, in_file, in_file, CODED_EARLY),
+        &|| number_by(life, browser, &aligned(), in_file, CODED_EARLY),
+    ];
+    let mut best: Option<(usize, Numbered)> = None;
+    for numbered in tries.into_iter().map(|attempt| attempt()) {
+        let doubts = numbered.doubts(in_file);
+        if best.as_ref().is_none_or(|(least, _)| doubts < *least) {
+            best = Some((doubts, numbered));
+        }
+        if doubts == 0 {
+            break;
+        }
     }
-    let without_jumps = number_by(life, browser, &aligned(browser, in_file), in_file);
-    if without_jumps.doubts(in_file) < plain.doubts(in_file) { without_jumps } else { plain }
+    best.map(|(_, numbered)| numbered).unwrap_or_default()
 }
 
-/// The same by these times of the pictures in the file, each at the place of the one in `in_file`.
-fn number_by(life: u16, browser: &SentByBrowser, times: &[Seen], in_file: &[Seen]) -> Numbered {
+/// The same by these times of the pictures in the file, each at the place of the one in `in_file`. `late`: how much later than a picture was
+/// drawn it was coded, in milliseconds.
+fn number_by(
+    life: u16,
+    browser: &SentByBrowser,
+    times: &[Seen],
+    in_file: &[Seen],
+    late: RangeInclusive<i32>,
+) -> Numbered {
     let mut numbered = Numbered::default();
     let mut pictures: Vec<(Seen, f64)> = times.iter().copied().zip(in_file.iter().map(|one| one.at)).collect();
     pictures.sort_by(|(a, _), (b, _)| a.at.total_cmp(&b.at));
@@ -82,13 +106,13 @@ fn number_by(life: u16, browser: &SentByBrowser, times: &[Seen], in_file: &[Seen
         let (first, last) = (piece[0].at - 0.2, piece[piece.len() - 1].at + 0.2);
         let drawn_at = |number: u32| browser.drawn.frames.iter().find(|(n, _)| *n == number).map(|(_, at)| *at);
         // How much later the file has what was drawn in this piece.
-        let late: Vec<f64> = seen
+        let in_file: Vec<f64> = seen
             .iter()
             .filter_map(|one| Some((one.at, drawn_at(one.number?)?)))
             .filter(|(_, drawn)| (first..last).contains(drawn))
             .map(|(at, drawn)| at - drawn)
             .collect();
-        let mut offset = offset(piece, seen, percentile(&late, 50.0).unwrap_or(0.0));
+        let mut offset = offset(piece, seen, percentile(&in_file, 50.0).unwrap_or(0.0), &late);
         for (index, picture) in piece.iter().enumerate() {
             let place = seen.partition_point(|one| one.at < picture.at + offset);
             let near = [place.checked_sub(1), (place < seen.len()).then_some(place)];
@@ -177,8 +201,8 @@ impl Numbered {
 }
 
 /// How much later the file has a piece's pictures than they were coded: about as much as it has them later than they were drawn, less
-/// the time to code one, so that most are at their places.
-fn offset(piece: &[archiver_testkit::chromium::CodedPicture], seen: &[Seen], late: f64) -> f64 {
+/// the time to code one (`coded`, in milliseconds), so that most are at their places.
+fn offset(piece: &[CodedPicture], seen: &[Seen], late: f64, coded: &RangeInclusive<i32>) -> f64 {
     let fits = |offset: f64| {
         let near = |at: f64| {
             let place = seen.partition_point(|one| one.at < at);
@@ -187,14 +211,13 @@ fn offset(piece: &[archiver_testkit::chromium::CodedPicture], seen: &[Seen], lat
         };
         piece.iter().map(|picture| (SAME_PLACE - near(picture.at + offset)).max(0.0)).sum::<f64>()
     };
-    let candidates = (-28..=5).map(|ms| late + f64::from(ms) / 1000.0);
+    let candidates = coded.clone().map(|ms| late - f64::from(ms) / 1000.0);
     candidates.max_by(|a, b| fits(*a).total_cmp(&fits(*b))).unwrap_or(late)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use archiver_testkit::chromium::CodedPicture;
     use archiver_testkit::content::Timeline;
 
     const SIZE: (u32, u32) = (640, 480);
@@ -270,6 +293,19 @@ mod tests {
         let (known, unknown): (Vec<u32>, Vec<u32>) = numbers.into_iter().partition(|number| *number < UNKNOWN);
         assert_eq!(known, (0..30).filter(|n| *n != 20).collect::<Vec<_>>());
         assert_eq!(unknown.len(), 1);
+    }
+
+    /// All pictures seem to be coded 10 ms before they were drawn: none is taken for the one before.
+    #[test]
+    fn pictures_that_seem_to_be_coded_too_early_keep_their_numbers() {
+        let drawn: Vec<(u32, f64)> = (0..30).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let coded: Vec<CodedPicture> =
+            drawn.iter().map(|(_, at)| CodedPicture { at: at - 0.010, partial: false }).collect();
+        let seen: Vec<Seen> =
+            drawn.iter().map(|(n, at)| Seen { at: at + 0.05, number: Some(*n), size: SIZE }).collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
+        assert_eq!(numbers, (0..30).collect::<Vec<_>>());
     }
 
     /// A black picture is no picture that is lost, where nothing was drawn.
