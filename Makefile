@@ -68,7 +68,7 @@ kills: setup ## twenty kills of the worker in one session
 	@$(BUILD_TESTS)
 	ARCHIVER_KILLS=20 $(NEXTEST) --profile long -E 'test(/^faults::.*killed/)'
 
-faults: setup ## the tests of faults, five times each (FAULTS_ROUNDS; FAULTS: part of their names); a line of JSON a run in target/faults.jsonl
+faults: setup ## the tests in which servers and workers fail, five times each (FAULTS_ROUNDS; FAULTS: part of their names)
 	@$(BUILD_TESTS)
 	$${CARGO_TARGET_DIR:-target}/debug/with-servers tests/tools/faults.sh "$(FAULTS)"
 

@@ -86,7 +86,10 @@ async fn log(minutes: usize) -> Result<Row> {
         }
     }
     let (before, began) = (cpu()?, Instant::now());
-    ensure!(restore(&store, &keys, there.path(), &cancel).await? == Cancellable::Done(segments), "not all came back");
+    ensure!(
+        restore(&store, &keys, there.path(), None, &cancel).await? == Cancellable::Done(segments),
+        "not all came back"
+    );
     let restoring = (cpu()? - before).as_secs_f64() * 1e3;
     println!("a log of {minutes} minutes is restored in {:.1} s", began.elapsed().as_secs_f64());
     let bytes = segments * TRACKS * usize::try_from(SEGMENT * FRAMES)? * 2000;

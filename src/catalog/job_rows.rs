@@ -21,7 +21,7 @@ pub enum JobState {
     Finalizing,
     /// Nobody has published yet. No worker owns the job; it is accepted again when a stream comes.
     Waiting,
-    /// The session ended before anybody published: there is no archive.
+    /// The session ended before anybody published, as far as is known: there is no archive.
     Empty,
     /// The archive can be fetched.
     Available,
@@ -69,7 +69,7 @@ impl JobState {
     }
 
     /// States only move forward, with four exceptions: a replay takes a parked job back to where its media stands, a waiting job
-    /// is accepted again, an archive of which media came late is made again, and that of an empty job after all.
+    /// is accepted again, an archive of which media came late is made again, and an archive of an empty job is made after all.
     #[must_use]
     pub const fn may_become(self, next: Self) -> bool {
         matches!(

@@ -10,7 +10,7 @@ use crate::model::time::Wallclock;
 /// An archive is made so often. An owner that hears nothing of its session's end could send media for hours.
 pub const REVISIONS_MAX: i64 = 10;
 
-/// Jobs whose archives are made again.
+/// Jobs whose archives are made again, or after all.
 #[async_trait]
 pub trait RevisionCatalog: Send + Sync {
     /// A job whose archive is made is finalized again, by any worker of its region: media came late. Only if the archive was made at
@@ -31,8 +31,13 @@ pub trait RevisionCatalog: Send + Sync {
     ///
     /// # Errors
     /// When the catalog is away.
-    async fn take_up_job(&self, job: JobId, origin: Wallclock, who: &str, now: Wallclock)
-    -> Result<bool, CatalogError>;
+    async fn reopen_empty_job(
+        &self,
+        job: JobId,
+        origin: Wallclock,
+        who: &str,
+        now: Wallclock,
+    ) -> Result<bool, CatalogError>;
 }
 
 #[async_trait]
@@ -58,20 +63,25 @@ impl RevisionCatalog for SqlCatalog {
             .await
     }
 
-    async fn take_up_job(
+    async fn reopen_empty_job(
         &self,
         job: JobId,
         origin: Wallclock,
         who: &str,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
-        let take_up = statement(
+        let reopen = statement(
             "UPDATE jobs SET state = 'finalizing', owner = NULL, lease_expires_at = 0, ended_at = COALESCE(ended_at, updated_at), \
              updated_at = $1 WHERE job_id = $2 AND state = 'empty' AND origin = $3",
         )
         .bind(now.0)
         .bind(job.to_string())
         .bind(origin.0);
-        self.change("take up a job", take_up, history_line(job, "taken up: media came late", who, now)).await
+        self.change(
+            "finalize an empty job",
+            reopen,
+            history_line(job, "finalizing after all: media came late", who, now),
+        )
+        .await
     }
 }

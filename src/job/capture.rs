@@ -19,7 +19,7 @@ use super::presence::{EndReason, Limits, Presence};
 use super::room_session::{OpenCapture, Session};
 use super::stage::{CaptureOutcome, ControlReceivers, bug};
 use super::stream_ids::StreamIds;
-use super::{Job, JobFailure, waiting};
+use super::{Job, JobFailure};
 use crate::catalog::ArchiveRow;
 use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
@@ -60,10 +60,10 @@ pub(super) async fn capture(
     composing: &mut Option<Composing>,
 ) -> Result<CaptureOutcome, JobFailure> {
     let context = &job.context;
-    waiting::forget_before_wait(job).await?;
     if !job.has_all_before().await? {
         // How far others came is good to know, but media flows now: what is not here in time comes at the end.
-        match tokio::time::timeout(RESTORE, restore(context.store.as_ref(), &job.keys, &job.dir, &job.fenced)).await {
+        let (store, origin) = (context.store.as_ref(), Some(job.row.origin));
+        match tokio::time::timeout(RESTORE, restore(store, &job.keys, &job.dir, origin, &job.fenced)).await {
             Ok(Ok(Cancellable::Done(bundles))) => {
                 tracing::info!(bundles, "earlier segments were fetched from the store");
             }
@@ -161,7 +161,8 @@ async fn compose_behind(
 ) -> Infallible {
     if job.row.epoch > Epoch(1) {
         hand_over::wait_for_prior_owners(job).await;
-        match restore(job.context.store.as_ref(), &job.keys, &job.dir, &job.fenced).await {
+        let (store, origin) = (job.context.store.as_ref(), Some(job.row.origin));
+        match restore(store, &job.keys, &job.dir, origin, &job.fenced).await {
             Ok(_) => job.context.spool.mark_stale(),
             Err(error) => tracing::warn!("what the owner before sent is not fetched for now: {}", chain(&error)),
         }

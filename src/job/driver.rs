@@ -186,6 +186,7 @@ async fn stages(
     control: ControlReceivers,
     composing: &mut Option<Composing>,
 ) -> Result<Ended, JobFailure> {
+    waiting::forget_before_wait(job).await?;
     let reason = if job.row.state == JobState::Finalizing {
         job.captures_no_more();
         job.row.end_reason.clone().unwrap_or_else(|| "session ended".to_owned())

@@ -18,6 +18,7 @@ use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{ArchiveId, Epoch, WorkerId};
 use crate::model::time::Wallclock;
+use crate::recording::history::{self, EventKind};
 use crate::recording::spool::ProvedInStore;
 use crate::recording::upload;
 use crate::store::keys::Keys;
@@ -159,7 +160,7 @@ async fn look_at(
             done.insert(archive, Done::Shipped(row.epoch));
         }
         Care::Ship | Care::ShipThenRemove => {}
-        Care::Remove | Care::RemoveEmpty => {}
+        Care::Remove | Care::RemoveIfNothingSeen => {}
     }
     match care {
         Care::ShipThenRemove => match revision::ask(context, &row, &dir, is_new).await? {
@@ -179,9 +180,17 @@ async fn look_at(
             let removed = tokio::task::spawn_blocking(move || spool.remove_discarded(archive)).await;
             removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
         }
-        Care::RemoveEmpty => match remove_of_nothing(context, archive).await? {
-            false if row.state != JobState::Waiting => take_up(context, &row, &descriptor, done, stop).await,
-            _ => Ok(()),
+        Care::RemoveIfNothingSeen => match remove_if_nothing_seen(context, archive).await? {
+            true => Ok(()),
+            false if descriptor.origin != row.origin => {
+                if done.insert(archive, Done::Told) != Some(Done::Told) {
+                    tell_of_other_origin(&row, &dir);
+                }
+                Ok(())
+            }
+            // Its job waits for a stream, and may be resumed here.
+            false if row.state == JobState::Waiting => Ok(()),
+            false => reopen_empty(context, &row, stop).await,
         },
         Care::Ship | Care::Leave => Ok(()),
     }
@@ -196,7 +205,7 @@ async fn care_for(context: &Context, descriptor: &ArchiveDescriptor) -> Result<O
     let status = made.as_ref().map(|made| made.status);
     let care = match care(row.state, status, row.owner.as_ref(), row.lease_expires_at.since(now), &context.worker) {
         // The job has waited since, and its media time began again: this log is of a time in which nobody seemed to publish.
-        Care::Ship | Care::ShipThenRemove if descriptor.origin != row.origin => Care::RemoveEmpty,
+        Care::Ship | Care::ShipThenRemove if descriptor.origin != row.origin => Care::RemoveIfNothingSeen,
         care => care,
     };
     Ok(Some((row, care)))
@@ -224,7 +233,7 @@ async fn ship(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) ->
     let keys = Keys::new(row.application.clone(), archive);
     let shipping = upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await;
     let Cancellable::Done(()) = shipping.map_err(|e| JobFailure::of(&e))? else { return Ok(Cancellable::Cancelled) };
-    tracing::info!(%archive, epoch = epoch.0, "the end of a log is in the store now");
+    tracing::info!(%archive, epoch = epoch.0, "the end of a log that another worker goes on with is in the store now");
     Ok(Cancellable::Done(true))
 }
 
@@ -247,39 +256,53 @@ async fn remove_proved(context: &Arc<Context>, row: &JobRow, stop: &Cancellation
 }
 
 /// Removes a folder that says nothing of a session: it has no media, and no streams. Returns whether it is gone.
-async fn remove_of_nothing(context: &Arc<Context>, archive: ArchiveId) -> Result<bool, JobFailure> {
+async fn remove_if_nothing_seen(context: &Arc<Context>, archive: ArchiveId) -> Result<bool, JobFailure> {
     let spool = Arc::clone(&context.spool);
-    let removed = tokio::task::spawn_blocking(move || spool.remove_of_nothing(archive)).await;
+    let removed = tokio::task::spawn_blocking(move || spool.remove_if_nothing_seen(archive)).await;
     removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
 }
 
-/// An owner that was lost or stood still knows of streams, and those after it saw that nobody publishes: what it has goes to the store, and an
+/// An owner that was lost or stood still knows of streams, and those after it saw that nobody publishes: what it knows goes to the store, and an
 /// archive of the empty job is made.
-async fn take_up(
-    context: &Arc<Context>,
-    row: &JobRow,
-    descriptor: &ArchiveDescriptor,
-    done: &mut HashMap<ArchiveId, Done>,
-    stop: &CancellationToken,
-) -> Result<(), JobFailure> {
+async fn reopen_empty(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<(), JobFailure> {
     let (archive, failed) = (row.archive, |e| JobFailure::of(&e));
-    if descriptor.origin == row.origin {
-        is_reachable(context, row).await?;
-        let Cancellable::Done(_) = ship(context, row, stop).await? else { return Ok(()) };
-        let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
-        // Another machine that has some of it, too, may have been first.
-        if context.catalog.take_up_job(row.job, row.origin, context.worker.as_str(), now).await.map_err(failed)? {
-            tracing::warn!(%archive, job = %row.job, session = %row.session,
-                "media came of a session in which nobody seemed to have published: its archive is made");
-        }
+    is_reachable(context, row).await?;
+    let Cancellable::Done(any) = ship(context, row, stop).await? else { return Ok(()) };
+    if !any && matches!(ship_history(context, row, stop).await?, Cancellable::Cancelled) {
         return Ok(());
     }
-    if done.insert(archive, Done::Told) != Some(Done::Told) {
-        tracing::error!(%archive, job = %row.job, session = %row.session, path = %context.spool.archive_dir(archive).display(),
-            "the spool has media of a time before the session's first stream, as far as the catalog knows: it is in no archive, it stays, and takes \
-             room");
+    let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
+    // Another machine that has some of it, too, may have been first.
+    if context.catalog.reopen_empty_job(row.job, row.origin, context.worker.as_str(), now).await.map_err(failed)? {
+        tracing::warn!(%archive, job = %row.job, session = %row.session,
+            "a log of streams came, of a session in which nobody seemed to have published: its archive is made");
     }
     Ok(())
+}
+
+/// Ships the history alone: of a stream that was announced, nothing was captured.
+async fn ship_history(
+    context: &Arc<Context>,
+    row: &JobRow,
+    stop: &CancellationToken,
+) -> Result<Cancellable<()>, JobFailure> {
+    let (dir, me) = (context.spool.archive_dir(row.archive), context.worker.clone());
+    let at = dir.clone();
+    let read = tokio::task::spawn_blocking(move || history::read(&at)).await.map_err(|e| bug(&e))?;
+    let events = read.map_err(|e| JobFailure::of(&e))?;
+    let own = events.iter().rev().find_map(|event| match &event.kind {
+        EventKind::EpochBegan { epoch, worker, .. } if *worker == me => Some(*epoch),
+        _ => None,
+    });
+    let Some(epoch) = own else { return Ok(Cancellable::Done(())) };
+    let keys = Keys::new(row.application.clone(), row.archive);
+    upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await.map_err(|e| JobFailure::of(&e))
+}
+
+/// What was captured before its job waited and was resumed is in no archive.
+pub(super) fn tell_of_other_origin(row: &JobRow, path: &Path) {
+    tracing::error!(archive = %row.archive, job = %row.job, session = %row.session, path = %path.display(),
+        "a log of the time before its job waited is in no archive; it stays on this disk, takes room, and a person may remove it");
 }
 
 /// What is to be done with a log in this spool.
@@ -293,8 +316,8 @@ enum Care {
     ShipThenRemove,
     /// A person gave it up.
     Remove,
-    /// Nobody has published, as far as is known.
-    RemoveEmpty,
+    /// It is removed if it has neither media nor streams. Else the empty job is finalized after all.
+    RemoveIfNothingSeen,
 }
 
 /// What is to be done with a log whose job is in a state, and whose archive has a status. `lease`: how long the job's owner still has it.
@@ -317,7 +340,7 @@ fn care(
         (JobState::Parked, _) => Care::Ship,
         (JobState::Available, _) => Care::ShipThenRemove,
         (JobState::Discarded, _) => Care::Remove,
-        (JobState::Empty | JobState::Waiting, _) => Care::RemoveEmpty,
+        (JobState::Empty | JobState::Waiting, _) => Care::RemoveIfNothingSeen,
     }
 }
 
@@ -343,7 +366,7 @@ mod tests {
             ("another's for a moment", Capturing, None, Some(&other), 900, Care::Leave),
             ("another's that was lost", Capturing, None, Some(&other), 0, Care::Leave),
             ("nobody's yet", Capturing, None, None, 0, Care::Leave),
-            ("waits for a stream", Waiting, None, None, 0, Care::RemoveEmpty),
+            ("waits for a stream", Waiting, None, None, 0, Care::RemoveIfNothingSeen),
             ("available", Available, is, None, 0, Care::ShipThenRemove),
             ("deleted since", Available, Some(ArchiveStatus::Deleted), None, 0, Care::Remove),
             ("deleted while it is recorded", Capturing, Some(ArchiveStatus::Deleted), Some(&me), 8_000, Care::Leave),
@@ -356,7 +379,7 @@ mod tests {
                 Care::Leave,
             ),
             ("parked", Parked, Some(ArchiveStatus::Failed), None, 0, Care::Ship),
-            ("empty", Empty, None, None, 0, Care::RemoveEmpty),
+            ("empty", Empty, None, None, 0, Care::RemoveIfNothingSeen),
             ("discarded", Discarded, Some(ArchiveStatus::Failed), None, 0, Care::Remove),
         ];
         for (name, state, archive, owner, lease, expected) in cases {

@@ -204,7 +204,8 @@ async fn fetch_missing(job: &Job) -> Result<Cancellable<Fetched>, JobFailure> {
     let there = retry_until_cancelled("list bundles", STORE, &job.given_up, list).await;
     let Cancellable::Done(there) = there.map_err(|e| JobFailure::of(&e))? else { return Ok(Cancellable::Cancelled) };
     let bundles = there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).collect();
-    let restored = restore(store, &job.keys, &job.dir, &job.given_up).await.map_err(|e| JobFailure::of(&e))?;
+    let origin = Some(job.row.origin);
+    let restored = restore(store, &job.keys, &job.dir, origin, &job.given_up).await.map_err(|e| JobFailure::of(&e))?;
     if let Cancellable::Done(new @ 1..) = restored {
         tracing::info!(bundles = new, "further segments were fetched from the store");
         job.context.spool.mark_stale();

@@ -152,7 +152,7 @@ pub enum Ended {
     HandedOn(JobFailure),
     /// Nobody publishes yet. It waits in the catalog, for a stream or for the session's end.
     Waiting,
-    /// Its session ended before anybody published.
+    /// Its session ended before anybody published, as far as is known.
     Empty,
 }
 

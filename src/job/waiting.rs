@@ -17,7 +17,7 @@ use super::stage::{Transition, advance, bug};
 use super::{Context, Ended, Job, JobFailure, leftovers};
 use crate::catalog::{CatalogError, JobRow, JobState, Wait};
 use crate::model::cancellable::Cancellable;
-use crate::model::fault::chain;
+use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{JobId, RouterName};
 use crate::model::time::Wallclock;
 use crate::recording::LogError;
@@ -30,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_MAX: u32 = 64;
 /// A router that answers later is looked at again.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// A disk that takes longer hangs: it is another machine's chance.
+const FORGET_MAX: Duration = Duration::from_secs(8);
 /// Between two looks at one room: at first, and after twelve minutes.
 const INTERVAL_MIN: Duration = Duration::from_secs(2);
 const INTERVAL_MAX: Duration = Duration::from_secs(7);
@@ -101,17 +103,20 @@ pub(super) async fn forget_before_wait(job: &Job) -> Result<(), JobFailure> {
     let forget = move || -> Result<Option<PathBuf>, LogError> {
         let before = leftovers::read_descriptor(&dir).filter(|before| before.origin != row.origin);
         let Some(before) = before else { return Ok(None) };
-        if spool.remove_of_nothing(row.archive)? {
+        if spool.remove_if_nothing_seen(row.archive)? {
             return Ok(None);
         }
         let aside = dir.with_extension(format!("before-{}", before.origin.0));
         std::fs::rename(&dir, &aside).map_err(LogError::io("rename", &dir))?;
         Ok(Some(aside))
     };
-    let set_aside = tokio::task::spawn_blocking(forget).await.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))?;
-    if let Some(path) = set_aside {
-        tracing::error!(path = %path.display(),
-            "the spool has media of a time before the session's first stream, as far as the catalog knows: it is in no archive, it stays, and takes room");
+    let hangs = |_| JobFailure {
+        kind: FaultKind::SpoolIo,
+        detail: "the log of the time before the wait is not read".to_owned(),
+    };
+    let forgotten = timeout(FORGET_MAX, tokio::task::spawn_blocking(forget)).await.map_err(hangs)?;
+    if let Some(path) = forgotten.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))? {
+        leftovers::tell_of_other_origin(&job.row, &path);
     }
     Ok(())
 }

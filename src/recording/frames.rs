@@ -85,8 +85,8 @@ struct ReadEpoch {
     begins: bool,
     /// The epoch that is read next.
     next: Option<NextOwner>,
-    /// An epoch that was left for a later one, of which this one lies in the pause between them.
-    between: Option<(Epoch, NextOwner)>,
+    /// The change of owner in whose pause this epoch lies: the epoch that was left, and its next owner.
+    in_pause_of: Option<(Epoch, NextOwner)>,
     /// Frames of its last part were left to that owner.
     is_cut: bool,
 }
@@ -190,8 +190,8 @@ impl Frames {
         // Another epoch comes first only if it lies in a break of this one: two owners that capture side by side are not read by turns.
         let lies_between = |place: &Place| ends - self.from(*place) >= BREAK;
         let is_other = |epoch: &Epoch| *epoch != reading.epoch && reading.next.is_none_or(|next| next.epoch != *epoch);
-        // Between two owners media is lost.
-        let is_lost = self.epoch(going_on) != reading.epoch || self.is_lost(reading.end, ends);
+        // An epoch that was left has the same pauses of the publisher: it counts only in a break in which media was lost.
+        let is_lost = self.is_lost(reading.end, ends);
         let others = self.index.epochs().filter(is_other).filter(|epoch| is_lost || !self.left.contains_key(epoch));
         let places = others.filter_map(|epoch| self.in_break(epoch, reading.end));
         places.filter(lies_between).min_by_key(|place| self.from(*place)).or(Some(going_on))
@@ -202,8 +202,7 @@ impl Frames {
         self.index.gaps.iter().any(|gap| gap.cause.is_loss() && gap.from < ends && begins < gap.to)
     }
 
-    /// The first part of an epoch that was not read and goes beyond the beginning of another one's break. An epoch that was left has the
-    /// same pauses of the publisher: such a part counts only in a break in which media was lost.
+    /// The first part of an epoch that was not read and goes beyond the beginning of another one's break.
     fn in_break(&self, epoch: Epoch, begins: MediaTime) -> Option<Place> {
         let begins = begins + self.shift(epoch);
         let Place { mut segment, mut part } = self.unread(epoch)?;
@@ -263,22 +262,22 @@ impl Frames {
 
     /// The epoch of the part that is read next, which begins at a time.
     fn read_epoch(&mut self, epoch: Epoch, from: MediaTime) -> ReadEpoch {
-        let before = match self.reading {
+        let last = match self.reading {
             Some(reading) if reading.epoch == epoch => return reading,
-            before => before,
+            last => last,
         };
-        // What was left for a next owner, be it in the pause of an earlier one.
-        let left = before.and_then(|left| left.between.or_else(|| Some((left.epoch, left.next?))));
-        let is_next = left.is_some_and(|(_, next)| next.epoch == epoch);
+        // Which epoch is left for which next owner. An epoch in the pause between the two may come first.
+        let change = last.and_then(|last| last.in_pause_of.or_else(|| Some((last.epoch, last.next?))));
+        let is_next = change.is_some_and(|(_, next)| next.epoch == epoch);
         let is_near = self.last.is_none_or(|last| last - from < CLOCKS_MAX);
         let begins = is_next && is_near && !self.cursors.contains_key(&epoch);
-        if let Some((left, next)) = left.filter(|_| begins) {
+        if let Some((left, next)) = change.filter(|_| begins) {
             self.left.values_mut().for_each(|difference| *difference += next.difference);
             self.left.insert(left, next.difference);
         }
-        let between = left.filter(|_| !is_next);
+        let in_pause_of = change.filter(|(left, _)| !is_next && *left != epoch);
         let before = self.last.filter(|_| !begins);
-        ReadEpoch { epoch, end: from + -self.shift(epoch), before, begins, next: None, between, is_cut: false }
+        ReadEpoch { epoch, end: from + -self.shift(epoch), before, begins, next: None, in_pause_of, is_cut: false }
     }
 
     fn read_part(&mut self, place: Place) -> Option<Bytes> {

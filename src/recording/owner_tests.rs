@@ -9,8 +9,8 @@ use super::reader::LogReader;
 use super::tests::{frame, ms, open, read, vp8, write};
 use crate::model::media::{Codec, Frame, Gap, GapCause, TrackFormat};
 
-/// A frame of sound of 20 ms whose bytes are its number, by a clock that is late by some milliseconds.
-fn sound(number: i64, late: i64) -> Frame {
+/// An audio frame of 20 ms whose bytes are its number, by a clock that is late by some milliseconds.
+fn audio_frame(number: i64, late: i64) -> Frame {
     let data = Bytes::from(number.to_be_bytes().to_vec());
     Frame { pts: ms(1_000 + 20 * number + late), duration: None, keyframe: true, data }
 }
@@ -19,8 +19,8 @@ fn opus() -> TrackFormat {
     TrackFormat { codec: Codec::Opus, width: 0, height: 0, channels: 2, codec_private: Vec::new() }
 }
 
-/// A picture a second, by a clock that is late by some milliseconds.
-fn picture(number: i64, late: i64) -> Frame {
+/// A video frame a second, by a clock that is late by some milliseconds.
+fn video_frame(number: i64, late: i64) -> Frame {
     Frame { pts: ms(1_000 * number + late), keyframe: true, ..frame(number) }
 }
 
@@ -34,13 +34,13 @@ fn frames(dir: &Path) -> Vec<Frame> {
     frames.collect()
 }
 
-/// The numbers of pictures.
-fn pictures(dir: &Path) -> Vec<i64> {
+/// The numbers of the video frames.
+fn video_numbers(dir: &Path) -> Vec<i64> {
     frames(dir).iter().map(|frame| i64::from(frame.data[0])).collect()
 }
 
-/// The numbers of frames of sound.
-fn sounds(frames: &[Frame]) -> Vec<i64> {
+/// The numbers of audio frames.
+fn audio_numbers(frames: &[Frame]) -> Vec<i64> {
     frames.iter().map(|frame| i64::from_be_bytes(frame.data[..].try_into().expect("a number"))).collect()
 }
 
@@ -77,18 +77,18 @@ fn what_an_owner_has_in_the_pause_of_the_next_one_comes_before_the_third() {
             ] {
                 let (mut log, _) = open(dir.path(), epoch);
                 log.format(&opus()).expect("format");
-                let (from, to) = (sound(before.end, late).pts, sound(later.start, late).pts);
-                before.for_each(|number| log.frame(&sound(number, late)).expect("frame"));
+                let (from, to) = (audio_frame(before.end, late).pts, audio_frame(later.start, late).pts);
+                before.for_each(|number| log.frame(&audio_frame(number, late)).expect("frame"));
                 if from < to {
                     log.gap(Gap { from, to, cause: GapCause::Network }).expect("gap");
                 }
-                later.for_each(|number| log.frame(&sound(number, late)).expect("frame"));
+                later.for_each(|number| log.frame(&audio_frame(number, late)).expect("frame"));
                 log.seal().expect("seal");
             }
             let frames = frames(dir.path());
             let context = format!("{second_late} ms, {third_late} ms, {second_later:?}");
             let wanted: Vec<i64> = (0..290).chain(310..410).collect();
-            assert_eq!(sounds(&frames), wanted, "{context}");
+            assert_eq!(audio_numbers(&frames), wanted, "{context}");
             assert!(frames.windows(2).all(|pair| pair[0].pts < pair[1].pts), "{context}");
         }
     }
@@ -102,12 +102,12 @@ fn two_owners_side_by_side_are_not_read_by_turns() {
         let (mut log, _) = open(dir.path(), epoch);
         log.format(&vp8(320)).expect("format");
         for number in numbers {
-            log.frame(&picture(number, late)).expect("frame");
+            log.frame(&video_frame(number, late)).expect("frame");
             log.tick(ms(1_000 * number + 900)).expect("part");
         }
         log.seal().expect("seal");
     }
-    assert_eq!(pictures(dir.path()), (0..40).collect::<Vec<_>>());
+    assert_eq!(video_numbers(dir.path()), (0..40).collect::<Vec<_>>());
 }
 
 #[test]
@@ -118,12 +118,12 @@ fn slow_pictures_of_two_owners_whose_clocks_differ_are_there_once() {
             let (mut log, _) = open(dir.path(), epoch);
             log.format(&vp8(320)).expect("format");
             for number in numbers {
-                log.frame(&picture(number, late)).expect("frame");
+                log.frame(&video_frame(number, late)).expect("frame");
                 log.tick(ms(1_000 * number + late + 900)).expect("part");
             }
             log.seal().expect("seal");
         }
-        assert_eq!(pictures(dir.path()), (0..40).collect::<Vec<_>>(), "{late} ms");
+        assert_eq!(video_numbers(dir.path()), (0..40).collect::<Vec<_>>(), "{late} ms");
     }
 }
 
@@ -136,14 +136,14 @@ fn what_a_next_owner_loses_and_the_one_before_has_is_there_once() {
         for log in [&mut first, &mut second] {
             log.format(&opus()).expect("format");
         }
-        (0..400).for_each(|number| first.frame(&sound(number, 0)).expect("frame"));
-        (200..250).for_each(|number| second.frame(&sound(number, late)).expect("frame"));
-        let gap = Gap { from: sound(250, late).pts, to: sound(300, late).pts, cause: GapCause::Network };
+        (0..400).for_each(|number| first.frame(&audio_frame(number, 0)).expect("frame"));
+        (200..250).for_each(|number| second.frame(&audio_frame(number, late)).expect("frame"));
+        let gap = Gap { from: audio_frame(250, late).pts, to: audio_frame(300, late).pts, cause: GapCause::Network };
         second.gap(gap).expect("gap");
-        (300..500).for_each(|number| second.frame(&sound(number, late)).expect("frame"));
+        (300..500).for_each(|number| second.frame(&audio_frame(number, late)).expect("frame"));
         first.seal().expect("seal");
         second.seal().expect("seal");
-        assert_eq!(sounds(&frames(dir.path())), (0..500).collect::<Vec<_>>(), "{late} ms");
+        assert_eq!(audio_numbers(&frames(dir.path())), (0..500).collect::<Vec<_>>(), "{late} ms");
     }
 }
 
@@ -156,13 +156,13 @@ fn where_two_owners_overlap_each_frame_is_there_once_however_far_their_clocks_ar
                 let (mut log, _) = open(dir.path(), epoch);
                 log.format(&opus()).expect("format");
                 for number in numbers {
-                    log.frame(&sound(number, late)).expect("frame");
+                    log.frame(&audio_frame(number, late)).expect("frame");
                 }
                 log.seal().expect("seal");
             }
             let frames = frames(dir.path());
             let context = format!("{late} ms, from {begins}");
-            assert_eq!(sounds(&frames), (0..300).collect::<Vec<_>>(), "{context}");
+            assert_eq!(audio_numbers(&frames), (0..300).collect::<Vec<_>>(), "{context}");
             assert!(frames.windows(2).all(|pair| pair[0].pts < pair[1].pts), "{context}");
         }
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::StreamExt;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use super::upload::{JOB, ShipError};
 use super::{HISTORY, INDEX, LogError, LogReader, Record, TRACKS};
 use crate::model::cancellable::Cancellable;
 use crate::model::ids::TrackId;
+use crate::model::time::Wallclock;
 use crate::runtime::journal::{MergedFile, to_line};
 use crate::runtime::retry::{STORE, retry_until_cancelled};
 use crate::store::checksum::hex;
@@ -29,8 +31,8 @@ const TEXT_BYTES_MAX: u64 = 256 << 20;
 static UNPACKED: AtomicU64 = AtomicU64::new(0);
 
 /// Restores an archive's folder from the bundles in the store that this machine has not written or fetched itself. Existing
-/// files are never overwritten; indexes and the history gain the lines that they lack. Returns how many bundles had segments that
-/// were not here.
+/// files are never overwritten; indexes and the history gain the lines that they lack. Bundles of another `origin` (media time zero) are left out:
+/// they are of the time before their job waited and was resumed. Returns how many bundles had segments that were not here.
 ///
 /// # Errors
 /// See [`ShipError`].
@@ -38,9 +40,10 @@ pub async fn restore(
     store: &dyn ObjectStore,
     keys: &Keys,
     dir: &Path,
+    origin: Option<Wallclock>,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<usize>, ShipError> {
-    restore_reserving(store, keys, dir, |_| 0, cancel).await
+    restore_reserving(store, keys, dir, origin, |_| 0, cancel).await
 }
 
 /// The same, where `reserve` gives the bytes that must stay free after a number of bytes was fetched.
@@ -51,6 +54,7 @@ pub async fn restore_reserving(
     store: &dyn ObjectStore,
     keys: &Keys,
     dir: &Path,
+    origin: Option<Wallclock>,
     reserve: fn(u64) -> u64,
     cancel: &CancellationToken,
 ) -> Result<Cancellable<usize>, ShipError> {
@@ -69,7 +73,7 @@ pub async fn restore_reserving(
             .await
             .expect("looking at a disk does not panic")?;
     }
-    let (mut unpacking, mut fetched) = (Unpacking::new(dir), 0);
+    let (mut unpacking, mut fetched) = (Unpacking::new(dir, origin), 0);
     for bundle in missing {
         let temp = dir.join(format!("restore-{}.tar", UNPACKED.fetch_add(1, Ordering::Relaxed)));
         let fetch = || fetch(store, &bundle.key, &temp);
@@ -160,18 +164,24 @@ struct UnpackedTrack {
 /// Unpacks bundles into an archive's folder, one after the other. An index is read once, however many bundles there are.
 struct Unpacking {
     dir: PathBuf,
+    origin: Option<Wallclock>,
     small_files: SmallFiles,
     tracks: BTreeMap<TrackId, UnpackedTrack>,
 }
 
 impl Unpacking {
-    fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), small_files: SmallFiles::default(), tracks: BTreeMap::new() }
+    fn new(dir: &Path, origin: Option<Wallclock>) -> Self {
+        Self { dir: dir.to_owned(), origin, small_files: SmallFiles::default(), tracks: BTreeMap::new() }
     }
 
     /// Returns how many segments were not here.
     fn bundle(&mut self, temp: &Path, key: &str) -> Result<usize, LogError> {
         let (mut fetched, mut new) = (BTreeMap::<TrackId, BTreeSet<String>>::new(), 0);
+        let is_other = |origin: Wallclock| self.origin.is_some_and(|own| own != origin);
+        if origin(temp)?.is_some_and(is_other) {
+            tracing::warn!(key, "a bundle of the time before its job waited is left out");
+            return std::fs::remove_file(temp).map_err(LogError::io("remove", temp)).map(|()| 0);
+        }
         let file = std::fs::File::open(temp).map_err(LogError::io("open", temp))?;
         let mut bundle = tar::Archive::new(std::io::BufReader::new(file));
         for entry in bundle.entries().map_err(LogError::io("read", temp))? {
@@ -217,6 +227,24 @@ impl Unpacking {
     fn end(self) -> Result<(), LogError> {
         self.small_files.write(&self.dir)
     }
+}
+
+/// Media time zero of a bundle, which stands behind its tracks.
+fn origin(bundle: &Path) -> Result<Option<Wallclock>, LogError> {
+    #[derive(Deserialize)]
+    struct Job {
+        origin: Wallclock,
+    }
+    let file = std::fs::File::open(bundle).map_err(LogError::io("open", bundle))?;
+    let mut archive = tar::Archive::new(file);
+    for entry in archive.entries_with_seek().map_err(LogError::io("read", bundle))? {
+        let mut entry = entry.map_err(LogError::io("read", bundle))?;
+        if entry.path().is_ok_and(|path| path == Path::new(JOB)) {
+            let text = read_text(&mut entry, bundle)?;
+            return Ok(serde_json::from_slice::<Job>(&text).ok().map(|job| job.origin));
+        }
+    }
+    Ok(None)
 }
 
 /// Notes in an index which bundle has each segment. The bundle's own slice of the index ends before that line.

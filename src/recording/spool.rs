@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::LogError;
 use super::reader::TrackIndex;
+use super::{LogError, history};
 use crate::model::ids::{ArchiveId, TrackId};
 
 /// Proof that the store holds all of an archive. Only with it the local copy may be removed.
@@ -212,9 +212,9 @@ impl Spool {
     ///
     /// # Errors
     /// When it cannot be read or removed.
-    pub fn remove_of_nothing(&self, archive: ArchiveId) -> Result<bool, LogError> {
-        let events = super::history::read(&self.archive_dir(archive))?;
-        if super::history::has_streams(&events) { Ok(false) } else { self.remove_without_media(archive) }
+    pub fn remove_if_nothing_seen(&self, archive: ArchiveId) -> Result<bool, LogError> {
+        let events = history::read(&self.archive_dir(archive))?;
+        if history::has_streams(&events) { Ok(false) } else { self.remove_without_media(archive) }
     }
 
     /// Removes an archive's folder. Safe to repeat.

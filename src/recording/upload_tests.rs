@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::model::ids::{SessionId, StreamId, TrackId, TrackKind};
 use crate::model::media::{Codec, Frame, TrackFormat};
-use crate::model::time::MediaTime;
+use crate::model::time::{MediaTime, Wallclock};
 use crate::recording::restore::{restore, restore_reserving};
 use crate::recording::spool::Spool;
 use crate::recording::{LogOptions, TrackLog};
@@ -41,10 +41,11 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
         assert_eq!(shipped, Cancellable::Done(0));
     }
     // Nothing is fetched to a disk that has no room for it.
-    let full = restore_reserving(&store, &keys, there.path(), |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
+    let full =
+        restore_reserving(&store, &keys, there.path(), None, |bytes| bytes.saturating_mul(1 << 40), &cancel).await;
     assert_eq!(full.expect_err("no disk is as large").fault().kind, crate::model::fault::FaultKind::SpoolFull);
     assert_eq!(std::fs::read_dir(there.path()).expect("listed").count(), 0);
-    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), Cancellable::Done(3));
+    assert_eq!(restore(&store, &keys, there.path(), None, &cancel).await.expect("restore"), Cancellable::Done(3));
     let read = |dir: &Path| {
         let index = LogReader::open(dir).expect("reader").tracks.remove(0);
         (index.frames().collect::<Vec<_>>(), index.segments.iter().map(|s| s.sealed.clone()).collect::<Vec<_>>())
@@ -52,7 +53,7 @@ async fn what_was_shipped_can_be_restored_on_another_machine() {
     assert_eq!(read(here.path()), read(there.path()));
     assert_eq!(read(there.path()).0.len(), 301);
     // Again over what is there: nothing is fetched, nothing changes, and nothing waits to be sent once more.
-    assert_eq!(restore(&store, &keys, there.path(), &cancel).await.expect("restore"), Cancellable::Done(0));
+    assert_eq!(restore(&store, &keys, there.path(), None, &cancel).await.expect("restore"), Cancellable::Done(0));
     let shipped = Shipper::new(keys, there.path().to_owned(), Epoch(2)).ship(&store, &cancel).await.expect("ship");
     assert_eq!(shipped, Cancellable::Done(0));
     assert_eq!(read(here.path()), read(there.path()));
@@ -130,7 +131,7 @@ async fn a_bundle_whose_shipping_was_not_noted_does_not_break_the_chain() {
         here.ship(&store).await;
     }
     let there = tempfile::tempdir().expect("dir");
-    let restored = restore(&store, &keys(), there.path(), &CancellationToken::new()).await;
+    let restored = restore(&store, &keys(), there.path(), None, &CancellationToken::new()).await;
     assert!(matches!(restored, Ok(Cancellable::Done(_))), "{restored:?}");
     assert_eq!(seconds(there.path()), ((0..4).collect(), 200));
 }
@@ -150,7 +151,7 @@ async fn a_worker_that_gets_its_job_back_gains_what_another_one_captured_meanwhi
     first.ship(&store).await;
     first.second(1);
     let other = tempfile::tempdir().expect("dir");
-    assert_eq!(restore(&store, &keys(), other.path(), &cancel).await.expect("restore"), Cancellable::Done(1));
+    assert_eq!(restore(&store, &keys(), other.path(), None, &cancel).await.expect("restore"), Cancellable::Done(1));
     let mut second = Place::open(other, 2);
     history(second.dir.path(), "second");
     second.second(2);
@@ -162,12 +163,12 @@ async fn a_worker_that_gets_its_job_back_gains_what_another_one_captured_meanwhi
     history(third.dir.path(), "third");
     third.second(4);
     third.ship(&store).await;
-    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), Cancellable::Done(2));
+    assert_eq!(restore(&store, &keys(), third.dir.path(), None, &cancel).await.expect("restore"), Cancellable::Done(2));
     assert_eq!(seconds(third.dir.path()), ((0..5).collect(), 250));
     let (_, lines) = LineFile::open::<String>(&third.dir.path().join(HISTORY)).expect("history");
     assert_eq!(lines, ["first", "third", "second"]);
     // What is here is not fetched again, and nothing is there twice.
-    assert_eq!(restore(&store, &keys(), third.dir.path(), &cancel).await.expect("restore"), Cancellable::Done(0));
+    assert_eq!(restore(&store, &keys(), third.dir.path(), None, &cancel).await.expect("restore"), Cancellable::Done(0));
     assert_eq!(seconds(third.dir.path()).1, 250);
 }
 
@@ -200,7 +201,7 @@ async fn a_bundle_names_all_that_its_machine_takes_along_if_that_is_lost() {
     let cancel = CancellationToken::new();
     let mut shipper = Shipper::new(keys(), here.path().to_owned(), Epoch(1));
     assert!(matches!(shipper.ship(&store, &cancel).await, Ok(Cancellable::Done(1..))));
-    assert!(matches!(restore(&store, &keys(), there.path(), &cancel).await, Ok(Cancellable::Done(1))));
+    assert!(matches!(restore(&store, &keys(), there.path(), None, &cancel).await, Ok(Cancellable::Done(1))));
     let log = LogReader::open_present(there.path()).expect("reader");
     let parts = |id: TrackId| {
         let track = log.tracks.iter().find(|track| track.track == id).expect("the bundle names the track");
@@ -222,7 +223,7 @@ async fn the_segments_of_a_long_outage_travel_in_several_bundles_and_each_line_o
     here.ship(&store).await;
     here.ship(&store).await;
     let cancel = CancellationToken::new();
-    assert_eq!(restore(&store, &keys(), there.path(), &cancel).await.expect("restore"), Cancellable::Done(2));
+    assert_eq!(restore(&store, &keys(), there.path(), None, &cancel).await.expect("restore"), Cancellable::Done(2));
     let read = |dir: &Path| {
         let log = LogReader::open_present(dir).expect("reader");
         log.tracks.iter().map(|track| (track.track, track.frames_total(), track.segments.len())).collect::<Vec<_>>()
@@ -234,4 +235,26 @@ async fn the_segments_of_a_long_outage_travel_in_several_bundles_and_each_line_o
         text.lines().filter(|line| !line.contains("shipped")).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(lines(here.dir.path()), lines(there.path()));
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_job_waited_is_left_out() {
+    let bucket = tempfile::tempdir().expect("dir");
+    let store = DirStore::open(bucket.path()).expect("store");
+    let cancel = CancellationToken::new();
+    let there = tempfile::tempdir().expect("dir");
+    for (epoch, origin) in [(1, Some(Wallclock(5))), (2, Some(Wallclock(9))), (3, None)] {
+        let mut place = Place::open(tempfile::tempdir().expect("dir"), epoch);
+        if let Some(origin) = origin {
+            std::fs::write(place.dir.path().join(JOB), serde_json::json!({ "origin": origin }).to_string())
+                .expect("job");
+        }
+        place.second(i64::from(epoch));
+        place.ship(&store).await;
+    }
+    let restored = restore(&store, &keys(), there.path(), Some(Wallclock(9)), &cancel).await;
+    assert_eq!(restored.expect("restore"), Cancellable::Done(2));
+    assert_eq!(seconds(there.path()).0, [2, 3]);
+    let left = std::fs::read_dir(there.path()).expect("list").flatten().map(|entry| entry.file_name());
+    assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with("restore-")));
 }

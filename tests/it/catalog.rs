@@ -905,15 +905,15 @@ async fn revisions(backend: Backend) {
     // Media comes of a session in which nobody seemed to have published.
     let job = accepted(&catalog, "empty", "e").await;
     let epoch = claimed(&catalog, job.job, "first", later(1)).await.job.epoch;
-    let take_up = async |origin| catalog.take_up_job(job.job, origin, "late", later(9)).await.unwrap();
+    let reopen_empty = async |origin| catalog.reopen_empty_job(job.job, origin, "late", later(9)).await.unwrap();
     catalog.advance(job.job, epoch, JobState::Capturing, None, later(1)).await.unwrap();
-    assert!(!take_up(job.origin).await, "it is captured");
+    assert!(!reopen_empty(job.origin).await, "it is captured");
     catalog.wait_for_stream(job.job, epoch, wait(later(3), later(2)), later(2)).await.unwrap();
-    assert!(!take_up(job.origin).await, "it waits");
+    assert!(!reopen_empty(job.origin).await, "it waits");
     assert!(catalog.end_waiting(job.job, "session ended", "platform", later(4)).await.unwrap());
-    assert!(!take_up(later(1)).await, "its media time began at another moment");
-    assert!(take_up(job.origin).await);
-    assert!(!take_up(job.origin).await, "it is finalized");
+    assert!(!reopen_empty(later(1)).await, "its media time began at another moment");
+    assert!(reopen_empty(job.origin).await);
+    assert!(!reopen_empty(job.origin).await, "it is finalized");
     let now = catalog.job(job.job).await.unwrap().unwrap();
     assert_eq!((now.state, now.owner, now.ended_at), (JobState::Finalizing, None, Some(later(4))));
     assert_eq!((now.origin, now.end_reason.as_deref()), (job.origin, Some("session ended")));

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs each test of faults with real parts several times, one after the other: a test that passes once may have been lucky. Each run is a
-# line of JSON in target/faults.jsonl. A run that is interrupted goes on; what failed is run again.
+# Runs each test of the modules in which servers and workers fail several times, one after the other: a test that passes once may have been
+# lucky. Each run is a line of JSON in target/faults.jsonl. A run that is interrupted goes on; what failed is run again.
 # Usage: with-servers faults.sh [FILTER]   FILTER: part of the tests' names; FAULTS_ROUNDS: how often (5).
 set -euo pipefail
+# nextest takes Ctrl-C for itself.
+trap 'exit 130' INT TERM
 cd "$(dirname "$0")/../.."
 rounds=${FAULTS_ROUNDS:-5}
 rows=${CARGO_TARGET_DIR:-target}/faults.jsonl

@@ -70,7 +70,9 @@ pub async fn recompose(
     let made: Result<Cancellable<ArchiveRow>, RecomposeError> = async {
         let dir = workspace.dir.clone();
         let keys = Keys::new(row.application.clone(), archive);
-        let fetched = restore_reserving(store, &keys, &dir, required_free_bytes, cancel).await?;
+        let job = catalog.job(row.job).await.map_err(DeriveError::from)?;
+        let origin = job.map(|job| job.origin);
+        let fetched = restore_reserving(store, &keys, &dir, origin, required_free_bytes, cancel).await?;
         let Cancellable::Done(fetched) = fetched else { return Ok(Cancellable::Cancelled) };
         let descriptor =
             std::fs::read(dir.join(JOB)).ok().and_then(|json| serde_json::from_slice::<ArchiveDescriptor>(&json).ok());

@@ -159,7 +159,7 @@ impl Life {
                 evidence.beeps.sent.extend(marks(&timeline.beeps));
             }
             Told::Browser(sent) => {
-                let numbered = number(life, sent, &archive.pictures(life));
+                let numbered = number(life, sent, self.unknown_after.is_none(), &archive.pictures(life));
                 evidence.errors.extend(numbered.strange.iter().map(|mark| format!("{mark:?} was not drawn then")));
                 evidence.pictures.sent.extend(numbered.sent);
                 evidence.partial.extend(numbered.partial);
@@ -210,7 +210,7 @@ impl Cell {
         Self { sender: *sender, event, session, started, ended }
     }
 
-    /// Runs it. The archive of a cell that fails is kept in a folder, if there is one.
+    /// Runs it. The archive of a cell that fails is kept in a folder, if there is one, and what its sender told (`sent.txt`).
     ///
     /// # Errors
     /// When a server or the program refuses what the cell needs.
@@ -358,7 +358,8 @@ impl Cell {
     /// What was sent and what is in the archive, on one clock.
     fn evidence(&self, script: &Script, archive: &Archive) -> Result<Evidence> {
         let Script { lives, begins, cuts } = script;
-        let mut evidence = Evidence { cuts: cuts.clone(), ..Evidence::default() };
+        let has_b_frames = self.sender.name.contains("b-frames");
+        let mut evidence = Evidence { has_b_frames, cuts: cuts.clone(), ..Evidence::default() };
         for (number, life) in (1..).zip(lives) {
             life.add_to(&mut evidence, number, archive);
         }

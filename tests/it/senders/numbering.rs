@@ -11,7 +11,7 @@ use super::verdict::Mark;
 
 /// Pictures without one for so long are matched for themselves, in seconds: a new subscription may have another clock.
 const PAUSE: f64 = 0.5;
-/// A decoded picture is this near to its coded one, in seconds; the browser sends none nearer to each other than twice that.
+/// A decoded picture is this near to its coded one, in seconds; but for a browser's first two, none are nearer to each other than twice that.
 const SAME_PLACE: f64 = 0.010;
 /// A picture is coded within this after it was drawn, in seconds.
 const CODED_WITHIN: f64 = 1.5;
@@ -19,7 +19,7 @@ const CODED_WITHIN: f64 = 1.5;
 const CODED_AFTER: std::ops::Range<f64> = -0.005..0.028;
 /// The same in milliseconds, as it is found for all pictures together.
 const CODED_LATE: RangeInclusive<i32> = -5..=28;
-/// Where no picture was coded at once, all of them seem to be coded earlier than they were.
+/// One picture with an RTP time that is too late makes the times of all too early: it is taken for the one that was coded at once.
 const CODED_EARLY: RangeInclusive<i32> = -20..=-5;
 /// Numbers of pictures that are not in the file.
 const UNKNOWN: u32 = 1_000_000;
@@ -64,9 +64,10 @@ fn aligned(browser: &SentByBrowser, seen: &[Seen]) -> Vec<Seen> {
     of_layer().flat_map(align).collect()
 }
 
-/// Gives each coded picture the number of the decoded one at its time. Where that leaves doubts, the browser's times are taken for too early, and
-/// the times of the file are tried without the jumps between its layers: what gives more pictures their numbers counts.
-pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered {
+/// Gives each coded picture the number of the decoded one at its time. Where doubts are left: without the jumps between the file's layers; then
+/// with times of coded pictures that are taken for too early; then both. The fewest doubts count. `tells_all`: the browser told of all that it
+/// sent, to its end.
+pub fn number(life: u16, browser: &SentByBrowser, tells_all: bool, in_file: &[Seen]) -> Numbered {
     let aligned = || aligned(browser, in_file);
     let tries: [&dyn Fn() -> Numbered; 4] = [
         &|| number_by(life, browser, in_file, in_file, CODED_LATE),
@@ -74,8 +75,10 @@ pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered 
         &|| number_by(life, browser, in_file, in_file, CODED_EARLY),
         &|| number_by(life, browser, &aligned(), in_file, CODED_EARLY),
     ];
+    // Where the first pictures and the last ones are not known, pictures that are taken for the ones before them leave fewer doubts.
+    let tries = &tries[..if tells_all { 4 } else { 2 }];
     let mut best: Option<(usize, Numbered)> = None;
-    for numbered in tries.into_iter().map(|attempt| attempt()) {
+    for numbered in tries.iter().map(|attempt| attempt()) {
         let doubts = numbered.doubts(in_file);
         if best.as_ref().is_none_or(|(least, _)| doubts < *least) {
             best = Some((doubts, numbered));
@@ -87,14 +90,14 @@ pub fn number(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Numbered 
     best.map(|(_, numbered)| numbered).unwrap_or_default()
 }
 
-/// The same by these times of the pictures in the file, each at the place of the one in `in_file`. `late`: how much later than a picture was
+/// The same by these times of the pictures in the file, each at the place of the one in `in_file`. `coded_late`: how much later than a picture was
 /// drawn it was coded, in milliseconds.
 fn number_by(
     life: u16,
     browser: &SentByBrowser,
     times: &[Seen],
     in_file: &[Seen],
-    late: RangeInclusive<i32>,
+    coded_late: RangeInclusive<i32>,
 ) -> Numbered {
     let mut numbered = Numbered::default();
     let mut pictures: Vec<(Seen, f64)> = times.iter().copied().zip(in_file.iter().map(|one| one.at)).collect();
@@ -106,13 +109,13 @@ fn number_by(
         let (first, last) = (piece[0].at - 0.2, piece[piece.len() - 1].at + 0.2);
         let drawn_at = |number: u32| browser.drawn.frames.iter().find(|(n, _)| *n == number).map(|(_, at)| *at);
         // How much later the file has what was drawn in this piece.
-        let in_file: Vec<f64> = seen
+        let late_in_file: Vec<f64> = seen
             .iter()
             .filter_map(|one| Some((one.at, drawn_at(one.number?)?)))
             .filter(|(_, drawn)| (first..last).contains(drawn))
             .map(|(at, drawn)| at - drawn)
             .collect();
-        let mut offset = offset(piece, seen, percentile(&in_file, 50.0).unwrap_or(0.0), &late);
+        let mut offset = offset(piece, seen, percentile(&late_in_file, 50.0).unwrap_or(0.0), &coded_late);
         for (index, picture) in piece.iter().enumerate() {
             let place = seen.partition_point(|one| one.at < picture.at + offset);
             let near = [place.checked_sub(1), (place < seen.len()).then_some(place)];
@@ -201,8 +204,8 @@ impl Numbered {
 }
 
 /// How much later the file has a piece's pictures than they were coded: about as much as it has them later than they were drawn, less
-/// the time to code one (`coded`, in milliseconds), so that most are at their places.
-fn offset(piece: &[CodedPicture], seen: &[Seen], late: f64, coded: &RangeInclusive<i32>) -> f64 {
+/// the time to code one (`coded_late`, in milliseconds), so that most are at their places.
+fn offset(piece: &[CodedPicture], seen: &[Seen], late_in_file: f64, coded_late: &RangeInclusive<i32>) -> f64 {
     let fits = |offset: f64| {
         let near = |at: f64| {
             let place = seen.partition_point(|one| one.at < at);
@@ -211,8 +214,8 @@ fn offset(piece: &[CodedPicture], seen: &[Seen], late: f64, coded: &RangeInclusi
         };
         piece.iter().map(|picture| (SAME_PLACE - near(picture.at + offset)).max(0.0)).sum::<f64>()
     };
-    let candidates = coded.clone().map(|ms| late - f64::from(ms) / 1000.0);
-    candidates.max_by(|a, b| fits(*a).total_cmp(&fits(*b))).unwrap_or(late)
+    let candidates = coded_late.clone().map(|ms| late_in_file - f64::from(ms) / 1000.0);
+    candidates.max_by(|a, b| fits(*a).total_cmp(&fits(*b))).unwrap_or(late_in_file)
 }
 
 #[cfg(test)]
@@ -235,7 +238,7 @@ mod tests {
         let seen: Vec<Seen> =
             seen.map(|(n, at)| Seen { at: time(*n, *at) + 0.05, number: Some(*n), size: SIZE }).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
-        let numbered = number(1, &browser, &seen);
+        let numbered = number(1, &browser, true, &seen);
         let numbers: Vec<u32> = numbered.sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect();
         assert_eq!(numbers, (0..30).filter(|n| ![9, 10, 20].contains(n)).collect::<Vec<u32>>());
         assert_eq!(numbered.sent.len(), 28, "the one that is missing was sent");
@@ -254,7 +257,7 @@ mod tests {
             drawn.iter().map(|(n, at)| Seen { at: at + late(*n), number: Some(*n), size: SIZE }).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
         let numbers = |seen: &[Seen]| -> Vec<u32> {
-            number(1, &browser, seen).sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect()
+            number(1, &browser, true, seen).sent.iter().map(|mark| mark.number).filter(|n| *n < UNKNOWN).collect()
         };
         assert_eq!(numbers(&seen), (0..30).collect::<Vec<u32>>());
         // One of them is not in the file.
@@ -275,7 +278,7 @@ mod tests {
         };
         let seen: Vec<Seen> = drawn.iter().map(picture).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
-        let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
+        let numbers: Vec<u32> = number(1, &browser, true, &seen).sent.iter().map(|mark| mark.number).collect();
         assert_eq!(numbers, (0..30).collect::<Vec<u32>>());
     }
 
@@ -289,7 +292,7 @@ mod tests {
         let in_file = drawn.iter().filter(|(n, _)| *n != 20);
         let seen: Vec<Seen> = in_file.map(|(n, at)| Seen { at: at + 0.058, number: Some(*n), size: SIZE }).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
-        let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
+        let numbers: Vec<u32> = number(1, &browser, true, &seen).sent.iter().map(|mark| mark.number).collect();
         let (known, unknown): (Vec<u32>, Vec<u32>) = numbers.into_iter().partition(|number| *number < UNKNOWN);
         assert_eq!(known, (0..30).filter(|n| *n != 20).collect::<Vec<_>>());
         assert_eq!(unknown.len(), 1);
@@ -304,8 +307,25 @@ mod tests {
         let seen: Vec<Seen> =
             drawn.iter().map(|(n, at)| Seen { at: at + 0.05, number: Some(*n), size: SIZE }).collect();
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
-        let numbers: Vec<u32> = number(1, &browser, &seen).sent.iter().map(|mark| mark.number).collect();
+        let numbers: Vec<u32> = number(1, &browser, true, &seen).sent.iter().map(|mark| mark.number).collect();
         assert_eq!(numbers, (0..30).collect::<Vec<_>>());
+    }
+
+    /// A killed browser: the first two were sent before the recorder came, the last two after the browser had told. Each is coded 20 ms late.
+    #[test]
+    fn where_the_last_pictures_are_not_known_none_is_taken_for_the_one_before() {
+        let drawn: Vec<(u32, f64)> = (0..30).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let coded: Vec<CodedPicture> =
+            drawn[..28].iter().map(|(_, at)| CodedPicture { at: at + 0.020, partial: false }).collect();
+        let seen: Vec<Seen> =
+            drawn[2..].iter().map(|(n, at)| Seen { at: at + 0.07, number: Some(*n), size: SIZE }).collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let sent = number(1, &browser, false, &seen).sent;
+        assert!(
+            sent.iter()
+                .all(|mark| mark.number >= UNKNOWN || (mark.at - 100.02 - f64::from(mark.number) / 30.0).abs() < 0.001)
+        );
+        assert_eq!(sent.iter().filter(|mark| mark.number < UNKNOWN).count(), 26);
     }
 
     /// A black picture is no picture that is lost, where nothing was drawn.
@@ -316,7 +336,7 @@ mod tests {
         let seen = [Some(0), None, None, None].into_iter().zip(&coded);
         let seen: Vec<Seen> = seen.map(|(number, picture)| Seen { at: picture.at, number, size: SIZE }).collect();
         let drawn = Timeline { frames: vec![(0, 100.0), (1, 100.033)], beeps: vec![] };
-        let numbered = number(1, &SentByBrowser { drawn, coded, audio_packets: 0 }, &seen);
+        let numbered = number(1, &SentByBrowser { drawn, coded, audio_packets: 0 }, true, &seen);
         assert_eq!(numbered.blank, [100.070, 100.3]);
         assert_eq!(numbered.sent.len(), 2);
     }

@@ -1,7 +1,7 @@
 //! What a viewer of a cell's archive sees and hears, against what was sent. Pure.
 //!
 //! Each picture and each beep that was sent is in the individual file once, in order and at its time, and in the composed file; or
-//! a gap that has a cause covers its time. A picture that is missing from both is what the matrix is there to find.
+//! a gap that has a cause covers its time, or, of the last pictures before a pause, comes right behind the pause. A picture that is missing from both is what the matrix is there to find.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,8 +49,8 @@ impl GapSpan {
         (self.from - GAP_EDGE..=self.to + GAP_EDGE).contains(&at)
     }
 
-    /// Sequence numbers tell a recorder, behind a pause, how many packets it lacks, and not on which side of the pause these were sent. The gap
-    /// is as long as what is missing.
+    /// Of pictures right before a pause: sequence numbers tell a recorder, behind the pause, how many packets it lacks, and not on which side
+    /// of the pause these were sent. The gap is as long as what is missing.
     fn is_behind_the_pause_after(&self, mark: &Mark, sent: &[Mark]) -> bool {
         let of_life: Vec<f64> = sent.iter().filter(|one| one.life == mark.life).map(|one| one.at).collect();
         let before = 0.0..=(self.to - self.from + STEP_MAX).min(GAP_EDGE);
@@ -90,6 +90,8 @@ impl Begin {
 pub struct Evidence {
     pub pictures: Flow,
     pub beeps: Flow,
+    /// Pictures are not sent in the order in which they are shown.
+    pub has_b_frames: bool,
     /// When pictures that were sent without a number are in the individual files: the black ones of a browser's muted track.
     pub blanks: Vec<f64>,
     /// When pictures without a number are in the individual files.
@@ -277,7 +279,14 @@ fn excuse(
     evidence: &Evidence,
     is_beep: bool,
 ) -> Option<String> {
-    let covers = |gap: &&GapSpan| gap.is_at(mark.at) || (!is_beep && gap.is_behind_the_pause_after(mark, &flow.sent));
+    // With B-frames, a picture that is shown later was sent before.
+    let is_last = || {
+        let of_life = flow.sent.iter().enumerate().skip(place).take_while(|(_, one)| one.life == mark.life);
+        let mut until_pause = of_life.take_while(|(_, one)| one.at <= mark.at + GAP_EDGE);
+        evidence.has_b_frames || until_pause.all(|(place, _)| !found.contains(&place))
+    };
+    let is_behind_pause = |gap: &&GapSpan| !is_beep && gap.is_behind_the_pause_after(mark, &flow.sent) && is_last();
+    let covers = |gap: &&GapSpan| gap.is_at(mark.at) || is_behind_pause(gap);
     if let Some(gap) = flow.gaps.iter().find(covers) {
         return Some(gap.cause.clone());
     }

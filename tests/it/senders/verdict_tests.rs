@@ -49,7 +49,7 @@ type Excused = &'static [(&'static str, usize)];
 
 #[test]
 fn what_is_whole_or_excused_passes() {
-    let cases: [(&str, Fault, Excused); 13] = [
+    let cases: [(&str, Fault, Excused); 14] = [
         ("whole", |_| (), &[]),
         (
             "the time to be told of it and to subscribe",
@@ -71,6 +71,16 @@ fn what_is_whole_or_excused_passes() {
         (
             "the last pictures before a pause, and the gap behind the pause",
             |e| {
+                pause_after(e, 59);
+                without(e, 58..60);
+                e.pictures.gaps.push(gap(4.94, 5.0, "network"));
+            },
+            &[("network", 2)],
+        ),
+        (
+            "B-frames of the last picture before a pause, which was sent before them",
+            |e| {
+                e.has_b_frames = true;
                 pause_after(e, 59);
                 without(e, 57..59);
                 e.pictures.gaps.push(gap(4.94, 5.0, "network"));
@@ -150,7 +160,7 @@ fn what_is_whole_or_excused_passes() {
 
 #[test]
 fn each_fault_is_found() {
-    let cases: [(&str, Fault, &str); 24] = [
+    let cases: [(&str, Fault, &str); 25] = [
         ("a picture less", |e| without(e, 40..41), "1 pictures missing without a gap"),
         ("the last one", |e| without(e, 119..120), "1 pictures missing without a gap"),
         ("no picture at all", |e| without(e, 0..120), "pictures missing without a gap"),
@@ -172,6 +182,15 @@ fn each_fault_is_found() {
             "1 pictures missing without a gap",
         ),
         (
+            "pictures before the last one before a pause, and the gap behind the pause",
+            |e| {
+                pause_after(e, 59);
+                without(e, 57..59);
+                e.pictures.gaps.push(gap(4.94, 5.0, "network"));
+            },
+            "2 pictures missing without a gap",
+        ),
+        (
             "a beep, and a gap at the next one",
             |e| {
                 e.beeps.decoded.remove(2);
@@ -187,7 +206,7 @@ fn each_fault_is_found() {
             "the last pictures before a pause, and nothing that tells of a loss",
             |e| {
                 pause_after(e, 59);
-                without(e, 57..59);
+                without(e, 58..60);
                 e.pictures.gaps.push(gap(4.94, 5.0, "not_sent"));
             },
             "2 pictures missing without a gap",

@@ -41,6 +41,6 @@ pub fn keys(manifest: &Value) -> Keys {
 /// Fetches an archive's capture log from the store.
 pub async fn fetch_log(world: &World, manifest: &Value, to: &Path) {
     let store = archiver::app::services::store(&settings(world)).await.expect("store");
-    let fetched = restore(store.as_ref(), &keys(manifest), to, &CancellationToken::new()).await.expect("restore");
+    let fetched = restore(store.as_ref(), &keys(manifest), to, None, &CancellationToken::new()).await.expect("restore");
     assert!(matches!(fetched, Cancellable::Done(1..)), "{fetched:?}");
 }

@@ -13,7 +13,7 @@ use crate::content::Timeline;
 
 /// RTP time of pictures, in Hz.
 const CLOCK: f64 = 90_000.0;
-/// Two layers of one picture are this near to each other, in seconds. Pictures are 33 ms apart.
+/// Two layers of one picture are this near to each other, in seconds. Pictures are 33 ms apart, but for a browser's first two.
 const SAME_PICTURE: f64 = 0.012;
 
 /// A picture that was coded.

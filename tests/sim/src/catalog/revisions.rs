@@ -37,21 +37,21 @@ impl RevisionCatalog for MemoryCatalog {
         .await
     }
 
-    async fn take_up_job(
+    async fn reopen_empty_job(
         &self,
         job: JobId,
         origin: Wallclock,
         who: &str,
         now: Wallclock,
     ) -> Result<bool, CatalogError> {
-        self.call("take_up_job", |state| {
+        self.call("reopen_empty_job", |state| {
             let is_it = |row: &JobRow| row.state == JobState::Empty && row.origin == origin;
             let Some(found) = state.jobs.get_mut(&job).filter(|found| is_it(&found.row)) else { return Ok(false) };
             let row = &mut found.row;
             row.ended_at.get_or_insert(row.updated_at);
             (row.state, row.owner, row.lease_expires_at, row.updated_at) =
                 (JobState::Finalizing, None, Wallclock(0), now);
-            state.line(job, "taken up: media came late", who, now);
+            state.line(job, "finalizing after all: media came late", who, now);
             Ok(true)
         })
         .await

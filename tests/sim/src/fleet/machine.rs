@@ -27,6 +27,9 @@ use super::randomness::seed_pool_thread;
 use super::{Millis, REGION, ROUTER, Timeline};
 use crate::{Calls, Chance, FakeRouter, Fault, MemoryBroker, MemoryCatalog, MemoryStore};
 
+/// A runtime's timers have a resolution of a millisecond, since its beginning: those of two runtimes differ by less than this.
+const PHASE_MAX: Duration = Duration::from_micros(20);
+
 /// A worker that works for so long without a break has sent what it had of other workers' jobs: it looks through its spool every 15 s.
 const WORKED_MIN: Millis = 20_000;
 
@@ -362,9 +365,6 @@ fn instance(machine: usize, life: u32) -> InstanceId {
 fn router_name() -> RouterName {
     ROUTER.parse().expect("a name")
 }
-
-/// A runtime's timers have a resolution of a millisecond, since its beginning: those of two runtimes differ by less than this.
-const PHASE_MAX: Duration = Duration::from_micros(20);
 
 /// A runtime for a process that begins at a moment. Files are written and read one after the other, and what they wake runs behind what is
 /// ready: the order does not depend on how fast the machine is.

@@ -225,6 +225,13 @@ impl Fleet {
         self.world.block_on(self.catalog().job(job)).expect("this handle has no faults")
     }
 
+    /// What is noted of a session's job, in order.
+    fn history(&self, session: &str) -> Vec<String> {
+        let Some(job) = self.job(session) else { return Vec::new() };
+        let lines = self.world.block_on(self.catalog().job_history(job.job)).expect("this handle has no faults");
+        lines.into_iter().map(|line| line.what).collect()
+    }
+
     /// Does what the script says, and then lets everything settle.
     fn play(&mut self, script: &Script) {
         for machine in &mut self.machines {

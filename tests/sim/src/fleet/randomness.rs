@@ -2,7 +2,8 @@
 //! which spreads retries. All of them ask the system function `getrandom` for their first bytes, once a thread. This program has a
 //! function of that name: on a thread that has a seed the bytes follow from it, on others the kernel gives them.
 //!
-//! Threads of the blocking pool have a seed of their own: [`seed_pool_thread`]. Tokio counts the runtimes of a process, too, and mixes their number in: a seed repeats where each run of it is a process of its own.
+//! Threads of the blocking pool all begin with the seed 0. Tokio counts the runtimes of a process, too, and mixes their number in: a seed repeats
+//! where each run of it is a process of its own.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -33,7 +34,8 @@ pub(super) fn seed_pool_thread() {
     });
 }
 
-/// Stands for the system's function of this name: see its manual page, `getrandom(2)`. `build.rs` makes it known to libraries that look for it by its name.
+/// Stands for the system's function of this name: see its manual page, `getrandom(2)`. `build.rs` makes it known to libraries that look for
+/// it by its name.
 ///
 /// # Safety
 /// `to` points to `len` bytes that may be written.

@@ -326,8 +326,7 @@ impl Script {
 
     /// The script of a seed: one to three sessions, and up to four faults. Of five seeds one is crowded: more sessions, workers with one place
     /// each, and a store that is away for long. In another one, hardly any machine that was told to stop comes back with its disk; in a third,
-    /// workers die while they take an event; in a fourth, one stands still at the end of
-    /// each session.
+    /// workers die while they take an event; in a fourth, one stands still at the end of each session.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let (mut script, mut random) = (Self::default(), StdRng::seed_from_u64(seed));
