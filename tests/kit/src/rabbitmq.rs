@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +11,6 @@ use anyhow::{Context, Result, ensure};
 use crate::child::Server;
 use crate::net::free_port;
 use crate::shared::{StopInfo, addresses, folder};
-use crate::wait::wait_for;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// `guest:guest` in the header of the management API.
@@ -22,25 +21,6 @@ const REQUEST_MAX: Duration = Duration::from_secs(60);
 /// A virtual host is deleted so long after its test. Where one goes while a queue in it is declared, RabbitMQ's supervisor of
 /// dead-lettering ends, and the node takes no queues of ours any more (rabbitmq-server#16652).
 const UNUSED_MIN: Duration = Duration::from_secs(10);
-
-/// Mnesia and the directory of quorum queues write what they noted within two seconds.
-const QUIET_MIN: Duration = Duration::from_secs(4);
-
-/// The files in which a node notes queues and bindings.
-fn metadata(data: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for node in std::fs::read_dir(data)?.flatten() {
-        for file in std::fs::read_dir(node.path())?.flatten().map(|entry| entry.path()) {
-            let is_log = file.extension().is_some_and(|end| ["LOG", "DCD", "DCL"].iter().any(|known| end == *known));
-            if is_log && !file.ends_with("DECISION_TAB.LOG") {
-                files.push(file);
-            }
-        }
-        let quorum = std::fs::read_dir(node.path().join("quorum")).into_iter().flatten().flatten();
-        files.extend(quorum.map(|folder| folder.path().join("names.dets")).filter(|file| file.exists()));
-    }
-    Ok(files)
-}
 
 /// A broker of a test.
 #[derive(Debug)]
@@ -127,24 +107,6 @@ impl RabbitMq {
     /// On the shared node.
     pub fn restart(&mut self) -> Result<()> {
         self.node_mut().restart()
-    }
-
-    /// Waits until the node has these queues on its disk, with all that it noted before. RabbitMQ 3.10 (Mnesia) keeps what is declared in memory
-    /// for up to two seconds: killed before that, it forgets queues and bindings, and what was confirmed in them.
-    ///
-    /// # Panics
-    /// On the shared node, and when that takes too long.
-    pub async fn has_noted(&self, queues: &[String]) {
-        let data = self.node.as_ref().expect("a private node").dir.path().join("data");
-        wait_for("RabbitMQ to have its queues on the disk", || async {
-            let files = metadata(&data).ok()?;
-            let newest = files.iter().map(|file| file.metadata().and_then(|m| m.modified()).ok()).max()??;
-            let is_quiet = newest.elapsed().is_ok_and(|since| since > QUIET_MIN);
-            let bytes: Vec<u8> = files.iter().flat_map(|file| std::fs::read(file).unwrap_or_default()).collect();
-            let has = |queue: &String| bytes.windows(queue.len()).any(|part| part == queue.as_bytes());
-            (is_quiet && queues.iter().all(has)).then_some(())
-        })
-        .await;
     }
 
     /// `kill -9`, of the node itself and not only of the script that started it.
