@@ -358,7 +358,7 @@ impl Cell {
     /// What was sent and what is in the archive, on one clock.
     fn evidence(&self, script: &Script, archive: &Archive) -> Result<Evidence> {
         let Script { lives, begins, cuts } = script;
-        let has_b_frames = self.sender.name.contains("b-frames");
+        let has_b_frames = self.sender.has_b_frames;
         let mut evidence = Evidence { has_b_frames, cuts: cuts.clone(), ..Evidence::default() };
         for (number, life) in (1..).zip(lives) {
             life.add_to(&mut evidence, number, archive);

@@ -28,6 +28,8 @@ pub struct Sender {
     pub name: &'static str,
     pub source: Source,
     pub has_video: bool,
+    /// Pictures are not sent in the order in which they are shown.
+    pub has_b_frames: bool,
     /// Width and height.
     pub size: (u32, u32),
     /// The size that the picture changes to. It has the same shape, so that it is at the same place in the composed file.
@@ -35,11 +37,13 @@ pub struct Sender {
 }
 
 const fn browser(name: &'static str, codec: VideoCodec, layers: Layers) -> Sender {
-    Sender { name, source: Source::Browser(codec, layers), has_video: true, size: (640, 480), other_size: (480, 360) }
+    let source = Source::Browser(codec, layers);
+    Sender { name, source, has_video: true, has_b_frames: false, size: (640, 480), other_size: (480, 360) }
 }
 
 const fn kit(name: &'static str, change: fn(&mut Options)) -> Sender {
-    Sender { name, source: Source::Kit(change), has_video: true, size: (320, 240), other_size: (480, 360) }
+    let source = Source::Kit(change);
+    Sender { name, source, has_video: true, has_b_frames: false, size: (320, 240), other_size: (480, 360) }
 }
 
 const fn heard(name: &'static str, change: fn(&mut Options)) -> Sender {
@@ -68,7 +72,7 @@ pub const SENDERS: &[Sender] = &[
     kit("h264-baseline", |options| h264(options, H264Kind::Baseline)),
     kit("h264-constrained-high", |options| h264(options, H264Kind::ConstrainedHigh)),
     kit("h264-high", |options| h264(options, H264Kind::High)),
-    kit("h264-b-frames", |options| h264(options, H264Kind::BFrames(2))),
+    Sender { has_b_frames: true, ..kit("h264-b-frames", |options| h264(options, H264Kind::BFrames(2))) },
     kit("vp8-1fps", |options| options.fps = 1),
     kit("h264-5fps", |options| {
         h264(options, H264Kind::ConstrainedBaseline);
