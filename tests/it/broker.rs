@@ -505,8 +505,7 @@ async fn a_broker_that_is_killed_or_frozen_loses_nothing() {
     worker.room.send_replace(0);
     tokio::time::sleep(A_WHILE).await;
     publish(rabbit(&config), STARTED_KEY, "kept").await.expect("confirm");
-    // RabbitMQ 3.10 keeps what is declared in memory for up to two seconds: killed before that, it forgets it.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    node.sync().expect("synced");
     node.kill9();
     worker.becomes(BrokerState::Disconnected).await;
     assert_eq!(

@@ -776,8 +776,8 @@ async fn changes_are_published_in_order_over_a_restart_of_the_broker() {
         assert_eq!(properties.delivery_mode(), &Some(2));
         assert_eq!(properties.message_id().as_ref().map(ToString::to_string), Some(id));
     }
-    // It dies, and comes back. RabbitMQ 3.10 keeps queues and bindings in memory for up to two seconds: killed before that, it forgets them.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    // It dies, and comes back.
+    node.sync().expect("synced");
     node.kill9();
     for status in [Started, Stopped, Available] {
         put("one", status).await;

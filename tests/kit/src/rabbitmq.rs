@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,6 +17,10 @@ const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const AUTHORIZATION: &str = "Basic Z3Vlc3Q6Z3Vlc3Q=";
 /// A request to the management API takes milliseconds; a busy machine may make it longer.
 const REQUEST_MAX: Duration = Duration::from_secs(60);
+
+const PRIVATE: &str = "a test that breaks RabbitMQ starts a private node";
+/// Erlang, run by a node: Mnesia's log (queues, bindings) and each table on the disk (the places of quorum queues) are written.
+const SYNC: &str = "ok = mnesia:sync_log(), [ok = dets:sync(Table) || Table <- dets:all()], synced.";
 
 /// A virtual host is deleted so long after its test. Where one goes while a queue in it is declared, RabbitMQ's supervisor of
 /// dead-lettering ends, and the node takes no queues of ours any more (rabbitmq-server#16652).
@@ -133,8 +137,20 @@ impl RabbitMq {
         self.node_mut().signal("-CONT");
     }
 
+    /// Has a private node write to its disk all that was declared. RabbitMQ 3.10 keeps that in memory for up to two seconds, longer
+    /// on a busy machine: killed before, a node forgets a queue with its confirmed messages.
+    ///
+    /// # Errors
+    /// When the node does not do it.
+    ///
+    /// # Panics
+    /// On the shared node.
+    pub fn sync(&self) -> Result<()> {
+        self.node.as_ref().expect(PRIVATE).sync()
+    }
+
     fn node_mut(&mut self) -> &mut Node {
-        self.node.as_mut().expect("a test that breaks RabbitMQ starts a private node")
+        self.node.as_mut().expect(PRIVATE)
     }
 
     /// Gives a private node up to the keeper of the shared servers.
@@ -209,8 +225,17 @@ impl Node {
             command.args(["-address", "127.0.0.1", "-port"]).arg(self.epmd_port.to_string());
             self.epmd = Some(Server::start("epmd", self.dir.path(), &mut command)?);
         }
+        let mut server = Server::start("rabbitmq", self.dir.path(), &mut self.command("rabbitmq-server"))?;
+        let address = self.address;
+        server.wait_ready(|| TcpStream::connect(address).is_ok())?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// A program of RabbitMQ's with what it has to know of this node.
+    fn command(&self, program: &str) -> Command {
         let at = self.dir.path();
-        let mut command = Command::new("/usr/lib/rabbitmq/bin/rabbitmq-server");
+        let mut command = Command::new(Path::new("/usr/lib/rabbitmq/bin").join(program));
         command
             .env("HOME", at)
             .env("RABBITMQ_NODENAME", &self.name)
@@ -228,10 +253,14 @@ impl Node {
             .env("ERL_MAX_PORTS", "4096")
             // Schedulers that spin while they wait take the CPU from what is tested.
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+sbwt none +sbwtdcpu none +sbwtdio none");
-        let mut server = Server::start("rabbitmq", at, &mut command)?;
-        let address = self.address;
-        server.wait_ready(|| TcpStream::connect(address).is_ok())?;
-        self.server = Some(server);
+        command
+    }
+
+    fn sync(&self) -> Result<()> {
+        let output =
+            self.command("rabbitmqctl").args(["--node", &self.name, "eval", SYNC]).output().context("rabbitmqctl")?;
+        let [said, complained] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        ensure!(said.trim() == "synced", "RabbitMQ did not write its tables: {said}{complained}");
         Ok(())
     }
 
