@@ -34,17 +34,16 @@ impl StallTimer {
     /// Work of this process, which has stalled after `deadline` without progress.
     #[must_use]
     pub fn of_this_process(deadline: Duration) -> Self {
-        Self::new(PathBuf::from("/proc/self/task"), deadline)
+        Self::new(PathBuf::from("/proc/self/task"), deadline, Instant::now())
     }
 
     /// Work of the process `id`, which has stalled after `deadline` without progress.
     #[must_use]
     pub fn of_process(id: u32, deadline: Duration) -> Self {
-        Self::new(PathBuf::from(format!("/proc/{id}/task")), deadline)
+        Self::new(PathBuf::from(format!("/proc/{id}/task")), deadline, Instant::now())
     }
 
-    fn new(threads: PathBuf, deadline: Duration) -> Self {
-        let now = Instant::now();
+    fn new(threads: PathBuf, deadline: Duration, now: Instant) -> Self {
         Self {
             threads,
             deadline,
@@ -64,30 +63,39 @@ impl StallTimer {
 
     /// The work made progress: the deadline counts from now on.
     pub fn progressed(&mut self) {
-        self.progressed_at = Instant::now();
-        self.looked_at = self.progressed_at;
+        self.progressed_at(Instant::now());
+    }
+
+    fn progressed_at(&mut self, now: Instant) {
+        self.progressed_at = now;
+        self.looked_at = now;
         self.wait_times = None;
         self.served = Duration::ZERO;
     }
 
     /// Whether the work has stalled, to be asked several times a second. Reads `/proc` at most once a second, and only without progress.
     pub fn has_stalled(&mut self) -> bool {
-        if self.looked_at.elapsed() >= LOOK_INTERVAL {
-            self.look();
-        }
-        self.served >= self.deadline || self.elapsed() > self.deadline * STARVED_MAX
+        self.has_stalled_at(Instant::now())
     }
 
-    fn look(&mut self) {
-        let now = wait_times(&self.threads);
-        let elapsed = self.looked_at.elapsed();
-        let served = self.wait_times.as_ref().map_or(elapsed, |before| served(elapsed, before, &now));
+    fn has_stalled_at(&mut self, now: Instant) -> bool {
+        if now - self.looked_at >= LOOK_INTERVAL {
+            self.look(now);
+        }
+        self.served >= self.deadline || now - self.progressed_at > self.deadline * STARVED_MAX
+    }
+
+    fn look(&mut self, now: Instant) {
+        let wait_times = wait_times(&self.threads);
+        let elapsed = now - self.looked_at;
+        let served = self.wait_times.as_ref().map_or(elapsed, |before| served(elapsed, before, &wait_times));
         self.served += served.min(LOOK_INTERVAL);
-        self.looked_at += elapsed;
-        self.wait_times = Some(now);
-        let waits = self.elapsed() > self.deadline && self.served < self.deadline;
+        self.looked_at = now;
+        self.wait_times = Some(wait_times);
+        let without_progress = now - self.progressed_at;
+        let waits = without_progress > self.deadline && self.served < self.deadline;
         if waits && !std::mem::replace(&mut self.has_warned, true) {
-            let elapsed_s = self.elapsed().as_secs();
+            let elapsed_s = without_progress.as_secs();
             tracing::warn!(
                 elapsed_s,
                 "work makes no progress, because it waits for a processor: the machine has too much to do"
@@ -144,14 +152,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("7");
         std::fs::create_dir(&path).expect("folder of a thread");
-        let mut timer = StallTimer::new(folder.path().to_owned(), Duration::from_secs(deadline_s));
+        let begun = Instant::now();
+        let mut timer = StallTimer::new(folder.path().to_owned(), Duration::from_secs(deadline_s), begun);
         (1..=longest_s).find(|second| {
             // What it ran is not what it waited: the first number grows in any case.
             let schedstat = format!("{} {} {second}\n", second * 900_000_000, waits(*second) * 1_000_000_000);
             std::fs::write(path.join("schedstat"), schedstat).expect("schedstat");
-            timer.progressed_at -= LOOK_INTERVAL;
-            timer.looked_at -= LOOK_INTERVAL;
-            timer.has_stalled()
+            timer.has_stalled_at(begun + Duration::from_secs(*second))
         })
     }
 
@@ -160,24 +167,24 @@ mod tests {
         assert_eq!(seconds_until_stalled(60, |_| 0, 300), Some(60), "it sleeps");
         // Before the second look it is not known how long it waited.
         assert_eq!(seconds_until_stalled(60, |second| second / 2 * 2, 300), Some(119), "it waits for half of the time");
-        assert_eq!(seconds_until_stalled(60, |second| 2 * second, 239), None, "it waits all the time");
+        assert_eq!(seconds_until_stalled(60, |second| 2 * second, 240), None, "it waits all the time");
         assert_eq!(
             seconds_until_stalled(60, |second| 2 * second, 300),
-            Some(240),
+            Some(241),
             "no longer than four times its deadline"
         );
     }
 
     #[test]
     fn progress_begins_the_deadline_anew_and_a_late_look_counts_a_second() {
-        let mut timer = StallTimer::new(PathBuf::from("/nowhere"), Duration::from_secs(60));
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut timer = StallTimer::new(PathBuf::from("/nowhere"), Duration::from_secs(60), begun);
         timer.served = Duration::from_secs(58);
-        timer.looked_at -= Duration::from_secs(50);
-        assert!(!timer.has_stalled(), "{timer:?}");
-        timer.looked_at -= Duration::from_secs(50);
-        assert!(timer.has_stalled(), "{timer:?}");
-        timer.progressed();
-        assert!(!timer.has_stalled(), "{timer:?}");
+        assert!(!timer.has_stalled_at(after(50)), "{timer:?}");
+        assert!(timer.has_stalled_at(after(100)), "{timer:?}");
+        timer.progressed_at(after(100));
+        assert!(!timer.has_stalled_at(after(100)), "{timer:?}");
     }
 
     #[test]
