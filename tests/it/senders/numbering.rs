@@ -21,6 +21,8 @@ const CODED_AFTER: std::ops::Range<f64> = -0.005..0.028;
 const CODED_LATE: RangeInclusive<i32> = -5..=28;
 /// One picture with an RTP time that is too late makes the times of all too early: it is taken for the one that was coded at once.
 const CODED_EARLY: RangeInclusive<i32> = -20..=-5;
+/// Half of the time between two pictures, in seconds.
+const HALF_STEP: f64 = 0.016;
 /// Numbers of pictures that are not in the file.
 const UNKNOWN: u32 = 1_000_000;
 
@@ -65,20 +67,21 @@ fn aligned(browser: &SentByBrowser, seen: &[Seen]) -> Vec<Seen> {
 }
 
 /// Gives each coded picture the number of the decoded one at its time. Where doubts are left: without the jumps between the file's layers; then
-/// with times of coded pictures that are taken for too early; then both. The fewest doubts count. `tells_all`: the browser told of all that it
-/// sent, to its end.
+/// with times of coded pictures that are taken for too early; then both; at last by their order alone. The fewest doubts count. `tells_all`: the
+/// browser told of all that it sent, to its end.
 pub fn number(life: u16, browser: &SentByBrowser, tells_all: bool, in_file: &[Seen]) -> Numbered {
     let aligned = || aligned(browser, in_file);
-    let tries: [&dyn Fn() -> Numbered; 4] = [
-        &|| number_by(life, browser, in_file, in_file, CODED_LATE),
-        &|| number_by(life, browser, &aligned(), in_file, CODED_LATE),
-        &|| number_by(life, browser, in_file, in_file, CODED_EARLY),
-        &|| number_by(life, browser, &aligned(), in_file, CODED_EARLY),
+    let tries: [&dyn Fn() -> Option<Numbered>; 5] = [
+        &|| Some(number_by(life, browser, in_file, in_file, CODED_LATE)),
+        &|| Some(number_by(life, browser, &aligned(), in_file, CODED_LATE)),
+        &|| Some(number_by(life, browser, in_file, in_file, CODED_EARLY)),
+        &|| Some(number_by(life, browser, &aligned(), in_file, CODED_EARLY)),
+        &|| number_in_order(life, browser, in_file),
     ];
     // Where the first pictures and the last ones are not known, pictures that are taken for the ones before them leave fewer doubts.
-    let tries = &tries[..if tells_all { 4 } else { 2 }];
+    let tries = &tries[..if tells_all { 5 } else { 2 }];
     let mut best: Option<(usize, Numbered)> = None;
-    for numbered in tries.iter().map(|attempt| attempt()) {
+    for numbered in tries.iter().filter_map(|attempt| attempt()) {
         let doubts = numbered.doubts(in_file);
         if best.as_ref().is_none_or(|(least, _)| doubts < *least) {
             best = Some((doubts, numbered));
@@ -88,6 +91,28 @@ pub fn number(life: u16, browser: &SentByBrowser, tells_all: bool, in_file: &[Se
         }
     }
     best.map(|(_, numbered)| numbered).unwrap_or_default()
+}
+
+/// Where the file has as many pictures as were coded: the first is the first, and so on. Nothing if a picture of a layer is half a step and more from
+/// where the others of its layer have it: one that is missing makes all behind it a step too early.
+fn number_in_order(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Option<Numbered> {
+    let coded = &browser.coded;
+    let numbers: Vec<u32> = in_file.iter().map(|one| one.number).collect::<Option<_>>()?;
+    if numbers.len() != coded.len() || !numbers.is_sorted_by(|a, b| a < b) {
+        return None;
+    }
+    let pairs: Vec<(&Seen, f64)> = in_file.iter().zip(coded).map(|(seen, coded)| (seen, seen.at - coded.at)).collect();
+    for layer in pairs.chunk_by(|a, b| a.0.size == b.0.size) {
+        let late: Vec<f64> = layer.iter().map(|(_, late)| *late).collect();
+        let middle = percentile(&late, 50.0)?;
+        if late.iter().any(|late| (late - middle).abs() >= HALF_STEP) {
+            return None;
+        }
+    }
+    let mark = |(number, coded): (u32, &CodedPicture)| Mark { life, number, at: coded.at };
+    let sent: Vec<Mark> = numbers.into_iter().zip(coded).map(mark).collect();
+    let partial = sent.iter().zip(coded).filter(|(_, coded)| coded.partial).map(|(mark, _)| *mark).collect();
+    Some(Numbered { sent, partial, ..Numbered::default() })
 }
 
 /// The same by these times of the pictures in the file, each at the place of the one in `in_file`. `coded_late`: how much later than a picture was
@@ -309,6 +334,33 @@ mod tests {
         let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
         let numbers: Vec<u32> = number(1, &browser, true, &seen).sent.iter().map(|mark| mark.number).collect();
         assert_eq!(numbers, (0..30).collect::<Vec<_>>());
+    }
+
+    /// The first two that are drawn are not coded. Six of a lower layer seem to be coded later than they were drawn, at odd times, and those of the higher
+    /// one earlier: no time is right for both (chromium-h264-simulcast).
+    #[test]
+    fn pictures_of_two_layers_with_clocks_of_their_own_are_numbered_by_their_order() {
+        let drawn: Vec<(u32, f64)> = (0..60).map(|n| (n, 100.0 + f64::from(n) / 30.0)).collect();
+        let late = [0.003, 0.004, 0.004, 0.014, 0.016, 0.004];
+        let coded: Vec<CodedPicture> = (0..58)
+            .map(|n| CodedPicture { at: drawn[n + 2].1 + late.get(n).copied().unwrap_or(-0.008), partial: n < 6 })
+            .collect();
+        let seen = coded.iter().zip(&drawn[2..]);
+        let mut seen: Vec<Seen> = seen
+            .map(|(coded, (n, _))| match coded.partial {
+                true => Seen { at: coded.at + 0.08, number: Some(*n), size: (320, 240) },
+                false => Seen { at: coded.at + 0.05, number: Some(*n), size: SIZE },
+            })
+            .collect();
+        let browser = SentByBrowser { drawn: Timeline { frames: drawn, beeps: vec![] }, coded, audio_packets: 0 };
+        let numbers = |seen: &[Seen]| -> Vec<u32> {
+            number(1, &browser, true, seen).sent.iter().map(|mark| mark.number).collect()
+        };
+        assert_eq!(numbers(&seen), (2..60).collect::<Vec<_>>());
+        // Of the higher layer, one is not in the file, and one was never sent.
+        seen.remove(30);
+        seen.push(Seen { at: seen[56].at + 0.033, number: Some(60), size: SIZE });
+        assert!(number_in_order(1, &browser, &seen).is_none());
     }
 
     /// A killed browser: the first two were sent before the recorder came, the last two after the browser had told. Each is coded 20 ms late.
