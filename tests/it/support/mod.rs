@@ -12,5 +12,6 @@ pub mod logs;
 pub mod matroska;
 pub mod recorded;
 pub mod room_events;
+pub mod rows;
 pub mod sdk_errors;
 pub mod strict;
