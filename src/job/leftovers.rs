@@ -18,7 +18,7 @@ use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{ArchiveId, Epoch, WorkerId};
 use crate::model::time::Wallclock;
-use crate::recording::history::{self, EventKind};
+use crate::recording::history;
 use crate::recording::spool::ProvedInStore;
 use crate::recording::upload;
 use crate::store::keys::Keys;
@@ -190,7 +190,15 @@ async fn look_at(
             }
             // Its job waits for a stream, and may be resumed here.
             false if row.state == JobState::Waiting => Ok(()),
-            false => reopen_empty(context, &row, stop).await,
+            false => {
+                let knows_epoch = reopen_empty(context, &row, stop).await?;
+                if knows_epoch == Cancellable::Done(false) && done.insert(archive, Done::Told) != Some(Done::Told) {
+                    tracing::error!(%archive, job = %row.job, session = %row.session, path = %dir.display(),
+                        "the spool has a history of streams of a session in which nobody seemed to publish, and the worker had another name then: start a \
+                         worker of that name with this folder, or the session has no archive");
+                }
+                Ok(())
+            }
         },
         Care::Ship | Care::Leave => Ok(()),
     }
@@ -263,13 +271,20 @@ async fn remove_if_nothing_seen(context: &Arc<Context>, archive: ArchiveId) -> R
 }
 
 /// An owner that was lost or stood still knows of streams, and those after it saw that nobody publishes: what it knows goes to the store, and an
-/// archive of the empty job is made.
-async fn reopen_empty(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<(), JobFailure> {
+/// archive of the empty job is made. Returns whether it is known in which epoch the log was written: without that nothing is done.
+async fn reopen_empty(
+    context: &Arc<Context>,
+    row: &JobRow,
+    stop: &CancellationToken,
+) -> Result<Cancellable<bool>, JobFailure> {
     let (archive, failed) = (row.archive, |e| JobFailure::of(&e));
     is_reachable(context, row).await?;
-    let Cancellable::Done(any) = ship(context, row, stop).await? else { return Ok(()) };
-    if !any && matches!(ship_history(context, row, stop).await?, Cancellable::Cancelled) {
-        return Ok(());
+    let Cancellable::Done(any) = ship(context, row, stop).await? else { return Ok(Cancellable::Cancelled) };
+    if !any {
+        match ship_history(context, row, stop).await? {
+            Cancellable::Done(true) => {}
+            other => return Ok(other),
+        }
     }
     let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
     // Another machine that has some of it, too, may have been first.
@@ -277,26 +292,27 @@ async fn reopen_empty(context: &Arc<Context>, row: &JobRow, stop: &CancellationT
         tracing::warn!(%archive, job = %row.job, session = %row.session,
             "a log of streams came, of a session in which nobody seemed to have published: its archive is made");
     }
-    Ok(())
+    Ok(Cancellable::Done(true))
 }
 
-/// Ships the history alone: of a stream that was announced, nothing was captured.
+/// Ships the history alone: of a stream that was announced, nothing was captured. Returns whether the store has that history now: nobody may know in
+/// which epoch it was written.
 async fn ship_history(
     context: &Arc<Context>,
     row: &JobRow,
     stop: &CancellationToken,
-) -> Result<Cancellable<()>, JobFailure> {
-    let (dir, me) = (context.spool.archive_dir(row.archive), context.worker.clone());
+) -> Result<Cancellable<bool>, JobFailure> {
+    let (dir, keys) = (context.spool.archive_dir(row.archive), Keys::new(row.application.clone(), row.archive));
     let at = dir.clone();
     let read = tokio::task::spawn_blocking(move || history::read(&at)).await.map_err(|e| bug(&e))?;
     let events = read.map_err(|e| JobFailure::of(&e))?;
-    let own = events.iter().rev().find_map(|event| match &event.kind {
-        EventKind::EpochBegan { epoch, worker, .. } if *worker == me => Some(*epoch),
-        _ => None,
-    });
-    let Some(epoch) = own else { return Ok(Cancellable::Done(())) };
-    let keys = Keys::new(row.application.clone(), row.archive);
-    upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await.map_err(|e| JobFailure::of(&e))
+    let there = context.store.list(&keys.segments()).await.map_err(|e| JobFailure::of(&e))?;
+    let there = there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).map(|(epoch, _)| epoch).collect();
+    let Some(epoch) = history::epoch_of_disk(&events, &context.worker, &there) else {
+        return Ok(Cancellable::Done(false));
+    };
+    let shipping = upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await;
+    Ok(shipping.map_err(|e| JobFailure::of(&e))?.map(|()| true))
 }
 
 /// What was captured before its job waited and was resumed is in no archive.
