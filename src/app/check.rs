@@ -93,7 +93,9 @@ async fn elements(settings: &Settings) -> Vec<CheckResult> {
 
 async fn broker(settings: &Settings) -> Result<String, String> {
     match services::broker(settings) {
-        Ok(broker) => result_text(broker.probe().await, |()| "exchanges and queues are declared".to_owned()),
+        Ok(broker) => result_text(broker.probe().await, |()| {
+            "exchanges and queues are declared, and it takes messages".to_owned()
+        }),
         Err(error) => Err(error.to_string()),
     }
 }

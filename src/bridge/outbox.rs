@@ -76,7 +76,7 @@ async fn publish(
     if let Some(publisher) = connection.take() {
         match publisher.publish(&key, &body, &Headers::new()).await {
             Err(BrokerError::Unavailable { .. }) => {}
-            Err(error @ BrokerError::Timeout { .. }) => return Err(error),
+            Err(error @ (BrokerError::Timeout { .. } | BrokerError::Blocked)) => return Err(error),
             other => {
                 *connection = Some(publisher);
                 return other;

@@ -223,12 +223,19 @@ pub enum BrokerError {
     /// No answer in time.
     #[error("the broker did not {doing} within {seconds} s")]
     Timeout { doing: &'static str, seconds: u64 },
+    /// The broker has raised an alarm: it takes no messages, and goes on delivering those that it has.
+    #[error(
+        "the broker takes no messages for now: it is short of memory or disk, as `rabbitmq-diagnostics alarms` says; what is in its queues is delivered"
+    )]
+    Blocked,
 }
 
 impl HasFault for BrokerError {
     fn fault(&self) -> Fault {
         match self {
-            Self::Unavailable { .. } | Self::Internal { .. } | Self::Timeout { .. } => FaultKind::BrokerUnavailable,
+            Self::Unavailable { .. } | Self::Internal { .. } | Self::Timeout { .. } | Self::Blocked => {
+                FaultKind::BrokerUnavailable
+            }
             Self::Refused { .. } => FaultKind::BrokerRefused,
             Self::Unroutable { .. } => FaultKind::NotFound,
         }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::publisher::{RabbitArchivePublisher, RabbitPublisher};
+use super::publisher::{self, RabbitArchivePublisher, RabbitPublisher};
 use super::{
     ArchivePublisher, Broker, BrokerConfig, BrokerError, BrokerState, DeliveryHandler, Publisher, consumer, hints,
     limits, open, wakeup,
@@ -27,9 +27,10 @@ impl RabbitBroker {
 #[async_trait]
 impl Broker for RabbitBroker {
     async fn probe(&self) -> Result<(), BrokerError> {
-        let (connection, _) = open(&self.config).await?;
+        let (connection, channel) = open(&self.config).await?;
+        let probed = publisher::probe(&connection, &channel, &self.config).await;
         limits::close(connection, "checked").await;
-        Ok(())
+        probed
     }
 
     async fn publisher(&self) -> Result<Box<dyn Publisher>, BrokerError> {

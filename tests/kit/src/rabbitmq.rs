@@ -149,6 +149,18 @@ impl RabbitMq {
         self.node.as_ref().expect(PRIVATE).sync()
     }
 
+    /// Raises a private node's memory alarm, or ends it: meanwhile the node takes no messages.
+    ///
+    /// # Errors
+    /// When the node does not do it.
+    ///
+    /// # Panics
+    /// On the shared node.
+    pub fn alarm(&self, on: bool) -> Result<()> {
+        let limit = if on { "0.00001" } else { "0.9" };
+        self.node.as_ref().expect(PRIVATE).control(&["set_vm_memory_high_watermark", limit]).map(drop)
+    }
+
     fn node_mut(&mut self) -> &mut Node {
         self.node.as_mut().expect(PRIVATE)
     }
@@ -256,11 +268,18 @@ impl Node {
         command
     }
 
-    fn sync(&self) -> Result<()> {
-        let output =
-            self.command("rabbitmqctl").args(["--node", &self.name, "eval", SYNC]).output().context("rabbitmqctl")?;
+    /// Runs `rabbitmqctl`, and returns what it says.
+    fn control(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.command("rabbitmqctl").args(["--node", &self.name]).args(arguments).output();
+        let output = output.context("rabbitmqctl")?;
         let [said, complained] = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        ensure!(said.trim() == "synced", "RabbitMQ did not write its tables: {said}{complained}");
+        ensure!(output.status.success(), "rabbitmqctl {arguments:?}: {said}{complained}");
+        Ok(said)
+    }
+
+    fn sync(&self) -> Result<()> {
+        let said = self.control(&["eval", SYNC])?;
+        ensure!(said.trim() == "synced", "RabbitMQ did not write its tables: {said}");
         Ok(())
     }
 
