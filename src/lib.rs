@@ -57,6 +57,9 @@ pub mod notify;
 // From who is in a router's rooms to session events.
 pub mod bridge;
 
+// Whether everything is recorded.
+pub mod reconcile;
+
 // Applications and the tokens of the SDKs.
 pub mod auth;
 

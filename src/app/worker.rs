@@ -32,6 +32,7 @@ use crate::model::cancellable::Cancellable;
 use crate::model::ids::WorkerId;
 use crate::model::time::Wallclock;
 use crate::notify::{self, Dispatcher};
+use crate::reconcile::run_reconciler;
 use crate::recording::spool::Spool;
 use crate::runtime::data_folder::{DataFolder, DataFolderError};
 use crate::runtime::supervise::{panicked, restart_on_panic};
@@ -314,6 +315,11 @@ async fn run(
         let keep = context.settings.store.keep_segments.0;
         let retention = move || run_retention(Arc::clone(&store), Arc::clone(&catalog), keep, cancel.clone());
         restart_on_panic("retention", stop.clone(), retention)
+    });
+    tasks.spawn({
+        let (catalog, routers, cancel) = (Arc::clone(&context.catalog), context.routers.clone(), stop.clone());
+        let looking = move || run_reconciler(Arc::clone(&catalog), routers.clone(), cancel.clone());
+        restart_on_panic("looking whether everything is recorded", stop.clone(), looking)
     });
     tasks.spawn({
         let (context, cancel) = (Arc::clone(&context), stop.clone());

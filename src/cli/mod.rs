@@ -6,6 +6,7 @@ mod callbacks;
 pub mod compose;
 mod jobs;
 mod parked;
+mod reconcile;
 mod verify_file;
 mod workers;
 
@@ -69,6 +70,9 @@ enum Command {
     /// List the workers; make one hand its sessions over.
     #[command(subcommand)]
     Workers(workers::WorkersCommand),
+    /// Look whether everything is recorded: rooms in which somebody publishes without a job, jobs without a worker, archives that lack something.
+    /// Fails if not.
+    Reconcile(reconcile::Reconcile),
     /// List callbacks and send them once more; check where they may go.
     #[command(subcommand)]
     Callbacks(callbacks::CallbacksCommand),
@@ -154,6 +158,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::VerifyFile(args) => tokio::task::spawn_blocking(move || verify_file::run(&args)).await?,
         Command::Callbacks(command) => return callbacks::run(&load()?, command).await,
         Command::Workers(command) => workers::run(&load()?, command).await?,
+        Command::Reconcile(args) => return reconcile::run(&load()?, args).await,
         Command::Jobs(command) => jobs::run(&load()?, command).await?,
     }
     Ok(ExitCode::SUCCESS)
