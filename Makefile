@@ -25,7 +25,7 @@ BUILD_TESTS = tests/tools/build.sh "archiver and its tests" $(CARGO) build --loc
 RUST_BACKTRACE := 0
 NEXTEST = RUST_BACKTRACE=$(RUST_BACKTRACE) $${CARGO_TARGET_DIR:-target}/debug/with-servers $(CARGO) nextest run --locked --workspace
 
-.PHONY: help setup demo test bench guards lint audit kills outages hostile soak senders faults simulate planted fuzz garage image clean
+.PHONY: help setup demo test bench guards lint audit kills takeovers outages hostile soak senders faults simulate planted fuzz garage image clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,10 @@ bench: ## cost and speed against a GStreamer recorder, in about 20 minutes; figu
 kills: setup ## twenty kills of the worker in one session
 	@$(BUILD_TESTS)
 	ARCHIVER_KILLS=20 $(NEXTEST) --profile long -E 'test(/^faults::.*killed/)'
+
+takeovers: setup ## a hundred sessions whose worker is killed at a random moment, and whose machine comes back (ARCHIVER_TAKEOVERS; FRESH=1: all again)
+	@$(BUILD_TESTS)
+	ARCHIVER_TAKEOVERS=$${ARCHIVER_TAKEOVERS:-100} FRESH="$(FRESH)" $(NEXTEST) --profile long --no-capture -E 'test(/^kills::/)'
 
 faults: setup ## the tests in which servers and workers fail, five times each (FAULTS_ROUNDS; FAULTS: part of their names)
 	@$(BUILD_TESTS)

@@ -3,6 +3,7 @@
 //! Short versions run with `make test`; `make kills` and `make outages` set the environment for the long ones.
 
 use crate::BINARY;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::databases;
@@ -123,6 +124,8 @@ async fn a_session_that_waits_for_the_store_leaves_its_place_to_another() {
     world.publish(&ended).expect("publish");
     world.archive("comes", "stopped").await;
     let second = second.crash().timeline();
+    let on_disk = spool_bytes_are_told(&world).await;
+    assert!(on_disk > 100_000, "two sessions have {on_disk} bytes");
     world.s3.restart().await.expect("store");
     for (session, name, truth) in [("waits", "alice", first), ("comes", "bob", second)] {
         let archive = world.archive(session, "available").await;
@@ -131,6 +134,28 @@ async fn a_session_that_waits_for_the_store_leaves_its_place_to_another() {
         assert_eq!((matched.missing.len(), matched.strange), (0, 0), "{session}");
         assert!(matched.frames.len() >= 30, "{session}: {} pictures", matched.frames.len());
     }
+}
+
+/// The bytes of all files in a folder.
+fn bytes_in(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => bytes_in(&entry.path()),
+        metadata => metadata.map_or(0, |file| file.len()),
+    };
+    entries.map(bytes).sum()
+}
+
+/// Waits until the metric says what is in the spool, and returns that.
+async fn spool_bytes_are_told(world: &World) -> u64 {
+    wait_for("the metric of the spool to say what is on the disk", || async {
+        let metrics = world.metrics().ok()?;
+        let told = metrics.lines().find_map(|line| line.strip_prefix("archiver_spool_bytes "))?.parse::<u64>().ok()?;
+        let on_disk = bytes_in(&world.data().join("spool"));
+        // Small files beside the media are not counted one by one.
+        (told.abs_diff(on_disk) <= on_disk / 20).then_some(on_disk)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

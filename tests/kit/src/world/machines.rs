@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{LOOPBACK, STOP_MAX, World};
 use crate::child::Server;
@@ -25,13 +25,15 @@ pub struct Machine<'a> {
     pub skew: Option<&'a str>,
     /// The size of a disk for its spool alone, as `mount` takes it (`32m`). It is mounted for the worker's process only, and ends with it.
     pub disk: Option<&'a str>,
+    /// What its configuration has instead of what the first machine's has, such as the addresses of proxies: from, to.
+    pub instead: &'a [(String, String)],
 }
 
 impl<'a> Machine<'a> {
     /// A machine whose worker has its name.
     #[must_use]
     pub const fn new(name: &'a str) -> Self {
-        Self { name, worker: name, skew: None, disk: None }
+        Self { name, worker: name, skew: None, disk: None, instead: &[] }
     }
 }
 
@@ -47,6 +49,10 @@ impl World {
         for address in [self.http, self.api] {
             let other = SocketAddr::new(LOOPBACK, free_port(LOOPBACK)?);
             text = text.replace(&address.to_string(), &other.to_string());
+        }
+        for (from, to) in machine.instead {
+            ensure!(text.contains(from), "the configuration has no {from}");
+            text = text.replace(from, to);
         }
         let config = self.dir.path().join(format!("{}.toml", machine.name));
         std::fs::write(&config, text)?;
@@ -75,6 +81,11 @@ impl World {
     /// `SIGTERM` for the worker of another machine; returns whether it ended by itself with success, within 15 s.
     pub fn stop_another(&mut self, machine: &str) -> bool {
         self.others.remove(machine).is_some_and(|mut worker| worker.stop(STOP_MAX))
+    }
+
+    /// `kill -9` for the worker of another machine.
+    pub fn kill_another(&mut self, machine: &str) {
+        self.others.remove(machine);
     }
 
     /// Whether the worker of another machine runs.
