@@ -40,7 +40,7 @@ pub enum RoomOwner {
 pub struct Seen {
     /// The jobs that somebody may still wait for.
     pub jobs: Vec<JobRow>,
-    /// The rooms in which somebody publishes.
+    /// The rooms in which somebody publishes. Those that a job records need not be among them.
     pub rooms: Vec<SeenRoom>,
     /// Routers whose rooms could not be listed, with the reason.
     pub unseen: Vec<(RouterName, String)>,
