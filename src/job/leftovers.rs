@@ -2,7 +2,7 @@
 //! it goes to the store, where whoever makes the archive finds it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,9 @@ use crate::model::cancellable::Cancellable;
 use crate::model::fault::{FaultKind, chain};
 use crate::model::ids::{ArchiveId, Epoch, WorkerId};
 use crate::model::time::Wallclock;
+use crate::recording::LogError;
 use crate::recording::history;
+use crate::recording::restore::restore;
 use crate::recording::spool::ProvedInStore;
 use crate::recording::upload;
 use crate::store::keys::Keys;
@@ -29,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(15);
 const CARE_MAX: Duration = Duration::from_secs(120);
 /// The store must answer within this time before anything is sent.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// A copy of what the store has, in an archive's folder.
+const COPY: &str = "in-store";
 /// Another worker's lease must last so much longer: nobody here takes the job while its log is sealed.
 const LEASE_MIN: Duration = Duration::from_secs(1);
 
@@ -190,15 +194,7 @@ async fn look_at(
             }
             // Its job waits for a stream, and may be resumed here.
             false if row.state == JobState::Waiting => Ok(()),
-            false => {
-                let knows_epoch = reopen_empty(context, &row, stop).await?;
-                if knows_epoch == Cancellable::Done(false) && done.insert(archive, Done::Told) != Some(Done::Told) {
-                    tracing::error!(%archive, job = %row.job, session = %row.session, path = %dir.display(),
-                        "the spool has a history of streams of a session in which nobody seemed to publish, and the worker had another name then: start a \
-                         worker of that name with this folder, or the session has no archive");
-                }
-                Ok(())
-            }
+            false => reopen_empty(context, &row, stop).await,
         },
         Care::Ship | Care::Leave => Ok(()),
     }
@@ -270,21 +266,13 @@ async fn remove_if_nothing_seen(context: &Arc<Context>, archive: ArchiveId) -> R
     removed.map_err(|e| bug(&e))?.map_err(|e| JobFailure::of(&e))
 }
 
-/// An owner that was lost or stood still knows of streams, and those after it saw that nobody publishes: what it knows goes to the store, and an
-/// archive of the empty job is made. Returns whether it is known in which epoch the log was written: without that nothing is done.
-async fn reopen_empty(
-    context: &Arc<Context>,
-    row: &JobRow,
-    stop: &CancellationToken,
-) -> Result<Cancellable<bool>, JobFailure> {
+/// The log of an earlier owner names streams that later owners did not see. Ships that log, and has an archive of the empty job made.
+async fn reopen_empty(context: &Arc<Context>, row: &JobRow, stop: &CancellationToken) -> Result<(), JobFailure> {
     let (archive, failed) = (row.archive, |e| JobFailure::of(&e));
     is_reachable(context, row).await?;
-    let Cancellable::Done(any) = ship(context, row, stop).await? else { return Ok(Cancellable::Cancelled) };
-    if !any {
-        match ship_history(context, row, stop).await? {
-            Cancellable::Done(true) => {}
-            other => return Ok(other),
-        }
+    let Cancellable::Done(any) = ship(context, row, stop).await? else { return Ok(()) };
+    if !any && matches!(ship_history(context, row, stop).await?, Cancellable::Cancelled) {
+        return Ok(());
     }
     let now = context.clock.read(context.catalog.as_ref()).await.map_err(failed)?.now;
     // Another machine that has some of it, too, may have been first.
@@ -292,27 +280,55 @@ async fn reopen_empty(
         tracing::warn!(%archive, job = %row.job, session = %row.session,
             "a log of streams came, of a session in which nobody seemed to have published: its archive is made");
     }
-    Ok(Cancellable::Done(true))
+    Ok(())
 }
 
-/// Ships the history alone: of a stream that was announced, nothing was captured. Returns whether the store has that history now: nobody may know in
-/// which epoch it was written.
+/// Ships the history alone, unless the store has it: of a stream that was announced, nothing was captured.
 async fn ship_history(
     context: &Arc<Context>,
     row: &JobRow,
     stop: &CancellationToken,
-) -> Result<Cancellable<bool>, JobFailure> {
+) -> Result<Cancellable<()>, JobFailure> {
     let (dir, keys) = (context.spool.archive_dir(row.archive), Keys::new(row.application.clone(), row.archive));
-    let at = dir.clone();
-    let read = tokio::task::spawn_blocking(move || history::read(&at)).await.map_err(|e| bug(&e))?;
-    let events = read.map_err(|e| JobFailure::of(&e))?;
-    let there = context.store.list(&keys.segments()).await.map_err(|e| JobFailure::of(&e))?;
-    let there = there.iter().filter_map(|object| Keys::parse_bundle(&object.key)).map(|(epoch, _)| epoch).collect();
-    let Some(epoch) = history::epoch_of_disk(&events, &context.worker, &there) else {
-        return Ok(Cancellable::Done(false));
+    let events = read_history(dir.clone()).await?;
+    let Some(epoch) = history::epoch_of_local_history(&events, &context.worker) else {
+        let detail = format!("{} names streams, and no owner who saw them", dir.display());
+        return Err(JobFailure { kind: FaultKind::Bug, detail });
     };
-    let shipping = upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await;
-    Ok(shipping.map_err(|e| JobFailure::of(&e))?.map(|()| true))
+    let Cancellable::Done(in_store) = history_in_store(context, &keys, &dir, stop).await? else {
+        return Ok(Cancellable::Cancelled);
+    };
+    if events.iter().all(|event| in_store.contains(event)) {
+        return Ok(Cancellable::Done(()));
+    }
+    upload::ship_rest(context.store.as_ref(), &keys, &dir, epoch, stop).await.map_err(|e| JobFailure::of(&e))
+}
+
+async fn read_history(dir: PathBuf) -> Result<Vec<history::Event>, JobFailure> {
+    let read = tokio::task::spawn_blocking(move || history::read(&dir)).await.map_err(|e| bug(&e))?;
+    read.map_err(|e| JobFailure::of(&e))
+}
+
+/// The history of an archive that the store has, from all owners' bundles.
+async fn history_in_store(
+    context: &Context,
+    keys: &Keys,
+    dir: &Path,
+    stop: &CancellationToken,
+) -> Result<Cancellable<Vec<history::Event>>, JobFailure> {
+    let copy = dir.join(COPY);
+    let at = copy.clone();
+    let made = tokio::task::spawn_blocking(move || std::fs::create_dir_all(&at)).await.map_err(|e| bug(&e))?;
+    made.map_err(|error| JobFailure::of(&LogError::io("create", &copy)(error)))?;
+    let restored = restore(context.store.as_ref(), keys, &copy, None, stop).await;
+    let read = match restored {
+        Ok(Cancellable::Done(_)) => read_history(copy.clone()).await.map(Cancellable::Done),
+        Ok(Cancellable::Cancelled) => Ok(Cancellable::Cancelled),
+        Err(error) => Err(JobFailure::of(&error)),
+    };
+    // What stays goes with the archive's folder.
+    tokio::task::spawn_blocking(move || std::fs::remove_dir_all(copy)).await.map(drop).map_err(|e| bug(&e))?;
+    read
 }
 
 /// What was captured before its job waited and was resumed is in no archive.

@@ -1,7 +1,6 @@
 //! The history of a session, beside its media: streams that came and went, their names, and when the router or a worker was
 //! unavailable. One line file for each archive, `history.jsonl`.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -201,18 +200,17 @@ pub fn has_all_before(events: &[Event], epoch: Epoch) -> bool {
     (1..epoch.0).all(began)
 }
 
-/// The epoch whose owner wrote the history on a worker's disk: the last one of this worker. A worker that has another name since wrote the last
-/// one, unless the store has bundles of that epoch (`in_store`): then the history may have come from there, and nobody knows.
+/// The epoch that wrote the history on a worker's disk: this worker's last one. If the worker's name is not in the history, the worker was renamed,
+/// and the last epoch wrote it.
 #[must_use]
-pub fn epoch_of_disk(events: &[Event], worker: &WorkerId, in_store: &BTreeSet<Epoch>) -> Option<Epoch> {
+pub fn epoch_of_local_history(events: &[Event], worker: &WorkerId) -> Option<Epoch> {
     let began = || {
         events.iter().rev().filter_map(|event| match &event.kind {
             EventKind::EpochBegan { epoch, worker, .. } => Some((*epoch, worker)),
             _ => None,
         })
     };
-    let own = began().find(|(_, of)| *of == worker);
-    own.or_else(|| began().next().filter(|(epoch, _)| !in_store.contains(epoch))).map(|(epoch, _)| epoch)
+    began().find(|(_, of)| *of == worker).or_else(|| began().next()).map(|(epoch, _)| epoch)
 }
 
 #[cfg(test)]
@@ -227,15 +225,13 @@ mod tests {
             kind: EventKind::EpochBegan { epoch: Epoch(epoch), worker: worker(of), nothing_before: false },
         };
         let events = [began(1, "here"), began(2, "there"), began(3, "here"), began(4, "there")];
-        for (name, events, me, in_store, expected) in [
-            ("nobody's", &events[..0], "here", &[][..], None),
-            ("mine", &events[..], "here", &[3][..], Some(3)),
-            ("mine and the last", &events[..3], "here", &[1, 2, 3], Some(3)),
-            ("of a name that is no more", &events[..], "new", &[1, 2], Some(4)),
-            ("of a name that is no more, or from the store", &events[..], "new", &[4], None),
+        for (name, events, me, expected) in [
+            ("nobody's", &events[..0], "here", None),
+            ("mine", &events[..], "here", Some(3)),
+            ("mine and the last", &events[..3], "here", Some(3)),
+            ("of a name that is no more", &events[..], "new", Some(4)),
         ] {
-            let in_store = in_store.iter().copied().map(Epoch).collect();
-            assert_eq!(epoch_of_disk(events, &worker(me), &in_store), expected.map(Epoch), "{name}");
+            assert_eq!(epoch_of_local_history(events, &worker(me)), expected.map(Epoch), "{name}");
         }
     }
 
