@@ -318,8 +318,8 @@ async fn run(
     });
     tasks.spawn({
         let (catalog, routers, cancel) = (Arc::clone(&context.catalog), context.routers.clone(), stop.clone());
-        let looking = move || run_reconciler(Arc::clone(&catalog), routers.clone(), cancel.clone());
-        restart_on_panic("looking whether everything is recorded", stop.clone(), looking)
+        let reconciling = move || run_reconciler(Arc::clone(&catalog), routers.clone(), cancel.clone());
+        restart_on_panic("the reconciler", stop.clone(), reconciling)
     });
     tasks.spawn({
         let (context, cancel) = (Arc::clone(&context), stop.clone());

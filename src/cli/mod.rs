@@ -70,8 +70,8 @@ enum Command {
     /// List the workers; make one hand its sessions over.
     #[command(subcommand)]
     Workers(workers::WorkersCommand),
-    /// Look whether everything is recorded: rooms in which somebody publishes without a job, jobs without a worker, archives that lack something.
-    /// Fails if not.
+    /// Check whether everything is recorded: list rooms in which somebody publishes without a job, jobs without a worker, parked jobs and events,
+    /// and failed or incomplete archives. The exit status is 1 if there are any, or if a router cannot be asked.
     Reconcile(reconcile::Reconcile),
     /// List callbacks and send them once more; check where they may go.
     #[command(subcommand)]

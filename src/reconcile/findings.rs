@@ -4,48 +4,57 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::catalog::{JobRow, JobState};
-use crate::model::ids::{JobId, RoomId, RouterName, SessionId};
+use crate::catalog::{JobRow, JobState, ParkedRow};
+use crate::model::ids::{JobId, ParkedId, RoomId, RouterName, SessionId};
 use crate::model::time::Wallclock;
 
-/// A worker takes a free job within a second, and another's when its lease has expired and it has heard from the catalog for a lease and a beat.
-const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+/// Longest time for which a job normally has no worker. A free job is claimed within 1 s; a job of a lost owner when its lease has expired, and the
+/// claiming worker has had contact with the catalog for a lease and a heartbeat.
+const UNOWNED_MAX: Duration = Duration::from_secs(30);
 
 /// A room in which somebody publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeenRoom {
+pub struct PublishingRoom {
     /// Its router.
     pub router: RouterName,
     /// Its id there.
     pub room: RoomId,
     /// How many clients publish.
     pub publishing: usize,
-    /// Whose it is.
-    pub owner: RoomOwner,
+    /// Its session.
+    pub session: RoomSession,
 }
 
-/// Whose a room is.
+/// The session of a room that may have to be recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RoomOwner {
-    /// A session's that is to be archived by itself.
+pub enum RoomSession {
+    /// A session that is archived by itself.
     Automatic(SessionId),
-    /// A session's that is archived when somebody asks for it, or cannot be.
-    Manual(SessionId),
-    /// The catalog has no session with this room: the platform made it, and tells of it by an event if it is to be archived.
-    Unknown,
+    /// No session in the catalog has this room: the platform created it, and publishes an event if it is to be archived.
+    None,
 }
 
-/// What was seen at one moment.
+/// What routers and catalog say at one moment.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct Snapshot {
     /// The jobs that somebody may still wait for.
     pub jobs: Vec<JobRow>,
-    /// The rooms in which somebody publishes. Those that a job records need not be among them.
-    pub rooms: Vec<SeenRoom>,
-    /// Routers whose rooms could not be listed, with the reason.
+    /// The events that are parked.
+    pub parked: Vec<ParkedRow>,
+    /// The rooms in which somebody publishes and that no job records.
+    pub rooms: Vec<PublishingRoom>,
+    /// What could not be seen: the router, and the reason.
     pub unseen: Vec<(RouterName, String)>,
     /// When, by the catalog's clock.
     pub now: Wallclock,
+}
+
+impl Snapshot {
+    /// Whether something of a router could not be seen.
+    #[must_use]
+    pub fn lacks(&self, router: &RouterName) -> bool {
+        self.unseen.iter().any(|(unseen, _)| unseen == router)
+    }
 }
 
 /// The kinds of findings.
@@ -57,13 +66,15 @@ pub enum FindingKind {
     Waiting,
     /// A job without a worker.
     Job,
-    /// A job that needs a person.
+    /// A job or an event that needs a person.
     Parked,
+    /// A router whose rooms could not all be seen.
+    Router,
 }
 
 impl FindingKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Room, Self::Waiting, Self::Job, Self::Parked];
+    pub const ALL: [Self; 5] = [Self::Room, Self::Waiting, Self::Job, Self::Parked, Self::Router];
 
     /// The name in metrics and logs.
     #[must_use]
@@ -73,6 +84,7 @@ impl FindingKind {
             Self::Waiting => "waiting",
             Self::Job => "job",
             Self::Parked => "parked",
+            Self::Router => "router",
         }
     }
 }
@@ -121,6 +133,21 @@ pub enum Finding {
         /// The reason in words.
         reason: String,
     },
+    /// An event is parked for which there is no job.
+    #[serde(rename = "event")]
+    Event {
+        /// The parked event.
+        parked: ParkedId,
+        /// The reason in words.
+        reason: String,
+    },
+    /// Something of a router could not be seen.
+    Router {
+        /// The router.
+        router: RouterName,
+        /// What, and why.
+        reason: String,
+    },
 }
 
 impl Finding {
@@ -131,7 +158,17 @@ impl Finding {
             Self::Room { .. } => FindingKind::Room,
             Self::Waiting { .. } => FindingKind::Waiting,
             Self::Job { .. } => FindingKind::Job,
-            Self::Parked { .. } => FindingKind::Parked,
+            Self::Parked { .. } | Self::Event { .. } => FindingKind::Parked,
+            Self::Router { .. } => FindingKind::Router,
+        }
+    }
+
+    /// The router that has to be seen to find it.
+    #[must_use]
+    pub const fn router(&self) -> Option<&RouterName> {
+        match self {
+            Self::Room { router, .. } => Some(router),
+            _ => None,
         }
     }
 
@@ -142,7 +179,9 @@ impl Finding {
             Self::Room { router, room, .. } => format!("room {router} {room}"),
             Self::Waiting { job, .. } => format!("waiting {job}"),
             Self::Job { job, .. } => format!("job {job}"),
-            Self::Parked { job, .. } => format!("parked {job}"),
+            Self::Parked { job, .. } => format!("parked job {job}"),
+            Self::Event { parked, .. } => format!("parked event {parked}"),
+            Self::Router { router, .. } => format!("router {router}"),
         }
     }
 }
@@ -152,61 +191,72 @@ impl std::fmt::Display for Finding {
         match self {
             Self::Room { router, room, session, publishing } => write!(
                 f,
-                "room {room} at {router}: {publishing} publish, and no job records session {session}; look for its event: does the bridge run, does a \
-                 worker of its region live, is the event parked?"
+                "room {room} at {router} has {publishing} publishing clients, and no job records session {session}: check that the bridge runs, that the \
+                 region has a worker (`archiver workers list`), that the event is not parked (`archiver jobs list`), and that nobody ended the \
+                 session while the clients stayed"
             ),
             Self::Waiting { job, session, publishing } => write!(
                 f,
-                "job {job} of session {session} waits for its first stream, and {publishing} publish; it is resumed by the bridge, or by a worker \
-                 that looks at its room"
+                "job {job} of session {session} waits for its first stream, and its room has {publishing} publishing clients: the bridge should resume \
+                 it, or a worker that looks at its room"
             ),
             Self::Job { job, session, state, since } => write!(
                 f,
-                "job {job} of session {session} is {} and has had no worker since {since}; `archiver workers list` shows who could take it",
+                "job {job} of session {session} is {} and has had no worker since {since}: `archiver workers list` shows which worker could take it",
                 state.as_str()
             ),
-            Self::Parked { job, session, reason } => write!(
-                f,
-                "job {job} of session {session} is parked: {reason}; `archiver jobs show {job}` says what to do"
-            ),
+            Self::Parked { job, session, reason } => {
+                write!(
+                    f,
+                    "job {job} of session {session} is parked: {reason}; `archiver jobs show {job}` says what to do"
+                )
+            }
+            Self::Event { parked, reason } => {
+                write!(f, "event {parked} is parked: {reason}; `archiver jobs show {parked}` says what to do")
+            }
+            Self::Router { router, reason } => write!(f, "not all of router {router} was seen: {reason}"),
         }
     }
 }
 
-/// What is not recorded as it should be, as far as one look can tell. A session that begins is among it for a moment.
+/// What is not recorded as it should be, as far as one snapshot shows. A session that begins is among it for a moment.
 #[must_use]
-pub fn findings(seen: &Seen) -> Vec<Finding> {
-    let rooms = seen.rooms.iter().filter_map(|room| of_room(room, &seen.jobs));
-    let jobs = seen.jobs.iter().filter_map(|job| of_job(job, seen.now));
-    rooms.chain(jobs).collect()
+pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
+    let rooms = snapshot.rooms.iter().filter_map(|room| of_room(room, &snapshot.jobs));
+    let jobs = snapshot.jobs.iter().filter_map(|job| of_job(job, snapshot.now));
+    // The event of a parked job is found as its job.
+    let has_job = |event: &&ParkedRow| event.job.is_some_and(|job| snapshot.jobs.iter().any(|one| one.job == job));
+    let events = snapshot.parked.iter().filter(|event| !has_job(event));
+    let events = events.map(|event| Finding::Event { parked: event.parked, reason: event.detail.clone() });
+    let routers = snapshot.unseen.iter();
+    let routers = routers.map(|(router, reason)| Finding::Router { router: router.clone(), reason: reason.clone() });
+    rooms.chain(jobs).chain(events).chain(routers).collect()
 }
 
 /// Whether a job is of a room.
-fn is_of(job: &JobRow, room: &SeenRoom) -> bool {
+fn is_of(job: &JobRow, room: &PublishingRoom) -> bool {
     let place = job.spec().ok().and_then(|spec| spec.router.as_ref());
     place.is_some_and(|place| place.name == room.router && place.room == room.room)
 }
 
 /// What is wrong with a room in which somebody publishes.
-fn of_room(room: &SeenRoom, jobs: &[JobRow]) -> Option<Finding> {
+fn of_room(room: &PublishingRoom, jobs: &[JobRow]) -> Option<Finding> {
     let here = || jobs.iter().filter(|job| is_of(job, room));
-    // A job that no worker has is a finding of its own.
-    if here().any(|job| job.state.is_recorded()) {
+    // A job that no worker has is a finding of its own. A further archive of a session, which has a tag, may leave out streams.
+    if here().any(|job| job.state.is_recorded() && job.tag.is_empty()) {
         return None;
     }
     if let Some(job) = here().find(|job| job.state == JobState::Waiting) {
         let (job, session) = (job.job, job.session.clone());
         return Some(Finding::Waiting { job, session, publishing: room.publishing });
     }
-    match &room.owner {
-        RoomOwner::Automatic(session) => Some(Finding::Room {
-            router: room.router.clone(),
-            room: room.room.clone(),
-            session: session.clone(),
-            publishing: room.publishing,
-        }),
-        RoomOwner::Manual(_) | RoomOwner::Unknown => None,
-    }
+    let RoomSession::Automatic(session) = &room.session else { return None };
+    Some(Finding::Room {
+        router: room.router.clone(),
+        room: room.room.clone(),
+        session: session.clone(),
+        publishing: room.publishing,
+    })
 }
 
 /// What is wrong with a job.
@@ -220,25 +270,25 @@ fn of_job(job: &JobRow, now: Wallclock) -> Option<Finding> {
         state if state.is_live() => {
             // A job that nobody has had yet has no lease; one that was given back has changed then.
             let since = job.lease_expires_at.max(job.updated_at);
-            let is_free = job.lease_expires_at <= now && now.since(since) >= TAKEN_WITHIN;
+            let is_free = job.lease_expires_at <= now && now.since(since) >= UNOWNED_MAX;
             is_free.then_some(Finding::Job { job: id, session, state, since })
         }
         _ => None,
     }
 }
 
-/// The findings of a later look that an earlier one had, too: a session that begins or ends is not among them.
+/// The findings of a later snapshot that an earlier one had, too: a session that begins or ends is not among them.
 #[must_use]
 pub fn confirmed(before: &[Finding], now: &[Finding]) -> Vec<Finding> {
     let was = |finding: &&Finding| before.iter().any(|one| one.key() == finding.key());
     now.iter().filter(was).cloned().collect()
 }
 
-/// The rooms in which somebody publishes that belong to no session and no job.
+/// The rooms in which somebody publishes that belong to no session and no open job.
 #[must_use]
-pub fn unknown_rooms(seen: &Seen) -> Vec<&SeenRoom> {
-    let has_job = |room: &SeenRoom| seen.jobs.iter().any(|job| is_of(job, room));
-    seen.rooms.iter().filter(|room| room.owner == RoomOwner::Unknown && !has_job(room)).collect()
+pub fn rooms_without_session(snapshot: &Snapshot) -> Vec<&PublishingRoom> {
+    let has_job = |room: &PublishingRoom| snapshot.jobs.iter().any(|job| is_of(job, room));
+    snapshot.rooms.iter().filter(|room| room.session == RoomSession::None && !has_job(room)).collect()
 }
 
 #[cfg(test)]
@@ -275,20 +325,22 @@ mod tests {
         JobRow { state, lease_expires_at, event: StoredSpec::of(spec), ..row }
     }
 
-    fn room(room: &str, owner: RoomOwner) -> SeenRoom {
-        SeenRoom { router: "j".parse().expect("name"), room: room.parse().expect("room"), publishing: 2, owner }
+    fn room(room: &str, session: RoomSession) -> PublishingRoom {
+        PublishingRoom { router: "j".parse().expect("name"), room: room.parse().expect("room"), publishing: 2, session }
+    }
+
+    fn snapshot(jobs: Vec<JobRow>, rooms: Vec<PublishingRoom>) -> Snapshot {
+        Snapshot { jobs, parked: Vec::new(), rooms, unseen: Vec::new(), now: NOW }
     }
 
     #[test]
     fn a_room_or_job_that_nobody_cares_for_is_found() {
         use JobState::{Accepted, Capturing, Finalizing, Parked, Waiting};
-        let automatic = || RoomOwner::Automatic(name("s"));
-        let manual = || RoomOwner::Manual(name("s"));
+        let automatic = || RoomSession::Automatic(name("s"));
         for (case, jobs, rooms, expected) in [
             ("nothing", vec![], vec![], vec![]),
             ("a room without a job", vec![], vec![room("r", automatic())], vec!["room j r"]),
-            ("a room that is not archived by itself", vec![], vec![room("r", manual())], vec![]),
-            ("a room of nobody's", vec![], vec![room("r", RoomOwner::Unknown)], vec![]),
+            ("a room of nobody's", vec![], vec![room("r", RoomSession::None)], vec![]),
             ("recorded", vec![job(Capturing, "r", -3)], vec![room("r", automatic())], vec![]),
             ("about to be", vec![job(Accepted, "r", 3)], vec![room("r", automatic())], vec![]),
             ("another room's job", vec![job(Capturing, "q", -3)], vec![room("r", automatic())], vec!["room j r"]),
@@ -303,16 +355,21 @@ mod tests {
             (
                 "waits in a room of the platform's",
                 vec![job(Waiting, "r", 3)],
-                vec![room("r", RoomOwner::Unknown)],
+                vec![room("r", RoomSession::None)],
                 vec!["waiting"],
             ),
             ("no worker for 29 s", vec![job(Capturing, "r", 29)], vec![], vec![]),
             ("no worker for 30 s", vec![job(Capturing, "r", 30)], vec![room("r", automatic())], vec!["job"]),
             ("nobody makes the archive", vec![job(Finalizing, "r", 31)], vec![], vec!["job"]),
-            ("parked", vec![job(Parked, "r", 31)], vec![room("r", automatic())], vec!["room j r", "parked"]),
+            ("parked", vec![job(Parked, "r", 31)], vec![room("r", automatic())], vec!["room j r", "parked job"]),
+            (
+                "a further archive",
+                vec![JobRow { tag: "t".to_owned(), ..job(Capturing, "r", -3) }],
+                vec![room("r", automatic())],
+                vec!["room j r"],
+            ),
         ] {
-            let seen = Seen { jobs, rooms, unseen: Vec::new(), now: NOW };
-            let found: Vec<String> = findings(&seen).iter().map(Finding::key).collect();
+            let found: Vec<String> = findings(&snapshot(jobs, rooms)).iter().map(Finding::key).collect();
             let is_as_expected = std::iter::zip(&found, &expected).all(|(found, expected)| found.starts_with(expected));
             assert!(found.len() == expected.len() && is_as_expected, "{case}: {found:?}, not {expected:?}");
         }
@@ -320,9 +377,8 @@ mod tests {
 
     #[test]
     fn what_is_found_once_is_not_told() {
-        let seen = |rooms| Seen { jobs: Vec::new(), rooms, unseen: Vec::new(), now: NOW };
-        let of = |rooms| findings(&seen(rooms));
-        let room = |name: &str| room(name, RoomOwner::Automatic(self::name("s")));
+        let of = |rooms| findings(&snapshot(Vec::new(), rooms));
+        let room = |name: &str| room(name, RoomSession::Automatic(self::name("s")));
         let (before, now) = (of(vec![room("a"), room("b")]), of(vec![room("b"), room("c")]));
         let keys: Vec<String> = confirmed(&before, &now).iter().map(Finding::key).collect();
         assert_eq!(keys, ["room j b"]);
@@ -330,10 +386,39 @@ mod tests {
 
     #[test]
     fn a_room_that_no_session_and_no_event_tells_of_is_unknown() {
-        let rooms =
-            vec![room("a", RoomOwner::Unknown), room("b", RoomOwner::Unknown), room("c", RoomOwner::Manual(name("s")))];
-        let seen = Seen { jobs: vec![job(JobState::Capturing, "a", -3)], rooms, unseen: Vec::new(), now: NOW };
-        let unknown: Vec<&str> = unknown_rooms(&seen).iter().map(|room| room.room.as_str()).collect();
+        let rooms = vec![
+            room("a", RoomSession::None),
+            room("b", RoomSession::None),
+            room("c", RoomSession::Automatic(name("s"))),
+        ];
+        let snapshot = snapshot(vec![job(JobState::Waiting, "a", -3)], rooms);
+        let unknown: Vec<&str> = rooms_without_session(&snapshot).iter().map(|room| room.room.as_str()).collect();
         assert_eq!(unknown, ["b"]);
+    }
+
+    #[test]
+    fn a_parked_event_without_a_job_and_a_router_that_is_not_seen_are_found() {
+        let event = |job: Option<JobId>, reason: &str| ParkedRow {
+            parked: ParkedId::from_uuid(uuid::Uuid::from_u128(7)),
+            job,
+            fault: "event_invalid".to_owned(),
+            detail: reason.to_owned(),
+            routing_key: "session.started.eu".to_owned(),
+            body: String::new(),
+            state: crate::catalog::ParkedState::Parked,
+            times: 1,
+            first_at: NOW,
+            last_at: NOW,
+            history: Vec::new(),
+        };
+        let parked = job(JobState::Parked, "r", 3);
+        let events = vec![event(None, "no session"), event(Some(parked.job), "of the job")];
+        let unseen = vec![("j".parse().expect("name"), "no answer".to_owned())];
+        let snapshot = Snapshot { parked: events, unseen, ..snapshot(vec![parked], Vec::new()) };
+        let found = findings(&snapshot);
+        let kinds: Vec<FindingKind> = found.iter().map(Finding::kind).collect();
+        assert_eq!(kinds, [FindingKind::Parked, FindingKind::Parked, FindingKind::Router]);
+        assert!(found[1].to_string().contains("no session") && found[2].to_string().contains("no answer"), "{found:?}");
+        assert!(snapshot.lacks(&"j".parse().expect("name")) && !snapshot.lacks(&"k".parse().expect("name")));
     }
 }

@@ -1,93 +1,105 @@
-//! Looks at rooms and jobs.
+//! What routers and catalog say at one moment.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
-use super::recorded::{RoomOwner, Seen, SeenRoom};
+use super::findings::{PublishingRoom, RoomSession, Snapshot};
 use crate::bridge::rules::is_automatic;
-use crate::catalog::{Catalog, CatalogError, JobRow, JobState};
-use crate::model::fault::chain;
+use crate::catalog::{Catalog, CatalogError, JobRow, JobState, ParkedFilter, ParkedRow, ParkedState};
+use crate::model::fault::{FaultKind, HasFault, chain};
 use crate::model::ids::{RoomId, RouterName};
 use crate::router::{ListedRoom, MediaRouter, RouterError, Routers};
 
-/// Jobs that are looked at, at most: far more than a fleet has at once.
-const JOBS_MAX: u32 = 10_000;
-/// A router that takes longer is not looked at: the others are.
+/// Jobs and parked events that are read, at most: far more than a fleet has at once.
+const ROWS_MAX: u32 = 10_000;
+/// Time limit for a router. What was seen until then counts.
 const ROUTER_MAX: Duration = Duration::from_secs(30);
 
-/// Why a router's rooms could not be looked at.
-#[derive(Debug, thiserror::Error)]
-enum LookError {
-    #[error(transparent)]
-    Router(#[from] RouterError),
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-}
-
-/// Looks at all jobs that somebody may still wait for, and at the rooms in which somebody publishes and no job records. The rooms are listed first: a
-/// job that ends meanwhile leaves an empty room. Of a room that is recorded nothing is asked, so a look costs a router a list.
+/// Takes a snapshot: the jobs that somebody may still wait for, the parked events, and the rooms in which somebody publishes and that no job
+/// records. The rooms are listed first: a job that ends meanwhile leaves an empty room. A router is asked for its rooms, and for the clients of
+/// those alone that may have to be recorded.
 ///
 /// # Errors
-/// When the catalog is away. A router that is away is named in the result.
-pub async fn look(catalog: &dyn Catalog, routers: &Routers) -> Result<Seen, CatalogError> {
-    let (mut listed, mut rooms, mut unseen) = (Vec::new(), Vec::new(), Vec::new());
+/// When the catalog is away. What could not be seen is named in the result.
+pub async fn take_snapshot(catalog: &dyn Catalog, routers: &Routers) -> Result<Snapshot, CatalogError> {
+    let (mut listed, mut unseen) = (Vec::new(), Vec::new());
     for (name, router) in routers {
-        match timeout(ROUTER_MAX, router.list_rooms()).await {
-            Ok(Ok(list)) => listed.push((name, router, list)),
+        let deadline = Instant::now() + ROUTER_MAX;
+        match timeout_at(deadline, router.list_rooms()).await {
+            Ok(Ok(rooms)) => listed.push((name, router, rooms)),
             Ok(Err(error)) => unseen.push((name.clone(), chain(&error))),
-            Err(_) => unseen.push((name.clone(), too_late())),
+            Err(_) => unseen.push((name.clone(), "its rooms were not listed in time".to_owned())),
         }
     }
-    let jobs = catalog.jobs(&JobState::OPEN, JOBS_MAX).await?;
-    for (name, router, list) in listed {
-        match timeout(ROUTER_MAX, rooms_without_job(catalog, name, router.as_ref(), list, &jobs)).await {
-            Ok(Ok(found)) => rooms.extend(found),
-            Ok(Err(LookError::Catalog(error))) => return Err(error),
-            Ok(Err(LookError::Router(error))) => unseen.push((name.clone(), chain(&error))),
-            Err(_) => unseen.push((name.clone(), too_late())),
-        }
+    let jobs = catalog.jobs(&JobState::OPEN, ROWS_MAX).await?;
+    let parked = parked_events(catalog).await?;
+    let mut snapshot = Snapshot { jobs, parked, rooms: Vec::new(), unseen, now: catalog.clock().await? };
+    for (name, router, rooms) in listed {
+        add_rooms(catalog, name, router.as_ref(), rooms, &mut snapshot).await?;
     }
-    Ok(Seen { jobs, rooms, unseen, now: catalog.clock().await? })
+    Ok(snapshot)
 }
 
-fn too_late() -> String {
-    format!("its rooms could not be looked at within {} s", ROUTER_MAX.as_secs())
+/// The parked events that name no job that was accepted: those of other parked jobs are found as jobs.
+async fn parked_events(catalog: &dyn Catalog) -> Result<Vec<ParkedRow>, CatalogError> {
+    let filter = ParkedFilter { state: Some(ParkedState::Parked), ..ParkedFilter::default() };
+    catalog.parked(&filter, ROWS_MAX).await
 }
 
-/// The rooms of a router in which somebody publishes and that no job records.
-async fn rooms_without_job(
+/// Adds the rooms of a router in which somebody publishes and that no job records.
+async fn add_rooms(
     catalog: &dyn Catalog,
     name: &RouterName,
     router: &dyn MediaRouter,
     listed: Vec<ListedRoom>,
-    jobs: &[JobRow],
-) -> Result<Vec<SeenRoom>, LookError> {
-    let recorded: BTreeSet<&RoomId> = jobs
-        .iter()
-        .filter(|job| job.state.is_recorded())
-        .filter_map(|job| job.spec().ok()?.router.as_ref())
-        .filter_map(|place| (place.name == *name).then_some(&place.room))
-        .collect();
-    let mut rooms = Vec::new();
+    snapshot: &mut Snapshot,
+) -> Result<(), CatalogError> {
+    let recorded = recorded_rooms(name, &snapshot.jobs);
+    let deadline = Instant::now() + ROUTER_MAX;
     for ListedRoom { room, .. } in
         listed.into_iter().filter(|one| one.participants > 0 && !recorded.contains(&one.room))
     {
-        let clients = match router.participants(&room).await {
-            Err(RouterError::RoomNotFound { .. }) => continue,
-            clients => clients?,
+        let session = match catalog.session_of_room(name, &room).await {
+            Ok(Some(session)) if is_automatic(&session) => RoomSession::Automatic(session.session),
+            // Nobody has to record it.
+            Ok(Some(_)) => continue,
+            Ok(None) => RoomSession::None,
+            Err(error) if error.fault().kind == FaultKind::CatalogUnavailable => return Err(error),
+            // Its session may be one that is to be recorded.
+            Err(error) => {
+                snapshot.unseen.push((name.clone(), format!("the session of room {room}: {}", chain(&error))));
+                continue;
+            }
+        };
+        let clients = match timeout_at(deadline, router.participants(&room)).await {
+            Ok(Ok(clients)) => clients,
+            Ok(Err(RouterError::RoomNotFound { .. })) => continue,
+            Ok(Err(error)) => {
+                snapshot.unseen.push((name.clone(), format!("the clients of room {room}: {}", chain(&error))));
+                continue;
+            }
+            Err(_) => {
+                let text = format!("not all its rooms were seen within {} s", ROUTER_MAX.as_secs());
+                snapshot.unseen.push((name.clone(), text));
+                break;
+            }
         };
         let publishing = clients.iter().filter(|client| client.publishing).count();
-        if publishing == 0 {
-            continue;
+        if publishing > 0 {
+            snapshot.rooms.push(PublishingRoom { router: name.clone(), room, publishing, session });
         }
-        let owner = match catalog.session_of_room(name, &room).await? {
-            Some(session) if is_automatic(&session) => RoomOwner::Automatic(session.session),
-            Some(session) => RoomOwner::Manual(session.session),
-            None => RoomOwner::Unknown,
-        };
-        rooms.push(SeenRoom { router: name.clone(), room, publishing, owner });
     }
-    Ok(rooms)
+    Ok(())
+}
+
+/// The rooms of a router that jobs record by themselves. A further archive of a session, which has a tag, may leave out streams.
+fn recorded_rooms(name: &RouterName, jobs: &[JobRow]) -> BTreeSet<RoomId> {
+    jobs.iter()
+        .filter(|job| job.state.is_recorded() && job.tag.is_empty())
+        .filter_map(|job| job.spec().ok()?.router.as_ref())
+        .filter(|place| place.name == *name)
+        .map(|place| place.room.clone())
+        .collect()
 }

@@ -110,7 +110,7 @@ pub struct GapLabels {
 /// Kind of something that is not recorded as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct FindingLabels {
-    /// A name of [`FindingKind`](crate::reconcile::recorded::FindingKind).
+    /// A name of [`FindingKind`](crate::reconcile::findings::FindingKind).
     pub kind: &'static str,
 }
 
@@ -179,6 +179,8 @@ pub struct Metrics {
     pub late_joins: Counter,
     /// Rooms and jobs that are not recorded as they should be, by kind.
     pub not_recorded: Family<FindingLabels, Gauge>,
+    /// When rooms and jobs were compared for the last time, in seconds since 1970.
+    pub reconciled_at: Gauge<i64, AtomicI64>,
     /// Seconds from a session's event to the moment when its first worker is in the room. Events that are at most 10 s old when they come
     /// count from then on.
     pub join_delay: Histogram,
@@ -275,6 +277,7 @@ fn build() -> (Metrics, Registry) {
         start_delay: Histogram::new(exponential_buckets(0.02, 2.0, 12)),
         late_joins: Counter::default(),
         not_recorded: Family::default(),
+        reconciled_at: Gauge::default(),
         join_delay: Histogram::new(exponential_buckets(0.05, 2.0, 16)),
         api_requests: Family::default(),
         api_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
@@ -311,7 +314,8 @@ fn build() -> (Metrics, Registry) {
         compose_behind, "seconds by which composers are behind their sessions";
         start_delay, "seconds from an event to the first media on disk";
         late_joins, "jobs whose first worker joined the room 10 s and more after the session's event, or after the last look at a waiting session's room";
-        not_recorded, "rooms and jobs that were not recorded as they should be at the last two looks, by kind; each worker looks at all";
+        not_recorded, "findings of the last two comparisons of rooms and jobs, by kind; each worker reports all of them";
+        reconciled_at, "when this worker compared rooms and jobs for the last time, in seconds since 1970";
         join_delay, "seconds from a session's event, or from the last look at a waiting session's room, to its first worker being in the room";
         api_requests, "requests to the API, by route and outcome";
         api_seconds, "seconds that the API takes to answer";

@@ -12,7 +12,7 @@ commit=$(git rev-parse --short HEAD)
 # What was changed since, files that git does not know included.
 changed=$(git diff HEAD; git ls-files --others --exclude-standard -z | xargs -0 -r sha1sum)
 [ -z "$changed" ] || commit=$commit+$(sha1sum <<<"$changed" | cut -c1-8)
-modules='^(faults|takeover|standstill|drain|rolling|waiting|incomplete|broker)::'
+modules='^(faults|takeover|standstill|drain|rolling|waiting|incomplete|broker|partitions)::'
 listed=$(cargo nextest list --locked --workspace --message-format oneline -E "test(/$modules/)")
 tests=$(sed -n 's/^archiver::it //p' <<<"$listed" | grep -F -- "${1:-}") || { echo "faults: no test's name has '${1:-}' in it" >&2; exit 1; }
 count=$(($(wc -l <<<"$tests") * rounds))

@@ -94,6 +94,12 @@ impl S3Server {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(injected);
     }
 
+    /// Faults that no request has met yet.
+    #[must_use]
+    pub fn faults_left(&self) -> u64 {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|fault| fault.times).sum()
+    }
+
     /// All requests are answered again.
     pub fn heal(&self) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();

@@ -78,7 +78,7 @@ impl World {
         Ok(())
     }
 
-    /// `SIGTERM` for the worker of another machine; returns whether it ended by itself with success, within 15 s.
+    /// `SIGTERM` for the worker of another machine; returns whether it ended by itself with success, within the time that the README promises.
     pub fn stop_another(&mut self, machine: &str) -> bool {
         self.others.remove(machine).is_some_and(|mut worker| worker.stop(STOP_MAX))
     }
