@@ -2,6 +2,7 @@
 //!
 //! One kill in `make test`; `make takeovers` does a hundred, three at a time, with a line of JSON each.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use archiver_testkit::content::{AudioRun, Content, Part, SeenFrame, Timeline, percentile};
@@ -19,7 +20,7 @@ use crate::support::databases;
 use crate::support::rows::Rows;
 
 const WORKERS: [&str; 3] = ["worker-2", "worker-3", "worker-4"];
-/// With a place of the composed picture each, in the order in which they join.
+/// With a code of 1 to 4 in their pictures, and a place of the composed picture each.
 const PUBLISHERS: [&str; 4] = ["alice", "bob", "carol", "dave"];
 /// How many seeds run side by side.
 const SIDE_BY_SIDE: usize = 3;
@@ -211,13 +212,19 @@ fn composed(archive: &Downloaded, truths: &[Timeline], killed_at: f64, round: &R
     let all_at = starts.filter_map(|file| file["startMs"].as_f64()).fold(0.0, f64::max);
     let start = archive.manifest["composed"]["startMs"].as_f64().expect("start");
     let from = (all_at - start) / 1000.0 + 0.2;
-    for (n, truth) in (0..).zip(truths) {
+    let mut codes = BTreeSet::new();
+    for n in 0..4 {
         let part = Part { x: 320 * (n % 2), y: 240 * (n / 2), width: 320, height: 240 };
         let content = Content::read_part(&file, Some(part)).expect("file");
         assert_eq!(content.errors, Vec::<String>::new());
-        let (sent, code) = (truth.first_frames(), u16::try_from(n + 1).expect("a code"));
-        let mine = content.frames.iter().filter(|frame| frame.pts > from);
-        let (shown, others): (Vec<&SeenFrame>, Vec<&SeenFrame>) = mine.partition(|frame| frame.code == Some(code));
+        let mine: Vec<&SeenFrame> = content.frames.iter().filter(|frame| frame.pts > from).collect();
+        // A worker that comes late finds all of them at once, in any order.
+        let count = |code: u16| mine.iter().filter(|frame| frame.code == Some(code)).count();
+        let code = (1..=4).max_by_key(|code| count(*code)).expect("four publishers");
+        assert!(codes.insert(code), "publisher {code} has two places");
+        let sent = truths[usize::from(code) - 1].first_frames();
+        let (shown, others): (Vec<&SeenFrame>, Vec<&SeenFrame>) =
+            mine.into_iter().partition(|frame| frame.code == Some(code));
         let sent_at = |frame: &SeenFrame| sent.get(&u32::from(frame.number?)).copied();
         let shown: Vec<(f64, f64)> = shown.into_iter().filter_map(|frame| Some((frame.pts, sent_at(frame)?))).collect();
         let holes: Vec<_> = shown.windows(2).filter(|pair| pair[1].1 - pair[0].1 > COMPOSED_HOLE).collect();
