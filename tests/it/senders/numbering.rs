@@ -109,6 +109,13 @@ fn number_in_order(life: u16, browser: &SentByBrowser, in_file: &[Seen]) -> Opti
             return None;
         }
     }
+    let drawn: BTreeMap<u32, f64> = browser.drawn.frames.iter().copied().collect();
+    let is_drawn = |(number, coded): (&u32, &CodedPicture)| {
+        drawn.get(number).is_some_and(|drawn| (coded.at - drawn).abs() <= CODED_WITHIN)
+    };
+    if !numbers.iter().zip(coded).all(is_drawn) {
+        return None;
+    }
     let mark = |(number, coded): (u32, &CodedPicture)| Mark { life, number, at: coded.at };
     let sent: Vec<Mark> = numbers.into_iter().zip(coded).map(mark).collect();
     let partial = sent.iter().zip(coded).filter(|(_, coded)| coded.partial).map(|(mark, _)| *mark).collect();

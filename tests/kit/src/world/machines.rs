@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -78,9 +79,14 @@ impl World {
         Ok(())
     }
 
-    /// `SIGTERM` for the worker of another machine; returns whether it ended by itself with success, within the time that the README promises.
+    /// `SIGTERM` for the worker of another machine; returns whether it ended by itself with success, within 15 s.
     pub fn stop_another(&mut self, machine: &str) -> bool {
-        self.others.remove(machine).is_some_and(|mut worker| worker.stop(STOP_MAX))
+        self.stop_another_within(machine, STOP_MAX)
+    }
+
+    /// The same within a time limit.
+    pub fn stop_another_within(&mut self, machine: &str, limit: Duration) -> bool {
+        self.others.remove(machine).is_some_and(|mut worker| worker.stop(limit))
     }
 
     /// `kill -9` for the worker of another machine.

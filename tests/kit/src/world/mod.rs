@@ -30,8 +30,8 @@ pub const ROOM_KEY: &str = "room-key";
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// Time limit of a worker's shutdown, which does not wait for the ends of sessions: `offer` (10 s) and 45 s, as the README promises.
-const STOP_MAX: Duration = Duration::from_secs(55);
+/// Time limit of a worker's shutdown: it hands its jobs over, and does not wait for the ends of sessions.
+const STOP_MAX: Duration = Duration::from_secs(15);
 
 /// Time limit of a command of the program. Only one that hangs reaches it.
 const COMMAND_MAX: Duration = Duration::from_secs(180);
@@ -211,7 +211,7 @@ impl World {
         self.worker = None;
     }
 
-    /// `SIGTERM`; returns whether it ended by itself with success, within the time that the README promises.
+    /// `SIGTERM`; returns whether it ended by itself with success, within 15 s.
     pub fn stop_worker(&mut self) -> bool {
         let Some(mut worker) = self.worker.take() else { return false };
         if std::env::var_os("ARCHIVER_IMAGE").is_some_and(|name| !name.is_empty()) {
