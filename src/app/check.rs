@@ -94,7 +94,7 @@ async fn elements(settings: &Settings) -> Vec<CheckResult> {
 async fn broker(settings: &Settings) -> Result<String, String> {
     match services::broker(settings) {
         Ok(broker) => result_text(broker.probe().await, |()| {
-            "exchanges and queues are declared, and it takes messages".to_owned()
+            "exchanges and queues are declared; a test message was accepted".to_owned()
         }),
         Err(error) => Err(error.to_string()),
     }

@@ -223,9 +223,9 @@ pub enum BrokerError {
     /// No answer in time.
     #[error("the broker did not {doing} within {seconds} s")]
     Timeout { doing: &'static str, seconds: u64 },
-    /// The broker has raised an alarm: it takes no messages, and goes on delivering those that it has.
+    /// The broker has raised a memory or disk alarm: it accepts no messages, and still delivers those in its queues.
     #[error(
-        "the broker takes no messages for now: it is short of memory or disk, as `rabbitmq-diagnostics alarms` says; what is in its queues is delivered"
+        "the broker accepts no messages while its memory or disk alarm lasts (see `rabbitmq-diagnostics alarms`); it still delivers what is in its queues"
     )]
     Blocked,
 }

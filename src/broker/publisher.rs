@@ -35,7 +35,7 @@ impl RabbitPublisher {
 impl Publisher for RabbitPublisher {
     async fn publish(&self, routing_key: &str, body: &[u8], headers: &Headers) -> Result<(), BrokerError> {
         let exchange = self.config.name("sessions");
-        publish(&self.channel, &exchange, routing_key, body, headers).await.map_err(explained(&self.connection))
+        publish(&self.channel, &exchange, routing_key, body, headers).await.map_err(name_alarm(&self.connection))
     }
 
     async fn close(self: Box<Self>) {
@@ -63,7 +63,7 @@ impl ArchivePublisher for RabbitArchivePublisher {
     async fn publish(&self, routing_key: &str, id: &str, body: &[u8]) -> Result<(), BrokerError> {
         let properties = properties().with_message_id(id.into());
         let sent = publish_confirmed(&self.channel, &self.exchange, routing_key, body, properties, false).await;
-        match sent.map_err(explained(&self.connection))? {
+        match sent.map_err(name_alarm(&self.connection))? {
             Confirmation::Ack(_) => Ok(()),
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(not_confirmed()),
         }
@@ -74,20 +74,20 @@ impl ArchivePublisher for RabbitArchivePublisher {
     }
 }
 
-/// Whether the broker takes messages now: publishes one that no queue is for.
+/// Publishes a message that no queue is bound for, to see whether the broker accepts messages.
 pub(super) async fn probe(
     connection: &Connection,
     channel: &Channel,
     config: &BrokerConfig,
 ) -> Result<(), BrokerError> {
     let sent = publish_confirmed(channel, &config.name("sessions"), "check", b"", properties(), false).await;
-    sent.map_err(explained(connection))?;
-    // One that no queue is for may be confirmed all the same.
+    sent.map_err(name_alarm(connection))?;
+    // RabbitMQ may confirm such a message although it has blocked the connection.
     if connection.status().blocked() { Err(BrokerError::Blocked) } else { Ok(()) }
 }
 
-/// A broker that has raised an alarm says so to those who publish, and confirms nothing.
-fn explained(connection: &Connection) -> impl FnOnce(BrokerError) -> BrokerError {
+/// While an alarm lasts, RabbitMQ sends `connection.blocked` to publishers, and confirms nothing.
+fn name_alarm(connection: &Connection) -> impl FnOnce(BrokerError) -> BrokerError {
     move |error| match error {
         BrokerError::Timeout { .. } if connection.status().blocked() => BrokerError::Blocked,
         error => error,

@@ -12,8 +12,8 @@ use crate::config::{DurationValue, Settings};
 use crate::model::time::Wallclock;
 use crate::reconcile::CONFIRM_AFTER;
 use crate::reconcile::archives::RecentArchives;
-use crate::reconcile::findings::{Finding, Snapshot, confirmed, findings, rooms_without_session};
-use crate::reconcile::snapshot::take_snapshot;
+use crate::reconcile::findings::{Finding, confirmed, findings, rooms_without_session};
+use crate::reconcile::snapshot::{Snapshot, take_snapshot};
 use crate::router::Routers;
 
 #[derive(Debug, Args)]
@@ -94,7 +94,7 @@ fn print_report(report: &Report) {
     }
     if *unreadable > 0 {
         print_line(&format!(
-            "ARCHIVE {unreadable} rows cannot be read by this version; the log of a newer one may say more"
+            "ARCHIVE {unreadable} archives cannot be read by this version: run the command of the newest version of the fleet"
         ));
     }
     for finding in &report.findings {

@@ -292,7 +292,7 @@ async fn ship_history(
     let (dir, keys) = (context.spool.archive_dir(row.archive), Keys::new(row.application.clone(), row.archive));
     let events = read_history(dir.clone()).await?;
     let Some(epoch) = history::epoch_of_local_history(&events, &context.worker) else {
-        let detail = format!("{} names streams, and no owner who saw them", dir.display());
+        let detail = format!("the history in {} names streams, but no epoch begins in it", dir.display());
         return Err(JobFailure { kind: FaultKind::Bug, detail });
     };
     let Cancellable::Done(in_store) = history_in_store(context, &keys, &dir, stop).await? else {

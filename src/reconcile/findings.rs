@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::snapshot::{PublishingRoom, RoomSession, Snapshot};
 use crate::catalog::{JobRow, JobState, ParkedRow};
 use crate::model::ids::{JobId, ParkedId, RoomId, RouterName, SessionId};
 use crate::model::time::Wallclock;
@@ -11,51 +12,6 @@ use crate::model::time::Wallclock;
 /// Longest time for which a job normally has no worker. A free job is claimed within 1 s; a job of a lost owner when its lease has expired, and the
 /// claiming worker has had contact with the catalog for a lease and a heartbeat.
 const UNOWNED_MAX: Duration = Duration::from_secs(30);
-
-/// A room in which somebody publishes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PublishingRoom {
-    /// Its router.
-    pub router: RouterName,
-    /// Its id there.
-    pub room: RoomId,
-    /// How many clients publish.
-    pub publishing: usize,
-    /// Its session.
-    pub session: RoomSession,
-}
-
-/// The session of a room that may have to be recorded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RoomSession {
-    /// A session that is archived by itself.
-    Automatic(SessionId),
-    /// No session in the catalog has this room: the platform created it, and publishes an event if it is to be archived.
-    None,
-}
-
-/// What routers and catalog say at one moment.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The jobs that somebody may still wait for.
-    pub jobs: Vec<JobRow>,
-    /// The events that are parked.
-    pub parked: Vec<ParkedRow>,
-    /// The rooms in which somebody publishes and that no job records.
-    pub rooms: Vec<PublishingRoom>,
-    /// What could not be seen: the router, and the reason.
-    pub unseen: Vec<(RouterName, String)>,
-    /// When, by the catalog's clock.
-    pub now: Wallclock,
-}
-
-impl Snapshot {
-    /// Whether something of a router could not be seen.
-    #[must_use]
-    pub fn lacks(&self, router: &RouterName) -> bool {
-        self.unseen.iter().any(|(unseen, _)| unseen == router)
-    }
-}
 
 /// The kinds of findings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +128,7 @@ impl Finding {
         }
     }
 
-    /// What it is about: the same at each look.
+    /// What it is about: the same in each snapshot.
     #[must_use]
     pub fn key(&self) -> String {
         match self {
@@ -293,6 +249,8 @@ pub fn rooms_without_session(snapshot: &Snapshot) -> Vec<&PublishingRoom> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::catalog::StoredSpec;
     use crate::model::archive_options::ArchiveOptions;
@@ -330,7 +288,7 @@ mod tests {
     }
 
     fn snapshot(jobs: Vec<JobRow>, rooms: Vec<PublishingRoom>) -> Snapshot {
-        Snapshot { jobs, parked: Vec::new(), rooms, unseen: Vec::new(), now: NOW }
+        Snapshot { jobs, parked: Vec::new(), rooms, unseen: BTreeMap::new(), now: NOW }
     }
 
     #[test]
@@ -413,7 +371,7 @@ mod tests {
         };
         let parked = job(JobState::Parked, "r", 3);
         let events = vec![event(None, "no session"), event(Some(parked.job), "of the job")];
-        let unseen = vec![("j".parse().expect("name"), "no answer".to_owned())];
+        let unseen = BTreeMap::from([("j".parse().expect("name"), "no answer".to_owned())]);
         let snapshot = Snapshot { parked: events, unseen, ..snapshot(vec![parked], Vec::new()) };
         let found = findings(&snapshot);
         let kinds: Vec<FindingKind> = found.iter().map(Finding::kind).collect();

@@ -1,21 +1,70 @@
 //! What routers and catalog say at one moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::findings::{PublishingRoom, RoomSession, Snapshot};
 use crate::bridge::rules::is_automatic;
 use crate::catalog::{Catalog, CatalogError, JobRow, JobState, ParkedFilter, ParkedRow, ParkedState};
 use crate::model::fault::{FaultKind, HasFault, chain};
-use crate::model::ids::{RoomId, RouterName};
+use crate::model::ids::{RoomId, RouterName, SessionId};
+use crate::model::time::Wallclock;
 use crate::router::{ListedRoom, MediaRouter, RouterError, Routers};
 
 /// Jobs and parked events that are read, at most: far more than a fleet has at once.
 const ROWS_MAX: u32 = 10_000;
 /// Time limit for a router. What was seen until then counts.
 const ROUTER_MAX: Duration = Duration::from_secs(30);
+
+/// A room in which somebody publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishingRoom {
+    /// Its router.
+    pub router: RouterName,
+    /// Its id there.
+    pub room: RoomId,
+    /// How many clients publish.
+    pub publishing: usize,
+    /// Its session.
+    pub session: RoomSession,
+}
+
+/// The session of a room that may have to be recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RoomSession {
+    /// A session that is archived by itself.
+    Automatic(SessionId),
+    /// No session in the catalog has this room: the platform created it, and publishes an event if it is to be archived.
+    None,
+}
+
+/// What routers and catalog say at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The jobs that somebody may still wait for.
+    pub jobs: Vec<JobRow>,
+    /// The events that are parked.
+    pub parked: Vec<ParkedRow>,
+    /// The rooms in which somebody publishes and that no job records.
+    pub rooms: Vec<PublishingRoom>,
+    /// Routers of which something could not be seen: the first thing, and why.
+    pub unseen: BTreeMap<RouterName, String>,
+    /// When, by the catalog's clock.
+    pub now: Wallclock,
+}
+
+impl Snapshot {
+    fn miss(&mut self, router: &RouterName, what: String) {
+        self.unseen.entry(router.clone()).or_insert(what);
+    }
+
+    /// Whether something of a router could not be seen.
+    #[must_use]
+    pub fn lacks(&self, router: &RouterName) -> bool {
+        self.unseen.contains_key(router)
+    }
+}
 
 /// Takes a snapshot: the jobs that somebody may still wait for, the parked events, and the rooms in which somebody publishes and that no job
 /// records. The rooms are listed first: a job that ends meanwhile leaves an empty room. A router is asked for its rooms, and for the clients of
@@ -24,28 +73,23 @@ const ROUTER_MAX: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the catalog is away. What could not be seen is named in the result.
 pub async fn take_snapshot(catalog: &dyn Catalog, routers: &Routers) -> Result<Snapshot, CatalogError> {
-    let (mut listed, mut unseen) = (Vec::new(), Vec::new());
+    let (mut listed, mut unseen) = (Vec::new(), BTreeMap::new());
     for (name, router) in routers {
         let deadline = Instant::now() + ROUTER_MAX;
         match timeout_at(deadline, router.list_rooms()).await {
             Ok(Ok(rooms)) => listed.push((name, router, rooms)),
-            Ok(Err(error)) => unseen.push((name.clone(), chain(&error))),
-            Err(_) => unseen.push((name.clone(), "its rooms were not listed in time".to_owned())),
+            Ok(Err(error)) => drop(unseen.insert(name.clone(), chain(&error))),
+            Err(_) => drop(unseen.insert(name.clone(), format!("no list of rooms within {} s", ROUTER_MAX.as_secs()))),
         }
     }
     let jobs = catalog.jobs(&JobState::OPEN, ROWS_MAX).await?;
-    let parked = parked_events(catalog).await?;
+    let waits_for_person = ParkedFilter { state: Some(ParkedState::Parked), ..ParkedFilter::default() };
+    let parked = catalog.parked(&waits_for_person, ROWS_MAX).await?;
     let mut snapshot = Snapshot { jobs, parked, rooms: Vec::new(), unseen, now: catalog.clock().await? };
     for (name, router, rooms) in listed {
         add_rooms(catalog, name, router.as_ref(), rooms, &mut snapshot).await?;
     }
     Ok(snapshot)
-}
-
-/// The parked events that name no job that was accepted: those of other parked jobs are found as jobs.
-async fn parked_events(catalog: &dyn Catalog) -> Result<Vec<ParkedRow>, CatalogError> {
-    let filter = ParkedFilter { state: Some(ParkedState::Parked), ..ParkedFilter::default() };
-    catalog.parked(&filter, ROWS_MAX).await
 }
 
 /// Adds the rooms of a router in which somebody publishes and that no job records.
@@ -69,7 +113,7 @@ async fn add_rooms(
             Err(error) if error.fault().kind == FaultKind::CatalogUnavailable => return Err(error),
             // Its session may be one that is to be recorded.
             Err(error) => {
-                snapshot.unseen.push((name.clone(), format!("the session of room {room}: {}", chain(&error))));
+                snapshot.miss(name, format!("the session of room {room}: {}", chain(&error)));
                 continue;
             }
         };
@@ -77,12 +121,11 @@ async fn add_rooms(
             Ok(Ok(clients)) => clients,
             Ok(Err(RouterError::RoomNotFound { .. })) => continue,
             Ok(Err(error)) => {
-                snapshot.unseen.push((name.clone(), format!("the clients of room {room}: {}", chain(&error))));
+                snapshot.miss(name, format!("the clients of room {room}: {}", chain(&error)));
                 continue;
             }
             Err(_) => {
-                let text = format!("not all its rooms were seen within {} s", ROUTER_MAX.as_secs());
-                snapshot.unseen.push((name.clone(), text));
+                snapshot.miss(name, format!("not all rooms were seen within {} s", ROUTER_MAX.as_secs()));
                 break;
             }
         };
@@ -94,7 +137,7 @@ async fn add_rooms(
     Ok(())
 }
 
-/// The rooms of a router that jobs record by themselves. A further archive of a session, which has a tag, may leave out streams.
+/// The rooms of a router that the jobs of automatic archives record. A further archive of a session has a tag, and may leave out streams.
 fn recorded_rooms(name: &RouterName, jobs: &[JobRow]) -> BTreeSet<RoomId> {
     jobs.iter()
         .filter(|job| job.state.is_recorded() && job.tag.is_empty())
