@@ -296,7 +296,7 @@ pub struct TrackStats {
     pub frames: u64,
     /// Of them, keyframes.
     pub keyframes: u64,
-    /// Whole frames dropped because no keyframe had come yet.
+    /// Frames dropped because no keyframe had come yet: whole ones, and the one that had begun when the subscription began.
     pub frames_before_keyframe: u64,
     /// Frames dropped because a packet of them was lost, or because they lean on such a frame.
     pub frames_damaged: u64,

@@ -6,7 +6,7 @@
 //!
 //! Janus keeps a session whose WebSocket was lost for `reclaim_session_timeout` seconds, 0 by default. With 30, a lost WebSocket
 //! interrupts no media. Set `min_nack_queue = 1000`, too: by default Janus keeps packets for 200 ms, too short for a second
-//! retransmission. Until Janus knows the round trip time of a subscription (some 1.5 s after its first packet), it keeps no packets
+//! retransmission. Until Janus knows the round trip time of a subscription (up to 2 s after its first packet), it keeps no packets
 //! with any setting (`ice.c`, `nack_queue_ms`), so losses in that time cannot be repaired.
 //!
 //! # Metadata of a stream

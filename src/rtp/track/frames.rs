@@ -9,6 +9,9 @@ use crate::model::media::{Frame, Gap, GapCause};
 use crate::model::time::{MediaSpan, MediaTime, ticks_to_span};
 use crate::rtp::depacketize::{AssembledFrame, PayloadError, h264};
 
+/// A missing packet of a source that has repaired nothing yet is waited for so long before a keyframe is requested. Until then the packets
+/// behind it may have overtaken it.
+const UNREPAIRED_WAIT: MediaSpan = 50 * MS;
 /// A loss shorter than this is counted but makes no gap.
 const LOSS_GAP_MIN: MediaSpan = 100 * MS;
 
@@ -44,7 +47,37 @@ impl TrackRules {
                 },
             }
         }
+        self.request_for_unrepaired(now);
         self.request_keyframe(now, out);
+    }
+
+    /// Requests a keyframe for a packet that is missing, once, if the source has repaired nothing yet. Frames that refer to the lost one are
+    /// damaged until a keyframe comes: waiting for a repair that does not come makes that longer.
+    fn request_for_unrepaired(&mut self, now: MediaTime) {
+        if self.kind == TrackKind::Audio || self.repairs.seen || self.keyframes.is_wanted() {
+            return;
+        }
+        let Some((hole, seq)) = self.jitter_buffer.first_missing() else { return };
+        let waits = self.jitter_buffer.first_behind(hole).is_none_or(|arrived| now - arrived < UNREPAIRED_WAIT);
+        if waits || self.repairs.requested_for == Some(seq) || self.is_harmless(hole) {
+            return;
+        }
+        self.repairs.requested_for = Some(seq);
+        self.keyframes.request_once(KeyframeReason::Loss);
+    }
+
+    /// Whether only a discardable frame lacks packets, if those at `hole` do not come: no frame refers to such a frame.
+    fn is_harmless(&self, hole: usize) -> bool {
+        let mut before = (0..hole).filter_map(|at| self.jitter_buffer.get(at).flatten()).peekable();
+        let holes = (hole..).take_while(|at| matches!(self.jitter_buffer.get(*at), Some(None))).count();
+        let next = self.jitter_buffer.get(hole + holes).flatten();
+        let front = self.jitter_buffer.get(0).flatten().map(|packet| packet.rtp);
+        before.peek().is_some()
+            && before.all(|packet| packet.boundaries.discardable)
+            && match next {
+                Some(next) if Some(next.rtp) == front => next.boundaries.discardable,
+                _ => holes <= 1,
+            }
     }
 
     fn expired(&self, hole: usize, now: MediaTime, give_up: bool) -> bool {
@@ -78,8 +111,7 @@ impl TrackRules {
         while matches!(self.jitter_buffer.get(at + holes), Some(None)) {
             holes += 1;
         }
-        let next =
-            self.jitter_buffer.get(at + holes).flatten().map(|packet| (packet.rtp, packet.boundaries.discardable));
+        let harmless = self.is_harmless(at);
         self.packets.clear();
         let missing = self.jitter_buffer.take(at + holes, &mut self.packets);
         self.count_lost(missing);
@@ -88,14 +120,6 @@ impl TrackRules {
             return;
         }
         let front = self.packets.first().map(|packet| packet.rtp);
-        // No frame refers to a discardable frame. The loss is harmless if only that frame lost packets.
-        let harmless = front.is_some_and(|rtp| {
-            self.packets.iter().all(|packet| packet.boundaries.discardable)
-                && match next {
-                    Some((next_rtp, discardable)) if next_rtp == rtp => discardable,
-                    _ => missing <= 1,
-                }
-        });
         if missing > 0 && !harmless {
             self.keyframes.request(KeyframeReason::Loss);
         }
@@ -154,7 +178,13 @@ impl TrackRules {
                     self.gap_cause.get_or_insert(GapCause::Unsupported);
                     self.keyframes.request(KeyframeReason::Loss);
                 }
-                if self.kind == TrackKind::Video {
+                if self.kind == TrackKind::Audio {
+                    return;
+                }
+                if torn && self.resync == Some(Resync::Joined) {
+                    self.stats.frames_before_keyframe += 1;
+                    self.resync = Some(Resync::Damaged(front.rtp));
+                } else {
                     self.damage(front.rtp);
                 }
             }

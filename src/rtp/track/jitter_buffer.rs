@@ -120,6 +120,12 @@ impl JitterBuffer {
         self.slots.get(at).map(Option::as_ref)
     }
 
+    /// The first packet that is missing: its place, and its sequence number.
+    pub fn first_missing(&self) -> Option<(usize, u64)> {
+        let at = self.slots.iter().position(Option::is_none)?;
+        Some((at, self.next? + at as u64))
+    }
+
     /// When the first packet behind the place `at` arrived.
     pub fn first_behind(&self, at: usize) -> Option<MediaTime> {
         self.slots.iter().skip(at).flatten().map(|packet| packet.arrived).min()

@@ -103,6 +103,44 @@ fn a_keyframe_behind_a_loss_makes_a_request_needless() {
 }
 
 #[test]
+fn a_loss_that_no_repair_is_known_for_is_told_at_once_and_another_one_when_it_is_given_up() {
+    // Whether an earlier loss was repaired, and the moments at which a keyframe is requested for the one at 1,000 ms.
+    for (repaired, expected) in [(false, vec![1099]), (true, vec![2551])] {
+        let mut t = Track::new(TrackKind::Video);
+        t.video(1, 0, 'k', true, 0);
+        if repaired {
+            t.video(3, 2, 'f', true, 33).video(2, 1, 'f', true, 40);
+        }
+        let (mut moments, mut seq) = (Vec::new(), 4);
+        for at in (1033..4000).step_by(33) {
+            let requests = t.requests().len();
+            seq += 1;
+            // What is requested comes a tenth of a second later.
+            let answer = moments.last().is_some_and(|last| at - last == 99);
+            t.video(seq, u32::try_from(seq).expect("small") + 26, if answer { 'k' } else { 'f' }, true, at);
+            moments.extend((t.requests().len() > requests).then_some(at));
+        }
+        assert_eq!(moments, expected, "repaired {repaired}");
+        assert_eq!(t.rules.take_stats().lost, if repaired { 1 } else { 3 });
+    }
+}
+
+#[test]
+fn a_packet_that_was_only_overtaken_is_no_reason_for_a_keyframe() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'k', true, 0).video(3, 2, 'f', true, 66).video(2, 1, 'f', true, 80).video(4, 3, 'f', true, 133);
+    assert_eq!((t.frames().len(), t.requests().len()), (4, 0));
+}
+
+#[test]
+fn the_frame_that_had_begun_before_the_subscription_is_not_damaged() {
+    let mut t = Track::new(TrackKind::Video);
+    t.video(1, 0, 'c', false, 0).video(2, 0, 'c', true, 1).video(3, 1, 'k', true, 33).video(4, 2, 'c', true, 66);
+    let stats = t.rules.take_stats();
+    assert_eq!((t.frames(), stats.frames_before_keyframe, stats.frames_damaged), (vec![33], 1, 1));
+}
+
+#[test]
 fn the_loss_of_a_frame_that_nothing_leans_on_needs_no_keyframe() {
     for (descriptor, requests) in [(0x30, 0), (0x10, 1)] {
         let mut t = Track::new(TrackKind::Video);

@@ -47,6 +47,8 @@ pub(super) struct Keyframes {
     interval_min: MediaSpan,
     interval_max: Option<MediaSpan>,
     wanted: Option<KeyframeReason>,
+    /// Requested once, whether a keyframe comes or not.
+    wanted_once: Option<KeyframeReason>,
     last_request: Option<MediaTime>,
     attempts: usize,
     last_keyframe: MediaTime,
@@ -59,6 +61,7 @@ impl Keyframes {
             interval_min: span(interval_min),
             interval_max: interval_max.map(span),
             wanted: None,
+            wanted_once: None,
             last_request: None,
             attempts: 0,
             last_keyframe: now,
@@ -71,10 +74,21 @@ impl Keyframes {
         self.wanted.get_or_insert(reason);
     }
 
+    /// Requests a keyframe once: the one that comes may be received much later, behind a missing packet that is waited for.
+    pub fn request_once(&mut self, reason: KeyframeReason) {
+        self.wanted_once.get_or_insert(reason);
+    }
+
+    /// Whether a keyframe is requested that has not come.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.is_some()
+    }
+
     /// A keyframe of this many pixels came.
     pub fn received(&mut self, pixels: u64, now: MediaTime) {
         self.downscale.received(pixels, now);
         self.wanted = None;
+        self.wanted_once = None;
         self.attempts = 0;
         self.last_keyframe = now;
     }
@@ -93,13 +107,14 @@ impl Keyframes {
         if self.downscale.poll(now) {
             self.request(KeyframeReason::Smaller);
         }
-        let reason = self.wanted?;
+        let reason = self.wanted.or(self.wanted_once)?;
         let pause = self.interval_min.saturating_mul(PAUSES[self.attempts.saturating_sub(1).min(PAUSES.len() - 1)]);
         if self.last_request.is_some_and(|last_request| now - last_request < pause) {
             return None;
         }
         self.last_request = Some(now);
-        self.attempts += 1;
+        self.attempts += usize::from(self.wanted.is_some());
+        self.wanted_once = None;
         Some(reason)
     }
 }

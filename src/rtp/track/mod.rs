@@ -157,6 +157,7 @@ pub struct TrackRules {
     presentation: Presentation,
     spans: FrameSpans,
     lost_since_frame: u64,
+    repairs: Repairs,
     /// What came and was said to be sent since the last frame.
     arrivals: Arrivals,
     gap_cause: Option<GapCause>,
@@ -195,6 +196,15 @@ impl StartLimiter {
     }
 }
 
+/// Whether the source repairs what is lost.
+#[derive(Debug, Clone, Copy, Default)]
+struct Repairs {
+    /// A missing packet came. Until then it is not known that any will: Janus keeps no packets before it knows the round trip time.
+    seen: bool,
+    /// The missing packet, by its sequence number, for which a keyframe was requested without waiting for its repair.
+    requested_for: Option<u64>,
+}
+
 /// A time in which the publisher sends nothing.
 #[derive(Debug, Clone, Copy)]
 struct Off {
@@ -213,6 +223,8 @@ struct LastFrame {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Resync {
+    /// A source begins: its first packets may be of a frame that began before the subscription. Such a frame is not damaged.
+    Joined,
     /// The next frame may lack its beginning.
     Unsure,
     /// The frame with this RTP time is damaged, and counted.
@@ -234,7 +246,7 @@ impl TrackRules {
             probation: None,
             paused_seq: 0,
             start_limiter: StartLimiter::default(),
-            resync: Some(Resync::Unsure),
+            resync: Some(Resync::Joined),
             needs_keyframe: kind == TrackKind::Video,
             keyframes,
             connected: true,
@@ -244,6 +256,7 @@ impl TrackRules {
             presentation: Presentation::default(),
             spans: FrameSpans::default(),
             lost_since_frame: 0,
+            repairs: Repairs::default(),
             arrivals: Arrivals::new(now),
             gap_cause: None,
             storage_lost: false,
@@ -375,8 +388,9 @@ impl TrackRules {
         self.end_probation();
         self.drain(now, true, out);
         self.jitter_buffer.restart();
-        self.resync = Some(Resync::Unsure);
+        self.resync = Some(Resync::Joined);
         self.source = None;
+        self.repairs = Repairs::default();
         self.start_limiter = StartLimiter::default();
         self.needs_keyframe = self.kind == TrackKind::Video;
         self.connected = false;
@@ -478,6 +492,7 @@ impl TrackRules {
             self.stats.packets += 1;
             self.stats.bytes += input.payload.len() as u64;
             self.stats.repaired += u64::from(placement == Placement::OutOfOrder);
+            self.repairs.seen |= placement == Placement::OutOfOrder;
         } else {
             self.stats.malformed += 1;
         }
